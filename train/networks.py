@@ -1,0 +1,135 @@
+"""Owns the shapes of mini-image's networks (stock diffusers and transformers classes) and the noise schedule.
+
+Knows nothing of data, losses or files. ``unet_forward`` is UNet2DConditionModel.forward without its options, so that
+training can read the middle block's features and compile one plain graph; tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
+from torch import Tensor, nn
+from transformers.models.clip.configuration_clip import CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel
+
+from train.tokenizer import MAX_LENGTH_TOKENS
+
+IMAGE_SIZE_PX = 192
+LATENT_CHANNELS = 4
+LATENT_SIZE = 48
+TEXT_WIDTH = 128
+TRAIN_STEPS = 1000
+LCM_ORIGIN_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetShape:
+    """Channels of the three resolutions (48, 24, 12), heads of each attention, groups of each group norm."""
+
+    channels: tuple[int, int, int] = (64, 96, 144)
+    heads: int = 4
+    norm_groups: int = 16
+
+
+def make_autoencoder(encoder_width: int = 32, decoder_width: int = 48) -> AutoencoderTiny:
+    """AutoencoderTiny with three resolutions: 192x192x3 in -1..1 to 48x48x4 (a ratio of 12) and back.
+
+    No block works at full resolution (they cost most of the time on a CPU); the decoder's last two convolutions are
+    linear at full size, a learnt interpolation of 96x96 features.
+    """
+    return AutoencoderTiny(
+        encoder_block_out_channels=(encoder_width,) * 3,
+        decoder_block_out_channels=(decoder_width,) * 3,
+        num_encoder_blocks=(0, 2, 3),
+        num_decoder_blocks=(4, 2, 0),
+        latent_channels=LATENT_CHANNELS,
+    )
+
+
+def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
+    """A 2-layer, 128-wide CLIP text model over tokenizer's ids: [B, 32] int64 to [B, 32, 128]."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def make_unet(shape: UNetShape | None = None) -> UNet2DConditionModel:
+    """The denoiser (v-prediction) on [B, 4, 48, 48] latents, conditioned on [B, 32, 128] text states."""
+    shape = shape or UNetShape()
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=shape.channels,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=shape.heads,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=shape.norm_groups,
+    )
+
+
+def make_scheduler() -> LCMScheduler:
+    """The schedule the model is trained for: scaled linear betas as in Stable Diffusion, v-prediction, LCM steps."""
+    return LCMScheduler(
+        num_train_timesteps=TRAIN_STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        original_inference_steps=LCM_ORIGIN_STEPS,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,  # unused by LCM; Stable Diffusion pipelines warn without it
+        timestep_scaling=10.0,
+        prediction_type="v_prediction",
+    )
+
+
+def signal_and_noise(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(a, b), each [1000] float32: x_t = a[t] x0 + b[t] eps with a^2 + b^2 = 1 (Ho et al. 2020, equation 4)."""
+    cumulative = make_scheduler().alphas_cumprod.double()
+    return cumulative.sqrt().float().to(device), (1 - cumulative).sqrt().float().to(device)
+
+
+def unet_forward(unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """(v [B, 4, h, w], features of the middle block [B, C, h/4, w/4]) of unet at x [B, 4, h, w], t [B], text."""
+    emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
+    x = unet.conv_in(x)
+    skips: tuple[Tensor, ...] = (x,)
+    for block in unet.down_blocks:
+        x, outs = _call_block(block, emb, text, hidden_states=x)
+        skips += outs
+    x = unet.mid_block(x, emb, encoder_hidden_states=text)
+    middle = x
+    for block in unet.up_blocks:
+        count = len(block.resnets)
+        x = _call_block(block, emb, text, hidden_states=x, res_hidden_states_tuple=skips[-count:])
+        skips = skips[:-count]
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(x))), middle
+
+
+def _call_block(block: nn.Module, emb: Tensor, text: Tensor, **inputs: Any) -> Any:
+    if getattr(block, "has_cross_attention", False):
+        inputs["encoder_hidden_states"] = text
+    return block(temb=emb, **inputs)
+
+
+def parameters_millions(*modules: nn.Module) -> float:
+    """Number of parameters of modules together, in millions."""
+    return sum(p.numel() for m in modules for p in m.parameters()) / 1e6
