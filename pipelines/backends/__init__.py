@@ -1,0 +1,1 @@
+"""How a denoiser is executed: eager or in a CUDA graph."""

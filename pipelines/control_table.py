@@ -1,0 +1,248 @@
+"""The control table: every knob of a stream, once.
+
+The command line, the page, the JSON schema, the OSC/MIDI mapping and the docs derive from it.
+Knows no engine and no widget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from .types import Propagation
+
+Kind = Literal["float", "int", "bool", "choice", "text", "prompts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSpec:
+    """One row of the table.
+
+    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice.
+    propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut".
+    """
+
+    name: str
+    kind: Kind
+    default: object
+    help: str
+    propagation: Propagation
+    cut_propagation: Propagation | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+
+
+_TICK, _SLOT, _REOPEN = Propagation.NEXT_TICK, Propagation.NEXT_SLOT, Propagation.REOPEN
+
+_TABLE = (
+    ControlSpec(
+        name="prompt",
+        kind="prompts",
+        default=(),
+        propagation=_SLOT,
+        cut_propagation=_TICK,
+        help="What to show. Several prompts with weights are blended: 'a cat:2 | a robot:1'.",
+    ),
+    ControlSpec(
+        name="negative_prompt",
+        kind="text",
+        default="",
+        propagation=_SLOT,
+        cut_propagation=_TICK,
+        help="What to steer away from; used by guidance modes full and onetime.",
+    ),
+    ControlSpec(
+        name="prompt_change",
+        kind="choice",
+        default="glide",
+        choices=("glide", "cut"),
+        propagation=_TICK,
+        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next tick.",
+    ),
+    ControlSpec(
+        name="prompt_blend",
+        kind="choice",
+        default="linear",
+        choices=("linear", "slerp"),
+        propagation=_SLOT,
+        help="How weighted prompts and transitions are mixed: straight line or along the sphere.",
+    ),
+    ControlSpec(
+        name="transition_frames",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=1000,
+        unit="frames",
+        propagation=_SLOT,
+        help="A prompt change moves from the old to the new prompt over this many frames.",
+    ),
+    ControlSpec(
+        name="guidance_mode",
+        kind="choice",
+        default="none",
+        choices=("none", "full", "self", "onetime"),
+        propagation=_SLOT,
+        help="Classifier-free guidance: none, full (two evaluations a step), self-negative or onetime-negative (RCFG).",
+    ),
+    ControlSpec(
+        name="guidance_scale",
+        kind="float",
+        default=1.0,
+        minimum=0.0,
+        maximum=30.0,
+        propagation=_TICK,
+        help="Strength of guidance; 1 and below turn it off.",
+    ),
+    ControlSpec(
+        name="guidance_delta",
+        kind="float",
+        default=1.0,
+        minimum=0.0,
+        maximum=2.0,
+        propagation=_TICK,
+        help="Scale of the virtual negative noise in guidance modes self and onetime.",
+    ),
+    ControlSpec(
+        name="step_function",
+        kind="choice",
+        default="lcm",
+        choices=("lcm", "tcd", "turbo"),
+        propagation=_SLOT,
+        help="How a step goes from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised).",
+    ),
+    ControlSpec(
+        name="strength",
+        kind="float",
+        default=0.5,
+        minimum=0.02,
+        maximum=1.0,
+        propagation=_SLOT,
+        help="How far an input picture is noised before it is redrawn: 0.02 barely, 1 wholly.",
+    ),
+    ControlSpec(
+        name="steps",
+        kind="int",
+        default=2,
+        minimum=1,
+        maximum=8,
+        unit="steps",
+        propagation=_SLOT,
+        help="Denoising steps of a slot.",
+    ),
+    ControlSpec(
+        name="depth",
+        kind="int",
+        default=8,
+        minimum=1,
+        maximum=8,
+        unit="slots",
+        propagation=_SLOT,
+        help="Most slots of this stream in flight at once; fewer means a cheaper tick and fewer frames a tick.",
+    ),
+    ControlSpec(
+        name="seed",
+        kind="int",
+        default=2,
+        minimum=0,
+        maximum=2**32 - 1,
+        propagation=_SLOT,
+        help="Seed of the noise.",
+    ),
+    ControlSpec(
+        name="seed_lock",
+        kind="bool",
+        default=True,
+        propagation=_SLOT,
+        help="On: every slot uses the same noise, so that a still picture stays still. Off: each slot draws its own.",
+    ),
+    ControlSpec(
+        name="noise_walk_deg",
+        kind="float",
+        default=2.0,
+        minimum=0.0,
+        maximum=90.0,
+        unit="degrees a frame",
+        propagation=_SLOT,
+        help="How far the noise of a prompt-only stream turns from frame to frame; 0 holds the picture.",
+    ),
+    ControlSpec(
+        name="lora_scale",
+        kind="float",
+        default=1.0,
+        minimum=-2.0,
+        maximum=2.0,
+        propagation=_TICK,
+        help="Scale of the loaded LoRA; one value for the engine, the latest change wins.",
+    ),
+    ControlSpec(
+        name="similarity_filter",
+        kind="bool",
+        default=False,
+        propagation=_SLOT,
+        help="Skip input frames that look like the last one (stochastic, seeded).",
+    ),
+    ControlSpec(
+        name="similarity_threshold",
+        kind="float",
+        default=0.98,
+        minimum=0.0,
+        maximum=1.0,
+        propagation=_SLOT,
+        help="Cosine similarity from which frames begin to be skipped.",
+    ),
+    ControlSpec(
+        name="similarity_max_skips",
+        kind="int",
+        default=10,
+        minimum=0,
+        maximum=1000,
+        unit="frames",
+        propagation=_SLOT,
+        help="Most consecutive skips.",
+    ),
+    ControlSpec(
+        name="model",
+        kind="text",
+        default="mini-image",
+        propagation=_REOPEN,
+        help="Bundled name, local folder or hub id.",
+    ),
+    ControlSpec(
+        name="width",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=4096,
+        unit="px",
+        propagation=_REOPEN,
+        help="Picture width; 0: the model's own.",
+    ),
+    ControlSpec(
+        name="height",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=4096,
+        unit="px",
+        propagation=_REOPEN,
+        help="Picture height; 0: the model's own.",
+    ),
+    ControlSpec(
+        name="frames_per_slot",
+        kind="int",
+        default=1,
+        minimum=1,
+        maximum=16,
+        unit="frames",
+        propagation=_REOPEN,
+        help="Consecutive frames that are denoised together (F).",
+    ),
+)
+
+CONTROLS: Mapping[str, ControlSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
+"""The table, by name, in display order."""

@@ -1,0 +1,67 @@
+"""The control table and its records: names agree, values are checked with a message that says what to do."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from pipelines.control_table import CONTROLS
+from pipelines.controls import Control, Controls, WeightedPrompt, parse_prompts
+from pipelines.errors import ControlError
+
+
+def test_record_and_table_have_the_same_names_in_the_same_order() -> None:
+    assert [f.name for f in fields(Control)] == list(CONTROLS)
+
+
+def test_every_default_passes_its_own_check() -> None:
+    Control(**{name: spec.default for name, spec in CONTROLS.items()})  # type: ignore[arg-type]
+
+
+def test_a_partial_change_leaves_the_rest() -> None:
+    before = Controls()
+    after = before.updated(Control(strength=0.7))
+    assert after.number("strength") == 0.7
+    assert {k: v for k, v in after.values.items() if k != "strength"} == {
+        k: v for k, v in before.values.items() if k != "strength"
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        ("a cat", (WeightedPrompt(text="a cat"),)),
+        ("a cat:2 | a robot", (WeightedPrompt(text="a cat", weight=2.0), WeightedPrompt(text="a robot"))),
+        ("time 12:30pm", (WeightedPrompt(text="time 12:30pm"),)),
+        ([["a cat", 2]], (WeightedPrompt(text="a cat", weight=2.0),)),
+        (
+            [{"text": "x", "weight": 0.5}, {"text": "y"}],
+            (WeightedPrompt(text="x", weight=0.5), WeightedPrompt(text="y")),
+        ),
+    ],
+)
+def test_prompts_are_parsed(text: object, expected: tuple[WeightedPrompt, ...]) -> None:
+    assert parse_prompts(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"strengh": 1.0}, "no control named 'strengh'"),
+        ({"strength": 2.0}, "strength cannot be 2.0. Give a value from 0.02 to 1."),
+        ({"strength": float("nan")}, "strength cannot be nan"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"guidance_mode": "half"}, "Choose one of: none, full, self, onetime"),
+        ({"prompt": "a:0"}, "is not above 0"),
+        ({"prompt": "word " * 10_000}, "49999 characters (10000 words). Keep it to 2000 characters."),
+        ({"negative_prompt": "word " * 10_000}, "(10000 words)"),
+        ({"prompt": "|".join("abcdefghi")}, "9 prompts were given. Blend at most 8."),
+    ],
+)
+def test_bad_values_say_what_to_do(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ControlError) as caught:
+        Control.of(values)
+    assert message in str(caught.value)
