@@ -1,0 +1,210 @@
+"""The identity engine: frames come back unchanged after a stated number of ticks.
+
+Owns the smallest complete implementation of the Engine and Stream contracts, for transports, the page and tests.
+Knows no network and no tensors; torch is never imported. Controls are stored and answered, but change no picture.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .controls import Control, Controls
+from .errors import InputError
+from .types import Accounting, Frame, StreamInfo
+
+
+@dataclass(slots=True, kw_only=True)
+class _Slot:
+    """One frame in flight. done_ticks: ticks that it has seen; finished at latency_ticks + 1."""
+
+    frame: Frame
+    done_ticks: int = 0
+
+
+class IdentityEngine:
+    """An engine whose model is the identity.
+
+    width, height: the size that `push` takes, in pixels. latency_ticks: ticks between the one that admits a frame and
+    the one that finishes it (0: the same tick). max_slots: rows shared by all streams.
+    """
+
+    def __init__(self, *, width: int = 192, height: int = 192, latency_ticks: int = 1, max_slots: int = 8) -> None:
+        for name, value, least in (
+            ("width", width, 1),
+            ("height", height, 1),
+            ("latency_ticks", latency_ticks, 0),
+            ("max_slots", max_slots, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name} cannot be {value}.", f"Give {least} or more.")
+        self.width = width
+        self.height = height
+        self.latency_ticks = latency_ticks
+        self.max_slots = max_slots
+        self.ticks = 0
+        self._streams: list[IdentityStream] = []
+
+    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> IdentityStream:
+        """A new stream; prompt-only frames are stamped at `frame_rate` frames a second."""
+        stream = IdentityStream(self, control or Control(), frame_rate)
+        self._streams.append(stream)
+        return stream
+
+    def tick(self) -> None:
+        """Move every frame in flight one tick on."""
+        self.ticks += 1
+        for stream in self._streams:
+            stream.advance()
+
+    def close(self) -> None:
+        """Close all streams."""
+        for stream in tuple(self._streams):
+            stream.close()
+
+    @property
+    def free_slots(self) -> int:
+        """Rows that no stream uses."""
+        return self.max_slots - sum(stream.slots for stream in self._streams)
+
+    def forget(self, stream: IdentityStream) -> None:
+        """Called by a stream that closes."""
+        if stream in self._streams:
+            self._streams.remove(stream)
+
+
+class IdentityStream:
+    """One sequence of frames inside an `IdentityEngine`."""
+
+    def __init__(self, engine: IdentityEngine, control: Control, frame_rate: Fraction) -> None:
+        self._engine = engine
+        self._controls = Controls().updated(control)
+        self._frame_rate = frame_rate
+        self._slots: deque[_Slot] = deque()
+        self._finished: deque[Frame] = deque()
+        self._taken = 0
+        self._out = 0
+        self._seq = 0
+        self._closed = False
+
+    @property
+    def info(self) -> StreamInfo:
+        return StreamInfo(
+            width=self._engine.width,
+            height=self._engine.height,
+            frame_rate=self._frame_rate,
+            frames_per_chunk=1,
+            latency_ticks=self._engine.latency_ticks,
+            model="identity",
+            dtype="uint8",
+            device="cpu",
+            backend="identity",
+        )
+
+    @property
+    def accounting(self) -> Accounting:
+        in_flight = len(self._slots) + len(self._finished)
+        return Accounting(taken=self._taken, out=self._out, skipped=0, in_flight=in_flight)
+
+    @property
+    def controls(self) -> Controls:
+        return self._controls
+
+    @property
+    def slots(self) -> int:
+        """Rows of the engine that this stream uses."""
+        return len(self._slots)
+
+    def push(self, frame: Frame) -> bool:
+        """Take `frame` ([height, width, 3] uint8) into a slot; False when depth or the engine's rows are used up."""
+        assert not self._closed, "push on a closed stream"
+        expected = (self._engine.height, self._engine.width, 3)
+        if frame.image.shape != expected or frame.image.dtype != np.uint8:
+            raise InputError(
+                f"A frame of shape {frame.image.shape} and type {frame.image.dtype} was pushed.",
+                f"This stream takes {expected} uint8 RGB.",
+            )
+        return self._admit(replace(frame, source_seq=frame.seq))
+
+    def generate(self, frames: int = 1) -> bool:
+        """Ask for `frames` test pictures: a colour wheel that turns from frame to frame. All or none are taken."""
+        assert not self._closed, "generate on a closed stream"
+        if frames > self._free:
+            return False
+        for _ in range(frames):
+            number = self._taken
+            picture = pattern_picture(self._engine.width, self._engine.height, number)
+            self._admit(Frame(image=picture, pts=number, time_base=1 / self._frame_rate, seq=number))
+        return True
+
+    def apply(self, control: Control) -> int:
+        """Store the change; returns the number of the next tick."""
+        self._controls = self._controls.updated(control)
+        return self._engine.ticks
+
+    def pull(self) -> list[Frame]:
+        """Finished frames, oldest first."""
+        frames = [replace(frame, seq=self._seq + i) for i, frame in enumerate(self._finished)]
+        self._finished.clear()
+        self._seq += len(frames)
+        self._out += len(frames)
+        return frames
+
+    def flush(self) -> list[Frame]:
+        """Tick until everything of this stream is finished."""
+        while self._slots:
+            self._engine.tick()
+        return self.pull()
+
+    def reset(self) -> None:
+        """Drop what is in flight; counters restart at 0."""
+        self._slots.clear()
+        self._finished.clear()
+        self._taken = self._out = self._seq = 0
+
+    def close(self) -> None:
+        """Give the rows back; closing twice is fine."""
+        self._closed = True
+        self._slots.clear()
+        self._engine.forget(self)
+
+    def advance(self) -> None:
+        """One tick of every slot; called by the engine."""
+        for slot in self._slots:
+            slot.done_ticks += 1
+        while self._slots and self._slots[0].done_ticks > self._engine.latency_ticks:
+            self._finished.append(self._slots.popleft().frame)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _free(self) -> int:
+        return min(self._engine.free_slots, self._controls.integer("depth") - len(self._slots))
+
+    def _admit(self, frame: Frame) -> bool:
+        if self._free < 1:
+            return False
+        self._slots.append(_Slot(frame=frame))
+        self._taken += 1
+        return True
+
+
+def pattern_picture(width: int, height: int, number: int) -> npt.NDArray[np.uint8]:
+    """Picture `number` of a moving test pattern: [height, width, 3] uint8, three colour waves that drift apart."""
+    x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)[None, :]
+    y = np.linspace(0, 2 * np.pi, height, dtype=np.float32)[:, None]
+    phase = np.float32(number * 0.1)
+    waves = [np.sin(x + phase) + np.cos(y - phase * k) for k in (1, 2, 3)]
+    return np.ascontiguousarray(((np.stack(waves, axis=-1) + 2) * 63.75).astype(np.uint8))
