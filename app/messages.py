@@ -1,0 +1,178 @@
+"""The words between the front process and a worker: small frozen records over a pipe. Pixels never travel here.
+
+Every session is named by a short string that the front invents. Knows no pipe, no engine and no HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.controls import Control
+from pipelines.types import StreamInfo
+
+from .frames import BufferSpec
+
+# ---- front to worker ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSession:
+    """Open a stream. inputs: the session's mailbox; outputs: where finished frames go."""
+
+    session: str
+    inputs: BufferSpec
+    outputs: BufferSpec
+    control: Control
+    prompt_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeControl:
+    """Apply a partial change to the session's stream."""
+
+    session: str
+    control: Control
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeSource:
+    """From now on generate from the prompt alone, or take the mailbox's frames."""
+
+    session: str
+    prompt_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputPosted:
+    """A doorbell: the mailbox holds something new. At most one is under way for each session."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRelease:
+    """The front has copied this output buffer; it is free again."""
+
+    session: str
+    index: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSession:
+    """Close the stream and detach from its memory."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWorker:
+    """Close everything and end the process."""
+
+
+ToWorker = OpenSession | ChangeControl | ChangeSource | InputPosted | OutputRelease | CloseSession | StopWorker
+
+# ---- worker to front ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProgress:
+    """What the worker is doing before it is ready."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReady:
+    """The engine stands. controls: name to value of a fresh stream (the table's defaults and the model's own)."""
+
+    info: StreamInfo
+    controls: dict[str, object]
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFailed:
+    """The engine cannot be opened; trying again would not help."""
+
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOpened:
+    """The stream stands; info says what was chosen."""
+
+    session: str
+    info: StreamInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputTaken:
+    """The doorbell was heard; the next post rings again."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputReady:
+    """A finished frame stands in the session's output buffer `index` as `generation`."""
+
+    session: str
+    index: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStats:
+    """Exact at the moment of sending: received == out + dropped + skipped + in_flight.
+
+    received: input frames that the worker knows of, and generated ones. in_flight: waiting for a slot, in a slot, or
+    finished and waiting for an output buffer. tick_ms: running mean of the engine's tick.
+    """
+
+    session: str
+    received: int
+    out: int
+    dropped: int
+    skipped: int
+    in_flight: int
+    tick_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionNotice:
+    """A change was refused; the session goes on as before."""
+
+    session: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded:
+    """An error ended this session; its memory is detached."""
+
+    session: str
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClosed:
+    """The answer to CloseSession: the memory is detached and may be unlinked."""
+
+    session: str
+
+
+FromWorker = (
+    WorkerProgress
+    | WorkerReady
+    | WorkerFailed
+    | SessionOpened
+    | InputTaken
+    | OutputReady
+    | SessionStats
+    | SessionNotice
+    | SessionEnded
+    | SessionClosed
+)

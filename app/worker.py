@@ -1,0 +1,233 @@
+"""The worker process: owns one engine and its streams on one device.
+
+One thread and one loop: take messages, offer inputs, tick, hand out finished frames. Knows no HTTP and no page; speaks
+only the words of messages.py over a pipe, and pixels through frames.py. Spawned by WorkerClient.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+
+from pipelines.controls import Control
+from pipelines.errors import InputError, ZoetropeError
+from pipelines.identity import IdentityEngine
+from pipelines.types import Engine, Stream
+
+from .messages import (
+    ChangeControl,
+    ChangeSource,
+    CloseSession,
+    FromWorker,
+    InputPosted,
+    InputTaken,
+    OpenSession,
+    OutputRelease,
+    SessionClosed,
+    SessionEnded,
+    SessionNotice,
+    SessionOpened,
+    StopWorker,
+    ToWorker,
+    WorkerFailed,
+    WorkerProgress,
+    WorkerReady,
+)
+from .worker_session import WorkerSession
+
+_LONGEST_WAIT_S = 0.1
+_STATS_PERIOD_NS = 100_000_000
+_TICK_MEAN_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What a worker opens. engine: keyword arguments of pipelines.load.load_engine besides `model`.
+
+    threads: CPU threads of the tensor library; 0 leaves its own choice (the physical cores).
+    """
+
+    model: str
+    engine: dict[str, object] = field(default_factory=dict)
+    threads: int = 0
+
+
+def run_worker(pipe: Connection, options: WorkerOptions) -> None:
+    """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
+    try:
+        pipe.send(WorkerProgress(text=f"loading {options.model}…"))
+        try:
+            engine, threads = open_engine(options)
+            ready = describe(engine, threads)
+        except ZoetropeError as error:
+            pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
+            return
+        pipe.send(ready)
+        Worker(pipe, engine).run()
+        engine.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the front is gone; so is the reason to run
+
+
+def open_engine(options: WorkerOptions) -> tuple[Engine, int]:
+    """The engine that `options` names and the number of CPU threads it uses."""
+    if options.model == "identity":
+        sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
+        return IdentityEngine(**sizes), 1
+    import torch  # only the worker, and only for a real model
+    from pipelines.load import load_engine
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    loader: Callable[..., Engine] = load_engine
+    return loader(options.model, **options.engine), torch.get_num_threads()
+
+
+def describe(engine: Engine, threads: int) -> WorkerReady:
+    """What a fresh stream of `engine` is and how its controls stand."""
+    with engine.open() as probe:
+        return WorkerReady(info=probe.info, controls=dict(probe.controls.values), threads=threads)
+
+
+class Worker:
+    """The loop. `run_once` is one round of it."""
+
+    def __init__(self, pipe: Connection, engine: Engine) -> None:
+        self._pipe = pipe
+        self._engine = engine
+        self._sessions: dict[str, WorkerSession] = {}
+        self._running = True
+        self._tick_ms = 0.0
+        self._barren_ticks = 0  # in a row, without a finished frame
+        self._next_stats_ns = 0
+
+    def run(self) -> None:
+        """Until StopWorker; EOFError when the front is gone."""
+        try:
+            while self._running:
+                self.run_once()
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
+
+    def run_once(self) -> None:
+        """Take all messages, offer inputs, tick if anything is in flight, hand out, report."""
+        self._take_messages()
+        now_ns = time.monotonic_ns()
+        for session in tuple(self._sessions.values()):
+            self._guarded(session, partial(session.admit, now_ns))
+        if any(session.busy for session in self._sessions.values()):
+            self._tick()
+        for session in tuple(self._sessions.values()):
+            self._guarded(session, partial(self._publish, session))
+        self._report(time.monotonic_ns())
+
+    def _take_messages(self) -> None:
+        timeout_s = self._idle_s()
+        while self._running and self._pipe.poll(timeout_s):
+            self._handle(self._pipe.recv())
+            timeout_s = 0.0
+
+    def _idle_s(self) -> float:
+        """How long to wait for a message: not at all while ticks bring something on."""
+        sessions = self._sessions.values()
+        patience = max((session.stream.info.latency_ticks + 2 for session in sessions), default=0)
+        if any(session.busy for session in sessions) and self._barren_ticks <= patience:
+            return 0.0
+        longest_s = 0.002 if any(session.busy for session in sessions) else _LONGEST_WAIT_S
+        now_ns = time.monotonic_ns()
+        return min([longest_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
+
+    def _tick(self) -> None:
+        started_ns = time.perf_counter_ns()
+        try:
+            self._engine.tick()
+        except ZoetropeError as error:  # the batch is shared: it cannot be said whose frame it was
+            for session in tuple(self._sessions.values()):
+                self._end(session, error)
+            return
+        tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
+        self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
+        self._barren_ticks += 1
+
+    def _publish(self, session: WorkerSession) -> None:
+        for message in session.publish():
+            self._barren_ticks = 0
+            self._send(message)
+
+    def _report(self, now_ns: int) -> None:
+        if now_ns < self._next_stats_ns:
+            return
+        self._next_stats_ns = now_ns + _STATS_PERIOD_NS
+        for session in self._sessions.values():
+            stats = session.changed_stats(self._tick_ms)
+            if stats is not None:
+                self._send(stats)
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, StopWorker):
+            self._running = False
+            return
+        if isinstance(message, OpenSession):
+            self._open(message)
+            return
+        session = self._sessions.get(message.session)
+        if session is None:  # it ended by an error while the message was under way
+            if isinstance(message, CloseSession):
+                self._send(SessionClosed(session=message.session))
+            return
+        match message:
+            case ChangeControl():
+                self._guarded(session, partial(self._apply, session, message.control))
+            case ChangeSource():
+                session.change_source(prompt_only=message.prompt_only)
+            case InputPosted():
+                self._send(InputTaken(session=session.name))
+            case OutputRelease():
+                session.release(message.index, message.generation)
+            case CloseSession():
+                self._close(session)
+
+    def _open(self, message: OpenSession) -> None:
+        try:
+            stream: Stream = self._engine.open(control=message.control)
+        except ZoetropeError as error:
+            ended = SessionEnded(session=message.session, message=error.message, remedy=error.remedy)
+            self._send(ended)
+            return
+        self._sessions[message.session] = WorkerSession(message, stream)
+        self._send(SessionOpened(session=message.session, info=stream.info))
+
+    def _apply(self, session: WorkerSession, control: Control) -> None:
+        try:
+            session.stream.apply(control)
+        except InputError as error:  # nothing was changed
+            self._send(SessionNotice(session=session.name, text=str(error)))
+
+    def _guarded(self, session: WorkerSession, step: Callable[[], None]) -> None:
+        """Run one session's step; an engine error ends that session and leaves the others."""
+        try:
+            step()
+        except ZoetropeError as error:
+            self._end(session, error)
+
+    def _end(self, session: WorkerSession, error: ZoetropeError) -> None:
+        self._send(session.stats(self._tick_ms))
+        del self._sessions[session.name]
+        session.close()
+        self._send(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
+
+    def _close(self, session: WorkerSession) -> None:
+        self._send(session.stats(self._tick_ms))
+        del self._sessions[session.name]
+        session.close()
+        self._send(SessionClosed(session=session.name))
+
+    def _send(self, message: FromWorker) -> None:
+        self._pipe.send(message)

@@ -1,0 +1,97 @@
+"""Shared frame buffers: what was written is read, what is stale is never read, and the owner unlinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import pytest
+
+from app.frames import FrameBuffers, InputMailbox, OutputPool
+from pipelines.types import Frame
+
+
+def frame(seq: int, **changes: object) -> Frame:
+    made = Frame(image=np.full((2, 3, 3), seq, np.uint8), pts=seq * 5, time_base=Fraction(1, 30), seq=seq)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def buffers() -> Iterator[FrameBuffers]:
+    made = FrameBuffers.create(count=3, width=3, height=2)
+    yield made
+    made.close()
+
+
+def test_a_frame_arrives_whole_in_the_other_mapping(buffers: FrameBuffers) -> None:
+    buffers.write(1, 7, frame(9, source_seq=4, captured_ns=123))
+    other = FrameBuffers.attach(buffers.spec)
+    got = other.read(1, 7)
+    assert got is not None
+    assert (got.seq, got.source_seq, got.captured_ns, got.pts, got.time_base) == (9, 4, 123, 45, Fraction(1, 30))
+    assert np.array_equal(got.image, frame(9).image)
+    del got
+    other.close()
+
+
+def test_none_survives(buffers: FrameBuffers) -> None:
+    buffers.write(0, 1, frame(0))
+    got = buffers.read(0, 1)
+    assert got is not None
+    assert (got.source_seq, got.captured_ns) == (None, None)
+
+
+def test_a_stale_generation_is_never_read(buffers: FrameBuffers) -> None:
+    assert buffers.read(0, 0) is None
+    buffers.write(0, 1, frame(1))
+    buffers.write(0, 2, frame(2))
+    assert buffers.read(0, 1) is None
+    assert buffers.read(0, 3) is None
+    got = buffers.read(0, 2)
+    assert got is not None
+    assert got.seq == 2
+
+
+def test_a_copy_does_not_change_when_the_buffer_does(buffers: FrameBuffers) -> None:
+    buffers.write(0, 1, frame(1))
+    got = buffers.read(0, 1)
+    buffers.write(0, 2, frame(2))
+    assert got is not None
+    assert (got.image == 1).all()
+
+
+def test_the_mailbox_keeps_the_newest() -> None:
+    mailbox = InputMailbox.create(width=3, height=2)
+    reader = InputMailbox(FrameBuffers.attach(mailbox.buffers.spec))
+    assert reader.take(0) is None
+    for seq in range(10):
+        mailbox.post(frame(seq))
+    taken = reader.take(0)
+    assert taken is not None
+    generation, newest = taken
+    assert (generation, newest.seq) == (10, 9)
+    assert reader.take(generation) is None
+    reader.buffers.close()
+    mailbox.buffers.close()
+
+
+def test_the_pool_lends_each_buffer_once_and_ignores_old_releases(buffers: FrameBuffers) -> None:
+    pool = OutputPool(buffers)
+    assert [pool.put(frame(i)) for i in range(4)] == [(0, 1), (1, 2), (2, 3), None]
+    pool.release(1, 1)  # not what buffer 1 holds
+    assert pool.put(frame(4)) is None
+    pool.release(1, 2)
+    pool.release(1, 2)
+    assert pool.put(frame(5)) == (1, 4)
+    assert pool.put(frame(6)) is None
+
+
+def test_the_owner_unlinks() -> None:
+    made = FrameBuffers.create(count=1, width=3, height=2)
+    made.close()
+    made.close()
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(name=made.spec.name)
