@@ -128,7 +128,10 @@ class Stream(Protocol):
 class Engine(Protocol):
     """Owns one model on one device: weights, ring, caches, batch."""
 
-    def open(self, **options: object) -> Stream: ...
+    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> Stream:
+        """A new stream with the model's defaults and then `control`; prompt-only frames are stamped at `frame_rate`."""
+        ...
+
     def tick(self) -> None:
         """Advance every slot of every open stream by one step, as one batch."""
         ...
