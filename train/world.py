@@ -1,0 +1,171 @@
+"""Owns the procedural world: which combinations exist, which are held out, and how a batch of them is rendered.
+
+A scene is a subject sprite in a place, under a light, drawn in a style. All randomness comes from the torch generator given. Knows sprites as a
+tensor and everything else as indices; wording is in captions.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from .drawing import smoothstep
+from .lights import apply_lights
+from .places import PLACE_PAINTERS, STUDIO_PLACE
+from .styles import apply_styles
+from .vocabulary import SUBJECTS
+from .vocabulary_world import LIGHTS, PLACES, STYLES
+
+__all__ = ["SceneSpec", "apply_lights", "apply_styles", "is_held_out", "render_scenes", "sample_specs"]
+
+HELD_OUT_FRACTION = 0.10
+NO_SUBJECT, NO_PLACE, DAY_LIGHT, PLAIN_STYLE = 0.06, 0.08, 0.40, 0.30
+SPRITE_MARGIN_PX = 4
+"""Transparent border of a sprite, which the wanted size does not count."""
+
+
+class SceneSpec(NamedTuple):
+    """A batch of combinations, each field int64 [B]: subject and place -1 mean none; light 0 is day, style 0 is plain."""
+
+    subject: Tensor
+    place: Tensor
+    light: Tensor
+    style: Tensor
+
+
+def is_held_out(subject: int, place: int, light: int, style: int) -> bool:
+    """Whether a combination is kept out of training: the first 8 bytes of sha256 of "subject/place/light/style" below 10 %."""
+    digest = hashlib.sha256(f"{subject}/{place}/{light}/{style}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < HELD_OUT_FRACTION * 2**64
+
+
+@functools.cache
+def _held_out_table(subjects: int) -> Tensor:
+    """is_held_out for every combination, bool [subjects + 1, places + 1, lights, styles]; index 0 of the first two is none."""
+    combinations = itertools.product(
+        range(-1, subjects), range(-1, len(PLACES)), range(len(LIGHTS)), range(len(STYLES))
+    )
+    flags = torch.tensor([is_held_out(*combination) for combination in combinations])
+    return flags.view(subjects + 1, len(PLACES) + 1, len(LIGHTS), len(STYLES))
+
+
+def _pick(n: int, count: int, first: float, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Index 0 with probability `first`, otherwise one of 1..count-1 equally; int64 [n]."""
+    other = torch.randint(1, count, (n,), generator=generator, device=device)
+    return torch.where(torch.rand(n, generator=generator, device=device) < first, torch.zeros_like(other), other)
+
+
+def sample_specs(
+    n: int, generator: torch.Generator, device: torch.device, held_out: bool | None, *, subjects: int = len(SUBJECTS)
+) -> SceneSpec:
+    """Draw n combinations on `device` (the generator's).
+
+    held_out: False for training combinations only, True for held-out ones only, None for both. subjects: how many subjects there are.
+    """
+    if n < 1 or subjects < 1:
+        raise ValueError(f"n={n} and subjects={subjects} must be at least 1")
+    table = _held_out_table(subjects).to(device)
+    rounds: list[Tensor] = []
+    found = 0
+    while found < n:
+        draw = max(64, n * (14 if held_out else 2))
+        candidate = torch.stack(
+            [
+                _pick(draw, subjects + 1, NO_SUBJECT, generator, device) - 1,
+                _pick(draw, len(PLACES) + 1, NO_PLACE, generator, device) - 1,
+                _pick(draw, len(LIGHTS), DAY_LIGHT, generator, device),
+                _pick(draw, len(STYLES), PLAIN_STYLE, generator, device),
+            ]
+        )
+        if held_out is not None:
+            flags = table[candidate[0] + 1, candidate[1] + 1, candidate[2], candidate[3]]
+            candidate = candidate[:, flags == held_out]
+        rounds.append(candidate)
+        found += candidate.shape[1]
+    return SceneSpec(*torch.cat(rounds, 1)[:, :n].unbind(0))
+
+
+class _Pose(NamedTuple):
+    """Where a sprite stands, each [B, 1, 1] in frame units: centre, length of the sprite square's side, rotation (radians), flip (+-1)."""
+
+    x: Tensor
+    y: Tensor
+    side: Tensor
+    angle: Tensor
+    flip: Tensor
+
+
+def _sample_pose(n: int, sprite_px: int, generator: torch.Generator, device: torch.device) -> _Pose:
+    u = torch.rand(5, n, 1, 1, generator=generator, device=device)
+    side = (0.45 + 0.25 * u[2]) * sprite_px / (sprite_px - 2 * SPRITE_MARGIN_PX)
+    angle = (u[3] * 2 - 1) * math.radians(8)
+    return _Pose(0.36 + 0.28 * u[0], 0.36 + 0.28 * u[1], side, angle, torch.where(u[4] < 0.5, -1.0, 1.0))
+
+
+def _place_sprites(sprite: Tensor, pose: _Pose, size: int) -> Tensor:
+    """Resample straight-alpha sprites [B, 4, h, h] into the frame: premultiplied RGBA [B, 4, size, size]."""
+    premultiplied = torch.cat([sprite[:, :3] * sprite[:, 3:], sprite[:, 3:]], 1)
+    line = (torch.arange(size, device=sprite.device, dtype=sprite.dtype) + 0.5) / size
+    dx, dy = line.view(1, 1, size) - pose.x, line.view(1, size, 1) - pose.y
+    u = (dx * pose.angle.cos() + dy * pose.angle.sin()) * pose.flip
+    v = dy * pose.angle.cos() - dx * pose.angle.sin()
+    grid = torch.stack([u, v], -1) * (2 / pose.side).unsqueeze(-1)
+    return functional.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _contact_shadow(alpha: Tensor, grounded: Tensor) -> Tensor:
+    """A soft flat ellipse under the lowest part of each subject: strength [B, 1, H, W] from coverage [B, 1, H, W]."""
+    size = alpha.shape[-1]
+    line = (torch.arange(size, device=alpha.device, dtype=alpha.dtype) + 0.5) / size
+    solid = alpha[:, 0] > 0.5
+    foot = (solid.any(2) * line).amax(1).view(-1, 1, 1, 1)
+    near_foot = solid & (line.view(1, size, 1) > foot[:, 0] - 0.10)
+    columns = near_foot.any(1)
+    right = (columns * line).amax(1).view(-1, 1, 1, 1)
+    left = 1 - (columns * (1 - line)).amax(1).view(-1, 1, 1, 1)
+    half = (right - left).clamp(min=0.04) * 0.5 + 0.05
+    distance = ((line.view(1, 1, 1, size) - (left + right) / 2) / half) ** 2 + (
+        (line.view(1, 1, size, 1) - foot) / 0.035
+    ) ** 2
+    return 0.42 * (1 - smoothstep(0.0, 1.0, distance.sqrt())) * grounded.view(-1, 1, 1, 1)
+
+
+def _paint_places(place: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+    """Backgrounds [B, 3, size, size] and whether each is grounded [B], painted group by group."""
+    picture = torch.empty(place.shape[0], 3, size, size, device=place.device)
+    grounded = torch.zeros(place.shape[0], device=place.device)
+    for index, painter in ((-1, STUDIO_PLACE), *enumerate(PLACE_PAINTERS)):
+        rows = (place == index).nonzero().flatten()
+        if rows.numel():
+            picture.index_copy_(0, rows, painter(int(rows.numel()), size, generator, place.device))
+            grounded.index_fill_(0, rows, float(painter.grounded))
+    return picture, grounded
+
+
+def render_scenes(
+    spec: SceneSpec, sprites: Tensor, generator: torch.Generator, size: int = 192
+) -> tuple[Tensor, Tensor]:
+    """Render a batch of scenes.
+
+    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1, on the generator's device. Returns (plain, styled), both
+    [B, 3, size, size] float32 in 0..1 with the same layout; plain is the lit picture before its style.
+    """
+    if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
+        raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
+    picture, grounded = _paint_places(spec.place, generator, size)
+    pose = _sample_pose(spec.subject.shape[0], sprites.shape[-1], generator, sprites.device)
+    layer = _place_sprites(sprites.index_select(0, spec.subject.clamp(min=0)), pose, size)
+    layer = layer * (spec.subject >= 0).view(-1, 1, 1, 1)
+    alpha = layer[:, 3:]
+    picture = picture * (1 - _contact_shadow(alpha, grounded * (spec.subject >= 0)))
+    picture = picture * (1 - alpha) + layer[:, :3]
+    gain = 0.94 + 0.12 * torch.rand(picture.shape[0], 1, 1, 1, generator=generator, device=picture.device)
+    plain = apply_lights((picture * gain).clamp(0, 1), spec.light, generator)
+    return plain, apply_styles(plain, spec.style)
