@@ -125,14 +125,15 @@ class OutputReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionStats:
-    """Exact at the moment of sending: received == out + dropped + skipped + in_flight.
+    """Exact at the moment of sending: seen + generated == out + dropped + skipped + in_flight.
 
-    received: input frames that the worker knows of, and generated ones. in_flight: waiting for a slot, in a slot, or
-    finished and waiting for an output buffer. tick_ms: running mean of the engine's tick.
+    seen: input frames that the worker knows of. generated: frames asked for from the prompt alone. in_flight: waiting
+    for a slot, in a slot, or finished and waiting for an output buffer. tick_ms: running mean of the engine's tick.
     """
 
     session: str
-    received: int
+    seen: int
+    generated: int
     out: int
     dropped: int
     skipped: int

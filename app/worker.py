@@ -80,6 +80,7 @@ def open_engine(options: WorkerOptions) -> tuple[Engine, int]:
         sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
         return IdentityEngine(**sizes), 1
     import torch  # only the worker, and only for a real model
+
     from pipelines.load import load_engine
 
     if options.threads:

@@ -84,7 +84,8 @@ class WorkerSession:
         counts = self.stream.accounting
         return SessionStats(
             session=self.name,
-            received=self._seen + self._generated,
+            seen=self._seen,
+            generated=self._generated,
             out=self._out,
             dropped=self._dropped,
             skipped=counts.skipped,

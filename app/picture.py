@@ -1,0 +1,34 @@
+"""Small picture work of the front process: fit a picture to the engine's size, encode one for the page.
+
+Pictures are [H, W, 3] uint8 RGB. Knows no session.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Picture = npt.NDArray[np.uint8]
+
+
+def cover(image: Picture, width: int, height: int) -> Picture:
+    """The centre of `image` that has the wanted aspect, scaled to [height, width, 3]."""
+    rows, columns = image.shape[:2]
+    scale = max(width / columns, height / rows)
+    crop_width, crop_height = min(columns, round(width / scale)), min(rows, round(height / scale))
+    left, top = (columns - crop_width) // 2, (rows - crop_height) // 2
+    cropped = image[top : top + crop_height, left : left + crop_width]
+    if cropped.shape[:2] == (height, width):
+        return np.ascontiguousarray(cropped)
+    shrinking = scale < 1
+    resized = cv2.resize(cropped, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(resized, dtype=np.uint8)
+
+
+def jpeg(image: Picture, quality: int = 88) -> bytes:
+    """`image` as a JPEG file."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, "JPEG encoding of a uint8 RGB picture cannot fail"
+    return bytes(data.tobytes())

@@ -1,0 +1,139 @@
+"""The client with a real worker process: frames come back, counts are exact, a killed worker is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from app.client_session import ClientSession, SessionState
+from app.picture import Picture
+from app.worker import WorkerOptions
+from app.worker_client import BusyError, Phase, WorkerClient
+from pipelines.controls import Control
+from pipelines.errors import WorkerError
+
+OPTIONS = WorkerOptions(model="identity", engine={"width": 16, "height": 12})
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.01)
+
+
+def picture(value: int) -> Picture:
+    return np.full((12, 16, 3), value, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[WorkerClient]:
+    with WorkerClient(OPTIONS, max_sessions=2) as made:
+        made.wait_ready(60)
+        yield made
+
+
+@pytest.fixture
+def session(client: WorkerClient) -> Iterator[ClientSession]:
+    made = client.open(prompt_only=False)
+    until(lambda: made.state is SessionState.LIVE)
+    yield made
+    made.close()
+
+
+def settled(session: ClientSession) -> bool:
+    return session.accounting.in_flight == 0
+
+
+def test_a_picture_comes_back_and_is_counted(session: ClientSession) -> None:
+    assert session.submit(picture(7))
+    got = session.newest(0, 5.0)
+    assert got is not None
+    number, frame = got
+    assert number == 1
+    assert (frame.image == 7).all()
+    assert frame.captured_ns is not None
+    until(lambda: settled(session))
+    assert (session.accounting.taken, session.accounting.out) == (1, 1)
+
+
+def test_a_flood_is_never_queued(session: ClientSession) -> None:
+    for i in range(500):
+        assert session.submit(picture(i % 256))
+    until(lambda: settled(session))
+    counts = session.accounting
+    assert counts.taken == 500 == counts.out + counts.dropped
+    until(lambda: bool((session.newest() or (0, None))[1] is not None))
+    newest = session.newest()
+    assert newest is not None
+    assert newest[1].source_seq == 499  # the last one always arrives
+
+
+def test_any_size_is_cut_to_the_stream_s(session: ClientSession) -> None:
+    assert session.submit(np.zeros((100, 30, 3), np.uint8))
+    got = session.newest(0, 5.0)
+    assert got is not None
+    assert got[1].image.shape == (12, 16, 3)
+
+
+def test_too_many_sessions_are_told_so(client: WorkerClient, session: ClientSession) -> None:
+    other = client.open()
+    with pytest.raises(BusyError, match="all 2 sessions"):
+        client.open()
+    other.close()
+    client.open().close()
+
+
+def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerClient) -> None:
+    session = client.open(control=Control(strength=0.3), prompt_only=True)
+    session.set_control(Control(steps=1))
+    assert session.newest(0, 10.0) is not None
+    pid = client.status.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: session.state is SessionState.OPENING)
+    before = session.newest()
+    assert before is not None
+    until(lambda: client.status.phase is Phase.READY)
+    assert session.newest(before[0], 20.0) is not None
+    assert (client.status.restarts, client.status.pid != pid) == (1, True)
+    assert session.control == Control(strength=0.3, steps=1)
+    counts = session.accounting
+    assert counts.taken == counts.out + counts.dropped + counts.skipped + counts.in_flight
+    session.close()
+
+
+def test_a_model_that_is_not_there_fails_with_its_message_and_is_not_retried() -> None:
+    with WorkerClient(WorkerOptions(model="identity", engine={"width": -5})) as client:
+        with pytest.raises(WorkerError, match=r"width cannot be -5\. Give 1 or more"):
+            client.wait_ready(60)
+        assert client.status.phase is Phase.FAILED
+        assert client.status.restarts == 0
+        with pytest.raises(WorkerError, match="width cannot be -5"):
+            client.open()
+
+
+def test_stopping_unlinks_everything() -> None:
+    client = WorkerClient(OPTIONS)
+    client.start()
+    session = client.open(prompt_only=True)
+    assert session.newest(0, 60.0) is not None
+    memory = session._outputs
+    assert memory is not None
+    client.stop()
+    client.stop()
+    assert session.state is SessionState.CLOSED
+    with pytest.raises(FileNotFoundError):
+        type(memory).attach(memory.spec)
+
+
+def test_the_front_needs_no_torch() -> None:
+    code = "import sys, app.worker_client; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
