@@ -1,0 +1,123 @@
+"""Owns the step-batched image engine: its streams, and the tick that advances all their slots as one batch.
+
+Knows no files, no HTTP and no other engine. docs/engine.md tells a tick in order.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+
+from .controls import Control
+from .errors import InputError, OutOfMemoryError
+from .image_core import ImageCore
+from .image_stream import ImageStream
+from .model import ImageModel
+from .tick import TickRunner
+from .ticklog import TickLog
+
+
+class ImageEngine:
+    """Runs one image model for any number of streams, which share `max_slots` slots.
+
+    width, height: pixels, multiples of the codec's factor; 0: the model's own. backend: "eager" or "cuda-graph".
+    work_dtype: of latents and formula; float32 except in tests.
+    Raises ControlError or InputError for sizes that cannot be, ModelError where the device cannot run the backend.
+    """
+
+    def __init__(
+        self,
+        model: ImageModel,
+        *,
+        width: int = 0,
+        height: int = 0,
+        frames_per_slot: int = 1,
+        max_slots: int = 8,
+        backend: str = "eager",
+        tick_log: TickLog | None = None,
+        work_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        with torch.inference_mode():
+            self.core = ImageCore(
+                model,
+                width=width,
+                height=height,
+                frames_per_slot=frames_per_slot,
+                max_slots=max_slots,
+                backend=backend,
+                tick_log=tick_log,
+                work_dtype=work_dtype,
+            )
+            self._runner = TickRunner(self.core)
+        self._streams: dict[int, ImageStream] = {}
+        self._opened = 0
+        self._closed = False
+
+    @property
+    def log(self) -> TickLog:
+        """What happened, tick by tick."""
+        return self.core.log
+
+    @torch.inference_mode()
+    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> ImageStream:
+        """A new stream, with the model's defaults and then `control` applied.
+
+        frame_rate: of prompt-only frames, in frames a second. Raises ControlError, and opens nothing, when the controls
+        do not fit together.
+        """
+        if self._closed:
+            raise InputError("The engine is closed.", "Load it again.")
+        if frame_rate <= 0:
+            raise InputError(f"A frame rate of {frame_rate} is not above 0.")
+        stream = ImageStream(
+            self.core, self._opened, frame_rate, control or Control(), tick=self.tick, leave=self._forget
+        )
+        self._streams[self._opened] = stream
+        self._opened += 1
+        return stream
+
+    @torch.inference_mode()
+    def tick(self) -> None:
+        """Advance every slot of every open stream by one step, as one batch. Without any slot nothing happens, and the
+        tick is not counted. Raises OutOfMemoryError."""
+        self._runner.log_timings()
+        streams = [s for s in self._streams.values() if s.active]
+        if not streams:
+            return
+        for stream in streams:
+            stream.prepare_tick()
+        owners = [stream for stream in streams for _ in stream.active]
+        slots = [slot for stream in streams for slot in stream.active]
+        scales = [stream.controls.number("guidance_scale") for stream in owners]
+        deltas = [stream.controls.number("guidance_delta") for stream in owners]
+        try:
+            finished = self._runner.run(slots, scales, deltas)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(len(slots)) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+                raise self._out_of_memory(len(slots)) from error
+            raise
+        done = dict(finished)
+        for stream in streams:
+            stream.finish_tick(done)
+
+    def close(self) -> None:
+        """Close all streams and let the model go."""
+        for stream in tuple(self._streams.values()):
+            stream.close()
+        if not self._closed:
+            self.core.backend.invalidate()
+        self._closed = True
+
+    def _forget(self, number: int) -> None:
+        del self._streams[number]
+
+    def _out_of_memory(self, slots: int) -> OutOfMemoryError:
+        core = self.core
+        return OutOfMemoryError(
+            f"{core.model.device} has too little memory for {slots} slots of {core.frames_per_slot} frames "
+            f"at {core.width}x{core.height}.",
+            "Lower depth or steps, choose a smaller size or a 16-bit dtype, or close other programs that use it.",
+        )

@@ -1,0 +1,386 @@
+"""Owns one stream of the image engine: admission, births, controls, order of outputs and exact accounting.
+
+Knows no batch and no model arithmetic; the engine asks it for its slots and tells it which are finished.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+
+from .conditions import BLENDS, Transition, encode_controls
+from .control_table import CONTROLS
+from .controls import Control, Controls
+from .errors import ControlError, InputError
+from .guidance import GUIDANCE_MODES
+from .image_core import ImageCore, max_steps
+from .noise import NoiseSource, SlotNoise
+from .schedule import timesteps
+from .similarity import SimilarityFilter
+from .slots import Birth, Slot
+from .steps import STEP_FUNCTIONS, plan
+from .ticklog import BirthRecord, ControlRecord, PushRecord, StreamRecord
+from .transfers import Mark
+from .types import Accounting, Frame, Propagation, StreamInfo
+
+_TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
+
+
+class ImageStream:
+    """See pipelines.types.Stream for the contract of every method. Made by ImageEngine.open."""
+
+    def __init__(
+        self,
+        core: ImageCore,
+        number: int,
+        frame_rate: Fraction,
+        control: Control,
+        *,
+        tick: Callable[[], None],
+        leave: Callable[[int], None],
+    ) -> None:
+        self._core, self._number, self._frame_rate = core, number, frame_rate
+        self._tick, self._leave = tick, leave
+        fixed = {"model": core.model.name, "width": core.width, "height": core.height}
+        base = Controls().updated(Control.of({**fixed, "frames_per_slot": core.frames_per_slot}))
+        self._controls = base.updated(Control.of(core.model.defaults))
+        self._controls = self._checked(control)
+        self._transition = Transition(encode_controls(core.texts, self._controls))
+        if control.lora_scale is not None:
+            core.set_lora_scale(control.lora_scale)
+        self._readback = core.make_readback()
+        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        self._open = True
+        self._order: deque[Slot] = deque()
+        self._active: list[Slot] = []
+        self._pending: list[Frame | None] = []
+        self._pending_row: int | None = None
+        self._start_counters()
+        core.log.add(StreamRecord(tick=core.next_tick, stream=number, event="open"))
+        self._log_change(self._controls_as_change())
+
+    def _start_counters(self) -> None:
+        self._taken = self._skipped = self._out = self._generated = self._slots = 0
+        pixels = self._core.width * self._core.height * 3
+        self._filter = SimilarityFilter(self._controls.integer("seed"), pixels)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> StreamInfo:
+        """Sizes, rate, latency at the current number of steps, and what runs it."""
+        core = self._core
+        return StreamInfo(
+            width=core.width,
+            height=core.height,
+            frame_rate=self._frame_rate,
+            frames_per_chunk=core.frames_per_slot,
+            latency_ticks=self._controls.integer("steps") - 1,
+            model=core.model.name,
+            dtype=str(core.model.dtype).removeprefix("torch."),
+            device=str(core.model.device),
+            backend=core.backend.name,
+        )
+
+    @property
+    def accounting(self) -> Accounting:
+        """Exact at any moment: taken == out + skipped + in_flight."""
+        in_flight = len(self._pending) + sum(slot.birth.kept for slot in self._order)
+        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=in_flight)
+
+    @property
+    def controls(self) -> Controls:
+        """The state in force from the next tick on."""
+        return self._controls
+
+    @property
+    def active(self) -> tuple[Slot, ...]:
+        """The slots that take part in the next tick, oldest first. For the engine."""
+        return tuple(self._active)
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def push(self, frame: Frame) -> bool:
+        """Offer a frame of exactly info.width x info.height; False: no free slot. Raises InputError for other sizes."""
+        self._check_open()
+        self._check_image(frame)
+        if not self._has_room(1, prompt_only=False):
+            self._log_push(frame.seq, "refused")
+            return False
+        self._taken += 1
+        if self._controls.flag("similarity_filter") and self._filter.skips(
+            frame.image,
+            self._controls.number("similarity_threshold"),
+            self._controls.integer("similarity_max_skips"),
+        ):
+            self._skipped += 1
+            self._log_push(frame.seq, "skipped")
+            return True
+        self._log_push(frame.seq, "accepted")
+        self._collect(frame)
+        return True
+
+    @torch.inference_mode()
+    def generate(self, frames: int = 1) -> bool:
+        """Ask for prompt-only frames: all of them, or none (False) where there is not room for all."""
+        self._check_open()
+        if frames < 1:
+            raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        if not self._has_room(frames, prompt_only=True):
+            self._log_push(None, "refused")
+            return False
+        for _ in range(frames):
+            self._taken += 1
+            self._log_push(None, "accepted")
+            self._collect(None)
+        return True
+
+    def _has_room(self, frames: int, *, prompt_only: bool) -> bool:
+        size = self._core.frames_per_slot
+        fits_pending = bool(self._pending) and (self._pending[0] is None) == prompt_only
+        left_over = max(0, frames - (size - len(self._pending) if fits_pending else 0))
+        needed = -(-left_over // size)
+        in_flight = len(self._active) + bool(self._pending)
+        depth = min(self._controls.integer("depth"), self._core.max_slots)
+        return needed == 0 or needed <= min(depth - in_flight, self._core.ring.free_rows, self._free_buffers())
+
+    def _free_buffers(self) -> int:
+        return self._readback.free - bool(self._pending)  # a partial slot takes its buffer at birth
+
+    def _collect(self, frame: Frame | None) -> None:
+        if self._pending and (self._pending[0] is None) != (frame is None):
+            self._bear()
+        if not self._pending:
+            self._pending_row = self._core.ring.acquire()
+            assert self._pending_row is not None
+        self._pending.append(frame)
+        if len(self._pending) == self._core.frames_per_slot:
+            self._bear()
+
+    def _bear(self) -> None:
+        """Make a slot of the collected frames; a partial one is padded with its last frame."""
+        core, controls, row = self._core, self._controls, self._pending_row
+        assert row is not None
+        kept, prompt_only = len(self._pending), self._pending[0] is None
+        strength = 1.0 if prompt_only else controls.number("strength")
+        steps = timesteps(core.model.schedule, controls.integer("steps"), strength)
+        birth = Birth(
+            stream=self._number,
+            number=self._slots,
+            frames=(*self._pending, *[self._pending[-1]] * (core.frames_per_slot - kept)),
+            kept=kept,
+            controls=controls,
+            guidance=GUIDANCE_MODES[controls.text("guidance_mode")],
+            plan=plan(STEP_FUNCTIONS[controls.text("step_function")], core.model.schedule, steps),
+            noise=self._draw_noise(len(steps), prompt_only=prompt_only),
+            first_ordinal=self._generated,
+        )
+        if controls.text("prompt_change") == "glide":
+            self._transition.advance(core.frames_per_slot)
+        core.write_condition(row, self._transition.now)
+        slot = Slot(birth, row, self._readback, self._transition.version)
+        self._order.append(slot)
+        self._active.append(slot)
+        self._slots += 1
+        self._generated += kept if prompt_only else 0
+        self._pending, self._pending_row = [], None
+        self._log_birth(slot, strength)
+
+    def _draw_noise(self, steps: int, *, prompt_only: bool) -> SlotNoise:
+        controls = self._controls
+        seed = controls.integer("seed")
+        if not controls.flag("seed_lock"):
+            return self._noise.free(seed, self._slots, steps)
+        if prompt_only:
+            return self._noise.walking(seed, steps, controls.number("noise_walk_deg"))
+        return self._noise.locked(seed, steps)
+
+    # -- controls ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def apply(self, control: Control) -> int:
+        """Change controls, all of them or (with a ControlError) none. Returns the tick from which the change holds.
+
+        A slot that is already born, though not yet in a tick, keeps what it was born with.
+        """
+        self._check_open()
+        candidate = self._checked(control)
+        changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
+        target = encode_controls(self._core.texts, candidate) if _TEXT_CONTROLS & changed.keys() else None
+        if control.lora_scale is not None:
+            self._core.set_lora_scale(control.lora_scale)
+        self._controls = candidate
+        if target is not None:
+            mix = BLENDS[candidate.text("prompt_blend")]
+            self._transition.aim(target, frames=candidate.integer("transition_frames"), mix=mix)
+        self._log_change(changed)
+        return self._core.next_tick
+
+    def _checked(self, control: Control) -> Controls:
+        """The state with `control` applied. Raises ControlError, with nothing changed, where it cannot be."""
+        for name, value in control.changes().items():
+            if CONTROLS[name].propagation is Propagation.REOPEN and value not in (self._controls.values[name], 0):
+                raise ControlError(
+                    f"{name} cannot become {value!r} in an open stream (it is {self._controls.values[name]!r}).",
+                    "Load the engine again with that value.",
+                )
+        kept = {n: self._controls.values[n] for n, s in CONTROLS.items() if s.propagation is Propagation.REOPEN}
+        candidate = self._controls.updated(control).updated(Control.of(kept))
+        timesteps(self._core.model.schedule, candidate.integer("steps"), candidate.number("strength"))
+        if control.lora_scale is not None:
+            self._core.check_lora_scale(control.lora_scale)
+        return candidate
+
+    # -- ticks (called by the engine) ----------------------------------------------------------------------------------
+
+    def prepare_tick(self) -> None:
+        """While prompt changes cut: bring every slot in flight to the condition that holds now."""
+        if self._controls.text("prompt_change") != "cut":
+            return
+        self._transition.advance(1)
+        for slot in self._active:
+            if slot.condition_version != self._transition.version:
+                self._core.write_condition(slot.row, self._transition.now)
+                slot.condition_version = self._transition.version
+
+    def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
+        """Let go of the rows of finished slots; their pictures wait in the readback for their turn."""
+        for slot in [s for s in self._active if s in finished]:
+            slot.done = finished[slot]
+            self._active.remove(slot)
+            self._core.ring.release(slot.row)
+
+    # -- output --------------------------------------------------------------------------------------------------------
+
+    def pull(self) -> list[Frame]:
+        """Finished frames in input order, oldest first; never waits. Pictures that the model's safety checker flags are
+        black."""
+        frames: list[Frame] = []
+        while self._order and self._order[0].done is not None and self._order[0].done.passed():
+            slot = self._order.popleft()
+            frames.extend(self._outputs(slot))
+            self._readback.release(slot.buffer)
+        return frames
+
+    def _outputs(self, slot: Slot) -> list[Frame]:
+        birth = slot.birth
+        images = [self._readback.picture(slot.buffer, place) for place in range(birth.kept)]
+        if self._core.model.safety is not None:
+            flagged = self._core.model.safety.check(np.stack(images))
+            images = [np.zeros_like(i) if bad else i for i, bad in zip(images, flagged, strict=True)]
+        frames = []
+        for place, (image, source) in enumerate(zip(images, birth.frames, strict=False)):
+            frames.append(
+                Frame(
+                    image=image,
+                    pts=birth.first_ordinal + place if source is None else source.pts,
+                    time_base=1 / self._frame_rate if source is None else source.time_base,
+                    seq=self._out,
+                    source_seq=None if source is None else source.seq,
+                    captured_ns=None if source is None else source.captured_ns,
+                )
+            )
+            self._out += 1
+        return frames
+
+    def flush(self) -> list[Frame]:
+        """Tick the engine until this stream has nothing in flight; a partial slot is padded first."""
+        self._check_open()
+        self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="flush"))
+        if self._pending:
+            with torch.inference_mode():
+                self._bear()
+        while self._active:
+            self._tick()
+        if self._order:
+            assert self._order[-1].done is not None
+            self._order[-1].done.wait()
+        return self.pull()
+
+    def reset(self) -> None:
+        """Drop what is in flight and start counting again; controls stay."""
+        self._check_open()
+        self._drop()
+        self._noise.reset()
+        self._start_counters()
+        self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="reset"))
+
+    def close(self) -> None:
+        """Drop what is in flight and leave the engine. Closing twice is fine."""
+        if self._open:
+            self._drop()
+            self._open = False
+            self._leave(self._number)
+            self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="close"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop(self) -> None:
+        for slot in self._active:
+            self._core.ring.release(slot.row)
+        for slot in self._order:
+            self._readback.release(slot.buffer)
+        if self._pending_row is not None:
+            self._core.ring.release(self._pending_row)
+        self._order.clear()
+        self._active.clear()
+        self._pending, self._pending_row = [], None
+
+    # -- checks and log ------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError("The stream is closed.", "Open a new one.")
+
+    def _check_image(self, frame: Frame) -> None:
+        wanted = (self._core.height, self._core.width, 3)
+        if frame.image.shape != wanted or frame.image.dtype != np.uint8:
+            raise InputError(
+                f"The frame is {frame.image.dtype} {frame.image.shape}; this stream takes uint8 {wanted}.",
+                "Resize it to info.width x info.height RGB.",
+            )
+
+    def _log_push(self, seq: int | None, outcome: str) -> None:
+        self._core.log.add(
+            PushRecord(tick=self._core.next_tick, stream=self._number, seq=seq, outcome=outcome)  # type: ignore[arg-type]
+        )
+
+    def _log_birth(self, slot: Slot, strength: float) -> None:
+        birth = slot.birth
+        self._core.log.add(
+            BirthRecord(
+                tick=self._core.next_tick,
+                stream=self._number,
+                slot=birth.number,
+                row=slot.row,
+                source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
+                timesteps=tuple(step.timestep for step in birth.plan),
+                strength=strength,
+                step_function=birth.controls.text("step_function"),
+                guidance_mode=birth.controls.text("guidance_mode"),
+                seed=birth.controls.integer("seed"),
+                seed_lock=birth.controls.flag("seed_lock"),
+            )
+        )
+
+    def _controls_as_change(self) -> dict[str, object]:
+        return dict(self._controls.values)
+
+    def _log_change(self, changed: Mapping[str, object]) -> None:
+        plain = dict(changed)
+        if "prompt" in plain:
+            plain["prompt"] = [(p.text, p.weight) for p in self._controls.prompts]
+        self._core.log.add(ControlRecord(tick=self._core.next_tick, stream=self._number, changes=plain))

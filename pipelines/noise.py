@@ -1,0 +1,112 @@
+"""Owns the noise of the slots: seeded banks, drawn on the CPU so that every device sees the same, and the noise walk.
+
+Knows no schedule and no model. Only the entry noise walks: the noises of later steps stand still, so that what they
+draw (fine detail) stays in place while the picture turns; a prompt-only stream is then as smooth as its walk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_QUARTER_DEG = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlotNoise:
+    """entry: [F or 1, C, h, w], the noise a slot starts from. later: [steps - 1, F or 1, C, h, w], one for each
+    following step. float32 on the CPU; an axis of 1 is shared by all frames of the slot."""
+
+    entry: torch.Tensor
+    later: torch.Tensor
+
+
+class NoiseSource:
+    """The noise of one stream."""
+
+    def __init__(self, frames_per_slot: int, latent_shape: tuple[int, int, int], max_steps: int) -> None:
+        """latent_shape: (C, h, w) of one frame."""
+        self._frames = frames_per_slot
+        self._shape = latent_shape
+        self._max_steps = max_steps
+        self._bank_seed: int | None = None
+        self._bank = torch.zeros((max_steps, 1, *latent_shape))
+        self._walk: NoiseWalk | None = None
+
+    def locked(self, seed: int, steps: int) -> SlotNoise:
+        """The same noise for every slot and frame: a still picture stays still."""
+        bank = self._locked_bank(seed)
+        return SlotNoise(entry=bank[0], later=bank[1:steps])
+
+    def free(self, seed: int, slot: int, steps: int) -> SlotNoise:
+        """Its own noise for every frame, from (seed, slot * F + frame): the same at any frames_per_slot."""
+        drawn = torch.empty((steps, self._frames, *self._shape))
+        for frame in range(self._frames):
+            random = _generator(seed, slot * self._frames + frame)
+            for step in range(steps):
+                drawn[step, frame] = torch.randn(self._shape, generator=random)
+        return SlotNoise(entry=drawn[0], later=drawn[1:])
+
+    def walking(self, seed: int, steps: int, degrees_a_frame: float) -> SlotNoise:
+        """Locked noise whose entry noise turns by `degrees_a_frame` from each frame to the next; 0 holds still."""
+        bank = self._locked_bank(seed)
+        if self._walk is None or self._walk.seed != seed:
+            self._walk = NoiseWalk(seed, bank[0, 0])
+        entry = torch.stack([self._walk.advance(degrees_a_frame) for _ in range(self._frames)])
+        return SlotNoise(entry=entry, later=bank[1:steps])
+
+    def reset(self) -> None:
+        """Start the walk again."""
+        self._walk = None
+
+    def _locked_bank(self, seed: int) -> torch.Tensor:
+        if self._bank_seed != seed:
+            random = torch.Generator().manual_seed(seed)
+            # A new tensor: slots in flight may still look at the old one.
+            self._bank = torch.stack([torch.randn((1, *self._shape), generator=random) for _ in range(self._max_steps)])
+            self._bank_seed = seed
+        return self._bank
+
+
+class NoiseWalk:
+    """A walk over the sphere that Gaussian noise lies on: quarter circles through seeded anchors.
+
+    n(angle) = cos(angle) u + sin(angle) v with v the next anchor, made orthogonal to u and scaled to its norm: the norm
+    (the variance) is kept and equal angles are equal steps. The first frame is the start itself.
+    """
+
+    def __init__(self, seed: int, start: torch.Tensor) -> None:
+        self.seed = seed
+        self._leg = 0
+        self._angle_deg = 0.0
+        self._started = False
+        self._from = start.double()
+        self._to = self._anchor()
+
+    def advance(self, degrees: float) -> torch.Tensor:
+        """Move on by `degrees` in [0, 90] (the first call only starts) and return the noise there, float32."""
+        if self._started:
+            self._angle_deg += degrees
+        self._started = True
+        while self._angle_deg >= _QUARTER_DEG:
+            self._angle_deg -= _QUARTER_DEG
+            self._leg += 1
+            self._from = self._to
+            self._to = self._anchor()
+        angle = math.radians(self._angle_deg)
+        return (math.cos(angle) * self._from + math.sin(angle) * self._to).float()
+
+    def _anchor(self) -> torch.Tensor:
+        random = _generator(self.seed, self._leg, 0x77616C6B)
+        drawn = torch.randn(self._from.shape, generator=random).double()
+        drawn -= (drawn * self._from).sum() / (self._from * self._from).sum() * self._from
+        scaled: torch.Tensor = drawn * (self._from.norm() / drawn.norm())
+        return scaled
+
+
+def _generator(*key: int) -> torch.Generator:
+    words = np.random.SeedSequence(key).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed((int(words[0]) << 31) ^ int(words[1]))

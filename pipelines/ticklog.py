@@ -1,0 +1,132 @@
+"""Owns the tick log: what happened to which slot in which tick, bounded in memory, with an optional sink.
+
+Takes, replay, onset tests and the page's meters derive from it. Knows no files: a sink writes where it likes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRecord:
+    """One row of a tick's batch. step: index from 0. extra: the model also saw it with its negative prompt."""
+
+    stream: int
+    slot: int
+    row: int
+    step: int
+    timestep: int
+    extra: bool
+    guidance_scale: float
+    guidance_delta: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TickRecord:
+    """A tick: its rows in batch order, and (stream, slot) of those it finished."""
+
+    tick: int
+    rows: tuple[RowRecord, ...]
+    finished: tuple[tuple[int, int], ...]
+    kind: Literal["tick"] = "tick"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingRecord:
+    """What a tick took, on the device. On CUDA it follows its tick by a tick or two: nothing waits for it."""
+
+    tick: int
+    encode_ms: float
+    denoise_ms: float
+    decode_ms: float
+    kind: Literal["timing"] = "timing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushRecord:
+    """An offered frame, or one asked of generate (seq None). tick: the next one to run at that moment."""
+
+    tick: int
+    stream: int
+    seq: int | None
+    outcome: Literal["accepted", "skipped", "refused"]
+    kind: Literal["push"] = "push"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BirthRecord:
+    """A slot as it was born: what stays fixed. source_seqs: None for prompt-only frames. tick: its first."""
+
+    tick: int
+    stream: int
+    slot: int
+    row: int
+    source_seqs: tuple[int | None, ...]
+    timesteps: tuple[int, ...]
+    strength: float
+    step_function: str
+    guidance_mode: str
+    seed: int
+    seed_lock: bool
+    kind: Literal["birth"] = "birth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlRecord:
+    """A change of controls and the tick from which it holds. Prompts are (text, weight) pairs."""
+
+    tick: int
+    stream: int
+    changes: Mapping[str, object]
+    kind: Literal["control"] = "control"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRecord:
+    """A stream was opened, reset, flushed (a partial slot may have been padded) or closed."""
+
+    tick: int
+    stream: int
+    event: Literal["open", "reset", "flush", "close"]
+    kind: Literal["stream"] = "stream"
+
+
+Record = TickRecord | TimingRecord | PushRecord | BirthRecord | ControlRecord | StreamRecord
+
+
+def to_json(record: Record) -> dict[str, object]:
+    """A record as a plain JSON object, with its kind and the schema version."""
+    return {"schema": SCHEMA_VERSION, **asdict(record)}
+
+
+class TickLog:
+    """Keeps the last `capacity` records; hands each one to `sink`, in order, as it is added."""
+
+    def __init__(self, capacity: int = 4096, sink: Callable[[Record], None] | None = None) -> None:
+        assert capacity >= 1, capacity
+        self._records: deque[Record] = deque(maxlen=capacity)
+        self._sink = sink
+
+    def add(self, record: Record) -> None:
+        """Append; the oldest record goes when the log is full."""
+        self._records.append(record)
+        if self._sink is not None:
+            self._sink(record)
+
+    def records(self) -> tuple[Record, ...]:
+        """What is kept, oldest first."""
+        return tuple(self._records)
+
+    def ticks(self) -> tuple[TickRecord, ...]:
+        """The tick records that are kept, oldest first."""
+        return tuple(r for r in self._records if isinstance(r, TickRecord))
+
+    def timings(self) -> tuple[TimingRecord, ...]:
+        """The timing records that are kept, oldest first."""
+        return tuple(r for r in self._records if isinstance(r, TimingRecord))
