@@ -159,8 +159,9 @@ def flat_poster(img: Tensor) -> Tensor:
 
 def night_vision(img: Tensor) -> Tensor:
     """Green phosphor: luminance under automatic gain, a glow around highlights, a vignette and faint scan lines of 6 px."""
-    luma = luminance(img)
-    luma = (luma * (0.40 / luma.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(0.8, 3.5)).clamp(0, 1)
+    luma = (img * rgb(img, 0.60, 0.30, 0.10)).sum(1, keepdim=True)  # an intensifier tube sees red best
+    luma = luma + 1.1 * (luma - blur(luma, _length(img, 10.0)))
+    luma = (luma * (0.36 / luma.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(0.8, 3.5)).clamp(0, 1)
     gain = (luma * 1.5).clamp(min=1e-4) ** 0.75
     gain = gain / (1 + 0.22 * gain) + 0.30 * smoothstep(0.6, 1.0, blur(luma, _length(img, 4.0)))
     x, y = axes(img)
