@@ -1,0 +1,122 @@
+"""Owns the training of the autoencoder: losses, data order, the measure of its quality. Knows no text and no noise schedule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
+
+from train.bank import Source, image_bank, random_scenes
+from train.networks import IMAGE_SIZE_PX, make_autoencoder
+from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
+
+STAGE = "autoencoder"
+PEAK_RATE = 2e-3
+LATENT_NOISE = 0.04
+SHARP_FROM = 0.55
+"""Share of the budget after which the squared error takes over (it is what PSNR measures)."""
+
+
+def encode_pictures(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
+    """Latents [B, 4, 48, 48] of pictures [B, 3, 192, 192] in 0..1."""
+    latents: Tensor = vae.encode(pictures * 2 - 1).latents
+    return latents
+
+
+def decode_latents(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
+    """Pictures [B, 3, 192, 192] in 0..1, clamped, of latents [B, 4, 48, 48]."""
+    return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+
+
+def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
+    return picture[..., 1:] - picture[..., :-1], picture[..., 1:, :] - picture[..., :-1, :]
+
+
+def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, noise: Tensor, sharp: float) -> tuple[Tensor, Tensor]:
+    """(loss, squared error): L1 + slopes moving to squared error as sharp goes 0..1, and a penalty on latent moments.
+
+    pictures: [B, 3, H, W] in 0..1; noise: standard normal, shaped as the latents, added so that the decoder bears errors.
+    """
+    latents = encode_pictures(vae, pictures).float()
+    decoded = vae.decode(latents + LATENT_NOISE * noise).sample.float() / 2 + 0.5
+    squared = functional.mse_loss(decoded, pictures)
+    slope = torch.stack(
+        [functional.l1_loss(d, p) for d, p in zip(_slopes(decoded), _slopes(pictures), strict=True)]
+    ).sum()
+    mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
+    moments = mean.square().mean() + (variance.log()).square().mean()
+    gentle = functional.l1_loss(decoded, pictures) + slope
+    loss = (1 - 0.85 * sharp) * gentle + (2 + 18 * sharp) * squared + 0.02 * moments
+    return loss, squared
+
+
+def train_autoencoder(session: Session, source: Source, seconds: float) -> AutoencoderTiny:
+    """Train for seconds (rendering included) and save the averaged weights as autoencoder.safetensors."""
+    device, scale = session.device, session.scale
+    budget = Budget(seconds)
+    generator = session.generator(11)
+    bank = image_bank(source, scale.image_bank, scale.chunk, generator)
+    session.log(STAGE, event="rendered", pictures=float(bank.shape[0]), took=budget.elapsed())
+    vae = make_autoencoder().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    continued = session.restore(STAGE, vae=vae)
+    optimiser = adamw(list(vae.parameters()), PEAK_RATE, device)
+    average = Average(vae, decay=0.998)
+    n = scale.autoencoder_batch
+    running = True
+    while running:
+        fraction = budget.fraction()
+        set_rate(optimiser, PEAK_RATE * (0.6 if continued else 1.0) * warm_cosine(budget.steps, fraction))
+        rows = torch.randint(bank.shape[0], (n,), generator=generator, device=device)
+        pictures = (bank[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(n, 4, IMAGE_SIZE_PX // 4, IMAGE_SIZE_PX // 4, generator=generator, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            sharp = min(1.0, max(0.0, (fraction - SHARP_FROM) / 0.2))
+            loss, squared = autoencoder_loss(vae, pictures, noise, 1.0 if continued else sharp)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        average.update()
+        running = budget.tick()
+        if budget.steps % (4 * scale.log_every) == 0 or not running:
+            psnr = -10 * math.log10(max(float(squared), 1e-9))
+            session.log(STAGE, step=float(budget.steps), loss=float(loss), train_psnr_db=psnr)
+    average.swap()
+    vae.eval()
+    session.save(STAGE, vae=vae)
+    session.log(STAGE, step=float(budget.steps), **measure_autoencoder(session, vae, source))
+    return vae
+
+
+def psnr_db(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each picture pair [B, 3, H, W] in 0..1: [B], in dB."""
+    return -10 * torch.log10((a - b).square().mean((1, 2, 3)).clamp(min=1e-10))
+
+
+@torch.no_grad()
+def measure_autoencoder(session: Session, vae: AutoencoderTiny, source: Source) -> dict[str, float]:
+    """PSNR in dB on fresh scenes and on photograph crops of the source, and the latents' moments."""
+    generator = session.generator(12)
+    count = min(64, session.scale.eval_scenes)
+    styled = random_scenes(source, count, generator)[2]
+    latents = encode_pictures(vae, styled)
+    world = float(psnr_db(decode_latents(vae, latents), styled).mean())
+    result = {"world_psnr_db": world, "latent_mean": float(latents.mean().abs()), "latent_std": float(latents.std())}
+    tests = test_pictures().to(session.device)
+    scores = psnr_db(decode_latents(vae, encode_pictures(vae, tests)), tests).tolist()
+    return result | dict(zip(("astronaut_db", "chelsea_db", "coffee_db"), scores, strict=True))
+
+
+def test_pictures() -> Tensor:
+    """scikit-image's astronaut, chelsea and coffee (never trained on), resized by area: [3, 3, 192, 192] in 0..1."""
+    import cv2
+    from skimage import data
+
+    size = (IMAGE_SIZE_PX, IMAGE_SIZE_PX)
+    pictures = [data.astronaut(), data.chelsea(), data.coffee()]
+    resized = [cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255

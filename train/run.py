@@ -1,0 +1,172 @@
+"""Owns the order of the training stages and their command line: ``python -m train.run STAGE... --minutes M --out DIR``.
+
+Stages: autoencoder, classifier, diffusion, distill, scores; quick runs all of them at a tiny size. Each continues from
+the files of --resume. Several stages share one process (and one latent bank), their minutes given in the same order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from torch import Tensor
+
+from train.autoencoder import encode_pictures, train_autoencoder
+from train.bank import LatentBank, Source, latent_bank, make_source
+from train.captions import template_words
+from train.classifier import Classifier, train_classifier
+from train.diffusion import train_teacher
+from train.distill import train_student
+from train.networks import make_autoencoder
+from train.pack import load_pack
+from train.scores import score_everything
+from train.session import FULL, TINY, Session
+from train.tokenizer import build_tokenizer
+from train.vocabulary_world import PLACES, STYLES
+
+LOGGER = logging.getLogger("train")
+COMPILE_CACHE = "compile-cache.bin.gz"
+
+
+@dataclass(slots=True)
+class Workshop:
+    """One run's session and what its stages share; the latent bank is made when first asked for."""
+
+    session: Session
+    source: Source
+    test_photos: Tensor
+    tokenizer: Any
+    _bank: LatentBank | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Classes of the classifier's heads."""
+        return self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES)
+
+    def autoencoder(self, seconds: float) -> None:
+        """Stage autoencoder; a latent bank of an older autoencoder is dropped."""
+        train_autoencoder(self.session, self.source, seconds)
+        self._bank = None
+
+    def classifier(self, seconds: float) -> None:
+        """Stage classifier."""
+        train_classifier(self.session, self.source, self.sizes, seconds)
+
+    def diffusion(self, seconds: float) -> None:
+        """Stage diffusion: the teacher."""
+        train_teacher(self.session, self.bank(), self.tokenizer, seconds)
+
+    def distill(self, seconds: float) -> None:
+        """Stage distill: the student."""
+        train_student(self.session, self.bank(), self.tokenizer, seconds)
+
+    def scores(self, seconds: float) -> None:
+        """Stage scores: measures and sample sheets of whatever is there."""
+        vae = self.load_autoencoder()
+        judge = Classifier(self.sizes).to(self.session.device)
+        self.session.require("classifier", model=judge)
+        score_everything(self.session, self.source, vae, judge.eval(), self.tokenizer, self.test_photos)
+
+    def load_autoencoder(self) -> AutoencoderTiny:
+        """The trained autoencoder, in evaluation mode."""
+        vae = make_autoencoder().to(device=self.session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.session.require("autoencoder", vae=vae)
+        return vae.eval()
+
+    def bank(self) -> LatentBank:
+        """The latent bank of the current autoencoder."""
+        if self._bank is None:
+            vae, scale, device = self.load_autoencoder(), self.session.scale, self.session.device
+            began = self.session.seconds()
+
+            @torch.no_grad()
+            def encode(pictures: Tensor) -> Tensor:
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                    return encode_pictures(vae, pictures.contiguous(memory_format=torch.channels_last)).float()
+
+            self._bank = latent_bank(
+                self.source, encode, self.tokenizer, scale.world_latents, scale.photo_latents, scale.chunk,
+                self.session.generator(41),
+            )  # fmt: skip
+            self.session.log("bank", items=float(self._bank.photo.shape[0]), took=self.session.seconds() - began)
+        return self._bank
+
+
+STAGES: dict[str, Callable[[Workshop, float], None]] = {
+    "autoencoder": Workshop.autoencoder,
+    "classifier": Workshop.classifier,
+    "diffusion": Workshop.diffusion,
+    "distill": Workshop.distill,
+    "scores": Workshop.scores,
+}
+
+
+def open_workshop(session: Session, pack_file: Path) -> Workshop:
+    """Decode the pack onto the session's device and build the tokenizer from the vocabulary."""
+    pack = load_pack(pack_file)
+    limit = 1 << 30 if session.device.type == "cuda" else 6
+    train_photos = [pack.decode(data) for data in pack.photo_train[:limit]]
+    test_photos = [pack.decode(data) for data in pack.photo_test[:limit]]
+    from train.evaluate import square_photos
+
+    return Workshop(
+        session,
+        make_source(pack.sprites, train_photos, session.device),
+        square_photos(test_photos, 192),
+        build_tokenizer(template_words()),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.run", description=__doc__)
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "quick"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one for each stage")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
+    parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
+    options = parser.parse_args(arguments)
+    stages = list(STAGES) if "quick" in options.stages else options.stages
+    minutes = options.minutes if len(options.minutes) == len(stages) else [options.minutes[0]] * len(stages)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tiny = options.tiny or device.type == "cpu"
+    session = Session(device=device, out=options.out, resume=options.resume, scale=TINY if tiny else FULL)
+    configure_torch(session)
+    workshop = open_workshop(session, options.pack)
+    session.log("start", device=device.type, torch=torch.__version__)
+    for stage, share in zip(stages, minutes, strict=True):
+        STAGES[stage](workshop, share * 60)
+        LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1])
+        keep_compiled(session)
+
+
+def configure_torch(session: Session) -> None:
+    """Fast matrix modes, room for several compiled variants, and the kernels compiled by an earlier run."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.cache_size_limit = 32
+    stored = session.resume / COMPILE_CACHE
+    if session.scale.compile and stored.exists():
+        torch.compiler.load_cache_artifacts(gzip.decompress(stored.read_bytes()))
+
+
+def keep_compiled(session: Session) -> None:
+    """Write the compiled kernels next to the checkpoints, so that a later run on the same kind of GPU need not compile."""
+    artifacts = torch.compiler.save_cache_artifacts() if session.scale.compile else None
+    if artifacts is not None:
+        (session.out / COMPILE_CACHE).write_bytes(gzip.compress(artifacts[0], 6))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Owns what every training stage shares: settings, clock, log of metrics, averaged weights, checkpoint files.
+
+Knows nothing of the networks' shapes or losses. A stage trains for a budget of seconds, writes its weights as float16
+safetensors under ``out`` and continues from files of the same names under ``resume``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """How much of everything a run uses; FULL is for a GPU, TINY proves on a CPU that every stage runs."""
+
+    image_bank: int
+    world_latents: int
+    photo_latents: int
+    classifier_bank: int
+    autoencoder_batch: int
+    batch: int
+    chunk: int
+    eval_scenes: int
+    log_every: int
+    compile: bool
+
+
+FULL = Scale(
+    image_bank=36_000,
+    world_latents=96_000,
+    photo_latents=32_000,
+    classifier_bank=72_000,
+    autoencoder_batch=48,
+    batch=128,
+    chunk=256,
+    eval_scenes=512,
+    log_every=50,
+    compile=True,
+)
+TINY = Scale(
+    image_bank=48,
+    world_latents=48,
+    photo_latents=16,
+    classifier_bank=48,
+    autoencoder_batch=4,
+    batch=8,
+    chunk=16,
+    eval_scenes=16,
+    log_every=1,
+    compile=False,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """Where and how a run trains. out: written; resume: read, may be missing files; seed: of everything random."""
+
+    device: torch.device
+    out: Path
+    resume: Path
+    scale: Scale
+    seed: int = 7
+    records: list[dict[str, float | str]] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+    def generator(self, salt: int) -> torch.Generator:
+        """A generator on the device whose numbers differ with salt."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1000 + salt)
+
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def log(self, stage: str, **values: float | str) -> None:
+        """Append one JSON line to out/curve.jsonl and remember it."""
+        record: dict[str, float | str] = {"stage": stage, "seconds": round(self.seconds(), 2)}
+        record |= {name: round(v, 5) if isinstance(v, float) else v for name, v in values.items()}
+        self.records.append(record)
+        with (self.out / "curve.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
+        """Write the modules' tensors as float16 to out/name.safetensors, keys prefixed by the argument's name."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in modules.items():
+            state = module.state_dict() if isinstance(module, nn.Module) else module
+            for key, value in state.items():
+                half = value.detach().half() if value.is_floating_point() else value.detach()
+                tensors[f"{prefix}.{key}"] = half.contiguous().cpu()
+        save_file(tensors, self.out / f"{name}.safetensors")
+
+    def restore(self, name: str, **modules: nn.Module) -> bool:
+        """Load modules from name.safetensors of this run, else of resume; False when neither has it."""
+        for folder in (self.out, self.resume):
+            file = folder / f"{name}.safetensors"
+            if file.exists():
+                tensors = load_file(file)
+                for prefix, module in modules.items():
+                    start = f"{prefix}."
+                    state = {k.removeprefix(start): v.float() for k, v in tensors.items() if k.startswith(start)}
+                    module.load_state_dict({k: v.to(module.state_dict()[k].dtype) for k, v in state.items()})
+                return True
+        return False
+
+    def require(self, name: str, **modules: nn.Module) -> None:
+        """restore, or FileNotFoundError naming the stage that writes the file."""
+        if not self.restore(name, **modules):
+            raise FileNotFoundError(
+                f"no {name}.safetensors in {self.out} or {self.resume}; run the stage {name!r} first"
+            )
+
+
+class Budget:
+    """Progress through a number of seconds: fraction() goes from 0 to 1; steps counts the calls of tick()."""
+
+    def __init__(self, seconds: float, min_steps: int = 2) -> None:
+        self.seconds, self.min_steps, self.steps = seconds, min_steps, 0
+        self.started = time.monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds since construction or since restart()."""
+        return time.monotonic() - self.started
+
+    def fraction(self) -> float:
+        """Share of the budget that is spent, at most 1."""
+        return min(1.0, self.elapsed() / max(self.seconds, 1e-6))
+
+    def tick(self) -> bool:
+        """Count a step; False once the time and the minimum of steps are both used."""
+        self.steps += 1
+        return self.elapsed() < self.seconds or self.steps <= self.min_steps
+
+
+def warm_cosine(step: int, fraction: float, *, warmup_steps: int = 100, floor: float = 0.02) -> float:
+    """Factor on the learning rate: linear warm-up by steps, then a cosine over the budget down to floor."""
+    return min(1.0, step / warmup_steps) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def adamw(
+    parameters: list[nn.Parameter], rate: float, device: torch.device, *, beta2: float = 0.99
+) -> torch.optim.AdamW:
+    """AdamW with a little decay, fused on a GPU."""
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=0.01, fused=device.type == "cuda")
+
+
+class Average:
+    """Exponential moving average of modules' parameters, warmed up as min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, *modules: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.sources = [p for m in modules for p in m.parameters()]
+        self.values = [p.detach().clone() for p in self.sources]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self.sources], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average with the parameters; a second call undoes it."""
+        for value, source in zip(self.values, self.sources, strict=True):
+            kept = source.detach().clone()
+            source.copy_(value)
+            value.copy_(kept)
