@@ -58,7 +58,9 @@ def export_model(
     _write_json(folder / "world.json", {"size_px": IMAGE_SIZE_PX, **world})
     size = folder_mib(folder)
     if size > MAX_SIZE_MIB:
-        raise ValueError(f"{folder} holds {size:.2f} MiB, more than {MAX_SIZE_MIB}: shrink UNetShape or the autoencoder")
+        raise ValueError(
+            f"{folder} holds {size:.2f} MiB, more than {MAX_SIZE_MIB}: shrink UNetShape or the autoencoder"
+        )
     return size
 
 
