@@ -38,6 +38,15 @@ class ModelSource:
     bundled: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachedRepository:
+    """A repository in the hub's cache. folder: its newest snapshot."""
+
+    hub_id: str
+    folder: Path
+    size_bytes: int
+
+
 def bundled_names() -> tuple[str, ...]:
     """Names of the models in assets/models."""
     return tuple(sorted(folder.parent.name for folder in BUNDLED_FOLDER.glob(f"*/{INDEX_FILE}")))
@@ -73,7 +82,7 @@ def resolve(
     return ModelSource(name=name, folder=download(name, parts=parts, allow_pickle=allow_pickle, notice=notice))
 
 
-def resolve_lora(lora: LoraFile) -> Path:
+def resolve_lora(lora: LoraFile, *, notice: Callable[[str], None] = logger.warning) -> Path:
     """The local file of a LoRA; hub ids are looked up in the cache, then fetched. Raises as `resolve` does."""
     path = Path(lora.source).expanduser()
     if path.is_file():
@@ -90,7 +99,7 @@ def resolve_lora(lora: LoraFile) -> Path:
     folder = cached_folder(hub_id)
     found = None if folder is None else _lora_in(folder, file)
     if found is None:
-        folder = download(hub_id, parts=("",), lora_file=file)
+        folder = download(hub_id, parts=("",), lora_file=file, notice=notice)
         found = _lora_in(folder, file)
     if found is None:
         raise ModelNotFoundError(f"{lora.source} holds no LoRA file.", f"Name the file: {hub_id}/FILE.safetensors.")
@@ -115,13 +124,31 @@ def cached_folder(hub_id: str) -> Path | None:
         return None
 
 
+def cached_repositories() -> tuple[CachedRepository, ...]:
+    """What the cache holds, by name; empty where there is no cache yet. Asks nothing of the hub."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return ()
+    return tuple(
+        CachedRepository(
+            hub_id=repository.repo_id,
+            folder=Path(max(repository.revisions, key=lambda revision: revision.last_modified).snapshot_path),
+            size_bytes=repository.size_on_disk,
+        )
+        for repository in sorted(repositories, key=lambda repository: repository.repo_id)
+        if repository.repo_type == "model" and repository.revisions
+    )
+
+
 def is_complete(folder: Path, *, parts: Sequence[str] = MODEL_PARTS, allow_pickle: bool = False) -> bool:
     """Whether a folder holds all configurations and weights of a model (or, for other parts, of an autoencoder)."""
     try:
-        if parts == AUTOENCODER_PARTS:
-            components = (read_autoencoder(folder),)
-        else:
-            components = read_layout(folder).weighted  # type: ignore[assignment]
+        alone = tuple(parts) == AUTOENCODER_PARTS
+        components = (read_autoencoder(folder),) if alone else read_layout(folder).weighted
         for component in components:
             find_weights(component, allow_pickle=allow_pickle)
     except ModelError:

@@ -188,7 +188,9 @@ def _load_networks(
     if options.loras:
         from .lora import MergedLora
 
-        lora = MergedLora(unet, text_models, [hub.resolve_lora(lora) for lora in options.loras])
+        lora = MergedLora(
+            unet, text_models, [(hub.resolve_lora(lora, notice=options.notice), lora.weight) for lora in options.loras]
+        )
     return _Networks(
         unet=unet,
         codec=_load_codec(autoencoder, layout, precision, load),

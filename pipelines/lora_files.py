@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from .errors import InputError
 
@@ -25,14 +24,3 @@ class LoraFile:
             raise InputError("A LoRA was given without a name.", "Give a .safetensors file or a hub id.")
         if not math.isfinite(self.weight) or abs(self.weight) > 10:
             raise InputError(f"The LoRA weight {self.weight} is out of range.", "Give a number from -10 to 10.")
-
-    @classmethod
-    def parse(cls, text: str) -> LoraFile:
-        """'PATH' or 'PATH:WEIGHT'. A colon followed by no number belongs to the path (as in C:/...)."""
-        source, colon, weight = text.rpartition(":")
-        if not colon or Path(text).exists():
-            return cls(source=text)
-        try:
-            return cls(source=source, weight=float(weight))
-        except ValueError:
-            return cls(source=text)

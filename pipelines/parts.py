@@ -110,7 +110,7 @@ class _Codec:
 
 
 class KLCodec(_Codec):
-    """AutoencoderKL as a `LatentCodec`. Encoding gives the mean of the posterior: no noise, so that streams do not flicker.
+    """AutoencoderKL as a `LatentCodec`. Encoding gives the posterior mean: noise would make streams flicker.
 
     latents = (z - shift) * scaling, or (z - mean) * scaling / std per channel where the configuration has
     latents_mean and latents_std (as diffusers' pipelines do).

@@ -48,7 +48,7 @@ def choose_device(requested: str) -> torch.device:
     if index >= count:
         raise ModelError(
             f"The device {requested!r} was asked for, but this machine has {count} CUDA devices that PyTorch can use.",
-            "Use --device cpu, or install a driver and a PyTorch build with CUDA; `zoetrope doctor` says what is there.",
+            "Use --device cpu, or install a driver and PyTorch with CUDA; `zoetrope doctor` says what is here.",
         )
     return torch.device("cuda", index)
 

@@ -67,7 +67,7 @@ def check_report(component: Component, report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence the progress bars and reports of both libraries while parts of a model load: `check_report` reads them."""
+    """Silence the reports and progress bars of both libraries while a part loads: `check_report` reads them."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,0 +1,80 @@
+"""Owns the words that a bundled model was trained on: which words of a prompt it does not know, and near ones.
+
+Reads world.json; knows no tokens and no network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .layout import read_json
+
+_KINDS = ("subjects", "places", "lights", "styles")
+_WORD = re.compile(r"[a-z]+")
+_MAX_NEAR = 3
+_MAX_TOLD = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownWord:
+    """A word of a prompt outside of the model's world. near: known words that look alike, best first."""
+
+    word: str
+    near: tuple[str, ...]
+
+
+class Vocabulary:
+    """The words of one model."""
+
+    def __init__(self, words: Iterable[str], examples: Iterable[str] = ()) -> None:
+        """words: single lower-case words. examples: a few things to ask for, told when nothing looks alike."""
+        self.words = frozenset(words)
+        self._examples = tuple(examples)
+
+    @classmethod
+    def read(cls, world: Path) -> Self:
+        """From a model's world.json. Raises ModelLayoutError when it is missing or no JSON object."""
+        content = read_json(world)
+        phrases = [*_phrases(content), *content.get("template_words", ())]
+        subjects = [str(entry.get("name")) for entry in content.get("subjects", ())]
+        return cls((word for phrase in phrases for word in _split(phrase)), subjects[:4])
+
+    def unknown(self, text: str) -> tuple[UnknownWord, ...]:
+        """The words of a text that the model does not know, in order, each once."""
+        seen = dict.fromkeys(word for word in _split(text) if word not in self.words)
+        return tuple(UnknownWord(word=word, near=self._near(word)) for word in seen)
+
+    def notice(self, text: str) -> str:
+        """A sentence for the user about unknown words; empty when all are known."""
+        unknown = self.unknown(text)
+        if not unknown:
+            return ""
+        told = [
+            f"{entry.word!r} (try {' or '.join(map(repr, entry.near))})" if entry.near else repr(entry.word)
+            for entry in unknown[:_MAX_TOLD]
+        ]
+        rest = f" and {len(unknown) - _MAX_TOLD} more" if len(unknown) > _MAX_TOLD else ""
+        examples = "" if any(entry.near for entry in unknown) or not self._examples else self._hint()
+        return f"This model's world has no {', '.join(told)}{rest}.{examples}"
+
+    def _hint(self) -> str:
+        return f" It knows, for example: {', '.join(self._examples)}."
+
+    def _near(self, word: str) -> tuple[str, ...]:
+        return tuple(difflib.get_close_matches(word, sorted(self.words), n=_MAX_NEAR, cutoff=0.6))
+
+
+def _phrases(content: dict[str, Any]) -> Iterator[str]:
+    for kind in _KINDS:
+        for entry in content.get(kind, ()):
+            yield str(entry.get("name", ""))
+            yield from (str(phrase) for phrase in entry.get("words", ()))
+
+
+def _split(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
