@@ -1,0 +1,103 @@
+"""The table of output kinds: which muxer, video encoder and sound codecs belong to a file suffix.
+
+Knows no frames and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+
+from pipelines.errors import OutputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """One kind of video file.
+
+    growing: muxer options while frames are added (a killed process leaves a playable file); finished: those of the
+    final file. annexb_filter: bitstream filter that turns packets read back from such a file into what the encoder
+    emits; empty when they are the same. sound_copied: codecs that are kept as they are; others become sound_encoder.
+    sound_primed: codecs whose first packet may lie before 0 (it primes the decoder); elsewhere it would move everything.
+    """
+
+    muxer: str
+    growing: Mapping[str, str]
+    finished: Mapping[str, str]
+    video_encoder: str
+    video_options: Mapping[str, str]
+    annexb_filter: str
+    sound_copied: frozenset[str]
+    sound_encoder: str
+    sound_primed: frozenset[str]
+
+    def encoder_options(self, frame_rate: Fraction) -> dict[str, str]:
+        """A key frame about every second: the unit in which a growing file is written and resumed."""
+        return {**self.video_options, "g": str(min(60, max(12, round(frame_rate))))}
+
+
+# No B-frames: decoding order is display order, so every whole packet of a growing file is one frame of the render.
+_H264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "10"}
+_VP9 = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "lag-in-frames": "0"}
+# Sound that starts late or ends early must not hold back the picture in the muxer's queue (microseconds).
+_PROMPT = {"max_interleave_delta": "100000"}
+
+CONTAINERS: Mapping[str, Container] = MappingProxyType(
+    {
+        ".mp4": Container(
+            muxer="mp4",
+            growing={"movflags": "frag_keyframe+delay_moov+default_base_moof", **_PROMPT},
+            finished={"movflags": "faststart"},
+            video_encoder="libx264",
+            video_options=_H264,
+            annexb_filter="h264_mp4toannexb",
+            sound_copied=frozenset({"aac", "mp3", "ac3", "eac3", "alac"}),
+            sound_encoder="aac",
+            sound_primed=frozenset({"aac", "mp3", "ac3", "eac3", "alac"}),
+        ),
+        ".mkv": Container(
+            muxer="matroska",
+            growing=_PROMPT,
+            finished={},
+            video_encoder="libx264",
+            video_options=_H264,
+            annexb_filter="h264_mp4toannexb",
+            sound_copied=frozenset(
+                {"aac", "mp3", "ac3", "eac3", "alac", "opus", "vorbis", "flac", "pcm_s16le", "pcm_s24le", "dts"}
+            ),
+            sound_encoder="aac",
+            sound_primed=frozenset({"opus"}),
+        ),
+        ".webm": Container(
+            muxer="webm",
+            growing=_PROMPT,
+            finished={},
+            video_encoder="libvpx-vp9",
+            video_options=_VP9,
+            annexb_filter="",
+            sound_copied=frozenset({"opus", "vorbis"}),
+            sound_encoder="libopus",
+            sound_primed=frozenset({"opus"}),
+        ),
+    }
+)
+"""By suffix of the output file."""
+
+
+def container_for(output: Path, *, named_as_folder: bool) -> Container | None:
+    """The kind of video file that `output` is to be; None for a folder of pictures (no suffix, or ends in '/').
+
+    Raises OutputError for a suffix that is not written.
+    """
+    suffix = output.suffix.lower()
+    if named_as_folder or not suffix:
+        return None
+    if suffix not in CONTAINERS:
+        raise OutputError(
+            f"{output} ends in {suffix}, which is not written here.",
+            f"End it in {', '.join(CONTAINERS)}, or in / for a folder of PNG pictures.",
+        )
+    return CONTAINERS[suffix]

@@ -1,0 +1,69 @@
+"""Writes frames as numbered PNG files. A file is either whole or absent, so an interrupted folder can be continued.
+
+Knows no sound and no time: those of the frames are not kept in a folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .writer import writing
+
+_COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+
+class PictureWriter:
+    """frames/000000.png, frames/000001.png, ..."""
+
+    def __init__(self, folder: Path, *, resume: bool) -> None:
+        """resume: keep the files that are there, from 0 on without a gap; else those numbered files are removed."""
+        self._folder = folder
+        self._frames = 0
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            if resume:
+                while self._file(self._frames).is_file():
+                    self._frames += 1
+            else:
+                for file in numbered_pictures(folder):
+                    file.unlink()
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
+        """pts and duration are not kept."""
+        done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _COMPRESSION)
+        assert done, "PNG encoding of a uint8 RGB picture cannot fail"
+        file = self._file(self._frames)
+        unfinished = file.with_suffix(".writing")
+        with writing(self._folder):
+            try:
+                unfinished.write_bytes(data.tobytes())
+                unfinished.replace(file)
+            except OSError:
+                unfinished.unlink(missing_ok=True)
+                raise
+        self._frames += 1
+
+    def finish(self, *, complete: bool) -> None:
+        """Nothing is left to do."""
+
+    def suspend(self) -> None:
+        """Nothing is left to do."""
+
+    def abandon(self) -> None:
+        """Nothing is left to do."""
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.png"
+
+
+def numbered_pictures(folder: Path) -> list[Path]:
+    """The files in `folder` that a PictureWriter wrote."""
+    return [file for file in folder.glob("*.png") if file.stem.isdigit() and len(file.stem) >= 6]

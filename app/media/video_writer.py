@@ -1,0 +1,244 @@
+"""Writes frames and the source's sound to a video file that plays at any moment, and can be continued.
+
+While frames are added, OUTPUT is written in pieces that stand alone (fragmented MP4, Matroska clusters): a killed
+process leaves a file that plays up to its last whole piece. `finish` copies it, without encoding again, to an ordinary
+file with its index in front and puts that in its place in one step. Knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.bitstream import BitStreamFilterContext
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from pipelines.errors import OutputError
+
+from .containers import Container
+from .sound import Sound, SoundFeed
+from .writer import writing
+
+_BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPlan:
+    """What the file is to be. size: even (width, height) in pixels. time_base: of pts and durations, seconds."""
+
+    kind: Container
+    size: tuple[int, int]
+    frame_rate: Fraction
+    time_base: Fraction
+    sound: Sound | None
+
+
+class VideoWriter:
+    """output: the file. scratch: an existing folder on the same file system, for files that are not ready yet."""
+
+    def __init__(self, output: Path, scratch: Path, plan: VideoPlan, *, keep: bool, keep_last_piece: bool) -> None:
+        """keep: go on from the frames in `output`. keep_last_piece: its last piece is known to be whole."""
+        self._output = output
+        self._plan = plan
+        self._scratch = scratch
+        self._durations: dict[int, int] = {}
+        self._end_s = Fraction(0)
+        self._frames = 0
+        growing = scratch / f"growing{output.suffix}" if keep else output
+        with writing(output):
+            self._file = _File(growing, plan.kind.growing, plan)
+            self._stream = self._file.add_encoder()
+            if keep:
+                self._copy_kept(keep_last_piece)
+                self._file.flush()
+                growing.replace(output)  # an open file keeps being written under its new name
+
+    @property
+    def frames(self) -> int:
+        return self._frames
+
+    def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
+        """Encode one picture of the planned size."""
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            dst_color_trc=ColorTrc.BT709,
+            dst_color_primaries=ColorPrimaries.BT709,
+        )
+        frame.pts, frame.time_base, frame.duration = pts, self._plan.time_base, duration
+        self._durations[pts] = duration
+        with writing(self._output):
+            self._mux(self._stream.encode(frame))
+        self._frames += 1
+
+    def finish(self, *, complete: bool) -> None:
+        """Drain the encoder, then replace the growing file by an ordinary one."""
+        with writing(self._output):
+            self._mux(self._stream.encode(None))
+            self._file.close(None if complete else self._end_s)
+        final = self._scratch / f"final{self._output.suffix}"
+        try:
+            with writing(self._output):
+                copied = self._remux(final, None if complete else self._end_s)
+                if copied != self._frames:
+                    raise OutputError(
+                        f"{copied} of {self._frames} frames were found in {self._output} when it was to be finished.",
+                        "Render it again with --force.",
+                    )
+                final.replace(self._output)
+        except OutputError:
+            with suppress(OSError):
+                final.unlink(missing_ok=True)
+            raise
+
+    def suspend(self) -> None:
+        """Drain the encoder and close the growing file with the sound up to here."""
+        with writing(self._output):
+            self._mux(self._stream.encode(None))
+            self._file.close(self._end_s)
+
+    def abandon(self) -> None:
+        """Close what can be closed."""
+        self._file.abandon()
+
+    def _mux(self, packets: list[av.Packet]) -> None:
+        for packet in packets:
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._mux_one(packet)
+
+    def _mux_one(self, packet: av.Packet) -> None:
+        time_base = Fraction(packet.time_base)
+        start_s = packet.pts * time_base
+        self._end_s = max(self._end_s, start_s + (packet.duration or 0) * time_base)
+        self._file.write(packet, start_s)
+
+    def _copy_kept(self, keep_last_piece: bool) -> None:
+        """The whole pieces of the output of an interrupted run, as the encoder would emit them."""
+        name = self._plan.kind.annexb_filter
+        with av.open(str(self._output)) as kept:
+            source = kept.streams.video[0]
+            context = source.codec_context
+            if (context.width, context.height) != self._plan.size:
+                raise OutputError(
+                    f"{self._output} is {context.width}x{context.height}, not {self._plan.size}.",
+                    "Start again with --force.",
+                )
+            bitstream = BitStreamFilterContext(name, source) if name else None
+            for packet in _whole_pieces(kept, source, keep_last_piece):
+                for filtered in bitstream.filter(packet) if bitstream is not None else (packet,):
+                    filtered.stream = self._stream
+                    self._mux_one(filtered)
+                    self._frames += 1
+
+    def _remux(self, final: Path, end_s: Fraction | None) -> int:
+        """Copy all video packets and the sound up to `end_s` (None: all of it); returns the number of frames."""
+        copied = 0
+        file = _File(final, self._plan.kind.finished, self._plan)
+        try:
+            with av.open(str(self._output)) as grown:
+                source = grown.streams.video[0]
+                stream = file.add_copy(source)
+                for packet in grown.demux(source):
+                    if packet.size:
+                        packet.stream = stream
+                        file.write(packet, packet.pts * Fraction(packet.time_base))
+                        copied += 1
+            file.close(end_s)
+        except BaseException:
+            file.abandon()
+            raise
+        return copied
+
+
+class _File:
+    """One video file being written: a video stream and, interleaved, the sound up to the last picture."""
+
+    def __init__(self, path: Path, options: object, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._container = av.open(str(path), "w", format=plan.kind.muxer, options=dict(options))  # type: ignore[call-overload]
+        self._feed: SoundFeed | None = None
+
+    def add_encoder(self) -> av.VideoStream:
+        """The encoder's stream, and the sound's."""
+        plan = self._plan
+        stream = self._container.add_stream(plan.kind.video_encoder, rate=plan.frame_rate)
+        stream.width, stream.height = plan.size
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = plan.time_base
+        context.colorspace = _BT709_MATRIX
+        context.color_primaries = ColorPrimaries.BT709
+        context.color_trc = ColorTrc.BT709
+        context.color_range = ColorRange.MPEG
+        context.options = plan.kind.encoder_options(plan.frame_rate)
+        self._add_sound()
+        return stream
+
+    def add_copy(self, source: av.VideoStream) -> av.VideoStream:
+        """A stream for packets of `source`, and the sound's."""
+        stream = self._container.add_stream_from_template(source, opaque=True)
+        self._add_sound()
+        return stream
+
+    def write(self, packet: av.Packet, start_s: Fraction) -> None:
+        """First the sound before the picture's time, then the picture."""
+        self._write_sound(start_s)
+        self._container.mux(packet)
+
+    def flush(self) -> None:
+        """Write the header, if nothing else has."""
+        self._container.start_encoding()
+
+    def close(self, end_s: Fraction | None) -> None:
+        """The rest of the sound, up to `end_s` (None: all), and the file's end."""
+        self._write_sound(end_s)
+        self._container.close()
+        self._close_feed()
+
+    def abandon(self) -> None:
+        """Close without the rest; raises nothing."""
+        with suppress(av.error.FFmpegError, OSError):  # the error that led here is already on its way
+            self._container.close()
+        self._close_feed()
+
+    def _add_sound(self) -> None:
+        if self._plan.sound is not None:
+            self._feed = SoundFeed(self._plan.sound, self._container, self._plan.kind)
+
+    def _write_sound(self, until_s: Fraction | None) -> None:
+        if self._feed is not None:
+            for packet in self._feed.until(until_s):
+                self._container.mux(packet)
+
+    def _close_feed(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
+
+def _whole_pieces(
+    container: av.container.InputContainer, stream: av.VideoStream, keep_last: bool
+) -> Iterator[av.Packet]:
+    """Video packets up to the last key frame that is followed by another: what lies behind it may be cut off.
+
+    keep_last: the file was closed in order, so its last piece is whole too. Holds one piece in memory.
+    """
+    piece: list[av.Packet] = []
+    try:
+        for packet in container.demux(stream):
+            if not packet.size or packet.is_corrupt:
+                continue
+            if packet.is_keyframe:
+                yield from piece
+                piece = []
+            piece.append(packet)
+    except av.error.FFmpegError:
+        return  # damage at the end of a killed file; everything whole was given out
+    if keep_last:
+        yield from piece

@@ -1,0 +1,138 @@
+"""Command-line options made from the control table, and the options that say which engine to load.
+
+Values are checked by the table itself, so that a mistake reads the same on the command line, the page and the API.
+Knows no door and loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+
+from pipelines.control_table import CONTROLS, ControlSpec
+from pipelines.controls import Control
+from pipelines.errors import ControlError, InputError
+from pipelines.types import Propagation
+
+STREAM_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.propagation is not Propagation.REOPEN)
+"""The controls that a stream takes while it runs: all but those that choose the engine."""
+
+_PREFIX = "control_"  # keeps the names of controls apart from those of a door's own options
+_SIZE = re.compile(r"(\d+)[xX×](\d+)")
+
+
+def add_control_options(parser: argparse.ArgumentParser, names: Iterable[str] = STREAM_CONTROLS) -> None:
+    """Add one option for each named control: `--strength X`, `--seed-lock` / `--no-seed-lock`, ..."""
+    group = parser.add_argument_group("controls", "What is not given is the model's own default.")
+    for name in names:
+        spec = CONTROLS[name]
+        flag = "--" + name.replace("_", "-")
+        if spec.kind == "bool":
+            group.add_argument(
+                flag,
+                dest=_PREFIX + name,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=_help_text(spec),
+            )
+        else:
+            group.add_argument(flag, dest=_PREFIX + name, metavar=_placeholder(spec), help=_help_text(spec))
+
+
+def control_from_options(options: argparse.Namespace) -> Control:
+    """The controls that were given. Raises ControlError, in the table's wording, for a value that does not fit."""
+    given = {name: value for name in CONTROLS if (value := getattr(options, _PREFIX + name, None)) is not None}
+    return Control.of({name: _typed(CONTROLS[name], value) for name, value in given.items()})
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model and how it runs."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(CONTROLS["model"].help))
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default auto)")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    group.add_argument("--backend", default="auto", help="auto, eager or cuda-graph (default auto)")
+    group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
+    group.add_argument(
+        "--frames-per-slot", default="1", metavar="N", help=_escaped(CONTROLS["frames_per_slot"].help) + " (default 1)"
+    )
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
+    )
+    group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
+    group.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, object]:
+    """The keywords of `pipelines.load.load_engine`, `model` among them.
+
+    Raises InputError for a size or LoRA that cannot be read, ControlError for one out of the table's range.
+    """
+    from pipelines.lora_files import LoraFile
+
+    width, height = parse_size(options.size) if options.size is not None else (0, 0)
+    frames = _typed(CONTROLS["frames_per_slot"], options.frames_per_slot)
+    checked = Control.of({"model": options.model, "width": width, "height": height, "frames_per_slot": frames})
+    return {
+        **checked.changes(),
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "loras": tuple(LoraFile.parse(text) for text in options.lora),
+        "autoencoder": options.autoencoder,
+        "allow_pickle": options.allow_pickle,
+    }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x288' -> (512, 288). Raises InputError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or "0" in (found[1], found[2]):
+        raise InputError(f"{text!r} is not a size.", "Give width x height in pixels, for example 512x288.")
+    return int(found[1]), int(found[2])
+
+
+def _typed(spec: ControlSpec, value: object) -> object:
+    """The text of an option as the type of its control; the range is checked later."""
+    if not isinstance(value, str) or spec.kind not in ("int", "float"):
+        return value
+    try:
+        return int(value) if spec.kind == "int" else float(value)
+    except ValueError:
+        wanted = "a whole number" if spec.kind == "int" else "a number"
+        raise ControlError(f"{spec.name} must be {wanted}, not {value!r}.") from None
+
+
+def _placeholder(spec: ControlSpec) -> str:
+    match spec.kind:
+        case "choice":
+            return "|".join(spec.choices)
+        case "int":
+            return "N"
+        case "float":
+            return "X"
+    return "TEXT"
+
+
+def _help_text(spec: ControlSpec) -> str:
+    """Help, unit, range, default and when a change is felt."""
+    facts = []
+    if spec.minimum is not None and spec.maximum is not None:
+        facts.append(f"{spec.minimum:g} to {spec.maximum:g}{' ' + spec.unit if spec.unit else ''}")
+    elif spec.unit:
+        facts.append(spec.unit)
+    if spec.kind == "bool":
+        facts.append(f"default {'on' if spec.default else 'off'}")
+    elif spec.default not in ((), ""):
+        facts.append(f"default {spec.default}")
+    felt = spec.propagation.value
+    if spec.cut_propagation is not None:
+        felt += f", {spec.cut_propagation.value} with prompt_change cut"
+    facts.append(f"felt at the {felt}")
+    return _escaped(f"{spec.help} [{'; '.join(facts)}]")
+
+
+def _escaped(text: str) -> str:
+    """argparse formats help texts with %."""
+    return text.replace("%", "%%")
