@@ -21,11 +21,12 @@ from .errors import ControlError, InputError
 from .guidance import GUIDANCE_MODES
 from .image_core import ImageCore, max_steps
 from .noise import NoiseSource, SlotNoise
+from .outputs import output_frames
 from .schedule import timesteps
 from .similarity import SimilarityFilter
 from .slots import Birth, Slot
 from .steps import STEP_FUNCTIONS, plan
-from .ticklog import BirthRecord, ControlRecord, PushRecord, StreamRecord
+from .stream_log import StreamLog
 from .transfers import Mark
 from .types import Accounting, Frame, Propagation, StreamInfo
 
@@ -47,6 +48,7 @@ class ImageStream:
     ) -> None:
         self._core, self._number, self._frame_rate = core, number, frame_rate
         self._tick, self._leave = tick, leave
+        self._log = StreamLog(core, number)
         fixed = {"model": core.model.name, "width": core.width, "height": core.height}
         base = Controls().updated(Control.of({**fixed, "frames_per_slot": core.frames_per_slot}))
         self._controls = base.updated(Control.of(core.model.defaults))
@@ -62,8 +64,8 @@ class ImageStream:
         self._pending: list[Frame | None] = []
         self._pending_row: int | None = None
         self._start_counters()
-        core.log.add(StreamRecord(tick=core.next_tick, stream=number, event="open"))
-        self._log_change(self._controls_as_change())
+        self._log.event("open")
+        self._log.change(self._controls.values)
 
     def _start_counters(self) -> None:
         self._taken = self._skipped = self._out = self._generated = self._slots = 0
@@ -112,7 +114,7 @@ class ImageStream:
         self._check_open()
         self._check_image(frame)
         if not self._has_room(1, prompt_only=False):
-            self._log_push(frame.seq, "refused")
+            self._log.push(frame.seq, "refused")
             return False
         self._taken += 1
         if self._controls.flag("similarity_filter") and self._filter.skips(
@@ -121,9 +123,9 @@ class ImageStream:
             self._controls.integer("similarity_max_skips"),
         ):
             self._skipped += 1
-            self._log_push(frame.seq, "skipped")
+            self._log.push(frame.seq, "skipped")
             return True
-        self._log_push(frame.seq, "accepted")
+        self._log.push(frame.seq, "accepted")
         self._collect(frame)
         return True
 
@@ -134,11 +136,11 @@ class ImageStream:
         if frames < 1:
             raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
         if not self._has_room(frames, prompt_only=True):
-            self._log_push(None, "refused")
+            self._log.push(None, "refused")
             return False
         for _ in range(frames):
             self._taken += 1
-            self._log_push(None, "accepted")
+            self._log.push(None, "accepted")
             self._collect(None)
         return True
 
@@ -177,6 +179,7 @@ class ImageStream:
             frames=(*self._pending, *[self._pending[-1]] * (core.frames_per_slot - kept)),
             kept=kept,
             controls=controls,
+            strength=strength,
             guidance=GUIDANCE_MODES[controls.text("guidance_mode")],
             plan=plan(STEP_FUNCTIONS[controls.text("step_function")], core.model.schedule, steps),
             noise=self._draw_noise(len(steps), prompt_only=prompt_only),
@@ -191,7 +194,7 @@ class ImageStream:
         self._slots += 1
         self._generated += kept if prompt_only else 0
         self._pending, self._pending_row = [], None
-        self._log_birth(slot, strength)
+        self._log.birth(slot)
 
     def _draw_noise(self, steps: int, *, prompt_only: bool) -> SlotNoise:
         controls = self._controls
@@ -220,7 +223,7 @@ class ImageStream:
         if target is not None:
             mix = BLENDS[candidate.text("prompt_blend")]
             self._transition.aim(target, frames=candidate.integer("transition_frames"), mix=mix)
-        self._log_change(changed)
+        self._log.change(changed)
         return self._core.next_tick
 
     def _checked(self, control: Control) -> Controls:
@@ -265,35 +268,16 @@ class ImageStream:
         frames: list[Frame] = []
         while self._order and self._order[0].done is not None and self._order[0].done.passed():
             slot = self._order.popleft()
-            frames.extend(self._outputs(slot))
+            new = output_frames(slot, first_seq=self._out, frame_rate=self._frame_rate, safety=self._core.model.safety)
+            frames.extend(new)
+            self._out += len(new)
             self._readback.release(slot.buffer)
-        return frames
-
-    def _outputs(self, slot: Slot) -> list[Frame]:
-        birth = slot.birth
-        images = [self._readback.picture(slot.buffer, place) for place in range(birth.kept)]
-        if self._core.model.safety is not None:
-            flagged = self._core.model.safety.check(np.stack(images))
-            images = [np.zeros_like(i) if bad else i for i, bad in zip(images, flagged, strict=True)]
-        frames = []
-        for place, (image, source) in enumerate(zip(images, birth.frames, strict=False)):
-            frames.append(
-                Frame(
-                    image=image,
-                    pts=birth.first_ordinal + place if source is None else source.pts,
-                    time_base=1 / self._frame_rate if source is None else source.time_base,
-                    seq=self._out,
-                    source_seq=None if source is None else source.seq,
-                    captured_ns=None if source is None else source.captured_ns,
-                )
-            )
-            self._out += 1
         return frames
 
     def flush(self) -> list[Frame]:
         """Tick the engine until this stream has nothing in flight; a partial slot is padded first."""
         self._check_open()
-        self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="flush"))
+        self._log.event("flush")
         if self._pending:
             with torch.inference_mode():
                 self._bear()
@@ -310,7 +294,7 @@ class ImageStream:
         self._drop()
         self._noise.reset()
         self._start_counters()
-        self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="reset"))
+        self._log.event("reset")
 
     def close(self) -> None:
         """Drop what is in flight and leave the engine. Closing twice is fine."""
@@ -318,7 +302,7 @@ class ImageStream:
             self._drop()
             self._open = False
             self._leave(self._number)
-            self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event="close"))
+            self._log.event("close")
 
     def __enter__(self) -> Self:
         return self
@@ -339,7 +323,7 @@ class ImageStream:
         self._active.clear()
         self._pending, self._pending_row = [], None
 
-    # -- checks and log ------------------------------------------------------------------------------------------------
+    # -- checks ------------------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if not self._open:
@@ -352,35 +336,3 @@ class ImageStream:
                 f"The frame is {frame.image.dtype} {frame.image.shape}; this stream takes uint8 {wanted}.",
                 "Resize it to info.width x info.height RGB.",
             )
-
-    def _log_push(self, seq: int | None, outcome: str) -> None:
-        self._core.log.add(
-            PushRecord(tick=self._core.next_tick, stream=self._number, seq=seq, outcome=outcome)  # type: ignore[arg-type]
-        )
-
-    def _log_birth(self, slot: Slot, strength: float) -> None:
-        birth = slot.birth
-        self._core.log.add(
-            BirthRecord(
-                tick=self._core.next_tick,
-                stream=self._number,
-                slot=birth.number,
-                row=slot.row,
-                source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
-                timesteps=tuple(step.timestep for step in birth.plan),
-                strength=strength,
-                step_function=birth.controls.text("step_function"),
-                guidance_mode=birth.controls.text("guidance_mode"),
-                seed=birth.controls.integer("seed"),
-                seed_lock=birth.controls.flag("seed_lock"),
-            )
-        )
-
-    def _controls_as_change(self) -> dict[str, object]:
-        return dict(self._controls.values)
-
-    def _log_change(self, changed: Mapping[str, object]) -> None:
-        plain = dict(changed)
-        if "prompt" in plain:
-            plain["prompt"] = [(p.text, p.weight) for p in self._controls.prompts]
-        self._core.log.add(ControlRecord(tick=self._core.next_tick, stream=self._number, changes=plain))

@@ -23,6 +23,7 @@ class Birth:
     give outputs, the rest is padding. first_ordinal: position of its first frame
     among the prompt-only frames of the stream.
     plan: the coefficients of its steps. controls: the state of the stream at birth.
+    strength: the one its plan was made with; 1 where prompt-only.
     """
 
     stream: int
@@ -30,6 +31,7 @@ class Birth:
     frames: tuple[Frame | None, ...]
     kept: int
     controls: Controls
+    strength: float
     guidance: Guidance
     plan: tuple[StepCoefficients, ...]
     noise: SlotNoise

@@ -60,7 +60,7 @@ class Uploads:
     def end(self) -> None:
         """Mark the set as in use until the device has read it."""
         if self._cuda:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
             self._events[self._current] = event
 
@@ -100,7 +100,7 @@ class Mark:
     """A point in the device's work: the end of a tick, or of a part of it."""
 
     def __init__(self, device: torch.device) -> None:
-        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        self._event = _timing_event() if device.type == "cuda" else None
         self._time_ns = 0
 
     def record(self) -> None:
@@ -112,7 +112,7 @@ class Mark:
 
     def passed(self) -> bool:
         """Whether the device has got there; never waits."""
-        return self._event is None or self._event.query()
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Wait until the device has got there."""
@@ -124,3 +124,7 @@ class Mark:
         if self._event is not None and earlier._event is not None:
             return float(earlier._event.elapsed_time(self._event))
         return (self._time_ns - earlier._time_ns) / 1e6
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -1,0 +1,52 @@
+"""Owns how one stream's events become records of the tick log. Knows no batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from .image_core import ImageCore
+from .slots import Slot
+from .ticklog import BirthRecord, ControlRecord, PushRecord, StreamRecord
+
+
+class StreamLog:
+    """Adds the records of stream `number` to the engine's log, stamped with the next tick."""
+
+    def __init__(self, core: ImageCore, number: int) -> None:
+        self._core, self._number = core, number
+
+    def event(self, event: Literal["open", "reset", "flush", "close"]) -> None:
+        """The stream itself."""
+        self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event=event))
+
+    def push(self, seq: int | None, outcome: Literal["accepted", "skipped", "refused"]) -> None:
+        """An offered frame, or (seq None) one asked of generate."""
+        self._core.log.add(PushRecord(tick=self._core.next_tick, stream=self._number, seq=seq, outcome=outcome))
+
+    def change(self, changed: Mapping[str, object]) -> None:
+        """Changed controls; prompts become (text, weight) pairs."""
+        plain = dict(changed)
+        prompts = plain.get("prompt")
+        if isinstance(prompts, tuple):
+            plain["prompt"] = [(p.text, p.weight) for p in prompts]
+        self._core.log.add(ControlRecord(tick=self._core.next_tick, stream=self._number, changes=plain))
+
+    def birth(self, slot: Slot) -> None:
+        """A new slot."""
+        birth, controls = slot.birth, slot.birth.controls
+        self._core.log.add(
+            BirthRecord(
+                tick=self._core.next_tick,
+                stream=self._number,
+                slot=birth.number,
+                row=slot.row,
+                source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
+                timesteps=tuple(step.timestep for step in birth.plan),
+                strength=birth.strength,
+                step_function=controls.text("step_function"),
+                guidance_mode=controls.text("guidance_mode"),
+                seed=controls.integer("seed"),
+                seed_lock=controls.flag("seed_lock"),
+            )
+        )
