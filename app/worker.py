@@ -62,7 +62,7 @@ def run_worker(pipe: Connection, options: WorkerOptions) -> None:
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
-            engine, threads = open_engine(options)
+            engine, threads = open_engine(options, lambda text: pipe.send(WorkerProgress(text=text)))
             ready = describe(engine, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
@@ -74,8 +74,8 @@ def run_worker(pipe: Connection, options: WorkerOptions) -> None:
         return  # the front is gone; so is the reason to run
 
 
-def open_engine(options: WorkerOptions) -> tuple[Engine, int]:
-    """The engine that `options` names and the number of CPU threads it uses."""
+def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
+    """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
     if options.model == "identity":
         sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
         return IdentityEngine(**sizes), 1
@@ -86,7 +86,7 @@ def open_engine(options: WorkerOptions) -> tuple[Engine, int]:
     if options.threads:
         torch.set_num_threads(options.threads)
     loader: Callable[..., Engine] = load_engine
-    return loader(options.model, **options.engine), torch.get_num_threads()
+    return loader(options.model, **options.engine, notice=notice), torch.get_num_threads()
 
 
 def describe(engine: Engine, threads: int) -> WorkerReady:

@@ -1,0 +1,233 @@
+"""`zoetrope live`: the front process. Serves the page, owns the worker client and the open tabs.
+
+Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, worker joined, memory unlinked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+import threading
+import webbrowser
+from typing import TYPE_CHECKING
+
+from pipelines.errors import InputError
+
+from .options import add_engine_options, engine_options
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    import fastapi
+    import uvicorn
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .worker_client import WorkerClient
+
+_CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
+)
+_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
+_PAGE_CLOSE_S = 2
+
+
+def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command and its options."""
+    parser = doors.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
+    parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any password")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model (default: the cores)")
+    parser.add_argument("--max-sessions", type=int, default=4, help="browser tabs that may stream at once (default 4)")
+    parser.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="open the page in a browser (default: where there is a display)",
+    )
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and what the worker failed with."""
+    check_numbers(options)
+    check_host(options.host, allow_remote=options.allow_remote)
+    listener = listen(options.host, options.port)
+    try:
+        return _serve(options, listener)
+    finally:
+        listener.close()
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """Raise InputError for counts that make no sense."""
+    if options.threads < 0:
+        raise InputError(f"--threads cannot be {options.threads}.", "Give 0 (all cores) or more.")
+    if options.max_sessions < 1:
+        raise InputError(f"--max-sessions cannot be {options.max_sessions}.", "Give 1 or more.")
+    if not 0 <= options.port <= 65535:
+        raise InputError(f"--port cannot be {options.port}.", "Give 0 (any free one) to 65535.")
+
+
+def check_host(host: str, *, allow_remote: bool) -> None:
+    """Raise InputError when `host` would be reachable from other machines and that was not allowed."""
+    if allow_remote or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InputError(
+            f"--host {host} would let other machines use this page, and it has no password yet.",
+            "Use --host 127.0.0.1, or add --allow-remote if everybody on that network may use it.",
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises InputError naming --port or --host."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise InputError(f"--host {host} is not an address of this machine ({error}).", "Use 127.0.0.1.") from error
+    listener = socket.socket(family, kind, protocol)
+    if os.name != "nt":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"Port {port} of {host} cannot be used ({error.strerror}).",
+            "Is Zoetrope already running? Choose another with --port, or 0 for any free one.",
+        ) from error
+    return listener
+
+
+def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it asks at import
+    import cv2
+    import uvicorn
+
+    from .page import Page
+    from .tabs import Tabs
+    from .worker import WorkerOptions
+    from .worker_client import WorkerClient
+
+    cv2.setNumThreads(1)  # the cores belong to the worker
+    engine = engine_options(options)
+    model = str(engine.pop("model"))
+    prompts = prompts_of(model)
+    client = WorkerClient(
+        WorkerOptions(model=model, engine=engine, threads=options.threads), max_sessions=options.max_sessions
+    )
+    client.start()  # loads while the page is being built
+    tabs = Tabs(client)
+    try:
+        config = uvicorn.Config(
+            make_application(Page(tabs, prompts)),
+            log_level="warning",
+            ws="none",
+            timeout_graceful_shutdown=_PAGE_CLOSE_S,
+        )
+        server = uvicorn.Server(config)
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        watcher = threading.Thread(
+            target=_announce, args=(client, server, url, wants_browser(options.open)), name="announce", daemon=True
+        )
+        watcher.start()
+        try:
+            server.run(sockets=[listener])
+        except KeyboardInterrupt:
+            sys.stderr.write("zoetrope: stopping…\n")
+    finally:
+        tabs.stop()
+        error = client.status.error
+        client.stop()
+    if error is not None:
+        raise error
+    return 0
+
+
+def make_application(page: object) -> fastapi.FastAPI:
+    """The HTTP application: the page at /, and a policy that lets the browser fetch from nowhere else."""
+    import fastapi
+    import gradio as gr
+
+    from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
+
+    assert isinstance(page, Page)
+    application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    application.add_middleware(_Headers)
+    mounted: fastapi.FastAPI = gr.mount_gradio_app(
+        application,
+        page.build(),
+        path="/",
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="2gb",
+        theme=page_theme(),
+        css=page_style(),
+        head=HEAD,
+        js=DARK_SCRIPT,
+    )
+    return mounted
+
+
+class _Headers:
+    """Adds the two headers to every answer; plain ASGI, so that streamed answers stay streamed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def prompts_of(model: str) -> Prompts:
+    """Examples and vocabulary of a bundled model; general examples for others."""
+    from pipelines.hub import BUNDLED_FOLDER
+
+    world = BUNDLED_FOLDER / model / "world.json"
+    return Prompts.of_world(world) if world.is_file() else Prompts()
+
+
+def wants_browser(asked: bool | None) -> bool:
+    """Whether to open a browser: as asked, or where there is a display."""
+    if asked is not None:
+        return asked
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _announce(client: WorkerClient, server: uvicorn.Server, url: str, browser: bool) -> None:
+    """Say where the page is once it answers, what the worker chose, and stop the server if that failed."""
+    from .worker_client import Phase
+
+    while not server.started and not server.should_exit:
+        threading.Event().wait(0.05)
+    sys.stdout.write(f"Zoetrope is live: {url}\n")
+    sys.stdout.flush()
+    if browser:
+        webbrowser.open(url)
+    told = ""
+    while not server.should_exit:
+        status = client.status
+        if status.text != told:
+            told = status.text
+            sys.stdout.write(f"worker: {told}\n")
+            sys.stdout.flush()
+        if status.phase is Phase.FAILED:
+            server.should_exit = True
+        threading.Event().wait(0.2)

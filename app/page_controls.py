@@ -1,0 +1,143 @@
+"""The page's widgets, made from the control table: one for each control that a running stream can change.
+
+Knows Gradio and the table; knows no session. What a change does is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import gradio as gr
+
+from pipelines.control_table import CONTROLS, ControlSpec
+from pipelines.types import Propagation
+
+_LARGEST_SLIDER = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A group of controls on the page."""
+
+    title: str
+    names: tuple[str, ...]
+    open: bool = False
+
+
+SECTIONS = (
+    Section(title="Look", names=("strength", "steps", "seed", "seed_lock", "noise_walk_deg"), open=True),
+    Section(title="Prompt changes", names=("prompt_change", "prompt_blend", "transition_frames", "negative_prompt")),
+    Section(title="Guidance", names=("guidance_mode", "guidance_scale", "guidance_delta")),
+    Section(
+        title="Engine",
+        names=(
+            "step_function",
+            "depth",
+            "lora_scale",
+            "similarity_filter",
+            "similarity_threshold",
+            "similarity_max_skips",
+        ),
+    ),
+)
+ELSEWHERE = ("prompt",)
+"""Controls that a running stream can change and that have a place of their own on the page."""
+
+
+def propagation_text(spec: ControlSpec) -> str:
+    """When a change is felt, in the page's words."""
+    if spec.cut_propagation is not None:
+        return f"{spec.propagation.value}, on a cut {spec.cut_propagation.value}"
+    return spec.propagation.value
+
+
+def label_of(spec: ControlSpec) -> str:
+    """'Strength · next slot'."""
+    unit = f", {spec.unit}" if spec.unit else ""
+    return f"{spec.name.replace('_', ' ').capitalize()}{unit} · {propagation_text(spec)}"
+
+
+def make_widget(spec: ControlSpec, value: object) -> gr.components.Component:
+    """The widget that fits `spec`, showing `value`."""
+    return _MAKERS[spec.kind](spec, value)
+
+
+def connect(
+    widgets: Mapping[str, gr.components.Component],
+    tab: gr.State,
+    change: Callable[[str, str, object], None],
+) -> None:
+    """Call `change(tab, name, value)` when the user moves a widget; a value on its way is replaced by a newer one."""
+    for name, widget in widgets.items():
+
+        def changed(tab_name: str, value: object, name: str = name) -> None:
+            change(tab_name, name, value)
+
+        for event in _events(widget):
+            event(
+                changed,
+                [tab, widget],
+                None,
+                queue=False,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
+
+
+def stream_controls() -> list[ControlSpec]:
+    """Controls that do not need a new stream."""
+    return [spec for spec in CONTROLS.values() if spec.propagation is not Propagation.REOPEN]
+
+
+def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
+    assert spec.minimum is not None
+    assert spec.maximum is not None
+    whole = spec.kind == "int"
+    if whole and spec.maximum > _LARGEST_SLIDER:
+        return gr.Number(
+            value=value,
+            precision=0,
+            minimum=spec.minimum,
+            maximum=spec.maximum,
+            label=label_of(spec),
+            info=spec.help,
+            elem_id=f"zt-{spec.name}",
+        )
+    return gr.Slider(
+        minimum=spec.minimum,
+        maximum=spec.maximum,
+        step=1 if whole else 0.01,
+        value=value,
+        label=label_of(spec),
+        info=spec.help,
+        elem_id=f"zt-{spec.name}",
+    )
+
+
+def _checkbox(spec: ControlSpec, value: object) -> gr.components.Component:
+    return gr.Checkbox(value=bool(value), label=label_of(spec), info=spec.help, elem_id=f"zt-{spec.name}")
+
+
+def _radio(spec: ControlSpec, value: object) -> gr.components.Component:
+    return gr.Radio(list(spec.choices), value=value, label=label_of(spec), info=spec.help, elem_id=f"zt-{spec.name}")
+
+
+def _textbox(spec: ControlSpec, value: object) -> gr.components.Component:
+    return gr.Textbox(value=str(value), label=label_of(spec), info=spec.help, max_lines=2, elem_id=f"zt-{spec.name}")
+
+
+_MAKERS: Mapping[str, Callable[[ControlSpec, object], gr.components.Component]] = {
+    "float": _slider,
+    "int": _slider,
+    "bool": _checkbox,
+    "choice": _radio,
+    "text": _textbox,
+}
+
+
+def _events(widget: gr.components.Component) -> tuple[Callable[..., object], ...]:
+    if isinstance(widget, gr.Textbox | gr.Number):
+        return widget.submit, widget.blur  # not at every key
+    return (widget.input,)

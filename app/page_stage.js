@@ -1,0 +1,116 @@
+// The stage: asks for the newest frame, draws it, shows the figures, and sends the camera's pictures.
+// One request of each kind is under way at any time, so nothing queues. Knows the server functions `poll` and `camera`.
+const find = (selector) => element.querySelector(selector);
+const canvas = find('.zt-picture'), video = find('.zt-camera'), stage = find('.zt-stage');
+const CAMERA_PERIOD_MS = 50, CAMERA_SIDE_PX = 384;
+let session = '', number = 0, camera = null, run = 0, painted = [];
+
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+const order = () => { try { return JSON.parse(props.value || '{}'); } catch { return {}; } };
+
+async function paint(answer) {
+  if (!answer.jpeg) return;
+  const bytes = Uint8Array.from(atob(answer.jpeg), (c) => c.charCodeAt(0));
+  const picture = await createImageBitmap(new Blob([bytes], { type: 'image/jpeg' }));
+  if (canvas.width !== picture.width || canvas.height !== picture.height) {
+    canvas.width = picture.width;
+    canvas.height = picture.height;
+  }
+  canvas.getContext('2d').drawImage(picture, 0, 0);
+  picture.close();
+  ({ session, number } = answer);
+  const now = performance.now();
+  painted = painted.filter((at) => now - at < 2000).concat(now);
+  stage.classList.add('zt-painted');
+  canvas.dataset.number = String(number);
+}
+
+function show(answer) {
+  const span = painted.length > 1 ? painted[painted.length - 1] - painted[0] : 0;
+  const fresh = painted.length && performance.now() - painted[painted.length - 1] < 2000;
+  const rate = answer.running && fresh && span ? (painted.length - 1) / (span / 1000) : 0;
+  const values = { ...answer, frame_rate: rate.toFixed(1) };
+  for (const cell of element.querySelectorAll('[data-zt]')) {
+    const value = values[cell.dataset.zt];
+    cell.textContent = value === null || value === undefined ? '–' : value;
+  }
+  stage.dataset.phase = answer.phase;
+  stage.classList.toggle('zt-running', Boolean(answer.running));
+  const waiting = answer.running && !answer.live;
+  find('.zt-idle').hidden = answer.running && answer.live && stage.classList.contains('zt-painted');
+  find('.zt-idle-text').textContent =
+    answer.phase !== 'ready' ? answer.text
+    : waiting ? 'opening…'
+    : answer.running ? 'waiting for the first picture…'
+    : stage.classList.contains('zt-painted') ? 'paused' : 'Press Start';
+  find('.zt-facts').textContent = answer.text + (answer.restarts ? ` · restarted ${answer.restarts}×` : '');
+  const message = find('.zt-message');
+  message.textContent = answer.message || '';
+  message.hidden = !answer.message;
+}
+
+async function outputs() {
+  while (element.isConnected) {
+    const { tab } = order();
+    if (!tab) { await pause(100); continue; }
+    try {
+      const answer = await server.poll({ tab, session, after: number });
+      await paint(answer);
+      show(answer);
+      if (!answer.running) await pause(300);
+    } catch (error) {
+      show({ phase: 'gone', text: 'Connection lost. Is zoetrope live still running?', message: '' });
+      await pause(1000);
+    }
+  }
+  close();
+}
+
+function close() {
+  if (!camera) return;
+  camera.getTracks().forEach((track) => track.stop());
+  camera = null;
+  video.hidden = true;
+}
+
+async function open() {
+  if (!navigator.mediaDevices) throw new Error('this page is not on localhost or https');
+  camera = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, frameRate: { ideal: 30 } } });
+  video.srcObject = camera;
+  video.hidden = false;
+  await video.play();
+}
+
+const scratch = document.createElement('canvas');
+function snapshot() {
+  const scale = Math.min(1, CAMERA_SIDE_PX / Math.min(video.videoWidth, video.videoHeight));
+  scratch.width = Math.round(video.videoWidth * scale);
+  scratch.height = Math.round(video.videoHeight * scale);
+  scratch.getContext('2d').drawImage(video, 0, 0, scratch.width, scratch.height);
+  return scratch.toDataURL('image/jpeg', 0.85).split(',')[1];
+}
+
+async function inputs(mine) {
+  const { tab } = order();
+  try {
+    if (!camera) await open();
+  } catch (error) {
+    await server.camera_failed({ tab, reason: String(error.message || error) });
+    return;
+  }
+  while (mine === run && element.isConnected) {
+    const started = performance.now();
+    try { await server.camera({ tab, jpeg: snapshot() }); } catch { await pause(500); }
+    await pause(Math.max(0, CAMERA_PERIOD_MS - (performance.now() - started)));
+  }
+}
+
+function obey() {
+  run += 1;
+  const wanted = order();
+  if (wanted.running && wanted.camera) inputs(run); else close();
+}
+
+watch('value', obey);
+obey();
+outputs();
