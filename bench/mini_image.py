@@ -1,4 +1,4 @@
-"""Owns the figures of the bundled model: autoencoder PSNR, recognition of held-out captions, photographs at strength 0.5.
+"""Owns the figures of the bundled model: autoencoder PSNR, held-out captions, photographs at strength 0.5.
 
 Only stock parts generate: diffusers' UNet, autoencoder and LCMScheduler, transformers' text encoder, guidance none.
 ``python -m bench.mini_image --json`` prints one JSON line. It needs train/data/pack.npz (``python -m train.collect``).
@@ -118,8 +118,9 @@ def measure_judge(model: Model, judge: Classifier, source: Source, scenes: int) 
     found: list[list[Tensor]] = [[], [], []]
     for _ in range(0, scenes, 64):
         spec, _, styled = random_scenes(source, 64, generator, held_out=None)
-        for part, value in zip(found, (labels(spec), predict(judge, styled), predict(judge, reconstruct(model, styled))), strict=True):
-            part.append(value)
+        answers = (labels(spec), predict(judge, styled), predict(judge, reconstruct(model, styled)))
+        for part, answer in zip(found, answers, strict=True):
+            part.append(answer)
     truth, fresh, decoded = (torch.cat(part) for part in found)
     return {"fresh": recognition(truth, fresh), "reconstructed": recognition(truth, decoded)}
 
@@ -128,7 +129,7 @@ def read_photos(folder: Path, count: int) -> Tensor:
     """The first count pictures of folder by name, centre squares [N, 3, 192, 192] in 0..1."""
     files = sorted(f for f in folder.iterdir() if f.suffix in (".jpg", ".png"))[:count]
     if len(files) < count:
-        raise FileNotFoundError(f"{folder} holds {len(files)} pictures, {count} are needed; run python -m train.collect")
+        raise FileNotFoundError(f"{folder} holds {len(files)} of {count} pictures; run python -m train.collect")
     read = [cv2.imread(str(file), cv2.IMREAD_COLOR) for file in files]
     return square_photos([np.ascontiguousarray(p[..., ::-1]) for p in read if p is not None], 192)
 

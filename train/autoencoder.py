@@ -1,4 +1,4 @@
-"""Owns the training of the autoencoder: losses, data order, the measure of its quality. Knows no text and no noise schedule."""
+"""Owns the training of the autoencoder: losses, data order, measures. Knows no text and no noise schedule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def encode_pictures(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
 
 def decode_latents(vae: AutoencoderTiny, latents: Tensor) -> Tensor:
     """Pictures [B, 3, 192, 192] in 0..1, clamped, of latents [B, 4, 48, 48]."""
-    return (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    decoded: Tensor = vae.decode(latents).sample
+    return (decoded / 2 + 0.5).clamp(0, 1)
 
 
 def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
 def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, noise: Tensor, sharp: float) -> tuple[Tensor, Tensor]:
     """(loss, squared error): L1 + slopes moving to squared error as sharp goes 0..1, and a penalty on latent moments.
 
-    pictures: [B, 3, H, W] in 0..1; noise: standard normal, shaped as the latents, added so that the decoder bears errors.
+    pictures: [B, 3, H, W] in 0..1; noise: standard normal, as the latents, so that the decoder bears errors.
     """
     latents = encode_pictures(vae, pictures).float()
     decoded = vae.decode(latents + LATENT_NOISE * noise).sample.float() / 2 + 0.5
@@ -61,7 +62,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Autoe
     generator = session.generator(11)
     bank = image_bank(source, scale.image_bank, scale.chunk, generator)
     session.log(STAGE, event="rendered", pictures=float(bank.shape[0]), took=budget.elapsed())
-    vae = make_autoencoder().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = make_autoencoder().to(device=device, memory_format=torch.channels_last)
     continued = session.restore(STAGE, vae=vae)
     optimiser = adamw(list(vae.parameters()), PEAK_RATE, device)
     average = Average(vae, decay=0.998)
@@ -83,8 +84,8 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Autoe
         average.update()
         running = budget.tick()
         if budget.steps % (4 * scale.log_every) == 0 or not running:
-            psnr = -10 * math.log10(max(float(squared), 1e-9))
-            session.log(STAGE, step=float(budget.steps), loss=float(loss), train_psnr_db=psnr)
+            psnr = -10 * math.log10(max(float(squared.detach()), 1e-9))
+            session.log(STAGE, step=float(budget.steps), loss=float(loss.detach()), train_psnr_db=psnr)
     average.swap()
     vae.eval()
     session.save(STAGE, vae=vae)

@@ -115,7 +115,7 @@ def dead_leaves(source: Source, n: int, generator: torch.Generator, leaves: int 
 
 
 def image_bank(source: Source, count: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """uint8 [count, 3, 192, 192]: half scenes (plain and styled), 38 % photographs (a third styled), 12 % dead leaves."""
+    """uint8 [count, 3, 192, 192]: half scenes, 38 % photographs (a third styled), 12 % dead leaves."""
     bank = torch.empty(count, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX, dtype=torch.uint8, device=source.device)
     for start in range(0, count, chunk):
         n = min(chunk, count - start)
@@ -182,7 +182,7 @@ def latent_bank(
 
 
 def random_photos(source: Source, n: int, generator: torch.Generator) -> tuple[SceneSpec, Tensor, Tensor]:
-    """(spec, plain, styled) of photograph crops: 40 % under a light, three quarters styled; subject is PHOTO_SUBJECT."""
+    """(spec, plain, styled) of photograph crops: 30 % under a light, 75 % styled; subject is PHOTO_SUBJECT."""
     device = source.device
     pictures = photo_crops(source, n, generator)
     light = torch.randint(1, len(LIGHTS), (n,), generator=generator, device=device)

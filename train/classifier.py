@@ -5,6 +5,7 @@ It is trained on rendered scenes only, with its own architecture and seed, and k
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
         self.sizes = sizes
         self.stem = nn.Conv2d(3, WIDTHS[0], 5, stride=2, padding=2, bias=False)
         self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
-        self.stages = nn.Sequential(*(Residual(a, b, 2) for a, b in zip(WIDTHS[:-1], WIDTHS[1:], strict=True)))
+        self.stages = nn.Sequential(*(Residual(a, b, 2) for a, b in itertools.pairwise(WIDTHS)))
         self.heads = nn.ModuleList(nn.Linear(2 * WIDTHS[-1], n) for n in sizes)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +94,7 @@ def load_classifier(path: Path) -> Classifier:
 @torch.no_grad()
 def predict(model: Classifier, pictures: Tensor, chunk: int = 64) -> Tensor:
     """Class indices int64 [B, 3] of pictures [B, 3, 192, 192] in 0..1."""
-    rows = [torch.stack([logits.argmax(1) for logits in model(part)], 1) for part in pictures.split(chunk)]
+    rows = [torch.stack([logits.argmax(1) for logits in model(part)], 1) for part in torch.split(pictures, chunk)]
     return torch.cat(rows)
 
 
@@ -131,13 +132,14 @@ def render_bank(source: Source, count: int, chunk: int, generator: torch.Generat
 
 
 def train_classifier(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
-    """Train for seconds (rendering included) on rendered scenes; save in out/ as one file and return it in eval mode."""
+    """Train for seconds (rendering included) on rendered scenes; save it and return it in evaluation mode."""
     device, budget = session.device, Budget(seconds)
     generator = torch.Generator(device).manual_seed(SEED)
     pictures, truth = render_bank(source, session.scale.classifier_bank, session.scale.chunk, generator)
     session.log(STAGE, event="rendered", pictures=float(truth.shape[0]), took=budget.elapsed())
     torch.manual_seed(SEED)
-    model = Classifier(sizes).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = Classifier(sizes)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     continued = session.restore(STAGE, model=model)
     peak = PEAK_RATE * (0.4 if continued else 1.0)
     optimiser = adamw(list(model.parameters()), peak, device)

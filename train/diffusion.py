@@ -39,7 +39,7 @@ def fast_forward(session: Session) -> Forward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """noised: x_t of source; target: x0 wanted, both [B, 4, 48, 48]; t: int64 [B]; ids: int64 [B, 32]; source: x0 noised."""
+    """source: what is noised; target: the x0 wanted, both [B, 4, 48, 48]; ids: int64 [B, 32]; translate: bool [B]."""
 
     source: Tensor
     target: Tensor
@@ -93,7 +93,7 @@ class Schedule:
 
 
 def denoising_loss(schedule: Schedule, x: Tensor, v: Tensor, t: Tensor, target: Tensor) -> Tensor:
-    """Squared error of v against the v that gives target; in x0 its weight is min(1 + SNR, WEIGHT_CAP) = min(1/b^2, cap)."""
+    """Squared error of v against the v that gives target; as weight on x0: min(1 + SNR, cap) = min(1/b^2, cap)."""
     squared = (schedule.clean(x, v, t) - target).square().mean((1, 2, 3))
     weight = (1 / schedule.b[t].square()).clamp(max=WEIGHT_CAP)
     return (weight * squared).mean()
@@ -102,8 +102,8 @@ def denoising_loss(schedule: Schedule, x: Tensor, v: Tensor, t: Tensor, target: 
 def make_models(session: Session, tokenizer: Any) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Untrained UNet and text encoder on the session's device, channels last."""
     torch.manual_seed(session.seed)
-    unet = make_unet().to(device=session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return unet, make_text_encoder(tokenizer).to(session.device)  # type: ignore[arg-type]
+    unet = make_unet().to(device=session.device, memory_format=torch.channels_last)
+    return unet, make_text_encoder(tokenizer).to(session.device)
 
 
 def encode_text(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:

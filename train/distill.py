@@ -101,7 +101,7 @@ def make_players(session: Session, tokenizer: Any) -> tuple[Players, bool]:
     device = session.device
     teacher, text = make_models(session, tokenizer)
     session.require(TEACHER, unet=teacher, text=text)
-    student, fake = (make_unet().to(device=device, memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
+    student, fake = (make_unet().to(device=device, memory_format=torch.channels_last) for _ in range(2))
     head = make_head().to(device)
     continued = session.restore("student", unet=student) and session.restore("fake", unet=fake, head=head)
     if not continued:
@@ -162,7 +162,7 @@ def fake_loss(players: Players, x0: Tensor, real: Tensor, text: Tensor, generato
 
 
 def matching_gradient(players: Players, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Gradient for x0: (x0_fake - x0_teacher) / mean |x0 - x0_teacher| (DMD, equations 7 and 8), plus the adversarial one."""
+    """Gradient for x0: (x0_fake - x0_teacher) / mean |x0 - x0_teacher| (DMD, equations 7, 8), plus the adversarial."""
     leaf = x0.detach().requires_grad_(True)
     x, t = renoise(players, leaf, generator)
     players.fake.requires_grad_(False)
@@ -176,7 +176,8 @@ def matching_gradient(players: Players, x0: Tensor, text: Tensor, generator: tor
         distance = (x0 - real).abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-2)
         gradient = (fake - real) / distance
         ratio = gradient.norm() / adversarial.norm().clamp(min=1e-12)
-        return gradient + ADVERSARIAL_SHARE * ratio * adversarial
+        total: Tensor = gradient + ADVERSARIAL_SHARE * ratio * adversarial
+        return total
 
 
 def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> Players:
@@ -217,7 +218,7 @@ def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
         if budget.steps % session.scale.log_every == 0 or not running:
             kind = "chain" if generated else "image"
             session.log(
-                STAGE, step=float(budget.steps), fake_loss=float(loss), gradient=float(gradient.abs().mean()),
+                STAGE, step=float(budget.steps), fake_loss=float(loss.detach()), gradient=float(gradient.abs().mean()),
                 error=float(error.square().mean()), kind=kind, rate=budget.steps / budget.elapsed(),
             )  # fmt: skip
     average.swap()

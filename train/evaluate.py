@@ -32,7 +32,7 @@ def held_out_captions(count: int, subjects: int, seed: int = 99) -> tuple[SceneS
     """count held-out combinations (on the CPU) and a caption in a random wording for each."""
     spec = sample_specs(count, torch.Generator().manual_seed(seed), torch.device("cpu"), True, subjects=subjects)
     rng = random.Random(seed)
-    return spec, [caption(*row, rng) for row in torch.stack(spec, 1).tolist()]
+    return spec, [caption(s, p, light, y, rng) for s, p, light, y in torch.stack(spec, 1).tolist()]
 
 
 def recognition(truth: Tensor, predicted: Tensor) -> dict[str, float]:
@@ -81,13 +81,13 @@ def square_photos(photos: Sequence[np.ndarray], size: int) -> Tensor:
 def score_photos(
     classifier: Classifier, translate: Translate, photos: Tensor, steps: int, chunk: int
 ) -> tuple[dict[str, float], Tensor]:
-    """Edge correlation and share of recognised styles over photos x the six drawing styles; and all pictures, style by style."""
+    """(edge correlation, shares of recognised styles over photos x drawing styles; all pictures, style by style)."""
     device = next(classifier.parameters()).device
     edges, hits, kept = [], [], []
     result: dict[str, float] = {}
     for style in range(1, len(STYLES)):
         text = canonical_caption(-1, -1, 0, style, photo=True)
-        parts = [translate(part, [text] * part.shape[0], steps).float().cpu() for part in photos.split(chunk)]
+        parts = [translate(part, [text] * part.shape[0], steps).float().cpu() for part in torch.split(photos, chunk)]
         pictures = torch.cat(parts)
         edges.append(edge_correlation(pictures, photos.cpu()))
         hits.append(predict(classifier, pictures.to(device))[:, 2].cpu() == style)

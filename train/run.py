@@ -76,7 +76,7 @@ class Workshop:
 
     def load_autoencoder(self) -> AutoencoderTiny:
         """The trained autoencoder, in evaluation mode."""
-        vae = make_autoencoder().to(device=self.session.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae = make_autoencoder().to(device=self.session.device, memory_format=torch.channels_last)
         self.session.require("autoencoder", vae=vae)
         return vae.eval()
 
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
+    parser.add_argument("--bank-share", type=float, default=1.0, help="size of the rendered banks against the full size")
     options = parser.parse_args(arguments)
     stages = list(STAGES) if "quick" in options.stages else options.stages
     minutes = options.minutes if len(options.minutes) == len(stages) else [options.minutes[0]] * len(stages)
@@ -140,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tiny = options.tiny or device.type == "cpu"
-    session = Session(device=device, out=options.out, resume=options.resume, scale=TINY if tiny else FULL)
+    scale = (TINY if tiny else FULL).with_banks(options.bank_share)
+    session = Session(device=device, out=options.out, resume=options.resume, scale=scale)
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
     session.log("start", device=device.type, torch=torch.__version__)
@@ -162,7 +164,7 @@ def configure_torch(session: Session) -> None:
 
 
 def keep_compiled(session: Session) -> None:
-    """Write the compiled kernels next to the checkpoints, so that a later run on the same kind of GPU need not compile."""
+    """Write the compiled kernels next to the checkpoints; a later run on the same kind of GPU need not compile."""
     artifacts = torch.compiler.save_cache_artifacts() if session.scale.compile else None
     if artifacts is not None:
         (session.out / COMPILE_CACHE).write_bytes(gzip.compress(artifacts[0], 6))

@@ -1,4 +1,4 @@
-"""Owns few-step generation for training and scoring: the LCM grid and its recurrence. Knows no captions and no pictures."""
+"""Owns few-step generation for training and scoring: the LCM grid and its recurrence. Knows no captions."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ TEACHER_STEPS = 20
 def score_everything(
     session: Session, source: Source, vae: AutoencoderTiny, judge: Classifier, tokenizer: Any, photos: Tensor
 ) -> None:
-    """Log the judge's own accuracy, the autoencoder, teacher, student at 1, 2, 4 steps and photographs; write sheets."""
+    """Log the judge, the autoencoder, the teacher, the student at 1, 2, 4 steps, photographs; write sheets."""
     with torch.no_grad():
         score_judge(session, source, vae, judge)
         session.log(STAGE, event="autoencoder", **measure_autoencoder(session, vae, source))

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,6 +32,12 @@ class Scale:
     eval_scenes: int
     log_every: int
     compile: bool
+
+
+    def with_banks(self, share: float) -> Scale:
+        """The same with banks of share times as many pictures, for short trials."""
+        names = ("image_bank", "world_latents", "photo_latents", "classifier_bank")
+        return replace(self, **{name: max(16, int(getattr(self, name) * share)) for name in names})
 
 
 FULL = Scale(

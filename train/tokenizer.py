@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def byte_pair_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     while True:
         pairs: Counter[tuple[str, str]] = Counter()
         for parts in splits.values():
-            pairs.update(zip(parts[:-1], parts[1:], strict=True))
+            pairs.update(itertools.pairwise(parts))
         if not pairs:
             return merges
         best = max(pairs, key=lambda pair: (pairs[pair], pair))

@@ -1,0 +1,82 @@
+"""Owns the step from checkpoints to assets: ``python -m train.publish`` writes both bundled models and the model card.
+
+Knows no training; the card's figures are read from the JSON that bench.mini_image wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.captions import EMPTY_WORDS, PHOTO_WORDS, template_words
+from train.card import classifier_card, model_card
+from train.classifier import Classifier, save_classifier
+from train.export import export_model
+from train.networks import make_autoencoder, make_text_encoder, make_unet
+from train.session import TINY, Session
+from train.tokenizer import build_tokenizer
+from train.vocabulary import SUBJECTS
+from train.vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
+
+MODEL = Path("assets/models/mini-image")
+CLASSIFIER = Path("assets/models/mini-classifier")
+
+
+def world() -> dict[str, Any]:
+    """What a prompt can name, for world.json: every component with its accepted words, and all words known."""
+
+    def term(item: Term) -> dict[str, Any]:
+        return {"name": item.name, "words": list(dict.fromkeys((*item.labels, *item.phrases)))}
+
+    return {
+        "subjects": [{"name": s.name, "words": list(s.words)} for s in SUBJECTS],
+        "places": [term(place) for place in PLACES],
+        "no_place": term(STUDIO),
+        "lights": [term(light) for light in LIGHTS],
+        "styles": [term(style) for style in STYLES],
+        "photo_words": list(PHOTO_WORDS),
+        "empty_words": list(EMPTY_WORDS),
+        "known_words": list(template_words()),
+        "example": "a robot on the beach at sunset, pencil sketch",
+    }
+
+
+def publish(checkpoints: Path, figures: Path | None, sheets: Path | None) -> float:
+    """Write assets/models/mini-image and mini-classifier from checkpoints; return the model's MiB without its card."""
+    session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
+    tokenizer = build_tokenizer(template_words())
+    vae, text, unet = make_autoencoder(), make_text_encoder(tokenizer), make_unet()
+    session.require("autoencoder", vae=vae)
+    session.require("diffusion", unet=unet, text=text)
+    session.restore("student", unet=unet)
+    size = export_model(MODEL, vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, world=world())
+    judge = Classifier((len(SUBJECTS) + 1, len(PLACES) + 1, len(STYLES)))
+    session.require("classifier", model=judge)
+    save_classifier(judge, CLASSIFIER)
+    measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
+    (MODEL / "README.md").write_text(model_card(measured), encoding="utf-8")
+    (CLASSIFIER / "README.md").write_text(classifier_card(measured), encoding="utf-8")
+    for name in ("captions", "photos"):
+        if sheets is not None:
+            shutil.copyfile(sheets / f"sheet-{name}.jpg", MODEL / f"samples-{name}.jpg")
+    return size
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Publish from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.publish", description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=Path("train/checkpoints"))
+    parser.add_argument("--figures", type=Path, help="JSON that bench.mini_image printed")
+    parser.add_argument("--sheets", type=Path, help="folder with sheet-captions.jpg and sheet-photos.jpg")
+    options = parser.parse_args(arguments)
+    publish(options.checkpoints, options.figures, options.sheets)
+
+
+if __name__ == "__main__":
+    main()
