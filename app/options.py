@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipelines.control_table import CONTROLS, ControlSpec
 from pipelines.controls import Control
@@ -79,7 +80,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, object]:
         "device": options.device,
         "dtype": options.dtype,
         "backend": options.backend,
-        "loras": tuple(LoraFile.parse(text) for text in options.lora),
+        "loras": tuple(LoraFile(source=source, weight=weight) for source, weight in map(parse_lora, options.lora)),
         "autoencoder": options.autoencoder,
         "allow_pickle": options.allow_pickle,
     }
@@ -91,6 +92,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if found is None or "0" in (found[1], found[2]):
         raise InputError(f"{text!r} is not a size.", "Give width x height in pixels, for example 512x288.")
     return int(found[1]), int(found[2])
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """'style.safetensors:0.8' -> ('style.safetensors', 0.8). Without a number the weight is 1; an existing path is one
+    as a whole."""
+    source, colon, weight = text.rpartition(":")
+    if colon and not Path(text).exists():
+        try:
+            return source, float(weight)
+        except ValueError:
+            pass  # a colon inside the path
+    return text, 1.0
 
 
 def _typed(spec: ControlSpec, value: object) -> object:
@@ -119,7 +132,8 @@ def _help_text(spec: ControlSpec) -> str:
     """Help, unit, range, default and when a change is felt."""
     facts = []
     if spec.minimum is not None and spec.maximum is not None:
-        facts.append(f"{spec.minimum:g} to {spec.maximum:g}{' ' + spec.unit if spec.unit else ''}")
+        shown = ".0f" if spec.kind == "int" else "g"
+        facts.append(f"{spec.minimum:{shown}} to {spec.maximum:{shown}}{' ' + spec.unit if spec.unit else ''}")
     elif spec.unit:
         facts.append(spec.unit)
     if spec.kind == "bool":

@@ -21,7 +21,7 @@ class Container:
     growing: muxer options while frames are added (a killed process leaves a playable file); finished: those of the
     final file. annexb_filter: bitstream filter that turns packets read back from such a file into what the encoder
     emits; empty when they are the same. sound_copied: codecs that are kept as they are; others become sound_encoder.
-    sound_primed: codecs whose first packet may lie before 0 (it primes the decoder); elsewhere it would move everything.
+    sound_primed: codecs whose first packet may lie before 0 (it primes the decoder); elsewhere it would move all times.
     """
 
     muxer: str

@@ -93,7 +93,7 @@ class VideoWriter:
                         "Render it again with --force.",
                     )
                 final.replace(self._output)
-        except OutputError:
+        except BaseException:
             with suppress(OSError):
                 final.unlink(missing_ok=True)
             raise

@@ -1,0 +1,156 @@
+"""`zoetrope render`: a video, pictures or a prompt in, a video or pictures out. Reads the command line only."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.errors import InputError
+
+from .options import add_control_options, add_engine_options, control_from_options, engine_options, parse_size
+
+if TYPE_CHECKING:
+    from pipelines.controls import Control
+
+    from .render_job import OutSize, RenderRequest
+
+_DEFAULT_RATE = Fraction(24)
+_MAX_RATE = 1000
+_EXAMPLES = """examples:
+  zoetrope render camera.mp4 out.mp4 --prompt "a robot on the beach, pencil sketch" --strength 0.5
+  zoetrope render drawings/ out.webm --fps 12 --prompt "a robot, neon lines"
+  zoetrope render --prompt-only --seconds 10 out.mp4 --prompt "a cat on the beach"
+  zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
+  zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume
+"""
+
+
+def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `render` to the command line."""
+    parser = doors.add_parser(
+        "render",
+        help="render a video, pictures or a prompt to a file",
+        description="Render a video file, a folder of pictures or a prompt alone to a video file or a folder of PNG.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="+", metavar="INPUT OUTPUT", help="only OUTPUT with --prompt-only")
+    parser.add_argument("--prompt-only", action="store_true", help="no input: generate from the prompt alone")
+    parser.add_argument("--seconds", metavar="S", help="length of a prompt-only render")
+    parser.add_argument("--fps", metavar="N", help="frame rate of pictures and prompt-only renders (default 24)")
+    parser.add_argument(
+        "--aspect", default="pad", metavar="pad|crop|stretch", help="when the aspect ratios differ (default pad)"
+    )
+    parser.add_argument("--out-size", default="native", metavar="native|source|WxH", help="size of the output")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted render")
+    parser.add_argument("--force", action="store_true", help="overwrite the output")
+    add_engine_options(parser)
+    add_control_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check the options, then render. Returns the exit status. Raises ZoetropeError."""
+    request = request_from_options(options)
+    tell_unknown_words(options.model, request.control)
+    from pipelines.load import load_engine
+
+    from .render_job import render
+
+    return render(request, load_engine, _say)
+
+
+def request_from_options(options: argparse.Namespace) -> RenderRequest:
+    """What the command line asks for. Raises InputError."""
+    from .media.geometry import Aspect
+    from .render_job import RenderRequest
+
+    if options.force and options.resume:
+        raise InputError("--force and --resume were both given.", "Start again with one, or go on with the other.")
+    wanted = 1 if options.prompt_only else 2
+    if len(options.paths) != wanted:
+        shape = "OUTPUT only" if options.prompt_only else "INPUT and OUTPUT"
+        raise InputError(f"{len(options.paths)} paths were given.", f"Give {shape}.")
+    if options.aspect not in {aspect.value for aspect in Aspect}:
+        raise InputError(f"aspect cannot be {options.aspect!r}.", "Choose one of: pad, crop, stretch.")
+    rate = _frame_rate(options.fps) if options.fps is not None else None
+    output = str(options.paths[-1])
+    return RenderRequest(
+        source=None if options.prompt_only else Path(options.paths[0]),
+        output=Path(output),
+        as_folder=output.endswith(("/", "\\")),
+        control=control_from_options(options),
+        engine={**engine_options(options), "notice": _say},
+        aspect=Aspect(options.aspect),
+        out_size=_out_size(options.out_size),
+        frame_rate=rate,
+        frames=_frames(options, rate or _DEFAULT_RATE),
+        force=options.force,
+        resume=options.resume,
+    )
+
+
+def tell_unknown_words(model: str, control: Control) -> None:
+    """Say which words of the prompts a bundled model does not know, with near ones."""
+    from pipelines.hub import BUNDLED_FOLDER
+    from pipelines.vocabulary import Vocabulary
+
+    world = (BUNDLED_FOLDER / model if model in _bundled() else Path(model)) / "world.json"
+    if not world.is_file():
+        return
+    vocabulary = Vocabulary.read(world)
+    for prompt in control.prompt or ():
+        if notice := vocabulary.notice(prompt.text):
+            _say(f"{prompt.text!r}: {notice}")
+
+
+def _bundled() -> tuple[str, ...]:
+    from pipelines.hub import bundled_names
+
+    return bundled_names()
+
+
+def _frames(options: argparse.Namespace, rate: Fraction) -> int | None:
+    if not options.prompt_only:
+        if options.seconds is not None:
+            raise InputError("--seconds was given with an input.", "It belongs to --prompt-only.")
+        return None
+    if options.seconds is None:
+        raise InputError("--prompt-only needs a length.", "Give --seconds S.")
+    frames = round(_number("seconds", options.seconds) * rate)
+    if frames < 1:
+        raise InputError(f"{options.seconds} seconds at {rate} frames a second is no frame at all.", "Give more.")
+    return frames
+
+
+def _frame_rate(text: str) -> Fraction:
+    """'24', '23.976' or '30000/1001'."""
+    top, slash, bottom = text.partition("/")
+    rate = _number("fps", top) / (_number("fps", bottom) if slash else 1)
+    if rate > _MAX_RATE:
+        raise InputError(f"fps cannot be {text}.", f"Give at most {_MAX_RATE}.")
+    return rate
+
+
+def _number(name: str, text: str) -> Fraction:
+    """A decimal number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{name} cannot be {text!r}.", "Give a number above 0.")
+    return Fraction(str(value)).limit_denominator(100_000)
+
+
+def _out_size(text: str) -> OutSize:
+    return text if text in ("native", "source") else parse_size(text)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
