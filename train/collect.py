@@ -33,7 +33,9 @@ class CollectError(RuntimeError):
 def run(command: Sequence[str], folder: Path, purpose: str) -> None:
     """Run a command in folder; CollectError with its last lines if it is not installed or fails."""
     if shutil.which(command[0]) is None:
-        raise CollectError(f"{purpose} needs the program {command[0]}, which is not installed; install it and try again.")
+        raise CollectError(
+            f"{purpose} needs the program {command[0]}, which is not installed; install it and try again."
+        )
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -53,7 +54,7 @@ def join(parts: Sequence[Bytes]) -> tuple[Bytes, npt.NDArray[np.int64]]:
 
 def split(data: Bytes, offsets: npt.NDArray[np.int64]) -> list[Bytes]:
     """The inverse of join."""
-    return [data[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [data[start:end] for start, end in pairwise(offsets.tolist())]
 
 
 def save_pack(path: Path, pack: Pack) -> None:

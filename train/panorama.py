@@ -18,7 +18,7 @@ WHITE_POINT = 4.0
 
 
 def read_exr(data: bytes) -> npt.NDArray[np.float32]:
-    """float32 linear RGB [H, W, 3] of an OpenEXR file's bytes, decoded by FFmpeg; ValueError if it is not planar RGB."""
+    """float32 linear RGB [H, W, 3] of an OpenEXR file's bytes, decoded by FFmpeg; ValueError if not planar RGB."""
     with av.open(io.BytesIO(data), format="exr_pipe") as container:
         frame = next(container.decode(video=0))
     kinds = {"gbrpf16le": np.float16, "gbrpf32le": np.float32}
@@ -46,7 +46,7 @@ def tone_map(linear: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     mapped = exposed * (1 + exposed / WHITE_POINT**2) / (1 + exposed)
     display = linear * (mapped / np.maximum(luminance, 1e-6))[..., None]
     encoded = np.where(display <= 0.0031308, 12.92 * display, 1.055 * np.maximum(display, 1e-9) ** (1 / 2.4) - 0.055)
-    return (encoded.clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.asarray(encoded.clip(0, 1) * 255 + 0.5, dtype=np.uint8)
 
 
 def view(

@@ -48,7 +48,7 @@ class Photo:
 
     def __post_init__(self) -> None:
         if self.spdx not in ALLOWED_LICENCES:
-            raise ValueError(f"{self.path}: licence {self.spdx}; use pictures under one of {', '.join(ALLOWED_LICENCES)}")
+            raise ValueError(f"{self.path}: licence {self.spdx}; use only {', '.join(ALLOWED_LICENCES)}")
         if not 0 <= self.crops <= 5:
             raise ValueError(f"{self.path}: crops={self.crops}; at most 5 test crops come from one picture")
 
@@ -148,9 +148,7 @@ def _blender(name: str, crops: int = 0) -> Photo:
 def _pmndrs(name: str) -> Photo:
     path = f"package/hdri/{name}.exr.js"
     title = f"{name} panorama"
-    return Photo(
-        package="@pmndrs/assets", path=path, spdx="CC0-1.0", author="Poly Haven", title=title, panorama=True
-    )
+    return Photo(package="@pmndrs/assets", path=path, spdx="CC0-1.0", author="Poly Haven", title=title, panorama=True)
 
 
 def _opencv(name: str) -> Photo:
@@ -175,17 +173,29 @@ PHOTOS: tuple[Photo, ...] = (
     _skimage("motorcycle_left.png", "CC0-1.0", "Daniel Scharstein (Middlebury 2014)", "motorcycle", 2),
     _skimage("coins.png", PD, "Brooklyn Museum collection", "coins", 1),
     Photo(
-        package="scikit-learn", path="sklearn/datasets/images/china.jpg", spdx="CC-BY-2.0", author="danielbuechele",
-        title="china", crops=2,
-    ),  # fmt: skip
+        package="scikit-learn",
+        path="sklearn/datasets/images/china.jpg",
+        spdx="CC-BY-2.0",
+        author="danielbuechele",
+        title="china",
+        crops=2,
+    ),
     Photo(
-        package="scikit-learn", path="sklearn/datasets/images/flower.jpg", spdx="CC-BY-2.0", author="vultilion",
-        title="flower", crops=1,
-    ),  # fmt: skip
+        package="scikit-learn",
+        path="sklearn/datasets/images/flower.jpg",
+        spdx="CC-BY-2.0",
+        author="vultilion",
+        title="flower",
+        crops=1,
+    ),
     Photo(
-        package="matplotlib", path="matplotlib/mpl-data/sample_data/grace_hopper.jpg", spdx=PD,
-        author="James S. Davis, US Navy", title="Grace Hopper", crops=1,
-    ),  # fmt: skip
+        package="matplotlib",
+        path="matplotlib/mpl-data/sample_data/grace_hopper.jpg",
+        spdx=PD,
+        author="James S. Davis, US Navy",
+        title="Grace Hopper",
+        crops=1,
+    ),
     _gcompris("explore_world_animals", "animals/moose", PD, "Ryan Hagerty", "Male Moose", 2),
     _gcompris("explore_world_animals", "animals/panda", "CC-BY-1.0", "Aaron Logan", "Lightmatter panda", 2),
     _gcompris("categorization", "monuments/greatWall", "CC-BY-2.0", "Hao Wei", "The Great Wall", 1),
@@ -227,15 +237,32 @@ PHOTOS: tuple[Photo, ...] = (
     *(
         _pmndrs(name)
         for name in (
-            "apartment", "bridge", "city", "dawn", "esplanade", "forest", "hall", "lab",
-            "lobby", "park", "sky", "sunset", "warehouse", "workshop",
+            "apartment",
+            "bridge",
+            "city",
+            "dawn",
+            "esplanade",
+            "forest",
+            "hall",
+            "lab",
+            "lobby",
+            "park",
+            "sky",
+            "sunset",
+            "warehouse",
+            "workshop",
         )
-    ),  # fmt: skip
+    ),
     *(
         _opencv(name)
         for name in (
-            "alphamat/input_images/plant.jpg", "data/aero1.jpg", "data/board.jpg", "data/building.jpg",
-            "data/chicky_512.png", "data/home.jpg", "data/stuff.jpg",
+            "alphamat/input_images/plant.jpg",
+            "data/aero1.jpg",
+            "data/board.jpg",
+            "data/building.jpg",
+            "data/chicky_512.png",
+            "data/home.jpg",
+            "data/stuff.jpg",
         )
-    ),  # fmt: skip
+    ),
 )

@@ -1,6 +1,6 @@
 """Owns how source pictures become photographs: reads them from unpacked packages, cuts training and test pieces.
 
-python -m train.photos FOLDER    # FOLDER/<package name with / as +>/ holds each unpacked package (train.collect makes it)
+python -m train.photos FOLDER    # FOLDER/<package name, / as +>/ holds each unpacked package (train.collect makes it)
 
 Writes train/data/photos.npz (JPEG bytes and offsets) and assets/samples/photos/. Knows nothing of downloading.
 """
@@ -40,7 +40,7 @@ def package_folder(root: Path, package: str) -> Path:
 
 
 def read_rcc(data: bytes) -> dict[str, bytes]:
-    """All files of a Qt binary resource (format version 2 or later); zlib-compressed ones are unpacked, zstd skipped."""
+    """All files of a Qt binary resource; zlib-compressed ones are unpacked, zstd left out."""
     if data[:4] != b"qres":
         raise ValueError("not a Qt binary resource: it does not begin with 'qres'")
     version, tree, content, names = struct.unpack(">4I", data[4:20])
@@ -157,9 +157,7 @@ def train_pieces(picture: Picture, photo: Photo, rng: random.Random) -> Iterator
         side = share * short
         if side >= TRAIN_SIDE_PX and short >= LARGE_SOURCE_PX:
             for _ in range(count):
-                yield square(
-                    picture, rng.uniform(0, width - side), rng.uniform(0, height - side), side, TRAIN_SIDE_PX
-                )
+                yield square(picture, rng.uniform(0, width - side), rng.uniform(0, height - side), side, TRAIN_SIDE_PX)
 
 
 def cut(root: Path) -> tuple[list[Bytes], list[tuple[Photo, Bytes]]]:
