@@ -44,7 +44,7 @@ class Shot:
 SHOTS = (
     Shot(title="Grace Hopper", frames=54, start=(0.50, 0.45, 0.86), end=(0.46, 0.36, 0.60), shake_px=3.0),
     Shot(title="friends", frames=48, start=(0.36, 0.24, 0.62), end=(0.44, 0.46, 0.62), shake_px=3.5),
-    Shot(title="motorcycle", frames=42, start=(0.34, 0.55, 0.62), end=(0.64, 0.52, 0.58), shake_px=4.0),
+    Shot(title="Male Moose", frames=42, start=(0.36, 0.50, 0.66), end=(0.60, 0.44, 0.56), shake_px=4.0),
 )
 
 

@@ -170,7 +170,6 @@ PHOTOS: tuple[Photo, ...] = (
     _lomiri("Wine_by_Jakkub_Mede", "Jakub Mede", "Wine", 4),
     _skimage("camera.png", "CC0-1.0", "Lav Varshney", "camera", 1),
     _skimage("rocket.jpg", PD, "SpaceX", "rocket", 1),
-    _skimage("motorcycle_left.png", "CC0-1.0", "Daniel Scharstein (Middlebury 2014)", "motorcycle", 2),
     _skimage("coins.png", PD, "Brooklyn Museum collection", "coins", 1),
     Photo(
         package="scikit-learn",
@@ -197,6 +196,7 @@ PHOTOS: tuple[Photo, ...] = (
         crops=1,
     ),
     _gcompris("explore_world_animals", "animals/moose", PD, "Ryan Hagerty", "Male Moose", 2),
+    _gcompris("explore_world_animals", "animals/crocodile", "CC-BY-3.0", "Kmanoj", "Marsh Crocodiles basking", 2),
     _gcompris("explore_world_animals", "animals/panda", "CC-BY-1.0", "Aaron Logan", "Lightmatter panda", 2),
     _gcompris("categorization", "monuments/greatWall", "CC-BY-2.0", "Hao Wei", "The Great Wall", 1),
     _gcompris("categorization", "monuments/leaningTowerOfPisa", "CC-BY-2.0", "Dan Kamminga", "Torre di Pisa", 1),
@@ -225,7 +225,6 @@ PHOTOS: tuple[Photo, ...] = (
     _skimage("brick.png", "CC0-1.0", "CC0Textures", "brick"),
     _skimage("grass.png", "CC0-1.0", "Linolafett", "grass"),
     _skimage("gravel.png", "CC0-1.0", "CC0Textures", "gravel"),
-    _gcompris("explore_world_animals", "animals/crocodile", "CC-BY-3.0", "Kmanoj", "Marsh Crocodiles basking"),
     _gcompris("categorization", "fishes/fish4", PD, "Hadal", "YellowPerch"),
     _gcompris("categorization", "others/pan", PD, "Suricata", "Pfanne (Gusseisen)"),
     _gcompris("categorization", "renewable/solar4", PD, "ENERGY.GOV", "Hybrid Solar Energy System"),
