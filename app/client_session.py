@@ -269,20 +269,14 @@ class ClientSession:
             self._meter.arrived(time.monotonic_ns(), frame.captured_ns)
 
     def _account(self) -> SessionAccounting:
+        """Of the posts that the worker has not seen yet only the newest can still be taken: the others are dropped."""
         stats, carried = self._stats, self._carried
-        if stats is None:
-            unseen = self._posted
-            return SessionAccounting(
-                taken=carried.taken + unseen,
-                out=carried.out,
-                dropped=carried.dropped,
-                skipped=carried.skipped,
-                in_flight=unseen,
-            )
+        unseen = self._posted - (stats.seen if stats else 0)
+        replaced = max(0, unseen - 1)
         return SessionAccounting(
-            taken=carried.taken + self._posted + stats.generated,
-            out=carried.out + stats.out,
-            dropped=carried.dropped + stats.dropped,
-            skipped=carried.skipped + stats.skipped,
-            in_flight=stats.in_flight + self._posted - stats.seen,
+            taken=carried.taken + self._posted + (stats.generated if stats else 0),
+            out=carried.out + (stats.out if stats else 0),
+            dropped=carried.dropped + (stats.dropped if stats else 0) + replaced,
+            skipped=carried.skipped + (stats.skipped if stats else 0),
+            in_flight=(stats.in_flight if stats else 0) + unseen - replaced,
         )

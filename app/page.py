@@ -81,7 +81,8 @@ class Page:
             return self._tabs.get(order["tab"]).poll(str(order.get("session", "")), int(str(order.get("after", 0))))
 
         def camera(order: Mapping[str, object]) -> None:
-            self._tabs.get(order["tab"]).camera(str(order.get("jpeg", "")))
+            at_ms = float(str(order.get("at_ms", 0.0)))
+            self._tabs.get(order["tab"]).camera(str(order.get("jpeg", "")), at_ms)
 
         def camera_failed(order: Mapping[str, object]) -> None:
             self._tabs.get(order["tab"]).camera_failed(str(order.get("reason", ""))[:200])

@@ -53,9 +53,10 @@ def propagation_text(spec: ControlSpec) -> str:
 
 
 def label_of(spec: ControlSpec) -> str:
-    """'Strength · next slot'."""
-    unit = f", {spec.unit}" if spec.unit else ""
-    return f"{spec.name.replace('_', ' ').capitalize()}{unit} · {propagation_text(spec)}"
+    """'Strength · next slot', 'Noise walk (degrees a frame) · next slot'."""
+    name = spec.name.removesuffix("_deg").replace("_", " ")
+    unit = f" ({spec.unit})" if spec.unit and spec.unit not in name else ""
+    return f"{name.capitalize()}{unit} · {propagation_text(spec)}"
 
 
 def make_widget(spec: ControlSpec, value: object) -> gr.components.Component:

@@ -3,7 +3,7 @@
 const find = (selector) => element.querySelector(selector);
 const canvas = find('.zt-picture'), video = find('.zt-camera'), stage = find('.zt-stage');
 const CAMERA_PERIOD_MS = 50, CAMERA_SIDE_PX = 384;
-let session = '', number = 0, camera = null, run = 0, painted = [];
+let session = '', number = 0, camera = null, run = 0, painted = [], latency = null;
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const order = () => { try { return JSON.parse(props.value || '{}'); } catch { return {}; } };
@@ -21,6 +21,10 @@ async function paint(answer) {
   ({ session, number } = answer);
   const now = performance.now();
   painted = painted.filter((at) => now - at < 2000).concat(now);
+  if (answer.camera_ms) {  // from the camera's picture to the painted one, smoothed
+    const newest = now - answer.camera_ms;
+    latency = latency === null ? newest : latency + (newest - latency) * 0.1;
+  } else latency = null;
   stage.classList.add('zt-painted');
   canvas.dataset.number = String(number);
 }
@@ -30,6 +34,7 @@ function show(answer) {
   const fresh = painted.length && performance.now() - painted[painted.length - 1] < 2000;
   const rate = answer.running && fresh && span ? (painted.length - 1) / (span / 1000) : 0;
   const values = { ...answer, frame_rate: rate.toFixed(1) };
+  if (latency !== null) values.latency_ms = Math.round(latency);
   for (const cell of element.querySelectorAll('[data-zt]')) {
     const value = values[cell.dataset.zt];
     cell.textContent = value === null || value === undefined ? '–' : value;
@@ -100,7 +105,7 @@ async function inputs(mine) {
   }
   while (mine === run && element.isConnected) {
     const started = performance.now();
-    try { await server.camera({ tab, jpeg: snapshot() }); } catch { await pause(500); }
+    try { await server.camera({ tab, at_ms: started, jpeg: snapshot() }); } catch { await pause(500); }
     await pause(Math.max(0, CAMERA_PERIOD_MS - (performance.now() - started)));
   }
 }

@@ -28,6 +28,7 @@ from .playback import Playback
 from .worker_client import Phase, WorkerClient
 
 _MOST_CAMERA_BYTES = 2_000_000
+_MOST_CLOCKED = 128  # camera pictures whose time is remembered
 _POLL_S = 0.5
 _IDLE_S = 30.0  # a tab that shows its stage asks several times a second
 
@@ -61,6 +62,7 @@ class Tab:
         self._session: ClientSession | None = None
         self._playback: Playback | None = None
         self._asked_s = time.monotonic()
+        self._camera_clock: dict[int, float] = {}  # captured_ns: the browser's time of the same picture, in ms
 
     @property
     def running(self) -> bool:
@@ -107,8 +109,8 @@ class Tab:
             if self._session is not None and self.running:
                 self._session.set_control(control)
 
-    def camera(self, data: str) -> None:
-        """A camera picture: a JPEG, base64. Anything else is ignored: it comes from our own page."""
+    def camera(self, data: str, at_ms: float) -> None:
+        """A camera picture: a JPEG, base64, taken at `at_ms` of the browser's clock. What is no JPEG is ignored."""
         session = self._session
         if session is None or not self.running or not self.camera_wanted or len(data) > _MOST_CAMERA_BYTES:
             return
@@ -119,6 +121,9 @@ class Tab:
             return
         picture = cv2.imdecode(coded, cv2.IMREAD_COLOR_RGB) if coded.size else None
         if picture is not None:
+            self._camera_clock[captured_ns] = at_ms
+            while len(self._camera_clock) > _MOST_CLOCKED:
+                del self._camera_clock[next(iter(self._camera_clock))]
             session.submit(np.asarray(picture, dtype=np.uint8), captured_ns)
 
     def camera_failed(self, reason: str) -> None:
@@ -139,6 +144,8 @@ class Tab:
         if found is not None:
             number, frame = found
             answer |= {"number": number, "jpeg": base64.b64encode(jpeg(frame.image)).decode("ascii")}
+            if frame.captured_ns is not None:
+                answer["camera_ms"] = self._camera_clock.get(frame.captured_ns)
         return answer
 
     def idle(self, now_s: float) -> bool:

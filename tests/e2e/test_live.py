@@ -1,0 +1,176 @@
+"""`zoetrope live` as a user has it: the real command, the bundled model, a real browser; and a worker that is killed.
+
+With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, Queue
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from pipelines.hub import BUNDLED_FOLDER
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+REPOSITORY = Path(__file__).parents[2]
+NUMBER = "Number(document.querySelector('.zt-picture').dataset.number || 0)"
+RATE = "Number(document.querySelector('[data-zt=frame_rate]').textContent)"
+PICTURE = "document.querySelector('.zt-picture').toDataURL()"
+COUNTS = "['taken','out','dropped','skipped','in_flight'].map(n => Number(document.querySelector(`[data-zt=${n}]`).textContent))"
+
+pytest.importorskip("websockets", reason="the browser is driven over websockets: pip install '.[test]'")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
+
+from browser import Page, browse  # noqa: E402  # needs websockets
+
+
+class Live:
+    """A running `zoetrope live`."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", *arguments]
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        self.lines: list[str] = []
+        self._queue: Queue[str] = Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(line)
+
+    def line(self, pattern: str, timeout_s: float = 90.0) -> re.Match[str]:
+        """The first line of output, from now on, that matches."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            try:
+                self.lines.append(self._queue.get(timeout=0.2))
+            except Empty:
+                assert self.process.poll() is None, "".join(self.lines)
+                continue
+            if found := re.search(pattern, self.lines[-1]):
+                return found
+        raise AssertionError(f"no line like {pattern!r} in: {''.join(self.lines)}")
+
+    def worker(self) -> psutil.Process:
+        """The worker process: the child that is no resource tracker."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
+
+    def stop(self) -> str:
+        """Ctrl-C; returns what was still written."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(20) == 0
+        self._reader.join(5)
+        while not self._queue.empty():
+            self.lines.append(self._queue.get())
+        return "".join(self.lines)
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[tuple[Live, str]]:
+    live = Live(*arguments)
+    try:
+        yield live, live.line(r"live: (http://\S+)")[1]
+    finally:
+        if live.process.poll() is None:
+            live.process.kill()
+            live.process.wait()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return REPOSITORY / "docs" / "images" if os.environ.get("ZOETROPE_SCREENSHOTS") == "1" else tmp_path
+
+
+def open_page(page: Page) -> None:
+    page.screen(1360, 860)
+    page.until("document.querySelector('#zt-start') !== null", 40)
+    page.until("document.querySelector('.zt-stage').dataset.phase === 'ready'", 60)
+
+
+def choose(page: Page, source: str) -> None:
+    page.evaluate(f"[...document.querySelectorAll('#zt-source input')].find(i => i.value === '{source}').click()")
+
+
+def see_frames_change(page: Page, frames: int, timeout_s: float = 30.0) -> None:
+    start = page.evaluate(NUMBER)
+    before = page.evaluate(PICTURE)
+    page.until(f"{NUMBER} >= {start + frames}", timeout_s)
+    assert page.evaluate(PICTURE) != before
+
+
+def counts_are_exact(page: Page) -> None:
+    taken, out, dropped, skipped, in_flight = page.evaluate(COUNTS)
+    assert taken == out + dropped + skipped + in_flight
+    assert out > 0
+
+
+def test_prompt_and_camera_with_the_bundled_model(pictures: Path) -> None:
+    assert (BUNDLED_FOLDER / "mini-image").is_dir()
+    with serving() as (live, url), browse(str(CHROMIUM), url) as page:
+        live.line("worker: ready: mini-image, 192×192")
+        open_page(page)
+        page.click("#zt-start")
+        page.until(f"{NUMBER} > 0", 40)
+        see_frames_change(page, 4)
+        page.until(f"{RATE} > 0")
+        prompt = "document.querySelector('#zt-prompt textarea')"
+        page.evaluate(
+            f"{prompt}.focus(), {prompt}.value = 'a qwrtzp cat', {prompt}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        )
+        page.evaluate(f"{prompt}.blur()")
+        page.until("document.querySelector('#zt-notice').innerText.includes('qwrtzp')")
+        see_frames_change(page, 3)
+        page.click(".zt-examples button")
+        page.until(f"!{prompt}.value.includes('qwrtzp')")
+        page.screenshot(pictures / "live-prompt.png")
+        choose(page, "Camera")
+        page.until("!document.querySelector('.zt-camera').hidden")
+        page.until("Number(document.querySelector('[data-zt=latency_ms]').textContent) > 0", 30)
+        see_frames_change(page, 3)
+        counts_are_exact(page)
+        page.screenshot(pictures / "live-camera.png")
+        page.screen(390, 844, mobile=True)
+        see_frames_change(page, 1)
+        page.screenshot(pictures / "live-phone.png")
+        foreign = [a for a in page.urls if a.startswith("http") and urlsplit(a).hostname != "127.0.0.1"]
+        assert foreign == []
+        assert page.console == []
+
+
+def test_a_killed_worker_is_replaced_and_the_page_goes_on() -> None:
+    with serving("--model", "identity") as (live, url):
+        with browse(str(CHROMIUM), url) as page:
+            open_page(page)
+            choose(page, "Camera")
+            page.click("#zt-start")
+            see_frames_change(page, 10)
+            page.until(f"{RATE} > 2")
+            live.worker().send_signal(signal.SIGKILL)
+            page.until("document.querySelector('.zt-facts').textContent.includes('killed by signal 9')", 5)
+            page.until("document.querySelector('.zt-facts').textContent.includes('restarted 1×')", 30)
+            see_frames_change(page, 10)
+            counts_are_exact(page)
+            page.click("#zt-stop")
+            page.until("!document.querySelector('.zt-stage').classList.contains('zt-running')")
+        output = live.stop()
+    assert "resource_tracker" not in output
+    assert "Traceback" not in output
