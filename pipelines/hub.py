@@ -194,7 +194,6 @@ def licence_of(folder: Path) -> str:
 @contextmanager
 def _hub_errors(hub_id: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into errors with a remedy; no usage data is sent."""
-    import httpx
     from huggingface_hub import constants, errors
 
     constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -209,9 +208,8 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
         raise _not_found(hub_id) from None
     except (
         errors.OfflineModeIsEnabled,
-        errors.HfHubHTTPError,
         errors.LocalEntryNotFoundError,
-        httpx.HTTPError,
+        errors.HTTPError,  # of whichever client huggingface_hub uses
     ) as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise HubUnreachableError(

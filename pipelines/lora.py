@@ -35,7 +35,7 @@ class _Layer:
             return
         merged = self.base.to(self.factors[0][0].dtype, copy=True)
         for a, b in self.factors:
-            merged.view(b.shape[0], -1).addmm_(b, a, alpha=scale)
+            merged.add_((b @ a).view(merged.shape), alpha=scale)
         self.weight.copy_(merged)
 
 

@@ -112,15 +112,17 @@ def _split(file: Path, state: Mapping[str, torch.Tensor]) -> dict[str, dict[str,
 def _to_peft(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keys to MODULE.lora_A.weight and MODULE.lora_B.weight, by diffusers' tables."""
     from diffusers.utils.state_dict_utils import (
-        convert_state_dict_to_diffusers,
+        StateDictType,
         convert_state_dict_to_peft,
         convert_unet_state_dict_to_peft,
     )
 
-    if part == "unet":
-        renamed = state if any(_A in key for key in state) else convert_unet_state_dict_to_peft(state)
-        return dict(renamed)
-    renamed = convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
+    if any(_A in key for key in state):
+        renamed = state
+    elif part == "unet":
+        renamed = convert_unet_state_dict_to_peft(state)
+    else:  # the table for old names covers the later ones too; left to guess, diffusers refuses partial LoRAs
+        renamed = convert_state_dict_to_peft(state, original_type=StateDictType.DIFFUSERS_OLD)
     # transformers 5 has no text_model level inside of CLIPTextModel; CLIPTextModelWithProjection still has it.
     if part == "text_encoder":
         renamed = {key.removeprefix("text_model."): value for key, value in renamed.items()}

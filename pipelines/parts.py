@@ -122,11 +122,11 @@ class KLCodec(_Codec):
         scaling = float(config.scaling_factor)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
-            shift, scale = torch.tensor(mean), scaling / torch.tensor(std)
+            shifts, scales = [float(m) for m in mean], [scaling / float(s) for s in std]
         else:
-            shift, scale = torch.tensor([float(config.get("shift_factor") or 0.0)]), torch.tensor([scaling])
-        self._shift = shift.view(1, -1, 1, 1).to(device=device, dtype=self._outer)
-        self._scale = scale.view(1, -1, 1, 1).to(device=device, dtype=self._outer)
+            shifts, scales = [float(config.get("shift_factor") or 0.0)], [scaling]
+        self._shift = torch.tensor(shifts, device=device, dtype=self._outer).view(1, -1, 1, 1)
+        self._scale = torch.tensor(scales, device=device, dtype=self._outer).view(1, -1, 1, 1)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,74 @@
+"""The memory estimate: exact counts from headers, and an error that says what would fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipelines import memory
+from pipelines.errors import ModelLayoutError, OutOfMemoryError
+from pipelines.layout import Component
+from pipelines.memory import WORKING_BYTES, Budget, check_memory, count_parameters, free_memory_bytes
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def component(folder: Path) -> Component:
+    return Component(name="unet", folder=folder, class_name="UNet2DConditionModel", config={})
+
+
+def test_parameters_are_counted_from_the_header(tmp_path: Path) -> None:
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({"a": torch.zeros(3, 5, dtype=torch.float16), "b": torch.zeros(7)}, file, metadata={"format": "pt"})
+    assert count_parameters(file) == 22
+    budget = Budget()
+    budget.add(component(tmp_path), torch.float32)
+    assert (budget.weights_bytes, budget.half_bytes) == (88, 44)
+    assert budget.needed_bytes == 88 + WORKING_BYTES
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 30, -4])
+def test_damaged_files_are_found_before_loading(tmp_path: Path, kept_bytes: int) -> None:
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({"a": torch.zeros(64)}, file)
+    file.write_bytes(file.read_bytes()[:kept_bytes])
+    with pytest.raises(ModelLayoutError, match="not a complete safetensors file"):
+        count_parameters(file)
+
+
+def test_pickles_count_by_size(tmp_path: Path) -> None:
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"x" * 1000)
+    budget = Budget(allow_pickle=True)
+    budget.add(component(tmp_path), torch.float32)
+    assert budget.weights_bytes == 1000
+
+
+def test_too_little_memory_says_what_would_fit(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2**20)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    budget = Budget()
+    budget.add(component(tmp_path), torch.float32)
+    check_memory(budget, CPU, free_bytes=lambda device: budget.needed_bytes)
+    with pytest.raises(OutOfMemoryError) as caught:
+        check_memory(budget, CPU, free_bytes=lambda device: budget.needed_bytes - 1)
+    assert "needs about 0.3 GiB of memory, and 0.3 GiB are free" in str(caught.value)
+    assert "--dtype bfloat16 would fit" in str(caught.value)
+    with pytest.raises(OutOfMemoryError) as caught:
+        check_memory(budget, torch.device("cuda", 0), free_bytes=lambda device: 0)
+    assert "GPU memory" in str(caught.value)
+    assert "would fit (" not in str(caught.value)
+    assert "mini-image fits in 1 GiB" in str(caught.value)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP_FOLDER", tmp_path)
+    without_limit = free_memory_bytes(CPU)
+    assert without_limit > 0
+    (tmp_path / "memory.max").write_text("1000\n", encoding="ascii")
+    (tmp_path / "memory.current").write_text("400\n", encoding="ascii")
+    assert free_memory_bytes(CPU) == 600
+    (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
+    assert free_memory_bytes(CPU) > 1000
