@@ -1,6 +1,7 @@
 """Owns the wording of captions: templates over the vocabulary, and every word they can produce. Knows no pictures.
 
-Omitted components have a fixed meaning: no place is the studio, no light is day, no style is plain, no subject is an empty scene.
+Omitted components have a fixed meaning: no place is the studio, no light is day, no style is plain, no subject is
+an empty scene.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ TEMPLATES: tuple[tuple[Template, float], ...] = (
 def caption(subject: int, place: int, light: int, style: int, rng: random.Random, *, photo: bool = False) -> str:
     """One caption for a combination of indices (-1 or 0 is the default, usually left unsaid), drawn with `rng`.
 
-    photo: describe a photograph from the camera; subject and place are then ignored. The caption of an empty studio can be "".
-    Raises IndexError when an index is outside the vocabulary.
+    photo: describe a photograph from the camera; subject and place are then ignored. The caption of an empty studio
+    can be "". Raises IndexError when an index is outside the vocabulary.
     """
     if photo:
         noun, where = _mostly_first(PHOTO_WORDS, rng), None

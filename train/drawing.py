@@ -1,7 +1,9 @@
-"""Owns the drawing primitives of the procedural world: a batched canvas with distance-field shapes and smooth edges.
+"""Owns the drawing primitives of the procedural world: a batched canvas with distance-field shapes and smooth
+edges.
 
-Knows coordinates, colours and random numbers; knows no places, styles or subjects. Coordinates run from 0 to 1 over the frame, y downwards.
-Every per-picture parameter is a tensor [n, 1, 1, 1] (a scalar of each picture) or [n, 3, 1, 1] (a colour).
+Knows coordinates, colours and random numbers; knows no places, styles or subjects. Coordinates run from 0 to 1 over
+the frame, y downwards. Every per-picture parameter is a tensor [n, 1, 1, 1] (a scalar of each picture) or [n, 3, 1,
+1] (a colour).
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Canvas:
         return palette[index].view(self.n, 3, 1, 1)
 
     def fill(self, distance: Tensor, blur_px: float = 1.4) -> Tensor:
-        """Coverage 0..1 of a shape given its signed distance (frame units, negative inside), edge `blur_px` wide at 192 px."""
+        """Coverage 0..1 of a shape given its signed distance (frame units, negative inside), edge `blur_px` wide at
+        192 px.
+        """
         return (0.5 - distance * (192.0 / blur_px)).clamp(0, 1)
 
     def gradient(self, top: Tensor, bottom: Tensor, start: Scalar = 0.0, end: Scalar = 1.0) -> None:

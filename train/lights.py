@@ -1,7 +1,7 @@
 """Owns the four lights: day, sunset, night, snowfall. Whole-picture gradings that also work on photographs.
 
-Knows pictures only, no places or subjects. A light given no generator is a deterministic function of the picture (its sun, moon and flakes
-stand at fixed positions); given one, those positions vary from picture to picture.
+Knows pictures only, no places or subjects. A light given no generator is a deterministic function of the picture
+(its sun, moon and flakes stand at fixed positions); given one, those positions vary from picture to picture.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def sunset(img: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def night(img: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Dark blue grade with a pool of moonlight from above; strongly yellow and bright parts (lamps, windows, lava) stay lit."""
+    """Dark blue grade with a pool of moonlight from above; strongly yellow and bright parts (lamps, windows, lava)
+    stay lit.
+    """
     x, y = axes(img)
     place = _table(img, generator, 1, 1, 1)
     luma = luminance(img)
@@ -94,7 +96,9 @@ def _flakes(img: Tensor, generator: torch.Generator | None, rows: int, radius: t
 
 
 def snowfall(img: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Cool, hazy and desaturated, with soft white flakes of 2 to 5 px radius-to-diameter at 192 px, and a white drift at the bottom."""
+    """Cool, hazy and desaturated, with soft white flakes of 2 to 5 px across at 192 px, and a white drift at the
+    bottom.
+    """
     x, y = axes(img)
     luma = luminance(img)
     pale = (0.50 * img + 0.50 * luma) * rgb(img, 0.80, 0.87, 0.96) * 0.80 + rgb(img, 0.13, 0.15, 0.18)
@@ -112,7 +116,9 @@ LIGHT_PAINTERS: tuple[Light, ...] = (day, sunset, night, snowfall)
 
 
 def apply_lights(img: Tensor, light: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Light each picture of img [B, 3, H, W] (0..1) with its own light [B] (int64 index into LIGHTS); the same shape, 0..1."""
+    """Light each picture of img [B, 3, H, W] (0..1) with its own light [B] (int64 index into LIGHTS); the same
+    shape, 0..1.
+    """
     result = img.clone()
     for index, painter in enumerate(LIGHT_PAINTERS):
         rows = (light == index).nonzero().flatten()

@@ -1,7 +1,9 @@
-"""Owns the registry of places and the ones under a roof or off the ground: studio, city, space, underwater, room, stage.
+"""Owns the registry of places and the ones under a roof or off the ground: studio, city, space, underwater, room,
+stage.
 
-A place is a painter on a `Canvas`. Its signature stands at the borders of the frame, since a subject covers the middle, and is made of
-shapes, so that it survives a change of light or of style. Knows no subjects, lights or styles. The outdoor places are in places_outdoor.py.
+A place is a painter on a `Canvas`. Its signature stands at the borders of the frame, since a subject covers the
+middle, and is made of shapes, so that it survives a change of light or of style. Knows no subjects, lights or
+styles. The outdoor places are in places_outdoor.py.
 """
 
 from __future__ import annotations

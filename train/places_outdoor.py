@@ -242,12 +242,12 @@ def street(c: Canvas) -> None:
 def volcano(c: Canvas) -> None:
     """A cone with a glowing crater, forked lava streams, a plume of smoke, jagged rocks and a lava river in front."""
     c.gradient(c.colour(0.34, 0.16, 0.24), c.colour(0.98, 0.56, 0.30), 0.0, 0.7)
-    peak, top = c.rand(0.36, 0.64), c.rand(0.22, 0.28)
-    drift = c.rand(-0.28, 0.28)
-    for step, r in enumerate((0.07, 0.09, 0.11, 0.13, 0.15)):
+    peak, top = c.rand(0.36, 0.64), c.rand(0.27, 0.33)
+    drift = c.rand(0.16, 0.34)
+    for step, r in enumerate((0.055, 0.075, 0.095, 0.12, 0.14)):
         t = step / 4
-        px, py = peak + drift * t**1.5 + c.rand(-0.03, 0.03), top - 0.05 - 0.22 * t
-        smoke = c.colour(0.42 - 0.06 * t, 0.36 - 0.06 * t, 0.40 - 0.05 * t, 0.02)
+        px, py = peak + drift * t**1.5 + c.rand(-0.03, 0.03), top - 0.06 - 0.24 * t
+        smoke = c.colour(0.66 - 0.10 * t, 0.56 - 0.08 * t, 0.58 - 0.06 * t, 0.02)
         c.shape(c.circle(px, py, r), smoke * 0.72)
         c.shape(c.circle(px - 0.015, py - 0.02, r * 0.82), smoke, 3.0)
     c.light(0.8 * torch.exp(-((c.circle(peak, top, 0.0) / 0.16) ** 2)), c.colour(1.0, 0.45, 0.12))

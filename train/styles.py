@@ -1,7 +1,8 @@
 """Owns the seven styles: plain, pencil sketch, pixel art, watercolour, neon lines, flat poster, night vision.
 
-Each is a deterministic function of the picture alone, without random numbers, which keeps the edges of the picture where they were; so a style can
-be taught from photographs as well as from rendered scenes. Lengths are given at 192 px and scale with the height. Knows no scenes or lights.
+Each is a deterministic function of the picture alone, without random numbers, which keeps the edges of the picture
+where they were; so a style can be taught from photographs as well as from rendered scenes. Lengths are given at 192
+px and scale with the height. Knows no scenes or lights.
 """
 
 from __future__ import annotations
@@ -110,13 +111,15 @@ def pixel_art(img: Tensor) -> Tensor:
 
 
 def watercolour(img: Tensor) -> Tensor:
-    """Washes of light colour on paper: edge-preserving smoothing, pigment gathered at edges, a soft uneven wash, a paper border fading in."""
-    wash = kuwahara(kuwahara(img, max(1, round(_length(img, 5)))), max(1, round(_length(img, 4))))
+    """Washes of light colour on paper: edge-preserving smoothing, pigment gathered at edges, a soft uneven wash, a
+    paper border fading in.
+    """
+    wash = kuwahara(kuwahara(img, max(1, round(_length(img, 3)))), max(1, round(_length(img, 3))))
     wash = _saturate(wash, 1.25)
     edges = blur(gradient_magnitude(wash).amax(1, keepdim=True), _length(img, 0.8))
     x, y = axes(img)
     uneven = torch.sin(x * 19 + 2.2 * torch.sin(y * 13)) * torch.sin(y * 17 + 2.0 * torch.sin(x * 11))
-    pigment = (1 - wash) * (0.76 + 0.16 * uneven) + 0.9 * smoothstep(0.02, 0.22, edges) * (1.05 - wash) * 0.42
+    pigment = (1 - wash) * (0.80 + 0.11 * uneven) + 0.9 * smoothstep(0.02, 0.22, edges) * (1.05 - wash) * 0.42
     paper = rgb(img, 0.985, 0.965, 0.92)
     border = torch.minimum(torch.minimum(x, 1 - x), torch.minimum(y, 1 - y)) + 0.012 * uneven
     return (paper * (1 - pigment * smoothstep(0.0, 0.055, border))).clamp(0, 1)
@@ -144,7 +147,7 @@ def neon_lines(img: Tensor) -> Tensor:
 
 def flat_poster(img: Tensor) -> Tensor:
     """Few flat, saturated tones with bold dark outlines."""
-    smooth = kuwahara(kuwahara(img, max(1, round(_length(img, 4)))), max(1, round(_length(img, 3))))
+    smooth = kuwahara(kuwahara(img, max(1, round(_length(img, 3)))), max(1, round(_length(img, 2))))
     luma = luminance(smooth)
     steps = 4.0
     scaled = luma * steps
@@ -158,7 +161,9 @@ def flat_poster(img: Tensor) -> Tensor:
 
 
 def night_vision(img: Tensor) -> Tensor:
-    """Green phosphor: luminance under automatic gain, a glow around highlights, a vignette and faint scan lines of 6 px."""
+    """Green phosphor: luminance under automatic gain, a glow around highlights, a vignette and faint scan lines of
+    6 px.
+    """
     luma = (img * rgb(img, 0.60, 0.30, 0.10)).sum(1, keepdim=True)  # an intensifier tube sees red best
     luma = luma + 1.1 * (luma - blur(luma, _length(img, 10.0)))
     luma = (luma * (0.36 / luma.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(0.8, 3.5)).clamp(0, 1)
@@ -178,7 +183,9 @@ STYLE_PAINTERS: tuple[Style, ...] = (
 
 
 def apply_styles(img: Tensor, style: Tensor) -> Tensor:
-    """Draw each picture of img [B, 3, H, W] (0..1) in its own style [B] (int64 index into STYLES); the same shape, 0..1."""
+    """Draw each picture of img [B, 3, H, W] (0..1) in its own style [B] (int64 index into STYLES); the same shape,
+    0..1.
+    """
     result = img.clone()
     for index, painter in enumerate(STYLE_PAINTERS):
         rows = (style == index).nonzero().flatten()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Term:
     """One thing a prompt can name.
 
-    name: the canonical word. phrases: wordings that follow a subject ("on the beach"). labels: wordings that stand alone
-    between commas ("beach"). The first of each is the canonical one.
+    name: the canonical word. phrases: wordings that follow a subject ("on the beach"). labels: wordings that stand
+    alone between commas ("beach"). The first of each is the canonical one.
     """
 
     name: str

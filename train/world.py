@@ -1,7 +1,7 @@
 """Owns the procedural world: which combinations exist, which are held out, and how a batch of them is rendered.
 
-A scene is a subject sprite in a place, under a light, drawn in a style. All randomness comes from the torch generator given. Knows sprites as a
-tensor and everything else as indices; wording is in captions.py.
+A scene is a subject sprite in a place, under a light, drawn in a style. All randomness comes from the torch
+generator given. Knows sprites as a tensor and everything else as indices; wording is in captions.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ SPRITE_MARGIN_PX = 4
 
 
 class SceneSpec(NamedTuple):
-    """A batch of combinations, each field int64 [B]: subject and place -1 mean none; light 0 is day, style 0 is plain."""
+    """A batch of combinations, each field int64 [B]: subject and place -1 mean none; light 0 is day, style 0 is
+    plain.
+    """
 
     subject: Tensor
     place: Tensor
@@ -41,14 +43,18 @@ class SceneSpec(NamedTuple):
 
 
 def is_held_out(subject: int, place: int, light: int, style: int) -> bool:
-    """Whether a combination is kept out of training: the first 8 bytes of sha256 of "subject/place/light/style" below 10 %."""
+    """Whether a combination is kept out of training: the first 8 bytes of sha256 of "subject/place/light/style"
+    below 10 %.
+    """
     digest = hashlib.sha256(f"{subject}/{place}/{light}/{style}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_FRACTION * 2**64
 
 
 @functools.cache
 def _held_out_table(subjects: int) -> Tensor:
-    """is_held_out for every combination, bool [subjects + 1, places + 1, lights, styles]; index 0 of the first two is none."""
+    """is_held_out for every combination, bool [subjects + 1, places + 1, lights, styles]; index 0 of the first two
+    is none.
+    """
     combinations = itertools.product(
         range(-1, subjects), range(-1, len(PLACES)), range(len(LIGHTS)), range(len(STYLES))
     )
@@ -67,7 +73,8 @@ def sample_specs(
 ) -> SceneSpec:
     """Draw n combinations on `device` (the generator's).
 
-    held_out: False for training combinations only, True for held-out ones only, None for both. subjects: how many subjects there are.
+    held_out: False for training combinations only, True for held-out ones only, None for both. subjects: how many
+    subjects there are.
     """
     if n < 1 or subjects < 1:
         raise ValueError(f"n={n} and subjects={subjects} must be at least 1")
@@ -93,7 +100,9 @@ def sample_specs(
 
 
 class _Pose(NamedTuple):
-    """Where a sprite stands, each [B, 1, 1] in frame units: centre, length of the sprite square's side, rotation (radians), flip (+-1)."""
+    """Where a sprite stands, each [B, 1, 1] in frame units: centre, length of the sprite square's side, rotation
+    (radians), flip (+-1).
+    """
 
     x: Tensor
     y: Tensor
@@ -154,8 +163,9 @@ def render_scenes(
 ) -> tuple[Tensor, Tensor]:
     """Render a batch of scenes.
 
-    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1, on the generator's device. Returns (plain, styled), both
-    [B, 3, size, size] float32 in 0..1 with the same layout; plain is the lit picture before its style.
+    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1, on the generator's device.
+    Returns (plain, styled), both [B, 3, size, size] float32 in 0..1 with the same layout; plain is the lit picture
+    before its style.
     """
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
         raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
