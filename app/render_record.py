@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import av
+
 from pipelines.errors import InputError, OutputError
 
+from .media.containers import container_for
 from .media.picture_reader import natural_key
 from .media.picture_writer import numbered_pictures
 from .media.writer import writing
@@ -152,9 +155,10 @@ def has_frames(output: Path) -> bool:
     """Whether an interrupted output holds anything that can be continued."""
     if output.is_dir():
         return bool(numbered_pictures(output))
-    import av
-
     try:
+        kind = container_for(output, named_as_folder=False)
+        if kind is not None:
+            kind.trim(output)
         with av.open(str(output)) as container:
             return bool(container.streams.video)
     except (av.error.FFmpegError, OSError):

@@ -5,7 +5,7 @@ Knows no frames and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,18 +13,22 @@ from types import MappingProxyType
 
 from pipelines.errors import OutputError
 
+from .pieces import trim_boxes, trim_nothing
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
     """One kind of video file.
 
-    growing: muxer options while frames are added (a killed process leaves a playable file); finished: those of the
-    final file. annexb_filter: bitstream filter that turns packets read back from such a file into what the encoder
-    emits; empty when they are the same. sound_copied: codecs that are kept as they are; others become sound_encoder.
-    sound_primed: codecs whose first packet may lie before 0 (it primes the decoder); elsewhere it would move all times.
+    trim: cuts a half-written end off a growing file; True when all that is left is whole. growing: muxer options while
+    frames are added (a killed process leaves a playable file); finished: those of the final file. annexb_filter:
+    bitstream filter that turns packets read back from such a file into what the encoder emits; empty when they are the
+    same. sound_copied: codecs that are kept as they are; others become sound_encoder. sound_primed: codecs whose first
+    packet may lie before 0 (it primes the decoder); elsewhere it would move all times.
     """
 
     muxer: str
+    trim: Callable[[Path], bool]
     growing: Mapping[str, str]
     finished: Mapping[str, str]
     video_encoder: str
@@ -49,6 +53,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
     {
         ".mp4": Container(
             muxer="mp4",
+            trim=trim_boxes,
             growing={"movflags": "frag_keyframe+delay_moov+default_base_moof", **_PROMPT},
             finished={"movflags": "faststart"},
             video_encoder="libx264",
@@ -60,6 +65,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         ),
         ".mkv": Container(
             muxer="matroska",
+            trim=trim_nothing,
             growing=_PROMPT,
             finished={},
             video_encoder="libx264",
@@ -73,6 +79,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         ),
         ".webm": Container(
             muxer="webm",
+            trim=trim_nothing,
             growing=_PROMPT,
             finished={},
             video_encoder="libvpx-vp9",

@@ -103,6 +103,8 @@ def _header_size(path: Path) -> tuple[int, int]:
     try:
         with _opened(path) as picture:
             check_pixels(str(path), picture.width, picture.height)
+            if picture.format == "PNG":  # Pillow would decode the picture to look for EXIF data behind it
+                return (picture.width, picture.height)
             turned = picture.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED
             return (picture.height, picture.width) if turned else (picture.width, picture.height)
     except (OSError, SyntaxError) as error:

@@ -38,14 +38,15 @@ class SoundFeed:
         self._origin_s = sound.origin_s
         self._input = av.open(str(sound.path))
         self._from = self._input.streams.best("audio") or self._input.streams.audio[0]
-        self._copies = self._from.codec_context.name in kind.sound_copied
+        codec = self._from.codec_context.codec.canonical_name
+        self._copies = codec in kind.sound_copied
         if self._copies:
             self._to = output.add_stream_from_template(self._from, opaque=True)
         else:
             self._to = output.add_stream(kind.sound_encoder, rate=self._rate(kind.sound_encoder))
             self._to.codec_context.layout = "mono" if self._from.codec_context.channels == 1 else "stereo"
-        codec = self._from.codec_context.name if self._copies else kind.sound_encoder.removeprefix("lib")
-        self._primed = codec in kind.sound_primed
+        written = codec if self._copies else kind.sound_encoder.removeprefix("lib")
+        self._primed = written in kind.sound_primed
         self._packets = self._copied() if self._copies else self._encoded()
         self._next: av.Packet | None = None
 

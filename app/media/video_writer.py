@@ -7,7 +7,6 @@ file with its index in front and puts that in its place in one step. Knows no en
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +21,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from pipelines.errors import OutputError
 
 from .containers import Container
+from .pieces import whole_pieces
 from .sound import Sound, SoundFeed
 from .writer import writing
 
@@ -55,7 +55,7 @@ class VideoWriter:
             self._file = _File(growing, plan.kind.growing, plan)
             self._stream = self._file.add_encoder()
             if keep:
-                self._copy_kept(keep_last_piece)
+                self._copy_kept(keep_last_piece or plan.kind.trim(output))
                 self._file.flush()
                 growing.replace(output)  # an open file keeps being written under its new name
 
@@ -105,8 +105,10 @@ class VideoWriter:
             self._file.close(self._end_s)
 
     def abandon(self) -> None:
-        """Close what can be closed."""
+        """Close what can be closed, and cut off what is only half there."""
         self._file.abandon()
+        with suppress(OSError):  # the error that led here is already on its way
+            self._plan.kind.trim(self._output)
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
@@ -119,7 +121,7 @@ class VideoWriter:
         self._end_s = max(self._end_s, start_s + (packet.duration or 0) * time_base)
         self._file.write(packet, start_s)
 
-    def _copy_kept(self, keep_last_piece: bool) -> None:
+    def _copy_kept(self, keep_last: bool) -> None:
         """The whole pieces of the output of an interrupted run, as the encoder would emit them."""
         name = self._plan.kind.annexb_filter
         with av.open(str(self._output)) as kept:
@@ -131,7 +133,7 @@ class VideoWriter:
                     "Start again with --force.",
                 )
             bitstream = BitStreamFilterContext(name, source) if name else None
-            for packet in _whole_pieces(kept, source, keep_last_piece):
+            for packet in whole_pieces(kept, source, keep_last=keep_last):
                 for filtered in bitstream.filter(packet) if bitstream is not None else (packet,):
                     filtered.stream = self._stream
                     self._mux_one(filtered)
@@ -220,25 +222,3 @@ class _File:
     def _close_feed(self) -> None:
         if self._feed is not None:
             self._feed.close()
-
-
-def _whole_pieces(
-    container: av.container.InputContainer, stream: av.VideoStream, keep_last: bool
-) -> Iterator[av.Packet]:
-    """Video packets up to the last key frame that is followed by another: what lies behind it may be cut off.
-
-    keep_last: the file was closed in order, so its last piece is whole too. Holds one piece in memory.
-    """
-    piece: list[av.Packet] = []
-    try:
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_corrupt:
-                continue
-            if packet.is_keyframe:
-                yield from piece
-                piece = []
-            piece.append(packet)
-    except av.error.FFmpegError:
-        return  # damage at the end of a killed file; everything whole was given out
-    if keep_last:
-        yield from piece
