@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from train.captions import caption, template_words
+from train.captions import canonical_caption, caption, template_words
+from train.lights import apply_lights
 from train.styles import apply_styles
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import LIGHTS, PLACES, STYLES
@@ -95,3 +96,32 @@ def test_captions_use_known_words_and_name_what_is_there() -> None:
         if spec[0] >= 0:
             assert any(word in text for word in SUBJECTS[spec[0]].words), text
     assert "photo" in caption(-1, -1, 0, 1, rng, photo=True)
+
+
+def test_lights_keep_day_and_change_everything_else() -> None:
+    picture = torch.rand(1, 3, SIZE_PX, 96, generator=torch.Generator().manual_seed(6)).expand(len(LIGHTS), -1, -1, -1)
+    lit = apply_lights(picture, torch.arange(len(LIGHTS)))
+    assert torch.equal(lit[0], picture[0])
+    assert float((lit[1:] - picture[1:]).abs().mean((1, 2, 3)).min()) > 0.05
+    assert torch.equal(lit, apply_lights(picture, torch.arange(len(LIGHTS))))
+    varied = apply_lights(picture, torch.arange(len(LIGHTS)), torch.Generator().manual_seed(7))
+    assert not torch.equal(lit[3], varied[3])
+
+
+def test_styles_work_on_pictures_that_are_not_square() -> None:
+    picture = torch.rand(len(STYLES), 3, 48, 80, generator=torch.Generator().manual_seed(8))
+    styled = apply_styles(picture, torch.arange(len(STYLES)))
+    assert styled.shape == picture.shape
+    assert bool(styled.isfinite().all())
+
+
+def test_wrong_sprites_are_refused(sprites: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="RGBA"):
+        render_scenes(every_place(), sprites[:, :3], torch.Generator().manual_seed(1), SIZE_PX)
+
+
+def test_the_canonical_caption_follows_the_prompt_grammar() -> None:
+    robot = next(index for index, subject in enumerate(SUBJECTS) if subject.name == "robot")
+    assert canonical_caption(robot, 0, 1, 1) == "a robot on the beach at sunset, pencil sketch"
+    assert canonical_caption(robot, -1, 0, 0) == "a robot"
+    assert canonical_caption(-1, -1, 2, 3, photo=True) == "a photo at night, watercolour"
