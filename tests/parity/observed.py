@@ -1,0 +1,72 @@
+"""Runs the engine and notes, after every tick, what each slot's step gave. Knows the ring's fields and the tick log."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import denoise
+from pipelines.image_engine import ImageEngine
+from pipelines.image_stream import ImageStream
+from pipelines.types import Frame
+
+
+@dataclass(kw_only=True)
+class SlotTrace:
+    """Of one slot, by step: guided noise, latents afterwards, stock noise afterwards; each [F, C, h, w]."""
+
+    timesteps: list[int] = field(default_factory=list)
+    eps: list[torch.Tensor] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+    stock: list[torch.Tensor] = field(default_factory=list)
+
+
+class Observer:
+    """traces: by (stream, slot)."""
+
+    def __init__(self, engine: ImageEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine = engine
+        self.traces: defaultdict[tuple[int, int], SlotTrace] = defaultdict(SlotTrace)
+        self._eps: torch.Tensor | None = None
+        original = denoise.guided_noise
+
+        def spy(*args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+            eps, stock = original(*args)
+            self._eps = eps.clone()
+            return eps, stock
+
+        monkeypatch.setattr(denoise, "guided_noise", spy)
+
+    def tick(self) -> None:
+        """One tick of the engine."""
+        before = self.engine.core.next_tick
+        self.engine.tick()
+        if self.engine.core.next_tick == before:
+            return
+        record = self.engine.log.ticks()[-1]
+        assert self._eps is not None
+        for column, row in enumerate(record.rows):
+            trace = self.traces[row.stream, row.slot]
+            trace.timesteps.append(row.timestep)
+            trace.eps.append(self._eps[column].clone())
+            trace.latents.append(self.engine.core.ring.tensor("latents")[row.row].clone())
+            trace.stock.append(self.engine.core.ring.tensor("stock")[row.row].clone())
+
+    def feed(self, stream: ImageStream, pictures: Sequence[Frame]) -> list[Frame]:
+        """Push all pictures, one a tick where there is room, and tick until everything came out."""
+        out: list[Frame] = []
+        for picture in pictures:
+            while not stream.push(picture):
+                self.tick()
+                out += stream.pull()
+            if not stream.accounting.in_flight % self.engine.core.frames_per_slot:
+                self.tick()
+                out += stream.pull()
+        while stream.active:
+            self.tick()
+        return out + stream.flush()

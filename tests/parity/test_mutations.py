@@ -1,0 +1,165 @@
+"""Every term of the recurrences matters: changing any one makes the comparison with the reference fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import denoise
+from pipelines.denoise import Real, StepTerms, Whole
+from pipelines.tick import TickRunner
+from tests.fakes.image_model import unet_model
+from tests.parity.comparison import Case, compare
+
+TOLERANCE = 1e-9
+SELF = Case(mode="self", steps=3, strength=0.08)
+"""So little strength that the last step is at timestep 19, where c_skip still counts."""
+ONETIME, FULL, TCD = (
+    Case(mode="onetime", steps=3),
+    Case(mode="full", steps=2),
+    Case(mode="self", step_function="tcd", steps=3),
+)
+
+Mutate = Callable[[pytest.MonkeyPatch], None]
+
+
+def _term(name: str) -> Mutate:
+    """One number of the formula is off by a thousandth."""
+
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        original = StepTerms.of
+
+        def of(reals: torch.Tensor, rows: int) -> StepTerms:
+            terms = original(reals, rows)
+            return replace(terms, **{name: getattr(terms, name) * 1.001})
+
+        patch.setattr(StepTerms, "of", of)
+
+    return mutate
+
+
+def _uploaded(change: Callable[[torch.Tensor, torch.Tensor, int, int], None]) -> Mutate:
+    """change(reals, wholes, slots, extra) alters the tables of every tick."""
+
+    def mutate(patch: pytest.MonkeyPatch) -> None:
+        original = TickRunner._upload
+
+        def upload(self: TickRunner, slots: Any, scales: Any, deltas: Any, extra: Any, *rest: Any) -> None:
+            original(self, slots, scales, deltas, extra, *rest)
+            change(self._reals, self._wholes, len(slots), len(extra))
+
+        patch.setattr(TickRunner, "_upload", upload)
+
+    return mutate
+
+
+def _level(row: Real) -> Mutate:
+    def change(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+        reals[row] *= 1.001
+
+    return _uploaded(change)
+
+
+def _swap(row: Whole) -> Mutate:
+    """The slots of a batch take each other's entry."""
+
+    def change(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+        wholes[row, :slots] = wholes[row, :slots].flip(0)
+
+    return _uploaded(change)
+
+
+def _extra_of_another_slot(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    wholes[Whole.ROW, slots : slots + extra] = wholes[Whole.ROW, 0]
+    wholes[Whole.EXTRA, :slots] = slots
+
+
+def _extra_with_the_prompt(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    wholes[Whole.EMBED, slots : slots + extra] -= 1
+
+
+def _extra_not_used(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    wholes[Whole.EXTRA, :slots] = torch.arange(slots)
+
+
+def _noise_of_this_step(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    wholes[Whole.NOISE, :slots] = (wholes[Whole.NOISE, :slots] - 1).clamp(min=0)
+
+
+def _stock_never_set(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    reals[Real.STOCK_START] = 0
+
+
+def _stock_set_every_step(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    reals[Real.STOCK_START] = 1
+
+
+def _guidance_off(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
+    reals[Real.GAIN] = 0
+
+
+def _stock_stands_still(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(denoise, "next_stock", lambda stock, *rest: stock)
+
+
+def _stock_without_its_history(patch: pytest.MonkeyPatch) -> None:
+    original = denoise.next_stock
+    patch.setattr(denoise, "next_stock", lambda stock, *rest: original(torch.zeros_like(stock), *rest))
+
+
+def _stock_starts_at_zero(patch: pytest.MonkeyPatch) -> None:
+    original = TickRunner._admit
+
+    def admit(self: TickRunner, pictures: int, new: int) -> None:
+        original(self, pictures, new)
+        self._ring.tensor("stock")[self._wholes[Whole.ENTRY_ROW, :new]] = 0
+
+    patch.setattr(TickRunner, "_admit", admit)
+
+
+_TERM_CASES = {
+    "full": FULL,
+    "stock_start": None,  # a mask: see stock_never_set
+    "w_eps": TCD,
+}
+MUTATIONS: dict[str, tuple[Case, Mutate]] = {
+    **{f.name: (case, _term(f.name)) for f in fields(StepTerms) if (case := _TERM_CASES.get(f.name, SELF)) is not None},
+    "a of the predicted noise": (SELF, _level(Real.A)),
+    "b of the predicted noise": (SELF, _level(Real.B)),
+    "a of the entry": (SELF, _level(Real.ENTRY_A)),
+    "b of the entry": (SELF, _level(Real.ENTRY_B)),
+    "row": (SELF, _swap(Whole.ROW)),
+    "text": (SELF, _swap(Whole.EMBED)),
+    "timestep": (SELF, _swap(Whole.TIMESTEP)),
+    "noise": (SELF, _swap(Whole.NOISE)),
+    "noise of this step": (ONETIME, _uploaded(_noise_of_this_step)),
+    "onetime: extra row of another slot": (ONETIME, _uploaded(_extra_of_another_slot)),
+    "full: extra row of another slot": (FULL, _uploaded(_extra_of_another_slot)),
+    "onetime: extra row with the prompt": (ONETIME, _uploaded(_extra_with_the_prompt)),
+    "full: extra row with the prompt": (FULL, _uploaded(_extra_with_the_prompt)),
+    "onetime: extra row not used": (ONETIME, _uploaded(_extra_not_used)),
+    "full: extra row not used": (FULL, _uploaded(_extra_not_used)),
+    "onetime: stock never set": (ONETIME, _uploaded(_stock_never_set)),
+    "onetime: stock set at every step": (ONETIME, _uploaded(_stock_set_every_step)),
+    "self: guidance off": (SELF, _uploaded(_guidance_off)),
+    "self: stock stands still": (SELF, _stock_stands_still),
+    "onetime: stock stands still": (ONETIME, _stock_stands_still),
+    "self: stock without its history": (SELF, _stock_without_its_history),
+    "self: stock starts at zero": (SELF, _stock_starts_at_zero),
+}
+
+
+@pytest.mark.parametrize("case", [SELF, ONETIME, FULL, TCD], ids=["self", "onetime", "full", "tcd"])
+def test_unchanged_cases_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(case, unet_model(torch.float64), monkeypatch).largest() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_changed_term_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, mutate = MUTATIONS[name]
+    mutate(monkeypatch)
+    assert compare(case, unet_model(torch.float64), monkeypatch).largest() > 2 * TOLERANCE
