@@ -209,7 +209,7 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
     except (
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
-        errors.HTTPError,  # of whichever client huggingface_hub uses
+        errors.HTTPError,  # type: ignore[attr-defined]  # of whichever client huggingface_hub uses
     ) as error:
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise HubUnreachableError(

@@ -106,13 +106,15 @@ def load_image_model(model: str, options: LoadOptions | None = None) -> ImageMod
     precision = choose_precision(choose_device(options.device), options.dtype)
     source = hub.resolve(model, allow_pickle=options.allow_pickle, notice=options.notice)
     layout = read_layout(source.folder)
-    facts = ModelFacts(layout=layout, bundled=source.bundled, lora_ids=tuple(lora.source for lora in options.loras))
+    lora_ids = tuple(lora.hub_id for lora in options.loras)
+    facts = ModelFacts(layout=layout, bundled=source.bundled, lora_ids=lora_ids)
     preset = choose_preset(facts)
     autoencoder = _find_autoencoder(layout, preset, options)
     _check_memory(layout, autoencoder, precision, options)
     loaded = _load_networks(layout, autoencoder, precision, options)
     if preset.notice:
-        options.notice(preset.notice)
+        unless = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
+        options.notice(preset.notice + unless)
     logger.info("%s: %s on %s, %s", source.name, preset.name, precision.device, precision.reason)
     return _assemble(source, facts, preset, precision, loaded)
 

@@ -24,3 +24,8 @@ class LoraFile:
             raise InputError("A LoRA was given without a name.", "Give a .safetensors file or a hub id.")
         if not math.isfinite(self.weight) or abs(self.weight) > 10:
             raise InputError(f"The LoRA weight {self.weight} is out of range.", "Give a number from -10 to 10.")
+
+    @property
+    def hub_id(self) -> str:
+        """The source without a file's name: owner/name for a hub id; of no meaning for a local path."""
+        return "/".join(self.source.split("/", 2)[:2])

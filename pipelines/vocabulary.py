@@ -40,7 +40,7 @@ class Vocabulary:
     def read(cls, world: Path) -> Self:
         """From a model's world.json. Raises ModelLayoutError when it is missing or no JSON object."""
         content = read_json(world)
-        phrases = [*_phrases(content), *content.get("template_words", ())]
+        phrases = [*_phrases(content), *content.get("known_words", content.get("template_words", ()))]
         subjects = [str(entry.get("name")) for entry in content.get("subjects", ())]
         return cls((word for phrase in phrases for word in _split(phrase)), subjects[:4])
 

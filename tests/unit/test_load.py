@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
+    LatentConsistencyModelPipeline,
+)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -20,6 +23,7 @@ from pipelines.betas import schedule_config
 from pipelines.errors import ModelError, ModelLayoutError, UnsafeWeightsError
 from pipelines.load import LoadOptions, load_engine, load_image_model
 from pipelines.model import Condition, ImageModel
+from pipelines.parts import guidance_scale_embedding
 from tests.fakes.tiny_models import (
     SD15_SCHEDULER,
     XL_TURBO_SCHEDULER,
@@ -166,6 +170,12 @@ def test_alphas_are_those_of_diffusers_to_the_last_bit() -> None:
                 assert np.array_equal(ours, stock.alphas_cumprod.numpy().astype(np.float64))
     with pytest.raises(ModelLayoutError, match="beta_schedule 'sine' is unknown"):
         schedule_config({"beta_schedule": "sine"})
+
+
+def test_guidance_embedding_is_that_of_the_lcm_pipeline() -> None:
+    for width in (256, 7):
+        stock = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([7.5]), width)
+        torch.testing.assert_close(guidance_scale_embedding(7.5, width), stock, atol=0, rtol=0)
 
 
 def test_an_undistilled_model_says_which_lora_it_needs(sd15: Path, tmp_path: Path) -> None:

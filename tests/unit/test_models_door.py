@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ from huggingface_hub import constants
 from app import models
 from pipelines import hub
 from pipelines.errors import HubUnreachableError, ModelError
+from tests.fakes.hub_server import COMMIT, hub_of
 from tests.fakes.tiny_models import tiny_sd_turbo, tiny_taesd
 from tests.unit.test_hub import put_in_cache
+
+ROOT = Path(models.__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,47 @@ def test_listing_loads_no_heavy_library(tmp_path: Path) -> None:
         "models.add_parser(p.add_subparsers()); o = p.parse_args(['models']); o.run(o);"
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
-    root = Path(models.__file__).resolve().parent.parent
     assert (
-        subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL, check=False).returncode == 0
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode == 0
     )
+
+
+def test_download_fetches_what_is_needed_once_and_says_what_it_is(tmp_path: Path) -> None:
+    """Against a hub in miniature, in a process of its own: HF_ENDPOINT is read when huggingface_hub is imported."""
+    source = tiny_sd_turbo(tmp_path / "source")
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n", encoding="utf-8")
+    (source / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    (source / "whole.safetensors").write_bytes(b"not needed")
+    code = (
+        "import sys, argparse; from app import models; p = argparse.ArgumentParser();"
+        "models.add_parser(p.add_subparsers());"
+        "o = p.parse_args(['models', 'download', sys.argv[1]]); sys.exit(o.run(o))"
+    )
+    with hub_of("owner/turbo", source) as (endpoint, fetched):
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            [sys.executable, "-c", code, "owner/turbo"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        missing = subprocess.run(
+            [sys.executable, "-c", code, "owner/gone"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "Downloading owner/turbo" in done.stdout
+    assert "owner/turbo is a SD-Turbo (StableDiffusionPipeline) model; licence: sai-nc" in done.stdout
+    assert "100%" in done.stderr  # the progress bar
+    assert len(fetched) == len(set(fetched))
+    assert "unet/diffusion_pytorch_model.safetensors" in fetched
+    assert not {"unet/diffusion_pytorch_model.bin", "whole.safetensors"} & set(fetched)
+    snapshot = tmp_path / "home" / "hub" / "models--owner--turbo" / "snapshots" / COMMIT
+    assert hub.is_complete(snapshot)
+    assert "ModelNotFoundError: There is no model 'owner/gone'" in missing.stderr
