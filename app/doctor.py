@@ -186,7 +186,7 @@ def engine_findings(device_name: str) -> list[Finding]:
         return [_used("device", State.MISSING, error.message, error.remedy)]
     findings = [
         _used("device", State.OK, str(precision.device)),
-        _used("dtype", State.OK, f"{str(precision.dtype).removeprefix('torch.')}: {precision.reason}"),
+        _used("dtype", State.OK, precision.reason),
         _used("threads", State.OK, f"{torch.get_num_threads()} for the model, 1 for the page's codecs"),
     ]
     if torch.cuda.is_available():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.vocabulary import Vocabulary
 
 _MOST_EXAMPLES = 6
+_PREPOSITIONS = frozenset(("on", "in", "at", "by", "among", "under", "before", "with"))
 _GENERAL_EXAMPLES = (
     "a lighthouse in a storm, oil painting",
     "a city at night, neon lines",
@@ -42,23 +44,28 @@ class Prompts:
 
 
 def world_examples(world: Path) -> tuple[str, ...]:
-    """A few prompts that walk through a world's subjects, places, lights and styles, spread over each list."""
-    content = json.loads(world.read_text(encoding="utf-8"))
-    subjects = [str(entry["name"]) for entry in content.get("subjects", ())]
-    places, lights, styles = (_phrases(content, kind) for kind in ("places", "lights", "styles"))
-    prompts = []
-    for i in range(min(_MOST_EXAMPLES, len(subjects))):
-        subject = subjects[i * len(subjects) // _MOST_EXAMPLES if len(subjects) > _MOST_EXAMPLES else i]
+    """Prompts that walk through a world's subjects, places, lights and styles; the last is for camera pictures."""
+    content: dict[str, Any] = json.loads(world.read_text(encoding="utf-8"))
+    names = (str(entry["name"]) for entry in content.get("subjects", ()))
+    subjects = [name for name in names if not name.endswith("s")]  # "a fries" reads badly
+    styles = [str(entry["name"]) for entry in content.get("styles", ())][1:]  # the first is the plain one
+    places, lights = (_phrases(content.get(kind, ())) for kind in ("places", "lights"))
+    prompts = [str(content["example"])] if content.get("example") else []
+    for i in range(1, min(_MOST_EXAMPLES - 1, len(subjects))):
+        subject = subjects[i * (len(subjects) - 1) // _MOST_EXAMPLES] if len(subjects) > _MOST_EXAMPLES else subjects[i]
         article = "an" if subject[0] in "aeiou" else "a"
-        text = " ".join(part for part in (article, subject, _turn(places, i), _turn(lights, i // 2)) if part)
-        style = _turn(styles, i)
-        prompts.append(f"{text}, {style}" if style else text)
+        light = _turn(lights, i) if i % 2 else ""
+        text = " ".join(part for part in (article, subject, _turn(places, i), light) if part)
+        prompts.append(", ".join(part for part in (text, _turn(styles, i)) if part))
+    if content.get("photo_words") and styles:
+        prompts.append(f"{content['photo_words'][0]}, {styles[-1]}")
     return tuple(prompts)
 
 
-def _phrases(content: dict[str, list[dict[str, list[str]]]], kind: str) -> list[str]:
-    """The first phrase of each entry; an entry without one is the plain case."""
-    return [str(words[0]) if (words := entry.get("words")) else "" for entry in content.get(kind, ())]
+def _phrases(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """Of each entry the first wording that can follow a subject: 'on the beach', 'at sunset'."""
+    found = (next((w for w in entry.get("words", ()) if w.split()[0] in _PREPOSITIONS), "") for entry in entries)
+    return [phrase for phrase in found if phrase]
 
 
 def _turn(phrases: list[str], number: int) -> str:

@@ -1,4 +1,4 @@
-"""A headless Chromium driven over its DevTools protocol: what the browser tests need, on the websockets package alone."""
+"""A headless Chromium driven over its DevTools protocol: what the browser tests need, on websockets alone."""
 
 from __future__ import annotations
 
@@ -105,6 +105,7 @@ def browse(chromium: str, url: str) -> Iterator[Page]:
                 page = Page(connection)
                 for domain in ("Page", "Network", "Runtime", "Log"):
                     page.call(f"{domain}.enable")
+                page.call("Emulation.setFocusEmulationEnabled", enabled=True)
                 page.call("Page.navigate", url=url)
                 yield page
         finally:

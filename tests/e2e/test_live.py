@@ -29,13 +29,16 @@ REPOSITORY = Path(__file__).parents[2]
 NUMBER = "Number(document.querySelector('.zt-picture').dataset.number || 0)"
 RATE = "Number(document.querySelector('[data-zt=frame_rate]').textContent)"
 PICTURE = "document.querySelector('.zt-picture').toDataURL()"
-COUNTS = "['taken','out','dropped','skipped','in_flight'].map(n => Number(document.querySelector(`[data-zt=${n}]`).textContent))"
+COUNTS = (
+    "['taken', 'out', 'dropped', 'skipped', 'in_flight']"
+    ".map(name => Number(document.querySelector(`[data-zt=${name}]`).textContent))"
+)
 
 pytest.importorskip("websockets", reason="the browser is driven over websockets: pip install '.[test]'")
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
 
-from browser import Page, browse  # noqa: E402  # needs websockets
+from tests.e2e.browser import Page, browse  # noqa: E402  # needs websockets
 
 
 class Live:
@@ -74,6 +77,13 @@ class Live:
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
 
+    def close(self) -> None:
+        """Wait for the end, then for the last line."""
+        self.process.wait()
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def stop(self) -> str:
         """Ctrl-C; returns what was still written."""
         self.process.send_signal(signal.SIGINT)
@@ -92,7 +102,7 @@ def serving(*arguments: str) -> Iterator[tuple[Live, str]]:
     finally:
         if live.process.poll() is None:
             live.process.kill()
-            live.process.wait()
+        live.close()
 
 
 @pytest.fixture
@@ -133,9 +143,8 @@ def test_prompt_and_camera_with_the_bundled_model(pictures: Path) -> None:
         see_frames_change(page, 4)
         page.until(f"{RATE} > 0")
         prompt = "document.querySelector('#zt-prompt textarea')"
-        page.evaluate(
-            f"{prompt}.focus(), {prompt}.value = 'a qwrtzp cat', {prompt}.dispatchEvent(new Event('input', {{bubbles: true}}))"
-        )
+        typed = f"{prompt}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        page.evaluate(f"{prompt}.focus(), {prompt}.value = 'a qwrtzp cat', {typed}")
         page.evaluate(f"{prompt}.blur()")
         page.until("document.querySelector('#zt-notice').innerText.includes('qwrtzp')")
         see_frames_change(page, 3)

@@ -1,0 +1,59 @@
+"""`zoetrope doctor`: what is there, what is missing, and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from app import doctor
+from app.doctor import Finding, Package, State
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    doctor.add_parser(parser.add_subparsers())
+    return parser.parse_args(["doctor", *arguments])
+
+
+def test_this_installation_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.run(options("--json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    found = {item["name"]: item for item in report["findings"]}
+    assert report["ok"] is True
+    for name in ("python", "torch", "gradio", "libx264", "aac", "device", "dtype", "threads", "memory", "bundled"):
+        assert found[name]["state"] == "ok", found[name]
+    assert "mini-image" in found["bundled"]["value"]
+    assert "bfloat16" in found["dtype"]["value"] or "float" in found["dtype"]["value"]
+
+
+def test_a_required_package_that_is_missing_fails() -> None:
+    needed = doctor.package_finding(Package(name="no-such-distribution", module="no_such_module"))
+    assert (needed.state, needed.remedy) == (State.MISSING, "make install")
+    extra = doctor.package_finding(
+        Package(name="no-such-distribution", module="x", needed_for="plans", remedy="get it")
+    )
+    assert (extra.state, extra.value) == (State.OPTIONAL, "not installed; needed for plans")
+
+
+def test_a_broken_package_counts_as_missing() -> None:
+    broken = doctor.package_finding(Package(name="numpy", module="no_such_module"))
+    assert broken.state is State.MISSING
+    assert "cannot be imported" in broken.value
+
+
+def test_missing_things_change_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = Finding(section="installed", name="av", state=State.MISSING, value="not installed", remedy="make install")
+    monkeypatch.setattr(doctor, "examine", lambda _: [gone])
+    assert doctor.run(options()) == 1
+    text = capsys.readouterr().out
+    assert "MISS  av" in text
+    assert "-> make install" in text
+    assert "Something required is missing" in text
+
+
+def test_an_absent_device_is_said_with_the_remedy() -> None:
+    (finding,) = doctor.engine_findings("cuda:99")
+    assert finding.state is State.MISSING
+    assert "99" in finding.value

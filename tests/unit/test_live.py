@@ -1,0 +1,88 @@
+"""`zoetrope live` before it serves: addresses, numbers, the headers of every answer."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+
+import pytest
+
+from app import live
+from pipelines.errors import InputError
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    live.add_parser(parser.add_subparsers())
+    return parser.parse_args(["live", *arguments])
+
+
+def test_a_taken_port_names_the_option() -> None:
+    with live.listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(InputError, match=rf"Port {port} of 127.0.0.1 cannot be used .* Choose another with --port"):
+            live.listen("127.0.0.1", port)
+
+
+def test_port_0_finds_a_free_one() -> None:
+    with live.listen("127.0.0.1", 0) as listener:
+        assert isinstance(listener, socket.socket)
+        assert listener.getsockname()[1] > 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_other_machines_are_kept_out_unless_allowed(host: str) -> None:
+    with pytest.raises(InputError, match="--allow-remote"):
+        live.check_host(host, allow_remote=False)
+    live.check_host(host, allow_remote=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_this_machine_is_fine(host: str) -> None:
+    live.check_host(host, allow_remote=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--threads", "-1"), "--threads cannot be -1"),
+        (("--max-sessions", "0"), "--max-sessions cannot be 0"),
+        (("--port", "70000"), "--port cannot be 70000"),
+        (("--host", "0.0.0.0"), "has no password yet"),
+    ],
+)
+def test_numbers_that_make_no_sense(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        live.run(options(*arguments))
+
+
+def test_defaults_are_safe() -> None:
+    chosen = options()
+    assert (chosen.host, chosen.port, chosen.model, chosen.allow_remote) == ("127.0.0.1", 7860, "mini-image", False)
+
+
+def test_a_browser_is_opened_as_asked_or_where_there_is_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not live.wants_browser(None)
+    assert live.wants_browser(True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert live.wants_browser(None)
+    assert not live.wants_browser(False)
+
+
+def test_every_answer_carries_the_policy() -> None:
+    sent: list[dict[str, object]] = []
+
+    async def application(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})  # type: ignore[operator]
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    asyncio.run(live._Headers(application)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    headers = dict(sent[0]["headers"])  # type: ignore[call-overload]
+    assert headers[b"a"] == b"b"
+    assert b"default-src 'self'" in headers[b"content-security-policy"]
