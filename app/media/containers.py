@@ -46,15 +46,17 @@ class Container:
 # No B-frames: decoding order is display order, so every whole packet of a growing file is one frame of the render.
 _H264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "10"}
 _VP9 = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "lag-in-frames": "0"}
-# Sound that starts late or ends early must not hold back the picture in the muxer's queue (microseconds).
-_PROMPT = {"max_interleave_delta": "100000"}
+# While a file grows: a finished piece goes to the disk at once, and sound that starts late or ends early does not hold
+# back the picture in the muxer's queue (microseconds).
+_GROWING = {"flush_packets": "1", "max_interleave_delta": "100000"}
+_GROWING_MATROSKA = {**_GROWING, "cluster_time_limit": "1000"}  # milliseconds
 
 CONTAINERS: Mapping[str, Container] = MappingProxyType(
     {
         ".mp4": Container(
             muxer="mp4",
             trim=trim_boxes,
-            growing={"movflags": "frag_keyframe+delay_moov+default_base_moof", **_PROMPT},
+            growing={"movflags": "frag_keyframe+delay_moov+default_base_moof", **_GROWING},
             finished={"movflags": "faststart"},
             video_encoder="libx264",
             video_options=_H264,
@@ -66,7 +68,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         ".mkv": Container(
             muxer="matroska",
             trim=trim_nothing,
-            growing=_PROMPT,
+            growing=_GROWING_MATROSKA,
             finished={},
             video_encoder="libx264",
             video_options=_H264,
@@ -80,7 +82,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         ".webm": Container(
             muxer="webm",
             trim=trim_nothing,
-            growing=_PROMPT,
+            growing=_GROWING_MATROSKA,
             finished={},
             video_encoder="libvpx-vp9",
             video_options=_VP9,
