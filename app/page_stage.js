@@ -20,7 +20,7 @@ async function paint(answer) {
   picture.close();
   ({ session, number } = answer);
   const now = performance.now();
-  painted = painted.filter((at) => now - at < 2000).concat(now);
+  painted = painted.filter((at) => now - at < 3000).concat(now);
   if (answer.camera_ms) {  // from the camera's picture to the painted one, smoothed
     const newest = now - answer.camera_ms;
     latency = latency === null ? newest : latency + (newest - latency) * 0.1;
@@ -31,7 +31,7 @@ async function paint(answer) {
 
 function show(answer) {
   const span = painted.length > 1 ? painted[painted.length - 1] - painted[0] : 0;
-  const fresh = painted.length && performance.now() - painted[painted.length - 1] < 2000;
+  const fresh = painted.length && performance.now() - painted[painted.length - 1] < 3000;
   const rate = answer.running && fresh && span ? (painted.length - 1) / (span / 1000) : 0;
   const values = { ...answer, frame_rate: rate.toFixed(1) };
   if (latency !== null) values.latency_ms = Math.round(latency);

@@ -174,7 +174,6 @@ def test_a_killed_worker_is_replaced_and_the_page_goes_on() -> None:
             see_frames_change(page, 10)
             page.until(f"{RATE} > 2")
             live.worker().send_signal(signal.SIGKILL)
-            page.until("document.querySelector('.zt-facts').textContent.includes('killed by signal 9')", 5)
             page.until("document.querySelector('.zt-facts').textContent.includes('restarted 1×')", 30)
             see_frames_change(page, 10)
             counts_are_exact(page)
