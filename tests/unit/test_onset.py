@@ -1,8 +1,8 @@
 """When a changed control is felt, and when its effect is complete, in ticks, for every row of the control table.
 
 The stream has 4 steps and a picture is pushed every tick, so that 4 slots are always in flight. In the tick that
-apply() names, one slot is new and three are older: *next tick* reaches all four at once, *next slot* the new one, and all of
-them three ticks later (the ring has drained of older slots).
+apply() names, one slot is new and three are older: *next tick* reaches all four at once, *next slot* the new one, and
+all of them three ticks later (the ring has drained of older slots).
 """
 
 from __future__ import annotations

@@ -1,0 +1,226 @@
+"""Owns the figures of the image engine: frames a second, milliseconds by stage, ring-batched against one at a time.
+
+`python -m bench.image_stream --json`: the bundled model on the CPU, image-to-image, 2 steps, filter off.
+`python -m bench.image_stream --shape sd-turbo --device cuda --json`: SD-Turbo's shape with random weights, 1, 2 and 4
+steps, eager and as CUDA graphs, beside streamdiffusion 0.1.1. Every input frame is different; none is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from pipelines.controls import Control
+from pipelines.image_engine import ImageEngine
+from pipelines.image_stream import ImageStream
+from pipelines.model import Condition, ImageModel
+from pipelines.precision import cpu_flags
+from pipelines.schedule import levels, timesteps
+from pipelines.types import Frame
+
+STRENGTH = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """frames: timed in each round. rounds: ring and sequential take turns, so that both see the same machine."""
+
+    steps: int
+    frames: int
+    rounds: int = 1
+    backend: str = "eager"
+
+
+def moving_frames(count: int, width: int, height: int) -> list[Frame]:
+    """A textured picture that moves by 3 pixels a frame: all different."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    base = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+    return [
+        Frame(
+            image=np.ascontiguousarray(np.roll(base, (3 * i, i), axis=(1, 0))),
+            pts=i,
+            time_base=Fraction(1, 24),
+            seq=i,
+        )
+        for i in range(count)
+    ]
+
+
+def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, object]:
+    """One configuration. started: perf_counter at which the time to the first frame begins."""
+    engine = ImageEngine(model, backend=settings.backend)
+    prompt = {"prompt": "a cat", "steps": settings.steps, "strength": STRENGTH, "guidance_mode": "none"}
+    width, height = engine.core.width, engine.core.height
+    with engine.open(Control.of({**prompt, "step_function": "lcm"})) as stream:
+        pictures = moving_frames(settings.frames, width, height)
+        while not stream.pull():
+            stream.push(pictures[0])
+            engine.tick()
+        first_frame_s = time.perf_counter() - started
+        for picture in pictures[:8]:  # every shape of the batch is warm, and captured where it is
+            stream.push(picture)
+            engine.tick()
+            stream.pull()
+        ring_s, sequential_s, first_tick = [], [], engine.core.next_tick
+        for _ in range(settings.rounds):
+            ring_s.append(_ring(engine, stream, pictures) / len(pictures))
+            if settings.backend == "eager":
+                sequential_s.append(_sequential(model, settings.steps, pictures) / len(pictures))
+        times = [t for t in engine.log.timings() if t.tick >= first_tick]
+        stream.flush()
+    figures: dict[str, object] = {
+        "steps": settings.steps,
+        "backend": settings.backend,
+        "fps": round(1 / statistics.median(ring_s), 2),
+        "encode_ms": round(statistics.median(t.encode_ms for t in times), 3),
+        "denoise_ms": round(statistics.median(t.denoise_ms for t in times), 3),
+        "decode_ms": round(statistics.median(t.decode_ms for t in times), 3),
+        "time_to_first_frame_s": round(first_frame_s, 3),
+    }
+    if sequential_s:
+        figures["sequential_fps"] = round(1 / statistics.median(sequential_s), 2)
+        pairs = zip(ring_s, sequential_s, strict=True)
+        figures["ring_to_sequential"] = round(statistics.median(s / r for r, s in pairs), 3)
+    engine.close()
+    return figures
+
+
+def _ring(engine: ImageEngine, stream: ImageStream, pictures: list[Frame]) -> float:
+    """Seconds for one picture a tick; every tick also finishes one. Ends when the device is done."""
+    start, out = time.perf_counter(), 0
+    for picture in pictures:
+        while not stream.push(picture):
+            out += len(stream.pull())
+        engine.tick()
+        out += len(stream.pull())
+    _synchronise(engine.core.model.device)
+    seconds = time.perf_counter() - start
+    stream.pull()
+    assert out > 0
+    return seconds
+
+
+@torch.inference_mode()
+def _sequential(model: ImageModel, steps: int, pictures: list[Frame]) -> float:
+    """Seconds for the plain loop through the same parts: encode, each step as a batch of one, decode, picture out."""
+    device = model.device
+    text = model.prompts.encode("a cat")
+    times = timesteps(model.schedule, steps, STRENGTH)
+    noise = torch.randn((steps, 1, model.codec.latent_channels, *_latent_size(model)), device=device)
+    condition = Condition(
+        embeds=text.embeds[None],
+        pooled=None,
+        time_ids=None,
+        row=torch.zeros(1, dtype=torch.int64, device=device),
+        step=torch.zeros(1, dtype=torch.int64, device=device),
+    )
+    t_device = [torch.tensor([t], device=device) for t in times]
+    start = time.perf_counter()
+    for picture in pictures:
+        image = torch.from_numpy(picture.image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
+        x = model.codec.encode(image)
+        for i, t in enumerate(times):
+            a, b = levels(model.schedule, t)
+            x = model.denoiser(a * x + b * noise[i], t_device[i], condition)
+        pixels = model.codec.decode(x).add(1).mul(127.5).round().to(torch.uint8)
+        pixels[0].permute(1, 2, 0).contiguous().cpu().numpy()
+    return time.perf_counter() - start
+
+
+def _latent_size(model: ImageModel) -> tuple[int, int]:
+    return model.size_px[1] // model.codec.factor, model.size_px[0] // model.codec.factor
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bundled(options: argparse.Namespace) -> dict[str, object]:
+    """The bundled model on the chosen device."""
+    from pipelines.load import LoadOptions, load_image_model
+
+    started = time.perf_counter()
+    model = load_image_model("mini-image", LoadOptions(device=options.device, dtype=options.dtype))
+    settings = Settings(steps=2, frames=options.frames, rounds=3)
+    return {**_machine(model), "runs": [measure(model, settings, started)], **_memory(model)}
+
+
+def random_shape(options: argparse.Namespace) -> dict[str, object]:
+    """A published shape with random weights; random embeddings stand in for the text encoder."""
+    from bench.peer import peer_fps
+    from bench.shapes import SHAPES, build
+
+    device = torch.device(options.device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    parts = build(SHAPES[options.shape], device, dtype)
+    backends = ("eager", "cuda-graph") if device.type == "cuda" else ("eager",)
+    runs: list[dict[str, object]] = []
+    for steps in (1, 2, 4):
+        for backend in backends:
+            settings = Settings(steps=steps, frames=options.frames, backend=backend)
+            runs.append(measure(parts.model, settings, time.perf_counter()))
+        pictures = moving_frames(options.frames + 10, *parts.model.size_px)
+        inputs = [torch.from_numpy(p.image).permute(2, 0, 1)[None].float() / 255 for p in pictures]
+        peer = peer_fps(parts, timesteps(parts.model.schedule, steps, STRENGTH), inputs, warmup=10)
+        runs.append({"steps": steps, "backend": "streamdiffusion 0.1.1, eager", "fps": peer})
+    weights = "random; random embeddings stand in for the text encoder"
+    return {**_machine(parts.model), "shape": options.shape, "weights": weights, "runs": runs, **_memory(parts.model)}
+
+
+def _machine(model: ImageModel) -> dict[str, object]:
+    cuda = model.device.type == "cuda"
+    return {
+        "bench": "image_stream",
+        "model": model.name,
+        "size_px": list(model.size_px),
+        "device": torch.cuda.get_device_name(model.device) if cuda else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cpu_flags": list(cpu_flags()),
+        "torch": torch.__version__,
+    }
+
+
+def _memory(model: ImageModel) -> dict[str, object]:
+    # Linux counts in KiB, macOS in bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    figures: dict[str, object] = {"peak_rss_mib": round(peak)}
+    if model.device.type == "cuda":
+        figures["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(model.device) / 2**20)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    parser.add_argument("--shape", choices=("sd-turbo", "tiny"), help="random weights in this shape")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="of the bundled model: auto, float32, bfloat16, float16")
+    parser.add_argument("--frames", type=int, default=60, help="timed frames in each round")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    figures = random_shape(options) if options.shape else bundled(options)
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    runs = figures.pop("runs")
+    assert isinstance(runs, list)
+    for line in (figures, *runs):
+        print("  ".join(f"{name}={value}" for name, value in line.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Owns models with random weights in published shapes: speed does not depend on the values. Needs no download.
+
+Knows no measurement. Random embeddings stand in for the text encoder, which is not part of a tick.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from pipelines.model import ImageModel, ScheduleConfig, TextCondition
+from pipelines.parts import TinyCodec, UNetDenoiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Constructors of the networks, the side of a picture in pixels and the text's [tokens, width]."""
+
+    unet: Callable[[], UNet2DConditionModel]
+    vae: Callable[[], AutoencoderTiny]
+    side_px: int
+    text: tuple[int, int]
+
+
+class RandomPrompts:
+    """Every text has its own random vectors, [tokens, width] float32."""
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        self._shape, self._device = shape, device
+
+    def encode(self, text: str) -> TextCondition:
+        """Random, but the same for the same text."""
+        random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        return TextCondition(embeds=torch.randn(self._shape, generator=random).to(self._device))
+
+
+def _sd_turbo_unet() -> UNet2DConditionModel:
+    """The UNet of stabilityai/sd-turbo (Stable Diffusion 2.1's): 866 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        attention_head_dim=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    )
+
+
+def _tiny_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+
+
+def _tiny_vae() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(0, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 0),
+    )
+
+
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "sd-turbo": Shape(unet=_sd_turbo_unet, vae=AutoencoderTiny, side_px=512, text=(77, 1024)),  # TAESD by default
+        "tiny": Shape(unet=_tiny_unet, vae=_tiny_vae, side_px=64, text=(5, 16)),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Parts:
+    """The networks of a shape, and the model around them."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderTiny
+    model: ImageModel
+
+
+def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
+    """Random weights on the device, channels last."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        unet, vae = shape.unet(), shape.vae()
+    for network in (unet, vae):
+        network.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
+    schedule = ScheduleConfig(alphas_cumprod=np.cumprod(1.0 - betas))
+    model = ImageModel(
+        name="random weights",
+        device=device,
+        dtype=dtype,
+        size_px=(shape.side_px, shape.side_px),
+        denoiser=UNetDenoiser(unet, schedule=schedule, prediction_type="epsilon", device=device, dtype=dtype),
+        codec=TinyCodec(vae, dtype=dtype, device=device),
+        prompts=RandomPrompts(shape.text, device),
+        schedule=schedule,
+        defaults={},
+        licence="none: random weights",
+    )
+    return Parts(unet=unet, vae=vae, model=model)

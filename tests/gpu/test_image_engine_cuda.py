@@ -1,0 +1,75 @@
+"""The image engine on CUDA: captured graphs equal eager execution, and a warm tick never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.controls import Control
+from pipelines.image_engine import ImageEngine
+from pipelines.types import Frame
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CONTROL = {"prompt": "a cat", "steps": 3, "guidance_mode": "onetime", "guidance_scale": 1.3, "strength": 0.7}
+
+
+def _engine(backend: str) -> ImageEngine:
+    from bench.shapes import SHAPES, build
+
+    return ImageEngine(build(SHAPES["tiny"], torch.device("cuda"), torch.float32).model, backend=backend)
+
+
+def _run(engine: ImageEngine, count: int) -> list[Frame]:
+    from bench.image_stream import moving_frames
+
+    with engine.open(Control.of(CONTROL)) as stream:
+        out: list[Frame] = []
+        for picture in moving_frames(count, 64, 64):
+            while not stream.push(picture):
+                out += stream.pull()
+            engine.tick()
+        return out + stream.flush()
+
+
+def test_graphs_equal_eager() -> None:
+    eager, graphs = _run(_engine("eager"), 12), _run(_engine("cuda-graph"), 12)
+    assert [f.source_seq for f in eager] == [f.source_seq for f in graphs] == list(range(12))
+    for one, two in zip(eager, graphs, strict=True):
+        assert np.abs(one.image.astype(int) - two.image.astype(int)).max() <= 1
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", ["eager", "cuda-graph"])
+def test_a_warm_tick_neither_waits_nor_grows(backend: str, waiting_is_an_error: None) -> None:
+    from bench.image_stream import moving_frames
+
+    engine = _engine(backend)
+    _run(engine, 12)
+    _run(engine, 12)
+    with engine.open(Control.of(CONTROL)) as stream:
+        pictures = moving_frames(12, 64, 64)
+        for picture in pictures[:6]:
+            assert stream.push(picture)
+            engine.tick()
+            stream.pull()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.max_memory_reserved()
+        torch.cuda.set_sync_debug_mode("error")
+        for picture in pictures[6:]:
+            assert stream.push(picture)
+            engine.tick()
+            stream.pull()
+        torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.max_memory_reserved() == before
