@@ -15,20 +15,20 @@ import numpy as np
 import torch
 
 from .conditions import BLENDS, Transition, encode_controls
-from .control_table import CONTROLS
 from .controls import Control, Controls
-from .errors import ControlError, InputError
+from .errors import InputError
 from .guidance import GUIDANCE_MODES
 from .image_core import ImageCore, max_steps
-from .noise import NoiseSource, SlotNoise
+from .noise import NoiseSource
 from .outputs import output_frames
 from .schedule import timesteps
 from .similarity import SimilarityFilter
 from .slots import Birth, Slot
 from .steps import STEP_FUNCTIONS, plan
+from .stream_controls import checked_controls
 from .stream_log import StreamLog
 from .transfers import Mark
-from .types import Accounting, Frame, Propagation, StreamInfo
+from .types import Accounting, Frame, StreamInfo
 
 _TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
 
@@ -52,7 +52,7 @@ class ImageStream:
         fixed = {"model": core.model.name, "width": core.width, "height": core.height}
         base = Controls().updated(Control.of({**fixed, "frames_per_slot": core.frames_per_slot}))
         self._controls = base.updated(Control.of(core.model.defaults))
-        self._controls = self._checked(control)
+        self._controls = checked_controls(self._core, self._controls, control)
         self._transition = Transition(encode_controls(core.texts, self._controls))
         if control.lora_scale is not None:
             core.set_lora_scale(control.lora_scale)
@@ -182,7 +182,12 @@ class ImageStream:
             strength=strength,
             guidance=GUIDANCE_MODES[controls.text("guidance_mode")],
             plan=plan(STEP_FUNCTIONS[controls.text("step_function")], core.model.schedule, steps),
-            noise=self._draw_noise(len(steps), prompt_only=prompt_only),
+            noise=self._noise.draw(
+                controls.integer("seed"),
+                len(steps),
+                slot=None if controls.flag("seed_lock") else self._slots,
+                walk_deg=controls.number("noise_walk_deg") if prompt_only else None,
+            ),
             first_ordinal=self._generated,
         )
         if controls.text("prompt_change") == "glide":
@@ -196,15 +201,6 @@ class ImageStream:
         self._pending, self._pending_row = [], None
         self._log.birth(slot)
 
-    def _draw_noise(self, steps: int, *, prompt_only: bool) -> SlotNoise:
-        controls = self._controls
-        seed = controls.integer("seed")
-        if not controls.flag("seed_lock"):
-            return self._noise.free(seed, self._slots, steps)
-        if prompt_only:
-            return self._noise.walking(seed, steps, controls.number("noise_walk_deg"))
-        return self._noise.locked(seed, steps)
-
     # -- controls ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -214,7 +210,7 @@ class ImageStream:
         A slot that is already born, though not yet in a tick, keeps what it was born with.
         """
         self._check_open()
-        candidate = self._checked(control)
+        candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
         target = encode_controls(self._core.texts, candidate) if _TEXT_CONTROLS & changed.keys() else None
         if control.lora_scale is not None:
@@ -225,21 +221,6 @@ class ImageStream:
             self._transition.aim(target, frames=candidate.integer("transition_frames"), mix=mix)
         self._log.change(changed)
         return self._core.next_tick
-
-    def _checked(self, control: Control) -> Controls:
-        """The state with `control` applied. Raises ControlError, with nothing changed, where it cannot be."""
-        for name, value in control.changes().items():
-            if CONTROLS[name].propagation is Propagation.REOPEN and value not in (self._controls.values[name], 0):
-                raise ControlError(
-                    f"{name} cannot become {value!r} in an open stream (it is {self._controls.values[name]!r}).",
-                    "Load the engine again with that value.",
-                )
-        kept = {n: self._controls.values[n] for n, s in CONTROLS.items() if s.propagation is Propagation.REOPEN}
-        candidate = self._controls.updated(control).updated(Control.of(kept))
-        timesteps(self._core.model.schedule, candidate.integer("steps"), candidate.number("strength"))
-        if control.lora_scale is not None:
-            self._core.check_lora_scale(control.lora_scale)
-        return candidate
 
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
 

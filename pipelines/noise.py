@@ -36,6 +36,15 @@ class NoiseSource:
         self._bank = torch.zeros((max_steps, 1, *latent_shape))
         self._walk: NoiseWalk | None = None
 
+    def draw(self, seed: int, steps: int, *, slot: int | None, walk_deg: float | None) -> SlotNoise:
+        """The noise of the next slot. slot: its number where slots draw their own noise, None where they share one.
+        walk_deg: None where pictures come in."""
+        if slot is not None:
+            return self.free(seed, slot, steps)
+        if walk_deg is not None:
+            return self.walking(seed, steps, walk_deg)
+        return self.locked(seed, steps)
+
     def locked(self, seed: int, steps: int) -> SlotNoise:
         """The same noise for every slot and frame: a still picture stays still."""
         bank = self._locked_bank(seed)
