@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -40,30 +41,44 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A distribution to look for. needed_for: empty when everything needs it."""
+    """A distribution to look for. needed_for: empty when everything needs it. compiled: of code that may not fit the
+    machine though it is installed, so that only importing it tells."""
 
     name: str
     module: str
+    compiled: bool = False
     needed_for: str = ""
     remedy: str = "make install"
 
 
 PACKAGES = (
-    Package(name="torch", module="torch"),
+    Package(name="torch", module="torch", compiled=True),
     Package(name="diffusers", module="diffusers"),
     Package(name="transformers", module="transformers"),
-    Package(name="safetensors", module="safetensors"),
+    Package(name="safetensors", module="safetensors", compiled=True),
     Package(name="gradio", module="gradio"),
-    Package(name="av", module="av"),
-    Package(name="opencv-python-headless", module="cv2"),
-    Package(name="numpy", module="numpy"),
+    Package(name="av", module="av", compiled=True),
+    Package(name="opencv-python-headless", module="cv2", compiled=True),
+    Package(name="numpy", module="numpy", compiled=True),
     Package(name="huggingface_hub", module="huggingface_hub"),
-    Package(name="peft", module="peft", needed_for="LoRA files"),
-    Package(name="xformers", module="xformers", needed_for="its attention kernels", remedy="pip install '.[xformers]'"),
-    Package(name="tensorrt", module="tensorrt", needed_for="TensorRT plans", remedy="pip install '.[tensorrt]'"),
+    Package(
+        name="xformers",
+        module="xformers",
+        compiled=True,
+        needed_for="its attention kernels",
+        remedy="pip install '.[xformers]'",
+    ),
+    Package(
+        name="tensorrt",
+        module="tensorrt",
+        compiled=True,
+        needed_for="TensorRT plans",
+        remedy="pip install '.[tensorrt]'",
+    ),
     Package(
         name="tensorrt-rtx",
         module="tensorrt_rtx",
+        compiled=True,
         needed_for="TensorRT-RTX plans",
         remedy="pip install '.[tensorrt-rtx]'",
     ),
@@ -111,12 +126,18 @@ def python_finding() -> Finding:
 
 
 def package_finding(package: Package) -> Finding:
-    """The version, after a real import: a package that is there but broken counts as missing."""
+    """The version; a package that is there but broken counts as missing.
+
+    Compiled ones are imported. The others are looked for only: importing diffusers and gradio takes ten seconds.
+    """
     missing = State.OPTIONAL if package.needed_for else State.MISSING
     why = f"not installed; needed for {package.needed_for}" if package.needed_for else "not installed"
     try:
         version = importlib.metadata.version(package.name)
-        importlib.import_module(package.module)
+        if package.compiled:
+            importlib.import_module(package.module)
+        elif importlib.util.find_spec(package.module) is None:
+            raise ModuleNotFoundError(f"there is no module {package.module}")
     except importlib.metadata.PackageNotFoundError:
         return _installed(package.name, missing, why, package.remedy)
     except (ImportError, OSError) as error:  # OSError: a shared library is missing

@@ -197,11 +197,11 @@ class _Headers:
 
 
 def prompts_of(model: str) -> Prompts:
-    """Examples and vocabulary of a bundled model; general examples for others."""
-    from pipelines.hub import BUNDLED_FOLDER
+    """Examples and vocabulary of a model that says what it knows (a bundled one); general examples for others."""
+    from pipelines.vocabulary import world_file
 
-    world = BUNDLED_FOLDER / model / "world.json"
-    return Prompts.of_world(world) if world.is_file() else Prompts()
+    world = world_file(model)
+    return Prompts.of_world(world) if world is not None else Prompts()
 
 
 def wants_browser(asked: bool | None) -> bool:
@@ -221,13 +221,17 @@ def _announce(client: WorkerClient, server: uvicorn.Server, url: str, browser: b
     sys.stdout.flush()
     if browser:
         webbrowser.open(url)
-    told = ""
+    told: set[str] = set()
+    text = ""
     while not server.should_exit:
         status = client.status
-        if status.text != told:
-            told = status.text
-            sys.stdout.write(f"worker: {told}\n")
-            sys.stdout.flush()
+        news = [notice for notice in status.notices if notice not in told]
+        if status.text != text:
+            news.append(text := status.text)
+        told.update(status.notices)
+        for line in news:
+            sys.stdout.write(f"worker: {line}\n")
+        sys.stdout.flush()
         if status.phase is Phase.FAILED:
             server.should_exit = True
         threading.Event().wait(0.2)

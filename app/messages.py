@@ -83,6 +83,13 @@ class WorkerProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerNotice:
+    """Something that the user should know of the engine for as long as it runs."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
     """The engine stands. controls: name to value of a fresh stream (the table's defaults and the model's own)."""
 
@@ -167,6 +174,7 @@ class SessionClosed:
 
 FromWorker = (
     WorkerProgress
+    | WorkerNotice
     | WorkerReady
     | WorkerFailed
     | SessionOpened

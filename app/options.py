@@ -63,6 +63,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
     group.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
+    group.add_argument(
+        "--no-safety", action="store_true", help="leave out the model's safety checker, which blackens what it flags"
+    )
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, object]:
@@ -83,6 +86,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, object]:
         "loras": tuple(LoraFile(source=source, weight=weight) for source, weight in map(parse_lora, options.lora)),
         "autoencoder": options.autoencoder,
         "allow_pickle": options.allow_pickle,
+        "safety": not options.no_safety,
     }
 
 

@@ -48,7 +48,7 @@ function show(answer) {
     : waiting ? 'opening…'
     : answer.running ? 'waiting for the first picture…'
     : stage.classList.contains('zt-painted') ? 'paused' : 'Press Start';
-  find('.zt-facts').textContent = answer.text + (answer.restarts ? ` · restarted ${answer.restarts}×` : '');
+  find('.zt-facts').textContent = (answer.facts || answer.text) + (answer.restarts ? ` · restarted ${answer.restarts}×` : '');
   const message = find('.zt-message');
   message.textContent = answer.message || '';
   message.hidden = !answer.message;

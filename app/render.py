@@ -97,22 +97,15 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
 
 def tell_unknown_words(model: str, control: Control) -> None:
     """Say which words of the prompts a bundled model does not know, with near ones."""
-    from pipelines.hub import BUNDLED_FOLDER
-    from pipelines.vocabulary import Vocabulary
+    from pipelines.vocabulary import Vocabulary, world_file
 
-    world = (BUNDLED_FOLDER / model if model in _bundled() else Path(model)) / "world.json"
-    if not world.is_file():
+    world = world_file(model)
+    if world is None:
         return
     vocabulary = Vocabulary.read(world)
     for prompt in control.prompt or ():
         if notice := vocabulary.notice(prompt.text):
             _say(f"{prompt.text!r}: {notice}")
-
-
-def _bundled() -> tuple[str, ...]:
-    from pipelines.hub import bundled_names
-
-    return bundled_names()
 
 
 def _frames(options: argparse.Namespace, rate: Fraction) -> int | None:

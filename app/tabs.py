@@ -157,6 +157,7 @@ class Tab:
         answer: dict[str, object] = {
             "phase": status.phase.value,
             "text": status.text,
+            "facts": " · ".join((status.text, *status.notices)),
             "running": self.running,
             "restarts": status.restarts,
             "message": self._trouble(session),

@@ -34,6 +34,7 @@ from .messages import (
     StopWorker,
     ToWorker,
     WorkerFailed,
+    WorkerNotice,
     WorkerProgress,
     WorkerReady,
 )
@@ -62,7 +63,7 @@ def run_worker(pipe: Connection, options: WorkerOptions) -> None:
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
-            engine, threads = open_engine(options, lambda text: pipe.send(WorkerProgress(text=text)))
+            engine, threads = open_engine(options, lambda text: pipe.send(WorkerNotice(text=text)))
             ready = describe(engine, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))

@@ -28,6 +28,7 @@ from .messages import (
     StopWorker,
     ToWorker,
     WorkerFailed,
+    WorkerNotice,
     WorkerProgress,
     WorkerReady,
 )
@@ -54,10 +55,12 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """text: for the user. ready: what was chosen, kept during a restart. error: why it failed for good."""
+    """text: for the user. notices: what the user should know of the engine, while it runs. ready: what was chosen, kept
+    during a restart. error: why it failed for good."""
 
     phase: Phase = Phase.STOPPED
     text: str = "not started"
+    notices: tuple[str, ...] = ()
     ready: WorkerReady | None = None
     error: ZoetropeError | None = None
     restarts: int = 0
@@ -247,13 +250,15 @@ class WorkerClient:
         theirs.close()
         with self._sending:
             self._pipe, self._process = ours, process
-        self._set(phase=phase, text=text, pid=process.pid)
+        self._set(phase=phase, text=text, notices=(), pid=process.pid)
 
     def _handle(self, message: FromWorker) -> None:
         match message:
             case WorkerProgress():
                 if self._status.phase is Phase.LOADING:
                     self._set(text=message.text)
+            case WorkerNotice():
+                self._set(notices=(*self._status.notices, message.text))
             case WorkerReady():
                 self._ready(message)
             case WorkerFailed():

@@ -99,7 +99,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
     for network in (unet, vae):
         network.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
-    schedule = ScheduleConfig(alphas_cumprod=np.cumprod(1.0 - betas))
+    schedule = ScheduleConfig(alphas_cumprod=np.cumprod(1.0 - betas, dtype=np.float64))
     model = ImageModel(
         name="random weights",
         device=device,

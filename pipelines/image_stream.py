@@ -54,10 +54,10 @@ class ImageStream:
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
         self._transition = Transition(encode_controls(core.texts, self._controls))
-        if control.lora_scale is not None:
-            core.set_lora_scale(control.lora_scale)
         self._readback = core.make_readback()
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        if control.lora_scale is not None:  # last of what may fail: it changes the engine
+            core.set_lora_scale(control.lora_scale)
         self._open = True
         self._order: deque[Slot] = deque()
         self._active: list[Slot] = []

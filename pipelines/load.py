@@ -22,6 +22,7 @@ from .memory import Budget, check_memory
 from .model import ImageModel, LatentCodec, LoraControl, PromptEncoder, SafetyChecker
 from .precision import Precision, choose_device, choose_precision
 from .presets import ModelFacts, Preset, choose_preset
+from .vocabulary import WORLD_FILE
 
 if TYPE_CHECKING:
     from .ticklog import TickLog
@@ -151,7 +152,7 @@ def _assemble(
             f"The autoencoder has {networks.codec.latent_channels} latent channels, the denoiser {config.in_channels}.",
             "Choose an autoencoder that was made for this model, or --autoencoder auto.",
         )
-    world = layout.folder / "world.json"
+    world = layout.folder / WORLD_FILE
     return ImageModel(
         name=source.name,
         device=precision.device,

@@ -1,6 +1,6 @@
 """Owns the words that a bundled model was trained on: which words of a prompt it does not know, and near ones.
 
-Reads world.json; knows no tokens and no network.
+Reads world.json, which lies in the folder of a model that has such a world; knows no tokens and no network.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from .hub import BUNDLED_FOLDER, bundled_names
 from .layout import read_json
 
+WORLD_FILE = "world.json"
 _KINDS = ("subjects", "places", "lights", "styles")
 _WORD = re.compile(r"[a-z]+")
 _MAX_NEAR = 3
 _MAX_TOLD = 5
+
+
+def world_file(model: str) -> Path | None:
+    """The world.json of a bundled name or local folder, without loading the model; None where there is none."""
+    folder = BUNDLED_FOLDER / model if model in bundled_names() else Path(model).expanduser()
+    world = folder / WORLD_FILE
+    return world if world.is_file() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -37,10 +40,19 @@ def test_a_required_package_that_is_missing_fails() -> None:
     assert (extra.state, extra.value) == (State.OPTIONAL, "not installed; needed for plans")
 
 
-def test_a_broken_package_counts_as_missing() -> None:
-    broken = doctor.package_finding(Package(name="numpy", module="no_such_module"))
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_broken_package_counts_as_missing(compiled: bool) -> None:
+    broken = doctor.package_finding(Package(name="numpy", module="no_such_module", compiled=compiled))
     assert broken.state is State.MISSING
     assert "cannot be imported" in broken.value
+
+
+def test_only_what_the_program_itself_needs_is_asked_for() -> None:
+    needs = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    required = {re.split(r"[<>=]", line)[0] for line in needs["dependencies"]}
+    optional = {name for name in needs["optional-dependencies"] if name not in ("test", "lint")}
+    for package in doctor.PACKAGES:
+        assert package.name in (optional if package.needed_for else required)
 
 
 def test_missing_things_change_the_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from pipelines.controls import Control
 from pipelines.errors import ControlError, InputError, ModelError, OutOfMemoryError
 from pipelines.image_engine import ImageEngine
 from pipelines.image_stream import ImageStream
+from pipelines.ticklog import StreamRecord
 from pipelines.types import Frame
 from tests.fakes.image_model import ArithmeticDenoiser, BlackList, HashPrompts, cheap_model, frames
 
@@ -279,6 +280,29 @@ def test_a_refused_change_changes_nothing() -> None:
     with pytest.raises(ControlError):
         engine.open(Control(steps=8, strength=0.02))
     assert stream.controls.values["width"] == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "a dog", "strength": 0.1, "steps": 8}, "Raise strength"),
+        ({"prompt": "a dog", "width": 32}, "Load the engine again"),
+        ({"prompt": "a dog", "lora_scale": 0.5}, "No LoRA"),
+    ],
+)
+def test_an_open_that_fails_leaves_nothing_open(change: dict[str, object], words: str) -> None:
+    prompts = HashPrompts()
+    engine = ImageEngine(cheap_model(prompts=prompts), max_slots=1)
+    encoded = list(prompts.encoded)
+    with pytest.raises(ControlError, match=words):
+        engine.open(Control.of(change))
+    with pytest.raises(InputError, match="frame rate"):
+        engine.open(frame_rate=Fraction(0))
+    assert (engine.log.records(), engine.core.ring.held_rows, prompts.encoded) == ((), (), encoded)
+    stream = engine.open()
+    assert len(run(stream, engine, frames(3))) == 3
+    assert [r.stream for r in engine.log.records() if isinstance(r, StreamRecord)] == [0, 0]  # open, flush
+    engine.close()
 
 
 def test_defaults_of_the_model_come_before_the_callers() -> None:

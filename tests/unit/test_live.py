@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+from typing import ClassVar
 
 import pytest
 
 from app import live
+from app.worker_client import Phase, WorkerStatus
 from pipelines.errors import InputError
 
 
@@ -71,6 +73,30 @@ def test_a_browser_is_opened_as_asked_or_where_there_is_a_display(monkeypatch: p
     monkeypatch.setenv("DISPLAY", ":0")
     assert live.wants_browser(None)
     assert not live.wants_browser(False)
+
+
+def test_what_the_worker_says_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    class Server:
+        started, should_exit = True, False
+
+    class Client:
+        statuses: ClassVar = [
+            WorkerStatus(phase=Phase.LOADING, text="loading m…"),
+            WorkerStatus(phase=Phase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
+            WorkerStatus(phase=Phase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
+            WorkerStatus(phase=Phase.FAILED, text="It is gone."),
+        ]
+
+        @property
+        def status(self) -> WorkerStatus:
+            return self.statuses.pop(0)
+
+    live._announce(Client(), Server(), "http://x", browser=False)  # type: ignore[arg-type]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "Zoetrope is live: http://x"
+    assert said[1:] == [
+        f"worker: {text}" for text in ("loading m…", "It needs an LCM-LoRA.", "ready: m", "It is gone.")
+    ]
 
 
 def test_every_answer_carries_the_policy() -> None:

@@ -100,7 +100,9 @@ def test_engine_options_are_keywords_of_the_loader() -> None:
         "loras": (LoraFile(source="a.safetensors", weight=0.5), LoraFile(source="b/c")),
         "autoencoder": "auto",
         "allow_pickle": False,
+        "safety": True,
     }
+    assert engine_options(parsed("--no-safety"))["safety"] is False
 
 
 @pytest.mark.parametrize("text", ["", "320", "320x", "0x10", "-1x5", "axb"])

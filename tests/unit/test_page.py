@@ -14,13 +14,14 @@ import gradio as gr
 import numpy as np
 import pytest
 
+from app.messages import WorkerNotice
 from app.meter import Meter
 from app.page import Page
 from app.page_controls import ELSEWHERE, SECTIONS, label_of, make_widget, propagation_text, stream_controls
 from app.picture import cover, jpeg
 from app.playback import Playback, check_video
 from app.prompts import Prompts, world_examples
-from app.tabs import Source, Tabs
+from app.tabs import Source, Tab, Tabs
 from app.worker import WorkerOptions
 from app.worker_client import BusyError, WorkerClient
 from pipelines.control_table import CONTROLS
@@ -161,6 +162,12 @@ def test_a_tab_that_nobody_watches_is_stopped(tabs: Tabs) -> None:
     tabs.sweep(time.monotonic() + 60)
     assert not tab.running
     assert "nobody was watching" in str(tab.poll("", 0)["message"])
+
+
+def test_notices_of_the_engine_stay_on_the_page() -> None:
+    client = WorkerClient(WorkerOptions(model="identity"))
+    client._handle(WorkerNotice(text="It needs an LCM-LoRA."))
+    assert Tab(client).poll("", 0)["facts"] == "not started · It needs an LCM-LoRA."
 
 
 def test_examples_stay_inside_the_model_s_world() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import ModelLayoutError
 from pipelines.hub import BUNDLED_FOLDER
-from pipelines.vocabulary import Vocabulary
+from pipelines.vocabulary import Vocabulary, world_file
 from tests.fakes.tiny_models import write_json
 
 WORLD = {
@@ -18,6 +18,12 @@ WORLD = {
     "styles": [{"name": "pencil", "words": ["pencil sketch"]}],
     "template_words": ["a", "at"],
 }
+
+
+def test_the_world_is_found_by_name_and_by_folder(tmp_path: Path) -> None:
+    assert world_file("mini-image") == BUNDLED_FOLDER / "mini-image" / "world.json"
+    assert world_file(str(BUNDLED_FOLDER / "mini-image")) == world_file("mini-image")
+    assert (world_file(str(tmp_path)), world_file("owner/name"), world_file("identity")) == (None, None, None)
 
 
 @pytest.fixture
