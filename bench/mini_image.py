@@ -29,7 +29,15 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from train.autoencoder import decode_latents, encode_pictures, psnr_db, test_pictures
 from train.bank import Source, make_source, random_scenes
 from train.classifier import Classifier, labels, load_classifier, predict
-from train.evaluate import edge_correlation, held_out_captions, recognition, score_captions, score_photos, square_photos
+from train.evaluate import (
+    edge_correlation,
+    held_out_captions,
+    recognition,
+    score_captions,
+    score_photos,
+    sheet,
+    square_photos,
+)
 from train.export import folder_mib
 from train.pack import load_pack
 from train.styles import apply_styles
@@ -39,6 +47,7 @@ MODEL = Path("assets/models/mini-image")
 CLASSIFIER = Path("assets/models/mini-classifier")
 PHOTOS = Path("assets/samples/photos")
 PACK = Path("train/data/pack.npz")
+SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,11 @@ class Model:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def scale(self) -> float:
+        """What the autoencoder's latents are multiplied by for the denoiser."""
+        return float(self.vae.config.scaling_factor)
+
     def states(self, captions: list[str]) -> Tensor:
         """Text states [B, 32, 128]."""
         encoded = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
@@ -65,7 +79,7 @@ class Model:
         for t in self.scheduler.timesteps:
             v = self.unet(latents.to(self.dtype), t, encoder_hidden_states=states).sample
             latents = self.scheduler.step(v.float(), t, latents, generator=generator).prev_sample
-        return decode_latents(self.vae, latents.to(self.dtype)).float()
+        return decode_latents(self.vae, (latents / self.scale).to(self.dtype)).float()
 
     def generate(self, captions: list[str], steps: int) -> Tensor:
         """Text to image, [B, 3, 192, 192] in 0..1."""
@@ -78,7 +92,7 @@ class Model:
         """Image to image at a strength, [B, 3, 192, 192] in 0..1."""
         generator = torch.Generator(self.device).manual_seed(7)
         self.scheduler.set_timesteps(steps, device=self.device, original_inference_steps=50, strength=strength)
-        start = encode_pictures(self.vae, pictures.to(self.device, self.dtype)).float()
+        start = encode_pictures(self.vae, pictures.to(self.device, self.dtype)).float() * self.scale
         noise = torch.randn(start.shape, generator=generator, device=self.device)
         first = self.scheduler.timesteps[:1].expand(start.shape[0])
         return self.sample(self.scheduler.add_noise(start, noise, first), captions, generator)
@@ -165,10 +179,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "photographs": {"count": photos.shape[0], "true_styles": true_style_limits(judge.cpu(), photos)},
     }  # fmt: skip
     judge.to(device)
+    rows, kept = [], torch.empty(0)
     for steps in (1, 2, 4):
-        result["captions"][f"steps_{steps}"] = score_captions(judge, model.generate, spec, captions, steps, 32)[0]
-    for steps in (2, 4):
-        result["photographs"][f"steps_{steps}"] = score_photos(judge, model.translate, photos, steps, 30)[0]
+        scores, first = score_captions(judge, model.generate, spec, captions, steps, 32)
+        result["captions"][f"steps_{steps}"] = scores
+        rows.append(first[:SHEET_COLUMNS])
+    for steps in (4, 2):
+        scores, kept = score_photos(judge, model.translate, photos, steps, 30)
+        result["photographs"][f"steps_{steps}"] = scores
+    if options.sheets is not None:
+        options.sheets.mkdir(parents=True, exist_ok=True)
+        sheet(rows, options.sheets / "sheet-captions.jpg", quality=80)
+        (options.sheets / "sheet-captions.txt").write_text("\n".join(captions[:SHEET_COLUMNS]) + "\n", encoding="utf-8")
+        sheet(
+            [photos[::7][:SHEET_COLUMNS], *kept[:, ::7][:, :SHEET_COLUMNS]],
+            options.sheets / "sheet-photos.jpg",
+            quality=80,
+        )
     result["seconds"] = time.perf_counter() - began
     return result
 
@@ -187,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--classifier", type=Path, default=CLASSIFIER)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     parser.add_argument("--pack", type=Path, default=PACK)
+    parser.add_argument("--sheets", type=Path, help="folder to write sheets of samples to")
     options = parser.parse_args(arguments)
     result = measure(options)
     sys.stdout.write(json.dumps(result, indent=None if options.json else 1) + "\n")

@@ -16,13 +16,13 @@ from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
 
 STAGE = "autoencoder"
 PEAK_RATE = 2e-3
-LATENT_NOISE = 0.04
+LATENT_NOISE = 0.08
 SHARP_FROM = 0.55
 """Share of the budget after which the squared error takes over (it is what PSNR measures)."""
 
 
 def encode_pictures(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
-    """Latents [B, 4, 48, 48] of pictures [B, 3, 192, 192] in 0..1."""
+    """Latents [B, 4, 48, 48] of pictures [B, 3, 192, 192] in 0..1; a denoiser sees LATENT_SCALE times them."""
     latents: Tensor = vae.encode(pictures * 2 - 1).latents
     return latents
 
@@ -38,7 +38,8 @@ def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, noise: Tensor, sharp: float) -> tuple[Tensor, Tensor]:
-    """(loss, squared error): L1 + slopes moving to squared error as sharp goes 0..1, and a penalty on latent moments.
+    """(loss, squared error): L1 + slopes moving to squared error as sharp goes 0..1, and the distance of
+    the latents' moments from zero mean and unit covariance.
 
     pictures: [B, 3, H, W] in 0..1; noise: standard normal, as the latents, so that the decoder bears errors.
     """
@@ -48,11 +49,33 @@ def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, noise: Tensor, shar
     slope = torch.stack(
         [functional.l1_loss(d, p) for d, p in zip(_slopes(decoded), _slopes(pictures), strict=True)]
     ).sum()
-    mean, variance = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
-    moments = mean.square().mean() + (variance.log()).square().mean()
+    mean, covariance = moments(latents)
+    unit = torch.eye(covariance.shape[0], device=covariance.device)
+    distance = mean.square().mean() + (covariance - unit).square().sum() / unit.shape[0]
     gentle = functional.l1_loss(decoded, pictures) + slope
-    loss = (1 - 0.85 * sharp) * gentle + (2 + 18 * sharp) * squared + 0.02 * moments
+    loss = (1 - 0.85 * sharp) * gentle + (2 + 18 * sharp) * squared + 0.1 * distance
     return loss, squared
+
+
+def moments(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean [C], covariance [C, C]) of the channels of latents [B, C, h, w]."""
+    rows = latents.transpose(0, 1).flatten(1)
+    mean = rows.mean(1)
+    centred = rows - mean.view(-1, 1)
+    return mean, centred @ centred.T / rows.shape[1]
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderTiny, pictures: Tensor) -> None:
+    """Fold the whitening of the latents of pictures into the convolutions next to them, exact but for the clamp."""
+    last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
+    mean, covariance = moments(encode_pictures(vae, pictures))
+    values, vectors = torch.linalg.eigh(covariance)
+    into, back = ((vectors * values.pow(power)) @ vectors.T for power in (-0.5, 0.5))
+    last.weight.copy_(torch.einsum("ij,jkhw->ikhw", into, last.weight))
+    last.bias.copy_(into @ (last.bias - mean))
+    first.bias.add_(torch.einsum("ojhw,j->o", first.weight, mean))
+    first.weight.copy_(torch.einsum("ojhw,ji->oihw", first.weight, back))
 
 
 def train_autoencoder(session: Session, source: Source, seconds: float) -> AutoencoderTiny:
@@ -64,8 +87,10 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Autoe
     session.log(STAGE, event="rendered", pictures=float(bank.shape[0]), took=budget.elapsed())
     vae = make_autoencoder().to(device=device, memory_format=torch.channels_last)
     continued = session.restore(STAGE, vae=vae)
+    if continued:
+        whiten(vae, bank[:1024].float() / 255)
     optimiser = adamw(list(vae.parameters()), PEAK_RATE, device)
-    average = Average(vae, decay=0.998)
+    average = Average(vae.parameters(), decay=0.998)
     n = scale.autoencoder_batch
     running = True
     while running:

@@ -144,14 +144,14 @@ def random_scenes(
 class LatentBank:
     """N items. plain, styled: latents [N, 4, 48, 48] float16; ids: int16 [N, K, 32], K captions each.
 
-    changed: bool [N], whether plain and styled differ; photo: bool [N], whether the item is a photograph.
+    changed: bool [N], whether plain and styled differ; the first `scenes` items are scenes, the rest photographs.
     """
 
     plain: Tensor
     styled: Tensor
     ids: Tensor
     changed: Tensor
-    photo: Tensor
+    scenes: int
 
 
 Encode = Callable[[Tensor], Tensor]
@@ -177,7 +177,7 @@ def latent_bank(
         styled=torch.cat([p[1] for p in parts]),
         ids=ids.view(specs.shape[0], CAPTIONS_PER_ITEM, -1).to(source.device),
         changed=(specs[:, 3] > 0) | (photo & (specs[:, 2] > 0)),
-        photo=photo,
+        scenes=scenes,
     )
 
 

@@ -15,12 +15,12 @@ pipeline_tag: text-to-image
 
 # mini-image
 
-A small few-step image model that ships with Zoetrope: text to image and image to image at 192x192 in 1 to 4 steps, in the
-stock Stable Diffusion layout of diffusers. `StableDiffusionPipeline.from_pretrained("assets/models/mini-image")` loads it;
-call it with `guidance_scale=1.0` and `num_inference_steps` from 1 to 4.
+A small few-step image model that ships with Zoetrope: text to image and image to image at 192x192 in 1 to 4 steps, in
+the stock Stable Diffusion layout of diffusers. `StableDiffusionPipeline.from_pretrained("assets/models/mini-image")`
+loads it; call it with `guidance_scale=1.0` and `num_inference_steps` from 1 to 4.
 
-It was trained from nothing, by the code in train/, for minutes on one GPU (docs/mini-image.md has the recipe, docs/log.md
-the experiments). It is a toy world on purpose: what it can draw is listed below, and nothing else.
+It was trained from nothing, by the code in train/, for minutes on one GPU (docs/mini-image.md has the recipe,
+docs/log.md the experiments). It is a toy world on purpose: what it can draw is listed below, and nothing else.
 
 ## What it can do
 - Draw one of its subjects in one of its places under one of its lights, in one of its styles: "a robot on the beach at
@@ -34,9 +34,19 @@ the experiments). It is a toy world on purpose: what it can draw is listed below
 
 """
 
+_UNDISTILLED = """## State
+These weights are the teacher's, half trained and not yet distilled: 4 steps give soft pictures whose place and style
+are right more often than the subject is, 1 step a blur.
 
-def model_card(figures: dict[str, Any] | None) -> str:
-    """Markdown of assets/models/mini-image/README.md; figures is bench.mini_image's result, None before it ran."""
+"""
+
+
+def model_card(figures: dict[str, Any] | None, captions: list[str], *, distilled: bool) -> str:
+    """Markdown of assets/models/mini-image/README.md.
+
+    figures: bench.mini_image's result, None before it ran. captions: of the sample sheet, none without one.
+    distilled: False while the weights are the teacher's, which needs more steps than the student will.
+    """
     lists = [
         f"**Subjects ({len(SUBJECTS)}):** " + ", ".join(s.name for s in SUBJECTS) + ".",
         f"**Places ({len(PLACES)}):** " + ", ".join(p.name for p in PLACES) + ", or none (a studio).",
@@ -46,19 +56,22 @@ def model_card(figures: dict[str, Any] | None) -> str:
     ]
     data = (
         "## Data and licences\n"
-        "Scenes rendered by train/world.py from Microsoft's Fluent emoji (MIT) and procedural places; photographs from\n"
-        "packages under free terms, each listed with its licence in assets/manifest.json. No other data. scikit-image's\n"
-        "astronaut, chelsea and coffee were never trained on. Weights: Apache-2.0.\n"
+        "Scenes rendered by train/world.py from Microsoft's Fluent emoji (MIT) and procedural places; photographs\n"
+        "from packages under free terms, each listed with its licence in assets/manifest.json. No other data.\n"
+        "scikit-image's astronaut, chelsea and coffee were never trained on. Weights: Apache-2.0.\n"
     )
-    return "".join([_HEAD, "## Vocabulary\n", "\n\n".join(lists), "\n\n", _measured(figures), data, _samples()])
+    status = "" if distilled else _UNDISTILLED
+    samples = _samples(captions) if captions else ""
+    return "".join([_HEAD, status, "## Vocabulary\n", "\n\n".join(lists), "\n\n", _measured(figures), data, samples])
 
 
-def _samples() -> str:
+def _samples(captions: list[str]) -> str:
+    listed = "\n".join(f"{index}. {caption}" for index, caption in enumerate(captions, 1))
     return (
         "\n## Samples\n"
-        "Held-out captions (first row: the teacher in 20 guided steps; then the model in 1, 2 and 4 steps):\n\n"
-        "![held-out captions](samples-captions.jpg)\n\n"
-        "Unseen photographs (first row) at strength 0.5 in each style, 4 steps:\n\n![photographs](samples-photos.jpg)\n"
+        "Held-out captions in 1, 2 and 4 steps (rows), from left to right:\n\n"
+        f"{listed}\n\n![held-out captions](../../../docs/images/mini-image-captions.jpg)\n\n"
+        "Unseen photographs (first row) at strength 0.5 in each style, 2 steps:\n\n![photographs](../../../docs/images/mini-image-photos.jpg)\n"
     )
 
 
@@ -93,8 +106,9 @@ def _measured(figures: dict[str, Any] | None) -> str:
 def classifier_card(figures: dict[str, Any] | None) -> str:
     """Markdown of assets/models/mini-classifier/README.md."""
     text = (
-        "# mini-classifier\n\nThe independent judge of mini-image: a small residual network (train/classifier.py) that names\n"
-        "subject, place and style of a 192x192 picture. Trained on rendered scenes of train/world.py only, with its own\n"
+        "# mini-classifier\n\n"
+        "The independent judge of mini-image: a small residual network (train/classifier.py) that names subject,\n"
+        "place and style of a 192x192 picture. Trained on rendered scenes of train/world.py only, with its own\n"
         "architecture and seed. Load it with `train.classifier.load_classifier`. Apache-2.0.\n"
     )
     if figures is None:

@@ -143,7 +143,7 @@ def train_classifier(session: Session, source: Source, sizes: tuple[int, int, in
     continued = session.restore(STAGE, model=model)
     peak = PEAK_RATE * (0.4 if continued else 1.0)
     optimiser = adamw(list(model.parameters()), peak, device)
-    average = Average(model, decay=0.998)
+    average = Average(model.parameters(), decay=0.998)
     running = True
     while running:
         set_rate(optimiser, peak * warm_cosine(budget.steps, budget.fraction()))
@@ -161,7 +161,7 @@ def train_classifier(session: Session, source: Source, sizes: tuple[int, int, in
         average.update()
         running = budget.tick()
         if budget.steps % (4 * session.scale.log_every) == 0 or not running:
-            session.log(STAGE, step=float(budget.steps), loss=float(loss))
+            session.log(STAGE, step=float(budget.steps), loss=float(loss.detach()))
     average.swap()
     recalibrate(model, pictures, generator)
     session.save(STAGE, model=model)

@@ -15,17 +15,20 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from train.bank import LatentBank
-from train.networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, unet_forward
-from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
+from train.graphs import Replay
+from train.networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
+from train.session import Average, Budget, Master, Session, adamw, set_rate, warm_cosine
 from train.tokenizer import token_ids
 
 STAGE = "diffusion"
-PEAK_RATE = 1.2e-3
-CONTINUED_RATE = 8e-4
+PEAK_RATE = 1e-3
+CONTINUED_RATE = 6e-4
 CAPTION_DROPOUT = 0.1
-PHOTO_SHARE = 0.27
+PHOTO_SHARE = 0.22
 TRANSLATE_SCENE, TRANSLATE_PHOTO = 0.35, 0.85
-TRANSLATE_STEPS = (60, 700)
+TRANSLATE_STEPS = (40, 800)
+HIGH_STEPS = (600, 1000)
+LAST_SHARE, HIGH_SHARE = 0.25, 0.35
 WEIGHT_CAP = 6.0
 """Largest weight of the squared error of x0, after the min-SNR idea of Hang et al. (2023) for v-prediction."""
 
@@ -39,35 +42,49 @@ def fast_forward(session: Session) -> Forward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """source: what is noised; target: the x0 wanted, both [B, 4, 48, 48]; ids: int64 [B, 32]; translate: bool [B]."""
+    """source: what is noised; target: the x0 wanted, both [B, 4, 48, 48]; ids: int64 [B, 32].
+
+    translate, photo: bool [B]: source is the picture before its style; the item is a photograph.
+    """
 
     source: Tensor
     target: Tensor
     ids: Tensor
     translate: Tensor
+    photo: Tensor
 
 
-def draw_batch(bank: LatentBank, n: int, generator: torch.Generator) -> Batch:
-    """n items, PHOTO_SHARE of them photographs; where translate is set the source is the picture before its style."""
+def draw_batch(bank: LatentBank, n: int, generator: torch.Generator | None = None) -> Batch:
+    """n items, PHOTO_SHARE of them photographs; where translate is set the source is the picture before its style.
+
+    Without a generator the device's default one draws: a captured step then draws anew at each replay.
+    """
     device = bank.plain.device
-    photos = int(bank.photo.sum())
-    scenes = bank.photo.shape[0] - photos
-    is_photo = torch.rand(n, generator=generator, device=device) < (PHOTO_SHARE if photos else 0.0)
-    u = torch.rand(3, n, generator=generator, device=device)
-    rows = torch.where(is_photo, scenes + (u[0] * photos).long(), (u[0] * scenes).long())
+    photos = bank.changed.shape[0] - bank.scenes
+    u = torch.rand(4, n, generator=generator, device=device)
+    is_photo = u[3] < (PHOTO_SHARE if photos else 0.0)
+    rows = torch.where(is_photo, bank.scenes + (u[0] * photos).long(), (u[0] * bank.scenes).long())
     share = torch.where(is_photo, TRANSLATE_PHOTO, TRANSLATE_SCENE)
     translate = bank.changed[rows] & (u[1] < share)
     styled = bank.styled[rows].float()
     source = torch.where(translate.view(-1, 1, 1, 1), bank.plain[rows].float(), styled)
-    captions = (u[2] * bank.ids.shape[1]).long()
-    return Batch(source=source, target=styled, ids=bank.ids[rows, captions].long(), translate=translate)
+    ids = bank.ids[rows, (u[2] * bank.ids.shape[1]).long()].long()
+    return Batch(source=source, target=styled, ids=ids, translate=translate, photo=is_photo)
 
 
-def draw_steps(translate: Tensor, generator: torch.Generator) -> Tensor:
-    """t int64 [B]: uniform over 0..999, over TRANSLATE_STEPS where translate."""
-    u = torch.rand(translate.shape, generator=generator, device=translate.device)
-    low, high = TRANSLATE_STEPS
-    return torch.where(translate, low + (u * (high - low)).long(), (u * TRAIN_STEPS).long())
+def draw_steps(batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    """t int64 [B]: mostly high for scenes, where x_t says little and the text decides; even for photographs.
+
+    Scenes: LAST_SHARE at 999, HIGH_SHARE in HIGH_STEPS, the rest below. Translated items: even in TRANSLATE_STEPS.
+    """
+    device, n = batch.translate.device, batch.translate.shape[0]
+    u, v = torch.rand(2, n, generator=generator, device=device)
+    high = HIGH_STEPS[0] + (u * (HIGH_STEPS[1] - HIGH_STEPS[0])).long()
+    scenes = torch.where(v < LAST_SHARE + HIGH_SHARE, high, (u * HIGH_STEPS[0]).long())
+    scenes = torch.where(v < LAST_SHARE, TRAIN_STEPS - 1, scenes)
+    low, top = TRANSLATE_STEPS
+    even = torch.where(batch.translate, low + (u * (top - low)).long(), (u * TRAIN_STEPS).long())
+    return torch.where(batch.translate | batch.photo, even, scenes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +125,7 @@ def make_models(session: Session, tokenizer: Any) -> tuple[UNet2DConditionModel,
 
 def encode_text(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     """Last hidden states [B, 32, 128] of ids int64 [B, 32], as the Stable Diffusion pipeline uses them."""
-    states: Tensor = text_encoder(ids).last_hidden_state
-    return states
+    return text_forward(text_encoder, ids)
 
 
 def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> nn.ModuleDict:
@@ -120,33 +136,38 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
     peak = CONTINUED_RATE if continued else PEAK_RATE
     schedule = Schedule(*signal_and_noise(device))
     forward = fast_forward(session)
-    optimiser = adamw([*unet.parameters(), *text.parameters()], peak, device)
-    average = Average(unet, text, decay=0.9985)
+    master = Master(unet, text, dtype=session.dtype)
+    optimiser = adamw(master.full, peak, device)
+    average = Average(master.full, decay=0.9985)
     empty = torch.tensor(token_ids(tokenizer, [""]), device=device)
-    generator = session.generator(21)
-    budget, total, running = Budget(seconds), torch.zeros((), device=device), True
+    total = torch.zeros((), device=device)
+
+    def step() -> None:
+        batch = draw_batch(bank, scale.batch)
+        drop = torch.rand(scale.batch, 1, device=device) < CAPTION_DROPOUT
+        t = draw_steps(batch)
+        x = schedule.noised(batch.source, torch.randn_like(batch.source), t).to(session.dtype)
+        states = encode_text(text, torch.where(drop, empty, batch.ids))
+        v, _ = forward(unet, x.contiguous(memory_format=torch.channels_last), t, states)
+        loss = denoising_loss(schedule, x.float(), v, t, batch.target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        master.step(optimiser)
+        total.add_(loss.detach())
+
+    set_rate(optimiser, 0.0)
+    replay = Replay(step, device)
+    total.zero_()
+    budget, running, every = Budget(seconds), True, 4 * scale.log_every
     while running:
         set_rate(optimiser, peak * warm_cosine(budget.steps, budget.fraction(), warmup_steps=200))
-        batch = draw_batch(bank, scale.batch, generator)
-        drop = torch.rand(scale.batch, 1, generator=generator, device=device) < CAPTION_DROPOUT
-        t = draw_steps(batch.translate, generator)
-        eps = torch.randn(batch.source.shape, generator=generator, device=device)
-        x = schedule.noised(batch.source, eps, t).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            states = encode_text(text, torch.where(drop, empty, batch.ids))
-            v, _ = forward(unet, x, t, states)
-        loss = denoising_loss(schedule, x, v, t, batch.target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_([*unet.parameters(), *text.parameters()], 1.0)
-        optimiser.step()
+        replay()
         average.update()
-        total += loss.detach()
         running = budget.tick()
-        if budget.steps % (2 * scale.log_every) == 0 or not running:
-            per_second = budget.steps / budget.elapsed()
-            session.log(STAGE, step=float(budget.steps), loss=float(total) / (2 * scale.log_every), rate=per_second)
+        if budget.steps % every == 0 or not running:
+            mean = float(total) / ((budget.steps - 1) % every + 1)
+            session.log(STAGE, step=float(budget.steps), loss=mean, rate=budget.steps / budget.elapsed())
             total.zero_()
     average.swap()
+    master.release()
     session.save(STAGE, unet=unet, text=text)
     return nn.ModuleDict({"unet": unet, "text": text})

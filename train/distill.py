@@ -22,18 +22,17 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from train.bank import LatentBank
 from train.diffusion import STAGE as TEACHER
 from train.diffusion import (
-    Batch,
     Forward,
     Schedule,
     denoising_loss,
     draw_batch,
-    encode_text,
     fast_forward,
     make_models,
 )
-from train.networks import UNetShape, make_unet, signal_and_noise
-from train.sampling import Denoise, lcm_chain, lcm_steps
-from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
+from train.graphs import Replay
+from train.networks import LATENT_CHANNELS, LATENT_SIZE, UNetShape, make_unet, signal_and_noise, text_forward
+from train.sampling import Denoise, lcm_steps
+from train.session import Average, Budget, Master, Session, adamw, set_rate, warm_cosine
 from train.tokenizer import token_ids
 
 STAGE = "distill"
@@ -61,11 +60,11 @@ class Players:
     forward: Forward
     empty: Tensor
     device: torch.device
+    dtype: torch.dtype
 
     def run(self, unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """(v, middle features) in the device's training precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return self.forward(unet, x.contiguous(memory_format=torch.channels_last), t, text)
+        """(v, middle features) in the dtype of training."""
+        return self.forward(unet, x.to(self.dtype).contiguous(memory_format=torch.channels_last), t, text)
 
     def denoiser(self, unet: UNet2DConditionModel, text: Tensor) -> Denoise:
         """x0 of unet without guidance."""
@@ -83,9 +82,9 @@ class Players:
         return denoise
 
     def states(self, ids: Tensor) -> Tensor:
-        """Text states [B, 32, 128], no gradient, the dtype of the denoiser's input."""
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            return encode_text(self.text, ids)
+        """Text states [B, 32, 128], no gradient."""
+        with torch.no_grad():
+            return text_forward(self.text, ids)
 
 
 def make_head() -> nn.Module:
@@ -97,7 +96,7 @@ def make_head() -> nn.Module:
 
 
 def make_players(session: Session, tokenizer: Any) -> tuple[Players, bool]:
-    """Teacher from its checkpoint; student and fake from theirs, else from the teacher. True if they were continued."""
+    """Teacher from its checkpoint; student and fake (float32) from theirs, else the teacher's; True if from theirs."""
     device = session.device
     teacher, text = make_models(session, tokenizer)
     session.require(TEACHER, unet=teacher, text=text)
@@ -117,54 +116,34 @@ def make_players(session: Session, tokenizer: Any) -> tuple[Players, bool]:
         forward=fast_forward(session),
         empty=torch.zeros(1),
         device=device,
+        dtype=session.dtype,
     )
+    for network in (teacher, text):
+        network.to(dtype=session.dtype)
     players.empty = players.states(torch.tensor(token_ids(tokenizer, [""]), device=device))
     return players, continued
 
 
-def student_input(
-    players: Players, batch: Batch, text: Tensor, generated: bool, rng: random.Random, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """(x_t, t) for the student: the state of one of its own chains, or a real latent noised on the LCM grid."""
-    n = batch.target.shape[0]
-    noise = torch.randn(batch.target.shape, generator=generator, device=players.device)
-    if not generated:
-        grid = torch.tensor(IMAGE_STEPS, device=players.device)
-        t = grid[torch.randint(grid.shape[0], (n,), generator=generator, device=players.device)]
-        return players.schedule.noised(batch.source, noise, t), t
-    steps = lcm_steps(rng.choice(CHAINS))
-    position = rng.randrange(len(steps))
-    t = torch.full((n,), steps[position], device=players.device)
-    if position == 0:
-        return noise, t
-    denoise = players.denoiser(players.student, text)
-    x0 = lcm_chain(players.schedule, denoise, noise, steps[:position], generator, None)
-    fresh = torch.randn(noise.shape, generator=generator, device=players.device)
-    return players.schedule.noised(x0, fresh, t), t
-
-
-def renoise(players: Players, x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def renoise(players: Players, x0: Tensor) -> tuple[Tensor, Tensor]:
     """(x_t, t) of x0 at a random step of SCORE_STEPS."""
-    t = torch.randint(*SCORE_STEPS, (x0.shape[0],), generator=generator, device=players.device)
-    eps = torch.randn(x0.shape, generator=generator, device=players.device)
-    return players.schedule.noised(x0, eps, t), t
+    t = torch.randint(*SCORE_STEPS, (x0.shape[0],), device=players.device)
+    return players.schedule.noised(x0, torch.randn_like(x0), t), t
 
 
-def fake_loss(players: Players, x0: Tensor, real: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+def fake_loss(players: Players, x0: Tensor, real: Tensor, text: Tensor) -> Tensor:
     """Denoising loss of the fake network on the student's x0 plus the discriminator's loss against real latents."""
-    x, t = renoise(players, x0, generator)
+    x, t = renoise(players, x0)
     v, middle = players.run(players.fake, x, t, text)
     loss = denoising_loss(players.schedule, x, v, t, x0)
-    eps = torch.randn(real.shape, generator=generator, device=players.device)
-    _, real_middle = players.run(players.fake, players.schedule.noised(real, eps, t), t, text)
+    _, real_middle = players.run(players.fake, players.schedule.noised(real, torch.randn_like(real), t), t, text)
     judged = functional.softplus(players.head(middle.float())).mean()
     return loss + 0.1 * (judged + functional.softplus(-players.head(real_middle.float())).mean())
 
 
-def matching_gradient(players: Players, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+def matching_gradient(players: Players, x0: Tensor, text: Tensor) -> Tensor:
     """Gradient for x0: (x0_fake - x0_teacher) / mean |x0 - x0_teacher| (DMD, equations 7, 8), plus the adversarial."""
     leaf = x0.detach().requires_grad_(True)
-    x, t = renoise(players, leaf, generator)
+    x, t = renoise(players, leaf)
     players.fake.requires_grad_(False)
     v, middle = players.run(players.fake, x, t, text)
     players.fake.requires_grad_(True)
@@ -180,48 +159,94 @@ def matching_gradient(players: Players, x0: Tensor, text: Tensor, generator: tor
         return total
 
 
+class Game:
+    """One iteration over fixed tensors, captured as two graphs: a student forward (for its chains) and the update."""
+
+    def __init__(self, players: Players, batch: int) -> None:
+        self.players, device = players, players.device
+        shape = (batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+        self.x, self.target, self.x0 = (torch.zeros(shape, device=device) for _ in range(3))
+        self.t = torch.full((batch,), 499, device=device)
+        self.text = players.empty.expand(batch, -1, -1).clone()
+        self.regression = torch.zeros((), device=device)
+        self.measures = torch.zeros(3, device=device)
+        self.student = Master(players.student, dtype=players.dtype)
+        self.fake = Master(players.fake, dtype=players.dtype)
+        self.head = Master(players.head, dtype=torch.float32)
+        rates = ((self.student, STUDENT_RATE), (self.fake, FAKE_RATE), (self.head, FAKE_RATE))
+        self.optimisers = [(adamw(master.full, 0.0, device), rate) for master, rate in rates]
+        self.denoise = Replay(self._denoise, device)
+        self.update = Replay(self._update, device)
+
+    def set_rates(self, factor: float) -> None:
+        """Set every learning rate to factor times its peak."""
+        for optimiser, rate in self.optimisers:
+            set_rate(optimiser, rate * factor)
+
+    @torch.no_grad()
+    def _denoise(self) -> None:
+        v = self.players.run(self.players.student, self.x, self.t, self.text)[0]
+        self.x0.copy_(self.players.schedule.clean(self.x, v, self.t))
+
+    def _update(self) -> None:
+        players, (student, fake, head) = self.players, (optimiser for optimiser, _ in self.optimisers)
+        x0 = players.schedule.clean(self.x, players.run(players.student, self.x, self.t, self.text)[0], self.t)
+        for _ in range(FAKE_UPDATES):
+            loss = fake_loss(players, x0.detach(), self.target, self.text)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.fake.step(fake)
+            self.head.step(head)
+        error = x0.detach() - self.target
+        gradient = matching_gradient(players, x0, self.text) + 2 * self.regression * error
+        x0.backward(gradient / x0.numel())  # type: ignore[no-untyped-call]
+        self.student.step(student)
+        self.measures.copy_(torch.stack([loss.detach(), gradient.abs().mean(), error.square().mean()]))
+
+    def prepare(self, bank: LatentBank, generated: bool, rng: random.Random) -> None:
+        """Fill the fixed tensors: the state of one of the student's chains, or real latents noised on the LCM grid."""
+        batch = draw_batch(bank, self.t.shape[0])
+        self.target.copy_(batch.target)
+        self.text.copy_(self.players.states(batch.ids))
+        self.regression.fill_(0.0 if generated else REGRESSION_WEIGHT)
+        if not generated:
+            grid = torch.tensor(IMAGE_STEPS, device=self.t.device)
+            self.t.copy_(grid[torch.randint(grid.shape[0], self.t.shape, device=self.t.device)])
+            self.x.copy_(self.players.schedule.noised(batch.source, torch.randn_like(self.x), self.t))
+            return
+        steps = lcm_steps(rng.choice(CHAINS))
+        position = rng.randrange(len(steps))
+        self.x.normal_()
+        self.t.fill_(steps[0])
+        for step in steps[1 : position + 1]:
+            self.denoise()
+            self.t.fill_(step)
+            self.x.copy_(self.players.schedule.noised(self.x0, torch.randn_like(self.x), self.t))
+
+
 def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> Players:
     """Distil for seconds; save student (averaged) and fake; return the players with the averaged student in place."""
     players, continued = make_players(session, tokenizer)
     peak = 0.5 if continued else 1.0
-    student_optimiser = adamw(list(players.student.parameters()), STUDENT_RATE, session.device)
-    fake_parameters = [*players.fake.parameters(), *players.head.parameters()]
-    fake_optimiser = adamw(fake_parameters, FAKE_RATE, session.device)
-    average = Average(players.student, decay=0.995)
-    generator, rng = session.generator(31), random.Random(session.seed)
+    game = Game(players, session.scale.batch)
+    average = Average(game.student.full, decay=0.995)
+    rng, every = random.Random(session.seed), 2 * session.scale.log_every
     budget, running = Budget(seconds), True
     while running:
-        factor = peak * warm_cosine(budget.steps, budget.fraction(), floor=0.1)
-        set_rate(student_optimiser, STUDENT_RATE * factor)
-        set_rate(fake_optimiser, FAKE_RATE * factor)
-        batch = draw_batch(bank, session.scale.batch, generator)
-        text = players.states(batch.ids)
+        game.set_rates(peak * warm_cosine(budget.steps, budget.fraction(), floor=0.1))
         generated = budget.steps % 2 == 0
-        x, t = student_input(players, batch, text, generated, rng, generator)
-        x0 = players.schedule.clean(x, players.run(players.student, x, t, text)[0], t)
-        for _ in range(FAKE_UPDATES):
-            loss = fake_loss(players, x0.detach(), batch.target, text, generator)
-            fake_optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(fake_parameters, 1.0)
-            fake_optimiser.step()
-        gradient = matching_gradient(players, x0, text, generator)
-        error = (x0 - batch.target).detach()
-        if not generated:
-            gradient = gradient + 2 * REGRESSION_WEIGHT * error
-        student_optimiser.zero_grad(set_to_none=True)
-        x0.backward(gradient / x0.numel())  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(players.student.parameters(), 1.0)
-        student_optimiser.step()
+        game.prepare(bank, generated, rng)
+        game.update()
         average.update()
         running = budget.tick()
-        if budget.steps % session.scale.log_every == 0 or not running:
-            kind = "chain" if generated else "image"
+        if budget.steps % every < 2 or not running:
+            loss, gradient, error = game.measures.tolist()
             session.log(
-                STAGE, step=float(budget.steps), fake_loss=float(loss.detach()), gradient=float(gradient.abs().mean()),
-                error=float(error.square().mean()), kind=kind, rate=budget.steps / budget.elapsed(),
+                STAGE, step=float(budget.steps), fake_loss=loss, gradient=gradient, error=error,
+                kind="chain" if generated else "image", rate=budget.steps / budget.elapsed(),
             )  # fmt: skip
     average.swap()
+    for master in (game.student, game.fake):
+        master.release()
     session.save("student", unet=players.student)
     session.save("fake", unet=players.fake, head=players.head)
     return players

@@ -26,6 +26,8 @@ from train.vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
 
 MODEL = Path("assets/models/mini-image")
 CLASSIFIER = Path("assets/models/mini-classifier")
+SHEETS = Path("docs/images")
+"""Beside the docs: the model folder stays small."""
 
 
 def world() -> dict[str, Any]:
@@ -54,17 +56,20 @@ def publish(checkpoints: Path, figures: Path | None, sheets: Path | None) -> flo
     vae, text, unet = make_autoencoder(), make_text_encoder(tokenizer), make_unet()
     session.require("autoencoder", vae=vae)
     session.require("diffusion", unet=unet, text=text)
-    session.restore("student", unet=unet)
+    distilled = session.restore("student", unet=unet)
     size = export_model(MODEL, vae=vae, text_encoder=text, unet=unet, tokenizer=tokenizer, world=world())
     judge = Classifier((len(SUBJECTS) + 1, len(PLACES) + 1, len(STYLES)))
     session.require("classifier", model=judge)
     save_classifier(judge, CLASSIFIER)
     measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
-    (MODEL / "README.md").write_text(model_card(measured), encoding="utf-8")
+    captions: list[str] = []
     (CLASSIFIER / "README.md").write_text(classifier_card(measured), encoding="utf-8")
-    for name in ("captions", "photos"):
-        if sheets is not None:
-            shutil.copyfile(sheets / f"sheet-{name}.jpg", MODEL / f"samples-{name}.jpg")
+    if sheets is not None:
+        captions = (sheets / "sheet-captions.txt").read_text(encoding="utf-8").splitlines()
+        for name in ("captions", "photos"):
+            shutil.copyfile(sheets / f"sheet-{name}.jpg", SHEETS / f"mini-image-{name}.jpg")
+    card = model_card(measured, captions, distilled=distilled)
+    (MODEL / "README.md").write_text(card, encoding="utf-8")
     return size
 
 

@@ -24,7 +24,7 @@ from train.captions import template_words
 from train.classifier import Classifier, train_classifier
 from train.diffusion import train_teacher
 from train.distill import train_student
-from train.networks import make_autoencoder
+from train.networks import LATENT_SCALE, make_autoencoder
 from train.pack import load_pack
 from train.scores import score_everything
 from train.session import FULL, TINY, Session
@@ -89,13 +89,14 @@ class Workshop:
             @torch.no_grad()
             def encode(pictures: Tensor) -> Tensor:
                 with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    return encode_pictures(vae, pictures.contiguous(memory_format=torch.channels_last)).float()
+                    latents = encode_pictures(vae, pictures.contiguous(memory_format=torch.channels_last))
+                    return LATENT_SCALE * latents.float()
 
             self._bank = latent_bank(
                 self.source, encode, self.tokenizer, scale.world_latents, scale.photo_latents, scale.chunk,
                 self.session.generator(41),
             )  # fmt: skip
-            self.session.log("bank", items=float(self._bank.photo.shape[0]), took=self.session.seconds() - began)
+            self.session.log("bank", items=float(self._bank.changed.shape[0]), took=self.session.seconds() - began)
         return self._bank
 
 
@@ -133,7 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
-    parser.add_argument("--bank-share", type=float, default=1.0, help="size of the rendered banks against the full size")
+    parser.add_argument(
+        "--bank-share", type=float, default=1.0, help="size of the rendered banks against the full size"
+    )
     options = parser.parse_args(arguments)
     stages = list(STAGES) if "quick" in options.stages else options.stages
     minutes = options.minutes if len(options.minutes) == len(stages) else [options.minutes[0]] * len(stages)
@@ -156,7 +159,7 @@ def configure_torch(session: Session) -> None:
     """Fast matrix modes, room for several compiled variants, and the kernels compiled by an earlier run."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = False  # its trials cost seconds for each new shape
     torch._dynamo.config.cache_size_limit = 32
     stored = session.resume / COMPILE_CACHE
     if session.scale.compile and stored.exists():

@@ -17,7 +17,7 @@ from train.bank import Source, random_scenes
 from train.classifier import Classifier, labels, predict
 from train.distill import Players, make_players
 from train.evaluate import held_out_captions, recognition, score_captions, score_photos, sheet
-from train.networks import LATENT_CHANNELS, LATENT_SIZE
+from train.networks import LATENT_CHANNELS, LATENT_SCALE, LATENT_SIZE
 from train.sampling import Denoise, ddim_chain, lcm_chain, lcm_steps
 from train.session import Session
 from train.styles import apply_styles
@@ -77,6 +77,7 @@ def score_players(
 ) -> None:
     """Recognition of teacher and student on held-out captions, student on photographs; sheets of samples."""
     device, chunk = session.device, session.scale.batch
+    players.student.to(dtype=session.dtype)
     count = session.scale.eval_scenes
     spec, captions = held_out_captions(count, source.sprites.shape[0])
 
@@ -85,7 +86,7 @@ def score_players(
         padded = texts + [""] * (chunk - len(texts))
         text = players.states(torch.tensor(token_ids(tokenizer, padded), device=device))
         noise = torch.randn(chunk, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator, device=device)
-        return decode_latents(vae, run(text, noise)[: len(texts)])
+        return decode_latents(vae, run(text, noise)[: len(texts)] / LATENT_SCALE)
 
     def student(text: Tensor) -> Denoise:
         return players.denoiser(players.student, text)
@@ -102,7 +103,7 @@ def score_players(
     def translate(inputs: Tensor, texts: list[str], steps: int) -> Tensor:
         generator = session.generator(63)
         start = torch.zeros(chunk, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, device=device)
-        start[: len(texts)] = encode_pictures(vae, inputs.to(device))
+        start[: len(texts)] = LATENT_SCALE * encode_pictures(vae, inputs.to(device))
         grid = lcm_steps(steps, 0.5)
         return pictures(texts, lambda c, n: lcm_chain(players.schedule, student(c), n, grid, generator, start))
 

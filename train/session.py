@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,12 +32,21 @@ class Scale:
     eval_scenes: int
     log_every: int
     compile: bool
-
+    """Compiling took 80 to 150 s of an H100 for each stage, more than it can win in minutes: off."""
 
     def with_banks(self, share: float) -> Scale:
         """The same with banks of share times as many pictures, for short trials."""
-        names = ("image_bank", "world_latents", "photo_latents", "classifier_bank")
-        return replace(self, **{name: max(16, int(getattr(self, name) * share)) for name in names})
+
+        def part(count: int) -> int:
+            return max(16, int(count * share))
+
+        return replace(
+            self,
+            image_bank=part(self.image_bank),
+            world_latents=part(self.world_latents),
+            photo_latents=part(self.photo_latents),
+            classifier_bank=part(self.classifier_bank),
+        )
 
 
 FULL = Scale(
@@ -47,10 +56,10 @@ FULL = Scale(
     classifier_bank=72_000,
     autoencoder_batch=48,
     batch=128,
-    chunk=256,
+    chunk=2048,
     eval_scenes=512,
     log_every=50,
-    compile=True,
+    compile=False,
 )
 TINY = Scale(
     image_bank=48,
@@ -81,6 +90,11 @@ class Session:
     def generator(self, salt: int) -> torch.Generator:
         """A generator on the device whose numbers differ with salt."""
         return torch.Generator(self.device).manual_seed(self.seed * 1000 + salt)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in while training: bfloat16 on a GPU."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def seconds(self) -> float:
         """Seconds since the run began."""
@@ -154,22 +168,67 @@ def warm_cosine(step: int, fraction: float, *, warmup_steps: int = 100, floor: f
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def adamw(
     parameters: list[nn.Parameter], rate: float, device: torch.device, *, beta2: float = 0.99
 ) -> torch.optim.AdamW:
-    """AdamW with a little decay, fused on a GPU."""
-    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=0.01, fused=device.type == "cuda")
+    """AdamW with a little decay; on a GPU fused, its rate a tensor, so that a captured step can be replayed."""
+    if device.type != "cuda":
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=0.01)
+    tensor = torch.tensor(rate, device=device)
+    return torch.optim.AdamW(parameters, lr=tensor, betas=(0.9, beta2), weight_decay=0.01, fused=True, capturable=True)
+
+
+class Master:
+    """Float32 parameters behind modules that compute in another dtype (Micikevicius et al. 2018, section 3.1).
+
+    The modules are converted in place; the optimiser gets ``full`` and step() carries gradients and values across.
+    """
+
+    def __init__(self, *modules: nn.Module, dtype: torch.dtype) -> None:
+        self.modules = modules
+        self.full = [nn.Parameter(p.detach().float().clone()) for m in modules for p in m.parameters()]
+        for module in modules:
+            module.to(dtype=dtype)
+        self.low = [p for m in modules for p in m.parameters()]
+
+    def step(self, optimiser: torch.optim.Optimizer, *, max_norm: float = 1.0) -> None:
+        """Clip the modules' gradients, step the float32 parameters, write them back and drop the gradients."""
+        found = [p.grad for p in self.low if p.grad is not None]
+        assert len(found) == len(self.low), "every parameter takes part in the loss"
+        for full in self.full:
+            full.grad = torch.empty_like(full) if full.grad is None else full.grad
+        torch._foreach_copy_([p.grad for p in self.full if p.grad is not None], found)
+        for low in self.low:
+            low.grad = None
+        torch.nn.utils.clip_grad_norm_(self.full, max_norm)
+        optimiser.step()
+        self.write()
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Copy the float32 values into the modules."""
+        torch._foreach_copy_(list[Tensor](self.low), list[Tensor](self.full))
+
+    def release(self) -> None:
+        """Turn the modules to float32 with the float32 values."""
+        for module in self.modules:
+            module.float()
+        self.low = [p for m in self.modules for p in m.parameters()]
+        self.write()
 
 
 class Average:
-    """Exponential moving average of modules' parameters, warmed up as min(decay, (1 + n) / (10 + n))."""
+    """Exponential moving average of parameters, warmed up as min(decay, (1 + n) / (10 + n))."""
 
-    def __init__(self, *modules: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], *, decay: float) -> None:
         self.decay, self.updates = decay, 0
-        self.sources = [p for m in modules for p in m.parameters()]
+        self.sources = list(parameters)
         self.values = [p.detach().clone() for p in self.sources]
 
     @torch.no_grad()
