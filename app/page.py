@@ -181,8 +181,7 @@ class Page:
 
     def _order(self, tab_name: str) -> str:
         """What the stage should do, as the JSON that page_stage.js reads."""
-        tab = self._tabs.get(tab_name)
-        return json.dumps({"tab": tab.name, "running": tab.running, "camera": tab.camera_wanted})
+        return json.dumps(self._tabs.get(tab_name).order())
 
     def _values(self) -> dict[str, object]:
         ready = self._tabs.client.status.ready

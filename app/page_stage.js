@@ -3,10 +3,11 @@
 const find = (selector) => element.querySelector(selector);
 const canvas = find('.zt-picture'), video = find('.zt-camera'), stage = find('.zt-stage');
 const CAMERA_PERIOD_MS = 50, CAMERA_SIDE_PX = 384;
-let session = '', number = 0, camera = null, run = 0, painted = [], latency = null;
+let session = '', number = 0, camera = null, opening = null, run = 0, painted = [], latency = null;
+let order = {};  // the newest that has come: answers of two clicks may overtake each other
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const order = () => { try { return JSON.parse(props.value || '{}'); } catch { return {}; } };
+const cameraWanted = () => Boolean(order.running && order.camera);
 
 async function paint(answer) {
   if (!answer.jpeg) return;
@@ -56,7 +57,7 @@ function show(answer) {
 
 async function outputs() {
   while (element.isConnected) {
-    const { tab } = order();
+    const { tab } = order;
     if (!tab) { await pause(100); continue; }
     try {
       const answer = await server.poll({ tab, session, after: number });
@@ -74,7 +75,7 @@ async function outputs() {
 function close() {
   if (!camera) return;
   camera.getTracks().forEach((track) => track.stop());
-  camera = null;
+  camera = opening = null;
   video.hidden = true;
 }
 
@@ -96,13 +97,16 @@ function snapshot() {
 }
 
 async function inputs(mine) {
-  const { tab } = order();
+  const { tab } = order;
   try {
-    if (!camera) await open();
+    opening ??= open();
+    await opening;
   } catch (error) {
+    opening = null;
     await server.camera_failed({ tab, reason: String(error.message || error) });
     return;
   }
+  if (!cameraWanted()) close();  // changed while the browser asked for permission
   while (mine === run && element.isConnected) {
     const started = performance.now();
     try { await server.camera({ tab, at_ms: started, jpeg: snapshot() }); } catch { await pause(500); }
@@ -111,9 +115,11 @@ async function inputs(mine) {
 }
 
 function obey() {
+  const given = JSON.parse(props.value || '{}');
+  if (given.tab === order.tab && given.number < order.number) return;
+  order = given;
   run += 1;
-  const wanted = order();
-  if (wanted.running && wanted.camera) inputs(run); else close();
+  if (cameraWanted()) inputs(run); else close();
 }
 
 watch('value', obey);

@@ -61,6 +61,7 @@ class Tab:
         self._control = Control()
         self._session: ClientSession | None = None
         self._playback: Playback | None = None
+        self._orders = 0
         self._asked_s = time.monotonic()
         self._camera_clock: dict[int, float] = {}  # captured_ns: the browser's time of the same picture, in ms
 
@@ -68,9 +69,12 @@ class Tab:
     def running(self) -> bool:
         return self._session is not None and not self._session.over
 
-    @property
-    def camera_wanted(self) -> bool:
-        return self._choice.source is Source.CAMERA
+    def order(self) -> dict[str, object]:
+        """What the stage should do. number: rises, because answers to the browser may overtake each other."""
+        with self._lock:
+            self._orders += 1
+            camera = self._choice.source is Source.CAMERA
+            return {"tab": self.name, "number": self._orders, "running": self.running, "camera": camera}
 
     def start(self) -> None:
         """Open a session with the choices made so far. Raises ZoetropeError: busy, no worker, no file."""
@@ -112,7 +116,9 @@ class Tab:
     def camera(self, data: str, at_ms: float) -> None:
         """A camera picture: a JPEG, base64, taken at `at_ms` of the browser's clock. What is no JPEG is ignored."""
         session = self._session
-        if session is None or not self.running or not self.camera_wanted or len(data) > _MOST_CAMERA_BYTES:
+        if session is None or not self.running or self._choice.source is not Source.CAMERA:
+            return
+        if len(data) > _MOST_CAMERA_BYTES:
             return
         captured_ns = time.monotonic_ns()
         try:

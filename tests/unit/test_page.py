@@ -164,6 +164,23 @@ def test_a_tab_that_nobody_watches_is_stopped(tabs: Tabs) -> None:
     assert "nobody was watching" in str(tab.poll("", 0)["message"])
 
 
+def test_orders_to_the_stage_are_numbered(tabs: Tabs) -> None:
+    """The browser may hear of the start after it heard of the camera: the newest counts."""
+    tab = tabs.open()
+    first = tab.order()
+    tab.choose(Source.CAMERA, None)
+    chosen = tab.order()
+    tab.start()
+    started = tab.order()
+    tab.stop()
+    assert [(o["running"], o["camera"]) for o in (first, chosen, started)] == [
+        (False, False),
+        (False, True),
+        (True, True),
+    ]
+    assert [o["number"] for o in (first, chosen, started)] == [1, 2, 3]
+
+
 def test_notices_of_the_engine_stay_on_the_page() -> None:
     client = WorkerClient(WorkerOptions(model="identity"))
     client._handle(WorkerNotice(text="It needs an LCM-LoRA."))
