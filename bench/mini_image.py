@@ -77,7 +77,8 @@ class Model:
         """Pictures in 0..1 after the scheduler's timesteps from latents at the first of them."""
         states = self.states(captions)
         for t in self.scheduler.timesteps:
-            v = self.unet(latents.to(self.dtype), t, encoder_hidden_states=states).sample
+            x = latents.to(self.dtype, memory_format=torch.channels_last)
+            v = self.unet(x, t, encoder_hidden_states=states).sample
             latents = self.scheduler.step(v.float(), t, latents, generator=generator).prev_sample
         return decode_latents(self.vae, (latents / self.scale).to(self.dtype)).float()
 
@@ -100,9 +101,11 @@ class Model:
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
     """The stock parts of a Stable Diffusion folder."""
+    vae = AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=dtype)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
     return Model(
-        vae=AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=dtype).to(device).eval(),
-        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype).to(device).eval(),
+        vae=vae.to(device=device, memory_format=torch.channels_last).eval(),
+        unet=unet.to(device=device, memory_format=torch.channels_last).eval(),
         text=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).to(device).eval(),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         scheduler=LCMScheduler.from_pretrained(folder / "scheduler"),
@@ -208,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float16"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--captions", type=int, default=512)
-    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--scenes", type=int, default=256)
     parser.add_argument("--photo-count", type=int, default=60)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--classifier", type=Path, default=CLASSIFIER)

@@ -71,7 +71,8 @@ def _samples(captions: list[str]) -> str:
         "\n## Samples\n"
         "Held-out captions in 1, 2 and 4 steps (rows), from left to right:\n\n"
         f"{listed}\n\n![held-out captions](../../../docs/images/mini-image-captions.jpg)\n\n"
-        "Unseen photographs (first row) at strength 0.5 in each style, 2 steps:\n\n![photographs](../../../docs/images/mini-image-photos.jpg)\n"
+        "Unseen photographs (first row) at strength 0.5 in each style, 2 steps:\n\n"
+        "![photographs](../../../docs/images/mini-image-photos.jpg)\n"
     )
 
 

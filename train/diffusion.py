@@ -16,13 +16,14 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from train.bank import LatentBank
 from train.graphs import Replay
+from train.muon import Muon
 from train.networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
-from train.session import Average, Budget, Master, Session, adamw, set_rate, warm_cosine
+from train.session import Average, Budget, Master, Session, set_rate, warm_cosine
 from train.tokenizer import token_ids
 
 STAGE = "diffusion"
-PEAK_RATE = 1e-3
-CONTINUED_RATE = 6e-4
+PEAK_RATE = 1.5e-3
+CONTINUED_RATE = 1.5e-3
 CAPTION_DROPOUT = 0.1
 PHOTO_SHARE = 0.22
 TRANSLATE_SCENE, TRANSLATE_PHOTO = 0.35, 0.85
@@ -137,14 +138,16 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
     schedule = Schedule(*signal_and_noise(device))
     forward = fast_forward(session)
     master = Master(unet, text, dtype=session.dtype)
-    optimiser = adamw(master.full, peak, device)
+    table = text.get_input_embeddings().weight
+    tables = {id(full) for full, low in zip(master.full, master.low, strict=True) if low is table}
+    optimiser = Muon(master.full, tables, peak)
     average = Average(master.full, decay=0.9985)
     empty = torch.tensor(token_ids(tokenizer, [""]), device=device)
     total = torch.zeros((), device=device)
 
     def step() -> None:
-        batch = draw_batch(bank, scale.batch)
-        drop = torch.rand(scale.batch, 1, device=device) < CAPTION_DROPOUT
+        batch = draw_batch(bank, scale.teacher_batch)
+        drop = torch.rand(scale.teacher_batch, 1, device=device) < CAPTION_DROPOUT
         t = draw_steps(batch)
         x = schedule.noised(batch.source, torch.randn_like(batch.source), t).to(session.dtype)
         states = encode_text(text, torch.where(drop, empty, batch.ids))

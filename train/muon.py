@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.session import adamw
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 UPDATE_RMS = 0.2
@@ -50,18 +52,18 @@ class Muon:
                 shapes.setdefault((rows, columns), []).append(p)
         self.stacks = [(shape, group, torch.zeros(len(group), *shape, device=group[0].device))
                        for shape, group in shapes.items()]  # fmt: skip
-        self.adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=decay, fused=others[0].is_cuda)
+        self.adam = adamw(others, rate, others[0].device, decay=decay)
         self.param_groups: list[dict[str, Any]] = self.adam.param_groups
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update with the gradients present; Nesterov momentum 0.95."""
-        rate = float(self.param_groups[0]["lr"])
+        """One update with the gradients present; Nesterov momentum 0.95. The rate may be a tensor (captured steps)."""
+        rate = self.param_groups[0]["lr"]
         for (rows, columns), group, momentum in self.stacks:
             gradient = torch.stack([p.grad.reshape(rows, columns) for p in group if p.grad is not None])
             momentum.lerp_(gradient, 0.05)
             update = orthogonalised(gradient.lerp(momentum, 0.95))
             scale = -rate * UPDATE_RMS * max(rows, columns) ** 0.5
             for p, u in zip(group, update, strict=True):
-                p.mul_(1 - rate * self.decay).add_(u.reshape(p.shape), alpha=scale)
+                p.mul_(1 - rate * self.decay).add_(u.reshape(p.shape) * scale)
         self.adam.step()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ class Scale:
     photo_latents: int
     classifier_bank: int
     autoencoder_batch: int
+    teacher_batch: int
     batch: int
     chunk: int
     eval_scenes: int
@@ -55,6 +57,7 @@ FULL = Scale(
     photo_latents=32_000,
     classifier_bank=72_000,
     autoencoder_batch=48,
+    teacher_batch=256,
     batch=128,
     chunk=2048,
     eval_scenes=512,
@@ -67,6 +70,7 @@ TINY = Scale(
     photo_latents=16,
     classifier_bank=48,
     autoencoder_batch=4,
+    teacher_batch=8,
     batch=8,
     chunk=16,
     eval_scenes=16,
@@ -160,12 +164,21 @@ class Budget:
         return self.elapsed() < self.seconds or self.steps <= self.min_steps
 
 
+class Steps(Protocol):
+    """What training needs of an optimiser: torch's own and train.muon's."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """One update with the gradients present."""
+
+
 def warm_cosine(step: int, fraction: float, *, warmup_steps: int = 100, floor: float = 0.02) -> float:
     """Factor on the learning rate: linear warm-up by steps, then a cosine over the budget down to floor."""
     return min(1.0, step / warmup_steps) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimiser: Steps, rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -175,13 +188,13 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def adamw(
-    parameters: list[nn.Parameter], rate: float, device: torch.device, *, beta2: float = 0.99
+    parameters: list[nn.Parameter], rate: float, device: torch.device, *, beta2: float = 0.99, decay: float = 0.01
 ) -> torch.optim.AdamW:
     """AdamW with a little decay; on a GPU fused, its rate a tensor, so that a captured step can be replayed."""
     if device.type != "cuda":
-        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=0.01)
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=decay)
     tensor = torch.tensor(rate, device=device)
-    return torch.optim.AdamW(parameters, lr=tensor, betas=(0.9, beta2), weight_decay=0.01, fused=True, capturable=True)
+    return torch.optim.AdamW(parameters, lr=tensor, betas=(0.9, beta2), weight_decay=decay, fused=True, capturable=True)
 
 
 class Master:
@@ -197,7 +210,7 @@ class Master:
             module.to(dtype=dtype)
         self.low = [p for m in modules for p in m.parameters()]
 
-    def step(self, optimiser: torch.optim.Optimizer, *, max_norm: float = 1.0) -> None:
+    def step(self, optimiser: Steps, *, max_norm: float = 1.0) -> None:
         """Clip the modules' gradients, step the float32 parameters, write them back and drop the gradients."""
         found = [p.grad for p in self.low if p.grad is not None]
         assert len(found) == len(self.low), "every parameter takes part in the loss"
