@@ -150,6 +150,7 @@ def test_prompt_and_camera_with_the_bundled_model(pictures: Path) -> None:
         see_frames_change(page, 3)
         page.click(".zt-examples button")
         page.until(f"!{prompt}.value.includes('qwrtzp')")
+        see_frames_change(page, 4)  # past the slots that were born with the old prompt
         page.screenshot(pictures / "live-prompt.png")
         choose(page, "Camera")
         page.until("!document.querySelector('.zt-camera').hidden")
