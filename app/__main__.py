@@ -6,7 +6,6 @@ Heavy imports stay inside the doors.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -26,9 +25,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a door; returns the exit status (0 done, 1 a clear error, 130 interrupted)."""
-    # Threads of the tensor library that wait by spinning lose whole time slices to any other busy program: with one
-    # beside it the engine fell from 6 to 0.2 frames a second on two cores. Read when the library loads, hence here.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipelines.errors import InputError
 
 from .options import add_control_options, add_engine_options, control_from_options, engine_options, parse_size
+from .threads import share_the_cores
 
 if TYPE_CHECKING:
     from pipelines.controls import Control
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     """Check the options, then render. Returns the exit status. Raises ZoetropeError."""
     request = request_from_options(options)
     tell_unknown_words(options.model, request.control)
+    share_the_cores()
     from pipelines.load import load_engine
 
     from .render_job import render

@@ -38,6 +38,7 @@ from .messages import (
     WorkerProgress,
     WorkerReady,
 )
+from .threads import share_the_cores
 from .worker_session import WorkerSession
 
 _LONGEST_WAIT_S = 0.1
@@ -59,6 +60,7 @@ class WorkerOptions:
 
 def run_worker(pipe: Connection, options: WorkerOptions) -> None:
     """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes."""
+    share_the_cores()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
