@@ -161,8 +161,3 @@ def _call_block(block: nn.Module, emb: Tensor, text: Tensor, **inputs: Any) -> A
     if getattr(block, "has_cross_attention", False):
         inputs["encoder_hidden_states"] = text
     return block(temb=emb, **inputs)
-
-
-def parameters_millions(*modules: nn.Module) -> float:
-    """Number of parameters of modules together, in millions."""
-    return sum(p.numel() for m in modules for p in m.parameters()) / 1e6

@@ -93,7 +93,7 @@ class VideoWriter:
                         "Render it again with --force.",
                     )
                 final.replace(self._output)
-        except BaseException:
+        except BaseException:  # also an interrupt: nothing half open is left behind; raised again
             with suppress(OSError):
                 final.unlink(missing_ok=True)
             raise
@@ -153,7 +153,7 @@ class VideoWriter:
                         file.write(packet, packet.pts * Fraction(packet.time_base))
                         copied += 1
             file.close(end_s)
-        except BaseException:
+        except BaseException:  # also an interrupt: nothing half open is left behind; raised again
             file.abandon()
             raise
         return copied
