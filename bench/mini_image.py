@@ -134,7 +134,7 @@ def measure_judge(model: Model, judge: Classifier, source: Source, scenes: int) 
     generator = torch.Generator(model.device).manual_seed(402)
     found: list[list[Tensor]] = [[], [], []]
     for _ in range(0, scenes, 64):
-        spec, _, styled = random_scenes(source, 64, generator, held_out=None)
+        spec, _, styled, _ = random_scenes(source, 64, generator, held_out=None)
         answers = (labels(spec), predict(judge, styled), predict(judge, reconstruct(model, styled)))
         for part, answer in zip(found, answers, strict=True):
             part.append(answer)

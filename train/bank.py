@@ -18,14 +18,16 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from train.captions import caption
-from train.networks import IMAGE_SIZE_PX
+from train.networks import IMAGE_SIZE_PX, LATENT_SIZE
 from train.tokenizer import token_ids
 from train.vocabulary_world import LIGHTS, STYLES
-from train.world import SceneSpec, apply_lights, apply_styles, render_scenes, sample_specs
+from train.world import SceneSpec, apply_lights, apply_styles, render_covered, sample_specs
 
 CAPTIONS_PER_ITEM = 2
 PHOTO_SUBJECT = -2
 """Marks a photograph in a spec's subject field."""
+PHOTO_STYLES = (0.25, 0.1, 0.2, 0.1, 0.1, 0.15, 0.1)
+"""How often a photograph is drawn in each of STYLES: the ones that the denoiser learns slowest more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ def image_bank(source: Source, count: int, chunk: int, generator: torch.Generato
         third = max(1, crops // 3)
         style = torch.randint(1, len(STYLES), (third,), generator=generator, device=source.device)
         photos = torch.cat([apply_styles(photos[:third], style), photos[third:]])
-        plain, styled = random_scenes(source, scenes, generator)[1:]
+        plain, styled = random_scenes(source, scenes, generator)[1:3]
         pick = torch.rand(scenes, 1, 1, 1, generator=generator, device=source.device) < 0.6
         pictures = torch.cat([torch.where(pick, styled, plain), photos, dead_leaves(source, leaves, generator)])
         bank[start : start + n] = (pictures[:n].clamp(0, 1) * 255).round().byte()
@@ -134,10 +136,12 @@ def image_bank(source: Source, count: int, chunk: int, generator: torch.Generato
 
 def random_scenes(
     source: Source, n: int, generator: torch.Generator, *, held_out: bool | None = False
-) -> tuple[SceneSpec, Tensor, Tensor]:
-    """(spec, plain, styled) of n random combinations, pictures [n, 3, 192, 192] in 0..1."""
+) -> tuple[SceneSpec, Tensor, Tensor, Tensor]:
+    """(spec, plain, styled, coverage) of n random combinations: pictures [n, 3, 192, 192] and the subject's
+    coverage [n, 1, 192, 192], all in 0..1.
+    """
     spec = sample_specs(n, generator, source.device, held_out, subjects=source.sprites.shape[0])
-    return spec, *render_scenes(spec, source.sprites, generator, IMAGE_SIZE_PX)
+    return spec, *render_covered(spec, source.sprites, generator, IMAGE_SIZE_PX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +149,14 @@ class LatentBank:
     """N items. plain, styled: latents [N, 4, 48, 48] float16; ids: int16 [N, K, 32], K captions each.
 
     changed: bool [N], whether plain and styled differ; the first `scenes` items are scenes, the rest photographs.
+    coverage: [N, 1, 48, 48] float16, how far the subject covers each cell.
     """
 
     plain: Tensor
     styled: Tensor
     ids: Tensor
     changed: Tensor
+    coverage: Tensor
     scenes: int
 
 
@@ -162,13 +168,14 @@ def latent_bank(
 ) -> LatentBank:
     """Render scenes and photographs and encode both versions. encode: pictures in 0..1 to latents [n, 4, 48, 48]."""
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator, device=source.device)))
-    parts: list[tuple[Tensor, Tensor, Tensor, list[str]]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, list[str], Tensor]] = []
     for total, make in ((scenes, random_scenes), (photos, random_photos)):
         for start in range(0, total, chunk):
-            spec, plain, styled = make(source, min(chunk, total - start), generator)
+            spec, plain, styled, covered = make(source, min(chunk, total - start), generator)
             rows = torch.stack(spec, 1)
             texts = [text for row in rows.tolist() for text in item_captions(row, rng)]
-            parts.append((encode(plain).half(), encode(styled).half(), rows, texts))
+            cells = functional.interpolate(covered, size=LATENT_SIZE, mode="area").half()
+            parts.append((encode(plain).half(), encode(styled).half(), rows, texts, cells))
     specs = torch.cat([p[2] for p in parts])
     photo = specs[:, 0] == PHOTO_SUBJECT
     ids = torch.tensor(token_ids(tokenizer, [text for p in parts for text in p[3]]), dtype=torch.int16)
@@ -177,21 +184,21 @@ def latent_bank(
         styled=torch.cat([p[1] for p in parts]),
         ids=ids.view(specs.shape[0], CAPTIONS_PER_ITEM, -1).to(source.device),
         changed=(specs[:, 3] > 0) | (photo & (specs[:, 2] > 0)),
+        coverage=torch.cat([p[4] for p in parts]),
         scenes=scenes,
     )
 
 
-def random_photos(source: Source, n: int, generator: torch.Generator) -> tuple[SceneSpec, Tensor, Tensor]:
-    """(spec, plain, styled) of photograph crops: 30 % under a light, 75 % styled; subject is PHOTO_SUBJECT."""
+def random_photos(source: Source, n: int, generator: torch.Generator) -> tuple[SceneSpec, Tensor, Tensor, Tensor]:
+    """(spec, plain, styled, no coverage) of photograph crops: 30 % under a light; subject is PHOTO_SUBJECT."""
     device = source.device
     pictures = photo_crops(source, n, generator)
     light = torch.randint(1, len(LIGHTS), (n,), generator=generator, device=device)
     light = torch.where(torch.rand(n, generator=generator, device=device) < 0.3, light, torch.zeros_like(light))
-    style = torch.randint(1, len(STYLES), (n,), generator=generator, device=device)
-    style = torch.where(torch.rand(n, generator=generator, device=device) < 0.75, style, torch.zeros_like(style))
+    style = torch.multinomial(torch.tensor(PHOTO_STYLES, device=device), n, replacement=True, generator=generator)
     subject = torch.full((n,), PHOTO_SUBJECT, device=device)
     lit = apply_lights(pictures, light, generator)
-    return SceneSpec(subject, subject, light, style), pictures, apply_styles(lit, style)
+    return SceneSpec(subject, subject, light, style), pictures, apply_styles(lit, style), torch.zeros_like(lit[:, :1])
 
 
 def item_captions(row: list[int], rng: random.Random) -> list[str]:

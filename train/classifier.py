@@ -125,7 +125,7 @@ def render_bank(source: Source, count: int, chunk: int, generator: torch.Generat
     """(uint8 [count, 3, 192, 192], labels int64 [count, 3]) of training combinations."""
     pictures, truth = [], []
     for start in range(0, count, chunk):
-        spec, _, styled = random_scenes(source, min(chunk, count - start), generator)
+        spec, _, styled, _ = random_scenes(source, min(chunk, count - start), generator)
         pictures.append((styled.clamp(0, 1) * 255).round().byte())
         truth.append(labels(spec))
     return torch.cat(pictures), torch.cat(truth)

@@ -18,20 +18,22 @@ from train.bank import LatentBank
 from train.graphs import Replay
 from train.muon import Muon
 from train.networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
-from train.session import Average, Budget, Master, Session, set_rate, warm_cosine
+from train.session import Average, Budget, Master, Session, set_rate, trapezoid
 from train.tokenizer import token_ids
 
 STAGE = "diffusion"
-PEAK_RATE = 1.5e-3
-CONTINUED_RATE = 1.5e-3
+PEAK_RATE = 2e-3
 CAPTION_DROPOUT = 0.1
 PHOTO_SHARE = 0.22
-TRANSLATE_SCENE, TRANSLATE_PHOTO = 0.35, 0.85
+TRANSLATE_SCENE, TRANSLATE_PHOTO = 0.25, 0.85
 TRANSLATE_STEPS = (40, 800)
 HIGH_STEPS = (600, 1000)
 LAST_SHARE, HIGH_SHARE = 0.25, 0.35
 WEIGHT_CAP = 6.0
 """Largest weight of the squared error of x0, after the min-SNR idea of Hang et al. (2023) for v-prediction."""
+
+SUBJECT_WEIGHT = 2.0
+"""Added to the weight of cells that the subject covers: a fifth of the picture, and the hardest to learn."""
 
 Forward = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -46,6 +48,7 @@ class Batch:
     """source: what is noised; target: the x0 wanted, both [B, 4, 48, 48]; ids: int64 [B, 32].
 
     translate, photo: bool [B]: source is the picture before its style; the item is a photograph.
+    coverage: [B, 1, 48, 48], how far the subject covers each cell.
     """
 
     source: Tensor
@@ -53,6 +56,7 @@ class Batch:
     ids: Tensor
     translate: Tensor
     photo: Tensor
+    coverage: Tensor
 
 
 def draw_batch(bank: LatentBank, n: int, generator: torch.Generator | None = None) -> Batch:
@@ -70,7 +74,9 @@ def draw_batch(bank: LatentBank, n: int, generator: torch.Generator | None = Non
     styled = bank.styled[rows].float()
     source = torch.where(translate.view(-1, 1, 1, 1), bank.plain[rows].float(), styled)
     ids = bank.ids[rows, (u[2] * bank.ids.shape[1]).long()].long()
-    return Batch(source=source, target=styled, ids=ids, translate=translate, photo=is_photo)
+    return Batch(
+        source=source, target=styled, ids=ids, translate=translate, photo=is_photo, coverage=bank.coverage[rows].float()
+    )
 
 
 def draw_steps(batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -110,9 +116,17 @@ class Schedule:
         return a * x - b * v.float()
 
 
-def denoising_loss(schedule: Schedule, x: Tensor, v: Tensor, t: Tensor, target: Tensor) -> Tensor:
-    """Squared error of v against the v that gives target; as weight on x0: min(1 + SNR, cap) = min(1/b^2, cap)."""
-    squared = (schedule.clean(x, v, t) - target).square().mean((1, 2, 3))
+def denoising_loss(
+    schedule: Schedule, x: Tensor, v: Tensor, t: Tensor, target: Tensor, coverage: Tensor | None = None
+) -> Tensor:
+    """Squared error of v against the v that gives target; as weight on x0: min(1 + SNR, cap) = min(1/b^2, cap).
+
+    coverage: cells covered by the subject weigh 1 + SUBJECT_WEIGHT times as much.
+    """
+    errors = (schedule.clean(x, v, t) - target).square()
+    if coverage is not None:
+        errors = errors * (1 + SUBJECT_WEIGHT * coverage)
+    squared = errors.mean((1, 2, 3))
     weight = (1 / schedule.b[t].square()).clamp(max=WEIGHT_CAP)
     return (weight * squared).mean()
 
@@ -133,26 +147,25 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
     """Train UNet and text encoder for seconds; save the averages as diffusion.safetensors; return them."""
     device, scale = session.device, session.scale
     unet, text = make_models(session, tokenizer)
-    continued = session.restore(STAGE, unet=unet, text=text)
-    peak = CONTINUED_RATE if continued else PEAK_RATE
+    session.restore(STAGE, unet=unet, text=text)
     schedule = Schedule(*signal_and_noise(device))
     forward = fast_forward(session)
     master = Master(unet, text, dtype=session.dtype)
     table = text.get_input_embeddings().weight
     tables = {id(full) for full, low in zip(master.full, master.low, strict=True) if low is table}
-    optimiser = Muon(master.full, tables, peak)
+    optimiser = Muon(master.full, tables, PEAK_RATE)
     average = Average(master.full, decay=0.9985)
     empty = torch.tensor(token_ids(tokenizer, [""]), device=device)
     total = torch.zeros((), device=device)
 
     def step() -> None:
-        batch = draw_batch(bank, scale.teacher_batch)
-        drop = torch.rand(scale.teacher_batch, 1, device=device) < CAPTION_DROPOUT
+        batch = draw_batch(bank, scale.batch)
+        drop = torch.rand(scale.batch, 1, device=device) < CAPTION_DROPOUT
         t = draw_steps(batch)
         x = schedule.noised(batch.source, torch.randn_like(batch.source), t).to(session.dtype)
         states = encode_text(text, torch.where(drop, empty, batch.ids))
         v, _ = forward(unet, x.contiguous(memory_format=torch.channels_last), t, states)
-        loss = denoising_loss(schedule, x.float(), v, t, batch.target)
+        loss = denoising_loss(schedule, x.float(), v, t, batch.target, batch.coverage)
         loss.backward()  # type: ignore[no-untyped-call]
         master.step(optimiser)
         total.add_(loss.detach())
@@ -162,7 +175,7 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
     total.zero_()
     budget, running, every = Budget(seconds), True, 4 * scale.log_every
     while running:
-        set_rate(optimiser, peak * warm_cosine(budget.steps, budget.fraction(), warmup_steps=200))
+        set_rate(optimiser, PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
         replay()
         average.update()
         running = budget.tick()
@@ -170,6 +183,8 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
             mean = float(total) / ((budget.steps - 1) % every + 1)
             session.log(STAGE, step=float(budget.steps), loss=mean, rate=budget.steps / budget.elapsed())
             total.zero_()
+        if budget.due():
+            session.save(STAGE, **dict(zip(("unet", "text"), master.named(average.values), strict=True)))
     average.swap()
     master.release()
     session.save(STAGE, unet=unet, text=text)

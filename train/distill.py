@@ -37,13 +37,13 @@ from train.tokenizer import token_ids
 
 STAGE = "distill"
 STUDENT_RATE, FAKE_RATE = 3e-4, 6e-4
-GUIDANCE = 2.5
+GUIDANCE = 2.0
 FAKE_UPDATES = 2
 ADVERSARIAL_SHARE = 0.3
 """Norm of the adversarial gradient as a share of the distribution-matching gradient's."""
 REGRESSION_WEIGHT = 1.0
 SCORE_STEPS = (20, 980)
-IMAGE_STEPS = (99, 139, 199, 259, 299, 379, 399, 499, 499, 499, 599)
+IMAGE_STEPS = (99, 139, 199, 259, 259, 299, 379, 499, 499, 499, 599)
 CHAINS = (1, 2, 2, 4, 4, 4)
 
 
@@ -244,6 +244,9 @@ def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
                 STAGE, step=float(budget.steps), fake_loss=loss, gradient=gradient, error=error,
                 kind="chain" if generated else "image", rate=budget.steps / budget.elapsed(),
             )  # fmt: skip
+        if budget.due():
+            session.save("student", unet=game.student.named(average.values)[0])
+            session.save("fake", unet=game.fake.named(game.fake.full)[0], head=players.head)
     average.swap()
     for master in (game.student, game.fake):
         master.release()

@@ -7,10 +7,9 @@ the files of --resume. Several stages share one process (and one latent bank), t
 from __future__ import annotations
 
 import argparse
-import gzip
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from train.tokenizer import build_tokenizer
 from train.vocabulary_world import PLACES, STYLES
 
 LOGGER = logging.getLogger("train")
-COMPILE_CACHE = "compile-cache.bin.gz"
 
 
 @dataclass(slots=True)
@@ -134,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
+    parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
     parser.add_argument(
         "--bank-share", type=float, default=1.0, help="size of the rendered banks against the full size"
     )
@@ -145,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tiny = options.tiny or device.type == "cpu"
     scale = (TINY if tiny else FULL).with_banks(options.bank_share)
+    scale = replace(scale, compile=scale.compile and not options.no_compile)
     session = Session(device=device, out=options.out, resume=options.resume, scale=scale)
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
@@ -152,7 +152,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage, share in zip(stages, minutes, strict=True):
         STAGES[stage](workshop, share * 60)
         LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1])
-        keep_compiled(session)
 
 
 def configure_torch(session: Session) -> None:
@@ -161,16 +160,6 @@ def configure_torch(session: Session) -> None:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = False  # its trials cost seconds for each new shape
     torch._dynamo.config.cache_size_limit = 32
-    stored = session.resume / COMPILE_CACHE
-    if session.scale.compile and stored.exists():
-        torch.compiler.load_cache_artifacts(gzip.decompress(stored.read_bytes()))
-
-
-def keep_compiled(session: Session) -> None:
-    """Write the compiled kernels next to the checkpoints; a later run on the same kind of GPU need not compile."""
-    artifacts = torch.compiler.save_cache_artifacts() if session.scale.compile else None
-    if artifacts is not None:
-        (session.out / COMPILE_CACHE).write_bytes(gzip.compress(artifacts[0], 6))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def score_judge(session: Session, source: Source, vae: AutoencoderTiny, judge: C
     """Recognition on fresh scenes (all combinations) and on their reconstructions."""
     generator, parts = session.generator(51), []
     for _ in range(max(1, session.scale.eval_scenes // session.scale.chunk * 4)):
-        spec, _, styled = random_scenes(source, session.scale.chunk, generator, held_out=None)
+        spec, _, styled, _ = random_scenes(source, session.scale.chunk, generator, held_out=None)
         decoded = decode_latents(vae, encode_pictures(vae, styled))
         parts.append((labels(spec), predict(judge, styled), predict(judge, decoded)))
     truth, fresh, decoded_found = (torch.cat(p) for p in zip(*parts, strict=True))

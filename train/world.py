@@ -167,6 +167,13 @@ def render_scenes(
     Returns (plain, styled), both [B, 3, size, size] float32 in 0..1 with the same layout; plain is the lit picture
     before its style.
     """
+    return render_covered(spec, sprites, generator, size)[:2]
+
+
+def render_covered(
+    spec: SceneSpec, sprites: Tensor, generator: torch.Generator, size: int = 192
+) -> tuple[Tensor, Tensor, Tensor]:
+    """render_scenes and, third, how far the subject covers each pixel: [B, 1, size, size] in 0..1."""
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
         raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
     picture, grounded = _paint_places(spec.place, generator, size)
@@ -178,4 +185,4 @@ def render_scenes(
     picture = picture * (1 - alpha) + layer[:, :3]
     gain = 0.94 + 0.12 * torch.rand(picture.shape[0], 1, 1, 1, generator=generator, device=picture.device)
     plain = apply_lights((picture * gain).clamp(0, 1), spec.light, generator)
-    return plain, apply_styles(plain, spec.style)
+    return plain, apply_styles(plain, spec.style), alpha
