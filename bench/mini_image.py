@@ -187,7 +187,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         scores, first = score_captions(judge, model.generate, spec, captions, steps, 32)
         result["captions"][f"steps_{steps}"] = scores
         rows.append(first[:SHEET_COLUMNS])
-    for steps in (4, 2):
+    for steps in (4, 1, 2):
         scores, kept = score_photos(judge, model.translate, photos, steps, 30)
         result["photographs"][f"steps_{steps}"] = scores
     if options.sheets is not None:
