@@ -34,6 +34,7 @@ from .messages import (
 )
 from .meter import Meter, MeterReading
 from .picture import Picture, cover
+from .stages import Stage
 
 _SPARE_OUTPUTS = 4
 _NANOSECONDS = Fraction(1, 1_000_000_000)
@@ -90,6 +91,7 @@ class ClientSession:
         self._newest: Frame | None = None
         self._count = 0
         self._meter = Meter()
+        self._listeners: dict[Callable[[], None], None] = {}
 
     # ---- the page's side ----
 
@@ -139,20 +141,21 @@ class ClientSession:
         if live:
             self._send(ChangeSource(session=self.name, prompt_only=prompt_only))
 
-    def submit(self, image: Picture, captured_ns: int | None = None) -> bool:
+    def submit(self, image: Picture, captured_ns: int | None = None) -> int | None:
         """Offer a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).
 
-        It is cut and scaled to the stream's size. False, and not counted, while there is no stream to take it.
+        It is cut and scaled to the stream's size. Returns its number, which the frame made of it carries as source_seq;
+        None, and not counted, while there is no stream to take it.
         """
         info = self._info
         if info is None:
-            return False
+            return None
         captured_ns = time.monotonic_ns() if captured_ns is None else captured_ns
         fitted = cover(image, info.width, info.height)
         with self._changed:
             if self._mailbox is None or self._state is not SessionState.LIVE:
-                return False
-            pts, seq = captured_ns, self._posted
+                return None
+            pts, seq = captured_ns, self._carried.taken + self._posted
             frame = Frame(image=fitted, pts=pts, time_base=_NANOSECONDS, seq=seq, captured_ns=captured_ns)
             self._mailbox.post(frame)
             self._posted += 1
@@ -161,7 +164,7 @@ class ClientSession:
                 self._rung_at = self._posted
         if ring:
             self._send(InputPosted(session=self.name))
-        return True
+        return seq
 
     def newest(self, after: int = 0, timeout_s: float = 0.0) -> tuple[int, Frame] | None:
         """The newest frame and its number if that is above `after`, waiting up to `timeout_s` for one."""
@@ -170,6 +173,34 @@ class ClientSession:
             if self._newest is None or self._count <= after:
                 return None
             return self._count, self._newest
+
+    @property
+    def count(self) -> int:
+        """Frames delivered so far."""
+        return self._count
+
+    def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake`, which must be quick, after every frame and change of state; the result stops it."""
+        with self._changed:
+            self._listeners[wake] = None
+
+        def forget() -> None:
+            with self._changed:
+                self._listeners.pop(wake, None)
+
+        return forget
+
+    def engine_times(self) -> dict[Stage, float]:
+        """The worker's last times of each of its stages, in ms; empty before the first report."""
+        stats = self._stats
+        if stats is None:
+            return {}
+        return {
+            Stage.WAIT: stats.wait_ms,
+            Stage.ENCODE: stats.encode_ms,
+            Stage.DENOISE: stats.denoise_ms,
+            Stage.DECODE: stats.decode_ms,
+        }
 
     @property
     def over(self) -> bool:
@@ -212,7 +243,7 @@ class ClientSession:
         with self._changed:
             if self._state is not SessionState.ENDED:
                 self._state = state
-            self._changed.notify_all()
+            self._tell()
 
     def detach(self, state: SessionState) -> None:
         """The worker has let go: unlink the memory. What was in flight is lost, and counted as dropped."""
@@ -228,7 +259,7 @@ class ClientSession:
             self._posted = 0
             if self._state is not SessionState.ENDED:
                 self._state = state
-            self._changed.notify_all()
+            self._tell()
 
     def receive(
         self, message: SessionOpened | InputTaken | OutputReady | SessionStats | SessionNotice | SessionEnded
@@ -249,7 +280,13 @@ class ClientSession:
                 case SessionEnded():
                     self._error = ZoetropeError(message.message, message.remedy)
                     self._state = SessionState.ENDED
-            self._changed.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake who waits; holds the condition."""
+        self._changed.notify_all()
+        for wake in self._listeners:
+            wake()
 
     def _heard(self) -> None:
         """The doorbell was heard. What was posted after it was rung may have been missed: ring again."""

@@ -136,6 +136,7 @@ class SessionStats:
 
     seen: input frames that the worker knows of. generated: frames asked for from the prompt alone. in_flight: waiting
     for a slot, in a slot, or finished and waiting for an output buffer. tick_ms: running mean of the engine's tick.
+    wait_ms: of the input admitted last, from its discovery. encode_ms, denoise_ms, decode_ms: of the last tick timed.
     """
 
     session: str
@@ -146,6 +147,10 @@ class SessionStats:
     skipped: int
     in_flight: int
     tick_ms: float
+    wait_ms: float = 0.0
+    encode_ms: float = 0.0
+    denoise_ms: float = 0.0
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

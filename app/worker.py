@@ -170,7 +170,7 @@ class Worker:
             return
         self._next_stats_ns = now_ns + _STATS_PERIOD_NS
         for session in self._sessions.values():
-            stats = session.changed_stats(self._tick_ms)
+            stats = session.changed_stats(self._tick_ms, self._engine.log.last_timing)
             if stats is not None:
                 self._send(stats)
 

@@ -5,8 +5,10 @@ Lives on the worker's only thread. Knows no pipe: it returns messages for the wo
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
+from pipelines.ticklog import TimingRecord
 from pipelines.types import Frame, Stream
 
 from .frames import FrameBuffers, InputMailbox, OutputPool
@@ -31,10 +33,12 @@ class WorkerSession:
         self._seen = 0  # inputs that the worker knows of
         self._generated = 0
         self._waiting: Frame | None = None  # the newest input, refused by the stream so far
+        self._waiting_ns = 0  # when it was found in the mailbox
         self._dropped = 0
         self._out = 0
         self._next_due_ns = 0
         self._reported: SessionStats | None = None
+        self._wait_ms = 0.0  # of the input admitted last
 
     @property
     def busy(self) -> bool:
@@ -43,7 +47,7 @@ class WorkerSession:
 
     def change_source(self, *, prompt_only: bool) -> None:
         """Switch between the mailbox and the prompt alone; what waits to be admitted is dropped and counted."""
-        self._look()
+        self._look(time.monotonic_ns())
         if self._waiting is not None:
             self._waiting = None
             self._dropped += 1
@@ -54,8 +58,9 @@ class WorkerSession:
         if self._prompt_only:
             self._generate(now_ns)
             return
-        self._look()
+        self._look(now_ns)
         if self._waiting is not None and self.stream.push(self._waiting):
+            self._wait_ms = (now_ns - self._waiting_ns) / 1e6
             self._waiting = None
 
     def wait_ns(self, now_ns: int) -> int:
@@ -79,8 +84,8 @@ class WorkerSession:
         """An output buffer is free again."""
         self._outputs.release(index, generation)
 
-    def stats(self, tick_ms: float) -> SessionStats:
-        """The count of every frame, each term counted on its own."""
+    def stats(self, tick_ms: float, timing: TimingRecord | None = None) -> SessionStats:
+        """The count of every frame, each term counted on its own. timing: the engine's last."""
         counts = self.stream.accounting
         return SessionStats(
             session=self.name,
@@ -91,11 +96,15 @@ class WorkerSession:
             skipped=counts.skipped,
             in_flight=counts.in_flight + len(self._finished) + (self._waiting is not None),
             tick_ms=round(tick_ms, 2),
+            wait_ms=round(self._wait_ms, 2),
+            encode_ms=round(timing.encode_ms, 2) if timing else 0.0,
+            denoise_ms=round(timing.denoise_ms, 2) if timing else 0.0,
+            decode_ms=round(timing.decode_ms, 2) if timing else 0.0,
         )
 
-    def changed_stats(self, tick_ms: float) -> SessionStats | None:
+    def changed_stats(self, tick_ms: float, timing: TimingRecord | None = None) -> SessionStats | None:
         """`stats`, or None when nothing has changed since the last call."""
-        stats = self.stats(tick_ms)
+        stats = self.stats(tick_ms, timing)
         if stats == self._reported:
             return None
         self._reported = stats
@@ -107,7 +116,7 @@ class WorkerSession:
         self._inputs.buffers.close()
         self._outputs.buffers.close()
 
-    def _look(self) -> None:
+    def _look(self, now_ns: int) -> None:
         """Take the newest input from the mailbox; those it replaced count as dropped."""
         taken = self._inputs.take(self._seen_generation)
         if taken is None:
@@ -117,7 +126,7 @@ class WorkerSession:
         self._dropped += arrived - 1 + (self._waiting is not None)
         self._seen += arrived
         self._seen_generation = generation
-        self._waiting = frame
+        self._waiting, self._waiting_ns = frame, now_ns
 
     def _generate(self, now_ns: int) -> None:
         if now_ns < self._next_due_ns:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .controls import Control, Controls
 from .errors import InputError
+from .ticklog import TickLog
 from .types import Accounting, Frame, StreamInfo
 
 
@@ -50,6 +51,7 @@ class IdentityEngine:
         self.max_slots = max_slots
         self.ticks = 0
         self._streams: list[IdentityStream] = []
+        self.log = TickLog()  # stays empty: nothing is batched here
 
     def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> IdentityStream:
         """A new stream; prompt-only frames are stamped at `frame_rate` frames a second."""

@@ -112,12 +112,20 @@ class TickLog:
         assert capacity >= 1, capacity
         self._records: deque[Record] = deque(maxlen=capacity)
         self._sink = sink
+        self._last_timing: TimingRecord | None = None
 
     def add(self, record: Record) -> None:
         """Append; the oldest record goes when the log is full."""
         self._records.append(record)
+        if isinstance(record, TimingRecord):
+            self._last_timing = record
         if self._sink is not None:
             self._sink(record)
+
+    @property
+    def last_timing(self) -> TimingRecord | None:
+        """The newest timing; None before the first."""
+        return self._last_timing
 
     def records(self) -> tuple[Record, ...]:
         """What is kept, oldest first."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from .controls import Control, Controls
+    from .ticklog import TickLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -127,6 +128,11 @@ class Stream(Protocol):
 
 class Engine(Protocol):
     """Owns one model on one device: weights, ring, caches, batch."""
+
+    @property
+    def log(self) -> TickLog:
+        """What happened, tick by tick."""
+        ...
 
     def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> Stream:
         """A new stream with the model's defaults and then `control`; prompt-only frames are stamped at `frame_rate`."""

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from pipelines.controls import Control, Controls
+from pipelines.ticklog import TickLog
 from pipelines.types import Accounting, Frame, StreamInfo
 
 
@@ -35,6 +36,7 @@ class FakeEngine:
     ticks: int = 0
     calls: Counter[str] = field(default_factory=Counter)
     streams: list[FakeStream] = field(default_factory=list)
+    log: TickLog = field(default_factory=TickLog)
 
     def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> FakeStream:
         stream = FakeStream(self, control or Control(), frame_rate)

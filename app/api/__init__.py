@@ -1,0 +1,1 @@
+"""The frame-stream API: HTTP, WebSocket and WebRTC doors onto the session table."""

@@ -1,0 +1,37 @@
+"""What every route of the API is given: the sessions, the limits, a place for files, and threads for codecs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.session_table import SessionTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiLimits:
+    """What a client may send. message_bytes: a WebSocket message or an HTTP body that is no upload.
+
+    text_bytes: a JSON message. picture_px: the pixels of a picture, checked before it is decoded. upload_bytes: a video
+    for a render job. jobs: render jobs that wait or run at once.
+    """
+
+    message_bytes: int = 4 << 20
+    text_bytes: int = 64 << 10
+    picture_px: int = 4096 * 4096
+    upload_bytes: int = 2 << 30
+    jobs: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiContext:
+    """codecs: where pictures are packed and unpacked, so that the event loop is not blocked. data: takes, recordings and
+    jobs are kept below it. model: the name that the worker was started with.
+    """
+
+    table: SessionTable
+    codecs: Executor
+    data: Path
+    model: str
+    limits: ApiLimits = field(default_factory=ApiLimits)

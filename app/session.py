@@ -1,0 +1,133 @@
+"""One user's session: its stream in the worker, its source, its times, its tokens, and when it may be taken away.
+
+Doors (page, WebSocket, WebRTC, MJPEG) connect to it and leave it; it outlives them by a grace time, so that a lost
+connection can come back. Knows no protocol.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pipelines.controls import Control
+from pipelines.errors import ZoetropeError
+
+from .client_session import ClientSession, SessionAccounting, SessionState
+from .feed import Feed
+from .meter import MeterReading
+from .picture import Picture
+from .stages import Percentiles, Stage, StageTimes
+
+TOKEN_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionReading:
+    """What a session says of itself. trouble: what ended it, or why the last change was refused."""
+
+    state: SessionState
+    accounting: SessionAccounting
+    meter: MeterReading
+    stages: Mapping[Stage, Percentiles]
+    age_s: float
+    connections: int
+    trouble: str
+
+
+class Session:
+    """A stream with a name, a secret and connections. Safe from several threads.
+
+    on_close: called once, when the session ends for good.
+    """
+
+    def __init__(self, stream: ClientSession, on_close: Callable[[Session], None]) -> None:
+        self.id = stream.name
+        self.token = secrets.token_urlsafe(TOKEN_BYTES)
+        self.stream = stream
+        self.stages = StageTimes()
+        self.created_s = time.monotonic()
+        self._on_close = on_close
+        self._lock = threading.Lock()
+        self._connections = 0
+        self._left_s = self.created_s  # when the last connection went
+        self._closed = False
+
+    # ---- what doors do ----
+
+    def connect(self) -> None:
+        """A door has opened onto this session."""
+        with self._lock:
+            self._connections += 1
+
+    def disconnect(self) -> None:
+        """A door has closed; the grace time begins with the last."""
+        with self._lock:
+            assert self._connections > 0, "disconnected more often than connected"
+            self._connections -= 1
+            self._left_s = time.monotonic()
+
+    def touch(self) -> None:
+        """Somebody without a connection (polling, MJPEG) has asked for this session."""
+        with self._lock:
+            self._left_s = time.monotonic()
+
+    def feed(self) -> Feed:
+        """The finished frames, newest first; on the running event loop."""
+        return Feed(self.stream)
+
+    def submit(self, image: Picture, captured_ns: int | None = None) -> int | None:
+        """Offer an input picture; its number in this session, or None when there is no stream to take it."""
+        return self.stream.submit(image, captured_ns)
+
+    def apply(self, values: Mapping[str, object]) -> None:
+        """Change controls by name, as JSON has them. Raises ControlError; then nothing is changed."""
+        self.stream.set_control(Control.of(values))
+
+    def set_source(self, *, prompt_only: bool) -> None:
+        """Generate from the prompt alone, or from what `submit` gives."""
+        self.stream.set_source(prompt_only=prompt_only)
+
+    # ---- what is known of it ----
+
+    def unused_s(self, now_s: float) -> float:
+        """Seconds without any connection; 0 while there is one."""
+        with self._lock:
+            return 0.0 if self._connections else now_s - self._left_s
+
+    def read(self) -> SessionReading:
+        """State, count, rates and times of this moment."""
+        with self._lock:
+            connections = self._connections
+        for stage, ms in self.stream.engine_times().items():
+            self.stages.add(stage, ms)
+        return SessionReading(
+            state=self.stream.state,
+            accounting=self.stream.accounting,
+            meter=self.stream.meter(),
+            stages=self.stages.read(),
+            age_s=time.monotonic() - self.created_s,
+            connections=connections,
+            trouble=str(self.stream.error) if self.stream.error is not None else self.stream.notice,
+        )
+
+    @property
+    def error(self) -> ZoetropeError | None:
+        """What ended the session, if an error did."""
+        return self.stream.error
+
+    @property
+    def over(self) -> bool:
+        """No frame will come any more."""
+        return self.stream.over
+
+    def close(self) -> None:
+        """End the session. Closing twice is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.stream.close()
+        self._on_close(self)

@@ -1,0 +1,1 @@
+"""Takes: what a session did, written as it happens, and played again."""
