@@ -26,7 +26,7 @@ class Playback:
     Raises InputError when the file has no picture that can be read.
     """
 
-    def __init__(self, path: Path, submit: Callable[[Picture], bool]) -> None:
+    def __init__(self, path: Path, submit: Callable[[Picture], object]) -> None:
         check_video(path)
         self.error: InputError | None = None
         self._path = path

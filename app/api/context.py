@@ -26,8 +26,9 @@ class ApiLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """codecs: where pictures are packed and unpacked, so that the event loop is not blocked. data: takes, recordings and
-    jobs are kept below it. model: the name that the worker was started with.
+    """codecs: where pictures are packed and unpacked, so that the event loop is not blocked.
+
+    data: takes, recordings and jobs are kept below it. model: the name that the worker was started with.
     """
 
     table: SessionTable
