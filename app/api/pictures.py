@@ -1,0 +1,145 @@
+"""Pictures from bytes and back, safely: a picture's size is read from its own header and checked before it is decoded.
+
+Owns the codecs and the refusal of bombs. Runs on codec threads: nothing here may be called on the event loop. Knows no
+socket and no session. Pictures are [H, W, 3] uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import cv2
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from PIL import Image
+
+from app.picture import Picture
+from pipelines.errors import InputError
+
+from .wire import PictureFormat
+
+_MOST_SCANS = (
+    64  # of a progressive JPEG; encoders make about 10, and a scan costs a pass over all pixels for a few bytes
+)
+_SHARP_QUALITY = 90  # from here on JPEG keeps the colours' full resolution
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_WEBP_ANIMATED = 0x02
+_WEBP_REMEDY = "Send a still WebP."
+
+
+class PictureError(InputError):
+    """Bytes that are no picture, or one that is too large."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Codec:
+    """size: (width, height) in px from the header alone. decode: to RGB. Both raise PictureError."""
+
+    size: Callable[[bytes], tuple[int, int]]
+    decode: Callable[[bytes], Picture]
+
+
+def unpack(data: bytes, form: PictureFormat, *, width: int, height: int, most_px: int) -> Picture:
+    """The picture [height, width, 3] in `data`.
+
+    Raises PictureError, before anything is allocated, when it has more than `most_px` pixels or another size.
+    """
+    _check_area(width, height, most_px)
+    if form is PictureFormat.RGB:
+        if len(data) != width * height * 3:
+            raise PictureError(
+                f"{len(data)} bytes are no raw picture of {width}x{height} px.", f"Send {width * height * 3} bytes."
+            )
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+    codec = _CODECS[form]
+    found = codec.size(data)
+    if found != (width, height):
+        raise PictureError(
+            f"The picture has {found[0]}x{found[1]} px, its header says {width}x{height}.", "Announce its own size."
+        )
+    return codec.decode(data)
+
+
+def read_picture(data: bytes, *, most_px: int) -> Picture:
+    """A picture file, JPEG, PNG or WebP by its first bytes. Raises PictureError like `unpack`."""
+    codec = next((codec for magic, codec in _BY_MAGIC if data.startswith(magic)), None)
+    if codec is None:
+        raise PictureError("These bytes are no picture.", "Send a JPEG, PNG or WebP file.")
+    _check_area(*codec.size(data), most_px)
+    return codec.decode(data)
+
+
+def pack(image: Picture, form: PictureFormat, quality: int) -> bytes:
+    """`image` as `form`; quality 1..100 for JPEG and WebP."""
+    image = np.ascontiguousarray(image)
+    if form is PictureFormat.RGB:
+        return image.tobytes()
+    if form is PictureFormat.JPEG:
+        sampling = "444" if quality >= _SHARP_QUALITY else "420"
+        return bytes(simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling=sampling))
+    target = io.BytesIO()
+    Image.fromarray(image).save(target, "WEBP", quality=quality, method=0)  # the fastest method: 4 times the default's
+    return target.getvalue()
+
+
+def _check_area(width: int, height: int, most_px: int) -> None:
+    if width * height > most_px:
+        raise PictureError(f"A picture of {width}x{height} px is too large.", f"Send at most {most_px} pixels.")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise PictureError(f"This is no JPEG ({error}).", "Send a JPEG file.") from error
+    if data.count(b"\xff\xda") > _MOST_SCANS:  # these two bytes cannot occur inside a scan
+        raise PictureError(f"The JPEG has more than {_MOST_SCANS} scans.", "Save it anew, as a baseline JPEG.")
+    return int(width), int(height)
+
+
+def _jpeg_decode(data: bytes) -> Picture:
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
+    except ValueError as error:
+        raise PictureError(f"The JPEG is broken ({error}).", "Send the whole file.") from error
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    if len(data) < 33 or data[12:16] != b"IHDR":
+        raise PictureError("This is no PNG.", "Send a PNG file.")
+    width, height = struct.unpack_from(">II", data, 16)
+    return int(width), int(height)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Of the three kinds of WebP (RFC 9649, sections 2.5 to 2.7); an animated one is refused."""
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        raise PictureError("This is no WebP.", _WEBP_REMEDY)
+    kind = data[12:16]
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if kind == b"VP8L" and data[20] == 0x2F:
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8X" and not data[20] & _WEBP_ANIMATED:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    raise PictureError("This kind of WebP is not known.", _WEBP_REMEDY)
+
+
+def _cv2_decode(data: bytes) -> Picture:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise PictureError("The picture is broken.", "Send the whole file.")
+    return np.asarray(image, np.uint8)
+
+
+_JPEG = _Codec(size=_jpeg_size, decode=_jpeg_decode)
+_PNG = _Codec(size=_png_size, decode=_cv2_decode)
+_WEBP = _Codec(size=_webp_size, decode=_cv2_decode)
+_CODECS: Mapping[PictureFormat, _Codec] = MappingProxyType({PictureFormat.JPEG: _JPEG, PictureFormat.WEBP: _WEBP})
+_BY_MAGIC = ((b"\xff\xd8\xff", _JPEG), (_PNG_MAGIC, _PNG), (b"RIFF", _WEBP))
