@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.controls import Control
 from pipelines.errors import ZoetropeError
@@ -52,6 +52,7 @@ class Session:
         self._on_close = on_close
         self._lock = threading.Lock()
         self._connections = 0
+        self._replaced = 0
         self._left_s = self.created_s  # when the last connection went
         self._closed = False
 
@@ -82,6 +83,11 @@ class Session:
         """Offer an input picture; its number in this session, or None when there is no stream to take it."""
         return self.stream.submit(image, captured_ns)
 
+    def drop_input(self) -> None:
+        """A door had an input replaced by a newer one before it could be submitted: it counts as taken and dropped."""
+        with self._lock:
+            self._replaced += 1
+
     def apply(self, values: Mapping[str, object]) -> None:
         """Change controls by name, as JSON has them. Raises ControlError; then nothing is changed."""
         self.stream.set_control(Control.of(values))
@@ -100,12 +106,13 @@ class Session:
     def read(self) -> SessionReading:
         """State, count, rates and times of this moment."""
         with self._lock:
-            connections = self._connections
+            connections, replaced = self._connections, self._replaced
+        counts = self.stream.accounting
         for stage, ms in self.stream.engine_times().items():
             self.stages.add(stage, ms)
         return SessionReading(
             state=self.stream.state,
-            accounting=self.stream.accounting,
+            accounting=replace(counts, taken=counts.taken + replaced, dropped=counts.dropped + replaced),
             meter=self.stream.meter(),
             stages=self.stages.read(),
             age_s=time.monotonic() - self.created_s,

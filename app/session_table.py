@@ -99,6 +99,11 @@ class SessionTable:
             return tuple(self._sessions.values())
 
     @property
+    def draining(self) -> bool:
+        """No session is opened any more: the server stops."""
+        return self._draining
+
+    @property
     def retry_after_s(self) -> int:
         """What a client that was told "busy" should wait before it asks again."""
         return _RETRY_S
