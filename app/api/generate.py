@@ -1,0 +1,111 @@
+"""One picture from a prompt, or of a picture: opens a session, takes its first result, closes it.
+
+Bounded in time; takes a session's place while it runs. Knows no stream of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+from fastapi import APIRouter, Request, Response
+
+from app.picture import Picture, jpeg
+from app.session import Session
+from pipelines.controls import Control
+from pipelines.errors import WorkerError, ZoetropeError
+
+from .access import off_loop
+from .context import ApiContext
+from .pictures import read_picture
+from .schema import ErrorAnswer, GenerateOptions
+from .sessions import BUSY, UNFIT, UNREAD
+from .uploads import multipart_schema, read_multipart, read_options
+
+_LONGEST_S = 60.0
+_LOOK_S = 0.05  # between two offers of the picture while the stream does not stand yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Result:
+    image: Picture
+    seconds: float
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The one route."""
+    routes = APIRouter(prefix="/v1", tags=["pictures"])
+
+    @routes.post(
+        "/generate",
+        operation_id="generate",
+        response_class=Response,
+        responses={
+            200: {"content": {"image/png": {}, "image/jpeg": {}}},
+            413: {"model": ErrorAnswer, "description": "the picture is too large"},
+            **UNREAD,
+            **UNFIT,
+            **BUSY,
+        },
+        openapi_extra=multipart_schema(GenerateOptions, "picture", "JPEG, PNG or WebP"),
+    )
+    async def generate(request: Request) -> Response:
+        """One picture, from the prompt alone or of the picture that is sent."""
+        sink = io.BytesIO()
+        most = context.limits.message_bytes
+        fields, has_picture = await read_multipart(context, request, file_field="picture", sink=sink, most_bytes=most)
+        options = read_options(GenerateOptions, fields)
+        picture = None
+        if has_picture:
+            picture = await off_loop(context, partial(read_picture, sink.getvalue(), most_px=context.limits.picture_px))
+        result = await _made(context, Control.of(options.controls.changes()), picture)
+        packed = await off_loop(context, _packed, result.image, options)
+        headers = {"X-Zoetrope-Seconds": f"{result.seconds:.3f}", "Cache-Control": "no-store"}
+        return Response(packed, media_type=f"image/{options.format}", headers=headers)
+
+    return routes
+
+
+async def _made(context: ApiContext, control: Control, picture: Picture | None) -> _Result:
+    began_s = time.monotonic()
+    session = await off_loop(context, lambda: context.table.open(control=control, prompt_only=picture is None))
+    session.connect()
+    try:
+        async with asyncio.timeout(_LONGEST_S):
+            image = await _first(context, session, picture)
+    except TimeoutError:
+        raise WorkerError(
+            f"There was no picture within {_LONGEST_S:.0f} s.", "Is the worker ready? GET /readyz says so."
+        ) from None
+    finally:
+        session.disconnect()
+        await off_loop(context, session.close)
+    return _Result(image=image, seconds=time.monotonic() - began_s)
+
+
+async def _first(context: ApiContext, session: Session, picture: Picture | None) -> Picture:
+    """The stream's first frame, or the one made of `picture`."""
+    feed = session.feed()
+    offered = picture is None
+    try:
+        while not session.over:
+            if not offered and picture is not None:
+                offered = await off_loop(context, session.submit, picture) is not None
+            delivery = await feed.next(None if offered else _LOOK_S)
+            if delivery is not None:
+                return delivery.frame.image
+    finally:
+        feed.close()
+    raise session.error or ZoetropeError("The session ended before there was a picture.", "Try again.")
+
+
+def _packed(image: Picture, options: GenerateOptions) -> bytes:
+    if options.format == "jpeg":
+        return jpeg(image, options.quality)
+    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done, "PNG encoding of a uint8 RGB picture cannot fail"
+    return bytes(data.tobytes())

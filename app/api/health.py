@@ -1,0 +1,32 @@
+"""/healthz: the process answers. /readyz: the worker's engine stands. Knows no session."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app.worker_client import Phase
+
+from .context import ApiContext
+from .schema import Health
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The two routes."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/healthz", operation_id="health")
+    async def health() -> Health:
+        """The process answers."""
+        return Health(status="ok")
+
+    @routes.get("/readyz", operation_id="ready", responses={503: {"model": Health}})
+    async def ready(response: Response) -> Health:
+        """200 once the worker's engine stands, also while it is busy; else 503 and what the worker is doing."""
+        status = context.table.client.status
+        if status.phase is Phase.READY:
+            return Health(status="ready")
+        response.status_code = 503
+        response.headers["Retry-After"] = str(context.table.retry_after_s)
+        return Health(status=status.phase.value)
+
+    return routes

@@ -1,0 +1,233 @@
+"""Render jobs: a bounded number, one at a time, each `zoetrope render` in a process and a folder of its own.
+
+Every name below the folder is made here. Lives on one event loop. Knows no HTTP and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+import psutil
+
+from app.worker_client import BusyError
+
+from .errors import NotReadyError, UnknownJobError
+
+_CODE_FOLDER = Path(__file__).resolve().parents[2]  # Zoetrope runs from its checkout
+_PROGRESS = re.compile(r"\b(\d+)/(\d+|\?) \[")  # tqdm's
+_LINE_ENDS = re.compile(r"[\r\n]+")
+_KEPT_JOBS = 16  # that are over, with their files
+_KEPT_S = 24 * 3600.0
+_STOP_S = 5.0
+_KEPT_LINES = 20
+_READ_BYTES = 4096
+_LONGEST_MESSAGE = 500
+_INPUT_NAME = "input"
+
+
+class JobState(Enum):
+    """Where a job stands; the value is its name in JSON."""
+
+    WAITING = "waiting"  # for its upload, or for the job before it
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def over(self) -> bool:
+        """Nothing will change any more."""
+        return self not in (JobState.WAITING, JobState.RUNNING)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """One render. folder: its own. output_name: of the file in it. message: why it failed, for the user."""
+
+    id: str
+    folder: Path
+    output_name: str = ""
+    state: JobState = JobState.WAITING
+    frames: int = 0
+    total_frames: int | None = None
+    message: str = ""
+    ended_s: float = 0.0
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
+
+    @property
+    def input(self) -> Path:
+        """Where the upload goes."""
+        return self.folder / _INPUT_NAME
+
+    @property
+    def output(self) -> Path:
+        """Where the video is being written."""
+        return self.folder / self.output_name
+
+    @property
+    def progress(self) -> float:
+        """0 to 1, as far as it is known."""
+        if self.state is JobState.DONE:
+            return 1.0
+        return min(1.0, self.frames / self.total_frames) if self.total_frames else 0.0
+
+    def read_line(self, line: str) -> None:
+        """A line that the render has written: its progress, or words."""
+        found = _PROGRESS.search(line)
+        if found is not None:
+            self.frames = int(found[1])
+            self.total_frames = None if found[2] == "?" else int(found[2])
+        elif line.strip():
+            self.lines.append(line.strip())
+
+
+class JobStore:
+    """All jobs of this process. data: files are kept in a folder below it. most: jobs that wait or run at once."""
+
+    def __init__(self, data: Path, most: int) -> None:
+        self._jobs_folder = data / "jobs"
+        self._root = self._jobs_folder / str(os.getpid())
+        self._most = most
+        self._jobs: dict[str, Job] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._one = asyncio.Semaphore(1)
+        self._closed = False
+
+    async def reserve(self) -> Job:
+        """A new job with a folder, for its upload. Raises BusyError at once when there are enough."""
+        busy = sum(not job.state.over for job in self._jobs.values())
+        if self._closed or busy >= self._most:
+            raise BusyError(f"Busy: {busy} render jobs wait or run.", "Try again when one has ended, or cancel one.")
+        name = secrets.token_urlsafe(16)
+        job = self._jobs[name] = Job(id=name, folder=self._root / secrets.token_hex(8))
+        await asyncio.to_thread(job.folder.mkdir, parents=True)
+        await self._tidy()
+        return job
+
+    def start(self, job: Job, arguments: Sequence[str], *, output_name: str, with_input: bool) -> None:
+        """Render as soon as those before it have. arguments: options of `zoetrope render`."""
+        job.output_name = output_name
+        paths = [str(job.input)] if with_input else []
+        command = [sys.executable, "-m", "app", "render", *arguments, "--", *paths, str(job.output)]
+        self._tasks[job.id] = asyncio.create_task(self._run(job, command), name=f"render {job.folder.name}")
+
+    def get(self, job_id: str) -> Job:
+        """The job of that name. Raises UnknownJobError."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise UnknownJobError("There is no such job.", "It was deleted; start a new one.")
+        return job
+
+    def finished(self, job_id: str) -> Path:
+        """The video of a job that is done. Raises UnknownJobError, NotReadyError."""
+        job = self.get(job_id)
+        if job.state is not JobState.DONE:
+            raise NotReadyError(f"The job is {job.state.value}: there is no video.", "Ask for it when it is done.")
+        return job.output
+
+    async def delete(self, job: Job) -> None:
+        """Stop the job and forget it with its files."""
+        task = self._tasks.pop(job.id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._end(job, JobState.CANCELLED)
+        self._jobs.pop(job.id, None)
+        await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """Stop and delete all; refuse new ones. Closing twice is fine."""
+        self._closed = True
+        for job in tuple(self._jobs.values()):
+            await self.delete(job)
+        await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+
+    async def clean_up_after_others(self) -> None:
+        """Delete what processes that were killed have left."""
+        await asyncio.to_thread(_delete_orphans, self._jobs_folder)
+
+    async def _run(self, job: Job, command: Sequence[str]) -> None:
+        try:
+            async with self._one:
+                job.state = JobState.RUNNING
+                status = await self._render(job, command)
+        except OSError as error:
+            job.lines.append(f"zoetrope: The render cannot be started ({error.strerror}).")
+            status = 1
+        if status == 0:
+            self._end(job, JobState.DONE)
+        else:
+            job.message = _reason(job)
+            self._end(job, JobState.FAILED)
+        await asyncio.to_thread(job.input.unlink, missing_ok=True)
+
+    async def _render(self, job: Job, command: Sequence[str]) -> int:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=_CODE_FOLDER,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        try:
+            rest = ""
+            while chunk := await process.stderr.read(_READ_BYTES):
+                *lines, rest = _LINE_ENDS.split(rest + chunk.decode(errors="replace"))
+                rest = rest[-_READ_BYTES:]
+                for line in lines:
+                    job.read_line(line)
+            job.read_line(rest)
+            return await process.wait()
+        finally:
+            await _stop(process)
+
+    def _end(self, job: Job, state: JobState) -> None:
+        if not job.state.over:
+            job.state, job.ended_s = state, time.monotonic()
+
+    async def _tidy(self) -> None:
+        """Forget the oldest of too many jobs that are over, and those that nobody has fetched for a day."""
+        over = sorted((job for job in self._jobs.values() if job.state.over), key=lambda job: job.ended_s)
+        surplus = len(over) - _KEPT_JOBS
+        for i, job in enumerate(over):
+            if i < surplus or time.monotonic() - job.ended_s > _KEPT_S:
+                await self.delete(job)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End a render that still runs: asked first, then killed."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _reason(job: Job) -> str:
+    """The last words of a render, without the places of files on this machine."""
+    said = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
+    text = said[-1].removeprefix("zoetrope: ") if said else "The render ended without a word."
+    return text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")[:_LONGEST_MESSAGE]
+
+
+def _delete_orphans(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    for place in folder.iterdir():
+        if place.name.isdigit() and not psutil.pid_exists(int(place.name)):
+            shutil.rmtree(place, ignore_errors=True)

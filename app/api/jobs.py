@@ -1,0 +1,187 @@
+"""Render jobs over HTTP: upload a video or give a prompt, poll, cancel, download.
+
+No name of a file is ever taken from a request. Knows no process: job_store.py runs the renders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fastapi
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
+
+from pipelines.controls import Control, WeightedPrompt
+from pipelines.errors import ControlError, InputError
+
+from .access import off_loop
+from .context import ApiContext
+from .job_store import Job, JobStore
+from .schema import ErrorAnswer, JobOptions, JobView
+from .sessions import BUSY, UNFIT, UNREAD, model_arguments
+from .uploads import multipart_schema, read_multipart, read_options
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "no such job"}}
+_MEDIA_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mkv": "video/x-matroska"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningModel:
+    """argument: what the command line calls it. size: (width, height) in px of its streams; None before it stands."""
+
+    argument: str
+    size: tuple[int, int] | None
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The routes under /v1/jobs; with the application's end the jobs end."""
+    store = JobStore(context.data, context.limits.jobs)
+
+    @asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        await store.clean_up_after_others()
+        yield
+        await store.close()
+
+    routes = APIRouter(prefix="/v1", tags=["jobs"], lifespan=lifespan)
+
+    @routes.post(
+        "/jobs",
+        status_code=202,
+        operation_id="start_job",
+        responses={
+            413: {"model": ErrorAnswer, "description": "the video is too large"},
+            **UNREAD,
+            **UNFIT,
+            **BUSY,
+        },
+        openapi_extra=multipart_schema(JobOptions, "video", "A video file"),
+    )
+    async def start_job(request: Request, response: Response) -> JobView:
+        """Render a video, or a prompt for some seconds; as `zoetrope render` does it, no frame is dropped."""
+        job = await store.reserve()
+        try:
+            with_input, options = await _received(context, request, job)
+            models = await off_loop(context, model_arguments, context.model)
+            arguments = render_arguments(options, models, running=_running(context), with_input=with_input)
+            store.start(job, arguments, output_name=f"output.{options.format}", with_input=with_input)
+        except BaseException:  # also a request that was cancelled gives its place back
+            await store.delete(job)
+            raise
+        response.headers["Location"] = f"/v1/jobs/{job.id}"
+        return view(job)
+
+    @routes.get("/jobs/{job_id}", operation_id="read_job", responses={**_UNKNOWN, **UNFIT})
+    async def read_job(job_id: str) -> JobView:
+        """How far the job is."""
+        return view(store.get(job_id))
+
+    @routes.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", responses={**_UNKNOWN, **UNFIT})
+    async def delete_job(job_id: str) -> None:
+        """Cancel the job, if it still runs, and delete its files."""
+        await store.delete(store.get(job_id))
+
+    @routes.get(
+        "/jobs/{job_id}/file",
+        operation_id="download_job",
+        response_class=FileResponse,
+        responses={
+            200: {"content": {kind: {} for kind in _MEDIA_TYPES.values()}},
+            409: {"model": ErrorAnswer, "description": "not done"},
+            **_UNKNOWN,
+            **UNFIT,
+        },
+    )
+    async def download_job(job_id: str) -> FileResponse:
+        """The finished video."""
+        file = store.finished(job_id)
+        suffix = file.suffix.removeprefix(".")
+        return FileResponse(file, media_type=_MEDIA_TYPES[suffix], filename=f"zoetrope.{suffix}")
+
+    return routes
+
+
+def view(job: Job) -> JobView:
+    """The job at this moment."""
+    return JobView(
+        id=job.id,
+        state=job.state.value,
+        frames=job.frames,
+        total_frames=job.total_frames,
+        progress=round(job.progress, 4),
+        message=job.message,
+        url=f"/v1/jobs/{job.id}",
+        file_url=f"/v1/jobs/{job.id}/file",
+    )
+
+
+def render_arguments(
+    options: JobOptions, models: dict[str, str], *, running: RunningModel, with_input: bool
+) -> list[str]:
+    """The options of `zoetrope render`, each as one argument, so that no text can be taken for another option.
+
+    models: what a request may name, and what the command line calls it. running: taken when none is named, at the size
+    of the live streams. Raises InputError.
+    """
+    if options.model is not None and options.model not in models:
+        raise InputError(f"There is no model {options.model!r} here.", "Choose one of GET /v1/models.")
+    model = running.argument if options.model is None else models[options.model]
+    arguments = [f"--model={model}", f"--aspect={options.aspect}", f"--out-size={options.out_size}"]
+    if model == running.argument and running.size is not None:
+        arguments.append(f"--size={running.size[0]}x{running.size[1]}")
+    if with_input and options.seconds is not None:
+        raise InputError("seconds was given with a video.", "It belongs to jobs without one.")
+    if not with_input:
+        if options.seconds is None:
+            raise InputError("A job without a video needs a length.", "Give options.seconds, or send a video.")
+        if options.seconds * options.fps < 1:
+            raise InputError(f"{options.seconds} s at {options.fps} fps is no frame at all.", "Give more.")
+        if options.out_size == "source":
+            raise InputError("out_size is source, and there is no video.", "Leave it out.")
+        arguments += ["--prompt-only", f"--seconds={options.seconds!r}", f"--fps={options.fps!r}"]
+    control = Control.of(options.controls.changes())
+    return arguments + [_argument(name, value) for name, value in control.changes().items()]
+
+
+def _argument(name: str, value: object) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    if isinstance(value, tuple):
+        value = " | ".join(map(_prompt_text, value))
+    text = str(value)
+    if "\0" in text:
+        raise ControlError(f"{name} contains a zero character.", "Leave it out.")
+    return f"--{flag}={text}"
+
+
+def _prompt_text(prompt: WeightedPrompt) -> str:
+    if "|" in prompt.text:
+        raise ControlError("A prompt of a list contains '|'.", "Leave it out, or give the prompts as one text.")
+    return f"{prompt.text}:{prompt.weight!r}"
+
+
+def _running(context: ApiContext) -> RunningModel:
+    ready = context.table.client.status.ready
+    size = (ready.info.width, ready.info.height) if ready is not None else None
+    return RunningModel(argument=context.model, size=size)
+
+
+async def _received(context: ApiContext, request: Request, job: Job) -> tuple[bool, JobOptions]:
+    """The upload, in the job's folder; whether there was a video, and the options."""
+    sink = await off_loop(context, _open_new, job.input)
+    try:
+        fields, with_input = await read_multipart(
+            context, request, file_field="video", sink=sink, most_bytes=context.limits.upload_bytes
+        )
+    finally:
+        await off_loop(context, sink.close)
+    return with_input, read_options(JobOptions, fields)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    return path.open("xb")

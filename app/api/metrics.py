@@ -1,0 +1,170 @@
+"""/metrics for Prometheus: counts of frames, times of stages, ages, sessions, the worker. Reads, never counts itself.
+
+Names begin with zoetrope_, times are in seconds. Knows no session's secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import fastapi
+import psutil
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from app.client_session import SessionAccounting
+from app.session import Session
+from app.session_table import SessionTable
+from app.worker_client import Phase
+
+from .access import off_loop
+from .context import ApiContext
+
+_LOOK_S = 0.5  # a session that is shorter may be missed in the totals
+_KINDS = ("taken", "out", "dropped", "skipped")
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The one route. While the application runs, ended sessions are added to the totals."""
+    collector = TableCollector(context.table)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+
+    async def look_forever() -> None:
+        while True:
+            collector.look()
+            await asyncio.sleep(_LOOK_S)
+
+    @asynccontextmanager
+    async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(look_forever(), name="metrics")
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    routes = APIRouter(tags=["health"], lifespan=lifespan)
+
+    @routes.get(
+        "/metrics",
+        operation_id="metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics() -> Response:
+        """The text format of Prometheus."""
+        text = await off_loop(context, generate_latest, registry)
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    return routes
+
+
+class TableCollector(Collector):
+    """What the session table says when it is asked. Frame totals never fall: ended sessions stay in them."""
+
+    def __init__(self, table: SessionTable) -> None:
+        self._table = table
+        self._seen: dict[str, Session] = {}
+        self._sessions_total = 0
+        self._ended = SessionAccounting()
+        self._began_s = time.time()
+
+    def look(self) -> None:
+        """Remember the open sessions, and add those that have ended to the totals."""
+        open_now = {session.id: session for session in self._table.sessions}
+        new = open_now.keys() - self._seen.keys()
+        self._sessions_total += len(new)
+        for name in self._seen.keys() - open_now.keys():
+            self._ended = _sum(self._ended, self._seen[name].stream.accounting)
+        self._seen = open_now
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics of this moment."""
+        self.look()
+        sessions = tuple(self._seen.values())
+        yield from self._frames(sessions)
+        yield from self._times(sessions)
+        yield from self._process()
+
+    def _frames(self, sessions: tuple[Session, ...]) -> Iterator[Metric]:
+        total = self._ended
+        for session in sessions:
+            total = _sum(total, session.stream.accounting)
+        frames = CounterMetricFamily(
+            "zoetrope_frames", "Frames: taken = out + dropped + skipped + in flight.", labels=["kind"]
+        )
+        for kind in _KINDS:
+            frames.add_metric([kind], float(getattr(total, kind)))
+        yield frames
+        yield GaugeMetricFamily(
+            "zoetrope_frames_in_flight", "Frames between input and output.", value=float(total.in_flight)
+        )
+        yield CounterMetricFamily(
+            "zoetrope_sessions_opened", "Sessions since the start.", value=float(self._sessions_total)
+        )
+        yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(sessions)))
+        most = self._table.client.max_sessions
+        yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(most))
+
+    def _times(self, sessions: tuple[Session, ...]) -> Iterator[Metric]:
+        stages = GaugeMetricFamily(
+            "zoetrope_stage_seconds", "Time of a stage, last frames.", labels=["session", "stage", "quantile"]
+        )
+        latency = GaugeMetricFamily(
+            "zoetrope_latency_seconds", "Capture to finished frame, mean of the last seconds.", labels=["session"]
+        )
+        rate = GaugeMetricFamily("zoetrope_frame_rate", "Finished frames a second.", labels=["session"])
+        tick = GaugeMetricFamily("zoetrope_tick_seconds", "Running mean of the engine's tick.", labels=["session"])
+        age = GaugeMetricFamily("zoetrope_session_age_seconds", "Since the session was opened.", labels=["session"])
+        frame_age = GaugeMetricFamily(
+            "zoetrope_frame_age_seconds", "Since the newest frame's input was captured.", labels=["session"]
+        )
+        for session in sessions:
+            reading = session.read()
+            name = [session.id]
+            for stage, times in reading.stages.items():
+                stages.add_metric([session.id, stage.value, "0.5"], times.p50_ms / 1e3)
+                stages.add_metric([session.id, stage.value, "0.95"], times.p95_ms / 1e3)
+            if reading.meter.latency_ms is not None:
+                latency.add_metric(name, reading.meter.latency_ms / 1e3)
+            rate.add_metric(name, reading.meter.frame_rate)
+            tick.add_metric(name, session.stream.tick_ms / 1e3)
+            age.add_metric(name, reading.age_s)
+            newest = session.stream.newest()
+            if newest is not None and newest[1].captured_ns is not None:
+                frame_age.add_metric(name, (time.monotonic_ns() - newest[1].captured_ns) / 1e9)
+        yield from (stages, latency, rate, tick, age, frame_age)
+
+    def _process(self) -> Iterator[Metric]:
+        status = self._table.client.status
+        yield GaugeMetricFamily("zoetrope_ready", "1 while the worker is ready.", value=status.phase is Phase.READY)
+        yield CounterMetricFamily("zoetrope_worker_restarts", "Workers replaced.", value=float(status.restarts))
+        yield GaugeMetricFamily("zoetrope_start_time_seconds", "Start, Unix time.", value=self._began_s)
+        memory = GaugeMetricFamily("zoetrope_resident_bytes", "Memory of a process.", labels=["process"])
+        memory.add_metric(["front"], float(_resident_bytes(os.getpid())))
+        if status.pid is not None:
+            with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees its successor
+                memory.add_metric(["worker"], float(_resident_bytes(status.pid)))
+        yield memory
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def _sum(a: SessionAccounting, b: SessionAccounting) -> SessionAccounting:
+    return SessionAccounting(
+        taken=a.taken + b.taken,
+        out=a.out + b.out,
+        dropped=a.dropped + b.dropped,
+        skipped=a.skipped + b.skipped,
+        in_flight=a.in_flight + b.in_flight,
+    )

@@ -1,0 +1,273 @@
+"""The JSON of the HTTP routes as pydantic models; changes of controls are typed from the control table.
+
+Unknown fields are refused. Knows no route and calls nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from app.options import STREAM_CONTROLS
+from app.session import SessionReading
+from pipelines.control_table import CONTROLS, ControlSpec
+from pipelines.controls import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
+from pipelines.types import StreamInfo
+
+MAX_SECONDS = 3600.0
+
+
+class Strict(BaseModel):
+    """Base of all: frozen, unknown fields refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptPart(Strict):
+    """One prompt of a blend. weight: above 0, relative to the others."""
+
+    text: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class Changes(BaseModel):
+    """Base of `ControlChanges`: only the fields that were given change anything."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def changes(self) -> dict[str, object]:
+        """The given fields as `Control.of` takes them."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _drop_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)  # None says "not given" here and is not a value that may be sent
+
+
+def control_type(spec: ControlSpec) -> Any:
+    """The annotation of a control's value in JSON: its kind and range."""
+    match spec.kind:
+        case "float":
+            return Annotated[float, Field(ge=spec.minimum, le=spec.maximum, allow_inf_nan=False)]
+        case "int":
+            assert spec.minimum is not None
+            assert spec.maximum is not None
+            return Annotated[int, Field(ge=int(spec.minimum), le=int(spec.maximum))]
+        case "bool":
+            return bool
+        case "choice":
+            return Literal[spec.choices]
+        case "text":
+            return Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+    text = Annotated[str, Field(max_length=MAX_PROMPTS * MAX_PROMPT_CHARACTERS)]
+    return text | Annotated[list[PromptPart], Field(max_length=MAX_PROMPTS)]
+
+
+def _control_field(spec: ControlSpec) -> Any:
+    felt = f" Felt at the {spec.propagation.value}."
+    unit = f" In {spec.unit}." if spec.unit else ""
+    return (
+        control_type(spec),
+        Field(default=None, description=spec.help + unit + felt, json_schema_extra=_drop_default),
+    )
+
+
+if TYPE_CHECKING:
+    ControlChanges = Changes
+else:
+    ControlChanges = create_model(
+        "ControlChanges",
+        __base__=Changes,
+        __doc__="Changes of controls: the names, types and ranges of the control table. What is not given stays.",
+        **{name: _control_field(CONTROLS[name]) for name in STREAM_CONTROLS},
+    )
+
+
+class OpenRequest(Strict):
+    """What a new session starts with. prompt_only: false for a session that is sent pictures."""
+
+    controls: ControlChanges = Field(default_factory=ControlChanges)
+    prompt_only: bool = True
+
+
+class ChangeRequest(Strict):
+    """Changes of a running session; what is not given stays."""
+
+    controls: ControlChanges = Field(default_factory=ControlChanges)
+    prompt_only: bool | None = None
+
+
+class StreamFacts(Strict):
+    """What the engine chose. latency_ticks: from a frame's admission to its end."""
+
+    width: int
+    height: int
+    frame_rate: float
+    frames_per_chunk: int
+    latency_ticks: int
+    model: str
+    dtype: str
+    device: str
+    backend: str
+
+
+class Counts(Strict):
+    """taken = out + dropped + skipped + in_flight."""
+
+    taken: int
+    out: int
+    dropped: int
+    skipped: int
+    in_flight: int
+
+
+class StageView(Strict):
+    """Milliseconds of a stage over the last frames."""
+
+    p50_ms: float
+    p95_ms: float
+
+
+class SessionView(Strict):
+    """A session at this moment. info: null until its stream stands. latency_ms: capture to result, null without input.
+
+    mjpeg_url: signed, to be opened within a minute.
+    """
+
+    id: str
+    state: Literal["opening", "live", "ended", "closed"]
+    info: StreamFacts | None
+    controls: dict[str, Any]
+    accounting: Counts
+    frame_rate: float
+    latency_ms: float | None
+    stages: dict[str, StageView]
+    age_s: float
+    connections: int
+    trouble: str
+    mjpeg_url: str
+
+
+class SessionOpened(Strict):
+    """A new session. token: authorises its routes (`Authorization: Bearer`, or in the WebSocket's hello); never shown
+    again. expires_after_s: how long the session lives without any connection."""
+
+    id: str
+    token: str
+    expires_after_s: float
+    info: StreamFacts | None
+    stream_url: str
+    mjpeg_url: str
+    whip_url: str
+    whep_url: str
+
+
+class ModelView(Strict):
+    """A model of this server. origin: bundled, cache, or given at the start. running: live sessions use it."""
+
+    name: str
+    origin: Literal["bundled", "cache", "given", "built in"]
+    running: bool
+
+
+class ModelList(Strict):
+    """The models that render jobs may name."""
+
+    models: list[ModelView]
+
+
+class GenerateOptions(Strict):
+    """How one picture is made."""
+
+    controls: ControlChanges = Field(default_factory=ControlChanges)
+    format: Literal["png", "jpeg"] = "png"
+    quality: int = Field(default=90, ge=1, le=100, description="Of a JPEG.")
+
+
+class JobOptions(Strict):
+    """A render job. seconds: the length, for a job without a video, which needs it. fps: then its frame rate.
+
+    model: one of GET /v1/models; null for the one that runs.
+    """
+
+    controls: ControlChanges = Field(default_factory=ControlChanges)
+    seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
+    fps: float = Field(default=24.0, ge=1, le=240, allow_inf_nan=False)
+    format: Literal["mp4", "webm", "mkv"] = "mp4"
+    aspect: Literal["pad", "crop", "stretch"] = "pad"
+    out_size: Literal["native", "source"] = "native"
+    model: str | None = Field(default=None, max_length=200)
+
+
+class JobView(Strict):
+    """A render job at this moment. frames: finished ones; total_frames: null while it is not known."""
+
+    id: str
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    frames: int
+    total_frames: int | None
+    progress: float = Field(ge=0, le=1)
+    message: str
+    url: str
+    file_url: str
+
+
+class ErrorDetail(Strict):
+    """code: for programs. message: what was wrong. remedy: what to do about it."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class ErrorAnswer(Strict):
+    """Every refusal has this shape."""
+
+    error: ErrorDetail
+
+
+class Health(Strict):
+    """status: of the process, or what the worker is doing."""
+
+    status: str
+
+
+def stream_facts(info: StreamInfo) -> StreamFacts:
+    """The engine's choice as JSON has it."""
+    return StreamFacts(
+        width=info.width,
+        height=info.height,
+        frame_rate=float(info.frame_rate),
+        frames_per_chunk=info.frames_per_chunk,
+        latency_ticks=info.latency_ticks,
+        model=info.model,
+        dtype=info.dtype,
+        device=info.device,
+        backend=info.backend,
+    )
+
+
+def counts_of(reading: SessionReading) -> Counts:
+    """The count of frames as JSON has it."""
+    counts = reading.accounting
+    return Counts(
+        taken=counts.taken,
+        out=counts.out,
+        dropped=counts.dropped,
+        skipped=counts.skipped,
+        in_flight=counts.in_flight,
+    )
+
+
+def plain_controls(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values of controls as JSON has them: prompts as a list of objects; only those that a stream takes."""
+    return {name: _plain(values[name]) for name in STREAM_CONTROLS if name in values}
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, tuple):
+        return value
+    assert all(isinstance(part, WeightedPrompt) for part in value)
+    return [{"text": part.text, "weight": part.weight} for part in value]
