@@ -1,0 +1,73 @@
+"""What WebRTC peers of Zoetrope are allowed and told: ICE servers, codecs, bit rates, limits. Knows no peer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+CODECS = ("H264", "VP8")
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceServer:
+    """A STUN or TURN server, for both sides. urls: such as stun:host:3478 or turn:host:3478?transport=udp."""
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for url in self.urls:
+            if url.partition(":")[0] not in ("stun", "stuns", "turn", "turns") or not url.partition(":")[2]:
+                raise ValueError(f"{url!r} is no ICE server; give stun:HOST:PORT or turn:HOST:PORT")
+            if any(letter in url for letter in ' <>"\r\n'):
+                raise ValueError(f"{url!r} has characters that no address has; give stun:HOST:PORT or turn:HOST:PORT")
+        if not self.urls:
+            raise ValueError("an ICE server has no urls; give one or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebRtcOptions:
+    """ice_servers: none by default, which is enough on one network.
+
+    codecs: which may be spoken, the preferred first. start_kbps, min_kbps, max_kbps: of the pictures sent; the peer's
+    own estimate moves the rate between the limits. encoder_threads: of one peer's H.264 encoder. h264_preset: x264's.
+    release_on_marker: hand a received frame on at its last packet instead of at the next frame's first: one frame
+    period sooner (docs/webrtc.md). decode_backlog_frames: received frames that may wait for their decoder.
+    connect_s: how long a peer may take to connect. repeat_s: the newest picture is sent again when no other came.
+    peers: in all. peers_per_session: at once. sdp_bytes, candidates: most of an offer, of its later candidates.
+    """
+
+    ice_servers: tuple[IceServer, ...] = ()
+    codecs: tuple[str, ...] = CODECS
+    start_kbps: int = 2500
+    min_kbps: int = 300
+    max_kbps: int = 8000
+    h264_preset: str = "veryfast"
+    encoder_threads: int = 1
+    release_on_marker: bool = False
+    decode_backlog_frames: int = 8
+    connect_s: float = 15.0
+    repeat_s: float = 1.0
+    peers: int = 32
+    peers_per_session: int = 4
+    sdp_bytes: int = 32 << 10
+    candidates: int = 64
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.codecs if name not in CODECS]
+        if unknown or not self.codecs:
+            raise ValueError(f"codecs are {self.codecs}; choose from {', '.join(CODECS)}")
+        if not 0 < self.min_kbps <= self.start_kbps <= self.max_kbps:
+            raise ValueError(
+                f"bit rates are {self.min_kbps}, {self.start_kbps}, {self.max_kbps}; give min <= start <= max, above 0"
+            )
+        if self.h264_preset not in _PRESETS:
+            raise ValueError(f"h264_preset is {self.h264_preset!r}; choose from {', '.join(_PRESETS)}")
+        for name in ("connect_s", "repeat_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give seconds above 0")
+        counts = ("encoder_threads", "decode_backlog_frames", "peers", "peers_per_session", "sdp_bytes", "candidates")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")

@@ -1,0 +1,111 @@
+"""A WebRTC peer of a test, in Python: sends flat pictures of one colour and remembers those that come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from fractions import Fraction
+
+import numpy as np
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from av.video.frame import VideoFrame
+
+WAIT_S = 15.0
+
+
+class FlatVideo(MediaStreamTrack):
+    """30 pictures a second, all of `colour`, which may be changed."""
+
+    kind = "video"
+
+    def __init__(self, colour: tuple[int, int, int], width: int = 64, height: int = 48) -> None:
+        super().__init__()
+        self.colour = colour
+        self.size = width, height
+        self._count = 0
+
+    async def recv(self) -> VideoFrame:
+        await asyncio.sleep(1 / 30)
+        if self.readyState != "live":
+            raise MediaStreamError
+        width, height = self.size
+        image = np.full((height, width, 3), self.colour, np.uint8)
+        frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
+        self._count += 1
+        frame.pts, frame.time_base = self._count * 3000, Fraction(1, 90000)
+        return frame
+
+
+class TestPeer:
+    """gives: a track to send. takes: whether to ask for pictures. control: whether to open the data channel."""
+
+    __test__ = False
+
+    def __init__(self, *, gives: MediaStreamTrack | None = None, takes: bool = False, control: bool = False) -> None:
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        self.colours: list[tuple[int, ...]] = []
+        self.sizes: set[tuple[int, int]] = set()
+        self.pts: list[int] = []
+        self.messages: list[dict[str, object]] = []
+        self.tasks: list[asyncio.Future[None]] = []
+        direction = {(True, True): "sendrecv", (True, False): "sendonly", (False, True): "recvonly"}
+        if gives is not None or takes:
+            self.connection.addTransceiver(gives or "video", direction=direction[gives is not None, takes])
+        self.connection.on("track", lambda track: self.tasks.append(asyncio.ensure_future(self._watch(track))))
+        self.channel = self.connection.createDataChannel("control") if control else None
+        if self.channel is not None:
+            self.channel.on("message", lambda text: self.messages.append(json.loads(text)))
+
+    async def offer(self) -> str:
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        return str(self.connection.localDescription.sdp)
+
+    async def accept(self, answer: str) -> None:
+        await self.connection.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+
+    async def _watch(self, track: MediaStreamTrack) -> None:
+        while True:
+            try:
+                frame = await track.recv()
+            except MediaStreamError:
+                return
+            assert isinstance(frame, VideoFrame)
+            self.sizes.add((frame.width, frame.height))
+            self.colours.append(tuple(int(v) for v in frame.to_ndarray(format="rgb24")[20, 30]))
+            assert frame.pts is not None
+            self.pts.append(frame.pts)
+
+    async def sees(self, colour: tuple[int, int, int], within: int) -> None:
+        """Wait until the newest picture is of that colour. within: codec tolerance of each channel."""
+
+        def near() -> bool:
+            pairs = zip(self.colours[-1], colour, strict=True) if self.colours else ()
+            return max((abs(a - b) for a, b in pairs), default=256) <= within
+
+        await until(near)
+
+    async def hears(self, kind: str) -> dict[str, object]:
+        """The first message of that type, which is then forgotten."""
+        await until(lambda: any(message["type"] == kind for message in self.messages))
+        found = next(message for message in self.messages if message["type"] == kind)
+        self.messages.remove(found)
+        return found
+
+    def say(self, **message: object) -> None:
+        assert self.channel is not None
+        self.channel.send(json.dumps(message))
+
+    async def close(self) -> None:
+        await self.connection.close()
+        await asyncio.gather(*self.tasks)
+
+
+async def until(true: object, wait_s: float = WAIT_S) -> None:
+    """Wait for a condition."""
+    assert callable(true)
+    deadline_s = time.monotonic() + wait_s
+    while not true():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        await asyncio.sleep(0.01)
