@@ -46,7 +46,8 @@ class Feed:
             if self._session.over:
                 return None
             try:
-                await asyncio.wait_for(self._event.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):  # before Python 3.12 wait_for may swallow a cancellation
+                    await self._event.wait()
             except TimeoutError:
                 return None
 
