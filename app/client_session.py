@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from pathlib import Path
 
 from pipelines.controls import Control
-from pipelines.errors import ZoetropeError
+from pipelines.errors import InputError, ZoetropeError
 from pipelines.types import Frame, StreamInfo
 
 from .frames import FrameBuffers, InputMailbox
@@ -30,11 +31,13 @@ from .messages import (
     SessionNotice,
     SessionOpened,
     SessionStats,
+    TakeRecords,
     ToWorker,
 )
 from .meter import Meter, MeterReading
 from .picture import Picture, cover
 from .stages import Stage
+from .takes.session_take import SessionTake
 
 _SPARE_OUTPUTS = 4
 _NANOSECONDS = Fraction(1, 1_000_000_000)
@@ -92,6 +95,14 @@ class ClientSession:
         self._count = 0
         self._meter = Meter()
         self._listeners: dict[Callable[[], None], None] = {}
+        self._take = SessionTake(
+            name,
+            self._changed,
+            send=send,
+            live=lambda: self._state is SessionState.LIVE,
+            first_seq=lambda: self._carried.taken,
+            tell=self._notify,
+        )
 
     # ---- the page's side ----
 
@@ -141,9 +152,10 @@ class ClientSession:
         if live:
             self._send(ChangeSource(session=self.name, prompt_only=prompt_only))
 
-    def submit(self, image: Picture, captured_ns: int | None = None) -> int | None:
+    def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
         """Offer a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).
 
+        received: the JPEG or WebP file that it was decoded from, if it was: a take keeps that instead of the pixels.
         It is cut and scaled to the stream's size. Returns its number, which the frame made of it carries as source_seq;
         None, and not counted, while there is no stream to take it.
         """
@@ -157,6 +169,7 @@ class ClientSession:
                 return None
             pts, seq = captured_ns, self._carried.taken + self._posted
             frame = Frame(image=fitted, pts=pts, time_base=_NANOSECONDS, seq=seq, captured_ns=captured_ns)
+            self._take.offered(seq, captured_ns, fitted, received)
             self._mailbox.post(frame)
             self._posted += 1
             ring = self._rung_at is None
@@ -201,6 +214,27 @@ class ClientSession:
             Stage.DENOISE: stats.denoise_ms,
             Stage.DECODE: stats.decode_ms,
         }
+
+    def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
+        """Record what happens from now on into `folder`, in which no take may be yet. The stream begins afresh with the
+        same controls. may_grow: see TakeWriter. Raises InputError, OutputError."""
+        if self.over:
+            raise InputError("The session has ended.", "Open a new one.")
+        self._take.start(folder, may_grow)
+
+    def stop_take(self) -> None:
+        """End the take and wait until it is written. Without one nothing happens."""
+        self._take.stop()
+
+    @property
+    def recording(self) -> bool:
+        """Whether a take is being written."""
+        return self._take.recording
+
+    def pass_over(self, captured_ns: int, received: bytes) -> None:
+        """For takes: a JPEG or WebP file that was replaced by a newer one before it was decoded."""
+        with self._changed:
+            self._take.passed_over(captured_ns, received)
 
     @property
     def over(self) -> bool:
@@ -257,30 +291,41 @@ class ClientSession:
                     buffers.close()
             self._mailbox = self._outputs = self._stats = self._rung_at = None
             self._posted = 0
+            if state is not SessionState.OPENING:
+                self._take.ended("the session ended")
             if self._state is not SessionState.ENDED:
                 self._state = state
             self._tell()
 
     def receive(
-        self, message: SessionOpened | InputTaken | OutputReady | SessionStats | SessionNotice | SessionEnded
+        self,
+        message: SessionOpened | InputTaken | OutputReady | SessionStats | TakeRecords | SessionNotice | SessionEnded,
     ) -> None:
         """What the worker says about this session."""
         with self._changed:
             match message:
                 case SessionOpened():
                     self._info, self._state = message.info, SessionState.LIVE
+                    self._take.opened()
                 case InputTaken():
                     self._heard()
                 case OutputReady():
                     self._deliver(message)
                 case SessionStats():
                     self._stats = message
+                case TakeRecords():
+                    self._take.told(message)
                 case SessionNotice():
                     self._notice = message.text
                 case SessionEnded():
                     self._error = ZoetropeError(message.message, message.remedy)
                     self._state = SessionState.ENDED
             self._tell()
+
+    def _notify(self, text: str) -> None:
+        """Show a sentence; holds the condition."""
+        self._notice = text
+        self._tell()
 
     def _tell(self) -> None:
         """Wake who waits; holds the condition."""
@@ -301,6 +346,8 @@ class ClientSession:
         frame = self._outputs.read(message.index, message.generation)
         self._send(OutputRelease(session=self.name, index=message.index, generation=message.generation))
         if frame is not None:
+            if message.recorded:
+                self._take.handed_out(frame)
             self._newest = frame
             self._count += 1
             self._meter.arrived(time.monotonic_ns(), frame.captured_ns)

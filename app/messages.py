@@ -11,6 +11,7 @@ from pipelines.controls import Control
 from pipelines.types import StreamInfo
 
 from .frames import BufferSpec
+from .takes.records import TakeRecord
 
 # ---- front to worker ------------------------------------------------------------------------------------------------
 
@@ -59,6 +60,24 @@ class OutputRelease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StartTake:
+    """Begin a fresh stream with the controls of this one, and tell all that happens to it.
+
+    first_seq: the number that the first input in this worker's mailbox had, or will have.
+    """
+
+    session: str
+    first_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTake:
+    """Tell no more; the stream goes on."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloseSession:
     """Close the stream and detach from its memory."""
 
@@ -70,7 +89,17 @@ class StopWorker:
     """Close everything and end the process."""
 
 
-ToWorker = OpenSession | ChangeControl | ChangeSource | InputPosted | OutputRelease | CloseSession | StopWorker
+ToWorker = (
+    OpenSession
+    | ChangeControl
+    | ChangeSource
+    | InputPosted
+    | OutputRelease
+    | StartTake
+    | StopTake
+    | CloseSession
+    | StopWorker
+)
 
 # ---- worker to front ------------------------------------------------------------------------------------------------
 
@@ -123,11 +152,12 @@ class InputTaken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReady:
-    """A finished frame stands in the session's output buffer `index` as `generation`."""
+    """A finished frame stands in the session's output buffer `index` as `generation`. recorded: it is the take's."""
 
     session: str
     index: int
     generation: int
+    recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +181,14 @@ class SessionStats:
     encode_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeRecords:
+    """What happened to a recorded session, in order. Sent before any frame that came of it."""
+
+    session: str
+    records: tuple[TakeRecord, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +224,7 @@ FromWorker = (
     | InputTaken
     | OutputReady
     | SessionStats
+    | TakeRecords
     | SessionNotice
     | SessionEnded
     | SessionClosed

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipelines.controls import Control
 
     from .render_job import OutSize, RenderRequest
+    from .takes.render import TakeRequest
 
 _DEFAULT_RATE = Fraction(24)
 _MAX_RATE = 1000
@@ -27,6 +28,8 @@ _EXAMPLES = """examples:
   zoetrope render --prompt-only --seconds 10 out.mp4 --prompt "a cat on the beach"
   zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
   zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume
+  zoetrope render --take FOLDER out.mp4                        (a live session's take again)
+  zoetrope render --take FOLDER out.mp4 --fill-drops --steps 8 --size 512x512
 """
 
 
@@ -40,7 +43,7 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("paths", nargs="+", metavar="INPUT OUTPUT", help="only OUTPUT with --prompt-only")
+    parser.add_argument("paths", nargs="+", metavar="INPUT OUTPUT", help="only OUTPUT with --prompt-only and --take")
     parser.add_argument("--prompt-only", action="store_true", help="no input: generate from the prompt alone")
     parser.add_argument("--seconds", metavar="S", help="length of a prompt-only render")
     parser.add_argument("--fps", metavar="N", help="frame rate of pictures and prompt-only renders (default 24)")
@@ -48,6 +51,10 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--aspect", default="pad", metavar="pad|crop|stretch", help="when the aspect ratios differ (default pad)"
     )
     parser.add_argument("--out-size", default="native", metavar="native|source|WxH", help="size of the output")
+    parser.add_argument("--take", metavar="FOLDER", help="render a live session's take: the same frames as live")
+    parser.add_argument(
+        "--fill-drops", action="store_true", help="with --take: also the inputs that were dropped live, so other frames"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted render")
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     add_engine_options(parser)
@@ -57,6 +64,10 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Check the options, then render. Returns the exit status. Raises ZoetropeError."""
+    if options.take is not None:
+        return _run_take(take_from_options(options))
+    if options.fill_drops:
+        raise InputError("--fill-drops was given without a take.", "Add --take FOLDER.")
     request = request_from_options(options)
     tell_unknown_words(options.model, request.control)
     share_the_cores()
@@ -65,6 +76,50 @@ def run(options: argparse.Namespace) -> int:
     from .render_job import render
 
     return render(request, load_engine, _say)
+
+
+def _run_take(request: TakeRequest) -> int:
+    share_the_cores()
+    from pipelines.load import load_engine
+
+    from .takes.render import render_take
+
+    return render_take(request, load_engine, _say)
+
+
+def take_from_options(options: argparse.Namespace) -> TakeRequest:
+    """What the command line asks for with --take. Raises InputError for an option that a take answers itself."""
+    from .takes.render import TakeRequest
+
+    engine, control = engine_options(options), control_from_options(options).changes()
+    steps = control.pop("steps", 0)
+    others = {"--prompt-only": options.prompt_only, "--seconds": options.seconds, "--fps": options.fps}
+    others |= {"--resume": options.resume, "--lora": options.lora, **dict.fromkeys(map(_flag, control), True)}
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be given with --take, which has its own.",
+            "Besides how it runs and what is written, --fill-drops, --steps and --size can be chosen.",
+        )
+    if len(options.paths) != 1:
+        raise InputError(f"{len(options.paths)} paths were given.", "With --take give OUTPUT only.")
+    assert isinstance(steps, int)
+    output = str(options.paths[0])
+    return TakeRequest(
+        take=Path(options.take),
+        output=Path(output),
+        as_folder=output.endswith(("/", "\\")),
+        fill_drops=options.fill_drops,
+        steps=steps,
+        size=parse_size(options.size) if options.size is not None else None,
+        runs_on={name: value for name in ("device", "dtype", "backend") if (value := str(engine[name])) != "auto"},
+        allow_pickle=options.allow_pickle,
+        force=options.force,
+    )
+
+
+def _flag(control: str) -> str:
+    return "--" + control.replace("_", "-")
 
 
 def request_from_options(options: argparse.Namespace) -> RenderRequest:

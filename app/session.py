@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipelines.controls import Control
 from pipelines.errors import ZoetropeError
@@ -79,14 +80,36 @@ class Session:
         """The finished frames, newest first; on the running event loop."""
         return Feed(self.stream)
 
-    def submit(self, image: Picture, captured_ns: int | None = None) -> int | None:
-        """Offer an input picture; its number in this session, or None when there is no stream to take it."""
-        return self.stream.submit(image, captured_ns)
+    def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
+        """Offer an input picture; its number in this session, or None when there is no stream to take it.
 
-    def drop_input(self) -> None:
-        """A door had an input replaced by a newer one before it could be submitted: it counts as taken and dropped."""
+        received: the JPEG or WebP file that it was decoded from; a take keeps that instead of the pixels.
+        """
+        return self.stream.submit(image, captured_ns, received)
+
+    def drop_input(self, captured_ns: int | None = None, received: bytes | None = None) -> None:
+        """A door had an input replaced by a newer one before it could be submitted: it counts as taken and dropped.
+
+        received: its JPEG or WebP file, for a take, which can fill it in again.
+        """
         with self._lock:
             self._replaced += 1
+        if received is not None:
+            self.stream.pass_over(time.monotonic_ns() if captured_ns is None else captured_ns, received)
+
+    def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
+        """Record into `folder` (TakeStore.create makes one; its may_grow keeps the quota). Raises InputError,
+        OutputError. Touches the disk: not on an event loop."""
+        self.stream.start_take(folder, may_grow)
+
+    def stop_take(self) -> None:
+        """End the take and wait until it is written: not on an event loop. Without one nothing happens."""
+        self.stream.stop_take()
+
+    @property
+    def recording(self) -> bool:
+        """Whether a take is being written. One that ended by itself says why in the session's trouble."""
+        return self.stream.recording
 
     def apply(self, values: Mapping[str, object]) -> None:
         """Change controls by name, as JSON has them. Raises ControlError; then nothing is changed."""

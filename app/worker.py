@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -31,6 +31,8 @@ from .messages import (
     SessionEnded,
     SessionNotice,
     SessionOpened,
+    StartTake,
+    StopTake,
     StopWorker,
     ToWorker,
     WorkerFailed,
@@ -38,6 +40,7 @@ from .messages import (
     WorkerProgress,
     WorkerReady,
 )
+from .takes.machine import describe_machine
 from .threads import share_the_cores
 from .worker_session import WorkerSession
 
@@ -67,11 +70,12 @@ def run_worker(pipe: Connection, options: WorkerOptions) -> None:
         try:
             engine, threads = open_engine(options, lambda text: pipe.send(WorkerNotice(text=text)))
             ready = describe(engine, threads)
+            machine = describe_machine(options.model, options.engine, ready.info, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
             return
         pipe.send(ready)
-        Worker(pipe, engine).run()
+        Worker(pipe, engine, machine).run()
         engine.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the front is gone; so is the reason to run
@@ -101,7 +105,8 @@ def describe(engine: Engine, threads: int) -> WorkerReady:
 class Worker:
     """The loop. `run_once` is one round of it."""
 
-    def __init__(self, pipe: Connection, engine: Engine) -> None:
+    def __init__(self, pipe: Connection, engine: Engine, machine: Mapping[str, object] | None = None) -> None:
+        """machine: what is written into takes about this engine."""
         self._pipe = pipe
         self._engine = engine
         self._sessions: dict[str, WorkerSession] = {}
@@ -109,6 +114,8 @@ class Worker:
         self._tick_ms = 0.0
         self._barren_ticks = 0  # in a row, without a finished frame
         self._next_stats_ns = 0
+        self._machine = machine or {}
+        self._wide = Control()  # controls that hold for the whole engine, as some session set them
 
     def run(self) -> None:
         """Until StopWorker; EOFError when the front is gone."""
@@ -149,6 +156,8 @@ class Worker:
         return min([longest_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
 
     def _tick(self) -> None:
+        recorders = [s.recorder for s in self._sessions.values() if s.recorder is not None and s.busy]
+        before = self._engine.log.last_tick
         started_ns = time.perf_counter_ns()
         try:
             self._engine.tick()
@@ -159,9 +168,15 @@ class Worker:
         tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
         self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
         self._barren_ticks += 1
+        record = self._engine.log.last_tick
+        for recorder in recorders:
+            ran = record is not None and record is not before
+            recorder.ticked(record.tick if record and ran else 0, len(record.rows) if record and ran else 0)
 
     def _publish(self, session: WorkerSession) -> None:
-        for message in session.publish():
+        ready = session.publish()
+        self._send_if(session.records(None if ready else time.monotonic_ns()))  # no frame before what it came of
+        for message in ready:
             self._barren_ticks = 0
             self._send(message)
 
@@ -193,6 +208,10 @@ class Worker:
                 session.change_source(prompt_only=message.prompt_only)
             case InputPosted():
                 self._send(InputTaken(session=session.name))
+            case StartTake():
+                self._guarded(session, partial(self._start_take, session, message.first_seq))
+            case StopTake():
+                self._stop_take(session, "")
             case OutputRelease():
                 session.release(message.index, message.generation)
             case CloseSession():
@@ -201,6 +220,7 @@ class Worker:
     def _open(self, message: OpenSession) -> None:
         try:
             stream: Stream = self._engine.open(control=message.control)
+            self._widen(message.control)
         except ZoetropeError as error:
             ended = SessionEnded(session=message.session, message=error.message, remedy=error.remedy)
             self._send(ended)
@@ -210,9 +230,37 @@ class Worker:
 
     def _apply(self, session: WorkerSession, control: Control) -> None:
         try:
-            session.stream.apply(control)
+            session.apply(control)
+            self._widen(control, session)
         except InputError as error:  # nothing was changed
             self._send(SessionNotice(session=session.name, text=str(error)))
+
+    def _widen(self, control: Control, by: WorkerSession | None = None) -> None:
+        """Remember what holds for the whole engine, and tell it to the takes of the other sessions."""
+        if control.lora_scale is None:
+            return
+        self._wide = Control(lora_scale=control.lora_scale)
+        for session in self._sessions.values():
+            if session is not by and session.recorder is not None:
+                session.apply(self._wide)
+
+    def _start_take(self, session: WorkerSession, first_seq: int) -> None:
+        """Let what is in flight come out (a few ticks), then begin."""
+        for _ in range(session.stream.info.latency_ticks + 2):
+            if not session.busy or session.name not in self._sessions:
+                break
+            self._tick()
+            session.collect()
+        if session.name in self._sessions:
+            session.start_take(first_seq, self._engine.open, self._machine, self._wide)
+            self._send_if(session.records())
+
+    def _stop_take(self, session: WorkerSession, reason: str) -> None:
+        self._send_if(session.stop_take(reason))
+
+    def _send_if(self, message: FromWorker | None) -> None:
+        if message is not None:
+            self._send(message)
 
     def _guarded(self, session: WorkerSession, step: Callable[[], None]) -> None:
         """Run one session's step; an engine error ends that session and leaves the others."""
@@ -222,12 +270,14 @@ class Worker:
             self._end(session, error)
 
     def _end(self, session: WorkerSession, error: ZoetropeError) -> None:
+        self._stop_take(session, error.message)
         self._send(session.stats(self._tick_ms))
         del self._sessions[session.name]
         session.close()
         self._send(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
 
     def _close(self, session: WorkerSession) -> None:
+        self._stop_take(session, "the session was closed")
         self._send(session.stats(self._tick_ms))
         del self._sessions[session.name]
         session.close()

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 
+from pipelines.controls import Control
 from pipelines.ticklog import TimingRecord
 from pipelines.types import Frame, Stream
 
 from .frames import FrameBuffers, InputMailbox, OutputPool
-from .messages import OpenSession, OutputReady, SessionStats
+from .messages import OpenSession, OutputReady, SessionStats, TakeRecords
+from .takes.recorder import Recorder, complete_control
+from .takes.records import TakeRecord
 
 
 class WorkerSession:
@@ -36,6 +40,9 @@ class WorkerSession:
         self._waiting_ns = 0  # when it was found in the mailbox
         self._dropped = 0
         self._out = 0
+        self._skipped = 0  # by streams before this one
+        self._recorder: Recorder | None = None
+        self._unrecorded = 0  # the first of `_finished` that came before the take
         self._next_due_ns = 0
         self._reported: SessionStats | None = None
         self._wait_ms = 0.0  # of the input admitted last
@@ -47,11 +54,16 @@ class WorkerSession:
 
     def change_source(self, *, prompt_only: bool) -> None:
         """Switch between the mailbox and the prompt alone; what waits to be admitted is dropped and counted."""
-        self._look(time.monotonic_ns())
-        if self._waiting is not None:
-            self._waiting = None
-            self._dropped += 1
+        self._drop_waiting()
         self._prompt_only = prompt_only
+        if self._recorder is not None:
+            self._recorder.sourced(self._inputs.buffers.newest, prompt_only=prompt_only)
+
+    def apply(self, control: Control) -> None:
+        """Change the stream's controls. Raises InputError; then nothing is changed."""
+        tick = self.stream.apply(control)
+        if self._recorder is not None:
+            self._recorder.changed(control, tick, self._inputs.buffers.newest)
 
     def admit(self, now_ns: int) -> None:
         """Offer the stream what is due: the newest input, or one more chunk from the prompt."""
@@ -59,9 +71,66 @@ class WorkerSession:
             self._generate(now_ns)
             return
         self._look(now_ns)
-        if self._waiting is not None and self.stream.push(self._waiting):
+        if self._waiting is not None and self._push(self._waiting):
             self._wait_ms = (now_ns - self._waiting_ns) / 1e6
             self._waiting = None
+
+    # ---- the take ----
+
+    def start_take(
+        self, first_seq: int, open_stream: Callable[[Control], Stream], machine: Mapping[str, object], wide: Control
+    ) -> None:
+        """Go on with a fresh stream of the same controls and tell all that happens to it.
+
+        Frames depend on the number of their slot, on walks and transitions under way and on what the similarity filter
+        saw last: a take therefore begins with nothing of that. What is in flight is dropped, and counted.
+        wide: controls that hold for the whole engine.
+        """
+        self.collect()
+        self._drop_waiting()
+        counts, control = self.stream.accounting, complete_control(self.stream)
+        self._skipped += counts.skipped
+        self._dropped += counts.in_flight
+        self.stream.close()
+        control = Control(**{**control.changes(), **wide.changes()})  # type: ignore[arg-type]  # names of Control
+        self.stream = open_stream(control)
+        self._unrecorded = len(self._finished)
+        self._recorder = Recorder(first_seq)
+        self._recorder.opened(
+            self.stream.info,
+            control,
+            machine,
+            prompt_only=self._prompt_only,
+            posted=self._inputs.buffers.newest,
+        )
+
+    def stop_take(self, reason: str) -> TakeRecords | None:
+        """Tell no more. Returns the last records; None: nothing is being recorded."""
+        if self._recorder is None:
+            return None
+        self._recorder.stopped(reason)
+        last = TakeRecords(session=self.name, records=self._recorder.take_batch())
+        self._recorder = None
+        return last
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """Where to tell what happens to the whole engine; None: this session is not being recorded."""
+        return self._recorder
+
+    def records(self, now_ns: int | None = None) -> TakeRecords | None:
+        """What is to be sent of the take: all there is, or (with now_ns) only a batch that is full or old enough."""
+        recorder = self._recorder
+        if recorder is None or (now_ns is not None and not recorder.due(now_ns)):
+            return None
+        batch: tuple[TakeRecord, ...] = recorder.take_batch()
+        return TakeRecords(session=self.name, records=batch) if batch else None
+
+    # ---- the output ----
+
+    def collect(self) -> None:
+        """Take what the stream has finished."""
+        self._finished.extend(self.stream.pull())
 
     def wait_ns(self, now_ns: int) -> int:
         """How long nothing needs doing if no message comes: until the next prompt-only frame is due."""
@@ -69,14 +138,19 @@ class WorkerSession:
 
     def publish(self) -> list[OutputReady]:
         """Move finished frames to free output buffers. Without room the oldest are dropped and counted."""
-        self._finished.extend(self.stream.pull())
+        self.collect()
         ready = []
         while self._finished and (place := self._outputs.put(self._finished[0])) is not None:
+            recorded = self._recorder is not None and not self._unrecorded
             self._finished.popleft()
+            self._unrecorded = max(0, self._unrecorded - 1)
             self._out += 1
-            ready.append(OutputReady(session=self.name, index=place[0], generation=place[1]))
+            ready.append(OutputReady(session=self.name, index=place[0], generation=place[1], recorded=recorded))
         while len(self._finished) > self._outputs.buffers.spec.count:
-            self._finished.popleft()
+            lost = self._finished.popleft()
+            if self._recorder is not None and not self._unrecorded:
+                self._recorder.lost(lost.seq)
+            self._unrecorded = max(0, self._unrecorded - 1)
             self._dropped += 1
         return ready
 
@@ -93,7 +167,7 @@ class WorkerSession:
             generated=self._generated,
             out=self._out,
             dropped=self._dropped,
-            skipped=counts.skipped,
+            skipped=self._skipped + counts.skipped,
             in_flight=counts.in_flight + len(self._finished) + (self._waiting is not None),
             tick_ms=round(tick_ms, 2),
             wait_ms=round(self._wait_ms, 2),
@@ -116,6 +190,23 @@ class WorkerSession:
         self._inputs.buffers.close()
         self._outputs.buffers.close()
 
+    def _push(self, frame: Frame) -> bool:
+        recorder = self._recorder
+        if recorder is None:
+            return self.stream.push(frame)
+        skipped = self.stream.accounting.skipped
+        taken = self.stream.push(frame)
+        was_skipped = self.stream.accounting.skipped > skipped
+        recorder.pushed(frame.seq, "refused" if not taken else "skipped" if was_skipped else "accepted")
+        return taken
+
+    def _drop_waiting(self) -> None:
+        """The inputs posted up to now will not be offered."""
+        self._look(time.monotonic_ns())
+        if self._waiting is not None:
+            self._waiting = None
+            self._dropped += 1
+
     def _look(self, now_ns: int) -> None:
         """Take the newest input from the mailbox; those it replaced count as dropped."""
         taken = self._inputs.take(self._seen_generation)
@@ -135,6 +226,8 @@ class WorkerSession:
         if not self.stream.generate(info.frames_per_chunk):
             return
         self._generated += info.frames_per_chunk
+        if self._recorder is not None:
+            self._recorder.generated(info.frames_per_chunk, now_ns)
         period_ns = int(1e9 * info.frames_per_chunk / info.frame_rate)
         late = now_ns - self._next_due_ns > period_ns  # behind: go on from now instead of catching up
         self._next_due_ns = (now_ns if late else self._next_due_ns) + period_ns

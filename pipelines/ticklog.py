@@ -113,12 +113,15 @@ class TickLog:
         self._records: deque[Record] = deque(maxlen=capacity)
         self._sink = sink
         self._last_timing: TimingRecord | None = None
+        self._last_tick: TickRecord | None = None
 
     def add(self, record: Record) -> None:
         """Append; the oldest record goes when the log is full."""
         self._records.append(record)
         if isinstance(record, TimingRecord):
             self._last_timing = record
+        elif isinstance(record, TickRecord):
+            self._last_tick = record
         if self._sink is not None:
             self._sink(record)
 
@@ -126,6 +129,11 @@ class TickLog:
     def last_timing(self) -> TimingRecord | None:
         """The newest timing; None before the first."""
         return self._last_timing
+
+    @property
+    def last_tick(self) -> TickRecord | None:
+        """The newest tick; None before the first."""
+        return self._last_tick
 
     def records(self) -> tuple[Record, ...]:
         """What is kept, oldest first."""

@@ -1,0 +1,191 @@
+"""The inputs of a take on the disk: what was received where that gives the same pixels again, else a lossless copy.
+
+Owns the segment files and the tables of formats and decoders. Knows no session and no log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from PIL import Image
+
+from pipelines.errors import InputError
+
+from ..picture import Picture, cover
+from .records import StoredInput
+
+_SEGMENT_BYTES = 256 * 2**20
+_SEGMENT_NAME = re.compile(r"inputs-\d{4,}\.bin")
+_CHECKED_AT_FIRST = 4
+_CHECKED_EVERY = 30
+_QUICK_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+
+
+def fingerprint(image: Picture) -> str:
+    """sha256 of the RGB bytes, row by row."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+
+
+def _simplejpeg(data: bytes) -> Picture:
+    picture: Picture = simplejpeg.decode_jpeg(data, "RGB")
+    return picture
+
+
+def _opencv(data: bytes) -> Picture:
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise ValueError("not a picture")
+    return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _pillow(data: bytes) -> Picture:
+    with Image.open(io.BytesIO(data)) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+DECODERS: Mapping[str, Callable[[bytes], Picture]] = MappingProxyType(
+    {"simplejpeg": _simplejpeg, "opencv": _opencv, "pillow": _pillow}
+)
+"""By name. Which one a door used is found out by trying: JPEG decoders differ in the last bit."""
+
+
+class InputArchive:
+    """Writes inputs to segment files in `folder`. `flush` before the log names what was written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+        self._offset = 0
+        self._file: BinaryIO | None = None
+        self._decoder = ""  # the one that gave the right pixels for the last received picture that was checked
+        self._received = 0
+        self.bytes = 0
+
+    def add(
+        self, seq: int, captured_ns: int, image: Picture, received: bytes | None, *, hurry: bool = False
+    ) -> StoredInput:
+        """image: what the stream is offered, after `cover`. received: the file it was decoded from, if any.
+
+        hurry: do not spend time on packing. Raises OSError.
+        """
+        data, kind, decoder = self._packed(image, received, hurry=hurry)
+        size = (image.shape[1], image.shape[0])
+        return self._store(seq, captured_ns, data, kind, decoder, size, fingerprint(image))
+
+    def add_undecoded(self, captured_ns: int, received: bytes) -> StoredInput:
+        """A file that was dropped before anybody decoded it. Raises OSError."""
+        return self._store(None, captured_ns, received, "received", self._decoder, (0, 0), "")
+
+    def _store(
+        self,
+        seq: int | None,
+        captured_ns: int,
+        data: bytes,
+        kind: str,
+        decoder: str,
+        size: tuple[int, int],
+        sha256: str,
+    ) -> StoredInput:
+        file = self._room(len(data))
+        file.write(data)
+        stored = StoredInput(
+            seq=seq,
+            captured_ns=captured_ns,
+            file=Path(file.name).name,
+            offset=self._offset,
+            size=len(data),
+            format=kind,
+            decoder=decoder,
+            width=size[0],
+            height=size[1],
+            sha256=sha256,
+        )
+        self._offset += len(data)
+        self.bytes += len(data)
+        return stored
+
+    def flush(self) -> None:
+        """Hand everything to the system: a killed process does not lose it."""
+        if self._file is not None:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _packed(self, image: Picture, received: bytes | None, *, hurry: bool) -> tuple[bytes, str, str]:
+        """The bytes to store, their format, and the decoder where it matters."""
+        if received is not None and (decoder := self._decoder_of(received, image)):
+            return received, "received", decoder
+        if not hurry:
+            done, packed = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _QUICK_PNG)
+            assert done, "PNG encoding of a uint8 RGB picture cannot fail"
+            return packed.tobytes(), "png", ""
+        return image.tobytes(), "rgb", ""
+
+    def _decoder_of(self, received: bytes, image: Picture) -> str:
+        """Which decoder makes `image` of `received`; empty: none. Checked for the first ones and now and then."""
+        self._received += 1
+        if self._received <= _CHECKED_AT_FIRST or self._received % _CHECKED_EVERY == 0:
+            names = sorted(DECODERS, key=lambda name: name != self._decoder)
+            self._decoder = next((name for name in names if _gives(DECODERS[name], received, image)), "")
+        return self._decoder
+
+    def _room(self, size: int) -> BinaryIO:
+        if self._file is None or self._offset + size > _SEGMENT_BYTES:
+            self.close()
+            self._number += 1
+            self._offset = 0
+            self._file = (self._folder / f"inputs-{self._number:04d}.bin").open("xb")
+        return self._file
+
+
+def load_input(folder: Path, stored: StoredInput, width: int, height: int) -> tuple[Picture, bool]:
+    """The picture for a stream of that size, and whether its pixels are those of the take (always so at another size).
+
+    Raises InputError where it cannot be read.
+    """
+    if _SEGMENT_NAME.fullmatch(stored.file) is None:
+        raise InputError(f"The take names {stored.file!r} as a file of inputs.", "It was not written by Zoetrope.")
+    try:
+        with (folder / stored.file).open("rb") as opened:
+            opened.seek(stored.offset)
+            data = opened.read(stored.size)
+        if len(data) != stored.size:
+            raise ValueError("cut off")
+        picture = _decoded(data, stored)
+    except (OSError, ValueError, KeyError, RuntimeError, cv2.error) as error:
+        raise InputError(f"Input {stored.seq} of the take cannot be read: {error}.") from error
+    picture = cover(picture, width, height)
+    same = (width, height) != (stored.width, stored.height) or fingerprint(
+        picture
+    ) == stored.sha256  # a dropped one: 0x0
+    return picture, same
+
+
+def _decoded(data: bytes, stored: StoredInput) -> Picture:
+    match stored.format:
+        case "received":
+            return DECODERS[stored.decoder or "pillow"](data)
+        case "rgb":
+            return np.frombuffer(data, np.uint8).reshape(stored.height, stored.width, 3)
+        case "png":
+            return _opencv(data)
+    raise ValueError(f"unknown format {stored.format!r}")
+
+
+def _gives(decode: Callable[[bytes], Picture], received: bytes, image: Picture) -> bool:
+    try:
+        return np.array_equal(cover(decode(received), image.shape[1], image.shape[0]), image)
+    except (ValueError, OSError, cv2.error):  # not a format of this decoder
+        return False

@@ -1,0 +1,189 @@
+"""What a take consists of: one record for each thing that happened, and each record's line of JSON.
+
+Owns the schema. Knows no worker, no file and no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+from pipelines.controls import Control, WeightedPrompt
+
+TAKE_SCHEMA = 1
+Outcome = Literal["accepted", "skipped", "refused"]
+
+# ---- told by the worker: the order of these is the order in which the engine was driven ------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A fresh stream, with which a take begins (and goes on, when the worker was restarted).
+
+    machine: see takes/machine.py. controls: the complete state. after: number of the newest input offered before this;
+    those belong to no stream of the take. width, height: pixels.
+    """
+
+    kind: ClassVar[str] = "open"
+    machine: Mapping[str, object]
+    controls: Mapping[str, object]
+    width: int
+    height: int
+    prompt_only: bool
+    after: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """Controls were changed. tick: the one from which it holds. after: the newest input that had been offered."""
+
+    kind: ClassVar[str] = "control"
+    controls: Mapping[str, object]
+    tick: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed:
+    """Input `seq` was offered to the stream. A refusal is written once, however often it was tried again."""
+
+    kind: ClassVar[str] = "push"
+    seq: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """Frames were asked for from the prompt alone, and accepted."""
+
+    kind: ClassVar[str] = "generate"
+    frames: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """The engine ticked while the stream had something in flight. batch: rows of all streams; 0: not known."""
+
+    kind: ClassVar[str] = "tick"
+    tick: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sourced:
+    """From here on the prompt alone, or inputs. after: the newest input that had been offered."""
+
+    kind: ClassVar[str] = "source"
+    prompt_only: bool
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Frame `seq` of the stream was finished, but no output buffer was free: nobody has seen it."""
+
+    kind: ClassVar[str] = "lost"
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """Nothing is recorded after this."""
+
+    kind: ClassVar[str] = "stop"
+    reason: str
+
+
+TakeRecord = Opened | Changed | Pushed | Generated | Ticked | Sourced | Lost | Stopped
+
+# ---- told by the front -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredInput:
+    """An input that was offered, whatever became of it: `size` bytes of `file` from `offset`.
+
+    seq: None for one that a door dropped undecoded; width and height are then 0 and sha256 empty. format: see
+    takes/inputs.py. decoder: the one that gave the pixels; empty where there is no choice. width, height
+    and sha256: of the pixels that the stream was offered.
+    """
+
+    kind: ClassVar[str] = "input"
+    seq: int | None
+    captured_ns: int
+    file: str
+    offset: int
+    size: int
+    format: str
+    decoder: str
+    width: int
+    height: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOut:
+    """Frame `seq` of the stream opened last arrived. sha256: of its [H, W, 3] RGB bytes."""
+
+    kind: ClassVar[str] = "frame"
+    seq: int
+    source_seq: int | None
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The take is complete. reason: empty when it was asked for."""
+
+    kind: ClassVar[str] = "end"
+    reason: str
+
+
+Line = TakeRecord | StoredInput | HandedOut | Ended
+
+_KINDS: Mapping[str, type[Any]] = MappingProxyType(
+    {
+        record.kind: record
+        for record in (
+            *(Opened, Changed, Pushed, Generated, Ticked, Sourced, Lost, Stopped),
+            *(StoredInput, HandedOut, Ended),
+        )
+    }
+)
+
+
+def to_line(record: Line) -> dict[str, object]:
+    """A record as a JSON object."""
+    return {"kind": record.kind, **asdict(record)}
+
+
+def from_line(line: Mapping[str, object]) -> Line:
+    """The record of a JSON object. Raises ValueError for what is none."""
+    kind = _KINDS.get(str(line.get("kind")))
+    if kind is None:
+        raise ValueError(f"unknown kind {line.get('kind')!r}")
+    names = {f.name for f in fields(kind)}
+    if names != line.keys() - {"kind"}:
+        raise ValueError(f"a {kind.kind} line has the fields {sorted(line)}")
+    record: Line = kind(**{name: line[name] for name in names})
+    return record
+
+
+def plain_controls(values: Mapping[str, object]) -> dict[str, object]:
+    """Controls as JSON has them, for Control.of: prompts as [text, weight] pairs."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def plain_change(control: Control) -> dict[str, object]:
+    """What a change sets, as JSON has it."""
+    return plain_controls(control.changes())
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return [[prompt.text, prompt.weight] for prompt in value if isinstance(prompt, WeightedPrompt)]
+    return value

@@ -1,0 +1,269 @@
+"""Drives a fresh engine through a take, operation by operation in the order in which they happened live.
+
+Frames are compared with the hashes of the live ones. With dropped inputs filled in, other steps or another size the
+order of operations stays, and where the engine has no room it ticks until it has. Knows no command line and no writer.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipelines.controls import Control
+from pipelines.errors import InputError
+from pipelines.types import Engine, Frame, Stream
+
+from ..picture import Picture
+from .inputs import fingerprint, load_input
+from .reader import FrameKey, Take
+from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, TakeRecord, Ticked
+
+_NANOSECONDS = Fraction(1, 1_000_000_000)
+_DEVICE_WAIT_S = 10.0  # for a picture that the device is still working on
+_MOST_IDLE_TICKS = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """fill_drops: push every input. steps: instead of those of the take; 0: the take's. resized: the engine has another
+    size than the take's."""
+
+    fill_drops: bool = False
+    steps: int = 0
+    resized: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether the live frames are to come out."""
+        return not (self.fill_drops or self.steps or self.resized)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReplayedFrame:
+    """image: [H, W, 3] uint8 RGB. time_ns: when its source was captured, or it was asked for, on the take's clock."""
+
+    image: Picture
+    time_ns: int
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayCounts:
+    """identical, different: against the live frames. unknown: without a live frame to compare with (none was handed
+    out, or its line was lost). inputs: of other pixels than live. verdicts: of another judgement of the similarity
+    filter. batches: ticks that live shared the batch with other sessions."""
+
+    identical: int = 0
+    different: int = 0
+    unknown: int = 0
+    inputs: int = 0
+    verdicts: int = 0
+    batches: int = 0
+
+
+class Replay:
+    """One pass over a take."""
+
+    def __init__(self, take: Take, engine: Engine, options: ReplayOptions) -> None:
+        self.counts = ReplayCounts()
+        self._take, self._engine, self._options = take, engine, options
+        self._stream: Stream | None = None
+        self._opened = -1
+        self._ready: deque[ReplayedFrame] = deque()
+        self._times: deque[int] = deque()  # of what is in flight
+        self._compared: set[FrameKey] = set()
+        self._by_seq = {stored.seq: index for index, stored in enumerate(take.inputs) if stored.seq is not None}
+        self._followed_by = _numbers(take.inputs)
+        self._next = 0  # the first input that is not offered yet (filling in)
+        self._prompt_only = False
+
+    def frames(self) -> Generator[ReplayedFrame]:
+        """All frames, in order. Raises InputError where the take and the engine do not fit."""
+        try:
+            for record in self._take.records:
+                self._play(record)
+                while self._ready:
+                    yield self._ready.popleft()
+            self._settle()
+            yield from self._ready
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+
+    # ---- operations ----
+
+    def _play(self, record: TakeRecord) -> None:
+        match record:
+            case Opened():
+                self._open(record)
+            case Changed():
+                self._fill(record.after)
+                self._apply(record)
+            case Pushed():
+                self._pushed(record)
+            case Generated():
+                self._offer(lambda: self._running.generate(record.frames))
+                self._times.extend([record.at_ns] * record.frames)
+            case Ticked():
+                self._tick(record)
+            case Sourced():
+                self._source(record)
+
+    def _open(self, record: Opened) -> None:
+        if self._stream is not None:
+            self._settle()
+            self._stream.close()
+        self._times.clear()
+        self._opened += 1
+        self._prompt_only = record.prompt_only
+        self._pass(record.after)
+        self._stream = self._engine.open(control=self._control(record.controls))
+
+    def _apply(self, record: Changed) -> None:
+        self._running.apply(self._control(record.controls))
+
+    def _pushed(self, record: Pushed) -> None:
+        if self._options.fill_drops:
+            self._fill(record.seq)
+        elif record.outcome != "refused":
+            skipped = self._push(self._take.inputs[self._by_seq[record.seq]])
+            self.counts.verdicts += skipped != (record.outcome == "skipped")
+
+    def _tick(self, record: Ticked) -> None:
+        before = self._engine.log.last_tick
+        self._engine.tick()
+        now = self._engine.log.last_tick
+        if now is not before and now is not None and record.batch:
+            self.counts.batches += len(now.rows) != record.batch
+        self._pull()
+
+    def _source(self, record: Sourced) -> None:
+        if record.prompt_only:
+            self._fill(record.after)
+        else:
+            self._pass(record.after)
+        self._prompt_only = record.prompt_only
+
+    # ---- inputs ----
+
+    def _fill(self, seq: int) -> None:
+        """Filling in: push every input up to number `seq`."""
+        if not self._options.fill_drops or self._prompt_only:
+            return
+        end = self._end(seq)
+        while self._next < end:
+            stored = self._take.inputs[self._next]
+            self._next += 1
+            try:
+                self._push(stored)
+            except InputError:
+                if stored.seq is not None:
+                    raise
+                self.counts.inputs += 1  # nobody has ever looked into it: it may be no picture at all
+
+    def _pass(self, seq: int) -> None:
+        """Filling in: the inputs up to number `seq` were offered to no stream."""
+        self._next = max(self._next, self._end(seq))
+
+    def _end(self, seq: int) -> int:
+        """The place behind input `seq`, and behind those that a door dropped before it."""
+        return bisect.bisect_right(self._followed_by, seq)
+
+    def _push(self, stored: StoredInput) -> bool:
+        """Push one input; whether the similarity filter skipped it."""
+        info = self._running.info
+        image, same = load_input(self._take.folder, stored, info.width, info.height)
+        self.counts.inputs += not same
+        frame = Frame(
+            image=image,
+            pts=stored.captured_ns,
+            time_base=_NANOSECONDS,
+            seq=stored.seq if stored.seq is not None else self._next,
+            captured_ns=stored.captured_ns,
+        )
+        before = self._running.accounting.skipped
+        self._offer(lambda: self._running.push(frame))
+        skipped = self._running.accounting.skipped > before
+        if not skipped:
+            self._times.append(stored.captured_ns)
+        return skipped
+
+    # ---- the engine ----
+
+    @property
+    def _running(self) -> Stream:
+        assert self._stream is not None, "a take begins with an opened stream"
+        return self._stream
+
+    def _control(self, values: Mapping[str, object]) -> Control:
+        steps = {"steps": self._options.steps} if self._options.steps and "steps" in values else {}
+        return Control.of({**values, **steps})
+
+    def _offer(self, offer: Callable[[], bool]) -> None:
+        """Until it is taken: the same ticks as live need only wait for the device; otherwise tick."""
+        deadline_s, idle = time.monotonic() + _DEVICE_WAIT_S, 0
+        while not offer():
+            if self._options.same:
+                if time.monotonic() > deadline_s:
+                    raise InputError(
+                        "The replay has left the take's way: the engine has no room where it had some live.",
+                        "Render with --fill-drops, which needs no room at the same moments.",
+                    )
+                time.sleep(0.0005)
+            else:
+                self._engine.tick()
+                idle += 1
+                assert idle < _MOST_IDLE_TICKS, "the engine never takes the frame"
+            self._pull()
+
+    def _pull(self) -> None:
+        for frame in self._running.pull():
+            self._take_frame(frame)
+
+    def _settle(self) -> None:
+        """The end of a stream. Live, what was in flight then is not part of the take; else it comes out."""
+        if not self._options.same:
+            for frame in self._running.flush():
+                self._take_frame(frame)
+            return
+        self._pull()
+        deadline_s = time.monotonic() + _DEVICE_WAIT_S
+        while self._missing() and self._running.info.device != "cpu" and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+            self._pull()
+
+    def _missing(self) -> bool:
+        return any(key[0] == self._opened and key not in self._compared for key in self._take.hashes)
+
+    def _take_frame(self, frame: Frame) -> None:
+        time_ns = self._times.popleft()
+        key = (self._opened, frame.seq)
+        if self._options.same:
+            if key in self._take.lost:
+                return
+            self._compare(key, frame.image)
+        self._ready.append(ReplayedFrame(image=frame.image, time_ns=time_ns))
+
+    def _compare(self, key: FrameKey, image: Picture) -> None:
+        live = self._take.hashes.get(key)
+        self._compared.add(key)
+        if live is None:
+            self.counts.unknown += 1
+        elif live == fingerprint(image):
+            self.counts.identical += 1
+        else:
+            self.counts.different += 1
+
+
+def _numbers(inputs: Sequence[StoredInput]) -> list[int]:
+    """The number of each input; of one without, that of the next that has one. Not falling."""
+    numbers: list[int] = []
+    following = 2**63
+    for stored in reversed(inputs):
+        following = stored.seq if stored.seq is not None else following
+        numbers.append(following)
+    numbers.reverse()
+    return numbers

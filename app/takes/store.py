@@ -1,0 +1,134 @@
+"""The folder that holds all takes: names, a limit on the bytes, and which are deleted to stay below it.
+
+A take that is being written is locked by its process, so that a dead process leaves none running. Names are made here;
+none ever comes from a request. Knows no session.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import re
+import secrets
+import shutil
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import InputError, OutputError
+
+from .writer import LOCK_NAME, LOG_NAME
+
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_LEAST_ROOM_BYTES = 64 * 2**20
+_GIB = 2**30
+
+
+class TakesFullError(OutputError):
+    """There is no room for another take, and nothing that may be deleted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTake:
+    """A take on the disk. size: bytes."""
+
+    name: str
+    folder: Path
+    size: int
+    running: bool
+
+
+class TakeStore:
+    """Takes under `root`, all together at most `limit_bytes`. Safe from several threads."""
+
+    def __init__(self, root: Path, limit_bytes: int = 10 * _GIB, *, least_room_bytes: int = _LEAST_ROOM_BYTES) -> None:
+        """least_room_bytes: what a new take must have before it may begin."""
+        if limit_bytes < least_room_bytes:
+            raise InputError(f"{limit_bytes} bytes are too few for takes.", f"Allow {least_room_bytes} or more.")
+        self.root = root
+        self.limit_bytes = limit_bytes
+        self._least_room_bytes = least_room_bytes
+        self._lock = threading.Lock()
+
+    def create(self) -> Path:
+        """The folder for a new take, which exists and is empty. Deletes the oldest finished ones for it if it must.
+
+        Raises TakesFullError, OutputError.
+        """
+        with self._lock:
+            if not self._make_room(self._least_room_bytes):
+                raise TakesFullError(
+                    f"There is no room for another take: {self.limit_bytes / _GIB:.1f} GiB are allowed, and takes that "
+                    "are being recorded fill them.",
+                    "Stop one of them, or allow more.",
+                )
+            stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
+            folder = self.root / f"{stamp}-{secrets.token_hex(4)}"
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                raise OutputError(f"A folder for the take cannot be made: {error.strerror}.") from error
+            return folder
+
+    def may_grow(self, size: int) -> bool:
+        """For TakeWriter: whether the takes, one of which has grown to `size`, may grow on; makes room if it can."""
+        with self._lock:
+            return self._make_room(0)
+
+    def takes(self) -> tuple[StoredTake, ...]:
+        """All of them, oldest first."""
+        if not self.root.is_dir():
+            return ()
+        folders = sorted(folder for folder in self.root.iterdir() if _NAME.fullmatch(folder.name))
+        return tuple(
+            StoredTake(name=f.name, folder=f, size=_size(f), running=is_running(f)) for f in folders if f.is_dir()
+        )
+
+    def find(self, name: str) -> StoredTake:
+        """The take of that name. Raises InputError."""
+        found = next((take for take in self.takes() if take.name == name), None)
+        if found is None:
+            raise InputError("There is no such take.", "It may have been deleted to make room.")
+        return found
+
+    def delete(self, name: str) -> None:
+        """Raises InputError for an unknown one and for one that is being recorded."""
+        with self._lock:
+            take = self.find(name)
+            if take.running:
+                raise InputError("That take is being recorded.", "Stop it first.")
+            shutil.rmtree(take.folder)
+
+    def _make_room(self, wanted: int) -> bool:
+        """Delete the oldest finished takes until `wanted` bytes fit. False: they do not."""
+        takes = self.takes()
+        room = self.limit_bytes - sum(take.size for take in takes)
+        for take in takes:
+            if room >= wanted:
+                break
+            if not take.running and (take.folder / LOG_NAME).exists():  # without a log it is just being made
+                shutil.rmtree(take.folder, ignore_errors=True)
+                room += take.size
+        return room >= wanted
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a living process writes this take."""
+    try:
+        with (folder / LOCK_NAME).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for file in folder.iterdir():
+        try:
+            total += file.stat().st_size
+        except FileNotFoundError:
+            continue  # it was the lock of a take that has just ended
+    return total

@@ -1,0 +1,221 @@
+"""The front's end of a take: a thread of its own that appends lines and inputs to a folder.
+
+Callers never wait: what they hand over stands in a queue that is bounded in bytes. When the disk or the processor
+cannot keep up the take ends, with a sentence that says so, and the session goes on. Knows no session and no worker.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime as dt
+import fcntl
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.errors import OutputError
+
+from ..picture import Picture
+from .inputs import InputArchive, fingerprint
+from .records import TAKE_SCHEMA, Ended, HandedOut, Line, TakeRecord, to_line
+
+LOG_NAME = "take.jsonl"
+LOCK_NAME = "running.lock"
+_QUEUE_BYTES = 192 * 2**20
+_LINE_COST = 512  # bytes that a waiting record is counted as
+_FLUSH_S = 0.5
+_CLOSE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Input:
+    seq: int
+    captured_ns: int
+    image: Picture
+    received: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Undecoded:
+    captured_ns: int
+    received: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Frame:
+    seq: int
+    source_seq: int | None
+    image: Picture
+
+
+_Item = _Input | _Undecoded | _Frame | TakeRecord
+
+
+class TakeWriter:
+    """Writes one take into `folder`, which is made. Raises OutputError where that cannot be.
+
+    may_grow: asked about every half second with the bytes written so far; False ends the take. on_trouble: called once,
+    from the writer's thread, with a sentence, when the take ends by itself.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        session: str = "",
+        may_grow: Callable[[int], bool] = lambda size: True,
+        on_trouble: Callable[[str], None] = lambda text: None,
+        queue_bytes: int = _QUEUE_BYTES,
+    ) -> None:
+        self.folder = folder
+        self._may_grow, self._on_trouble, self._queue_bytes = may_grow, on_trouble, queue_bytes
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[_Item, int]] = deque()
+        self._waiting_bytes = 0
+        self._reason: str | None = None  # why the take is to end; None: it goes on
+        self._trouble = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / LOCK_NAME).open("w")
+            self._log = (folder / LOG_NAME).open("x", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"A take cannot be written to {folder}: {error.strerror}.") from error
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when this process dies
+        self._inputs = InputArchive(folder)
+        self._lines: list[str] = [_header(session)]
+        self._log_bytes = 0
+        self._flush_at_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="take-writer", daemon=True)
+        atexit.register(self.close)  # before daemon threads are stopped
+        self._thread.start()
+
+    # ---- from any thread; none of these waits ----
+
+    def add_input(self, seq: int, captured_ns: int, image: Picture, received: bytes | None) -> None:
+        """An input that is offered. image: [H, W, 3] uint8 as the stream sees it."""
+        cost = image.nbytes + (len(received) if received is not None else 0)
+        self._put(_Input(seq=seq, captured_ns=captured_ns, image=image, received=received), cost)
+
+    def add_undecoded(self, captured_ns: int, received: bytes) -> None:
+        """An input that was dropped before it was decoded."""
+        self._put(_Undecoded(captured_ns=captured_ns, received=received), len(received) + _LINE_COST)
+
+    def add_frame(self, seq: int, source_seq: int | None, image: Picture) -> None:
+        """A frame that is handed out."""
+        self._put(_Frame(seq=seq, source_seq=source_seq, image=image), image.nbytes)
+
+    def add_records(self, records: Sequence[TakeRecord]) -> None:
+        """What the worker told."""
+        for record in records:
+            self._put(record, _LINE_COST)
+
+    def finish(self, reason: str = "") -> None:
+        """Write what waits and end the take, without waiting for it. The first call's reason counts."""
+        with self._changed:
+            if self._reason is None:
+                self._reason = reason
+            self._changed.notify()
+
+    # ---- may wait ----
+
+    def close(self) -> None:
+        """`finish`, and wait until it is written."""
+        self.finish()
+        self._thread.join(_CLOSE_S)
+        atexit.unregister(self.close)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is taken any more."""
+        return self._reason is not None
+
+    def _put(self, item: _Item, cost: int) -> None:
+        with self._changed:
+            if self._reason is not None:
+                return
+            if self._waiting_bytes + cost > self._queue_bytes:
+                self._give_up("The take has ended: this machine could not write it as fast as it came.")
+                return
+            self._queue.append((item, cost))
+            self._waiting_bytes += cost
+            self._changed.notify()
+
+    def _give_up(self, text: str) -> None:
+        self._reason, self._trouble = text, True
+        self._changed.notify()
+
+    # ---- the writer's thread ----
+
+    def _run(self) -> None:
+        try:
+            while self._step():
+                pass
+            self._lines.append(json.dumps(to_line(Ended(reason=self._reason or ""))))
+            self._flush()
+        except OSError as error:
+            with self._changed:
+                self._give_up(f"The take has ended: {self.folder.name} cannot be written ({error.strerror}).")
+                self._queue.clear()
+        finally:
+            self._close_files()
+        if self._trouble:
+            self._on_trouble(self._reason or "")
+
+    def _step(self) -> bool:
+        """Write one thing, or flush. False: all is written and the take is to end."""
+        with self._changed:
+            if not self._queue and self._reason is None:
+                self._changed.wait(max(0.0, self._flush_at_s - time.monotonic()) if self._lines else None)
+            item, cost = self._queue.popleft() if self._queue else (None, 0)
+            if item is None and self._reason is not None:
+                return False
+            hurry = self._waiting_bytes > self._queue_bytes // 4
+        if item is not None:
+            self._lines.append(json.dumps(to_line(self._line_of(item, hurry=hurry)), separators=(",", ":")))
+            with self._changed:
+                self._waiting_bytes -= cost
+        if time.monotonic() >= self._flush_at_s:
+            self._flush()
+        return True
+
+    def _line_of(self, item: _Item, *, hurry: bool) -> Line:
+        match item:
+            case _Input():
+                return self._inputs.add(item.seq, item.captured_ns, item.image, item.received, hurry=hurry)
+            case _Undecoded():
+                return self._inputs.add_undecoded(item.captured_ns, item.received)
+            case _Frame():
+                return HandedOut(seq=item.seq, source_seq=item.source_seq, sha256=fingerprint(item.image))
+        return item
+
+    def _flush(self) -> None:
+        """Inputs first: a line never names what is not there."""
+        self._inputs.flush()
+        text = "".join(line + "\n" for line in self._lines)
+        self._log.write(text)
+        self._log.flush()
+        self._lines.clear()
+        self._log_bytes += len(text)
+        self._flush_at_s = time.monotonic() + _FLUSH_S
+        if not self._may_grow(self._inputs.bytes + self._log_bytes):
+            with self._changed:
+                if self._reason is None:
+                    self._give_up("The take has ended: the space for takes is used up. Delete some, or allow more.")
+
+    def _close_files(self) -> None:
+        self._inputs.close()
+        self._log.close()
+        self._lock.close()
+        (self.folder / LOCK_NAME).unlink(missing_ok=True)
+
+
+def _header(session: str) -> str:
+    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    return json.dumps(
+        {"kind": "take", "schema": TAKE_SCHEMA, "zoetrope": version("zoetrope"), "created": created, "session": session}
+    )
