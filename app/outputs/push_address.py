@@ -1,0 +1,57 @@
+"""Addresses of streaming services: checked, and never shown whole, since their paths and queries are the keys.
+
+Knows no network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pipelines.errors import InputError
+
+_HIDDEN = "…"
+_SHORTEST_SECRET = 3  # characters; hiding shorter pieces would only garble messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushAddress:
+    """url is a secret: it stays out of repr, messages and logs. shown: what may be seen, scheme://host:port/…"""
+
+    url: str = field(repr=False)
+    scheme: str
+    shown: str
+    secrets: tuple[str, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, url: str, schemes: tuple[str, ...]) -> PushAddress:
+        """Raises InputError, without the address in its message."""
+        wanted = f"Give {' or '.join(f'{scheme}://HOST/...' for scheme in schemes)}."
+        try:
+            parts = urlsplit(url.strip())
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise InputError("The address to push to is no URL.", wanted) from error
+        if parts.scheme not in schemes or not host or any(ord(letter) <= 32 for letter in url.strip()):
+            raise InputError("The address to push to cannot be used.", wanted)
+        if ":" in host:
+            host = f"[{host}]"
+        shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}/{_HIDDEN}"
+        return cls(url=url.strip(), scheme=parts.scheme, shown=shown, secrets=_secrets(url.strip()))
+
+    def hide(self, text: str) -> str:
+        """`text` without anything that opens the service."""
+        text = text.replace(self.url, self.shown)
+        for secret in self.secrets:
+            text = text.replace(secret, _HIDDEN)
+        return text
+
+
+def _secrets(url: str) -> tuple[str, ...]:
+    """Everything but scheme, host and port, whole and in pieces, the longest first."""
+    parts = urlsplit(url)
+    pieces = [parts.path.strip("/"), parts.query, parts.fragment, parts.username or "", parts.password or ""]
+    pieces += parts.path.split("/")
+    pieces += [value for _, value in parse_qsl(parts.query)]
+    pieces += [unquote(piece) for piece in pieces]
+    return tuple(sorted({p for p in pieces if len(p) >= _SHORTEST_SECRET}, key=len, reverse=True))

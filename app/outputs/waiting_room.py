@@ -1,0 +1,59 @@
+"""Frames that wait for a writer: bounded, and the policy is "keep the old": a full room turns the newest away.
+
+For recordings, where a frame that was let in must not be lost. Knows no file.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from pipelines.types import Frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """A frame and the monotonic time of its arrival in ns."""
+
+    frame: Frame
+    arrived_ns: int
+
+
+class WaitingRoom:
+    """First in, first out. Safe from several threads."""
+
+    def __init__(self, most_frames: int) -> None:
+        self._most = most_frames
+        self._changed = threading.Condition()
+        self._frames: deque[Arrived] = deque()
+        self._closed = False
+        self.turned_away = 0
+
+    def offer(self, frame: Frame, arrived_ns: int) -> bool:
+        """False, and counted: the room is full or closed."""
+        with self._changed:
+            if self._closed or len(self._frames) >= self._most:
+                self.turned_away += 1
+                return False
+            self._frames.append(Arrived(frame=frame, arrived_ns=arrived_ns))
+            self._changed.notify_all()
+            return True
+
+    def take(self, timeout_s: float) -> Arrived | None:
+        """The oldest, waiting for one; None after `timeout_s`, or when the room is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or self._closed, timeout_s)
+            return self._frames.popleft() if self._frames else None
+
+    def close(self) -> None:
+        """Let nobody in any more; who is inside can still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def done(self) -> bool:
+        """Closed and empty."""
+        with self._changed:
+            return self._closed and not self._frames
