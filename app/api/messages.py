@@ -53,10 +53,19 @@ class _ChangesSchema:
         return handler(ControlChanges.__pydantic_core_schema__)
 
 
+def _require_type(schema: dict[str, Any]) -> None:
+    """The default of "type" is for the one who writes a message, not for the one who sends JSON."""
+    if "type" in schema["properties"]:
+        schema["required"] = ["type", *schema.get("required", ())]
+        schema["properties"]["type"].pop("default")
+
+
 class Message(BaseModel):
     """Base of all: frozen, strict, unknown fields refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, populate_by_name=True, json_schema_extra=_require_type
+    )
 
 
 Id = Annotated[int, Field(ge=0, le=MAX_ID, description="The client's own number; the answer carries it.")]

@@ -34,11 +34,12 @@ WIDTH_PX, HEIGHT_PX = 32, 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamServer:
-    """A running server. loop: its event loop, in another thread."""
+    """A running server. loop: its event loop, in another thread. stop: as Ctrl-C does; twice is fine."""
 
     port: int
     context: ApiContext
     loop: asyncio.AbstractEventLoop
+    stop: Callable[[], None]
 
     @property
     def table(self) -> SessionTable:
@@ -96,11 +97,16 @@ def stream_server(
     thread = threading.Thread(target=serve, name="uvicorn")
     thread.start()
     wait_until(lambda: server.started)
-    try:
-        yield StreamServer(port=listener.getsockname()[1], context=context, loop=loop)
-    finally:
+
+    def stop() -> None:
         server.should_exit = True
         thread.join(WAIT_S)
+        assert not thread.is_alive(), "the server hangs"
+
+    try:
+        yield StreamServer(port=listener.getsockname()[1], context=context, loop=loop, stop=stop)
+    finally:
+        stop()
         table.stop()
         codecs.shutdown()
         listener.close()

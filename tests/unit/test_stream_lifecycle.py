@@ -1,0 +1,105 @@
+"""The WebSocket door when things end or break: a killed worker, a stopping server; and the client of docs/api.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fastapi
+import pytest
+from PIL import Image
+
+from app.api.asyncapi import router as asyncapi_router
+from app.api.context import ApiContext
+from app.api.sessions import router as sessions_router
+from app.api.stream_socket import router
+from app.worker_client import WorkerClient
+from tests.fakes.stream_server import noise, peer, stream_server, wait_until, worker_client
+
+ROOT = Path(__file__).parents[2]
+
+
+def routes(context: ApiContext) -> fastapi.APIRouter:
+    found = fastapi.APIRouter()
+    for part in (router, sessions_router, asyncapi_router):
+        found.include_router(part(context))
+    return found
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[WorkerClient]:
+    with worker_client() as client:
+        yield client
+
+
+def test_the_documented_client_works_as_printed(client: WorkerClient, tmp_path: Path) -> None:
+    printed = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    assert printed is not None
+    assert len([line for line in printed[1].splitlines() if line.strip()]) == 20
+    (tmp_path / "client.py").write_text(printed[1])
+    Image.fromarray(noise(1)).save(tmp_path / "photo.jpg", quality=95)
+    with stream_server(client, tmp_path, routes) as server:
+        command = [sys.executable, "client.py", f"127.0.0.1:{server.port}", "photo.jpg"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert '"type":"applied","id":1' in done.stdout
+        for seq in range(10):
+            with Image.open(tmp_path / f"answer-{seq}.jpg") as answer:
+                assert (answer.format, answer.size) == ("JPEG", (32, 24))
+        wait_until(lambda: not server.table.sessions)  # close has ended it
+
+
+def test_a_stopping_table_says_so_and_closes_with_1001(client: WorkerClient, tmp_path: Path) -> None:
+    with stream_server(client, tmp_path, routes) as server:
+        session = server.table.open()
+        with peer(server, session) as watcher:
+            watcher.text("ready")
+            stopper = threading.Thread(target=server.table.stop)
+            stopper.start()
+            assert watcher.closed() == (1001, "Zoetrope is shutting down.")
+            assert watcher.seen[-1]["type"] == "ended"
+            stopper.join()
+
+
+def test_a_stopping_server_does_not_wait_for_its_connections(client: WorkerClient, tmp_path: Path) -> None:
+    threads = threading.active_count()
+    with stream_server(client, tmp_path, routes) as server:
+        session = server.table.open()
+        with peer(server, session) as watcher:
+            watcher.text("ready")
+            began_s = time.monotonic()
+            server.stop()
+            assert watcher.closed()[0] == 1012
+            assert time.monotonic() - began_s < 5
+        assert session.read().connections == 0
+    wait_until(lambda: threading.active_count() <= threads)
+
+
+def test_a_killed_worker_is_told_at_once_and_the_stream_goes_on(tmp_path: Path) -> None:
+    with worker_client() as client, stream_server(client, tmp_path, routes) as server:
+        session = server.table.open(prompt_only=False)
+        with peer(server, session) as watcher:
+            watcher.text("ready")
+            watcher.say(type="control", id=1, changes={"strength": 0.75})
+            watcher.text("applied")
+            watcher.picture(noise(1), 1)
+            assert watcher.frame()[1] == noise(1).tobytes()
+            pid = client.status.pid
+            assert pid is not None
+            began_s = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            watcher.text("restarting")
+            assert time.monotonic() - began_s < 1
+            assert watcher.text("ready")["controls"]["strength"] == 0.75
+            watcher.picture(noise(2), 2)
+            header, data = watcher.frame()
+            assert (header.source_seq, data) == (2, noise(2).tobytes())
+            assert header.seq == 2
+        assert session.read().accounting.taken == 2
