@@ -23,10 +23,12 @@ from app.api.context import ApiContext
 from app.api.errors import install_errors
 from app.api.webrtc_options import IceServer, WebRtcOptions
 from app.client_session import SessionState
+from app.outputs.whip_push import PushRefusedError, PushState, WhipPush, WhipPushOptions
 from app.session import Session
 from app.session_table import SessionLimits, SessionTable
 from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
+from pipelines.errors import InputError
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 
 RED, BLUE = (200, 40, 40), (30, 60, 190)
@@ -80,6 +82,12 @@ def worker() -> Iterator[WorkerClient]:
 @pytest.fixture(scope="module")
 def server(worker: WorkerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serve(worker, tmp_path_factory.mktemp("data"), None)
+
+
+@pytest.fixture(scope="module")
+def codecs() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as codecs:
+        yield codecs
 
 
 @pytest.fixture
@@ -336,6 +344,59 @@ def test_many_peers_leave_no_threads(server: Server, session: Session) -> None:
     while any("decoder" in thread.name for thread in threading.enumerate()):
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
+
+
+def test_a_pushed_session_arrives_and_comes_back_after_a_loss(
+    server: Server, session: Session, codecs: ThreadPoolExecutor
+) -> None:
+    async def scene(http: httpx.AsyncClient) -> None:
+        target = server.open()
+        options = WhipPushOptions(
+            url=f"{server.url}/sessions/{target.id}/whip", token=target.token, first_wait_s=0.05, most_wait_s=0.1
+        )
+        assert target.token not in repr(options)
+        push = WhipPush(session, codecs, options)
+        pushing = asyncio.create_task(push.run())
+        giver, watcher = TestPeer(gives=FlatVideo(BLUE)), TestPeer(takes=True)
+        await join(http, giver, session, "whip")
+        await join(http, watcher, target, "whep")
+        await watcher.sees(BLUE, 2 * TOLERANCE)  # the codecs of two more connections
+        assert (push.state, push.connections) == (PushState.LIVE, 1)
+        assert push.address is not None
+        assert (
+            await http.delete(push.address, headers=sdp_headers(target))
+        ).status_code == 200  # the far side hangs up
+        await until(lambda: push.connections == 2)
+        pushing.cancel()
+        await asyncio.gather(pushing, return_exceptions=True)
+        assert push.state is PushState.ENDED
+        await until(lambda: target.read().connections == 1)  # the watcher
+        await giver.close()
+        await watcher.close()
+        target.close()
+
+    play(scene, server.url)
+
+
+def test_a_push_that_is_refused_says_so_and_one_without_a_server_tries_again(
+    server: Server, session: Session, codecs: ThreadPoolExecutor
+) -> None:
+    async def scene(_: httpx.AsyncClient) -> None:
+        wrong = WhipPushOptions(url=f"{server.url}/sessions/{session.id}/whip", token="wrong")
+        with pytest.raises(PushRefusedError, match="refused the stream \\(404\\)"):
+            await WhipPush(session, codecs, wrong).run()
+        nobody = WhipPushOptions(url="http://127.0.0.1:9/whip", first_wait_s=0.01, most_wait_s=0.02)
+        push = WhipPush(session, codecs, nobody)
+        pushing = asyncio.create_task(push.run())
+        await until(lambda: push.trouble == "ConnectError" and push.state is PushState.WAITING)
+        session.close()
+        await pushing
+        assert (push.state, push.connections) == (PushState.ENDED, 0)
+
+    play(scene, server.url)
+    for url in ("rtmp://host/x", "https://", "file:///etc/passwd", "https://me:secret@host/whip"):
+        with pytest.raises(InputError, match="WHIP address"):
+            WhipPushOptions(url=url)
 
 
 def test_options_say_what_is_wrong() -> None:
