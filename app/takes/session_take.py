@@ -17,6 +17,7 @@ from ..picture import Picture
 from .records import Stopped
 from .writer import TakeWriter
 
+_START_S = 1.0
 _STOP_S = 3.0
 
 
@@ -41,11 +42,12 @@ class SessionTake:
         self._send, self._live, self._first_seq, self._tell = send, live, first_seq, tell
         self._writer: TakeWriter | None = None
         self._starting = False
+        self._begun = False  # the worker has
 
     # ---- from any thread; the disk is touched ----
 
     def start(self, folder: Path, may_grow: Callable[[int], bool]) -> None:
-        """Record into `folder`. Raises InputError, OutputError."""
+        """Record into `folder`; waits until the worker has begun, at most a second. Raises InputError, OutputError."""
         with self._changed:
             if self._starting or self._writer is not None:
                 raise InputError("This session is being recorded already.", "Stop that take first.")
@@ -56,9 +58,10 @@ class SessionTake:
             with self._changed:
                 self._starting = False
         with self._changed:
-            self._writer = writer
+            self._writer, self._begun = writer, False
             if self._live():
                 self.opened()
+                self._changed.wait_for(lambda: self._begun or self._writer is not writer, _START_S)
 
     def stop(self) -> None:
         """End the take and wait until it is written, at most seconds. Without one nothing happens."""
@@ -104,6 +107,7 @@ class SessionTake:
         """What happened in the worker."""
         if self._writer is None:
             return
+        self._begun = True
         self._writer.add_records(message.records)
         last = message.records[-1]
         if isinstance(last, Stopped):

@@ -81,8 +81,8 @@ class TakeWriter:
         self._trouble = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / LOCK_NAME).open("w")
             self._log = (folder / LOG_NAME).open("x", encoding="utf-8")
+            self._lock = (folder / LOCK_NAME).open("w")
         except OSError as error:
             raise OutputError(f"A take cannot be written to {folder}: {error.strerror}.") from error
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when this process dies
