@@ -1,0 +1,68 @@
+"""The whole API for tests: uvicorn in a thread, a real worker with the identity engine at 32x24."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fastapi
+import httpx
+import uvicorn
+
+from app.api.context import ApiContext, ApiLimits
+from app.api.routes import include_all, new_application
+from app.session_table import SessionLimits, SessionTable
+from app.worker_client import WorkerClient
+
+from .stream_server import WAIT_S, wait_until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiServer:
+    """A running server; http: a client of it."""
+
+    url: str
+    app: fastapi.FastAPI
+    context: ApiContext
+    http: httpx.Client
+
+    @property
+    def table(self) -> SessionTable:
+        return self.context.table
+
+
+@contextmanager
+def api_server(worker: WorkerClient, data: Path, limits: ApiLimits | None = None) -> Iterator[ApiServer]:
+    """Serve all routes over `worker`, with what belongs to start and end of an application."""
+    table = SessionTable(worker, SessionLimits(per_minute=10_000))
+    codecs = ThreadPoolExecutor(2, thread_name_prefix="codec")
+    context = ApiContext(table=table, codecs=codecs, data=data, model="identity", limits=limits or ApiLimits())
+    app = new_application()
+    include_all(app, context)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
+    thread.start()
+    wait_until(lambda: server.started)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url, timeout=WAIT_S) as http:
+            yield ApiServer(url=url, app=app, context=context, http=http)
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
+        table.stop()
+        codecs.shutdown()
+        listener.close()
