@@ -1,4 +1,4 @@
-"""`zoetrope live`: the front process. Serves the page, owns the worker client and the open tabs.
+"""`zoetrope live`: the front process. Serves page and API, owns the worker client and the session table.
 
 Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, worker joined, memory unlinked.
 """
@@ -12,6 +12,8 @@ import socket
 import sys
 import threading
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import InputError
@@ -20,17 +22,12 @@ from .options import add_engine_options, engine_options
 from .prompts import Prompts
 
 if TYPE_CHECKING:
-    import fastapi
     import uvicorn
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .worker_client import WorkerClient
 
-_CONTENT_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
-)
-_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
 _PAGE_CLOSE_S = 2
+_CODEC_THREADS = 2
 
 
 def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +37,8 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
     parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any password")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model (default: the cores)")
-    parser.add_argument("--max-sessions", type=int, default=4, help="browser tabs that may stream at once (default 4)")
+    parser.add_argument("--max-sessions", type=int, default=4, help="sessions that may stream at once (default 4)")
+    parser.add_argument("--data", type=Path, default=data_folder(), help="folder of takes, recordings and jobs")
     parser.add_argument(
         "--open",
         action=argparse.BooleanOptionalAction,
@@ -113,12 +111,14 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     import cv2
     import uvicorn
 
-    from .page import Page
-    from .tabs import Tabs
+    from .api.context import ApiContext
+    from .front import make_application
+    from .session_table import SessionTable
     from .worker import WorkerOptions
     from .worker_client import WorkerClient
 
     cv2.setNumThreads(1)  # the cores belong to the worker
+    host, port = listener.getsockname()[:2]
     engine = engine_options(options)
     model = str(engine.pop("model"))
     prompts = prompts_of(model)
@@ -126,16 +126,19 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
         WorkerOptions(model=model, engine=engine, threads=options.threads), max_sessions=options.max_sessions
     )
     client.start()  # loads while the page is being built
-    tabs = Tabs(client)
+    table = SessionTable(client)
+    codecs = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
     try:
+        context = ApiContext(table=table, codecs=codecs, data=options.data, model=model)
         config = uvicorn.Config(
-            make_application(Page(tabs, prompts)),
+            make_application(context, prompts),
             log_level="warning",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=context.limits.message_bytes,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=_PAGE_CLOSE_S,
         )
         server = uvicorn.Server(config)
-        host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         watcher = threading.Thread(
             target=_announce, args=(client, server, url, wants_browser(options.open)), name="announce", daemon=True
@@ -146,7 +149,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
         except KeyboardInterrupt:
             sys.stderr.write("zoetrope: stopping…\n")
     finally:
-        tabs.stop()
+        table.stop()
+        codecs.shutdown(cancel_futures=True)
         error = client.status.error
         client.stop()
     if error is not None:
@@ -154,46 +158,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     return 0
 
 
-def make_application(page: object) -> fastapi.FastAPI:
-    """The HTTP application: the page at /, and a policy that lets the browser fetch from nowhere else."""
-    import fastapi
-    import gradio as gr
-
-    from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
-
-    assert isinstance(page, Page)
-    application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    application.add_middleware(_Headers)
-    mounted: fastapi.FastAPI = gr.mount_gradio_app(
-        application,
-        page.build(),
-        path="/",
-        ssr_mode=False,
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-        max_file_size="2gb",
-        theme=page_theme(),
-        css=page_style(),
-        head=HEAD,
-        js=DARK_SCRIPT,
-    )
-    return mounted
-
-
-class _Headers:
-    """Adds the two headers to every answer; plain ASGI, so that streamed answers stay streamed."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+def data_folder() -> Path:
+    """Where files of this user go unless told otherwise: $XDG_DATA_HOME/zoetrope or ~/.local/share/zoetrope."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "zoetrope"
 
 
 def prompts_of(model: str) -> Prompts:

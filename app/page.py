@@ -1,13 +1,13 @@
 """The page: a dark stage, the picture first, and the controls of the table beside it. Built with Gradio.
 
-Owns layout and callbacks; every callback is a few lines onto `tabs.py`. The stage itself is page_stage.html and .js: it
-asks the server function `poll` for the newest frame, so that frames never become files or queue events.
+Owns layout. The page is a client of the API like any other: page_parts/*.js opens a session, streams over its
+WebSocket and sends control changes; no frame and no change passes through Gradio's queue.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import gradio as gr
@@ -15,22 +15,28 @@ import gradio as gr
 from pipelines.control_table import CONTROLS
 from pipelines.errors import ZoetropeError
 
-from .page_controls import SECTIONS, connect, label_of, make_widget
+from .page_controls import SECTIONS, label_of, make_widget, send_changes
 from .prompts import Prompts
-from .tabs import Source, Tabs
-from .worker_client import Phase
+from .worker_client import Phase, WorkerClient
 
-_HERE = Path(__file__).parent
+_PARTS = Path(__file__).parent / "page_parts"
+_STAGE_SCRIPTS = ("link.js", "sources.js", "tools.js", "stage.js")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 _HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
+_SEND_PROMPT = "(text) => { window.zoetrope.setControl('prompt', text); return text; }"
 HEAD = "<meta name='theme-color' content='#0b0c0f'><meta name='color-scheme' content='dark'>"
 DARK_SCRIPT = "() => document.body.classList.add('dark')"
 
 
 def page_style() -> str:
     """The page's own CSS."""
-    return (_HERE / "page_style.css").read_text()
+    return (_PARTS / "style.css").read_text(encoding="utf-8")
+
+
+def stage_script() -> str:
+    """The stage's scripts in the order in which they build on each other."""
+    return "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _STAGE_SCRIPTS)
 
 
 def page_theme() -> gr.themes.Base:
@@ -41,60 +47,37 @@ def page_theme() -> gr.themes.Base:
 
 
 class Page:
-    """Builds the Blocks for one `Tabs`."""
+    """Builds the Blocks. client: only asked how the worker stands and which values its controls begin with."""
 
-    def __init__(self, tabs: Tabs, prompts: Prompts) -> None:
-        self._tabs = tabs
+    def __init__(self, client: WorkerClient, prompts: Prompts) -> None:
+        self._client = client
         self._prompts = prompts
 
     def build(self) -> gr.Blocks:
-        """The whole page. Frames are no files here; uploads older than an hour are deleted."""
-        with gr.Blocks(title="Zoetrope", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
-            tab = gr.State(None, delete_callback=self._tabs.close)
+        """The whole page."""
+        with gr.Blocks(title="Zoetrope", analytics_enabled=False, fill_width=True) as blocks:
             gr.HTML("<header class='zt-head'><b>Zoetrope</b><span>live generated video</span></header>")
             with gr.Row(elem_classes="zt-main"):
                 with gr.Column(scale=7, min_width=320, elem_classes="zt-left"):
-                    stage = self._stage()
+                    stage = _part("stage.html", stage_script(), "zt-stage")
                     prompt, notice, examples = self._prompt_box()
                 with gr.Column(scale=4, min_width=300, elem_classes="zt-right"):
-                    source, video, start, stop = self._source_box()
+                    _part("source.html", (_PARTS / "source.js").read_text(encoding="utf-8"), "zt-sources")
                     widgets = self._control_boxes()
             waiting = gr.Timer(0.5, active=False)
-            shown = [*widgets.values()]
-            blocks.load(self._arrive, None, [tab, stage, waiting, *shown], **_HIDDEN)
+            shown: Sequence[gr.components.Component] = [*widgets.values()]
+            blocks.load(self._refresh, None, [waiting, *shown], **_HIDDEN)
+            blocks.load(None, [prompt], None, js=_WAIT_FOR_STAGE, **_HIDDEN)
             waiting.tick(self._refresh, None, [waiting, *shown], **_HIDDEN)
-            start.click(self._start, [tab, prompt], [stage, notice], **_HIDDEN)
-            stop.click(self._stop, [tab], [stage], **_HIDDEN)
-            for event in (source.input, video.upload, video.clear):
-                event(self._choose, [tab, source, video], [video, stage], **_HIDDEN)
+            stage.change(self._adopt, [stage], [prompt, *shown], **_HIDDEN)
             for event in (prompt.submit, prompt.blur):
-                event(self._say, [tab, prompt], [notice], queue=False, trigger_mode="always_last", **_HIDDEN)
+                event(self._prompts.notice, [prompt], [notice], js=_SEND_PROMPT, queue=False, **_HIDDEN)
             for button in examples:
-                button.click(self._example, [tab, button], [prompt, notice], queue=False, **_HIDDEN)
-            connect(widgets, tab, self._change)
+                button.click(self._example, [button], [prompt, notice], js=_SEND_PROMPT, queue=False, **_HIDDEN)
+            send_changes(widgets)
         return blocks
 
     # ---- layout ----
-
-    def _stage(self) -> gr.HTML:
-        def poll(order: Mapping[str, object]) -> dict[str, object]:
-            return self._tabs.get(order["tab"]).poll(str(order.get("session", "")), int(str(order.get("after", 0))))
-
-        def camera(order: Mapping[str, object]) -> None:
-            at_ms = float(str(order.get("at_ms", 0.0)))
-            self._tabs.get(order["tab"]).camera(str(order.get("jpeg", "")), at_ms)
-
-        def camera_failed(order: Mapping[str, object]) -> None:
-            self._tabs.get(order["tab"]).camera_failed(str(order.get("reason", ""))[:200])
-
-        return gr.HTML(
-            value="{}",
-            html_template=(_HERE / "page_stage.html").read_text(),
-            js_on_load=(_HERE / "page_stage.js").read_text(),
-            server_functions=[poll, camera, camera_failed],
-            apply_default_css=False,
-            elem_id="zt-stage",
-        )
 
     def _prompt_box(self) -> tuple[gr.Textbox, gr.HTML, list[gr.Button]]:
         prompt = gr.Textbox(
@@ -109,22 +92,6 @@ class Page:
             examples = [gr.Button(text, size="sm", min_width=60) for text in self._prompts.examples]
         return prompt, notice, examples
 
-    def _source_box(self) -> tuple[gr.Radio, gr.File, gr.Button, gr.Button]:
-        source = gr.Radio(
-            [choice.value for choice in Source], value=Source.PROMPT.value, label="Source", elem_id="zt-source"
-        )
-        video = gr.File(
-            file_types=["video"],
-            label="Video, played as a camera would be",
-            visible=False,
-            height=110,
-            elem_id="zt-video",
-        )
-        with gr.Row(elem_classes="zt-buttons"):
-            start = gr.Button("Start", variant="primary", elem_id="zt-start", min_width=100)
-            stop = gr.Button("Stop", elem_id="zt-stop", min_width=100)
-        return source, video, start, stop
-
     def _control_boxes(self) -> dict[str, gr.components.Component]:
         values, widgets = self._values(), {}
         for section in SECTIONS:
@@ -135,54 +102,42 @@ class Page:
 
     # ---- callbacks ----
 
-    def _arrive(self) -> list[object]:
-        """A browser tab has opened the page."""
-        tab = self._tabs.open()
-        return [tab.name, self._order(tab.name), *self._refresh()]
-
     def _refresh(self) -> list[object]:
-        """Show the model's own values as soon as they are known."""
-        ready = self._tabs.client.status.phase is not Phase.LOADING
+        """The controls' values once the worker knows them; until then ask again."""
         values = self._values()
-        shown = [gr.update(value=values[name]) if ready else gr.skip() for s in SECTIONS for name in s.names]
-        return [gr.Timer(active=not ready), *shown]
+        names = [name for section in SECTIONS for name in section.names]
+        loading = self._client.status.phase is Phase.LOADING
+        return [gr.Timer(active=loading), *(values[name] for name in names)]
 
-    def _start(self, tab_name: str, prompt: str) -> list[object]:
-        notice = self._say(tab_name, prompt)
-        self._attempt(lambda: self._tabs.get(tab_name).start())
-        return [self._order(tab_name), notice]
-
-    def _stop(self, tab_name: str) -> str:
-        self._attempt(lambda: self._tabs.get(tab_name).stop())
-        return self._order(tab_name)
-
-    def _choose(self, tab_name: str, label: str, video: str | None) -> list[object]:
-        source = Source(label)
-        self._attempt(lambda: self._tabs.get(tab_name).choose(source, Path(video) if video else None))
-        return [gr.update(visible=source is Source.VIDEO), self._order(tab_name)]
-
-    def _change(self, tab_name: str, name: str, value: object) -> None:
-        if value is not None:
-            self._attempt(lambda: self._tabs.get(tab_name).change({name: value}))
-
-    def _say(self, tab_name: str, prompt: str) -> str:
-        self._attempt(lambda: self._tabs.get(tab_name).change({"prompt": prompt}))
-        return self._prompts.notice(prompt)
-
-    def _example(self, tab_name: str, text: str) -> list[object]:
-        return [text, self._say(tab_name, text)]
-
-    def _attempt(self, step: Callable[[], None]) -> None:
-        """Run `step`; a mistake becomes a notice on the page."""
+    def _adopt(self, settings: str) -> list[object]:
+        """What a preset or a snapshot holds, into the widgets; the stage has sent it to the session already."""
         try:
-            step()
-        except ZoetropeError as error:
-            gr.Warning(str(error))
+            controls = json.loads(settings)
+        except json.JSONDecodeError as error:
+            raise ZoetropeError("These settings are not JSON.") from error
+        names = ["prompt", *(name for section in SECTIONS for name in section.names)]
+        return [gr.update(value=controls[name]) if name in controls else gr.update() for name in names]
 
-    def _order(self, tab_name: str) -> str:
-        """What the stage should do, as the JSON that page_stage.js reads."""
-        return json.dumps(self._tabs.get(tab_name).order())
+    def _example(self, text: str) -> list[object]:
+        return [text, self._prompts.notice(text)]
 
     def _values(self) -> dict[str, object]:
-        ready = self._tabs.client.status.ready
+        ready = self._client.status.ready
         return {name: spec.default for name, spec in CONTROLS.items()} | (ready.controls if ready else {})
+
+
+_WAIT_FOR_STAGE = """async (text) => {
+  while (!window.zoetrope) await new Promise((done) => setTimeout(done, 50));
+  if (text) window.zoetrope.setControl('prompt', text);
+}"""
+
+
+def _part(name: str, script: str, identity: str) -> gr.HTML:
+    """One of the page's own elements: its markup and its script."""
+    return gr.HTML(
+        value="{}",
+        html_template=(_PARTS / name).read_text(encoding="utf-8"),
+        js_on_load=script,
+        apply_default_css=False,
+        elem_id=identity,
+    )

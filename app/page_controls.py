@@ -5,6 +5,7 @@ Knows Gradio and the table; knows no session. What a change does is the caller's
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -64,27 +65,12 @@ def make_widget(spec: ControlSpec, value: object) -> gr.components.Component:
     return _MAKERS[spec.kind](spec, value)
 
 
-def connect(
-    widgets: Mapping[str, gr.components.Component],
-    tab: gr.State,
-    change: Callable[[str, str, object], None],
-) -> None:
-    """Call `change(tab, name, value)` when the user moves a widget; a value on its way is replaced by a newer one."""
+def send_changes(widgets: Mapping[str, gr.components.Component]) -> None:
+    """Let the stage's script send a widget's value when the user moves it: no request to Gradio."""
     for name, widget in widgets.items():
-
-        def changed(tab_name: str, value: object, name: str = name) -> None:
-            change(tab_name, name, value)
-
+        script = f"(value) => {{ if (value !== null) window.zoetrope.setControl({json.dumps(name)}, value); }}"
         for event in _events(widget):
-            event(
-                changed,
-                [tab, widget],
-                None,
-                queue=False,
-                show_progress="hidden",
-                trigger_mode="always_last",
-                api_visibility="private",
-            )
+            event(None, [widget], None, js=script, queue=False, show_progress="hidden", api_visibility="private")
 
 
 def stream_controls() -> list[ControlSpec]:

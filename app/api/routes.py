@@ -10,7 +10,7 @@ from collections.abc import Callable
 import fastapi
 from fastapi import APIRouter
 
-from . import generate, health, jobs, metrics, mjpeg, sessions
+from . import asyncapi, generate, health, jobs, metrics, mjpeg, sessions, stream_socket, whip
 from .context import ApiContext
 from .errors import install_errors
 
@@ -21,6 +21,9 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     mjpeg.router,
     generate.router,
     jobs.router,
+    stream_socket.router,
+    whip.router,
+    asyncapi.router,
 )
 """One line for each route module."""
 

@@ -87,11 +87,11 @@ class Page:
 
 
 @contextmanager
-def browse(chromium: str, url: str) -> Iterator[Page]:
-    """A fresh browser with an empty profile on `url`."""
+def browse(chromium: str, url: str, *flags: str) -> Iterator[Page]:
+    """A fresh browser with an empty profile on `url`. flags: more of Chromium's own."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [chromium, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [chromium, *_FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "HOME": profile},

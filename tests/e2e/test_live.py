@@ -5,6 +5,8 @@ With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a t
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shutil
@@ -15,14 +17,21 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from queue import Empty, Queue
 from urllib.parse import urlsplit
 
+import av
+import cv2
+import numpy as np
 import psutil
 import pytest
+import torch
 
 from pipelines.hub import BUNDLED_FOLDER
+from train.classifier import load_classifier, predict
+from train.vocabulary_world import STYLES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REPOSITORY = Path(__file__).parents[2]
@@ -133,37 +142,115 @@ def counts_are_exact(page: Page) -> None:
     assert out > 0
 
 
-def test_prompt_and_camera_with_the_bundled_model(pictures: Path) -> None:
-    assert (BUNDLED_FOLDER / "mini-image").is_dir()
-    with serving() as (live, url), browse(str(CHROMIUM), url) as page:
+def say(page: Page, text: str) -> None:
+    """Type a prompt and leave the box."""
+    box = "document.querySelector('#zt-prompt textarea')"
+    typed = f"{box}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+    page.evaluate(f"{box}.focus(), {box}.value = {json.dumps(text)}, {typed}")
+    page.evaluate(f"{box}.blur()")
+
+
+@pytest.fixture(scope="module")
+def camera_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample clip as Chromium's fake camera reads it."""
+    path = tmp_path_factory.mktemp("camera") / "camera.y4m"
+    sample = REPOSITORY / "assets" / "samples" / "camera.mp4"
+    with av.open(str(sample)) as source, av.open(str(path), "w", format="yuv4mpegpipe") as sink:
+        track = sink.add_stream("wrapped_avframe", rate=Fraction(24))
+        track.width, track.height, track.pix_fmt = 256, 192, "yuv420p"
+        for frame in source.decode(video=0):
+            picture = frame.reformat(256, 192, "yuv420p")
+            picture.pts = None
+            sink.mux(track.encode(picture))
+        sink.mux(track.encode())
+    return path
+
+
+def styles_shown(page: Page, frames: int) -> list[str]:
+    """What the model's independent judge names the style of, in that many painted pictures."""
+    judge = load_classifier(BUNDLED_FOLDER / "mini-classifier")
+    found = []
+    for _ in range(frames):
+        page.until(f"{NUMBER} > {page.evaluate(NUMBER)}")
+        data = base64.b64decode(page.evaluate(PICTURE).partition(",")[2])
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        assert decoded is not None
+        assert decoded.shape == (192, 192, 3)
+        picture = torch.from_numpy(decoded.astype(np.float32) / 255).permute(2, 0, 1)[None]
+        found.append(STYLES[int(predict(judge, picture)[0, 2])].name)
+    return found
+
+
+def test_prompt_and_camera_with_the_bundled_model(pictures: Path, camera_clip: Path) -> None:
+    flags = (f"--use-file-for-fake-video-capture={camera_clip}",)
+    with serving() as (live, url), browse(str(CHROMIUM), url, *flags) as page:
         live.line("worker: ready: mini-image, 192×192")
         open_page(page)
         page.click("#zt-start")
         page.until(f"{NUMBER} > 0", 40)
         see_frames_change(page, 4)
         page.until(f"{RATE} > 0")
-        prompt = "document.querySelector('#zt-prompt textarea')"
-        typed = f"{prompt}.dispatchEvent(new Event('input', {{bubbles: true}}))"
-        page.evaluate(f"{prompt}.focus(), {prompt}.value = 'a qwrtzp cat', {typed}")
-        page.evaluate(f"{prompt}.blur()")
+        say(page, "a qwrtzp cat")
         page.until("document.querySelector('#zt-notice').innerText.includes('qwrtzp')")
         see_frames_change(page, 3)
         page.click(".zt-examples button")
-        page.until(f"!{prompt}.value.includes('qwrtzp')")
+        page.until("!document.querySelector('#zt-prompt textarea').value.includes('qwrtzp')")
         see_frames_change(page, 4)  # past the slots that were born with the old prompt
         page.screenshot(pictures / "live-prompt.png")
+        say(page, "a photo, pencil sketch")
         choose(page, "Camera")
-        page.until("!document.querySelector('.zt-camera').hidden")
         page.until("Number(document.querySelector('[data-zt=latency_ms]').textContent) > 0", 30)
-        see_frames_change(page, 3)
+        see_frames_change(page, 6)
         counts_are_exact(page)
+        before = styles_shown(page, 6)
+        assert before.count("pencil sketch") >= 5, before
+        assert styles_shown(page, 4).count("neon lines") == 0  # without a change
+        page.evaluate("document.querySelector('[data-tool=view]').value = 'overlay'")
+        page.evaluate("document.querySelector('[data-tool=view]').dispatchEvent(new Event('change', {bubbles: true}))")
         page.screenshot(pictures / "live-camera.png")
+        say(page, "a photo, neon lines")
+        see_frames_change(page, 6)
+        after = styles_shown(page, 6)
+        assert after.count("neon lines") >= 5, after
         page.screen(390, 844, mobile=True)
-        see_frames_change(page, 1)
+        see_frames_change(page, 6)
         page.screenshot(pictures / "live-phone.png")
         foreign = [a for a in page.urls if a.startswith("http") and urlsplit(a).hostname != "127.0.0.1"]
         assert foreign == []
         assert page.console == []
+
+
+def test_a_recording_and_a_snapshot_are_real_files_and_the_connection_comes_back(tmp_path: Path) -> None:
+    with serving("--model", "identity", "--size", "96x64") as (_live, url), browse(str(CHROMIUM), url) as page:
+        open_page(page)
+        choose(page, "Camera")
+        page.click("#zt-start")
+        see_frames_change(page, 5)
+        page.click("[data-tool=record]")
+        see_frames_change(page, 40)
+        page.click("[data-tool=record]")
+        page.until("window.zoetrope.recorder.last !== undefined", 20)
+        path = tmp_path / "recorded"
+        path.write_bytes(fetch_blob(page, "window.zoetrope.recorder.last"))
+        with av.open(str(path)) as container:
+            shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert len(shown) >= 10
+        assert shown[0].shape == (64, 96, 3)
+        assert float(np.std(shown[-1])) > 1
+        page.evaluate("window.zoetrope.link.socket.close(3000)")  # what a lost connection looks like from here
+        page.until("document.querySelector('.zt-stage').dataset.state === 'lost'", 10)
+        page.until("document.querySelector('.zt-stage').dataset.state === 'live'", 20)
+        see_frames_change(page, 5)
+        counts_are_exact(page)
+
+
+def fetch_blob(page: Page, name: str) -> bytes:
+    """The bytes of a Blob on the page."""
+    script = (
+        "new Promise(done => { const reader = new FileReader(); reader.onload = () => done(reader.result);"
+        f" reader.readAsDataURL({name}); }})"
+    )
+    return base64.b64decode(page.evaluate(script).partition(",")[2])
 
 
 def test_a_killed_worker_is_replaced_and_the_page_goes_on() -> None:

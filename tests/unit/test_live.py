@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from app import live
+from app.front import PolicyHeaders
 from app.worker_client import Phase, WorkerStatus
 from pipelines.errors import InputError
 
@@ -108,7 +109,7 @@ def test_every_answer_carries_the_policy() -> None:
     async def send(message: dict[str, object]) -> None:
         sent.append(message)
 
-    asyncio.run(live._Headers(application)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(PolicyHeaders(application)({"type": "http"}, None, send))  # type: ignore[arg-type]
     headers = dict(sent[0]["headers"])  # type: ignore[call-overload]
     assert headers[b"a"] == b"b"
     assert b"default-src 'self'" in headers[b"content-security-policy"]

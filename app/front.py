@@ -1,0 +1,82 @@
+"""The front's HTTP application: the API's routes, the page's own, the page, and who may use them.
+
+Owns nothing that lives longer than the application; live.py starts and stops what it uses. Knows no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import fastapi
+import gradio as gr
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .api.context import ApiContext
+from .api.routes import include_all, new_application
+from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    from .worker_client import WorkerClient
+
+_CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "frame-ancestors 'self'; form-action 'self'"
+)
+_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
+
+
+def make_application(
+    context: ApiContext, prompts: Prompts, *, guard: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """Everything behind one port: /v1, health, metrics, the page at /. guard: wraps it all, Gradio's routes too."""
+    application = new_application()
+    client = context.table.client
+    include_all(application, context)
+    application.include_router(page_routes(client))
+    mounted: ASGIApp = gr.mount_gradio_app(
+        application,
+        Page(client, prompts).build(),
+        path="/",
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        theme=page_theme(),
+        css=page_style(),
+        head=HEAD,
+        js=DARK_SCRIPT,
+    )
+    guarded = guard(mounted) if guard is not None else mounted
+    return PolicyHeaders(guarded)
+
+
+def page_routes(client: WorkerClient) -> fastapi.APIRouter:
+    """What only the page asks: how the worker stands, in words."""
+    routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
+
+    @routes.get("/status")
+    async def status() -> dict[str, object]:
+        """phase: for the stage's colours. text: for the user, with everything that "auto" chose."""
+        now = client.status
+        restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
+        return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
+
+    return routes
+
+
+class PolicyHeaders:
+    """Adds the two headers to every answer; plain ASGI, so that streamed answers stay streamed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

@@ -1,0 +1,135 @@
+// The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and comes back by itself
+// after a lost connection while the session's grace time lasts. Knows no canvas and no widget.
+const HEADER_BYTES = 32, NONE = 0xffffffff, MOST_UNANSWERED = 2, JPEG = 1;
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+class Link {
+  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message), ended(text) }
+  constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, unanswered: new Map() }); }
+
+  get live() { return this.socket?.readyState === WebSocket.OPEN && this.greeted; }
+
+  async start(body) {
+    this.wanted = true;
+    this.on.state('opening', 'opening…');
+    let answer;
+    try {
+      answer = await fetch('/v1/sessions', {
+        method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
+      });
+    } catch {
+      this.wanted = false;
+      this.on.state('gone', 'Connection lost. Is zoetrope live still running?');
+      return;
+    }
+    const told = await answer.json().catch(() => ({}));
+    if (!answer.ok) {
+      this.wanted = false;
+      const error = told.error ?? { message: `The server answered ${answer.status}.`, remedy: '' };
+      const states = { 401: 'denied', 503: 'busy', 429: 'busy' };
+      this.on.state(states[answer.status] ?? 'refused', `${error.message} ${error.remedy ?? ''}`.trim());
+      return;
+    }
+    if (!this.wanted) { this.drop(told); return; }  // stopped meanwhile
+    this.session = told;
+    this.next = 0;
+    this.connect();
+  }
+
+  drop({ id, token }) {
+    fetch(`/v1/sessions/${id}`, { method: 'DELETE', headers: { Authorization: `Bearer ${token}` }, keepalive: true }).catch(() => {});
+  }
+
+  async connect() {
+    for (let attempt = 0; this.wanted; attempt += 1) {
+      const code = await this.talk(attempt);
+      if (!this.wanted) return;
+      if ([1000, 4404, 4401, 4403, 1008].includes(code) || attempt > 40) {
+        this.wanted = false;
+        if (!this.told) this.on.state('refused', code === 4404 ? 'The session has ended. Press Start.' : `The server closed the session (${code}).`);
+        return;
+      }
+      if (this.greetedOnce) attempt = 0;
+      this.greetedOnce = false;
+      this.on.state('lost', 'Connection lost. Trying again…');
+      await pause(Math.min(2000, 200 * 2 ** attempt));
+    }
+  }
+
+  talk() {  // one WebSocket from open to close; resolves with its close code
+    return new Promise((done) => {
+      const { id, token } = this.session;
+      const url = new URL(`/v1/sessions/${id}/stream`, location.href);
+      url.protocol = url.protocol.replace('http', 'ws');
+      const socket = this.socket = new WebSocket(url);
+      socket.binaryType = 'arraybuffer';
+      this.greeted = false;
+      this.told = false;
+      this.unanswered.clear();
+      socket.onopen = () => this.say({ type: 'hello', version: 1, token, format: 'jpeg', quality: 88 });
+      socket.onmessage = ({ data }) => (typeof data === 'string' ? this.hear(JSON.parse(data)) : this.receive(data));
+      socket.onclose = ({ code }) => { this.greeted = false; done(code); };
+    });
+  }
+
+  hear(message) {
+    const handlers = {
+      ready: () => { this.greeted = this.greetedOnce = true; this.on.ready(message.info, message.controls); this.on.state('live', ''); },
+      stats: () => this.on.stats(message),
+      error: () => this.on.refused(`${message.message} ${message.remedy ?? ''}`.trim()),
+      notice: () => this.on.refused(message.text),
+      restarting: () => { this.unanswered.clear(); this.on.state('restarting', message.text); },
+      ended: () => { this.told = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
+    };
+    handlers[message.type]?.();
+  }
+
+  receive(data) {
+    const view = new DataView(data);
+    const header = {
+      seq: view.getUint32(8, true), source: view.getUint32(12, true), capturedMs: view.getFloat64(16, true),
+      width: view.getUint16(24, true), height: view.getUint16(26, true), serverUs: view.getUint32(28, true),
+    };
+    if (header.source !== NONE) {
+      for (const seq of this.unanswered.keys()) if (seq <= header.source) this.unanswered.delete(seq);
+    }
+    this.on.frame(header, new Blob([new Uint8Array(data, view.getUint16(6, true))], { type: 'image/jpeg' }),
+      () => this.say({ type: 'ack', seq: header.seq }));
+  }
+
+  // Whether a picture may be sent now: at most two wait for an answer, none for longer than a second.
+  get hungry() {
+    const now = performance.now();
+    for (const [seq, at] of this.unanswered) if (now - at > 1000) this.unanswered.delete(seq);
+    return this.live && this.unanswered.size < MOST_UNANSWERED && this.socket.bufferedAmount < 1 << 18;
+  }
+
+  async send(blob, width, height, capturedMs) {
+    const seq = this.next++;
+    this.unanswered.set(seq, performance.now());
+    const bytes = new Uint8Array(HEADER_BYTES + blob.size), view = new DataView(bytes.buffer);
+    bytes.set([0x5a, 0x54, 1, JPEG]);  // Z T, version 1
+    view.setUint16(6, HEADER_BYTES, true);
+    view.setUint32(8, seq, true);
+    view.setUint32(12, NONE, true);
+    view.setFloat64(16, capturedMs, true);
+    view.setUint16(24, width, true);
+    view.setUint16(26, height, true);
+    bytes.set(new Uint8Array(await blob.arrayBuffer()), HEADER_BYTES);
+    if (this.live) this.socket.send(bytes);
+    return seq;
+  }
+
+  say(message) { if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
+  control(changes) { if (this.live) this.say({ type: 'control', id: this.ids = (this.ids ?? 0) + 1, changes }); }
+  source(promptOnly) { if (this.live) this.say({ type: 'source', id: this.ids = (this.ids ?? 0) + 1, prompt_only: promptOnly }); }
+
+  stop() {
+    this.wanted = false;
+    if (!this.session) return;
+    this.drop(this.session);
+    this.session = null;
+    this.socket?.close(1000);
+    this.on.state('stopped', '');
+  }
+}

@@ -1,0 +1,35 @@
+// The panel beside the stage: which source, Start and Stop, presets, the prompt timeline. Speaks to window.zoetrope (stage.js).
+const at = (selector) => element.querySelector(selector);
+const app = () => window.zoetrope;
+const kind = () => element.querySelector('[name=zt-kind]:checked').dataset.kind;
+
+async function listCameras() {
+  const cameras = await app().sources.cameras(), choice = at('#zt-camera-choice'), kept = choice.value;
+  choice.replaceChildren(new Option("the browser's choice", ''), ...cameras.map((c, i) => new Option(c.label || `camera ${i + 1}`, c.deviceId)));
+  choice.value = cameras.some((c) => c.deviceId === kept) ? kept : '';
+}
+
+at('#zt-source').addEventListener('change', async () => {
+  for (const more of element.querySelectorAll('[data-for]')) more.hidden = !more.dataset.for.split(' ').includes(kind());
+  await app().choose(kind());
+  if (kind() === 'camera') listCameras();
+});
+at('#zt-camera-choice').addEventListener('change', ({ target }) => { app().sources.camera = target.value; app().choose(kind()); });
+at('#zt-mirror').addEventListener('change', ({ target }) => { app().sources.mirror = target.checked; });
+at('#zt-longest').addEventListener('change', ({ target }) => { app().sources.longest = Number(target.value); });
+at('#zt-file').addEventListener('change', ({ target }) => { app().sources.file = target.files[0] ?? null; app().choose(kind()); });
+at('#zt-start').addEventListener('click', async () => { await app().start(); if (kind() === 'camera') listCameras(); });
+at('#zt-stop').addEventListener('click', () => app().stop());
+at('#zt-save').addEventListener('click', () => {
+  const text = JSON.stringify(app().settings(), null, 1);
+  app().download(new Blob([text], { type: 'application/json' }), `zoetrope-preset-${app().stamp()}.json`);
+});
+at('#zt-load').addEventListener('change', ({ target }) => {
+  const files = new DataTransfer();
+  if (target.files[0]) files.items.add(target.files[0]);
+  document.querySelector('.zt-stage').dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
+  target.value = '';
+});
+at('#zt-play').addEventListener('click', () => {
+  try { at('#zt-played').textContent = `${app().play(at('#zt-timeline').value)} cues`; } catch (error) { app().fail(error.message); }
+});

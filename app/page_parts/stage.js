@@ -1,0 +1,199 @@
+// The stage: draws the stream and its input, shows the figures, obeys buttons, keys and the page's widgets.
+// The pieces before it: link.js (the session), sources.js (pictures in), tools.js (what is kept).
+const find = (selector) => element.querySelector(selector);
+const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.zt-before');
+const status = { state: 'loading', text: 'loading…', notice: '' };
+const changes = {};  // controls that the user has changed, also before Start
+let info = null, shown = 0, painted = [], sent = [], latency = null, figures = {}, cues = [];
+const inputs = new Map();  // seq: the picture that was sent, until its answer is painted
+
+const link = new Link({
+  state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
+  ready(told) { info = told; link.source(sources.promptOnly); show(); },
+  stats(message) { figures = message; show(); },
+  refused(text) { status.notice = text; show(); },
+  async frame(header, blob, acknowledge) {
+    const bitmap = await createImageBitmap(blob).catch(() => null);
+    acknowledge();
+    if (bitmap) paint(bitmap, header);
+  },
+});
+const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); });
+const recorder = new Recorder(picture, (on) => {
+  find('[data-tool=record]').setAttribute('aria-pressed', String(on));
+  find('.zt-live').hidden = !on;
+});
+
+function draw(canvas, bitmap) {
+  if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) { canvas.width = bitmap.width; canvas.height = bitmap.height; }
+  canvas.getContext('2d').drawImage(bitmap, 0, 0);
+}
+
+const recent = (times, now) => times.filter((at) => now - at < 3000).concat(now);
+const rateOf = (times) => (times.length > 1 && performance.now() - times.at(-1) < 3000
+  ? (times.length - 1) / ((times.at(-1) - times[0]) / 1000) : 0);
+
+function paint(bitmap, header) {
+  draw(picture, bitmap);
+  bitmap.close();
+  const origin = inputs.get(header.source);
+  if (origin) draw(before, origin);
+  if (header.source !== NONE) {
+    for (const [seq, old] of inputs) if (seq < header.source) { old.close(); inputs.delete(seq); }
+  }
+  const now = performance.now();
+  painted = recent(painted, now);
+  const lag = now - header.capturedMs;
+  latency = !header.capturedMs ? null : latency === null ? lag : latency + (lag - latency) * 0.1;
+  stage.classList.add('zt-painted');
+  picture.dataset.number = String(++shown);
+}
+
+function show() {
+  const running = link.wanted, live = status.state === 'live', counts = figures.accounting ?? {};
+  const values = {
+    frame_rate: rateOf(painted).toFixed(1), input_rate: sources.promptOnly ? '–' : rateOf(sent).toFixed(1),
+    latency_ms: latency === null ? '–' : Math.round(latency), tick_ms: figures.tick_ms ?? '–',
+    taken: counts.in ?? 0, out: counts.out ?? 0, dropped: counts.dropped ?? 0, skipped: counts.skipped ?? 0, in_flight: counts.in_flight ?? 0,
+  };
+  for (const cell of element.querySelectorAll('[data-zt]')) cell.textContent = values[cell.dataset.zt];
+  stage.dataset.state = status.state;
+  stage.classList.toggle('zt-running', running);
+  const drawn = stage.classList.contains('zt-painted');
+  find('.zt-idle').hidden = live && drawn;
+  find('.zt-idle-text').textContent = running && live ? 'waiting for the first picture…'
+    : ['stopped', 'ready'].includes(status.state) ? (drawn ? 'stopped' : 'Press Start') : status.text;
+  const loud = ['busy', 'denied', 'refused', 'gone', 'lost', 'restarting'].includes(status.state) ? status.text : status.notice;
+  find('.zt-message').textContent = loud;
+  find('.zt-message').hidden = !loud;
+  const rows = Object.entries(figures.stages ?? {}).map(([name, at]) => `<tr><th>${name}</th><td>${at.p50_ms.toFixed(1)}</td><td>${at.p95_ms.toFixed(1)} ms</td></tr>`);
+  find('.zt-times table').innerHTML = rows.length ? `<tr><th></th><td>half</td><td>95 %</td></tr>${rows.join('')}` : '<tr><td>Nothing yet.</td></tr>';
+}
+
+async function pump() {  // offers pictures while the session is hungry; never queues
+  while (element.isConnected) {
+    const started = performance.now();
+    if (link.hungry && info && sources.showing) {
+      const { blob, bitmap, width, height } = await sources.take(info.width, info.height);
+      const seq = await link.send(blob, width, height, started);
+      inputs.set(seq, bitmap);
+      if (inputs.size > 16) { const [oldest] = inputs.keys(); inputs.get(oldest).close(); inputs.delete(oldest); }
+      sent = recent(sent, started);
+    }
+    await pause(Math.max(4, 1000 / 30 - (performance.now() - started)));
+  }
+  link.stop();
+  sources.close();
+}
+
+async function watchServer() {  // what the worker is doing; the stage's words while no session says better
+  const waits = ['loading', 'gone', 'restarting', 'failed'];
+  while (element.isConnected) {
+    const told = await fetch('/page/status').then((answer) => answer.json(), () => null);
+    const phase = told?.phase ?? 'gone';
+    stage.dataset.phase = phase;
+    if (told) find('.zt-facts').textContent = told.text;
+    if (!link.wanted) {
+      const text = told?.text ?? 'Connection lost. Is zoetrope live still running?';
+      if (phase !== 'ready') Object.assign(status, { state: phase, text });
+      else if (waits.includes(status.state)) Object.assign(status, { state: 'ready', text: '' });
+      show();
+    }
+    await pause(1000);
+  }
+}
+
+function setControl(name, value) {
+  changes[name] = value;
+  link.control({ [name]: value });
+}
+
+async function start() {
+  status.notice = '';
+  latency = null;
+  cues = [];
+  figures = {};
+  if (!sources.promptOnly) await sources.open();
+  for (const bitmap of inputs.values()) bitmap.close();
+  inputs.clear();
+  await link.start({ controls: changes, prompt_only: sources.promptOnly });
+}
+
+function stop() {
+  if (recorder.running) recorder.stop();
+  cues.forEach(clearTimeout);
+  link.stop();
+  sources.close();
+}
+
+async function choose(kind) {
+  sources.kind = kind;
+  status.notice = '';
+  if (link.wanted) { await sources.open(); link.source(sources.promptOnly); }
+  show();
+}
+
+function setView(view) {
+  stage.dataset.view = view;
+  find('[data-tool=view]').value = view;
+}
+
+function adopt(settings) {  // a preset or a snapshot's settings, into the session and the page's widgets
+  for (const [name, value] of Object.entries(settings.controls ?? {})) setControl(name, value);
+  props.value = JSON.stringify(settings.controls ?? {});
+  trigger('change');
+}
+
+function settings() { return { zoetrope: 1, model: info?.model ?? '', controls: { ...changes } }; }
+
+function play(text) {  // a prompt timeline, from now
+  cues.forEach(clearTimeout);
+  cues = parseTimeline(text).map(({ at_s, prompt }) => setTimeout(() => setControl('prompt', prompt), at_s * 1000));
+  return cues.length;
+}
+
+const tools = {
+  view: () => {},
+  snapshot: () => snapshot(picture, settings()),
+  record: () => (recorder.running ? recorder.stop() : recorder.start(find('.zt-source'), latency ?? 0)),
+  full: () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()),
+  keys: () => find('.zt-keys').showModal(),
+};
+const views = ['output', 'side', 'overlay', 'split'];
+const keys = {
+  ' ': () => (link.wanted ? stop() : start()), s: tools.snapshot, r: tools.record, f: tools.full, '?': tools.keys,
+  v: () => setView(views[(views.indexOf(stage.dataset.view) + 1) % views.length]),
+  b: () => setView(stage.dataset.view === 'split' ? 'output' : 'split'),
+  m: () => { sources.mirror = !sources.mirror; },
+  '[': () => setControl('strength', Math.max(0.02, (changes.strength ?? 0.5) - 0.05)),
+  ']': () => setControl('strength', Math.min(1, (changes.strength ?? 0.5) + 0.05)),
+};
+
+element.addEventListener('click', ({ target }) => tools[target.closest('button[data-tool]')?.dataset.tool]?.());
+find('[data-tool=view]').addEventListener('change', ({ target }) => setView(target.value));
+find('.zt-split').addEventListener('input', ({ target }) => stage.style.setProperty('--split', `${target.value}%`));
+const typing = (target) => target.closest?.('input, textarea, select, [contenteditable]');
+document.addEventListener('keydown', (event) => {
+  if (!element.isConnected || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
+  if (event.key === ' ' && event.target.closest?.('button, summary')) return;
+  const action = keys[event.key.toLowerCase()];
+  if (action) { event.preventDefault(); action(); }
+});
+element.addEventListener('dragover', (event) => event.preventDefault());
+element.addEventListener('drop', async (event) => {
+  event.preventDefault();
+  const file = event.dataTransfer.files[0];
+  if (!file) return;
+  try {
+    const found = file.type === 'image/png' ? settingsOf(new Uint8Array(await file.arrayBuffer()))
+      : file.name.endsWith('.json') ? JSON.parse(await file.text()) : null;
+    if (!found) throw new Error('no settings of Zoetrope');
+    adopt(found);
+  } catch (error) { status.notice = `${file.name}: ${error.message}.`; show(); }
+});
+addEventListener('pagehide', () => link.session && link.drop(link.session));
+
+window.zoetrope = { setControl, start, stop, choose, adopt, settings, play, sources, link, recorder, download, stamp,
+  fail(text) { status.notice = text; show(); } };
+pump();
+watchServer();

@@ -1,0 +1,99 @@
+// What a performer keeps of a stream: snapshots that carry their settings, recordings with sound, presets.
+// Knows canvases and files; knows no session.
+const PNG_KEY = 'zoetrope';
+
+function crc32(bytes) {  // as the PNG specification's appendix D
+  let crc = ~0;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+  }
+  return ~crc >>> 0;
+}
+
+function pngWith(bytes, settings) {  // the PNG with an iTXt chunk before its end
+  const text = new TextEncoder().encode(`iTXt${PNG_KEY}\0\0\0\0\0${JSON.stringify(settings)}`);
+  const chunk = new Uint8Array(text.length + 8), view = new DataView(chunk.buffer);
+  view.setUint32(0, text.length - 4);
+  chunk.set(text, 4);
+  view.setUint32(text.length + 4, crc32(text));
+  const end = bytes.length - 12;
+  return new Blob([bytes.subarray(0, end), chunk, bytes.subarray(end)], { type: 'image/png' });
+}
+
+function settingsOf(bytes) {  // what pngWith wrote, or null
+  const view = new DataView(bytes.buffer, bytes.byteOffset), decoder = new TextDecoder();
+  for (let at = 8; at + 12 <= bytes.length; at += 12 + view.getUint32(at)) {
+    const length = view.getUint32(at), body = bytes.subarray(at + 8, at + 8 + length);
+    const start = PNG_KEY.length + 5;
+    if (decoder.decode(bytes.subarray(at + 4, at + 8)) === 'iTXt' && decoder.decode(body.subarray(0, PNG_KEY.length)) === PNG_KEY) {
+      return JSON.parse(decoder.decode(body.subarray(start)));
+    }
+  }
+  return null;
+}
+
+function download(blob, name) {
+  const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+const stamp = () => new Date().toISOString().slice(0, 19).replace(/[:T]/g, '-');
+
+async function snapshot(canvas, settings) {
+  const plain = await new Promise((done) => canvas.toBlob(done, 'image/png'));
+  download(pngWith(new Uint8Array(await plain.arrayBuffer()), settings), `zoetrope-${stamp()}.png`);
+}
+
+class Recorder {  // canvas and, when the source has any, its sound, delayed to match the picture
+  constructor(canvas, changed) { Object.assign(this, { canvas, changed, recorder: null, parts: [] }); }
+
+  get running() { return this.recorder !== null; }
+
+  start(video, delayMs) {
+    const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm'];
+    const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
+    const tracks = [...this.canvas.captureStream(30).getVideoTracks(), ...this.sound(video, delayMs)];
+    this.parts = [];
+    this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000 });
+    this.recorder.ondataavailable = ({ data }) => { if (data.size) this.parts.push(data); };
+    this.recorder.onstop = () => this.finish();
+    this.recorder.start(1000);
+    this.changed(true);
+  }
+
+  sound(video, delayMs) {
+    const source = video.captureStream?.() ?? video.mozCaptureStream?.();
+    const audio = (video.srcObject ?? source)?.getAudioTracks?.() ?? [];
+    if (!audio.length) return [];
+    this.audio = new AudioContext();
+    const delay = this.audio.createDelay(5), out = this.audio.createMediaStreamDestination();
+    delay.delayTime.value = Math.min(5, Math.max(0, delayMs / 1000));
+    this.audio.createMediaStreamSource(new MediaStream(audio)).connect(delay).connect(out);
+    return out.stream.getAudioTracks();
+  }
+
+  stop() { this.recorder?.stop(); }
+
+  finish() {
+    const type = this.recorder.mimeType || 'video/webm';
+    this.recorder = null;
+    this.audio?.close();
+    this.audio = null;
+    const blob = new Blob(this.parts, { type });
+    this.last = blob;
+    download(blob, `zoetrope-${stamp()}.${type.includes('mp4') ? 'mp4' : 'webm'}`);
+    this.changed(false);
+  }
+}
+
+function parseTimeline(text) {  // "0:05 a cat on the beach" a line; [{ at_s, prompt }] by time
+  const cues = [];
+  for (const line of text.split('\n').map((part) => part.trim()).filter(Boolean)) {
+    const found = /^(?:(\d+):)?(\d+(?:\.\d+)?)\s+(.+)$/.exec(line);
+    if (!found) throw new Error(`"${line.slice(0, 40)}" is no cue. Write a time and a prompt: 0:05 a cat on the beach`);
+    cues.push({ at_s: Number(found[1] ?? 0) * 60 + Number(found[2]), prompt: found[3] });
+  }
+  return cues.sort((a, b) => a.at_s - b.at_s);
+}

@@ -1,0 +1,148 @@
+"""Owns the app's figures in a real browser: frames a second and glass-to-glass latency through page, front and worker.
+
+`python -m bench.app --json` serves the page with a model (identity by default, 512x512) and opens it in a headless
+Chromium whose camera is a canvas that shows the browser's clock as a bar code. The code is read off the pictures that the
+page paints: capture, both codecs, the transport and the worker are in it; a camera's and a monitor's own delay are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tests.e2e.browser import Page, browse
+
+BITS = 24
+CAMERA = """
+(() => {
+  const canvas = document.createElement('canvas'), side = %(side)d, bits = %(bits)d, cell = side / bits;
+  canvas.width = canvas.height = side;
+  const context = canvas.getContext('2d');
+  let turn = 0;
+  setInterval(() => {
+    const now = Math.round(performance.now()) %% (1 << bits);
+    context.fillStyle = `hsl(${turn++ %% 360} 60%% 50%%)`;
+    context.fillRect(0, 0, side, side);
+    for (let bit = 0; bit < bits; bit += 1) {
+      context.fillStyle = (now >> bit) & 1 ? '#fff' : '#000';
+      context.fillRect(Math.floor(bit * cell), side / 4, Math.ceil(cell), side / 2);
+    }
+  }, 1000 / %(rate)d);
+  navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(%(rate)d);
+  window.samples = [];
+  const read = () => {
+    const picture = document.querySelector('.zt-picture'), number = Number(picture.dataset.number || 0);
+    if (number && number !== window.lastNumber) {
+      window.lastNumber = number;
+      const now = performance.now(), scale = picture.width / side;
+      const row = picture.getContext('2d').getImageData(0, Math.floor(picture.height / 2), picture.width, 1).data;
+      let code = 0;
+      for (let bit = 0; bit < bits; bit += 1) {
+        if (row[4 * Math.floor((bit + 0.5) * cell * scale) + 1] > 127) code |= 1 << bit;
+      }
+      window.samples.push([now, now %% (1 << bits) - code]);
+    }
+    requestAnimationFrame(read);
+  };
+  window.beginReading = () => { window.samples = []; requestAnimationFrame(read); };
+})()
+"""
+
+
+@contextmanager
+def serving(model: str, size: str) -> Iterator[str]:
+    """The address of a fresh `zoetrope live`."""
+    command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model]
+    command += ["--size", size] if model == "identity" else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        url = next(found[1] for line in process.stdout if (found := re.search(r"live: (http://\S+)", line)))
+        next(line for line in process.stdout if "worker: ready" in line)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def watch(page: Page, options: argparse.Namespace) -> dict[str, Any]:
+    """Stream the coded camera for a while; what arrived after the warm-up."""
+    page.until("window.zoetrope !== undefined && document.querySelector('.zt-stage').dataset.state === 'ready'", 90)
+    page.evaluate(CAMERA % {"side": options.camera_px, "bits": BITS, "rate": options.rate})
+    page.evaluate("window.zoetrope.sources.mirror = false")
+    page.evaluate(f"window.zoetrope.sources.longest = {options.camera_px}")
+    page.evaluate("window.zoetrope.choose('camera').then(() => window.zoetrope.start())")
+    page.until("Number(document.querySelector('.zt-picture').dataset.number || 0) > 5", 60)
+    time.sleep(options.warm_up_s)
+    page.evaluate("window.beginReading()")
+    time.sleep(options.seconds)
+    samples = page.evaluate("window.samples")
+    figures = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('[data-zt]')].map(c => [c.dataset.zt, c.textContent]))"
+    )
+    page.evaluate("window.zoetrope.stop()")
+    times = [at for at, _ in samples]
+    delays = [delay for _, delay in samples if -5 < delay < 10_000]
+    return {
+        "frames": len(samples),
+        "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
+        "p50_ms": round(percentile(delays, 0.5), 1),
+        "p95_ms": round(percentile(delays, 0.95), 1),
+        "unread": len(samples) - len(delays),
+        "page_says": figures,
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of several runs, each in a fresh browser."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("No Chromium was found; install it to measure the page.")
+    runs = []
+    with serving(options.model, options.size) as url:
+        for _ in range(options.runs):
+            with browse(chromium, url) as page:
+                runs.append(watch(page, options))
+    medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in ("fps", "p50_ms", "p95_ms")}
+    return {
+        "bench": "app",
+        "model": options.model,
+        "size": options.size,
+        "transport": "websocket",
+        **medians,
+        "runs": runs,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.app", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser.add_argument("--model", default="identity")
+    parser.add_argument("--size", default="512x512", help="of the identity model")
+    parser.add_argument("--camera-px", type=int, default=512)
+    parser.add_argument("--rate", type=int, default=30, help="pictures a second of the camera")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--warm-up-s", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    print(json.dumps(measure(options), indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
