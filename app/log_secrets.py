@@ -1,0 +1,67 @@
+"""Keeps tokens out of logs: of uvicorn's access log, of libraries, of our own. Knows no handler and no format."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_HIDDEN = "***"
+_IN_TEXT = (
+    re.compile(r"(?i)(\btoken(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),  # addresses, JSON, dictionaries
+    re.compile(r"(?i)(\bbearer\s+)[^\s\"',;)]+"),
+    re.compile(r"(\bzoetrope-\d+=)[^;\s\"']+"),  # the page's cookie
+)
+
+
+class HideTokens(logging.Filter):
+    """Replaces the given secrets, and whatever stands where a token does, by ***. Lets every record through."""
+
+    def __init__(self, *secrets: str) -> None:
+        super().__init__()
+        self._secrets = tuple(secret for secret in secrets if secret)
+
+    def clean(self, text: str) -> str:
+        """`text` without tokens."""
+        for secret in self._secrets:
+            text = text.replace(secret, _HIDDEN)
+        for pattern in _IN_TEXT:
+            text = pattern.sub(rf"\g<1>{_HIDDEN}", text)
+        return text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Clean the message, its arguments (their number stays: uvicorn's format counts on it) and the traceback."""
+        record.msg = self._clean_value(record.msg)
+        if isinstance(record.args, tuple):
+            record.args = tuple(self._clean_value(value) for value in record.args)
+        elif record.args:
+            record.args = {name: self._clean_value(value) for name, value in record.args.items()}
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = self.clean(logging.Formatter().formatException(record.exc_info))
+        return True
+
+    def _clean_value(self, value: object) -> object:
+        if value is None or isinstance(value, int | float):
+            return value
+        text = str(value)
+        cleaned = self.clean(text)
+        return value if cleaned == text else cleaned
+
+
+@contextmanager
+def hidden_tokens(*secrets: str) -> Iterator[None]:
+    """Clean every record of every logger of this process, also those that are made later."""
+    hide = HideTokens(*secrets)
+    before = logging.getLogRecordFactory()
+
+    def make(*arguments: object, **named: object) -> logging.LogRecord:
+        record: logging.LogRecord = before(*arguments, **named)
+        hide.filter(record)
+        return record
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
