@@ -27,6 +27,8 @@ _MOST_SCANS = (
 )
 _SHARP_QUALITY = 90  # from here on JPEG keeps the colours' full resolution
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_CHUNK_FRAME_BYTES = 12  # length, kind and check sum of a PNG chunk
+_MOST_CHUNKS = 10_000
 _WEBP_ANIMATED = 0x02
 _WEBP_REMEDY = "Send a still WebP."
 
@@ -94,7 +96,7 @@ def _check_area(width: int, height: int, most_px: int) -> None:
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg does not know
         raise PictureError(f"This is no JPEG ({error}).", "Send a JPEG file.") from error
     if data.count(b"\xff\xda") > _MOST_SCANS:  # these two bytes cannot occur inside a scan
         raise PictureError(f"The JPEG has more than {_MOST_SCANS} scans.", "Save it anew, as a baseline JPEG.")
@@ -104,15 +106,27 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 def _jpeg_decode(data: bytes) -> Picture:
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg does not know
         raise PictureError(f"The JPEG is broken ({error}).", "Send the whole file.") from error
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    if len(data) < 33 or data[12:16] != b"IHDR":
+    """Walks the chunks (PNG specification, section 5.3): a decoder may allocate whatever length a chunk claims."""
+    if len(data) < 33 or data[:8] != _PNG_MAGIC or data[12:16] != b"IHDR":
         raise PictureError("This is no PNG.", "Send a PNG file.")
-    width, height = struct.unpack_from(">II", data, 16)
-    return int(width), int(height)
+    at = len(_PNG_MAGIC)
+    for _ in range(_MOST_CHUNKS):
+        if at + _CHUNK_FRAME_BYTES > len(data):
+            break
+        (length,) = struct.unpack_from(">I", data, at)
+        kind = data[at + 4 : at + 8]
+        if kind == b"acTL":
+            raise PictureError("The PNG is animated.", "Send a still PNG.")
+        at += _CHUNK_FRAME_BYTES + length
+        if kind == b"IEND" and at <= len(data):
+            width, height = struct.unpack_from(">II", data, 16)
+            return int(width), int(height)
+    raise PictureError("The PNG is broken: its chunks do not fit the file.", "Send the whole file.")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -132,7 +146,10 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _cv2_decode(data: bytes) -> Picture:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        image = None
     if image is None:
         raise PictureError("The picture is broken.", "Send the whole file.")
     return np.asarray(image, np.uint8)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -96,6 +98,34 @@ def test_half_a_picture_is_refused(form: PictureFormat) -> None:
     data = pack(gradient(), form, 90)
     with pytest.raises(PictureError, match="broken"):
         unpack(data[:-100], form, width=32, height=24, most_px=MOST_PX)
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 5000, 0xFFFFFFFF])
+def test_a_png_chunk_that_claims_more_than_the_file_is_refused_at_once(length: int) -> None:
+    """The decoder would allocate and clear what it claims: seconds for 2 GiB."""
+    target = io.BytesIO()
+    Image.fromarray(gradient()).save(target, "PNG")
+    data = bytearray(target.getvalue())
+    struct.pack_into(">I", data, data.index(b"IDAT") - 4, length)
+    began_s = time.perf_counter()
+    with pytest.raises(PictureError, match="do not fit"):
+        read_picture(bytes(data), most_px=MOST_PX)
+    assert time.perf_counter() - began_s < 0.1
+
+
+def test_damaged_files_are_refused_and_nothing_else_happens() -> None:
+    random = np.random.default_rng(3)
+    files = []
+    for form, options in (("PNG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("WEBP", {"lossless": True})):
+        target = io.BytesIO()
+        Image.fromarray(gradient()).save(target, form, **options)
+        files.append(target.getvalue())
+    for turn in range(400):
+        data = bytearray(files[turn % len(files)])
+        for place in random.integers(0, len(data), 4):
+            data[place] = random.integers(256)
+        with suppress(PictureError):
+            assert read_picture(bytes(data), most_px=1 << 16).dtype == np.uint8
 
 
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:
