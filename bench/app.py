@@ -1,8 +1,8 @@
 """Owns the app's figures in a real browser: frames a second and glass-to-glass latency through page, front and worker.
 
 `python -m bench.app --json` serves the page with a model (identity by default, 512x512) and opens it in a headless
-Chromium whose camera is a canvas that shows the browser's clock as a bar code. The code is read off the pictures that the
-page paints: capture, both codecs, the transport and the worker are in it; a camera's and a monitor's own delay are not.
+Chromium whose camera is a canvas that shows the browser's clock as a bar code. The code is read off the pictures that
+the page paints: capture, both codecs, transport and worker are in it; a camera's and a monitor's own delay are not.
 """
 
 from __future__ import annotations
