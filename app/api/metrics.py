@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import fastapi
@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.client_session import SessionAccounting
-from app.session import Session
+from app.session import Session, SessionReading
 from app.session_table import SessionTable
 from app.worker_client import Phase
 
@@ -83,21 +83,21 @@ class TableCollector(Collector):
         new = open_now.keys() - self._seen.keys()
         self._sessions_total += len(new)
         for name in self._seen.keys() - open_now.keys():
-            self._ended = _sum(self._ended, self._seen[name].stream.accounting)
+            self._ended = _sum(self._ended, self._seen[name].read().accounting)
         self._seen = open_now
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of this moment."""
         self.look()
-        sessions = tuple(self._seen.values())
-        yield from self._frames(sessions)
-        yield from self._times(sessions)
+        readings = {session: session.read() for session in self._seen.values()}
+        yield from self._frames(readings.values())
+        yield from self._times(readings)
         yield from self._process()
 
-    def _frames(self, sessions: tuple[Session, ...]) -> Iterator[Metric]:
+    def _frames(self, readings: Collection[SessionReading]) -> Iterator[Metric]:
         total = self._ended
-        for session in sessions:
-            total = _sum(total, session.stream.accounting)
+        for reading in readings:
+            total = _sum(total, reading.accounting)
         frames = CounterMetricFamily(
             "zoetrope_frames", "Frames: taken = out + dropped + skipped + in flight.", labels=["kind"]
         )
@@ -110,11 +110,11 @@ class TableCollector(Collector):
         yield CounterMetricFamily(
             "zoetrope_sessions_opened", "Sessions since the start.", value=float(self._sessions_total)
         )
-        yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(sessions)))
+        yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(readings)))
         most = self._table.client.max_sessions
         yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(most))
 
-    def _times(self, sessions: tuple[Session, ...]) -> Iterator[Metric]:
+    def _times(self, readings: Mapping[Session, SessionReading]) -> Iterator[Metric]:
         stages = GaugeMetricFamily(
             "zoetrope_stage_seconds", "Time of a stage, last frames.", labels=["session", "stage", "quantile"]
         )
@@ -127,8 +127,7 @@ class TableCollector(Collector):
         frame_age = GaugeMetricFamily(
             "zoetrope_frame_age_seconds", "Since the newest frame's input was captured.", labels=["session"]
         )
-        for session in sessions:
-            reading = session.read()
+        for session, reading in readings.items():
             name = [session.id]
             for stage, times in reading.stages.items():
                 stages.add_metric([session.id, stage.value, "0.5"], times.p50_ms / 1e3)
