@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -411,7 +412,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 @asynccontextmanager
-async def served(echo: Echo, **changes: object) -> AsyncIterator[str]:
+async def served(echo: Echo, **changes: Any) -> AsyncIterator[str]:
     """A guarded echo behind uvicorn; gives its "host:port"."""
     with listener() as found:
         port = found.getsockname()[1]
