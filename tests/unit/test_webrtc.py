@@ -10,65 +10,23 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-import fastapi
 import httpx
 import pytest
-import uvicorn
 
-from app.api import whip
-from app.api.context import ApiContext
-from app.api.errors import install_errors
 from app.api.webrtc_options import IceServer, WebRtcOptions
-from app.client_session import SessionState
 from app.outputs.whip_push import PushRefusedError, PushState, WhipPush, WhipPushOptions
 from app.session import Session
-from app.session_table import SessionLimits, SessionTable
 from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
 from pipelines.errors import InputError
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
+from tests.fakes.webrtc_server import Server, serve
 
 RED, BLUE = (200, 40, 40), (30, 60, 190)
 TOLERANCE = 8  # of a flat colour through two codecs and two conversions to YUV at 8 bits
 TURN = IceServer(urls=("turn:127.0.0.1:9",), username='a "b"', credential="s3cret")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """table, url: of the running application. peers: how many its tasks attend to."""
-
-    table: SessionTable
-    url: str
-
-    def open(self) -> Session:
-        session = self.table.open(prompt_only=False)
-        deadline_s = time.monotonic() + 20
-        while session.stream.state is not SessionState.LIVE:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.005)
-        return session
-
-
-def serve(client: WorkerClient, folder: Path, options: WebRtcOptions | None) -> Iterator[Server]:
-    table = SessionTable(client, SessionLimits(grace_s=30, per_minute=1000))
-    with ThreadPoolExecutor(2) as codecs:
-        context = ApiContext(table=table, codecs=codecs, data=folder, model="identity")
-        app = fastapi.FastAPI()
-        install_errors(app, context)
-        app.include_router(whip.router(context, options))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Server(table=table, url=f"http://127.0.0.1:{port}/v1")
-        server.should_exit = True
-        thread.join()
-    table.stop()
 
 
 @pytest.fixture(scope="module")
