@@ -58,6 +58,8 @@ class SessionTake:
             with self._changed:
                 self._starting = False
         with self._changed:
+            if writer.ended:  # the disk or the quota is full: it has said so, or is about to
+                return
             self._writer, self._begun = writer, False
             if self._live():
                 self.opened()
@@ -124,8 +126,10 @@ class SessionTake:
     def _failed(self, text: str) -> None:
         """The take has ended by itself; the session goes on."""
         with self._changed:
-            self._writer = None
+            stale = self._writer is not None and self._writer.ended
+            if stale:
+                self._writer = None
             live = self._live()
             self._tell(text)
-        if live:
+        if live and stale:
             self._send(StopTake(session=self._name))
