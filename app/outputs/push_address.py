@@ -5,6 +5,7 @@ Knows no network.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -53,5 +54,6 @@ def _secrets(url: str) -> tuple[str, ...]:
     pieces = [parts.path.strip("/"), parts.query, parts.fragment, parts.username or "", parts.password or ""]
     pieces += parts.path.split("/")
     pieces += [value for _, value in parse_qsl(parts.query)]
+    pieces += re.split(r"[=&:,#!/@]+", url.split(parts.netloc, 1)[1])
     pieces += [unquote(piece) for piece in pieces]
     return tuple(sorted({p for p in pieces if len(p) >= _SHORTEST_SECRET}, key=len, reverse=True))

@@ -68,6 +68,7 @@ class RecordingFile:
             self._sound: Any = None
             if sound is not None:
                 self._sound = self._container.add_stream("aac", rate=sound.rate_hz, layout=sound.layout)
+            self._container.start_encoding()  # opens the file
 
     def write_picture(self, picture: Picture, pts: int, duration: int) -> None:
         """pts, duration: in 1/90000 s; pts above the one before."""

@@ -1,4 +1,4 @@
-"""How encoded packets reach a streaming service: RTMP by PyAV itself, SRT by PyAV or, where it has none, by ffmpeg.
+"""How encoded packets reach a streaming service: through a process of its own, relay.py for RTMP, ffmpeg for SRT.
 
 One table of schemes. A transport is opened once and closed or aborted once. Knows no frames and no encoder.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Protocol
 
@@ -22,7 +24,7 @@ from .push_address import PushAddress
 
 TIMEOUT_S = 5.0
 _FLUSHED = {"flush_packets": "1"}
-_FLV = {"flvflags": "no_duration_filesize", "rw_timeout": str(int(TIMEOUT_S * 1e6)), "tcp_nodelay": "1", **_FLUSHED}
+_FLV = {"flvflags": "no_duration_filesize", **_FLUSHED}
 _LAST_CHARACTERS = 500
 
 
@@ -44,33 +46,11 @@ class Transport(Protocol):
         ...
 
 
-class Direct:
-    """PyAV speaks the protocol. A stuck writer comes free after TIMEOUT_S."""
+class ThroughProcess:
+    """PyAV muxes into a pipe, and a program of its own connects and sends: a silent server holds up nobody else."""
 
-    def __init__(self, address: PushAddress, muxer: str, options: Mapping[str, str]) -> None:
-        self.container = av.open(address.url, "w", format=muxer, options=dict(options))
-
-    def close(self) -> None:
-        self.container.close()
-
-    def abort(self) -> None:
-        pass  # rw_timeout frees the writer, which then lets go of the container
-
-    def reason(self, error: Exception) -> str:
-        return _words(error)
-
-
-class ThroughFfmpeg:
-    """PyAV muxes into a pipe and the ffmpeg program sends on.
-
-    ffmpeg takes the address, and with it an SRT passphrase, on its command line: users of this machine can see it in
-    the list of processes.
-    """
-
-    def __init__(self, address: PushAddress, muxer: str, options: Mapping[str, str]) -> None:
-        command = [_ffmpeg_with(address.scheme), "-hide_banner", "-loglevel", "error", "-fflags", "nobuffer"]
-        command += ["-f", muxer, "-analyzeduration", "1000000", "-probesize", "1000000", "-i", "pipe:0"]
-        command += ["-map", "0", "-c", "copy", "-f", muxer, "-flush_packets", "1", address.url]
+    def __init__(self, command: Sequence[str], first_line: str, muxer: str, options: Mapping[str, str]) -> None:
+        """first_line: given to the program before anything else; may be empty."""
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             command,
@@ -82,7 +62,9 @@ class ThroughFfmpeg:
         )
         assert self._process.stdin is not None
         self._pipe = self._process.stdin
-        self.container = av.open(_Unbuffered(self._pipe), "w", format=muxer, options=dict(options))
+        sink = _Unbuffered(self._pipe)
+        sink.write(first_line.encode())
+        self.container = av.open(sink, "w", format=muxer, options=dict(options))
 
     def close(self) -> None:
         try:
@@ -106,7 +88,25 @@ class ThroughFfmpeg:
             return _words(error)
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip()
-        return f"ffmpeg: {said[-_LAST_CHARACTERS:]}" if said else _words(error)
+        return said[-_LAST_CHARACTERS:] or _words(error)
+
+
+def open_relay(address: PushAddress, muxer: str, options: Mapping[str, str]) -> Transport:
+    """By relay.py: PyAV speaks RTMP."""
+    relay = str(Path(__file__).with_name("relay.py"))
+    return ThroughProcess([sys.executable, "-I", relay], f"{address.url}\n", muxer, options)
+
+
+def open_ffmpeg(address: PushAddress, muxer: str, options: Mapping[str, str]) -> Transport:
+    """By the ffmpeg program, since the wheels of PyAV are built without SRT.
+
+    It takes the address, and with it an SRT passphrase, on its command line: users of this machine can see it in the
+    list of processes.
+    """
+    command = [_ffmpeg_with(address.scheme), "-hide_banner", "-loglevel", "error", "-fflags", "nobuffer"]
+    command += ["-f", muxer, "-analyzeduration", "1000000", "-probesize", "1000000", "-i", "pipe:0"]
+    command += ["-map", "0", "-c", "copy", "-f", muxer, "-flush_packets", "1", address.url]
+    return ThroughProcess(command, "", muxer, options)
 
 
 class _Unbuffered:
@@ -133,9 +133,9 @@ class Scheme:
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
-        "rtmp": Scheme(muxer="flv", options=_FLV, open=Direct),
-        "rtmps": Scheme(muxer="flv", options=_FLV, open=Direct),
-        "srt": Scheme(muxer="mpegts", options=_FLUSHED, open=ThroughFfmpeg),  # the wheels of PyAV are built without SRT
+        "rtmp": Scheme(muxer="flv", options=_FLV, open=open_relay),
+        "rtmps": Scheme(muxer="flv", options=_FLV, open=open_relay),
+        "srt": Scheme(muxer="mpegts", options=_FLUSHED, open=open_ffmpeg),
     }
 )
 

@@ -54,7 +54,19 @@ class Server:
         assert FFMPEG is not None
         self._output = folder / f"received-{time.monotonic_ns()}.rgb"
         command = [FFMPEG, "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *source]
-        command += ["-map", "0:v", "-frames:v", str(frames), "-f", "rawvideo", "-pix_fmt", "rgb24", str(self._output)]
+        command += [
+            "-map",
+            "0:v",
+            "-fps_mode",
+            "passthrough",
+            "-frames:v",
+            str(frames),
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            str(self._output),
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def received(self) -> np.ndarray:

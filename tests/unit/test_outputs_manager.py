@@ -1,0 +1,180 @@
+"""A session's outputs: every frame reaches all, bounded, independent, and stopped when the session is over."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from pythonosc.udp_client import SimpleUDPClient
+
+from app.client_session import SessionState
+from app.feed import Delivery
+from app.outputs.manager import OutputsError, SessionOutputs
+from app.outputs.osc import OscInput, OscOptions
+from app.outputs.output import OutputReading, Phase, pump
+from app.outputs.record import Recording, RecordingOptions
+from app.session import Session
+from app.session_table import SessionTable
+from app.worker import WorkerOptions
+from app.worker_client import WorkerClient
+from pipelines.errors import InputError
+from pipelines.types import Frame
+from tests.fakes.clips import grey, picture, play
+
+WAIT_S = 30.0
+
+
+def soon(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+
+
+def frame(index: int) -> Frame:
+    return Frame(image=picture(index, (32, 24)), pts=index, time_base=Fraction(1, 25), seq=index)
+
+
+class Kept:
+    """An output that keeps the numbers of its frames."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.stopped = 0
+
+    def offer(self, frame: Frame, arrived_ns: int) -> None:
+        self.seen.append(frame.seq)
+
+    def read(self) -> OutputReading:
+        phase = Phase.STOPPED if self.stopped else Phase.RUNNING
+        return OutputReading(kind="kept", phase=phase, done=len(self.seen), dropped=0, text="")
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+def test_frames_reach_every_output_until_it_is_stopped() -> None:
+    outputs, first, second = SessionOutputs(), Kept(), Kept()
+    outputs.start("first", lambda: first)
+    outputs.offer(frame(0), 0)
+    outputs.start("second", lambda: second)
+    outputs.offer(frame(1), 0)
+    assert outputs.stop("first").phase is Phase.STOPPED
+    outputs.offer(frame(2), 0)
+    assert (first.seen, second.seen) == ([0, 1], [1, 2])
+    assert {name: reading.done for name, reading in outputs.read().items()} == {"second": 2}
+    outputs.close()
+    outputs.close()
+    outputs.offer(frame(3), 0)
+    assert (second.seen, second.stopped) == ([1, 2], 1)
+    with pytest.raises(OutputsError, match="The session is over"):
+        outputs.start("third", Kept)
+
+
+def test_names_and_numbers_are_bounded_and_a_failed_start_leaves_room() -> None:
+    outputs = SessionOutputs(most=2)
+
+    def broken() -> Kept:
+        raise InputError("no camera")
+
+    with pytest.raises(InputError, match="no camera"):
+        outputs.start("one", broken)
+    outputs.start("one", Kept)
+    with pytest.raises(OutputsError, match="an output 'one' already"):
+        outputs.start("one", Kept)
+    outputs.control("two", Kept)
+    with pytest.raises(OutputsError, match="2 outputs are in use"):
+        outputs.start("three", Kept)
+    with pytest.raises(OutputsError, match=r"no output 'three'\. There are: one, two"):
+        outputs.stop("three")
+    outputs.close()
+
+
+def test_an_output_that_is_made_while_the_session_ends_is_stopped() -> None:
+    outputs, late = SessionOutputs(), Kept()
+
+    def make() -> Kept:
+        outputs.close()
+        return late
+
+    outputs.start("late", make)
+    outputs.offer(frame(0), 0)
+    assert (late.stopped, late.seen) == (1, [])
+
+
+def test_a_feed_is_pumped_until_it_ends() -> None:
+    class Feed:
+        def __init__(self) -> None:
+            self.left = [Delivery(number=n, frame=frame(n), missed=0) for n in (1, 2, 4)]
+
+        async def next(self, timeout_s: float | None = None) -> Delivery | None:
+            return self.left.pop(0) if self.left else None
+
+    kept = Kept()
+    asyncio.run(pump(Feed(), kept.offer))
+    assert kept.seen == [1, 2, 4]
+
+
+# ---- with a real worker ----
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[WorkerClient]:
+    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    with WorkerClient(options, max_sessions=2) as client:
+        client.wait_ready(60)
+        yield client
+
+
+@pytest.fixture
+def session(client: WorkerClient) -> Iterator[Session]:
+    table = SessionTable(client)
+    session = table.open(prompt_only=False)
+    soon(lambda: session.stream.state is SessionState.LIVE)
+    yield session
+    table.stop()
+
+
+def test_a_session_is_recorded_controlled_and_everything_ends_with_it(session: Session, tmp_path: Path) -> None:
+    threads = threading.active_count()
+    outputs = SessionOutputs.of(session)
+    path = tmp_path / "out.mp4"
+    outputs.start("recording", lambda: Recording(RecordingOptions(path=path)))
+    osc = OscInput(OscOptions(port=0), session.apply)
+    outputs.control("osc", lambda: osc)
+    client = SimpleUDPClient(osc.host, osc.port)
+    client.send_message("/zoetrope/strength", 0.25)
+    captured_ns = []
+    for index in range(30):
+        captured_ns.append(time.monotonic_ns())
+        assert session.submit(picture(index), captured_ns[-1]) is not None
+        soon(lambda expected=index + 1: session.stream.count >= expected)  # type: ignore[misc]
+    soon(lambda: session.stream.control.strength == pytest.approx(0.25))
+    assert outputs.read()["osc"].done == 1
+    client._sock.close()
+    session.close()
+    soon(lambda: threading.active_count() == threads)
+    assert outputs.read() == {}
+    played = play(path)
+    assert played.greys == pytest.approx([grey(index) for index in range(30)], abs=2.5)  # none was skipped
+    assert played.times_s == pytest.approx([(ns - captured_ns[0]) / 1e9 for ns in captured_ns], abs=2e-5)
+
+
+def test_outputs_of_a_session_that_is_over_are_closed_at_once(session: Session) -> None:
+    session.close()
+    outputs = SessionOutputs.of(session)
+
+    def closed() -> bool:
+        try:
+            outputs.start("x", Kept)
+        except OutputsError as error:
+            return "is over" in str(error)
+        outputs.stop("x")
+        return False
+
+    soon(closed)
