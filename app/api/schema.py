@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
 
 from app.options import STREAM_CONTROLS
 from app.session import SessionReading
@@ -89,14 +89,14 @@ class OpenRequest(Strict):
     """What a new session starts with. prompt_only: false for a session that is sent pictures."""
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
-    prompt_only: bool = True
+    prompt_only: StrictBool = True
 
 
 class ChangeRequest(Strict):
     """Changes of a running session; what is not given stays."""
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
-    prompt_only: bool | None = None
+    prompt_only: StrictBool | None = None
 
 
 class StreamFacts(Strict):

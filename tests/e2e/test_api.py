@@ -19,8 +19,14 @@ pytest.importorskip("schemathesis", reason="it makes up the requests: pip instal
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    with worker_client() as worker, api_server(worker, tmp_path_factory.mktemp("data")) as made:
+    with worker_client(max_sessions=16) as worker, api_server(worker, tmp_path_factory.mktemp("data")) as made:
         yield made
+
+
+# Left out, each for a reason: "busy" is a documented 503 (a 500 is not, and is found as such); the options of multipart
+# requests are JSON within text and a blend of prompts is longer than each may be, which a schema cannot say; the
+# framework's 405 names one method of several; a session's token is in every request.
+LEFT_OUT = "not_a_server_error,positive_data_acceptance,unsupported_method,ignored_auth,missing_required_header"
 
 
 def schemathesis(server: ApiServer, examples: int, *more: str) -> None:
@@ -31,7 +37,7 @@ def schemathesis(server: ApiServer, examples: int, *more: str) -> None:
         sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/v1/openapi.json", "--max-examples",
         str(examples), "--seed", "1", "--generation-database", "none", "--no-color", "--request-timeout", "20",
         "--header", f"Authorization: Bearer {session.token}", "--exclude-path-regex", "/(mjpeg|whip|whep|webrtc)",
-        "--exclude-checks", "ignored_auth,missing_required_header,unsupported_method,positive_data_acceptance", *more,
+        "--exclude-checks", LEFT_OUT, *more,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, env=environment)
