@@ -64,7 +64,7 @@ class Push:
         self._transport: Transport | None = None
         self._phase, self._text = Phase.STARTING, f"connecting to {options.address.shown} with the first frame"
         self._sent = 0
-        self.connections = 0
+        self.connections = 0  # processes that were given a stream; whether the service took it shows when one breaks
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
         self._thread.start()
 
