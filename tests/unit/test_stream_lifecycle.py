@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fastapi
+import psutil
 import pytest
 from PIL import Image
 
@@ -103,3 +105,40 @@ def test_a_killed_worker_is_told_at_once_and_the_stream_goes_on(tmp_path: Path) 
             assert (header.source_seq, data) == (2, noise(2).tobytes())
             assert header.seq == 2
         assert session.read().accounting.taken == 2
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_200_sessions_leave_nothing_behind(client: WorkerClient, tmp_path: Path) -> None:
+    """Half of them end by close, half by a client that is gone; memory may grow by 8 MiB, as allocators do."""
+
+    def held() -> dict[str, int]:
+        return {
+            "threads": sum(not thread.name.startswith("codec") for thread in threading.enumerate()),  # a pool of 2
+            "files": len(list(Path("/proc/self/fd").iterdir())),
+            "shared memory": Path("/proc/self/maps").read_text().count("/psm_"),
+        }
+
+    def back() -> bool:
+        return all(count <= before[what] for what, count in held().items())
+
+    with stream_server(client, tmp_path, routes) as server:
+        before, memory_bytes = held(), 0
+        for turn in range(210):
+            if turn == 10:  # warm
+                wait_until(lambda: not server.table.sessions and server.tasks() <= 2)
+                before, memory_bytes = held(), psutil.Process().memory_info().rss
+            session = server.table.open(prompt_only=False)
+            with peer(server, session) as watcher:
+                watcher.text("ready")
+                watcher.picture(noise(turn), turn)
+                assert watcher.frame()[1] == noise(turn).tobytes()
+                if turn % 2:
+                    watcher.say(type="close")
+                    assert watcher.closed()[0] == 1000
+                else:
+                    watcher.socket.socket.shutdown(socket.SHUT_RDWR)  # no goodbye
+            session.close()
+        wait_until(lambda: not server.table.sessions and server.tasks() <= 2)
+        wait_until(back)
+        assert psutil.Process().memory_info().rss < memory_bytes + (8 << 20)
