@@ -6,18 +6,20 @@ Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions c
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import InputError
 
+from .guard_options import add_guard_options, guard_options, links
 from .options import add_engine_options, engine_options
 from .prompts import Prompts
 
@@ -35,7 +37,6 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = doors.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
-    parser.add_argument("--allow-remote", action="store_true", help="listen beyond this machine, without any password")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model (default: the cores)")
     parser.add_argument("--max-sessions", type=int, default=4, help="sessions that may stream at once (default 4)")
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of takes, recordings and jobs")
@@ -45,6 +46,7 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default=None,
         help="open the page in a browser (default: where there is a display)",
     )
+    add_guard_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -52,7 +54,6 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and what the worker failed with."""
     check_numbers(options)
-    check_host(options.host, allow_remote=options.allow_remote)
     listener = listen(options.host, options.port)
     try:
         return _serve(options, listener)
@@ -68,21 +69,6 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise InputError(f"--max-sessions cannot be {options.max_sessions}.", "Give 1 or more.")
     if not 0 <= options.port <= 65535:
         raise InputError(f"--port cannot be {options.port}.", "Give 0 (any free one) to 65535.")
-
-
-def check_host(host: str, *, allow_remote: bool) -> None:
-    """Raise InputError when `host` would be reachable from other machines and that was not allowed."""
-    if allow_remote or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise InputError(
-            f"--host {host} would let other machines use this page, and it has no password yet.",
-            "Use --host 127.0.0.1, or add --allow-remote if everybody on that network may use it.",
-        )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -113,12 +99,16 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
 
     from .api.context import ApiContext
     from .front import make_application
+    from .guard import Guard
+    from .log_secrets import hidden_tokens
     from .session_table import SessionTable
+    from .tls import tls_files
     from .worker import WorkerOptions
     from .worker_client import WorkerClient
 
     cv2.setNumThreads(1)  # the cores belong to the worker
-    host, port = listener.getsockname()[:2]
+    guard = guard_options(options, options.host, listener.getsockname()[1])
+    tls = tls_files(options, options.data, options.host)
     engine = engine_options(options)
     model = str(engine.pop("model"))
     prompts = prompts_of(model)
@@ -131,21 +121,30 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     try:
         context = ApiContext(table=table, codecs=codecs, data=options.data, model=model)
         config = uvicorn.Config(
-            make_application(context, prompts),
+            make_application(context, prompts, guard=partial(Guard, options=guard)),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=context.limits.message_bytes,
             ws_per_message_deflate=False,
+            proxy_headers=False,  # the guard counts by address, which a header must not change
             timeout_graceful_shutdown=_PAGE_CLOSE_S,
+            ssl_certfile=tls.cert if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
         server = uvicorn.Server(config)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        addresses = links(guard, options.host, tls=tls is not None)
+        if tls is not None and tls.self_signed:
+            sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
         watcher = threading.Thread(
-            target=_announce, args=(client, server, url, wants_browser(options.open)), name="announce", daemon=True
+            target=_announce,
+            args=(client, server, addresses, wants_browser(options.open)),
+            name="announce",
+            daemon=True,
         )
         watcher.start()
         try:
-            server.run(sockets=[listener])
+            with hidden_tokens(guard.token or ""):
+                server.run(sockets=[listener])
         except KeyboardInterrupt:
             sys.stderr.write("zoetrope: stopping…\n")
     finally:
@@ -178,16 +177,17 @@ def wants_browser(asked: bool | None) -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _announce(client: WorkerClient, server: uvicorn.Server, url: str, browser: bool) -> None:
+def _announce(client: WorkerClient, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
     """Say where the page is once it answers, what the worker chose, and stop the server if that failed."""
     from .worker_client import Phase
 
     while not server.started and not server.should_exit:
         threading.Event().wait(0.05)
-    sys.stdout.write(f"Zoetrope is live: {url}\n")
+    for url in urls:
+        sys.stdout.write(f"Zoetrope is live: {url}\n")
     sys.stdout.flush()
     if browser:
-        webbrowser.open(url)
+        webbrowser.open(urls[0])
     told: set[str] = set()
     text = ""
     while not server.should_exit:

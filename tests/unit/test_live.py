@@ -34,25 +34,14 @@ def test_port_0_finds_a_free_one() -> None:
         assert listener.getsockname()[1] > 0
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
-def test_other_machines_are_kept_out_unless_allowed(host: str) -> None:
-    with pytest.raises(InputError, match="--allow-remote"):
-        live.check_host(host, allow_remote=False)
-    live.check_host(host, allow_remote=True)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
-def test_this_machine_is_fine(host: str) -> None:
-    live.check_host(host, allow_remote=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--threads", "-1"), "--threads cannot be -1"),
         (("--max-sessions", "0"), "--max-sessions cannot be 0"),
         (("--port", "70000"), "--port cannot be 70000"),
-        (("--host", "0.0.0.0"), "has no password yet"),
+        (("--ssl-cert", "x.pem"), "--ssl-key is missing"),
+        (("--token", "short"), "token"),
     ],
 )
 def test_numbers_that_make_no_sense(arguments: tuple[str, ...], message: str) -> None:
@@ -62,7 +51,7 @@ def test_numbers_that_make_no_sense(arguments: tuple[str, ...], message: str) ->
 
 def test_defaults_are_safe() -> None:
     chosen = options()
-    assert (chosen.host, chosen.port, chosen.model, chosen.allow_remote) == ("127.0.0.1", 7860, "mini-image", False)
+    assert (chosen.host, chosen.port, chosen.model, chosen.token) == ("127.0.0.1", 7860, "mini-image", None)
 
 
 def test_a_browser_is_opened_as_asked_or_where_there_is_a_display(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +81,7 @@ def test_what_the_worker_says_is_printed_once(capsys: pytest.CaptureFixture[str]
         def status(self) -> WorkerStatus:
             return self.statuses.pop(0)
 
-    live._announce(Client(), Server(), "http://x", browser=False)  # type: ignore[arg-type]
+    live._announce(Client(), Server(), ["http://x"], browser=False)  # type: ignore[arg-type]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "Zoetrope is live: http://x"
     assert said[1:] == [
