@@ -126,11 +126,11 @@ def cached_folder(hub_id: str) -> Path | None:
 
 def cached_repositories() -> tuple[CachedRepository, ...]:
     """What the cache holds, by name; empty where there is no cache yet. Asks nothing of the hub."""
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return ()
     return tuple(

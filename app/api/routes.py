@@ -10,7 +10,7 @@ from collections.abc import Callable
 import fastapi
 from fastapi import APIRouter
 
-from . import asyncapi, generate, health, jobs, metrics, mjpeg, sessions, stream_socket, whip
+from . import asyncapi, generate, health, jobs, metrics, mjpeg, sessions, stream_socket, takes, whip
 from .context import ApiContext
 from .errors import install_errors
 
@@ -23,6 +23,7 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     jobs.router,
     stream_socket.router,
     whip.router,
+    takes.router,
     asyncapi.router,
 )
 """One line for each route module."""

@@ -17,7 +17,7 @@ from .context import ApiContext
 from .messages import CloseCode, ErrorMessage
 from .pictures import PictureError, unpack
 from .stream_line import Goodbye, Line
-from .wire import HEADER_BYTES, Header, WireError, parse_header
+from .wire import HEADER_BYTES, Header, PictureFormat, WireError, parse_header
 
 _MOST_BAD = 10  # pictures until the connection ends
 _MOST_REMEMBERED = 1024
@@ -30,6 +30,11 @@ class _Input:
     header: Header
     message: bytes
     arrived_ns: int
+
+    @property
+    def file(self) -> bytes | None:
+        """The JPEG or WebP file, for a take; None of raw pixels."""
+        return None if self.header.format is PictureFormat.RGB else self.message[HEADER_BYTES:]
 
 
 class StreamInputs:
@@ -54,7 +59,7 @@ class StreamInputs:
         except WireError as error:
             raise await self._line.refuse(error) from error
         if self._waiting is not None:
-            self._session.drop_input()
+            self._session.drop_input(self._waiting.arrived_ns, self._waiting.file)
         self._waiting = _Input(header=header, message=message, arrived_ns=arrived_ns)
         self._arrived.set()
 
@@ -89,7 +94,7 @@ class StreamInputs:
             most_px=self._context.limits.picture_px,
         )
         self._session.stages.add(Stage.UNPACK, (time.perf_counter() - began_s) * 1000)
-        self._session.submit(picture, waiting.arrived_ns)
+        self._session.submit(picture, waiting.arrived_ns, waiting.file)
 
     async def _refuse(self, error: PictureError) -> None:
         self._bad += 1

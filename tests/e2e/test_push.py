@@ -138,6 +138,7 @@ def test_ffmpeg_receives_rtmp_and_again_after_it_was_away(tmp_path: Path, capfd:
     assert KEY not in said.out + said.err
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not speaks("srt"), reason="no ffmpeg with SRT is installed")
 def test_ffmpeg_receives_srt(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     port = free_port(socket.SOCK_DGRAM)

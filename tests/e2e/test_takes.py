@@ -154,7 +154,7 @@ def client() -> Iterator[WorkerClient]:
         yield client
 
 
-@pytest.mark.parametrize(("name", "rate"), [("paced", 6.0), ("dropping", 90.0)])
+@pytest.mark.parametrize(("name", "rate"), [pytest.param("paced", 6.0, marks=pytest.mark.soak), ("dropping", 90.0)])
 def test_a_take_replays_to_the_frames_that_were_live(
     client: WorkerClient, tmp_path: Path, name: str, rate: float
 ) -> None:
@@ -177,6 +177,7 @@ def check_replay(take_folder: Path, output: Path, live: Live) -> None:
     assert shown(output)[: len(take.hashes)] == live.hashes[: len(take.hashes)]
 
 
+@pytest.mark.soak
 def test_the_same_performance_filled_in_with_more_steps_and_larger(client: WorkerClient, tmp_path: Path) -> None:
     record(client, tmp_path / "take", seconds=1.5, rate=30.0, changes=CHANGES[:3])
     take = read_take(tmp_path / "take")
@@ -227,6 +228,7 @@ if __name__ == "__main__":
     assert len(read_take(tmp_path / "take").hashes) > 20
 
 
+@pytest.mark.soak
 def test_what_a_take_needs_and_is_not_there_is_an_error_and_what_differs_is_named(
     client: WorkerClient, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_it_backs_off_while_nobody_listens_and_stops_at_once(capfd: pytest.Captu
     assert KEY not in said.out + said.err + "".join(waits)
 
 
+@pytest.mark.soak
 def test_a_server_that_never_answers_holds_nobody_and_stop_comes_through() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         push = Push(PushOptions(address=address_of(f"rtmp://127.0.0.1:{silent.getsockname()[1]}/live/x")))
