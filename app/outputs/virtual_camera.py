@@ -38,7 +38,7 @@ OpenCamera = Callable[[int, int, float, str], Camera]
 def open_camera(width: int, height: int, rate: float, device: str) -> Camera:
     """pyvirtualcam's. Raises InputError without the package or a driver."""
     try:
-        from pyvirtualcam import Camera as System  # type: ignore[import-untyped]
+        from pyvirtualcam import Camera as System
     except ImportError as error:
         remedy = "pip install 'zoetrope[virtual-camera]'"
         raise InputError("A virtual camera needs the package pyvirtualcam.", remedy) from error
