@@ -13,6 +13,7 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,7 +133,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
             ssl_keyfile=tls.key if tls else None,
         )
         server = uvicorn.Server(config)
-        addresses = links(guard, options.host, tls=tls is not None)
+        shown = guard if guard.token_is_new else replace(guard, token=None)  # who chose the token knows it
+        addresses = links(shown, options.host, tls=tls is not None)
         if tls is not None and tls.self_signed:
             sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
         watcher = threading.Thread(

@@ -153,7 +153,6 @@ function play(text) {  // a prompt timeline, from now
 }
 
 const tools = {
-  view: () => {},
   snapshot: () => snapshot(picture, settings()),
   record: () => (recorder.running ? recorder.stop() : recorder.start(find('.zt-source'), latency ?? 0)),
   full: () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()),
