@@ -16,10 +16,11 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.bitstream import BitStreamFilterContext
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from pipelines.errors import OutputError
 
+from .colours import ToYuv
 from .containers import Container
 from .pieces import whole_pieces
 from .sound import Sound, SoundFeed
@@ -50,6 +51,7 @@ class VideoWriter:
         self._durations: dict[int, int] = {}
         self._end_s = Fraction(0)
         self._frames = 0
+        self._to_yuv = ToYuv()
         growing = scratch / f"growing{output.suffix}" if keep else output
         with writing(output):
             self._file = _File(growing, plan.kind.growing, plan)
@@ -65,13 +67,7 @@ class VideoWriter:
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
         """Encode one picture of the planned size."""
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            dst_color_trc=ColorTrc.BT709,
-            dst_color_primaries=ColorPrimaries.BT709,
-        )
+        frame = self._to_yuv(image)
         frame.pts, frame.time_base, frame.duration = pts, self._plan.time_base, duration
         self._durations[pts] = duration
         with writing(self._output):

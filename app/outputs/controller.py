@@ -14,6 +14,7 @@ from pipelines.control_table import CONTROLS
 from pipelines.errors import ZoetropeError
 
 from .mapping import ControlMapping, by_address, live_control, plain_value
+from .output import OutputReading, Phase
 from .smoothing import Smoother
 
 Apply = Callable[[Mapping[str, object]], None]
@@ -79,6 +80,15 @@ class Controller:
             self._sent.pop(mapping.control, None)  # the page may have changed it since
             self.received += 1
             self._changed.notify_all()
+
+    def reading(self, kind: str, text: str, *, unknown: int) -> OutputReading:
+        """What OSC and MIDI say of themselves. unknown: messages that no mapping names."""
+        with self._changed:
+            trouble = f"; last refused: {self.trouble}" if self.trouble else ""
+            phase = Phase.STOPPED if self._stopped else Phase.RUNNING
+            return OutputReading(
+                kind=kind, phase=phase, done=self.received, dropped=self.refused + unknown, text=text + trouble
+            )
 
     def _put(self, control: str, value: object) -> None:
         with self._changed:

@@ -11,8 +11,9 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
+from app.media.colours import ToYuv
 from app.picture import Picture, cover
 
 _SOUND_RATE_HZ = 44100
@@ -35,7 +36,7 @@ class LiveEncoder:
     def __init__(self, container: Any, encoding: LiveEncoding) -> None:
         self._container = container
         self._encoding = encoding
-        self._convert = VideoReformatter()
+        self._to_yuv = ToYuv()
         self._video = self._add_video()
         self._sound: Any = None
         self._samples = 0
@@ -48,14 +49,7 @@ class LiveEncoder:
         width, height = self._encoding.size
         if picture.shape[:2] != (height, width):
             picture = cover(picture, width, height)
-        frame = self._convert.reformat(
-            av.VideoFrame.from_ndarray(picture, format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            dst_color_trc=ColorTrc.BT709,
-            dst_color_primaries=ColorPrimaries.BT709,
-        )
+        frame = self._to_yuv(picture)
         frame.pts, frame.time_base = tick, 1 / self._encoding.rate
         self._container.mux(self._video.encode(frame))
         if self._sound is not None:

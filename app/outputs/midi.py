@@ -14,7 +14,7 @@ from pipelines.errors import InputError
 
 from .controller import Apply, Controller
 from .mapping import ControlMapping
-from .output import OutputReading, Phase
+from .output import OutputReading
 
 _LARGEST = 127
 _REMEDY = "pip install 'zoetrope[midi]'; on Linux ALSA's sequencer must be there (/dev/snd/seq)."
@@ -67,17 +67,7 @@ class MidiInput:
         self._name = name
 
     def read(self) -> OutputReading:
-        controller = self._controller
-        text = f"MIDI from {self._name}"
-        if controller.trouble:
-            text += f"; last refused: {controller.trouble}"
-        return OutputReading(
-            kind="midi",
-            phase=Phase.STOPPED if self._stopped else Phase.RUNNING,
-            done=controller.received,
-            dropped=controller.refused + self._unknown,
-            text=text,
-        )
+        return self._controller.reading("midi", f"MIDI from {self._name}", unknown=self._unknown)
 
     def stop(self) -> None:
         if self._stopped:

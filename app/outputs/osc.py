@@ -16,7 +16,7 @@ from pipelines.errors import InputError
 
 from .controller import Apply, Controller
 from .mapping import ControlMapping
-from .output import OutputReading, Phase
+from .output import OutputReading
 
 PREFIX = "/zoetrope/"
 
@@ -69,17 +69,8 @@ class OscInput:
         self._thread.start()
 
     def read(self) -> OutputReading:
-        controller = self._controller
         text = f"OSC on {self.host}:{self.port}, {PREFIX}CONTROL VALUE"
-        if controller.trouble:
-            text += f"; last refused: {controller.trouble}"
-        return OutputReading(
-            kind="osc",
-            phase=Phase.STOPPED if self._stopped else Phase.RUNNING,
-            done=controller.received,
-            dropped=controller.refused + self._unknown,
-            text=text,
-        )
+        return self._controller.reading("osc", text, unknown=self._unknown)
 
     def stop(self) -> None:
         if self._stopped:

@@ -15,8 +15,9 @@ from typing import Any
 
 import av
 from av.video.frame import PictureType
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
+from app.media.colours import ToYuv
 from app.media.containers import CONTAINERS
 from app.picture import Picture, cover
 from pipelines.errors import OutputError
@@ -59,7 +60,7 @@ class RecordingFile:
         self.path = path
         self.frames = 0
         self._size = size
-        self._convert = VideoReformatter()
+        self._to_yuv = ToYuv()
         self._durations: dict[int, int] = {}
         self._next_key = 0
         with recording_to(path):
@@ -75,14 +76,7 @@ class RecordingFile:
         width, height = self._size
         if picture.shape[:2] != (height, width):
             picture = cover(picture, width, height)
-        frame = self._convert.reformat(
-            av.VideoFrame.from_ndarray(picture, format="rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            dst_color_range=ColorRange.MPEG,
-            dst_color_trc=ColorTrc.BT709,
-            dst_color_primaries=ColorPrimaries.BT709,
-        )
+        frame = self._to_yuv(picture)
         frame.pts, frame.time_base, frame.duration = pts, Fraction(1, TICKS_A_SECOND), duration
         if pts >= self._next_key:  # by time, not by count: a slow stream must not lose more than a fast one
             frame.pict_type = PictureType.I
