@@ -80,6 +80,12 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def median(values: Sequence[float | None]) -> float | None:
+    """None when a run could not read any."""
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 2) if len(known) == len(values) else None
+
+
 def watch(page: Page, options: argparse.Namespace) -> dict[str, Any]:
     """Stream the coded camera for a while; what arrived after the warm-up."""
     page.until("window.zoetrope !== undefined && document.querySelector('.zt-stage').dataset.state === 'ready'", 90)
@@ -101,8 +107,8 @@ def watch(page: Page, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "frames": len(samples),
         "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
-        "p50_ms": round(percentile(delays, 0.5), 1),
-        "p95_ms": round(percentile(delays, 0.95), 1),
+        "p50_ms": round(percentile(delays, 0.5), 1) if delays else None,  # a model redraws the code
+        "p95_ms": round(percentile(delays, 0.95), 1) if delays else None,
         "unread": len(samples) - len(delays),
         "page_says": figures,
     }
@@ -118,11 +124,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.runs):
             with browse(chromium, url) as page:
                 runs.append(watch(page, options))
-    medians = {name: round(statistics.median(run[name] for run in runs), 2) for name in ("fps", "p50_ms", "p95_ms")}
+    medians = {name: median([run[name] for run in runs]) for name in ("fps", "p50_ms", "p95_ms")}
     return {
         "bench": "app",
         "model": options.model,
-        "size": options.size,
+        "size": options.size if options.model == "identity" else None,
         "transport": "websocket",
         **medians,
         "runs": runs,
