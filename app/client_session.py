@@ -22,6 +22,7 @@ from .frames import FrameBuffers, InputMailbox
 from .messages import (
     ChangeControl,
     ChangeSource,
+    InputAdmitted,
     InputPosted,
     InputTaken,
     OpenSession,
@@ -91,6 +92,7 @@ class ClientSession:
         self._rung_at: int | None = None  # posts when the doorbell under way was rung
         self._stats: SessionStats | None = None
         self._carried = SessionAccounting()  # from earlier workers
+        self._admitted_ns: int | None = None
         self._newest: Frame | None = None
         self._count = 0
         self._meter = Meter()
@@ -191,6 +193,11 @@ class ClientSession:
     def count(self) -> int:
         """Frames delivered so far."""
         return self._count
+
+    @property
+    def admitted_ns(self) -> int | None:
+        """When the input was captured that the stream took last; None before the first."""
+        return self._admitted_ns
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake`, which must be quick, after every frame and change of state; the result stops it."""
@@ -299,7 +306,14 @@ class ClientSession:
 
     def receive(
         self,
-        message: SessionOpened | InputTaken | OutputReady | SessionStats | TakeRecords | SessionNotice | SessionEnded,
+        message: SessionOpened
+        | InputTaken
+        | InputAdmitted
+        | OutputReady
+        | SessionStats
+        | TakeRecords
+        | SessionNotice
+        | SessionEnded,
     ) -> None:
         """What the worker says about this session."""
         with self._changed:
@@ -309,6 +323,8 @@ class ClientSession:
                     self._take.opened()
                 case InputTaken():
                     self._heard()
+                case InputAdmitted():
+                    self._admitted_ns = message.captured_ns
                 case OutputReady():
                     self._deliver(message)
                 case SessionStats():

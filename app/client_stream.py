@@ -1,7 +1,7 @@
 """The client's side of a frame stream: pictures out, frames in, changes answered; comes back when a connection is lost.
 
-Nothing queues: the newest frame wins, and at most 2 pictures wait for their answers. Lives on one event loop. Knows no
-HTTP: client.py opens and closes the session.
+Nothing queues: the newest frame wins, and at most 2 pictures wait for the stream to take them. Lives on one event loop.
+Knows no HTTP: client.py opens and closes the session.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .api.messages import (
     Ready,
     SourceMessage,
     Stats,
+    Taken,
     dump,
     parse_server,
 )
@@ -42,8 +43,8 @@ from .api.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_he
 from .client_errors import UnreachableError, server_error
 from .picture import Picture
 
-MOST_UNANSWERED = 2
-_UNANSWERED_S = 0.5  # then a picture counts as skipped: not every input has an answer
+MOST_WAITING = 2
+_WAITING_S = 0.5  # then a picture counts as lost
 _ANSWER_S = 10.0
 _MOST_PX = 4096 * 4096
 _MOST_BYTES = 64 << 20
@@ -118,9 +119,9 @@ class ClientStream:
     # ---- what a program does ----
 
     async def send(self, image: Picture) -> int:
-        """Send a picture [H, W, 3] uint8 RGB of any size; its number. Waits while 2 are unanswered, half a second at
+        """Send a picture [H, W, 3] uint8 RGB of any size; its number. Waits while 2 are not taken, half a second at
         most, and while the connection is being made anew."""
-        await self._wait(lambda: len(self._waiting) < MOST_UNANSWERED, _UNANSWERED_S)
+        await self._wait(lambda: len(self._waiting) < MOST_WAITING, _WAITING_S)
         await self._wait(lambda: self._socket is not None, None)
         self._check()
         seq = next(self._numbers)
@@ -129,7 +130,7 @@ class ClientStream:
         height, width = image.shape[:2]
         header = Header(format=self._format, seq=seq, width=width, height=height, captured_ms=now_ms)
         self._waiting[seq] = now_ms
-        while len(self._waiting) > MOST_UNANSWERED:
+        while len(self._waiting) > MOST_WAITING:
             del self._waiting[next(iter(self._waiting))]
         socket = self._socket
         if socket is not None:
@@ -252,6 +253,9 @@ class ClientStream:
                 if self.ready is not None:
                     self.reconnects += 1
                 self.ready, self._socket = message, socket
+            case Taken():
+                for seq in [seq for seq in self._waiting if seq <= message.seq]:
+                    del self._waiting[seq]
             case Stats():
                 self.stats = message
             case Notice():
@@ -282,8 +286,6 @@ class ClientStream:
             unpack, message[HEADER_BYTES:], header.format, width=header.width, height=header.height, most_px=_MOST_PX
         )
         now_ms = time.monotonic() * 1e3
-        for seq in [seq for seq in self._waiting if header.source_seq is not None and seq <= header.source_seq]:
-            del self._waiting[seq]
         self.missed += self._newest is not None
         self._answered = header.source_seq
         self._newest = StreamFrame(

@@ -151,6 +151,14 @@ class InputTaken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InputAdmitted:
+    """The stream has taken this input, to make a frame of it or to skip it, and all before it are decided."""
+
+    session: str
+    captured_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReady:
     """A finished frame stands in the session's output buffer `index` as `generation`. recorded: it is the take's."""
 
@@ -181,6 +189,14 @@ class SessionStats:
     encode_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuMemory:
+    """What the tensor library holds of the worker's GPU: in tensors, and in all (the rest is kept for reuse)."""
+
+    allocated_bytes: int
+    reserved_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,8 +238,10 @@ FromWorker = (
     | WorkerFailed
     | SessionOpened
     | InputTaken
+    | InputAdmitted
     | OutputReady
     | SessionStats
+    | GpuMemory
     | TakeRecords
     | SessionNotice
     | SessionEnded

@@ -133,6 +133,7 @@ class Worker:
         now_ns = time.monotonic_ns()
         for session in tuple(self._sessions.values()):
             self._guarded(session, partial(session.admit, now_ns))
+            self._send_if(session.admitted())
         if any(session.busy for session in self._sessions.values()):
             self._tick()
         for session in tuple(self._sessions.values()):

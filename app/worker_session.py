@@ -14,7 +14,7 @@ from pipelines.ticklog import TimingRecord
 from pipelines.types import Frame, Stream
 
 from .frames import FrameBuffers, InputMailbox, OutputPool
-from .messages import OpenSession, OutputReady, SessionStats, TakeRecords
+from .messages import InputAdmitted, OpenSession, OutputReady, SessionStats, TakeRecords
 from .takes.recorder import Recorder, complete_control
 from .takes.records import TakeRecord
 
@@ -46,6 +46,7 @@ class WorkerSession:
         self._next_due_ns = 0
         self._reported: SessionStats | None = None
         self._wait_ms = 0.0  # of the input admitted last
+        self._admitted_ns: int | None = None  # when that was captured, until it is told
 
     @property
     def busy(self) -> bool:
@@ -73,7 +74,13 @@ class WorkerSession:
         self._look(now_ns)
         if self._waiting is not None and self._push(self._waiting):
             self._wait_ms = (now_ns - self._waiting_ns) / 1e6
+            self._admitted_ns = self._waiting.captured_ns
             self._waiting = None
+
+    def admitted(self) -> InputAdmitted | None:
+        """The input that was admitted since this was last asked."""
+        captured_ns, self._admitted_ns = self._admitted_ns, None
+        return None if captured_ns is None else InputAdmitted(session=self.name, captured_ns=captured_ns)
 
     # ---- the take ----
 

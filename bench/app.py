@@ -40,20 +40,18 @@ CAMERA = """
   navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(%(rate)d);
   window.samples = [];
   const read = () => {
-    const picture = document.querySelector('.zt-picture'), number = Number(picture.dataset.number || 0);
-    if (number && number !== window.lastNumber) {
-      window.lastNumber = number;
-      const now = performance.now(), scale = picture.width / side;
-      const row = picture.getContext('2d').getImageData(0, Math.floor(picture.height / 2), picture.width, 1).data;
-      let code = 0;
-      for (let bit = 0; bit < bits; bit += 1) {
-        if (row[4 * Math.floor((bit + 0.5) * cell * scale) + 1] > 127) code |= 1 << bit;
-      }
-      window.samples.push([now, now %% (1 << bits) - code]);
+    const picture = document.querySelector('.zt-picture'), now = performance.now(), scale = picture.width / side;
+    const row = picture.getContext('2d').getImageData(0, Math.floor(picture.height / 2), picture.width, 1).data;
+    let code = 0;
+    for (let bit = 0; bit < bits; bit += 1) {
+      if (row[4 * Math.floor((bit + 0.5) * cell * scale) + 1] > 127) code |= 1 << bit;
     }
-    requestAnimationFrame(read);
+    window.samples.push([now, now %% (1 << bits) - code]);
   };
-  window.beginReading = () => { window.samples = []; requestAnimationFrame(read); };
+  window.beginReading = () => {
+    window.samples = [];
+    new MutationObserver(read).observe(document.querySelector('.zt-picture'), { attributeFilter: ['data-number'] });
+  };
 })()
 """
 

@@ -139,6 +139,14 @@ class Ready(Message):
     controls: dict[str, Any]
 
 
+class Taken(Message):
+    """The stream has taken your picture of that seq, and those before it are decided. One that the similarity filter
+    skips is taken too, and gets no frame."""
+
+    type: Literal["taken"] = "taken"
+    seq: int
+
+
 class Applied(Message):
     """The change of that id was taken."""
 
@@ -213,13 +221,13 @@ class Ended(Message):
 
 
 ServerMessage = Annotated[
-    Ready | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended,
+    Ready | Taken | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended,
     Field(discriminator="type", title="ServerMessage"),
 ]
 
 CLIENT_MESSAGES: TypeAdapter[Hello | ControlMessage | SourceMessage | Ack | Ping | Close] = TypeAdapter(ClientMessage)
-SERVER_MESSAGES: TypeAdapter[Ready | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended] = TypeAdapter(
-    ServerMessage
+SERVER_MESSAGES: TypeAdapter[Ready | Taken | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended] = (
+    TypeAdapter(ServerMessage)
 )
 
 # ---- there and back -------------------------------------------------------------------------------------------------
@@ -233,7 +241,7 @@ def parse_client(text: str) -> Hello | ControlMessage | SourceMessage | Ack | Pi
         raise _message_error(error) from error
 
 
-def parse_server(text: str) -> Ready | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended:
+def parse_server(text: str) -> Ready | Taken | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended:
     """What a server has sent. Raises MessageError."""
     try:
         return SERVER_MESSAGES.validate_json(text)

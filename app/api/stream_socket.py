@@ -123,7 +123,7 @@ async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext
     inputs = StreamInputs(line, session, context)
     options = AnswerOptions(format=PictureFormat[hello.format.upper()], quality=hello.quality, ack_s=limits.ack_s)
     answers = StreamAnswers(line, session, context, inputs, options)
-    states = StreamStates(line, session, context)
+    states = StreamStates(line, session, context, inputs)
     reader = _Reader(line, session, context, inputs, answers, states)
     goodbyes: list[Goodbye] = []
     try:

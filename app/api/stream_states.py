@@ -9,8 +9,9 @@ from app.client_session import SessionState
 from app.session import Session
 
 from .context import ApiContext
-from .messages import CloseCode, Ended, ErrorMessage, Notice, Ready, Restarting, stream_stats
+from .messages import CloseCode, Ended, ErrorMessage, Notice, Ready, Restarting, Taken, stream_stats
 from .schema import plain_controls, stream_facts
+from .stream_inputs import StreamInputs
 from .stream_line import Goodbye, Line
 
 _LOOK_S = 1.0  # the worker's own notices wake nobody
@@ -19,9 +20,11 @@ _LOOK_S = 1.0  # the worker's own notices wake nobody
 class StreamStates:
     """Watches a session for one client. Lives on the event loop."""
 
-    def __init__(self, line: Line, session: Session, context: ApiContext) -> None:
+    def __init__(self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs) -> None:
         self._line = line
         self._session = session
+        self._inputs = inputs
+        self._taken_ns: int | None = None  # as the client was told last
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -58,6 +61,7 @@ class StreamStates:
             await self._line.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
 
     async def _tell(self) -> None:
+        await self._tell_taken()
         stream, status = self._session.stream, self._context.table.client.status
         live, was_live = stream.state is SessionState.LIVE, self._live
         self._live = live
@@ -73,6 +77,14 @@ class StreamStates:
             self._refused = stream.notice
             if self._refused:
                 await self._line.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
+
+    async def _tell_taken(self) -> None:
+        taken_ns = self._session.stream.admitted_ns
+        if taken_ns != self._taken_ns:
+            self._taken_ns = taken_ns
+            header = self._inputs.origin(taken_ns)
+            if header is not None:
+                await self._line.send(Taken(seq=header.seq))
 
     async def _greet(self) -> None:
         info, ready = self._session.stream.info, self._context.table.client.status.ready

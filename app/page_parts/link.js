@@ -1,11 +1,12 @@
 // The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and comes back by itself
 // after a lost connection while the session's grace time lasts. Knows no canvas and no widget.
-const HEADER_BYTES = 32, NONE = 0xffffffff, MOST_UNANSWERED = 2, JPEG = 1;
+const HEADER_BYTES = 32, NONE = 0xffffffff, MOST_WAITING = 2, JPEG = 1;
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
-  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message), ended(text) }
-  constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, unanswered: new Map() }); }
+  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message),
+  //       hungry() when a picture may be sent again }
+  constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, waiting: new Map() }); }
 
   get live() { return this.socket?.readyState === WebSocket.OPEN && this.greeted; }
 
@@ -65,7 +66,7 @@ class Link {
       socket.binaryType = 'arraybuffer';
       this.greeted = false;
       this.told = false;
-      this.unanswered.clear();
+      this.waiting.clear();
       socket.onopen = () => this.say({ type: 'hello', version: 1, token, format: 'jpeg', quality: 88 });
       socket.onmessage = ({ data }) => (typeof data === 'string' ? this.hear(JSON.parse(data)) : this.receive(data));
       socket.onclose = ({ code }) => { this.greeted = false; done(code); };
@@ -78,7 +79,8 @@ class Link {
       stats: () => this.on.stats(message),
       error: () => this.on.refused(`${message.message} ${message.remedy ?? ''}`.trim()),
       notice: () => this.on.refused(message.text),
-      restarting: () => { this.unanswered.clear(); this.on.state('restarting', message.text); },
+      taken: () => { for (const seq of this.waiting.keys()) if (seq <= message.seq) this.waiting.delete(seq); this.on.hungry(); },
+      restarting: () => { this.waiting.clear(); this.on.state('restarting', message.text); },
       ended: () => { this.told = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
     };
     handlers[message.type]?.();
@@ -90,24 +92,21 @@ class Link {
       seq: view.getUint32(8, true), source: view.getUint32(12, true), capturedMs: view.getFloat64(16, true),
       width: view.getUint16(24, true), height: view.getUint16(26, true), serverUs: view.getUint32(28, true),
     };
-    if (header.source !== NONE) {
-      for (const seq of this.unanswered.keys()) if (seq <= header.source) this.unanswered.delete(seq);
-    }
     this.on.frame(header, new Blob([new Uint8Array(data, view.getUint16(6, true))], { type: 'image/jpeg' }),
       () => this.say({ type: 'ack', seq: header.seq }));
   }
 
-  // Whether a picture may be sent now: at most two wait for an answer, none for longer than a second.
+  // Whether a picture may be sent now: the stream has still to take at most two, none for longer than a second.
   get hungry() {
     const now = performance.now();
-    for (const [seq, at] of this.unanswered) if (now - at > 1000) this.unanswered.delete(seq);
-    return this.live && this.unanswered.size < MOST_UNANSWERED && this.socket.bufferedAmount < 1 << 18;
+    for (const [seq, at] of this.waiting) if (now - at > 1000) this.waiting.delete(seq);
+    return this.live && this.waiting.size < MOST_WAITING && this.socket.bufferedAmount < 1 << 18;
   }
 
-  async send(blob, width, height, capturedMs) {
+  send(jpeg, width, height, capturedMs) {
     const seq = this.next++;
-    this.unanswered.set(seq, performance.now());
-    const bytes = new Uint8Array(HEADER_BYTES + blob.size), view = new DataView(bytes.buffer);
+    this.waiting.set(seq, performance.now());
+    const bytes = new Uint8Array(HEADER_BYTES + jpeg.byteLength), view = new DataView(bytes.buffer);
     bytes.set([0x5a, 0x54, 1, JPEG]);  // Z T, version 1
     view.setUint16(6, HEADER_BYTES, true);
     view.setUint32(8, seq, true);
@@ -115,8 +114,8 @@ class Link {
     view.setFloat64(16, capturedMs, true);
     view.setUint16(24, width, true);
     view.setUint16(26, height, true);
-    bytes.set(new Uint8Array(await blob.arrayBuffer()), HEADER_BYTES);
-    if (this.live) this.socket.send(bytes);
+    bytes.set(new Uint8Array(jpeg), HEADER_BYTES);
+    this.socket.send(bytes);
     return seq;
   }
 

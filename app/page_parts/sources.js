@@ -1,9 +1,13 @@
 // Where pictures come from in the browser: a camera, the screen, a file of this computer; none for the prompt alone.
 // Owns the <video> element. Knows no session.
 class Sources {
-  constructor(video, failed) {
+  // heard(): a new picture shows; failed(text): why there is none
+  constructor(video, failed, heard) {
     Object.assign(this, { video, failed, kind: 'prompt', camera: '', mirror: true, longest: 512, stream: null, file: null, turn: 0 });
-    this.scratch = document.createElement('canvas');
+    this.coder = new Coder();
+    this.fresh = null;  // when the picture that shows was captured, if it was not taken yet
+    const listen = () => video.requestVideoFrameCallback((now, { captureTime }) => { this.fresh = captureTime ?? now; heard(); listen(); });
+    listen();
   }
 
   get promptOnly() { return this.kind === 'prompt'; }
@@ -56,20 +60,17 @@ class Sources {
     this.video.srcObject = null;
   }
 
-  // The newest picture, cut to the wanted aspect from its centre, no larger than the stream or `longest`.
-  async take(width, height) {
-    const { videoWidth, videoHeight } = this.video, canvas = this.scratch;
+  // The picture that shows now, cut to the wanted aspect from its centre, no larger than the stream or `longest`.
+  // keep: the coded picture is wanted as a bitmap too.
+  async take(width, height, keep) {
+    const { videoWidth, videoHeight } = this.video;
     const shrink = Math.min(1, this.longest / Math.max(width, height));
-    canvas.width = Math.round(width * shrink);
-    canvas.height = Math.round(height * shrink);
-    const scale = Math.max(canvas.width / videoWidth, canvas.height / videoHeight);
-    const w = canvas.width / scale, h = canvas.height / scale, context = canvas.getContext('2d');
-    context.save();
-    if (this.mirror && this.kind === 'camera') { context.translate(canvas.width, 0); context.scale(-1, 1); }
-    context.drawImage(this.video, (videoWidth - w) / 2, (videoHeight - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
-    context.restore();
-    const bitmap = await createImageBitmap(canvas);
-    const blob = await new Promise((done) => canvas.toBlob(done, 'image/jpeg', 0.85));
-    return { blob, bitmap, width: canvas.width, height: canvas.height };
+    const out = { width: Math.round(width * shrink), height: Math.round(height * shrink), capturedMs: this.fresh ?? performance.now() };
+    const scale = Math.max(out.width / videoWidth, out.height / videoHeight), cut = { width: out.width / scale, height: out.height / scale };
+    Object.assign(cut, { x: (videoWidth - cut.width) / 2, y: (videoHeight - cut.height) / 2 });
+    this.fresh = null;
+    const picture = self.VideoFrame ? new VideoFrame(this.video) : await createImageBitmap(this.video);
+    const mirror = this.mirror && this.kind === 'camera';
+    return { ...out, ...await this.coder.code({ picture, cut, width: out.width, height: out.height, mirror, quality: 0.85, keep }) };
   }
 }

@@ -7,18 +7,21 @@ const changes = {};  // controls that the user has changed, also before Start
 let info = null, shown = 0, painted = [], sent = [], latency = null, figures = {}, cues = [];
 const inputs = new Map();  // seq: the picture that was sent, until its answer is painted
 
+let wakePump = () => {};  // ends its pause
+const wake = () => wakePump(), STILL_MS = 100, SHORTEST_MS = 20;
 const link = new Link({
   state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
   ready(told) { info = told; link.source(sources.promptOnly); show(); },
   stats(message) { figures = message; show(); },
   refused(text) { status.notice = text; show(); },
+  hungry: wake,
   async frame(header, blob, acknowledge) {
     const bitmap = await createImageBitmap(blob).catch(() => null);
     acknowledge();
     if (bitmap) paint(bitmap, header);
   },
 });
-const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); });
+const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, wake);
 const recorder = new Recorder(picture, (on) => {
   find('[data-tool=record]').setAttribute('aria-pressed', String(on));
   find('.zt-live').hidden = !on;
@@ -70,20 +73,24 @@ function show() {
   find('.zt-times table').innerHTML = rows.length ? `<tr><th></th><td>half</td><td>95 %</td></tr>${rows.join('')}` : '<tr><td>Nothing yet.</td></tr>';
 }
 
-async function pump() {  // offers pictures while the session is hungry; never queues
-  while (element.isConnected) {
-    const started = performance.now();
-    if (link.hungry && info && sources.showing) {
-      const { blob, bitmap, width, height } = await sources.take(info.width, info.height);
-      const seq = await link.send(blob, width, height, started);
-      inputs.set(seq, bitmap);
-      if (inputs.size > 16) { const [oldest] = inputs.keys(); inputs.get(oldest).close(); inputs.delete(oldest); }
-      sent = recent(sent, started);
+async function pump() {  // sends each new picture while the session is hungry, a still one ten times a second; never queues
+  for (let last = 0; element.isConnected;) {
+    const now = performance.now(), due = last + (sources.fresh === null ? STILL_MS : SHORTEST_MS);
+    if (now >= due && link.hungry && info && sources.showing) {
+      last = now;
+      const { jpeg, bitmap, width, height, capturedMs } = await sources.take(info.width, info.height, stage.dataset.view !== 'output');
+      if (!link.live) continue;
+      const seq = link.send(jpeg, width, height, capturedMs);
+      if (bitmap) inputs.set(seq, bitmap);
+      if (inputs.size > 64) { const [oldest] = inputs.keys(); inputs.get(oldest).close(); inputs.delete(oldest); }
+      sent = recent(sent, now);
+      continue;
     }
-    await pause(Math.max(4, 1000 / 30 - (performance.now() - started)));
+    await new Promise((done) => { wakePump = done; setTimeout(done, now < due ? due - now : STILL_MS); });
   }
   link.stop();
   sources.close();
+  sources.coder.close();
 }
 
 async function watchServer() {  // what the worker is doing; the stage's words while no session says better

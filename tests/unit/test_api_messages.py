@@ -157,7 +157,7 @@ def test_every_reference_of_the_document_leads_somewhere(document: dict[str, Any
 def test_the_document_has_every_message_once_and_in_one_direction(document: dict[str, Any]) -> None:
     assert document["asyncapi"] == "3.0.0"
     said = {"hello", "control", "source", "ack", "ping", "close", "input_picture"}
-    heard = {"ready", "applied", "error", "pong", "stats", "notice", "restarting", "ended", "frame"}
+    heard = {"ready", "taken", "applied", "error", "pong", "stats", "notice", "restarting", "ended", "frame"}
     names = {
         action["action"]: {reference.rpartition("/")[2] for reference in references(action["messages"])}
         for action in document["operations"].values()

@@ -118,6 +118,16 @@ def test_prompt_only_frames_have_no_source(server: StreamServer, session: Sessio
         assert (header.source_seq, header.captured_ms, header.server_us) == (None, 0.0, 0)
 
 
+def test_a_picture_is_taken_before_its_frame_is_there(server: StreamServer, session: Session) -> None:
+    """A client that waits for frames would keep a ring of several steps half empty."""
+    with peer(server, session) as client:
+        client.text("ready")
+        for seq in (4_000_000_000, 9):
+            client.picture(noise(seq), seq)
+            assert client.text("taken")["seq"] == seq
+            assert client.frame()[0].source_seq == seq
+
+
 def test_under_a_flood_the_newest_wins_and_the_count_closes(server: StreamServer, session: Session) -> None:
     count = 300
     with peer(server, session, send_stats_ms=100) as client:

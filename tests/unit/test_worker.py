@@ -17,6 +17,7 @@ from app.messages import (
     ChangeSource,
     CloseSession,
     FromWorker,
+    InputAdmitted,
     InputPosted,
     InputTaken,
     OpenSession,
@@ -155,6 +156,7 @@ def test_a_waiting_frame_is_replaced_by_a_newer_one(bench: Bench) -> None:
         bench.worker.run_once()
     front.collect()
     assert front.sources == [0, 2]
+    assert front.of(InputAdmitted) == [InputAdmitted(session="a", captured_ns=seq) for seq in (0, 2)]
     assert (bench.stats().out, bench.stats().dropped) == (2, 1)
 
 
