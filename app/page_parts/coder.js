@@ -1,11 +1,10 @@
 // Makes JPEG files of pictures on a thread of its own: a canvas on the page's thread encodes only when that is idle.
 // Knows neither the source nor the session.
 function codeForEver() {  // runs in the worker
-  const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d', { alpha: false });
+  const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d', { alpha: false, willReadFrequently: true });
   self.onmessage = async ({ data: { picture, cut, width, height, mirror, quality, keep } }) => {
-    canvas.width = width;
-    canvas.height = height;
-    if (mirror) context.setTransform(-1, 0, 0, 1, width, 0);
+    if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
+    context.setTransform(mirror ? -1 : 1, 0, 0, 1, mirror ? width : 0, 0);
     context.drawImage(picture, cut.x, cut.y, cut.width, cut.height, 0, 0, width, height);
     picture.close();
     const jpeg = await (await canvas.convertToBlob({ type: 'image/jpeg', quality })).arrayBuffer();
