@@ -10,9 +10,26 @@ from collections.abc import Callable
 import fastapi
 from fastapi import APIRouter
 
-from . import asyncapi, generate, health, jobs, metrics, mjpeg, sessions, stream_socket, takes, whip
+from . import (
+    asyncapi,
+    generate,
+    health,
+    jobs,
+    metrics,
+    mjpeg,
+    outputs,
+    sessions,
+    stream_socket,
+    takes,
+    whip,
+)
 from .context import ApiContext
 from .errors import install_errors
+
+
+def _whip(context: ApiContext) -> APIRouter:
+    return whip.router(context, context.webrtc)
+
 
 ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     health.router,
@@ -22,8 +39,9 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     generate.router,
     jobs.router,
     stream_socket.router,
-    whip.router,
+    _whip,
     takes.router,
+    outputs.router,
     asyncapi.router,
 )
 """One line for each route module."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from weakref import WeakKeyDictionary
+
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
 from app.session import Session
 from app.takes.store import TakeStore
 
-from .access import off_loop, session_of
+from .access import session_of
 from .context import ApiContext
 from .schema import Strict
-from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT
+from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
 
 
 class TakeView(Strict):
@@ -20,25 +23,40 @@ class TakeView(Strict):
     take: str = Field(description="Its name below the server's data folder: zoetrope render --take DATA/takes/NAME.")
 
 
-def router(context: ApiContext) -> APIRouter:
-    """The routes under /v1/sessions/{id}/take."""
-    routes = APIRouter(prefix="/v1", tags=["takes"], dependencies=[Depends(SESSION_TOKEN)])
-    store = TakeStore(context.data / "takes")
+class TakeState(Strict):
+    """take: the name of the one that is written, or null; the session's `trouble` says why one ended by itself."""
 
-    def begin(session: Session) -> TakeView:
+    take: str | None
+
+
+def router(context: ApiContext) -> APIRouter:
+    """The routes under /v1/sessions/{id}/take. Ending one may take seconds: the event loop's own threads do it."""
+    routes = APIRouter(prefix="/v1", tags=["takes"], dependencies=[Depends(SESSION_TOKEN)])
+    store = TakeStore(context.data / "takes", context.limits.take_bytes)
+    names: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
+
+    def begin(session: Session) -> str:
         folder = store.create()
         session.start_take(folder, store.may_grow)
-        return TakeView(take=folder.name)
+        return folder.name
+
+    @routes.get("/sessions/{session_id}/take", operation_id="read_take", responses={**REFUSALS, **UNFIT})
+    async def read_take(session_id: str, request: Request) -> TakeState:
+        """Whether a take is being written, and its name."""
+        session = session_of(context, session_id, request)
+        return TakeState(take=names.get(session) if session.recording else None)
 
     @routes.post(
         "/sessions/{session_id}/take",
         status_code=201,
         operation_id="start_take",
-        responses={**REFUSALS, **UNFIT, **BUSY},
+        responses={**REFUSALS, **UNREAD, **UNFIT, **BUSY},
     )
     async def start_take(session_id: str, request: Request) -> TakeView:
         """Record from now on, with a fresh stream of the same controls. Ends with the session at the latest."""
-        return await off_loop(context, begin, session_of(context, session_id, request))
+        session = session_of(context, session_id, request)
+        names[session] = await asyncio.to_thread(begin, session)
+        return TakeView(take=names[session])
 
     @routes.delete(
         "/sessions/{session_id}/take",
@@ -49,6 +67,6 @@ def router(context: ApiContext) -> APIRouter:
     async def stop_take(session_id: str, request: Request) -> None:
         """End the take and wait until it is written; without one nothing happens."""
         session = session_of(context, session_id, request)
-        await off_loop(context, session.stop_take)
+        await asyncio.to_thread(session.stop_take)
 
     return routes

@@ -13,9 +13,10 @@ from app.session import Session
 from pipelines.errors import InputError
 from pipelines.types import Frame
 
-from .output import Attachment, Offer, Output, OutputReading, tap
+from .output import Attachment, Offer, Output, OutputReading, Phase, tap
 
 MOST_ATTACHMENTS = 8
+_LOOK_NS = 1_000_000_000  # how often failures are looked for, while frames come
 
 Made = TypeVar("Made", bound=Attachment)
 
@@ -30,9 +31,15 @@ class SessionOutputs:
     `start`, `control`, `stop` and `close` may take seconds: an event loop calls them in an executor.
     """
 
-    def __init__(self, most: int = MOST_ATTACHMENTS) -> None:
-        """most: attachments at once, those that have failed and were not stopped yet included."""
+    def __init__(self, most: int = MOST_ATTACHMENTS, tell: Callable[[str], None] = lambda text: None) -> None:
+        """most: attachments at once, those that have failed and were not stopped yet included.
+
+        tell: takes a sentence for the user when one has failed, once for each; it must be quick.
+        """
         self._most = most
+        self._tell = tell
+        self._told: set[Attachment] = set()
+        self._looked_ns = 0
         self._lock = threading.Lock()
         self._attached: dict[str, Attachment | None] = {}  # None: being made
         self._offers: dict[str, Offer] = {}
@@ -42,7 +49,7 @@ class SessionOutputs:
     @classmethod
     def of(cls, session: Session, most: int = MOST_ATTACHMENTS) -> SessionOutputs:
         """For a session: every frame comes by itself, and when it is over everything is stopped."""
-        outputs = cls(most)
+        outputs = cls(most, session.stream.notify)
         outputs._forget = tap(session.stream, outputs.offer, outputs._close_elsewhere)
         return outputs
 
@@ -50,6 +57,9 @@ class SessionOutputs:
         """Hand a frame to every output; returns at once."""
         for offer in tuple(self._offers.values()):
             offer(frame, arrived_ns)
+        if arrived_ns - self._looked_ns >= _LOOK_NS:
+            self._looked_ns = arrived_ns
+            self._look()
 
     def start(self, name: str, make: Callable[[], Output]) -> OutputReading:
         """Make an output and give it frames. Raises what `make` raises, and OutputsError."""
@@ -74,6 +84,7 @@ class SessionOutputs:
                 raise OutputsError(f"There is no output {name!r}.", f"There are: {known}.")
             del self._attached[name]
             self._offers.pop(name, None)
+            self._told.discard(attachment)
         attachment.stop()
         return attachment.read()
 
@@ -90,11 +101,22 @@ class SessionOutputs:
             attached = [attachment for attachment in self._attached.values() if attachment is not None]
             self._attached.clear()
             self._offers.clear()
+            self._told.clear()
             forget, self._forget = self._forget, None
         if forget is not None:
             forget()
         for attachment in attached:
             attachment.stop()
+
+    def _look(self) -> None:
+        """Tell of those that have failed since the last time."""
+        with self._lock:
+            fresh = [one for one in self._attached.values() if one is not None and one not in self._told]
+        for attachment in fresh:
+            reading = attachment.read()
+            if reading.phase is Phase.FAILED:
+                self._told.add(attachment)
+                self._tell(f"Output ended ({reading.kind}): {reading.text}")
 
     def _reserve(self, name: str) -> None:
         with self._lock:

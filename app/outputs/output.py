@@ -31,13 +31,17 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReading:
-    """done: frames written, or control messages taken. dropped: frames or messages given up. text: for the user."""
+    """done: frames written, or control messages taken. dropped: frames or messages given up. text: for the user.
+
+    file: the name of the file that is written, without its folder; "" for outputs that write none.
+    """
 
     kind: str
     phase: Phase
     done: int
     dropped: int
     text: str
+    file: str = ""
 
     @property
     def over(self) -> bool:

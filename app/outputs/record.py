@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +28,22 @@ _STALLED_NS = 5_000_000_000  # sound goes on without pictures when none has come
 _FIRST_GAP_TICKS = TICKS_A_SECOND // 30
 _LEAST_GAP_TICKS = TICKS_A_SECOND // 1000
 _JOIN_S = 60.0
+_QUOTA_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingOptions:
     """path: an MP4 file that does not exist yet, in an existing folder. sound: None for none.
 
-    waiting_frames: room for frames that the encoder has not taken yet.
+    waiting_frames: room for frames that the encoder has not taken yet. may_grow: asked every second; False ends the
+    recording. on_end: called once, when nothing more is written. Both on the recording's own thread.
     """
 
     path: Path
     sound: SoundFormat | None = None
     waiting_frames: int = 24
+    may_grow: Callable[[], bool] = lambda: True
+    on_end: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.path.suffix.lower() != ".mp4":
@@ -60,6 +65,8 @@ class Recording:
         self._origin_ns = 0  # the time in the file that is 0
         self._held: tuple[Frame, int] | None = None  # the last frame and its pts: its duration is not known yet
         self._gap_ticks = _FIRST_GAP_TICKS
+        self._asked_s = time.monotonic()
+        self._full = False
         self._phase, self._text = Phase.STARTING, "waiting for the first frame"
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
@@ -90,6 +97,7 @@ class Recording:
             done=file.frames if file is not None else 0,
             dropped=self._room.turned_away,
             text=self._text,
+            file=self._options.path.name,
         )
 
     def stop(self) -> None:
@@ -113,6 +121,7 @@ class Recording:
             if not self.read().over:  # a fault of ours; the thread's hook reports it
                 self._room.close()
                 self._phase, self._text = Phase.FAILED, "the recording ended by a fault; the terminal has it"
+            self._options.on_end()
 
     def _step(self) -> None:
         arrived = self._room.take(_LOOK_S)
@@ -120,6 +129,12 @@ class Recording:
             self._add(arrived)
         elif self._held is not None:
             self._write_sound(time.monotonic_ns() - _STALLED_NS)
+        now_s = time.monotonic()
+        if now_s - self._asked_s >= _QUOTA_LOOK_S and not self._full:
+            self._asked_s = now_s
+            self._full = not self._options.may_grow()
+            if self._full:
+                self._room.close()  # what waits is still written
 
     def _add(self, arrived: Arrived) -> None:
         frame = arrived.frame
@@ -158,6 +173,9 @@ class Recording:
         self._write_sound(self._origin_ns + end_ticks * 1_000_000_000 // TICKS_A_SECOND)
         self._file.close()
         text = f"recorded {end_ticks / TICKS_A_SECOND:.1f} s to {self._options.path.name}"
+        if self._full:  # no room for a copy either: the fragmented file plays
+            self._phase, self._text = Phase.FAILED, f"{text}, then the space allowed for recordings was full"
+            return
         try:
             self._file.make_ordinary()
         except OutputError as error:

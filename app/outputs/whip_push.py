@@ -65,7 +65,7 @@ class WhipPushOptions:
     timeout_s: for an answer, and for the connection after it. webrtc: codecs, bit rates and ICE servers.
     """
 
-    url: str
+    url: str = field(repr=False)  # may hold a key
     token: str | None = field(default=None, repr=False)
     first_wait_s: float = 1.0
     most_wait_s: float = 30.0
@@ -83,7 +83,10 @@ class WhipPushOptions:
 
 
 class WhipPush:
-    """One push. `run` on an event loop until it is cancelled, the session ends or the server refuses for good."""
+    """One push. `run` on an event loop until it is cancelled, the session ends or the server refuses for good.
+
+    Like every output it does not keep the session: it is no connection of a user.
+    """
 
     def __init__(self, session: Session, codecs: Executor, options: WhipPushOptions) -> None:
         self.state = PushState.IDLE
@@ -96,7 +99,6 @@ class WhipPush:
 
     async def run(self) -> None:
         """Push, and come back after every loss. Raises PushRefusedError."""
-        self._session.connect()
         wait_s = self._options.first_wait_s
         loop = asyncio.get_running_loop()
         try:
@@ -113,7 +115,6 @@ class WhipPush:
                     wait_s = min(2 * wait_s, self._options.most_wait_s)
         finally:
             self.state = PushState.ENDED
-            self._session.disconnect()
 
     async def _attempt(self, http: httpx.AsyncClient) -> None:
         """One connection, from its offer to its loss, whose cause is kept. Raises PushRefusedError."""

@@ -16,6 +16,7 @@ import uvicorn
 
 from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
+from app.outputs.push_hosts import PushHosts
 from app.session_table import SessionLimits, SessionTable
 from app.worker_client import WorkerClient
 
@@ -37,11 +38,20 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(worker: WorkerClient, data: Path, limits: ApiLimits | None = None) -> Iterator[ApiServer]:
+def api_server(
+    worker: WorkerClient, data: Path, limits: ApiLimits | None = None, push_hosts: PushHosts | None = None
+) -> Iterator[ApiServer]:
     """Serve all routes over `worker`, with what belongs to start and end of an application."""
     table = SessionTable(worker, SessionLimits(per_minute=10_000))
     codecs = ThreadPoolExecutor(2, thread_name_prefix="codec")
-    context = ApiContext(table=table, codecs=codecs, data=data, model="identity", limits=limits or ApiLimits())
+    context = ApiContext(
+        table=table,
+        codecs=codecs,
+        data=data,
+        model="identity",
+        limits=limits or ApiLimits(),
+        push_hosts=push_hosts or PushHosts(),
+    )
     app = new_application()
     include_all(app, context)
     listener = socket.create_server(("127.0.0.1", 0))

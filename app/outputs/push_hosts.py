@@ -1,0 +1,67 @@
+"""Which hosts clients may have this server push to: a server is no way into the network behind it.
+
+Compares names as they are written; resolves nothing. Knows no session and no transport.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from urllib.parse import urlsplit
+
+from app.guard_rules import host_pair
+from pipelines.errors import InputError
+
+ANY = "*"
+_PORTS: Mapping[str, int] = MappingProxyType({"rtmp": 1935, "rtmps": 443, "http": 80, "https": 443, "srt": 0})
+# What urllib and the libraries that connect could read differently is no address: only plain names and ports.
+_NETLOC = re.compile(r"(?:[\w.~%!$&'()*+,;=:-]*@)?([^@]+)", re.ASCII)
+_LISTENS = re.compile(r"[?&]mode=(?!caller(?:[&#]|$))", re.IGNORECASE)
+
+
+class PushHostError(InputError):
+    """A client named a host that this server does not push to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushHosts:
+    """any_host: no host is refused. pairs: allowed (name, port), names in lower case; port None: all of its ports."""
+
+    any_host: bool = False
+    pairs: frozenset[tuple[str, int | None]] = frozenset()
+
+    @classmethod
+    def of(cls, names: Sequence[str], *, private: bool) -> PushHosts:
+        """names: HOST, HOST:PORT or *. private: only this machine can connect and nobody is asked for a token; then
+        no names mean any host, else none. Raises InputError."""
+        if not names:
+            return cls(any_host=private)
+        if ANY in names:
+            return cls(any_host=True)
+        return cls(pairs=frozenset(_pair(name) for name in names))
+
+    def check(self, url: str) -> None:
+        """Raise PushHostError, without the address's key, unless `url` may be pushed to."""
+        if _LISTENS.search(url):
+            raise PushHostError("An SRT address that listens cannot be pushed to.", "Leave mode out: it calls.")
+        if self.any_host:
+            return
+        parts = urlsplit(url)
+        found = _NETLOC.fullmatch(parts.netloc)
+        pair = host_pair(found[1], _PORTS.get(parts.scheme, 0)) if found is not None else None
+        if pair is None:
+            raise PushHostError("The address to push to has no plain host name.", "Give SCHEME://HOST:PORT/...")
+        if pair not in self.pairs and (pair[0], None) not in self.pairs:
+            raise PushHostError(
+                f"This server does not push to {pair[0]}.",
+                "Who runs it may allow that: zoetrope live --push-host HOST.",
+            )
+
+
+def _pair(text: str) -> tuple[str, int | None]:
+    pair = host_pair(text.strip(), 0)
+    if pair is None:
+        raise InputError(f"--push-host {text!r} is not a host.", "Give HOST, HOST:PORT or *, without rtmp://.")
+    return pair[0], pair[1] or None

@@ -1,0 +1,122 @@
+"""The folder that holds all recordings: names, a limit on the bytes, and which are deleted to stay below it.
+
+Names are made here and hold the id that a client asks by; none ever comes from a request. Knows no session, no codec.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import InputError, OutputError
+
+GIB = 2**30
+LEAST_BYTES = 64 * 2**20
+_NAME = re.compile(r"\d{8}-\d{6}-([0-9a-f]{32})\.mp4")
+_ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # also copies that were being made
+_STILL_S = 60.0  # a file that changed so recently may be another process's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRecording:
+    """size: bytes so far. running: it is still written."""
+
+    id: str
+    path: Path
+    size: int
+    running: bool
+
+
+class RecordingStore:
+    """Recordings under `root`, all together at most `limit_bytes`. Safe from several threads."""
+
+    def __init__(self, root: Path, limit_bytes: int = 10 * GIB) -> None:
+        if limit_bytes < LEAST_BYTES:
+            raise InputError(f"{limit_bytes} bytes are too few for recordings.", f"Allow {LEAST_BYTES} or more.")
+        self.root = root
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._running: set[str] = set()
+
+    def begin(self) -> Path:
+        """A new file's path; it counts as running until `ended`. Raises OutputError: no folder, or no room."""
+        with self._lock:
+            if not self._make_room(LEAST_BYTES):
+                raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"A folder for recordings cannot be made: {error.strerror}.") from error
+            recording = secrets.token_hex(16)
+            self._running.add(recording)
+            return self.root / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{recording}.mp4"
+
+    def ended(self, path: Path) -> None:
+        """Nothing more is written there."""
+        with self._lock:
+            self._running.discard(recording_id(path.name))
+
+    def may_grow(self) -> bool:
+        """Whether recordings may grow on; makes room if it can."""
+        with self._lock:
+            return self._make_room(0)
+
+    def find(self, recording: str) -> StoredRecording | None:
+        """The recording of that id; None for an unknown one, and for one that ended without a frame."""
+        for path in self._files():
+            found = _NAME.fullmatch(path.name)
+            if found is not None and secrets.compare_digest(found[1].encode(), recording.encode()):
+                running = found[1] in self._running
+                return StoredRecording(id=found[1], path=path, size=_size(path), running=running)
+        return None
+
+    def delete(self, recording: StoredRecording) -> None:
+        """Raises InputError while it is written."""
+        if recording.running:
+            raise InputError("That recording is still being written.", "Stop it first.")
+        recording.path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        if not self.root.is_dir():
+            return []
+        found = (path for path in self.root.iterdir() if _ALL.fullmatch(path.name))
+        return sorted(found, key=lambda path: path.name.lstrip("."))
+
+    def _make_room(self, wanted: int) -> bool:
+        files = self._files()
+        room = self._limit_bytes - sum(map(_size, files))
+        for path in files:
+            if room >= wanted:
+                break
+            if not self._in_use(path):
+                room += _size(path)
+                path.unlink(missing_ok=True)
+        return room >= wanted
+
+    def _in_use(self, path: Path) -> bool:
+        if any(running in path.name for running in self._running):
+            return True
+        try:
+            return time.time() - path.stat().st_mtime < _STILL_S
+        except FileNotFoundError:
+            return True
+
+
+def recording_id(name: str) -> str:
+    """The id in a file's name that `begin` has made."""
+    found = _NAME.fullmatch(name)
+    assert found is not None, name
+    return found[1]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

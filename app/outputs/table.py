@@ -1,0 +1,41 @@
+"""The outputs of all sessions: made when a session first asks for one, stopped when it is over.
+
+Knows no kind of output and no protocol.
+"""
+
+from __future__ import annotations
+
+import threading
+from weakref import WeakKeyDictionary
+
+from app.session import Session
+
+from .manager import SessionOutputs
+
+
+class OutputTable:
+    """Keeps no session alive. Safe from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: WeakKeyDictionary[Session, SessionOutputs] = WeakKeyDictionary()
+
+    def of(self, session: Session) -> SessionOutputs:
+        """The session's, made if there are none yet."""
+        with self._lock:
+            outputs = self._of.get(session)
+            if outputs is None:
+                outputs = self._of[session] = SessionOutputs.of(session)
+            return outputs
+
+    def known(self, session: Session) -> SessionOutputs | None:
+        """The session's, if it has ever asked for one."""
+        with self._lock:
+            return self._of.get(session)
+
+    def close(self) -> None:
+        """Stop all outputs of all sessions and wait for their ends: the server stops."""
+        with self._lock:
+            all_of_them = list(self._of.values())
+        for outputs in all_of_them:
+            outputs.close()

@@ -1,0 +1,92 @@
+"""A WHIP push as an output among others: runs it on an event loop, says how it stands, stops it from any thread.
+
+Knows no SDP; the address appears in no message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Executor
+from contextlib import suppress
+
+from app.session import Session
+from pipelines.errors import ZoetropeError
+from pipelines.types import Frame
+
+from .output import OutputReading, Phase
+from .push_address import PushAddress
+from .whip_push import PushState, WhipPush, WhipPushOptions
+
+SCHEMES = ("https", "http")
+_STOP_S = 10.0
+_PHASES = {
+    PushState.IDLE: Phase.STARTING,
+    PushState.CONNECTING: Phase.STARTING,
+    PushState.LIVE: Phase.RUNNING,
+    PushState.WAITING: Phase.RETRYING,
+    PushState.ENDED: Phase.STOPPED,
+}
+
+
+class WhipOutput:
+    """A running WHIP push. It takes the session's frames by itself, newest first; `offer` only counts them."""
+
+    def __init__(
+        self, session: Session, codecs: Executor, loop: asyncio.AbstractEventLoop, options: WhipPushOptions
+    ) -> None:
+        """loop: a running one; this may be called from any thread. Raises InputError for an address that is none."""
+        self._address = PushAddress.of(options.url, SCHEMES)
+        self._push = WhipPush(session, codecs, options)
+        self._loop = loop
+        self._done = 0
+        self._ending: tuple[Phase, str] | None = None
+        self._ended = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        loop.call_soon_threadsafe(self._begin)
+
+    def offer(self, frame: Frame, arrived_ns: int) -> None:
+        if self._push.state is PushState.LIVE:
+            self._done += 1
+
+    def read(self) -> OutputReading:
+        phase, text = self._ending or (_PHASES[self._push.state], self._text())
+        return OutputReading(kind="whip", phase=phase, done=self._done, dropped=0, text=text)
+
+    def stop(self) -> None:
+        self._stopping = True
+        with suppress(RuntimeError):  # the loop is closed: it has cancelled its tasks
+            self._loop.call_soon_threadsafe(self._cancel)
+            self._ended.wait(_STOP_S)
+
+    def _text(self) -> str:
+        shown, trouble = self._address.shown, self._address.hide(self._push.trouble)
+        if self._push.state is PushState.LIVE:
+            return f"pushing to {shown}"
+        return f"{shown}: {trouble} Trying again." if trouble else f"connecting to {shown}"
+
+    # ---- on the event loop ----
+
+    def _begin(self) -> None:
+        if self._stopping:
+            self._ending = (Phase.STOPPED, f"stopped pushing to {self._address.shown}")
+            self._ended.set()
+            return
+        self._task = self._loop.create_task(self._push.run(), name="whip-push")
+        self._task.add_done_callback(self._over)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            self._ending = (Phase.STOPPED, f"stopped pushing to {self._address.shown}")
+        elif isinstance(error, ZoetropeError):
+            self._ending = (Phase.FAILED, self._address.hide(str(error)))
+        else:  # a fault of ours
+            self._ending = (Phase.FAILED, "the push ended by a fault; the terminal has it")
+            self._loop.call_exception_handler({"message": "WHIP push", "exception": error, "task": task})
+        self._ended.set()
