@@ -9,20 +9,21 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from pipelines.controls import Control
 from pipelines.errors import InputError, ZoetropeError
-from pipelines.identity import IdentityEngine
 from pipelines.types import Engine, Stream
 
+from .gpu_meter import gpu_meter
 from .messages import (
     ChangeControl,
     ChangeSource,
     CloseSession,
     FromWorker,
+    GpuMemory,
     InputPosted,
     InputTaken,
     OpenSession,
@@ -38,78 +39,61 @@ from .messages import (
     WorkerFailed,
     WorkerNotice,
     WorkerProgress,
-    WorkerReady,
 )
 from .takes.machine import describe_machine
 from .threads import share_the_cores
+from .worker_engine import OpenEngine, describe, open_engine
+from .worker_engine import WorkerOptions as WorkerOptions  # for those who start a worker
+from .worker_faults import session_to_end, unforeseen
 from .worker_session import WorkerSession
 
+Made = TypeVar("Made")
 _LONGEST_WAIT_S = 0.1
 _STATS_PERIOD_NS = 100_000_000
+_GPU_PERIOD_NS = 1_000_000_000
 _TICK_MEAN_WEIGHT = 0.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """What a worker opens. engine: keyword arguments of pipelines.load.load_engine besides `model`.
+def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | None = None) -> None:
+    """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes.
 
-    threads: CPU threads of the tensor library; 0 leaves its own choice (the physical cores).
+    opens: what makes the engine; None: `open_engine`.
     """
-
-    model: str
-    engine: dict[str, object] = field(default_factory=dict)
-    threads: int = 0
-
-
-def run_worker(pipe: Connection, options: WorkerOptions) -> None:
-    """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes."""
     share_the_cores()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
-            engine, threads = open_engine(options, lambda text: pipe.send(WorkerNotice(text=text)))
+            engine, threads = (opens or open_engine)(options, lambda text: pipe.send(WorkerNotice(text=text)))
             ready = describe(engine, threads)
             machine = describe_machine(options.model, options.engine, ready.info, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
             return
         pipe.send(ready)
-        Worker(pipe, engine, machine).run()
+        Worker(pipe, engine, machine, gpu_meter(ready.info.device)).run()
         engine.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the front is gone; so is the reason to run
 
 
-def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
-    """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
-    if options.model == "identity":
-        sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
-        return IdentityEngine(**sizes), 1
-    import torch  # only the worker, and only for a real model
-
-    from pipelines.load import load_engine
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    loader: Callable[..., Engine] = load_engine
-    return loader(options.model, **options.engine, notice=notice), torch.get_num_threads()
-
-
-def describe(engine: Engine, threads: int) -> WorkerReady:
-    """What a fresh stream of `engine` is and how its controls stand."""
-    with engine.open() as probe:
-        return WorkerReady(info=probe.info, controls=dict(probe.controls.values), threads=threads)
-
-
 class Worker:
     """The loop. `run_once` is one round of it."""
 
-    def __init__(self, pipe: Connection, engine: Engine, machine: Mapping[str, object] | None = None) -> None:
-        """machine: what is written into takes about this engine."""
+    def __init__(
+        self,
+        pipe: Connection,
+        engine: Engine,
+        machine: Mapping[str, object] | None = None,
+        gpu: Callable[[], GpuMemory] | None = None,
+    ) -> None:
+        """machine: what is written into takes about this engine. gpu: reads the memory of its device."""
         self._pipe = pipe
         self._engine = engine
-        self._sessions: dict[str, WorkerSession] = {}
+        self._sessions: dict[str, WorkerSession] = {}  # oldest first
+        self._turns: dict[str, None] = {}  # names; whose last input was admitted longest ago comes first
+        self._gpu = gpu
+        self._next_gpu_ns = 0
         self._running = True
         self._tick_ms = 0.0
         self._barren_ticks = 0  # in a row, without a finished frame
@@ -126,19 +110,26 @@ class Worker:
             for session in self._sessions.values():
                 session.close()
             self._sessions.clear()
+            self._turns.clear()
 
     def run_once(self) -> None:
         """Take all messages, offer inputs, tick if anything is in flight, hand out, report."""
         self._take_messages()
-        now_ns = time.monotonic_ns()
-        for session in tuple(self._sessions.values()):
-            self._guarded(session, partial(session.admit, now_ns))
-            self._send_if(session.admitted())
+        self._admit(time.monotonic_ns())
         if any(session.busy for session in self._sessions.values()):
             self._tick()
         for session in tuple(self._sessions.values()):
             self._guarded(session, partial(self._publish, session))
         self._report(time.monotonic_ns())
+
+    def _admit(self, now_ns: int) -> None:
+        """Offer what is due. When rows are scarce, each session gets its turn."""
+        for name in tuple(self._turns):
+            session = self._sessions[name]
+            if self._guarded(session, partial(session.admit, now_ns)):
+                del self._turns[name]
+                self._turns[name] = None
+            self._send_if(session.admitted())
 
     def _take_messages(self) -> None:
         timeout_s = self._idle_s()
@@ -157,15 +148,20 @@ class Worker:
         return min([longest_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
 
     def _tick(self) -> None:
+        """One tick of whoever has something in flight. Whose session makes it fail is ended, and the others tick."""
+        while any(session.busy for session in self._sessions.values()):
+            try:
+                self._run_tick()
+            except ZoetropeError as error:
+                self._end(session_to_end(self._sessions.values(), error), error)
+            else:
+                return
+
+    def _run_tick(self) -> None:
         recorders = [s.recorder for s in self._sessions.values() if s.recorder is not None and s.busy]
         before = self._engine.log.last_tick
         started_ns = time.perf_counter_ns()
-        try:
-            self._engine.tick()
-        except ZoetropeError as error:  # the batch is shared: it cannot be said whose frame it was
-            for session in tuple(self._sessions.values()):
-                self._end(session, error)
-            return
+        self._engine.tick()
         tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
         self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
         self._barren_ticks += 1
@@ -182,6 +178,9 @@ class Worker:
             self._send(message)
 
     def _report(self, now_ns: int) -> None:
+        if self._gpu is not None and now_ns >= self._next_gpu_ns:
+            self._next_gpu_ns = now_ns + _GPU_PERIOD_NS
+            self._send(self._gpu())
         if now_ns < self._next_stats_ns:
             return
         self._next_stats_ns = now_ns + _STATS_PERIOD_NS
@@ -222,11 +221,12 @@ class Worker:
         try:
             stream: Stream = self._engine.open(control=message.control)
             self._widen(message.control)
-        except ZoetropeError as error:
-            ended = SessionEnded(session=message.session, message=error.message, remedy=error.remedy)
-            self._send(ended)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
+            known = error if isinstance(error, ZoetropeError) else unforeseen(error)
+            self._send(SessionEnded(session=message.session, message=known.message, remedy=known.remedy))
             return
         self._sessions[message.session] = WorkerSession(message, stream)
+        self._turns[message.session] = None
         self._send(SessionOpened(session=message.session, info=stream.info))
 
     def _apply(self, session: WorkerSession, control: Control) -> None:
@@ -263,24 +263,29 @@ class Worker:
         if message is not None:
             self._send(message)
 
-    def _guarded(self, session: WorkerSession, step: Callable[[], None]) -> None:
-        """Run one session's step; an engine error ends that session and leaves the others."""
+    def _guarded(self, session: WorkerSession, step: Callable[[], Made]) -> Made | None:
+        """Run one session's step; an error of it ends that session, and leaves the others. None: it did."""
         try:
-            step()
+            return step()
         except ZoetropeError as error:
             self._end(session, error)
+        except (OSError, EOFError):  # the pipe: the front is gone
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
+            self._end(session, unforeseen(error))
+        return None
 
     def _end(self, session: WorkerSession, error: ZoetropeError) -> None:
         self._stop_take(session, error.message)
         self._send(session.stats(self._tick_ms))
-        del self._sessions[session.name]
+        del self._sessions[session.name], self._turns[session.name]
         session.close()
         self._send(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
 
     def _close(self, session: WorkerSession) -> None:
         self._stop_take(session, "the session was closed")
         self._send(session.stats(self._tick_ms))
-        del self._sessions[session.name]
+        del self._sessions[session.name], self._turns[session.name]
         session.close()
         self._send(SessionClosed(session=session.name))
 

@@ -23,6 +23,7 @@ from .client_session import ClientSession, SessionState
 from .messages import (
     CloseSession,
     FromWorker,
+    GpuMemory,
     SessionClosed,
     SessionEnded,
     StopWorker,
@@ -78,6 +79,7 @@ class WorkerClient:
         self._status = WorkerStatus()
         self._sessions: dict[str, ClientSession] = {}
         self._closing: dict[str, ClientSession] = {}  # closed here, memory still attached there
+        self._gpu_memory: GpuMemory | None = None
         self._deaths: deque[float] = deque(maxlen=_MOST_RESTARTS)
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -124,6 +126,11 @@ class WorkerClient:
     @property
     def status(self) -> WorkerStatus:
         return self._status
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """As the worker said last; None before that, and for a worker without a GPU."""
+        return self._gpu_memory
 
     def wait_ready(self, timeout_s: float) -> WorkerReady:
         """Block until the engine stands. Raises what the worker failed with, or WorkerError after `timeout_s`."""
@@ -250,6 +257,7 @@ class WorkerClient:
         theirs.close()
         with self._sending:
             self._pipe, self._process = ours, process
+        self._gpu_memory = None
         self._set(phase=phase, text=text, notices=(), pid=process.pid)
 
     def _handle(self, message: FromWorker) -> None:
@@ -263,6 +271,8 @@ class WorkerClient:
                 self._ready(message)
             case WorkerFailed():
                 self._fail(WorkerError(message.message, message.remedy))
+            case GpuMemory():
+                self._gpu_memory = message
             case SessionClosed():
                 self._let_go(message.session)
             case _:

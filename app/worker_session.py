@@ -66,16 +66,17 @@ class WorkerSession:
         if self._recorder is not None:
             self._recorder.changed(control, tick, self._inputs.buffers.newest)
 
-    def admit(self, now_ns: int) -> None:
-        """Offer the stream what is due: the newest input, or one more chunk from the prompt."""
+    def admit(self, now_ns: int) -> bool:
+        """Offer the stream what is due: the newest input, or one more chunk from the prompt. Whether it took any."""
         if self._prompt_only:
-            self._generate(now_ns)
-            return
+            return self._generate(now_ns)
         self._look(now_ns)
         if self._waiting is not None and self._push(self._waiting):
             self._wait_ms = (now_ns - self._waiting_ns) / 1e6
             self._admitted_ns = self._waiting.captured_ns
             self._waiting = None
+            return True
+        return False
 
     def admitted(self) -> InputAdmitted | None:
         """The input that was admitted since this was last asked."""
@@ -226,15 +227,16 @@ class WorkerSession:
         self._seen_generation = generation
         self._waiting, self._waiting_ns = frame, now_ns
 
-    def _generate(self, now_ns: int) -> None:
+    def _generate(self, now_ns: int) -> bool:
         if now_ns < self._next_due_ns:
-            return
+            return False
         info = self.stream.info
         if not self.stream.generate(info.frames_per_chunk):
-            return
+            return False
         self._generated += info.frames_per_chunk
         if self._recorder is not None:
             self._recorder.generated(info.frames_per_chunk, now_ns)
         period_ns = int(1e9 * info.frames_per_chunk / info.frame_rate)
         late = now_ns - self._next_due_ns > period_ns  # behind: go on from now instead of catching up
         self._next_due_ns = (now_ns if late else self._next_due_ns) + period_ns
+        return True

@@ -8,7 +8,8 @@ ZoetropeError
 │   ├── HubUnreachableError  the hub cannot be reached and the model is not in the cache
 │   ├── ModelLayoutError     a folder or file is not what a loader expects
 │   ├── UnsafeWeightsError   only pickled weights exist and the user did not insist
-│   └── OutOfMemoryError     too little memory; says what would fit
+│   ├── OutOfMemoryError     too little memory; says what would fit
+│   └── StreamError          one stream failed in a tick that it shared with others
 ├── OutputError         a result cannot be written
 └── WorkerError         the worker process died or does not answer
 """
@@ -58,6 +59,17 @@ class UnsafeWeightsError(ModelError):
 
 class OutOfMemoryError(ModelError):
     """The device has too little memory for what was asked."""
+
+
+class StreamError(ModelError):
+    """One stream's own part of a tick failed; without that stream the tick can be run again.
+
+    stream: the handle that `Engine.open` gave.
+    """
+
+    def __init__(self, message: str, remedy: str = "", *, stream: object) -> None:
+        super().__init__(message, remedy)
+        self.stream = stream
 
 
 class OutputError(ZoetropeError):

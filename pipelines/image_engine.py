@@ -5,14 +5,17 @@ Knows no files, no HTTP and no other engine. docs/engine.md tells a tick in orde
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 
 import torch
 
 from .controls import Control
-from .errors import InputError, OutOfMemoryError
+from .errors import InputError, OutOfMemoryError, StreamError
 from .image_core import ImageCore
 from .image_stream import ImageStream
+from .memory import is_out_of_memory, what_would_fit
 from .model import ImageModel
 from .tick import TickRunner
 from .ticklog import TickLog
@@ -53,6 +56,8 @@ class ImageEngine:
         self._streams: dict[int, ImageStream] = {}
         self._opened = 0
         self._closed = False
+        self._most_run = 0  # slots in the largest batch that has run
+        self._short = False  # memory ran out: what the next stream to close held goes back to the device
 
     @property
     def log(self) -> TickLog:
@@ -80,28 +85,44 @@ class ImageEngine:
     @torch.inference_mode()
     def tick(self) -> None:
         """Advance every slot of every open stream by one step, as one batch. Without any slot nothing happens, and the
-        tick is not counted. Raises OutOfMemoryError."""
+        tick is not counted.
+
+        Raises OutOfMemoryError, or StreamError when one stream's own part fails: then close a stream and call it again
+        before anything else, and the others lose and repeat nothing.
+        """
         self._runner.log_timings()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
         for stream in streams:
-            stream.prepare_tick()
+            with self._blamed(stream):
+                stream.prepare_tick()
         owners = [stream for stream in streams for _ in stream.active]
         slots = [slot for stream in streams for slot in stream.active]
         scales = [stream.controls.number("guidance_scale") for stream in owners]
         deltas = [stream.controls.number("guidance_delta") for stream in owners]
         try:
             finished = self._runner.run(slots, scales, deltas)
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(len(slots)) from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-                raise self._out_of_memory(len(slots)) from error
-            raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = str(error)
+        else:
+            failed = ""
+        if failed:  # outside of the handler, whose traceback holds the tensors of the attempt
+            self._short = True
+            raise self._out_of_memory(streams)
+        self._most_run = max(self._most_run, len(slots))
         done = dict(finished)
-        for stream in streams:
-            stream.finish_tick(done)
+        failures = []
+        for stream in streams:  # the tick has run: each must hear of it
+            try:
+                with self._blamed(stream):
+                    stream.finish_tick(done)
+            except StreamError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     def close(self) -> None:
         """Close all streams and let the model go."""
@@ -113,11 +134,33 @@ class ImageEngine:
 
     def _forget(self, number: int) -> None:
         del self._streams[number]
+        if self._short and self.core.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._short = False
 
-    def _out_of_memory(self, slots: int) -> OutOfMemoryError:
+    @contextmanager
+    def _blamed(self, stream: ImageStream) -> Iterator[None]:
+        """What goes wrong in one stream's own part is its error."""
+        try:
+            yield
+        except Exception as error:
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            raise StreamError(f"The stream failed: {kind}{error}", "Open a new one.", stream=stream) from error
+
+    def _out_of_memory(self, streams: list[ImageStream]) -> OutOfMemoryError:
         core = self.core
+        slots, largest = sum(len(s.active) for s in streams), max(streams, key=lambda s: len(s.active))
+        remedy = what_would_fit(
+            slots=slots,
+            ran=self._most_run,
+            width=core.width,
+            height=core.height,
+            multiple_px=core.model.codec.factor,
+            depth=min(largest.controls.integer("depth"), core.max_slots),
+            steps=largest.controls.integer("steps"),
+        )
         return OutOfMemoryError(
             f"{core.model.device} has too little memory for {slots} slots of {core.frames_per_slot} frames "
             f"at {core.width}x{core.height}.",
-            "Lower depth or steps, choose a smaller size or a 16-bit dtype, or close other programs that use it.",
+            remedy,
         )

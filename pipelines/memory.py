@@ -1,4 +1,5 @@
-"""Owns the check before loading: how many bytes a model will take, and whether the device has them.
+"""Owns the check before loading (how many bytes a model will take, and whether the device has them), and what is said
+when memory runs out later.
 
 Reads the headers of safetensors files only; loads no weights.
 """
@@ -100,6 +101,34 @@ def free_memory_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
     return available if limit is None or used is None else min(available, max(limit - used, 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of the tensor library, or Python's own, says that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px: int, depth: int, steps: int) -> str:
+    """What to do when a batch of `slots` slots at width x height pixels did not fit: numbers, not only directions.
+
+    ran: slots of the largest batch that did run. Activations grow in proportion to slots and pixels; where no smaller
+    batch has run, half of it is taken for what fits. depth, steps: as they are set now.
+    """
+    known = 0 < ran < slots
+    fits = ran if known else slots // 2
+    share = (fits if fits else 0.5) / slots
+    side = math.sqrt(share)
+    small = [max(multiple_px, int(size * side) // multiple_px * multiple_px) for size in (width, height)]
+    size = f"{small[0]}x{small[1]}"
+    if not fits:
+        return f"Start with --size {size} or smaller, or with a 16-bit dtype, or close other programs that use it."
+    said = f"{fits} slots {'have' if fits > 1 else 'has'} run" if known else f"About {fits} would fit"
+    lower = [f"{name} {max(1, int(now * share))}" for name, now in (("depth", depth), ("steps", steps)) if now > 1]
+    choices = [*([f"set {' or '.join(lower)}"] if lower else []), f"start with --size {size} to keep all {slots}"]
+    return f"{said}: {', or '.join(choices)}."
 
 
 def _cgroup_number(name: str) -> int | None:

@@ -50,9 +50,13 @@ class TickRunner:
             time_ids=core.time_ids(),
         )
         self._timings: deque[tuple[int, list[Mark]]] = deque()
+        self._stepped: frozenset[Slot] = frozenset()  # by a tick that failed after its step
 
     def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
-        """One step of each slot. Returns those it finished, with the mark that passes when their pictures are there."""
+        """One step of each slot. Returns those it finished, with the mark that passes when their pictures are there.
+
+        When it fails, nothing of it counts, and it can be run again with fewer slots.
+        """
         core, run = self._core, self._core.backend.run
         marks = [Mark(core.model.device) for _ in range(4)]
         marks[0].record()
@@ -61,15 +65,21 @@ class TickRunner:
         finished = [s for s in slots if s.is_last_step]
         extra = [i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])]
         self._upload(slots, scales, deltas, extra, new, finished, len(pictures))
-        if new:
+        stepped = self._stepped.issuperset(slots)  # all that is missing is the pictures
+        self._stepped = frozenset()
+        if new and not stepped:
             run(("admit", len(pictures), len(new)), lambda: self._admit(len(pictures), len(new)))
         marks[1].record()
         use_stock = any(s.birth.guidance.uses_stock for s in slots)
-        run(("denoise", len(slots), len(extra), use_stock), lambda: self._batch.run(len(slots), len(extra), use_stock))
+        if not stepped:
+            key = ("denoise", len(slots), len(extra), use_stock)
+            run(key, lambda: self._batch.run(len(slots), len(extra), use_stock))
         marks[2].record()
         if finished:
+            self._stepped = frozenset(slots)
             run(("finish", len(finished)), lambda: self._finish(len(finished)))
             self._read_back(finished)
+            self._stepped = frozenset()
         marks[3].record()
         self._log(slots, scales, deltas, set(extra), finished)
         self._timings.append((core.next_tick, marks))

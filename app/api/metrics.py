@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from app.client_session import SessionAccounting
+from app.loop_watch import BLOCKED_MS, LoopReading, LoopWatch, log_blocked
 from app.session import Session, SessionReading
 from app.session_table import SessionTable
 from app.worker_client import Phase
@@ -30,6 +31,7 @@ from .context import ApiContext
 
 _LOOK_S = 0.5  # a session that is shorter may be missed in the totals
 _KINDS = ("taken", "out", "dropped", "skipped")
+_LOG_BLOCKED = "ZOETROPE_LOG_BLOCKED"  # in the environment: each callback that blocks the event loop goes to the log
 
 
 def router(context: ApiContext) -> APIRouter:
@@ -45,8 +47,12 @@ def router(context: ApiContext) -> APIRouter:
 
     @asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
+        told = log_blocked if os.environ.get(_LOG_BLOCKED) == "1" else None
         task = asyncio.create_task(look_forever(), name="metrics")
-        yield
+        with LoopWatch(asyncio.get_running_loop(), told) as watch:
+            collector.watch = watch
+            yield
+            collector.watch = None
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -68,9 +74,13 @@ def router(context: ApiContext) -> APIRouter:
 
 
 class TableCollector(Collector):
-    """What the session table says when it is asked. Frame totals never fall: ended sessions stay in them."""
+    """What the session table says when it is asked. Frame totals never fall: ended sessions stay in them.
+
+    watch: of the event loop, while there is one.
+    """
 
     def __init__(self, table: SessionTable) -> None:
+        self.watch: LoopWatch | None = None
         self._table = table
         self._seen: dict[str, Session] = {}
         self._sessions_total = 0
@@ -93,6 +103,9 @@ class TableCollector(Collector):
         yield from self._frames(readings.values())
         yield from self._times(readings)
         yield from self._process()
+        yield from self._gpu()
+        if self.watch is not None:
+            yield from _event_loop(self.watch.read())
 
     def _frames(self, readings: Collection[SessionReading]) -> Iterator[Metric]:
         total = self._ended
@@ -153,6 +166,29 @@ class TableCollector(Collector):
             with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees its successor
                 memory.add_metric(["worker"], float(_resident_bytes(status.pid)))
         yield memory
+
+    def _gpu(self) -> Iterator[Metric]:
+        """The worker's GPU memory; absent where it computes on the CPU."""
+        gpu = self._table.client.gpu_memory
+        if gpu is None:
+            return
+        memory = GaugeMetricFamily("zoetrope_gpu_bytes", "GPU memory of the worker's tensor library.", labels=["kind"])
+        memory.add_metric(["allocated"], float(gpu.allocated_bytes))
+        memory.add_metric(["reserved"], float(gpu.reserved_bytes))
+        yield memory
+
+
+def _event_loop(reading: LoopReading) -> Iterator[Metric]:
+    name = "zoetrope_event_loop"
+    yield GaugeMetricFamily(f"{name}_longest_seconds", "Longest callback of the last minute.", value=reading.longest_s)
+    yield GaugeMetricFamily(
+        f"{name}_longest_cpu_seconds", "The same by the thread's processor time.", value=reading.longest_cpu_s
+    )
+    blocked = CounterMetricFamily(f"{name}_blocked", f"Callbacks of more than {BLOCKED_MS:g} ms.", labels=["clock"])
+    blocked.add_metric(["wall"], float(reading.blocked))
+    blocked.add_metric(["cpu"], float(reading.blocked_cpu))
+    yield blocked
+    yield CounterMetricFamily(f"{name}_callbacks", "Callbacks since the start.", value=float(reading.callbacks))
 
 
 def _resident_bytes(pid: int) -> int:

@@ -2,119 +2,30 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
-import numpy as np
 import pytest
 
-from app.frames import FrameBuffers, InputMailbox
 from app.messages import (
     ChangeControl,
     ChangeSource,
     CloseSession,
-    FromWorker,
     InputAdmitted,
-    InputPosted,
     InputTaken,
-    OpenSession,
-    OutputReady,
-    OutputRelease,
     SessionClosed,
     SessionEnded,
     SessionNotice,
     SessionOpened,
     SessionStats,
-    ToWorker,
 )
-from app.worker import Worker, WorkerOptions, describe, open_engine
+from app.worker import WorkerOptions, describe, open_engine
 from pipelines.controls import Control
 from pipelines.errors import ControlError, ModelError
 from pipelines.identity import IdentityEngine
-from pipelines.types import Frame
-
-
-@dataclass
-class Front:
-    """The front's end: a mailbox, output buffers and what the worker said."""
-
-    send: Callable[[ToWorker], None]
-    receive: Callable[[], list[FromWorker]]
-    name: str
-    inputs: InputMailbox
-    outputs: FrameBuffers
-    heard: list[FromWorker] = field(default_factory=list)
-    sources: list[int | None] = field(default_factory=list)
-
-    def post(self, seq: int) -> None:
-        image = np.full((2, 2, 3), seq, np.uint8)
-        self.inputs.post(Frame(image=image, pts=seq, time_base=Fraction(1, 30), seq=seq, captured_ns=seq))
-        self.send(InputPosted(session=self.name))
-
-    def collect(self, *, release: bool = True) -> None:
-        for message in self.receive():
-            self.heard.append(message)
-            if isinstance(message, OutputReady):
-                frame = self.outputs.read(message.index, message.generation)
-                assert frame is not None
-                self.sources.append(frame.source_seq)
-                if release:
-                    self.send(OutputRelease(session=self.name, index=message.index, generation=message.generation))
-
-    def of(self, kind: type) -> list[FromWorker]:
-        return [message for message in self.heard if isinstance(message, kind)]
-
-
-class Bench:
-    """A worker whose rounds the test runs itself."""
-
-    def __init__(self, engine: IdentityEngine) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.worker = Worker(theirs, engine)
-        self.fronts: list[Front] = []
-        self._theirs = theirs
-
-    def front(self, name: str = "a", *, prompt_only: bool = False, outputs: int = 4) -> Front:
-        front = Front(
-            self.pipe.send,
-            self.receive,
-            name,
-            InputMailbox.create(width=2, height=2),
-            FrameBuffers.create(count=outputs, width=2, height=2),
-        )
-        self.fronts.append(front)
-        self.pipe.send(
-            OpenSession(
-                session=name,
-                inputs=front.inputs.buffers.spec,
-                outputs=front.outputs.spec,
-                control=Control(),
-                prompt_only=prompt_only,
-            )
-        )
-        return front
-
-    def receive(self) -> list[FromWorker]:
-        messages: list[FromWorker] = []
-        while self.pipe.poll(0):
-            messages.append(self.pipe.recv())
-        return messages
-
-    def stats(self, name: str = "a") -> SessionStats:
-        return self.worker._sessions[name].stats(0.0)
-
-    def close(self) -> None:
-        for name in tuple(self.worker._sessions):
-            self.pipe.send(CloseSession(session=name))
-        self.worker.run_once()
-        for front in self.fronts:
-            front.inputs.buffers.close()
-            front.outputs.close()
-        self.pipe.close()
-        self._theirs.close()
+from tests.fakes.worker_bench import Bench
 
 
 @pytest.fixture
