@@ -6,6 +6,7 @@ Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions c
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -21,12 +22,17 @@ from typing import TYPE_CHECKING
 from pipelines.errors import InputError
 
 from .guard_options import add_guard_options, guard_options, links
+from .guard_rules import is_loopback
+from .live_options import add_output_options, api_limits, controller_options, push_hosts, webrtc_options
 from .options import add_engine_options, engine_options
 from .prompts import Prompts
 
 if TYPE_CHECKING:
     import uvicorn
 
+    from .api.context import ApiContext
+    from .guard_rules import GuardOptions
+    from .tls import TlsFiles
     from .worker_client import WorkerClient
 
 _PAGE_CLOSE_S = 2
@@ -48,6 +54,7 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="open the page in a browser (default: where there is a display)",
     )
     add_guard_options(parser)
+    add_output_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -96,12 +103,9 @@ def listen(host: str, port: int) -> socket.socket:
 def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it asks at import
     import cv2
-    import uvicorn
 
     from .api.context import ApiContext
-    from .front import make_application
-    from .guard import Guard
-    from .log_secrets import hidden_tokens
+    from .outputs.controllers import controllers
     from .session_table import SessionTable
     from .tls import tls_files
     from .worker import WorkerOptions
@@ -109,10 +113,12 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
 
     cv2.setNumThreads(1)  # the cores belong to the worker
     guard = guard_options(options, options.host, listener.getsockname()[1])
+    private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
+    hosts, webrtc, limits = push_hosts(options, private=private), webrtc_options(options), api_limits(options)
+    controls = controller_options(options)
     tls = tls_files(options, options.data, options.host)
     engine = engine_options(options)
     model = str(engine.pop("model"))
-    prompts = prompts_of(model)
     client = WorkerClient(
         WorkerOptions(model=model, engine=engine, threads=options.threads), max_sessions=options.max_sessions
     )
@@ -120,35 +126,19 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     table = SessionTable(client)
     codecs = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
     try:
-        context = ApiContext(table=table, codecs=codecs, data=options.data, model=model)
-        config = uvicorn.Config(
-            make_application(context, prompts, guard=partial(Guard, options=guard)),
-            log_level="warning",
-            ws="websockets-sansio",
-            ws_max_size=context.limits.message_bytes,
-            ws_per_message_deflate=False,
-            proxy_headers=False,  # the guard counts by address, which a header must not change
-            timeout_graceful_shutdown=_PAGE_CLOSE_S,
-            ssl_certfile=tls.cert if tls else None,
-            ssl_keyfile=tls.key if tls else None,
+        context = ApiContext(
+            table=table,
+            codecs=codecs,
+            data=options.data,
+            model=model,
+            limits=limits,
+            push_hosts=hosts,
+            webrtc=webrtc,
         )
-        server = uvicorn.Server(config)
-        shown = guard if guard.token_is_new else replace(guard, token=None)  # who chose the token knows it
-        addresses = links(shown, options.host, tls=tls is not None)
-        if tls is not None and tls.self_signed:
-            sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
-        watcher = threading.Thread(
-            target=_announce,
-            args=(client, server, addresses, wants_browser(options.open)),
-            name="announce",
-            daemon=True,
-        )
-        watcher.start()
-        try:
-            with hidden_tokens(guard.token or ""):
-                server.run(sockets=[listener])
-        except KeyboardInterrupt:
-            sys.stderr.write("zoetrope: stopping…\n")
+        with controllers(controls, table) as opened:
+            for controller in opened:
+                sys.stdout.write(f"{controller.read().text}\n")
+            _serve_until_stopped(options, listener, context, guard, tls)
     finally:
         table.stop()
         codecs.shutdown(cancel_futures=True)
@@ -157,6 +147,50 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def _serve_until_stopped(
+    options: argparse.Namespace,
+    listener: socket.socket,
+    context: ApiContext,
+    guard: GuardOptions,
+    tls: TlsFiles | None,
+) -> None:
+    import uvicorn
+
+    from .front import make_application
+    from .guard import Guard
+    from .log_secrets import hidden_tokens
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # below it names addresses: a WHIP push's is a key
+    config = uvicorn.Config(
+        make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard)),
+        log_level="warning",
+        ws="websockets-sansio",
+        ws_max_size=context.limits.message_bytes,
+        ws_per_message_deflate=False,
+        proxy_headers=False,  # the guard counts by address, which a header must not change
+        timeout_graceful_shutdown=_PAGE_CLOSE_S,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    server = uvicorn.Server(config)
+    shown = guard if guard.token_is_new else replace(guard, token=None)  # who chose the token knows it
+    addresses = links(shown, options.host, tls=tls is not None)
+    if tls is not None and tls.self_signed:
+        sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
+    watcher = threading.Thread(
+        target=_announce,
+        args=(context.table.client, server, addresses, wants_browser(options.open)),
+        name="announce",
+        daemon=True,
+    )
+    watcher.start()
+    try:
+        with hidden_tokens(guard.token or ""):
+            server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        sys.stderr.write("zoetrope: stopping…\n")
 
 
 def data_folder() -> Path:
