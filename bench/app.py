@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from tests.e2e.browser import Page, browse
 
 BITS = 24
+FIGURES = ("fps", "p50_ms", "p95_ms", "capture_to_paint_p50_ms", "model_ms", "app_overhead_ms")
 CAMERA = """
 (() => {
   const canvas = document.createElement('canvas'), side = %(side)d, bits = %(bits)d, cell = side / bits;
@@ -48,8 +50,16 @@ CAMERA = """
     }
     window.samples.push([now, now %% (1 << bits) - code]);
   };
+  const link = window.zoetrope.link, { frame, stats } = link.on;
+  window.shown = [];  // from capture to paint, by the header's own clock
+  link.on.frame = async (header, ...more) => {
+    await frame(header, ...more);
+    if (header.capturedMs) window.shown.push(performance.now() - header.capturedMs);
+  };
+  link.on.stats = (message) => { window.told = message; stats(message); };
   window.beginReading = () => {
     window.samples = [];
+    window.shown = [];
     new MutationObserver(read).observe(document.querySelector('.zt-picture'), { attributeFilter: ['data-number'] });
   };
 })()
@@ -70,6 +80,21 @@ def serving(model: str, size: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(20)
+
+
+def loop_figures(url: str) -> dict[str, float]:
+    """How long the front's event loop was held, in ms, from its metrics."""
+    with urllib.request.urlopen(f"{url}metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+    prefix = "zoetrope_event_loop_"
+    return {
+        "longest_ms": round(values[f"{prefix}longest_seconds"] * 1000, 2),
+        "longest_cpu_ms": round(values[f"{prefix}longest_cpu_seconds"] * 1000, 2),
+        "callbacks": values[f"{prefix}callbacks_total"],
+        "over_5_ms": values[f'{prefix}blocked_total{{clock="wall"}}'],
+        "over_5_ms_cpu": values[f'{prefix}blocked_total{{clock="cpu"}}'],
+    }
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -95,20 +120,25 @@ def watch(page: Page, options: argparse.Namespace) -> dict[str, Any]:
     time.sleep(options.warm_up_s)
     page.evaluate("window.beginReading()")
     time.sleep(options.seconds)
-    samples = page.evaluate("window.samples")
-    figures = page.evaluate(
-        "Object.fromEntries([...document.querySelectorAll('[data-zt]')].map(c => [c.dataset.zt, c.textContent]))"
-    )
+    samples, shown, told = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "told"))
+    latency_ticks = page.evaluate("window.zoetrope.info().latency_ticks")
     page.evaluate("window.zoetrope.stop()")
     times = [at for at, _ in samples]
     delays = [delay for _, delay in samples if -5 < delay < 10_000]
+    latency_ms = percentile(shown, 0.5)
+    wait_ms = told["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
+    model_ms = wait_ms + (latency_ticks + 1) * told["tick_ms"]
     return {
         "frames": len(samples),
         "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
         "p50_ms": round(percentile(delays, 0.5), 1) if delays else None,  # a model redraws the code
         "p95_ms": round(percentile(delays, 0.95), 1) if delays else None,
         "unread": len(samples) - len(delays),
-        "page_says": figures,
+        "capture_to_paint_p50_ms": round(latency_ms, 1),
+        "model_ms": round(model_ms, 1),
+        "app_overhead_ms": round(latency_ms - model_ms, 1),
+        "stages": told["stages"],
+        "accounting": told["accounting"],
     }
 
 
@@ -117,18 +147,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("No Chromium was found; install it to measure the page.")
-    runs = []
+    runs: list[dict[str, Any]] = []
     with serving(options.model, options.size) as url:
         for _ in range(options.runs):
             with browse(chromium, url) as page:
                 runs.append(watch(page, options))
-    medians = {name: median([run[name] for run in runs]) for name in ("fps", "p50_ms", "p95_ms")}
+        loop = loop_figures(url)
+    medians = {name: median([run[name] for run in runs]) for name in FIGURES}
     return {
         "bench": "app",
         "model": options.model,
         "size": options.size if options.model == "identity" else None,
         "transport": "websocket",
         **medians,
+        "event_loop": loop,
         "runs": runs,
     }
 

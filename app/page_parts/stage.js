@@ -199,7 +199,7 @@ element.addEventListener('drop', async (event) => {
 });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
-window.zoetrope = { setControl, start, stop, choose, adopt, settings, play, sources, link, recorder, download, stamp,
+window.zoetrope = { setControl, start, stop, choose, adopt, settings, play, sources, link, recorder, info: () => info, download, stamp,
   fail(text) { status.notice = text; show(); } };
 pump();
 watchServer();
