@@ -202,15 +202,15 @@ class Peer:
             if plan.output:
                 tune_encoder(transceiver.sender, mime_type, self._options)
             if plan.input:
-                bound_decoder(transceiver.receiver, self._options.decode_backlog_frames)
+                bound_decoder(
+                    transceiver.receiver,
+                    self._options.decode_backlog_frames,
+                    picture_px=self._context.limits.picture_px,
+                    refuse=self._refuse,
+                )
                 if self._options.release_on_marker:
                     release_on_marker(transceiver.receiver)
-                self._media.input = PeerVideo(
-                    transceiver.receiver.track,
-                    self.session,
-                    self._context.codecs,
-                    picture_px=self._context.limits.picture_px,
-                )
+                self._media.input = PeerVideo(transceiver.receiver.track, self.session, self._context.codecs)
                 self.session.set_source(prompt_only=False)
                 self._keep(self._take_pictures(self._media.input))
 
@@ -218,10 +218,18 @@ class Peer:
         try:
             await video.run()
         except* ZoetropeError as group:
-            _log.warning("a peer was ended: %s", group.exceptions[0])
-            self.end()
+            error = group.exceptions[0]
+            assert isinstance(error, ZoetropeError)
+            self._refuse(error)
         if self._media.output is None:
             self.end()
+
+    def _refuse(self, error: ZoetropeError) -> None:
+        """End it for what it sends, and say so where it listens."""
+        _log.warning("a peer was ended: %s", error)
+        if self._media.control is not None:
+            self._media.control.refuse(error)
+        self.end()
 
     def _keep(self, coroutine: object) -> None:
         assert asyncio.iscoroutine(coroutine)

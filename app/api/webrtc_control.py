@@ -99,6 +99,10 @@ class ControlChannel:
         while self._open and self._channel.bufferedAmount and time.monotonic() < deadline_s:
             await asyncio.sleep(0.01)
 
+    def refuse(self, error: ZoetropeError) -> None:
+        """Say why the connection is about to end."""
+        self._send(ErrorMessage(code=status_and_code(error)[1], message=error.message, remedy=error.remedy))
+
     # ---- what the client says ----
 
     def _arrived(self, message: str | bytes) -> None:

@@ -1,22 +1,28 @@
 """Two changes to how aiortc receives video, each for one receiver and never for all.
 
-`bound_decoder`: what waits for the decoder is bounded (aiortc's queue is not). `release_on_marker`: a frame is handed
-on at its last packet, which carries the marker bit (RFC 6184, section 5.1; RFC 7741, section 4.1); aiortc 1.16 waits
-for the next frame's first packet, one frame period later. Knows aiortc's inside; no session.
+`bound_decoder`: what waits for the decoder is bounded (aiortc's queue is not), and pictures that are too large never
+reach it. `release_on_marker`: a frame is handed on at its last packet, which carries the marker bit (RFC 6184, section
+5.1; RFC 7741, section 4.1); aiortc 1.16 waits for the next frame's first packet, one frame period later. Knows aiortc's
+inside; no session.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import TypeVar
 
 from aiortc import RTCRtpReceiver
 from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 from aiortc.utils import uint16_add
 
-from pipelines.errors import ZoetropeError
+from pipelines.errors import InputError, ZoetropeError
+
+from .errors import TooLargeError
+from .webrtc_sizes import PictureSizeError, coded_size_px
 
 _T = TypeVar("_T")
 
@@ -77,22 +83,52 @@ class DecodeQueue(queue.Queue[object]):
     """Between the network and a decoder: at most `frames` wait, a newer one is dropped and a key frame asked for.
 
     Policy: dropping any frame makes those that follow wrong until the next key frame, so which one goes is the same to
-    the picture; the oldest stay because the decoder can still use them.
+    the picture; the oldest stay because the decoder can still use them. A picture of more than `picture_px` pixels is
+    not taken, nor anything after it: `refuse` is called, once, with the reason.
     """
 
-    def __init__(self, frames: int, damaged: threading.Event) -> None:
+    def __init__(
+        self, frames: int, damaged: threading.Event, *, picture_px: int, refuse: Callable[[InputError], None]
+    ) -> None:
         super().__init__()
         self.dropped = 0
         self._frames = frames
         self._damaged = damaged
+        self._picture_px = picture_px
+        self._refuse = refuse
+        self._refused = False
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
-        """Never waits. None, which ends the decoder, is always taken."""
-        if item is not None and self.qsize() >= self._frames:
+        """Never waits. None ends the decoder: it is always taken, and what waits is left out."""
+        if item is None:
+            while not self.empty():  # the event loop waits for the decoder's end
+                self.get_nowait()
+            super().put(None)
+        elif self._refused or not self._fits(item):
+            self.dropped += 1
+        elif self.qsize() >= self._frames:
             self.dropped += 1
             self._damaged.set()  # aiortc answers the next packet with a picture loss indication
-            return
-        super().put(item, block, timeout)
+        else:
+            super().put(item)
+
+    def _fits(self, item: object) -> bool:
+        assert isinstance(item, tuple)
+        codec, frame = item
+        assert isinstance(codec, RTCRtpCodecParameters)
+        try:
+            size = coded_size_px(codec.name, frame.data)
+        except PictureSizeError as error:
+            return self._end(InputError(f"A picture by WebRTC cannot be read: {error}.", "Send VP8 or H.264."))
+        if size is None or size[0] * size[1] <= self._picture_px:
+            return True
+        told = f"A picture of {size[0]} x {size[1]} came by WebRTC."
+        return self._end(TooLargeError(told, f"Send at most {self._picture_px} pixels."))
+
+    def _end(self, error: InputError) -> bool:
+        self._refused = True
+        self._refuse(error)
+        return False
 
 
 def release_on_marker(receiver: RTCRtpReceiver) -> None:
@@ -101,11 +137,13 @@ def release_on_marker(receiver: RTCRtpReceiver) -> None:
     vars(receiver)[_BUFFER] = MarkerJitterBuffer(capacity=stock.capacity, is_video=True)
 
 
-def bound_decoder(receiver: RTCRtpReceiver, frames: int) -> None:
-    """For this receiver, before it has started. Raises AiortcError."""
+def bound_decoder(
+    receiver: RTCRtpReceiver, frames: int, *, picture_px: int, refuse: Callable[[InputError], None]
+) -> None:
+    """For this receiver, before it has started; `DecodeQueue` says what is bounded how. Raises AiortcError."""
     _inside(receiver, _QUEUE, queue.Queue)
     damaged = _inside(receiver, _ERROR, threading.Event)
-    vars(receiver)[_QUEUE] = DecodeQueue(frames, damaged)
+    vars(receiver)[_QUEUE] = DecodeQueue(frames, damaged, picture_px=picture_px, refuse=refuse)
 
 
 def _inside(receiver: RTCRtpReceiver, name: str, kind: type[_T]) -> _T:

@@ -33,7 +33,8 @@ class WebRtcOptions:
     codecs: which may be spoken, the preferred first. start_kbps, min_kbps, max_kbps: of the pictures sent; the peer's
     own estimate moves the rate between the limits. encoder_threads: of one peer's H.264 encoder. h264_preset: x264's.
     release_on_marker: hand a received frame on at its last packet instead of at the next frame's first: one frame
-    period sooner (docs/webrtc.md). decode_backlog_frames: received frames that may wait for their decoder.
+    period sooner (docs/webrtc.md); False for aiortc's own way. decode_backlog_frames: received frames that may wait for
+    their decoder.
     connect_s: how long a peer may take to connect. repeat_s: the newest picture is sent again when no other came.
     peers: in all. peers_per_session: at once. sdp_bytes, candidates: most of an offer, of its later candidates.
     """
@@ -45,7 +46,7 @@ class WebRtcOptions:
     max_kbps: int = 8000
     h264_preset: str = "veryfast"
     encoder_threads: int = 1
-    release_on_marker: bool = False
+    release_on_marker: bool = True
     decode_backlog_frames: int = 8
     connect_s: float = 15.0
     repeat_s: float = 1.0

@@ -19,7 +19,6 @@ from av.video.frame import VideoFrame
 
 from app.picture import Picture
 from app.stages import Stage
-from pipelines.errors import InputError
 
 if TYPE_CHECKING:
     from app.session import Session
@@ -45,23 +44,19 @@ def yuv_of(image: Picture) -> VideoFrame:
 
 
 class PeerVideo:
-    """Takes a peer's pictures and submits the newest to the session; those that came meanwhile are counted.
+    """Takes a peer's pictures and submits the newest to the session; those that came meanwhile count as dropped."""
 
-    picture_px: a larger picture ends it with InputError.
-    """
-
-    def __init__(self, track: MediaStreamTrack, session: Session, codecs: Executor, *, picture_px: int) -> None:
+    def __init__(self, track: MediaStreamTrack, session: Session, codecs: Executor) -> None:
         self.received = 0
         self.replaced = 0  # came while another was being converted, and a newer one came too
         self._track = track
         self._session = session
         self._codecs = codecs
-        self._picture_px = picture_px
         self._newest: tuple[VideoFrame, int] | None = None
         self._arrived = asyncio.Event()
 
     async def run(self) -> None:
-        """Until the track ends. Raises InputError for a picture that is too large."""
+        """Until the track ends."""
         async with asyncio.TaskGroup() as group:
             submitting = group.create_task(self._submit_newest())
             try:
@@ -77,13 +72,10 @@ class PeerVideo:
             except MediaStreamError:
                 return
             assert isinstance(frame, VideoFrame)
-            if frame.width * frame.height > self._picture_px:
-                raise InputError(
-                    f"A picture of {frame.width} x {frame.height} came by WebRTC.",
-                    f"Send at most {self._picture_px} pixels.",
-                )
             self.received += 1
-            self.replaced += self._newest is not None
+            if self._newest is not None:
+                self.replaced += 1
+                self._session.drop_input(self._newest[1])
             self._newest = frame, time.monotonic_ns()
             self._arrived.set()
 

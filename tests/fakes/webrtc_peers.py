@@ -8,7 +8,7 @@ import time
 from fractions import Fraction
 
 import numpy as np
-from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
@@ -39,11 +39,21 @@ class FlatVideo(MediaStreamTrack):
 
 
 class TestPeer:
-    """gives: a track to send. takes: whether to ask for pictures. control: whether to open the data channel."""
+    """gives: a track to send. takes: whether to ask for pictures. control: whether to open the data channel.
+
+    codec: the only one that it speaks; None for all of aiortc's.
+    """
 
     __test__ = False
 
-    def __init__(self, *, gives: MediaStreamTrack | None = None, takes: bool = False, control: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        gives: MediaStreamTrack | None = None,
+        takes: bool = False,
+        control: bool = False,
+        codec: str | None = None,
+    ) -> None:
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self.colours: list[tuple[int, ...]] = []
         self.sizes: set[tuple[int, int]] = set()
@@ -52,7 +62,14 @@ class TestPeer:
         self.tasks: list[asyncio.Future[None]] = []
         direction = {(True, True): "sendrecv", (True, False): "sendonly", (False, True): "recvonly"}
         if gives is not None or takes:
-            self.connection.addTransceiver(gives or "video", direction=direction[gives is not None, takes])
+            transceiver = self.connection.addTransceiver(
+                gives or "video", direction=direction[gives is not None, takes]
+            )
+            known = RTCRtpReceiver.getCapabilities("video")
+            assert known is not None
+            transceiver.setCodecPreferences(
+                [item for item in known.codecs if codec in (None, item.mimeType.removeprefix("video/"))]
+            )
         self.connection.on("track", lambda track: self.tasks.append(asyncio.ensure_future(self._watch(track))))
         self.channel = self.connection.createDataChannel("control") if control else None
         if self.channel is not None:

@@ -1,4 +1,4 @@
-"""The WebRTC routes on a real server in a thread, for tests."""
+"""The WebRTC and session routes on a real server in a thread, for tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import fastapi
 import uvicorn
 
-from app.api import whip
-from app.api.context import ApiContext
+from app.api import sessions, whip
+from app.api.context import ApiContext, ApiLimits
 from app.api.errors import install_errors
 from app.api.webrtc_options import WebRtcOptions
 from app.client_session import SessionState
@@ -38,12 +38,15 @@ class Server:
         return session
 
 
-def serve(client: WorkerClient, folder: Path, options: WebRtcOptions | None) -> Iterator[Server]:
+def serve(
+    client: WorkerClient, folder: Path, options: WebRtcOptions | None, limits: ApiLimits | None = None
+) -> Iterator[Server]:
     table = SessionTable(client, SessionLimits(grace_s=30, per_minute=1000))
     with ThreadPoolExecutor(2) as codecs:
-        context = ApiContext(table=table, codecs=codecs, data=folder, model="identity")
+        context = ApiContext(table=table, codecs=codecs, data=folder, model="identity", limits=limits or ApiLimits())
         app = fastapi.FastAPI()
         install_errors(app, context)
+        app.include_router(sessions.router(context))
         app.include_router(whip.router(context, options))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
         thread = threading.Thread(target=server.run)

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 import pytest
 from aiortc import RTCRtpReceiver
-from aiortc.jitterbuffer import JitterBuffer
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 
 from app.api.webrtc_jitter import AiortcError, DecodeQueue, MarkerJitterBuffer, bound_decoder, release_on_marker
+from pipelines.errors import InputError
 
 FIRST_SEQUENCE = 65500  # so that numbers wrap
 FRAME_TICKS = 3000
@@ -115,17 +117,44 @@ def test_a_sender_without_markers_is_received_as_by_stock() -> None:
     assert marker == stock
 
 
+def coded(codec: str, data: bytes) -> tuple[RTCRtpCodecParameters, JitterFrame]:
+    return RTCRtpCodecParameters(f"video/{codec}", 90000, payloadType=96), JitterFrame(data=data, timestamp=0)
+
+
+def refused_by(waiting_px: int) -> tuple[DecodeQueue, threading.Event, list[InputError]]:
+    damaged, refused = threading.Event(), list[InputError]()
+    return DecodeQueue(2, damaged, picture_px=waiting_px, refuse=refused.append), damaged, refused
+
+
 def test_the_queue_before_the_decoder_is_bounded_and_asks_for_a_key_frame() -> None:
-    damaged = threading.Event()
-    waiting = DecodeQueue(2, damaged)
-    for number in range(2):
-        waiting.put(number)
+    waiting, damaged, refused = refused_by(64)
+    frames = [coded("VP8", bytes([1, number])) for number in range(3)]
+    for frame in frames[:2]:
+        waiting.put(frame)
     assert not damaged.is_set()
-    waiting.put(2)
+    waiting.put(frames[2])
     assert damaged.is_set()
-    waiting.put(None)  # the end is always told
-    assert [waiting.get_nowait() for _ in range(3)] == [0, 1, None]
-    assert waiting.dropped == 1
+    assert [waiting.get_nowait(), waiting.dropped] == [frames[0], 1]
+    waiting.put(None)  # the end is told at once: what waits is left out
+    assert waiting.get_nowait() is None
+    assert waiting.empty()
+    assert not refused
+
+
+def test_a_picture_that_is_too_large_never_reaches_the_decoder() -> None:
+    key = b"\x10\x02\x00\x9d\x01\x2a" + bytes([0, 0x04, 0, 0x03])  # 1024 x 768
+    waiting, damaged, refused = refused_by(1024 * 768)
+    waiting.put(coded("VP8", key))
+    assert waiting.qsize() == 1
+    waiting, damaged, refused = refused_by(1024 * 768 - 1)
+    waiting.put(coded("VP8", key))
+    waiting.put(coded("VP8", b"\x01 and what builds on it"))
+    assert (waiting.qsize(), waiting.dropped, damaged.is_set()) == (0, 2, False)
+    assert [str(error) for error in refused] == ["A picture of 1024 x 768 came by WebRTC. Send at most 786431 pixels."]
+    waiting, _, refused = refused_by(64)
+    waiting.put(coded("VP8", b"\x10\x02\x00 no start code"))
+    assert waiting.empty()
+    assert "cannot be read" in str(refused[0])
 
 
 def test_an_aiortc_that_is_built_differently_is_named() -> None:
@@ -135,5 +164,5 @@ def test_an_aiortc_that_is_built_differently_is_named() -> None:
     with pytest.raises(AiortcError, match="has no _RTCRtpReceiver__jitter_buffer"):
         release_on_marker(Other())  # type: ignore[arg-type]
     with pytest.raises(AiortcError, match="has no _RTCRtpReceiver__decoder_queue"):
-        bound_decoder(Other(), 2)  # type: ignore[arg-type]
+        bound_decoder(Other(), 2, picture_px=64, refuse=print)  # type: ignore[arg-type]
     assert RTCRtpReceiver.__name__ == "RTCRtpReceiver"
