@@ -1,0 +1,81 @@
+"""Engines for a real worker process: one of a set pace that fails when told to, and one that runs out of memory.
+
+`python -m tests.fakes.live_engines ENGINE ARGUMENTS...` is `zoetrope live ARGUMENTS...` with such an engine in its
+worker: "paced:0.125" (seconds for each row of a tick), or "hungry:4" (a real image engine with memory for 4 slots).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import app.worker_client
+from app.__main__ import main
+from app.worker import run_worker
+from app.worker_engine import WorkerOptions
+from pipelines.errors import StreamError
+from pipelines.identity import IdentityEngine
+from pipelines.types import Engine
+
+RAISES = "please fail"
+"""A prompt that makes its stream fail in a tick."""
+
+
+class PacedEngine(IdentityEngine):
+    """The identity, in `row_s` seconds for each row of a tick, as a model on a busy device."""
+
+    def __init__(self, row_s: float, *, width: int, height: int) -> None:
+        super().__init__(width=width, height=height, latency_ticks=1)
+        self._row_s = row_s
+
+    def tick(self) -> None:
+        """Move every frame on, and take the time for it."""
+        for stream in self._streams:
+            if any(RAISES in part.text for part in stream.controls.prompts):
+                raise StreamError("The stream failed: it was asked to.", "Ask for something else.", stream=stream)
+        if self._row_s:
+            time.sleep(self._row_s * sum(stream.slots for stream in self._streams) / (self.latency_ticks + 1))
+        super().tick()
+
+
+def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
+    """For `run_worker`: the size is as the options say."""
+    width, height = (int(str(options.engine[name])) for name in ("width", "height"))
+    return PacedEngine(row_s, width=width, height=height), 1
+
+
+def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
+    """For `run_worker`: arithmetic in a real image engine; torch.OutOfMemoryError for more than `most` slots."""
+    import torch
+
+    from pipelines.image_engine import ImageEngine
+    from tests.fakes.image_model import ArithmeticDenoiser, cheap_model
+
+    class Hungry(ArithmeticDenoiser):
+        def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: object) -> torch.Tensor:
+            self.calls.clear()
+            if len(latents) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().__call__(latents, timestep, condition)  # type: ignore[arg-type]
+
+    torch.set_num_threads(1)
+    return ImageEngine(cheap_model(denoiser=Hungry())), 1
+
+
+OPENERS = {"paced": open_paced, "hungry": open_hungry}
+
+
+def live_with(engine: str, arguments: list[str]) -> int:
+    """`zoetrope live` with that engine."""
+    kind, _, number = engine.partition(":")
+    opens = partial(OPENERS[kind], float(number))
+    app.worker_client.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by its name
+    return main(["live", *arguments])
+
+
+if __name__ == "__main__":
+    from tests.fakes import live_engines  # by its own name, which the worker can import
+
+    sys.exit(live_engines.live_with(sys.argv[1], sys.argv[2:]))
