@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 from pipelines.controls import Control
@@ -19,6 +19,7 @@ from .worker_client import BusyError, WorkerClient
 
 _SWEEP_S = 1.0
 _RETRY_S = 5
+_REMEMBERED = 1024  # sessions that have ended
 
 
 class UnknownSessionError(ZoetropeError):
@@ -51,6 +52,7 @@ class SessionTable:
         self.limits = limits or SessionLimits()
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._ended: OrderedDict[str, str] = OrderedDict()  # id -> token
         self._opened_s: deque[float] = deque()
         self._draining = False
         self._stopped = threading.Event()
@@ -92,6 +94,13 @@ class SessionTable:
             raise UnknownSessionError("There is no such session, or the token is wrong.", "Open a new one.")
         return session
 
+    def knows(self, session_id: str, token: str) -> bool:
+        """Whether that is the token of this session, or was of one that has ended not long ago."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            expected = session.token if session is not None else self._ended.get(session_id)
+        return hmac.compare_digest((expected or "-" * 32).encode(), token.encode()) and expected is not None
+
     @property
     def sessions(self) -> tuple[Session, ...]:
         """All open ones."""
@@ -126,6 +135,9 @@ class SessionTable:
     def _forget(self, session: Session) -> None:
         with self._lock:
             self._sessions.pop(session.id, None)
+            self._ended[session.id] = session.token
+            if len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
 
     def _sweep_forever(self) -> None:
         while not self._stopped.wait(_SWEEP_S):

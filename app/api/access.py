@@ -39,8 +39,15 @@ def bearer(request: fastapi.Request) -> str:
 
 
 def session_of(context: ApiContext, session_id: str, request: fastapi.Request) -> Session:
-    """The session that the request's token authorises; it counts as used. Raises Unauthorised-, UnknownSessionError."""
-    session = context.table.authorised(session_id, bearer(request))
+    """The session that the request's token authorises; it counts as used.
+
+    Raises UnauthorisedError for who does not know the token, whether there is such a session or not, and
+    UnknownSessionError for who knows it and comes when the session has ended.
+    """
+    token = bearer(request)
+    if not context.table.knows(session_id, token):
+        raise UnauthorisedError("There is no such session, or the token is wrong.", "Open one: POST /v1/sessions.")
+    session = context.table.get(session_id)
     session.touch()
     return session
 

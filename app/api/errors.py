@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from functools import cache
 from http import HTTPStatus
 
 import fastapi
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.session_table import UnknownSessionError
+from app.takes.session_take import TakeRunsError
 from app.worker_client import BusyError
 from pipelines.errors import ControlError, InputError, ModelError, WorkerError, ZoetropeError
 
@@ -32,6 +36,10 @@ class UnknownJobError(ZoetropeError):
     """No render job of that name."""
 
 
+class UnknownModelError(ZoetropeError):
+    """A request names a model that this server does not have, or may not be asked for."""
+
+
 class NotReadyError(ZoetropeError):
     """Asked too early, or of something that has ended otherwise."""
 
@@ -39,8 +47,10 @@ class NotReadyError(ZoetropeError):
 _TABLE: tuple[tuple[type[ZoetropeError], int, str], ...] = (  # the first that fits
     (UnknownSessionError, 404, "unknown_session"),
     (UnknownJobError, 404, "unknown_job"),
+    (UnknownModelError, 404, "unknown_model"),
     (UnauthorisedError, 401, "unauthorised"),
     (NotReadyError, 409, "not_ready"),
+    (TakeRunsError, 409, "already_running"),
     (BusyError, 503, "busy"),
     (ControlError, 422, "bad_control"),
     (TooLargeError, 413, "too_large"),
@@ -49,10 +59,18 @@ _TABLE: tuple[tuple[type[ZoetropeError], int, str], ...] = (  # the first that f
     (ModelError, 503, "worker"),
     (ZoetropeError, 500, "failed"),
 )
-CODES = tuple(dict.fromkeys((*(code for _, _, code in _TABLE), "not_found", "method_not_allowed")))
-"""Every code of an HTTP answer."""
-
-_HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 401: "unauthorised"}
+_HTTP_CODES = {
+    401: "unauthorised",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "bad_input",
+    413: "too_large",
+    429: "busy",
+    503: "busy",
+}
+CODES = tuple(dict.fromkeys((*(code for _, _, code in _TABLE), *_HTTP_CODES.values())))
+"""Every code of an HTTP answer, those of the guard included."""
 
 
 def status_and_code(error: ZoetropeError) -> tuple[int, str]:
@@ -79,6 +97,15 @@ def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
 def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
     """Make `app` answer every ZoetropeError, refused request and unknown address in that shape."""
 
+    @cache
+    def documented() -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
+        paths: dict[str, dict[str, object]] = app.openapi()["paths"]
+        return [(compile_path(path)[0], tuple(method.upper() for method in item)) for path, item in paths.items()]
+
+    def allowed(path: str) -> tuple[str, ...]:
+        """All methods of a path (RFC 9110, section 10.2.1); the framework names those of one route only."""
+        return next((methods for pattern, methods in documented() if pattern.match(path)), ())
+
     async def ours(_: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ZoetropeError)
         return error_answer(error, context.table.retry_after_s)
@@ -88,11 +115,14 @@ def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
         code, message = validation_text(error.errors())
         return JSONResponse(error_body(code, message, "The OpenAPI document at /v1/openapi.json says what fits."), 422)
 
-    async def other(_: fastapi.Request, error: Exception) -> JSONResponse:
+    async def other(request: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = _HTTP_CODES.get(error.status_code, "bad_input" if error.status_code < 500 else "failed")
         text = str(error.detail) or HTTPStatus(error.status_code).phrase
-        return JSONResponse(error_body(code, text), error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(allowed(request.url.path))
+        return JSONResponse(error_body(code, text), error.status_code, headers)
 
     app.add_exception_handler(ZoetropeError, ours)
     app.add_exception_handler(RequestValidationError, refused)

@@ -51,7 +51,7 @@ def router(context: ApiContext) -> APIRouter:
             **UNFIT,
             **BUSY,
         },
-        openapi_extra=multipart_schema(GenerateOptions, "picture", "JPEG, PNG or WebP"),
+        openapi_extra=multipart_schema(GenerateOptions, "picture", "image/jpeg, image/png, image/webp"),
     )
     async def generate(request: Request) -> Response:
         """One picture, from the prompt alone or of the picture that is sent."""

@@ -212,7 +212,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         return
     process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), _STOP_S)
+        async with asyncio.timeout(_STOP_S):  # not wait_for, which on Python 3.11 may swallow a cancellation
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -16,16 +16,29 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
 from pipelines.controls import Control, WeightedPrompt
-from pipelines.errors import ControlError, InputError
+from pipelines.errors import InputError
 
 from .access import off_loop
 from .context import ApiContext
+from .errors import UnknownModelError
 from .job_store import Job, JobStore
 from .schema import ErrorAnswer, JobOptions, JobView
 from .sessions import BUSY, UNFIT, UNREAD, model_arguments
 from .uploads import multipart_schema, read_multipart, read_options
 
 _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "description": "no such job"}}
+_WITH_VIDEO = {"required": ["video"], "properties": {"options": {"properties": {"seconds": {"type": "null"}}}}}
+_WITHOUT = {
+    "required": ["options"],
+    "properties": {
+        "video": False,
+        "options": {
+            "required": ["seconds"],
+            "properties": {"seconds": {"type": "number"}, "out_size": {"const": "native"}},
+        },
+    },
+}
+_RULES = {"anyOf": [_WITH_VIDEO, _WITHOUT]}  # as render_arguments has them
 _MEDIA_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mkv": "video/x-matroska"}
 
 
@@ -58,8 +71,9 @@ def router(context: ApiContext) -> APIRouter:
             **UNREAD,
             **UNFIT,
             **BUSY,
+            404: {"model": ErrorAnswer, "description": "no such model"},
         },
-        openapi_extra=multipart_schema(JobOptions, "video", "A video file"),
+        openapi_extra=multipart_schema(JobOptions, "video", "video/*", rules=_RULES),
     )
     async def start_job(request: Request, response: Response) -> JobView:
         """Render a video, or a prompt for some seconds; as `zoetrope render` does it, no frame is dropped."""
@@ -125,10 +139,10 @@ def render_arguments(
     """The options of `zoetrope render`, each as one argument, so that no text can be taken for another option.
 
     models: what a request may name, and what the command line calls it. running: taken when none is named, at the size
-    of the live streams. Raises InputError.
+    of the live streams. Raises InputError, UnknownModelError.
     """
     if options.model is not None and options.model not in models:
-        raise InputError(f"There is no model {options.model!r} here.", "Choose one of GET /v1/models.")
+        raise UnknownModelError(f"There is no model {options.model!r} here.", "Choose one of GET /v1/models.")
     model = running.argument if options.model is None else models[options.model]
     arguments = [f"--model={model}", f"--aspect={options.aspect}", f"--out-size={options.out_size}"]
     if model == running.argument and running.size is not None:
@@ -138,11 +152,10 @@ def render_arguments(
     if not with_input:
         if options.seconds is None:
             raise InputError("A job without a video needs a length.", "Give options.seconds, or send a video.")
-        if options.seconds * options.fps < 1:
-            raise InputError(f"{options.seconds} s at {options.fps} fps is no frame at all.", "Give more.")
         if options.out_size == "source":
             raise InputError("out_size is source, and there is no video.", "Leave it out.")
-        arguments += ["--prompt-only", f"--seconds={options.seconds!r}", f"--fps={options.fps!r}"]
+        seconds = max(options.seconds, 1 / options.fps)
+        arguments += ["--prompt-only", f"--seconds={seconds!r}", f"--fps={options.fps!r}"]
     control = Control.of(options.controls.changes())
     return arguments + [_argument(name, value) for name, value in control.changes().items()]
 
@@ -154,14 +167,12 @@ def _argument(name: str, value: object) -> str:
     if isinstance(value, tuple):
         value = " | ".join(map(_prompt_text, value))
     text = str(value)
-    if "\0" in text:
-        raise ControlError(f"{name} contains a zero character.", "Leave it out.")
+    assert "\0" not in text, "ControlChanges refuses it"
     return f"--{flag}={text}"
 
 
 def _prompt_text(prompt: WeightedPrompt) -> str:
-    if "|" in prompt.text:
-        raise ControlError("A prompt of a list contains '|'.", "Leave it out, or give the prompts as one text.")
+    assert "|" not in prompt.text, "PromptPart refuses it"
     return f"{prompt.text}:{prompt.weight!r}"
 
 

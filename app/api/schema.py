@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
 
 from app.options import STREAM_CONTROLS
 from app.session import SessionReading
@@ -17,6 +17,16 @@ from pipelines.controls import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPromp
 from pipelines.types import StreamInfo
 
 MAX_SECONDS = 3600.0
+_ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
+_NO_ZERO = r"^[^\x00]*$"
+_MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
+PROMPT_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "maxLength": _MAX_TEXT,
+    "pattern": rf"^{_ONE_PROMPT}(\|{_ONE_PROMPT}){{0,{MAX_PROMPTS - 1}}}$",
+    "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight'.",
+}
+"""A blend of prompts as one text."""
 
 
 class Strict(BaseModel):
@@ -25,10 +35,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 3.0 is a whole one (JSON Schema 2020-12, section 6.1.1 of its validation)."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class PromptPart(Strict):
     """One prompt of a blend. weight: above 0, relative to the others."""
 
-    text: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    text: str = Field(max_length=MAX_PROMPT_CHARACTERS, pattern=r"^[^|\x00]*$")
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
@@ -54,14 +69,14 @@ def control_type(spec: ControlSpec) -> Any:
         case "int":
             assert spec.minimum is not None
             assert spec.maximum is not None
-            return Annotated[int, Field(ge=int(spec.minimum), le=int(spec.maximum))]
+            return Annotated[int, Field(ge=int(spec.minimum), le=int(spec.maximum)), BeforeValidator(_whole)]
         case "bool":
             return bool
         case "choice":
             return Literal[spec.choices]
         case "text":
-            return Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
-    text = Annotated[str, Field(max_length=MAX_PROMPTS * MAX_PROMPT_CHARACTERS)]
+            return Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS, pattern=_NO_ZERO)]
+    text = Annotated[str, Field(max_length=_MAX_TEXT, pattern=_NO_ZERO), WithJsonSchema(PROMPT_SCHEMA)]
     return text | Annotated[list[PromptPart], Field(max_length=MAX_PROMPTS)]
 
 
@@ -181,16 +196,19 @@ class ModelList(Strict):
 class GenerateOptions(Strict):
     """How one picture is made."""
 
+    model_config = ConfigDict(strict=True)
+
     controls: ControlChanges = Field(default_factory=ControlChanges)
     format: Literal["png", "jpeg"] = "png"
-    quality: int = Field(default=90, ge=1, le=100, description="Of a JPEG.")
+    quality: Annotated[int, Field(ge=1, le=100, description="Of a JPEG."), BeforeValidator(_whole)] = 90
 
 
 class JobOptions(Strict):
-    """A render job. seconds: the length, for a job without a video, which needs it. fps: then its frame rate.
-
-    model: one of GET /v1/models; null for the one that runs.
+    """A render job. seconds: the length, for a job without a video, which needs it; one frame at least. fps: then its
+    frame rate. out_size: source only with a video. model: one of GET /v1/models; null for the one that runs.
     """
+
+    model_config = ConfigDict(strict=True)
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
     seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)

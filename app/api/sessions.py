@@ -31,8 +31,8 @@ from .schema import (
 TEST_PATTERN = "identity"  # the engine that draws no pictures of its own, always there
 SESSION_TOKEN = HTTPBearer(auto_error=False, scheme_name="session token", description="From POST /v1/sessions.")
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorAnswer, "description": "no session token"},
-    404: {"model": ErrorAnswer, "description": "no such session, or not its token"},
+    401: {"model": ErrorAnswer, "description": "no token of such a session"},
+    404: {"model": ErrorAnswer, "description": "the session has ended"},
 }
 BUSY: dict[int | str, dict[str, Any]] = {503: {"model": ErrorAnswer, "description": "busy; Retry-After says when"}}
 UNFIT: dict[int | str, dict[str, Any]] = {422: {"model": ErrorAnswer, "description": "something does not fit"}}

@@ -13,7 +13,7 @@ from app.takes.store import TakeStore
 
 from .access import session_of
 from .context import ApiContext
-from .schema import Strict
+from .schema import ErrorAnswer, Strict
 from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
 
 
@@ -50,7 +50,13 @@ def router(context: ApiContext) -> APIRouter:
         "/sessions/{session_id}/take",
         status_code=201,
         operation_id="start_take",
-        responses={**REFUSALS, **UNREAD, **UNFIT, **BUSY},
+        responses={
+            409: {"model": ErrorAnswer, "description": "it is being recorded already"},
+            **REFUSALS,
+            **UNREAD,
+            **UNFIT,
+            **BUSY,
+        },
     )
     async def start_take(session_id: str, request: Request) -> TakeView:
         """Record from now on, with a fresh stream of the same controls. Ends with the session at the latest."""

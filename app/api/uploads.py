@@ -5,7 +5,7 @@ The file goes where the route says; the name that the client gave it is never lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
@@ -19,6 +19,7 @@ from pipelines.errors import ControlError, InputError
 from .access import off_loop
 from .context import ApiContext
 from .errors import TooLargeError, validation_text
+from .schema import PROMPT_SCHEMA
 
 M = TypeVar("M", bound=BaseModel)
 _WRITE_BYTES = 256 << 10  # collected before they are written
@@ -148,7 +149,7 @@ async def read_multipart(
 
 
 def read_options(model: type[M], fields: dict[str, str]) -> M:
-    """The options of a multipart request: its field `options` (JSON), with `prompt` as a short way for that control.
+    """The options of a multipart request: its field `options` (JSON); `prompt`, if given, takes that control's place.
 
     Raises InputError or ControlError for an unknown field, and for what does not fit.
     """
@@ -160,8 +161,6 @@ def read_options(model: type[M], fields: dict[str, str]) -> M:
     prompt = fields.get("prompt")
     if prompt is None:
         return options
-    if "prompt" in options.model_dump(exclude_unset=True).get("controls", {}):
-        raise InputError("The prompt was given twice.", "Give it as a field, or in options.controls.")
     with _told():
         content = options.model_dump(exclude_unset=True)
         return model.model_validate({**content, "controls": {**content.get("controls", {}), "prompt": prompt}})
@@ -190,16 +189,23 @@ def _boundary(request: Request) -> bytes:
     return boundary
 
 
-def multipart_schema(options: type[BaseModel], file_field: str, file_type: str) -> dict[str, object]:
-    """The request body for the OpenAPI document."""
-    properties = {
-        "prompt": {"type": "string", "description": "A short way for the control of that name."},
-        "options": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "description": f"A JSON object: {', '.join(options.model_fields)}; see {options.__name__}.",
-        },
-        file_field: {"type": "string", "format": "binary", "description": f"{file_type}; may be left out."},
+def multipart_schema(
+    options: type[BaseModel], file_field: str, file_types: str, *, rules: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """The request body for the OpenAPI document. file_types: media types. rules: JSON Schema of the whole form."""
+    of_options = options.model_json_schema(ref_template="#/components/schemas/{model}")
+    of_options.pop("$defs")  # other routes' bodies have brought these into the document
+    prompt = {
+        **PROMPT_SCHEMA,
+        "description": f"Takes the place of options.controls.prompt. {PROMPT_SCHEMA['description']}",
     }
-    schema = {"type": "object", "additionalProperties": False, "properties": properties}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    properties = {
+        "prompt": prompt,
+        "options": of_options,
+        file_field: {"type": "string", "format": "binary", "description": f"{file_types}; may be left out."},
+    }
+    schema = {"type": "object", "additionalProperties": False, "properties": properties, **(rules or {})}
+    encoding = {"options": {"contentType": "application/json"}, file_field: {"contentType": file_types}}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema, "encoding": encoding}}}
+    }

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
 
 import fastapi
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 from starlette.exceptions import HTTPException
 
 from app.session import Session
 
-from .access import bearer, off_loop, session_of, session_path
+from .access import off_loop, session_of, session_path
 from .context import ApiContext
 from .errors import TooLargeError
+from .schema import ErrorAnswer
+from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
 from .webrtc import NoRestartError, Peer, Peers
 from .webrtc_options import WebRtcOptions
 from .webrtc_sdp import ROLES, Role, ice_links
 
 SDP = "application/sdp"
 TRICKLE = "application/trickle-ice-sdpfrag"
+_SDP_TEXT = {"schema": {"type": "string"}}
+_OFFER = {"requestBody": {"required": True, "content": {SDP: _SDP_TEXT}}}
+_FRAGMENT = {"requestBody": {"required": True, "content": {TRICKLE: _SDP_TEXT}}}
+_IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}}
 _EXPOSED = "Location, ETag, Link, Zoetrope-Session, Zoetrope-Token, Retry-After"
 
 
@@ -41,8 +49,29 @@ def router(context: ApiContext, options: WebRtcOptions | None = None) -> fastapi
     return routes
 
 
+def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Refusals for the OpenAPI document."""
+    return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+_JOINED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "the answer", "content": {SDP: _SDP_TEXT}},
+    **UNREAD,
+    **BUSY,
+    **UNFIT,
+    **_told(406, 413, 415),
+}
+
+
 def _add_endpoints(routes: fastapi.APIRouter, endpoint: _Endpoint) -> None:
-    @routes.post("/whip", status_code=201, operation_id="whip_new", response_class=Response)
+    @routes.post(
+        "/whip",
+        status_code=201,
+        operation_id="whip_new",
+        response_class=Response,
+        responses=_JOINED,
+        openapi_extra=_OFFER,
+    )
     async def whip_new(request: Request) -> Response:
         """Open a session and send it video: the answer's headers Zoetrope-Session and Zoetrope-Token name it."""
         return await endpoint.open_session(request)
@@ -62,27 +91,61 @@ def _add_endpoints(routes: fastapi.APIRouter, endpoint: _Endpoint) -> None:
 def _add_role(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, role: Role) -> None:
     does = " and ".join(("send video",) * role.gives + ("receive video",) * role.takes)
 
-    @routes.post(path, status_code=201, operation_id=role.name, response_class=Response, summary=does.capitalize())
+    @routes.post(
+        path,
+        status_code=201,
+        operation_id=role.name,
+        response_class=Response,
+        summary=does.capitalize(),
+        responses={**_JOINED, **REFUSALS},
+        openapi_extra=_OFFER,
+        dependencies=[Depends(SESSION_TOKEN)],
+    )
     async def join(session_id: str, request: Request) -> Response:
         """Offer in, answer out (application/sdp)."""
         return await endpoint.join(request, session_of(endpoint.context, session_id, request), role)
 
-    @routes.options(path, status_code=204, operation_id=f"{role.name}_options", response_class=Response)
+    @routes.options(
+        path,
+        status_code=204,
+        operation_id=f"{role.name}_options",
+        response_class=Response,
+        responses=_told(401, 404),
+    )
     async def options(session_id: str, request: Request) -> Response:
         """What may be posted here, and the ICE servers for who has the session's token."""
         trusted = "authorization" in request.headers
         if trusted:
-            endpoint.context.table.authorised(session_id, bearer(request))
+            session_of(endpoint.context, session_id, request)
         return endpoint.describe(trusted=trusted)
 
 
 def _add_peer(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, name: str, role: Role | None) -> None:
-    @routes.patch(path, status_code=204, operation_id=f"{name}_trickle", response_class=Response)
+    session = [{"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}] if role else []
+    guards = [Depends(SESSION_TOKEN)] if role else []
+    refusals = REFUSALS if role else _told(404)
+
+    @routes.patch(
+        path,
+        status_code=204,
+        operation_id=f"{name}_trickle",
+        response_class=Response,
+        responses={**refusals, **UNREAD, **_told(412, 413, 415, 422, 428)},
+        openapi_extra={"parameters": [*session, _IF_MATCH], **_FRAGMENT},
+        dependencies=guards,
+    )
     async def trickle(peer_id: str, request: Request) -> Response:
         """Later ICE candidates of the client's; If-Match carries the answer's ETag."""
         return await endpoint.trickle(request, endpoint.peer(peer_id, request, role))
 
-    @routes.delete(path, operation_id=f"{name}_end", response_class=Response)
+    @routes.delete(
+        path,
+        operation_id=f"{name}_end",
+        response_class=Response,
+        responses=refusals,
+        openapi_extra={"parameters": session},
+        dependencies=guards,
+    )
     async def end(peer_id: str, request: Request) -> Response:
         """End the connection; a session that POST /v1/whip has opened ends with it."""
         return await endpoint.end(endpoint.peer(peer_id, request, role))

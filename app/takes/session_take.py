@@ -21,6 +21,10 @@ _START_S = 1.0
 _STOP_S = 3.0
 
 
+class TakeRunsError(InputError):
+    """A session has one take at a time."""
+
+
 class SessionTake:
     """At most one take at a time of the session `name`.
 
@@ -50,7 +54,7 @@ class SessionTake:
         """Record into `folder`; waits until the worker has begun, at most a second. Raises InputError, OutputError."""
         with self._changed:
             if self._starting or self._writer is not None:
-                raise InputError("This session is being recorded already.", "Stop that take first.")
+                raise TakeRunsError("This session is being recorded already.", "Stop that take first.")
             self._starting = True
         try:
             writer = TakeWriter(folder, session=self._name, may_grow=may_grow, on_trouble=self._failed)

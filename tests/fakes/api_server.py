@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import fastapi
@@ -16,6 +16,8 @@ import uvicorn
 
 from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
+from app.guard import Guard
+from app.guard_rules import GuardOptions
 from app.outputs.push_hosts import PushHosts
 from app.session_table import SessionLimits, SessionTable
 from app.worker_client import WorkerClient
@@ -39,9 +41,16 @@ class ApiServer:
 
 @contextmanager
 def api_server(
-    worker: WorkerClient, data: Path, limits: ApiLimits | None = None, push_hosts: PushHosts | None = None
+    worker: WorkerClient,
+    data: Path,
+    limits: ApiLimits | None = None,
+    push_hosts: PushHosts | None = None,
+    guard: GuardOptions | None = None,
 ) -> Iterator[ApiServer]:
-    """Serve all routes over `worker`, with what belongs to start and end of an application."""
+    """Serve all routes over `worker`, with what belongs to start and end of an application.
+
+    guard: stands in front; its port and our address among its hosts are set here.
+    """
     table = SessionTable(worker, SessionLimits(per_minute=10_000))
     codecs = ThreadPoolExecutor(2, thread_name_prefix="codec")
     context = ApiContext(
@@ -55,8 +64,10 @@ def api_server(
     app = new_application()
     include_all(app, context)
     listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    rules = guard and replace(guard, port=port, hosts=guard.hosts | {f"127.0.0.1:{port}"})
     config = uvicorn.Config(
-        app,
+        Guard(app, rules) if rules else app,
         log_level="warning",
         ws="websockets-sansio",
         ws_per_message_deflate=False,
@@ -66,7 +77,7 @@ def api_server(
     thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
     thread.start()
     wait_until(lambda: server.started)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=url, timeout=WAIT_S) as http:
             yield ApiServer(url=url, app=app, context=context, http=http)

@@ -96,8 +96,8 @@ def test_a_session_s_routes_need_its_own_token(server: ApiServer) -> None:
     path = f"/v1/sessions/{made['id']}"
     for method in ("GET", "DELETE"):
         refused(server.http.request(method, path), 401, "unauthorised")
-        refused(server.http.request(method, path, headers=other), 404, "unknown_session")
-    refused(server.http.patch(path, headers=other, json={}), 404, "unknown_session")
+        refused(server.http.request(method, path, headers=other), 401, "unauthorised")
+    refused(server.http.patch(path, headers=other, json={}), 401, "unauthorised")
     unknown = server.http.get("/v1/sessions/nobody", headers=other)
     assert unknown.json() == server.http.get(path, headers=other).json()  # who guesses learns nothing
     assert server.http.get(path).headers["www-authenticate"] == "Bearer"

@@ -1,0 +1,149 @@
+"""What schemathesis is told beside the document: each session's own token, files of a kind, and when a stream ends.
+
+Loaded by its command line (SCHEMATHESIS_HOOKS). Leaves no route and no check out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import schemathesis
+from aiortc import RTCPeerConnection
+from hypothesis import strategies as st
+from PIL import Image
+from schemathesis.core.parameters import ParameterLocation
+
+from tests.fakes.clips import make_clip
+
+_PLACEHOLDER = "Bearer of-the-session"
+_STREAM_S = 0.5
+
+
+class Sessions:
+    """Tokens of the sessions that were opened during the run, and one of our own for addresses that were made up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens: dict[str, str] = {}
+        self._own: str | None = None
+
+    def add(self, session_id: str, token: str) -> None:
+        with self._lock:
+            self._tokens[session_id] = token
+
+    def ended(self, session_id: str) -> None:
+        with self._lock:
+            if self._own == session_id:
+                self._own = None
+
+    def token(self, session_id: str) -> str | None:
+        return self._tokens.get(session_id)
+
+    def own(self, base: str) -> str | None:
+        """A session that stands; None while all places are taken."""
+        with self._lock:
+            if self._own is None:
+                answer = httpx.post(f"{base}/v1/sessions")
+                if answer.status_code == 201:
+                    made = answer.json()
+                    self._own = str(made["id"])
+                    self._tokens[self._own] = str(made["token"])
+            return self._own
+
+
+SESSIONS = Sessions()
+
+
+@schemathesis.auth(refresh_interval=None)
+class SessionToken:
+    """Tells schemathesis that the token is ours, so that it also tries without, and with a wrong one."""
+
+    def get(self, case: Any, context: Any) -> str:
+        return _PLACEHOLDER
+
+    def set(self, case: Any, data: str, context: Any) -> None:
+        case.headers = {**(case.headers or {}), "Authorization": data}
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """An address of a session that nobody knows becomes ours; the token becomes that of the session."""
+    path = case.path_parameters or {}
+    if "session_id" not in path:
+        return
+    parts = urlsplit(case.operation.schema.get_base_url())
+    base = f"{parts.scheme}://{parts.netloc}"
+    made_up = SESSIONS.token(str(path["session_id"])) is None
+    negative = case.meta is not None and case.meta.is_negative_at(ParameterLocation.PATH)
+    if made_up and not negative and (own := SESSIONS.own(base)) is not None:
+        path["session_id"] = own
+    session_id = str(path["session_id"])
+    token = SESSIONS.token(session_id)
+    if token is None or (case.headers or {}).get("Authorization") != _PLACEHOLDER:
+        return
+    case.headers["Authorization"] = f"Bearer {token}"
+    if case.operation.path.endswith("/mjpeg"):  # its answer ends with the session
+        end = threading.Timer(
+            _STREAM_S, httpx.delete, (f"{base}/v1/sessions/{session_id}",), {"headers": _bearer(token)}
+        )
+        end.start()
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Remember who may use the session that was opened; forget ours when it has ended."""
+    if response.status_code == 201 and case.operation.path == "/v1/sessions":
+        made = response.json()
+        SESSIONS.add(made["id"], made["token"])
+    session_id = str((case.path_parameters or {}).get("session_id"))
+    closed = response.status_code == 204 and case.operation.path == "/v1/sessions/{session_id}"
+    if response.status_code == 404 or closed or case.operation.path.endswith("/mjpeg"):
+        SESSIONS.ended(session_id)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def picture(kind: str) -> bytes:
+    """A small picture file."""
+    target = io.BytesIO()
+    Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(target, kind)
+    return target.getvalue()
+
+
+def video() -> bytes:
+    """A small video file."""
+    with TemporaryDirectory() as folder:
+        return make_clip(Path(folder) / "clip.mp4", frames=3).read_bytes()
+
+
+def offer() -> str:
+    """What a peer that sends and takes video offers."""
+
+    async def make() -> str:
+        peer = RTCPeerConnection()
+        peer.addTransceiver("video", "sendrecv")
+        await peer.setLocalDescription(await peer.createOffer())
+        made = peer.localDescription.sdp
+        await peer.close()
+        return str(made)
+
+    return asyncio.run(make())
+
+
+for _kind in ("jpeg", "png", "webp"):
+    schemathesis.openapi.media_type(f"image/{_kind}", st.just(picture(_kind)))
+schemathesis.openapi.media_type("video/mp4", st.just(video()))
+schemathesis.openapi.media_type("application/sdp", st.just(offer().encode()))
+schemathesis.openapi.media_type(
+    "application/trickle-ice-sdpfrag", st.just(b"a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef012345\r\n")
+)
