@@ -1,0 +1,91 @@
+"""Owns the state of a streaming autoencoder: one preallocated tensor for each layer that looks back, one row for each stream.
+
+Knows tensors and integers only: no layer, frame rate or picture. Nothing here grows: a snapshot is the one thing that
+allocates, and its caller owns it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CodecSnapshot:
+    """The state of one row as it stood: what `restore` puts back.
+
+    features: one tensor [*shape] for each state tensor, in the order in which they were added; latents_done: how many
+    latents the row had behind it.
+    """
+
+    features: tuple[torch.Tensor, ...]
+    latents_done: int
+
+    @property
+    def bytes(self) -> int:
+        """What the snapshot holds in memory."""
+        return sum(feature.numel() * feature.element_size() for feature in self.features)
+
+
+class FeatureMemory:
+    """`rows` rows of state. Layers ask for their tensor once, by `add`; a row of zeros is a stream that begins."""
+
+    def __init__(self, rows: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        assert rows >= 1, rows
+        self.rows = rows
+        self.device = device
+        self.dtype = dtype
+        self._tensors: list[torch.Tensor] = []
+
+    def add(self, shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> int:
+        """A new state tensor [rows, *shape] of zeros; returns its number."""
+        with torch.inference_mode(False):
+            state = torch.zeros((self.rows, *shape), device=self.device, dtype=self.dtype)
+            self._tensors.append(state.contiguous(memory_format=memory_format))
+        return len(self._tensors) - 1
+
+    @property
+    def bytes(self) -> int:
+        """What all rows together hold in memory."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the state tensors, without their row axis, in the order in which they were added."""
+        return tuple(tuple(tensor.shape[1:]) for tensor in self._tensors)
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the state tensors stand: the same for the life of the memory, so that a CUDA graph may hold them."""
+        return tuple(tensor.data_ptr() for tensor in self._tensors)
+
+    def read(self, slot: int, rows: torch.Tensor | None) -> torch.Tensor:
+        """State `slot` of rows [B] int64 -> [B, *shape]; of all rows, without a copy, where rows is None."""
+        state = self._tensors[slot]
+        return state if rows is None else state.index_select(0, rows)
+
+    def write(self, slot: int, rows: torch.Tensor | None, values: torch.Tensor) -> None:
+        """Overwrite state `slot` of distinct rows [B] int64 (None: all) with values [B, *shape]."""
+        if rows is None:
+            self._tensors[slot].copy_(values)
+        else:
+            self._tensors[slot].index_copy_(0, rows, values)
+
+    @torch.no_grad()
+    def clear(self, row: int) -> None:
+        """Zeros into one row."""
+        for tensor in self._tensors:
+            tensor[row].zero_()
+
+    @torch.no_grad()
+    def copy_row(self, row: int, device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
+        """Copies of one row's state, on `device` (None: where the state is)."""
+        return tuple(tensor[row].to(device or self.device, copy=True) for tensor in self._tensors)
+
+    @torch.no_grad()
+    def load_row(self, row: int, features: Sequence[torch.Tensor]) -> None:
+        """Put copies made by `copy_row` back, into any row."""
+        assert len(features) == len(self._tensors), (len(features), len(self._tensors))
+        for tensor, feature in zip(self._tensors, features, strict=True):
+            tensor[row].copy_(feature)
