@@ -1,0 +1,75 @@
+"""Owns what a family of video models is used with: its preset of steps, cache and size, and its licence.
+
+Knows no names of families, no files and no tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..errors import ModelError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Licence:
+    """What the weights may be used for, as their publisher says. commercial False: the user is told before use."""
+
+    name: str
+    commercial: bool = True
+    note: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line for the page and for `zoetrope models`."""
+        parts = [self.name, *(() if self.commercial else ("no commercial use",)), *((self.note,) if self.note else ())]
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoPreset:
+    """Defaults of one family; the user may change each of them.
+
+    steps: timesteps of 0..1000 in the family's own list, falling, without the closing 0. warp: they are places in the
+    table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the network as they stand. shift:
+    of the flow-matching table. first_steps: the list for a stream's first chunk; empty for the same. chunk_frames,
+    window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of cache.kv_policies.POLICIES,
+    policy_options its further fields. stream: "chunk" (n steps, then a clean pass), "step-batch" (a row for each step,
+    no clean pass) or "rolling" (all steps in one joint window). sampler: "renoise" (fresh noise between steps, the
+    few-step models) or "euler". guidance: 1 where the model needs no negative prompt. clean_pass: whether a pass at
+    t = 0 rewrites the chunk's keys and values.
+    """
+
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    warp: bool = True
+    shift: float = 5.0
+    first_steps: tuple[int, ...] = ()
+    chunk_frames: int = 3
+    window_frames: int = 21
+    sink_frames: int = 0
+    policy: str = "deep_sink"
+    policy_options: Mapping[str, object] = field(default_factory=dict)
+    stream: str = "chunk"
+    sampler: str = "renoise"
+    clean_pass: bool = True
+    guidance: float = 1.0
+    negative_prompt: str = ""
+    frame_rate: int = 16
+    width: int = 832
+    height: int = 480
+
+    def __post_init__(self) -> None:
+        for steps in (self.steps, self.first_steps):
+            falling = list(steps) == sorted(set(steps), reverse=True)
+            if not falling or any(not 0 < step <= 1000 for step in steps):
+                raise ModelError(
+                    f"The steps {steps} do not fall from at most 1000.", "Give for example 1000,750,500,250."
+                )
+        if not self.steps:
+            raise ModelError("A preset without steps makes nothing.", "Give at least one step, for example 1000.")
+        if self.window_frames < self.sink_frames + self.chunk_frames:
+            raise ModelError(
+                f"A window of {self.window_frames} latent frames does not hold {self.sink_frames} of the sink and "
+                f"{self.chunk_frames} of the chunk.",
+                f"Use a window of at least {self.sink_frames + self.chunk_frames}.",
+            )
