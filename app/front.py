@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api.context import ApiContext
 from .api.routes import include_all, new_application
+from .front_gate import FrontGate
 from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from .prompts import Prompts
 
@@ -49,8 +50,8 @@ def make_application(
         head=HEAD,
         js=DARK_SCRIPT,
     )
-    guarded = guard(mounted) if guard is not None else mounted
-    return PolicyHeaders(guarded)
+    gated = FrontGate(mounted)
+    return PolicyHeaders(guard(gated) if guard is not None else gated)
 
 
 def page_routes(client: WorkerClient) -> fastapi.APIRouter:
