@@ -207,8 +207,7 @@ _TABLE = (
         licence=Licence(name=_NON_COMMERCIAL, commercial=False),
         sizes=("14B",),
         preset=VideoPreset(
-            steps=(1000, 937, 833, 625),
-            warp=False,
+            steps=(1000, 750, 500, 250, 0),
             policy="rebuild",
             window_frames=6,
             sink_frames=1,

@@ -30,14 +30,14 @@ class Licence:
 class VideoPreset:
     """Defaults of one family; the user may change each of them.
 
-    steps: timesteps of 0..1000 in the family's own list, falling, without the closing 0. warp: they are places in the
-    table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the network as they stand. shift:
-    of the flow-matching table. first_steps: the list for a stream's first chunk; empty for the same. chunk_frames,
-    window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of cache.kv_policies.POLICIES,
-    policy_options its further fields. stream: "chunk" (n steps, then a clean pass), "step-batch" (a row for each step,
-    no clean pass) or "rolling" (all steps in one joint window). sampler: "renoise" (fresh noise between steps, the
-    few-step models) or "euler". guidance: 1 where the model needs no negative prompt. clean_pass: whether a pass at
-    t = 0 rewrites the chunk's keys and values.
+    steps: of 0..1000, falling, in the family's own list (a closing 0 only where it is a real last pass, as in Krea's).
+    warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
+    network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
+    for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
+    cache.kv_policies.POLICIES, policy_options its further fields. stream: "chunk" (n steps, then a clean pass),
+    "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler: "renoise"
+    (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative prompt.
+    clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. width, height: pixels.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -61,7 +61,7 @@ class VideoPreset:
     def __post_init__(self) -> None:
         for steps in (self.steps, self.first_steps):
             falling = list(steps) == sorted(set(steps), reverse=True)
-            if not falling or any(not 0 < step <= 1000 for step in steps):
+            if not falling or any(not 0 <= step <= 1000 for step in steps):
                 raise ModelError(
                     f"The steps {steps} do not fall from at most 1000.", "Give for example 1000,750,500,250."
                 )
