@@ -95,7 +95,7 @@ class _ScaledDotProduct:
 
 @dataclass(frozen=True, slots=True)
 class _Flex:
-    """FlexAttention (PyTorch): a mask by blocks of 128 × 128, of which empty ones cost nothing; compiled at first use."""
+    """FlexAttention (PyTorch): a mask by blocks of 128 × 128, empty ones cost nothing; compiled at first use."""
 
     name: str = "flex"
     takes_mask: bool = True
@@ -257,7 +257,7 @@ def _refusal(
 
 def _check_mask(backend: AttentionBackend, mask: Mask | None) -> None:
     if mask is not None and not backend.takes_mask:
-        raise ModelError(f"The attention backend {backend.name!r} takes no mask.", "Use flex, efficient, math or torch.")
+        raise ModelError(f"The {backend.name} attention backend takes no mask.", "Use flex, efficient, math or torch.")
 
 
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> Any:

@@ -2,8 +2,8 @@
 
 Host numbers are float64; tensor formulas are evaluated in float64 and returned in the format of the latents. Knows no
 network, no cache and no chunk.
-Flow matching: Lipman et al. 2023; the shift of the levels: Esser et al. 2024, section 5.3.2; steps that add fresh noise:
-Yin et al. 2024 (CausVid), Huang et al. 2025 (Self-Forcing, algorithm 2).
+Flow matching: Lipman et al. 2023; the shift of the levels: Esser et al. 2024, section 5.3.2; steps that add fresh
+noise: Yin et al. 2024 (CausVid), Huang et al. 2025 (Self-Forcing, algorithm 2).
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def camera_steps(steps: Sequence[FlowStep], schedule: FlowSchedule, noise_scale:
 
 
 def euler_levels(shift: float, count: int) -> tuple[FlowStep, ...]:
-    """Steps of an undistilled model: r_i = 1 - i / count, shifted; `euler_step` goes from each to the next, last to 0."""
+    """Steps of undistilled models: r_i = 1 - i / count, shifted. `euler_step` goes from each to the next, then to 0."""
     if count < 1:
         raise ControlError(f"{count} denoising steps were asked for.", "Give at least 1; 30 to 50 are usual.")
     sigmas = shifted(np.linspace(1.0, 0.0, count + 1)[:-1], shift)

@@ -23,7 +23,7 @@ from .text_cache import KeysValues, TextView
 class KeyValueView(Protocol):
     """What one forward pass sees of a cache; `cache.kv.KVView` is one.
 
-    query_rotation: (cos, sin), each [B | 1, N, 1, D/2]: where this pass's tokens stand.
+    query_rotation: (cos, sin), each [B | 1, N, 1, D/2] or [N, 1, D/2]: where this pass's tokens stand.
     observes: whether `observe` wants this pass's queries.
     """
 
@@ -38,7 +38,7 @@ class KeyValueView(Protocol):
         ...
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """Takes this pass's keys (not rotated) and values [B, N, heads, D]; returns all that is attended to, rotated."""
+        """Takes this pass's keys (not rotated) and values [B, N, heads, D]; returns all that is attended, rotated."""
         ...
 
 
@@ -69,7 +69,7 @@ class WanAttention(nn.Module):
         return out
 
     def _split(self, projected: torch.Tensor) -> torch.Tensor:
-        return projected.unflatten(-1, (self.heads, -1))
+        return projected.reshape(*projected.shape[:-1], self.heads, -1)
 
 
 class _UpProjection(nn.Module):
@@ -167,7 +167,7 @@ def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Ten
 
     table: [1, 6, dim]; time: [B, F | 1, 6, dim].
     """
-    return (wide(table) + wide(time)).split(1, dim=2)
+    return torch.chunk(wide(table) + wide(time), 6, dim=2)
 
 
 def modulate(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
