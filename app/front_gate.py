@@ -37,7 +37,7 @@ class FrontGate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        path, method = scope["path"], scope.get("method")
+        path, method = scope.get("path", ""), scope.get("method")  # the lifespan has neither
         ours = scope["type"] != "http" or _OURS.fullmatch(path)
         if ours or (method in ("GET", "HEAD") and _SHOWN.fullmatch(path)):
             await self._app(scope, receive, send)
