@@ -1,8 +1,8 @@
-"""Owns what every video autoencoder offers: the protocols, the arithmetic of frames and latents, and the checks at its edge.
+"""Owns what every video autoencoder offers: protocols, the arithmetic of frames and latents, the checks at its edge.
 
 Knows no architecture and no weights. Latents are [B, C, n, h, w] as the diffusion transformer takes and gives them
-(normalised); pixels are [B, 3, F, H, W] float32 in [0, 1]. The first latent of a stream stands for 1 frame and each later
-one for `time_factor` frames (Wan 2.1: 1, 4, 4, ...).
+(normalised); pixels are [B, 3, F, H, W] float32 in [0, 1]. The first latent of a stream stands for 1 frame and each
+later one for `time_factor` frames (Wan 2.1: 1, 4, 4, ...).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class VideoCodec(Protocol):
     latent_channels: int
     factor: int  # pixels of a side for one latent, 8
     time_factor: int  # frames of a latent after the first, 4
-    encoder_delay_frames: int  # how many frames the latents of `encoder` lag behind their pixels; 0: none
+    encoder_delay_frames: int  # by how many frames a live encoder's latents are late; encode_clip's never are
 
     @property
     def device(self) -> torch.device: ...
@@ -213,12 +213,12 @@ class CodecStream(ABC):
         return numbers
 
     def _begin(self, rows: Sequence[int] | None) -> tuple[list[int], torch.Tensor | None, bool]:
-        """The rows' numbers, their index tensor (None where they are all rows in order), and whether this is a first call."""
+        """The rows' numbers, their index tensor (None: all rows in order), and whether this is their first call."""
         numbers = self._numbers(rows)
         firsts = {self._latents_done[number] == 0 for number in numbers}
         if len(firsts) != 1:
             raise InputError(
-                f"Rows {numbers} are partly at their first call and partly not, and these give different numbers of frames.",
+                f"Rows {numbers} are partly at their first call and partly not: they give different numbers of frames.",
                 "Make one call for the rows whose latents_done is 0 and one for the others.",
             )
         if numbers == list(range(self.rows)):
@@ -239,7 +239,10 @@ def decode_clip(codec: VideoCodec, latents: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def encode_clip(codec: VideoCodec, pixels: torch.Tensor) -> torch.Tensor:
     """A whole clip in one call: pixels [B, 3, 1 + 4k, H, W] in [0, 1] -> latents [B, C, 1 + k, h, w]."""
-    batch, _, _, height, width = _five(pixels, "pixels")
+    batch, _, frames, height, width = _five(pixels, "pixels")
+    latents_of(frames, first=True, time_factor=codec.time_factor)
+    if codec.encoder_delay_frames:  # the frames that follow are at hand: let the encoder look ahead, its end repeated
+        pixels = torch.cat((pixels, pixels[:, :, -1:].expand(-1, -1, codec.encoder_delay_frames, -1, -1)), dim=2)
     return codec.encoder(height=height, width=width, rows=batch).encode(pixels)
 
 

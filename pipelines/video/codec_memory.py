@@ -1,4 +1,4 @@
-"""Owns the state of a streaming autoencoder: one preallocated tensor for each layer that looks back, one row for each stream.
+"""Owns the state of a streaming autoencoder: one tensor for each layer that looks back, one row for each stream.
 
 Knows tensors and integers only: no layer, frame rate or picture. Nothing here grows: a snapshot is the one thing that
 allocates, and its caller owns it.
@@ -89,3 +89,12 @@ class FeatureMemory:
         assert len(features) == len(self._tensors), (len(features), len(self._tensors))
         for tensor, feature in zip(self._tensors, features, strict=True):
             tensor[row].copy_(feature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pass:
+    """One call: over which rows of the memory (None: all), and whether their streams begin with it."""
+
+    memory: FeatureMemory
+    rows: torch.Tensor | None
+    first: bool

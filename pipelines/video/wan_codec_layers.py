@@ -1,18 +1,17 @@
 """Owns the streaming passes over the modules of diffusers' AutoencoderKLWan: same weights, own feature memory.
 
-Knows layers and their memory; nothing of normalisation, rows' counts or pixels' range. A pass takes any number of frames:
-a causal convolution sees its last two input frames before them, which is all that the past means to it (feature caching
-of Wan 2.1, arXiv 2503.20314, section 4.1). Two things are not plain causal convolutions:
+Knows layers and their memory; nothing of normalisation, rows' counts or pixels' range. A pass takes any number of
+frames: a causal convolution sees its last two input frames before them, which is all that the past means to it (feature
+cache of Wan 2.1, arXiv 2503.20314). Two things are not plain causal convolutions:
 
-- Time upsampling doubles every latent but the first of a stream, which goes around its convolution and leaves no trace in
-  its memory: the second latent sees zeros as its history, not the first latent.
+- Time upsampling doubles every latent but the first of a stream, which goes around its convolution and leaves no trace
+  in its memory: the second latent sees zeros as its history, not the first latent.
 - Time downsampling passes the first frame on as it is, then takes frames in pairs with one frame of history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,23 +21,15 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
     WanCausalConv3d,
     WanDecoder3d,
     WanEncoder3d,
+    WanMidBlock,
     WanResample,
     WanResidualBlock,
 )
 from torch import nn
 
-from .codec_memory import FeatureMemory
+from .codec_memory import FeatureMemory, Pass
 
 HISTORY_FRAMES = 2  # of a convolution over three frames
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
-    """One call: over which rows of the memory (None: all), and whether their streams begin with it."""
-
-    memory: FeatureMemory
-    rows: torch.Tensor | None
-    first: bool
 
 
 Layer = Callable[[torch.Tensor, Pass], torch.Tensor]  # x [B, C, t, h, w] -> [B, C', t', h', w']
@@ -160,8 +151,8 @@ class Upsample:
         if not rest.shape[2]:
             return x
         channels, frames = rest.shape[1:3]
-        y = time(rest, run).unflatten(1, (2, channels))  # the two halves of the channels are two frames
-        y = torch.stack((y[:, 0], y[:, 1]), dim=3).flatten(2, 3)
+        y = time(rest, run)  # the two halves of its channels are two frames
+        y = torch.stack((y[:, :channels], y[:, channels:]), dim=3).flatten(2, 3)
         assert y.shape[2] == 2 * frames, y.shape
         return torch.cat((x[:, :, :1], y), dim=2) if run.first else y
 
@@ -201,7 +192,7 @@ class Program:
 
 
 def decoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
-    """post_quant_conv and the decoder: raw latents -> pixels in about [-1, 1]. The builder stands at the latents' size."""
+    """post_quant_conv and the decoder: raw latents -> pixels in about [-1, 1]. builder: at the latents' size."""
     decoder: WanDecoder3d = vae.decoder
     layers = [builder.conv(vae.post_quant_conv), builder.conv(decoder.conv_in), *_middle(decoder.mid_block, builder)]
     for block in decoder.up_blocks:
@@ -211,14 +202,14 @@ def decoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
 
 
 def encoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
-    """The encoder and quant_conv: pixels in [-1, 1] -> mean and log variance. The builder stands at the pixels' size."""
+    """The encoder and quant_conv: pixels in [-1, 1] -> mean and log variance. builder: at the pixels' size."""
     encoder: WanEncoder3d = vae.encoder
     layers = [builder.conv(encoder.conv_in), *(builder.any(module) for module in encoder.down_blocks)]
     layers += _middle(encoder.mid_block, builder)
     return Program([*layers, *_head(encoder, builder), builder.conv(vae.quant_conv)])
 
 
-def _middle(block: nn.Module, builder: LayerBuilder) -> list[Layer]:
+def _middle(block: WanMidBlock, builder: LayerBuilder) -> list[Layer]:
     layers: list[Layer] = [builder.any(block.resnets[0])]
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
         layers += [Stateless(attention), builder.any(resnet)]
@@ -236,4 +227,4 @@ def _as_images(x: torch.Tensor) -> torch.Tensor:
 
 def _as_video(x: torch.Tensor, frames: int) -> torch.Tensor:
     """[B * t, C, h, w] -> [B, C, t, h, w]."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+    return x.view(-1, frames, *x.shape[1:]).transpose(1, 2)
