@@ -56,10 +56,10 @@ _TRAINED_FOR_81 = (
     "{} was trained on clips of 81 frames. Longer streams use a deep sink over a window of 21 latent frames, which "
     "needs no training (Deep Forcing)."
 )
-_DEEP = VideoPreset(policy="deep_sink", window_frames=21, sink_frames=10)
-_DEEP_SINGLE = VideoPreset(policy="deep_sink", window_frames=21, sink_frames=10, chunk_frames=1)
+_DEEP = VideoPreset(policy="deep-sink", window_frames=21, sink_frames=10)
+_DEEP_SINGLE = VideoPreset(policy="deep-sink", window_frames=21, sink_frames=10, chunk_frames=1)
 _ROLLING = VideoPreset(
-    steps=(1000, 800, 600, 400, 200), stream="rolling", policy="window_sink", window_frames=21, sink_frames=3
+    steps=(1000, 800, 600, 400, 200), stream="rolling", policy="sink", window_frames=21, sink_frames=3
 )
 WAN_NEGATIVE_PROMPT = (
     "Bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, images, static, overall "
@@ -78,7 +78,7 @@ _TABLE = (
         files=("models/longlive_base.pt", "models/lora.pt"),
         licence=Licence(name="Apache-2.0", note="CC-BY-NC-SA-4.0 before November 2025"),
         containers=_GENERATOR,
-        preset=VideoPreset(policy="window_sink", window_frames=12, sink_frames=3),
+        preset=VideoPreset(policy="sink", window_frames=12, sink_frames=3),
         lora="lora.pt",
         lora_alpha=256.0,
     ),
@@ -113,7 +113,7 @@ _TABLE = (
         files=("causal-forcing++/framewise-1step.pt",),
         licence=APACHE,
         preset=VideoPreset(
-            steps=(1000,), first_steps=(1000, 750, 500, 250), chunk_frames=1, policy="deep_sink", sink_frames=10
+            steps=(1000,), first_steps=(1000, 750, 500, 250), chunk_frames=1, policy="deep-sink", sink_frames=10
         ),
         notice=_TRAINED_FOR_81.format("Causal Forcing++"),
     ),
@@ -125,7 +125,7 @@ _TABLE = (
         files=("causal-forcing++/framewise-2step.pt",),
         licence=APACHE,
         preset=VideoPreset(
-            steps=(1000, 500), first_steps=(1000, 750, 500, 250), chunk_frames=1, policy="deep_sink", sink_frames=10
+            steps=(1000, 500), first_steps=(1000, 750, 500, 250), chunk_frames=1, policy="deep-sink", sink_frames=10
         ),
         notice=_TRAINED_FOR_81.format("Causal Forcing++"),
     ),
@@ -178,7 +178,7 @@ _TABLE = (
             chunk_frames=1,
             window_frames=6,
             sink_frames=3,
-            policy="adaptive_sink",
+            policy="adaptive-sink",
             policy_options={"threshold": 0.2},
             stream="step-batch",
             clean_pass=False,
@@ -194,7 +194,7 @@ _TABLE = (
         licence=Licence(name=_NON_COMMERCIAL, commercial=False),
         containers=_GENERATOR,
         preset=VideoPreset(
-            steps=(1000, 757, 522), warp=False, shift=8.0, policy="sliding_window", window_frames=21, sink_frames=0
+            steps=(1000, 757, 522), warp=False, shift=8.0, policy="window", window_frames=21, sink_frames=0
         ),
         notice="CausVid was trained on clips of 81 frames. Longer streams use a sliding window of 21 latent frames.",
     ),
@@ -209,8 +209,8 @@ _TABLE = (
         preset=VideoPreset(
             steps=(1000, 750, 500, 250, 0),
             policy="rebuild",
+            policy_options={"context_frames": 3},
             window_frames=6,
-            sink_frames=1,
             clean_pass=False,
         ),
     ),
@@ -245,7 +245,7 @@ _TABLE = (
             sampler="euler",
             guidance=5.0,
             negative_prompt=WAN_NEGATIVE_PROMPT,
-            policy="sliding_window",
+            policy="window",
             chunk_frames=21,
             window_frames=21,
             clean_pass=False,

@@ -6,9 +6,16 @@ Knows no names of families, no files and no tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from .flow import StepList
+
+STREAMS = ("chunk", "step-batch", "rolling")
+SAMPLERS = ("renoise", "euler")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +41,7 @@ class VideoPreset:
     warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
     network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
     for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
-    cache.kv_policies.POLICIES, policy_options its further fields. stream: "chunk" (n steps, then a clean pass),
+    cache.kv_policies.POLICIES, policy_options its fields beside these sizes. stream: "chunk" (n steps, then a clean pass),
     "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler: "renoise"
     (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative prompt.
     clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. width, height: pixels.
@@ -47,8 +54,8 @@ class VideoPreset:
     chunk_frames: int = 3
     window_frames: int = 21
     sink_frames: int = 0
-    policy: str = "deep_sink"
-    policy_options: Mapping[str, object] = field(default_factory=dict)
+    policy: str = "window"
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
     stream: str = "chunk"
     sampler: str = "renoise"
     clean_pass: bool = True
@@ -67,9 +74,40 @@ class VideoPreset:
                 )
         if not self.steps:
             raise ModelError("A preset without steps makes nothing.", "Give at least one step, for example 1000.")
-        if self.window_frames < self.sink_frames + self.chunk_frames:
+        if self.stream not in STREAMS:
+            raise ModelError(f"There is no kind of stream {self.stream!r}.", f"Use one of: {', '.join(STREAMS)}.")
+        if self.sampler not in SAMPLERS:
+            raise ModelError(f"There is no sampler {self.sampler!r}.", f"Use one of: {', '.join(SAMPLERS)}.")
+        least = self.sink_frames + self.pass_frames
+        if self.chunk_frames < 1 or self.sink_frames < 0 or self.window_frames < least:
             raise ModelError(
                 f"A window of {self.window_frames} latent frames does not hold {self.sink_frames} of the sink and "
-                f"{self.chunk_frames} of the chunk.",
-                f"Use a window of at least {self.sink_frames + self.chunk_frames}.",
+                f"{self.pass_frames} of one pass.",
+                f"Use chunks of at least 1, a sink of at least 0 and a window of at least {least}.",
             )
+
+    @property
+    def pass_frames(self) -> int:
+        """Latent frames of one denoising pass: a chunk, or one for each step where they move in a joint window."""
+        return self.chunk_frames * (len(self.steps) if self.stream == "rolling" else 1)
+
+    def step_list(self, *, first: bool = False) -> StepList:
+        """The steps as pipelines/video/flow.py takes them. first: of a stream's first chunk."""
+        from .flow import StepList
+
+        raw = self.first_steps if first and self.first_steps else self.steps
+        return StepList(raw=raw, shift=self.shift, warp=self.warp)
+
+    def cache_options(self) -> dict[str, Any]:
+        """What cache.kv_policies.make_policy takes beside the name and the grid. Raises ModelError: no such policy."""
+        from cache.kv_policies import POLICIES
+
+        if self.policy not in POLICIES:
+            raise ModelError(f"There is no cache policy {self.policy!r}.", f"Use one of: {', '.join(POLICIES)}.")
+        known = {entry.name for entry in fields(POLICIES[self.policy])}
+        sizes = {
+            "chunk_frames": self.pass_frames,
+            "window_frames": self.window_frames,
+            "sink_frames": self.sink_frames,
+        }
+        return {**{name: value for name, value in sizes.items() if name in known}, **self.policy_options}
