@@ -20,7 +20,7 @@ from .prompts import Prompts
 from .worker_client import Phase, WorkerClient
 
 _PARTS = Path(__file__).parent / "page_parts"
-_STAGE_SCRIPTS = ("link.js", "coder.js", "sources.js", "tools.js", "stage.js")
+_STAGE_SCRIPTS = ("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 _HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}

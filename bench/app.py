@@ -72,14 +72,15 @@ def serving(model: str, size: str) -> Iterator[str]:
     command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model]
     command += ["--size", size] if model == "identity" else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         url = next(found[1] for line in process.stdout if (found := re.search(r"live: (http://\S+)", line)))
         next(line for line in process.stdout if "worker: ready" in line)
         yield url
     finally:
         process.terminate()
         process.wait(20)
+        process.stdout.close()
 
 
 def loop_figures(url: str) -> dict[str, float]:

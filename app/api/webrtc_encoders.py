@@ -23,6 +23,7 @@ from .webrtc_options import WebRtcOptions
 _ENCODER = "_RTCRtpSender__encoder"
 _CLOCK_HZ = 90_000
 _FRAME_RATE = 30  # what x264's rate control expects; frames carry their real times
+_BT601, _STUDIO = 6, 1  # ITU-T H.273
 _RENEW_SHARE = 0.1  # aiortc's: an encoder is renewed when its bit rate is to change by more
 
 
@@ -82,6 +83,9 @@ class TunedH264(H264Encoder):
         codec.thread_count = self._options.encoder_threads
         codec.options = {"tune": "zerolatency", "preset": self._options.h264_preset}
         codec.profile = "Baseline"
+        # Chromium takes BT.709 where nothing is said
+        codec.colorspace = codec.color_primaries = codec.color_trc = _BT601
+        codec.color_range = _STUDIO
         return codec
 
 

@@ -1,7 +1,7 @@
 """The pictures between a WebRTC peer and a session: newest wins in both directions, nothing queues.
 
-Pictures are converted by OpenCV in an executor (BT.601, studio swing, as WebRTC's codecs take it when nothing else is
-said). Knows aiortc's tracks and sessions; no signalling.
+Pictures are converted by OpenCV in an executor, to and from BT.601 in studio swing, as libwebrtc sends them. Knows
+aiortc's tracks and sessions; no signalling.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 CLOCK_HZ = 90_000  # RFC 3551, section 5: the clock of every video payload
 _TIME_BASE = Fraction(1, CLOCK_HZ)
 _MS_PER_NS = 1e-6
+_BT601, _STUDIO = (2, 5, 6), (0, 1)  # ITU-T H.273, tables 4 and 6: with what is not said
 
 
 def rgb_of(frame: VideoFrame) -> Picture:
-    """A decoded frame as [H, W, 3] uint8 RGB."""
+    """A decoded frame as [H, W, 3] uint8 RGB, by the colours that it says it has, or BT.601 in studio swing."""
     even = frame.width % 2 == 0 and frame.height % 2 == 0
-    if frame.format.name == "yuv420p" and even:
+    usual = frame.colorspace in _BT601 and frame.color_range in _STUDIO
+    if frame.format.name == "yuv420p" and even and usual:
         return np.asarray(cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420), dtype=np.uint8)
     return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
 

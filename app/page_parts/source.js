@@ -18,6 +18,7 @@ at('#zt-camera-choice').addEventListener('change', ({ target }) => { app().sourc
 at('#zt-mirror').addEventListener('change', ({ target }) => { app().sources.mirror = target.checked; });
 at('#zt-longest').addEventListener('change', ({ target }) => { app().sources.longest = Number(target.value); });
 at('#zt-file').addEventListener('change', ({ target }) => { app().sources.file = target.files[0] ?? null; app().choose(kind()); });
+at('#zt-transport').addEventListener('change', ({ target }) => app().carry(target.value));
 at('#zt-start').addEventListener('click', async () => { await app().start(); if (kind() === 'camera') listCameras(); });
 at('#zt-stop').addEventListener('click', () => app().stop());
 at('#zt-save').addEventListener('click', () => {

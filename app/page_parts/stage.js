@@ -1,5 +1,5 @@
 // The stage: draws the stream and its input, shows the figures, obeys buttons, keys and the page's widgets.
-// The pieces before it: link.js (the session), sources.js (pictures in), tools.js (what is kept).
+// The pieces before it: link.js and peer.js (the session, by WebSocket and by WebRTC), sources.js (pictures in), tools.js (what is kept).
 const find = (selector) => element.querySelector(selector);
 const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.zt-before');
 const status = { state: 'loading', text: 'loading…', notice: '' };
@@ -9,7 +9,7 @@ const inputs = new Map();  // seq: the picture that was sent, until its answer i
 
 let wakePump = () => {};  // ends its pause
 const wake = () => wakePump(), STILL_MS = 100, SHORTEST_MS = 20;
-const link = new Link({
+const on = {  // of either transport
   state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
   ready(told) { info = told; link.source(sources.promptOnly); show(); },
   stats(message) { figures = message; show(); },
@@ -20,7 +20,9 @@ const link = new Link({
     acknowledge();
     if (bitmap) paint(bitmap, header);
   },
-});
+  sent(canvas) { sent = recent(sent, performance.now()); if (stage.dataset.view !== 'output') draw(before, canvas); },
+};
+let link = new Link(on);
 const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, wake);
 const recorder = new Recorder(picture, (on) => {
   find('[data-tool=record]').setAttribute('aria-pressed', String(on));
@@ -140,6 +142,13 @@ async function choose(kind) {
   show();
 }
 
+async function carry(transport) {  // "websocket" or "webrtc"; a running session is opened anew
+  const running = link.wanted;
+  if (running) stop();
+  link = transport === 'webrtc' ? new Peer(on, sources) : new Link(on);
+  if (running) await start();
+}
+
 function setView(view) {
   stage.dataset.view = view;
   find('[data-tool=view]').value = view;
@@ -199,7 +208,7 @@ element.addEventListener('drop', async (event) => {
 });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
-window.zoetrope = { setControl, start, stop, choose, adopt, settings, play, sources, link, recorder, info: () => info, download, stamp,
+window.zoetrope = { setControl, start, stop, choose, carry, adopt, settings, play, sources, get link() { return link; }, recorder, info: () => info, download, stamp,
   fail(text) { status.notice = text; show(); } };
 pump();
 watchServer();

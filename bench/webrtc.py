@@ -1,0 +1,221 @@
+"""Owns the figures of WebRTC through the real server: a browser's two-way stream, and a Python peer's.
+
+`python -m bench.webrtc --json` serves the identity model at 512x512. Both peers send a picture that shows their own
+clock as a bar code, and read it off the pictures that come back: capture, both codecs both ways, transport and worker
+are in it; a camera's and a monitor's own delay are not. The Python peer is stock aiortc in a process of its own, whose
+receiver hands a frame on one frame period late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import shutil
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cv2
+import numpy as np
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from av.video.frame import VideoFrame
+
+from app.api.webrtc_tracks import yuv_of
+from bench.app import BITS, FIGURES, loop_figures, median, percentile, serving, watch
+from tests.e2e.browser import browse
+
+CODECS = ("VP8", "H264")
+_PEER_FIGURES = ("fps", "p50_ms", "p95_ms")
+_CLOCK_HZ = 90_000
+_TICK = Fraction(1, _CLOCK_HZ)
+_SPAN_MS = 1 << BITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerRun:
+    """One Python peer's measurement. codec: "VP8" or "H264". side_px: of its square pictures."""
+
+    url: str
+    codec: str
+    side_px: int = 512
+    rate: int = 30
+    warm_up_s: float = 3.0
+    seconds: float = 10.0
+
+
+class ClockVideo(MediaStreamTrack):
+    """Pictures that show time.monotonic() in ms as a bar code, at a steady rate on a moving colour."""
+
+    kind = "video"
+
+    def __init__(self, side_px: int, rate: int) -> None:
+        super().__init__()
+        self._side_px, self._rate = side_px, rate
+        self._began_s = time.monotonic()
+        self._count = 0
+
+    async def recv(self) -> VideoFrame:
+        """The next picture, when it is due; those that would be late are left out."""
+        late = int((time.monotonic() - self._began_s) * self._rate)
+        self._count = max(self._count + 1, late)
+        await asyncio.sleep(max(0.0, self._began_s + self._count / self._rate - time.monotonic()))
+        if self.readyState != "live":
+            raise MediaStreamError
+        frame = yuv_of(clock_picture(self._side_px, self._count, time.monotonic() * 1000))
+        frame.pts, frame.time_base = self._count * _CLOCK_HZ // self._rate, _TICK
+        return frame
+
+
+def clock_picture(side_px: int, turn: int, now_ms: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """[side_px, side_px, 3] uint8 RGB."""
+    code = int(now_ms) % _SPAN_MS
+    hue = np.full((1, 1, 3), (turn % 180, 150, 160), np.uint8)
+    image = np.empty((side_px, side_px, 3), np.uint8)
+    image[:] = cv2.cvtColor(hue, cv2.COLOR_HSV2RGB)[0, 0]
+    edges = [bit * side_px // BITS for bit in range(BITS + 1)]
+    for bit, (left, right) in enumerate(pairwise(edges)):
+        image[side_px // 4 : 3 * side_px // 4, left:right] = 255 if code >> bit & 1 else 0
+    return image
+
+
+def read_delay_ms(frame: VideoFrame, now_ms: float) -> float:
+    """How old the clock in a picture is."""
+    row = frame.to_ndarray()[frame.height // 2, : frame.width]  # of the luma plane
+    places = [(2 * bit + 1) * frame.width // (2 * BITS) for bit in range(BITS)]
+    code = sum(1 << bit for bit, place in enumerate(places) if row[place] > 127)
+    return (now_ms - code) % _SPAN_MS
+
+
+@dataclass(slots=True, kw_only=True)
+class _Samples:
+    at_ms: list[float] = field(default_factory=list)
+    delay_ms: list[float] = field(default_factory=list)
+
+
+async def _stream(run: PeerRun) -> dict[str, Any]:
+    opened = _ask(f"{run.url}v1/sessions", b"{}", "application/json", "")
+    told = json.loads(opened)
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    transceiver = connection.addTransceiver(ClockVideo(run.side_px, run.rate), direction="sendrecv")
+    known = RTCRtpReceiver.getCapabilities("video")
+    assert known is not None
+    transceiver.setCodecPreferences([codec for codec in known.codecs if codec.mimeType == f"video/{run.codec}"])
+    await connection.setLocalDescription(await connection.createOffer())
+    offer = connection.localDescription.sdp.encode()
+    answer = _ask(f"{run.url}v1/sessions/{told['id']}/webrtc", offer, "application/sdp", told["token"])
+    await connection.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
+    samples = _Samples()
+    ends_s = time.monotonic() + run.warm_up_s + run.seconds
+    while time.monotonic() < ends_s:
+        frame = await transceiver.receiver.track.recv()
+        assert isinstance(frame, VideoFrame)
+        now_ms = time.monotonic() * 1000
+        if now_ms > (ends_s - run.seconds) * 1000:
+            samples.at_ms.append(now_ms)
+            samples.delay_ms.append(read_delay_ms(frame, now_ms))
+    await connection.close()
+    return summary(samples.at_ms, samples.delay_ms)
+
+
+def summary(at_ms: list[float], delay_ms: list[float]) -> dict[str, Any]:
+    """Frames a second and the delays that can be right."""
+    read = [delay for delay in delay_ms if -5 < delay < 10_000]
+    return {
+        "frames": len(at_ms),
+        "fps": round((len(at_ms) - 1) / ((at_ms[-1] - at_ms[0]) / 1000), 2),
+        "p50_ms": round(percentile(read, 0.5), 1) if read else None,
+        "p95_ms": round(percentile(read, 0.95), 1) if read else None,
+        "unread": len(at_ms) - len(read),
+    }
+
+
+def _ask(url: str, body: bytes, kind: str, token: str) -> str:
+    headers = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {})}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+def _in_process(run: PeerRun, result: Connection) -> None:
+    cv2.setNumThreads(1)
+    result.send(asyncio.run(_stream(run)))
+
+
+def python_run(run: PeerRun) -> dict[str, Any]:
+    """One measurement by a fresh process."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_in_process, args=(run, theirs))
+    process.start()
+    theirs.close()
+    try:
+        result: dict[str, Any] = ours.recv()
+    finally:
+        process.join()
+    return result
+
+
+def browser_row(options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of several runs of the page with its WebRTC transport, each in a fresh headless Chromium."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("No Chromium was found; install it to measure the page.")
+    runs: list[dict[str, Any]] = []
+    with serving("identity", options.size) as url:
+        for _ in range(options.runs):
+            with browse(chromium, url) as page:
+                page.until("window.zoetrope !== undefined", 90)
+                page.evaluate("window.zoetrope.carry('webrtc')")
+                runs.append(watch(page, options))
+        loop = loop_figures(url)
+    return {
+        "transport": "webrtc",
+        "peer": "browser",
+        "size": options.size,
+        **{name: median([run[name] for run in runs]) for name in FIGURES},
+        "event_loop": loop,
+        "runs": runs,
+    }
+
+
+def python_row(options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of several runs of a Python peer, for each codec."""
+    row: dict[str, Any] = {"transport": "webrtc", "peer": "python", "size": options.size}
+    with serving("identity", options.size) as url:
+        for codec in CODECS:
+            run = PeerRun(
+                url=url,
+                codec=codec,
+                side_px=options.camera_px,
+                rate=options.rate,
+                warm_up_s=options.warm_up_s,
+                seconds=options.seconds,
+            )
+            runs = [python_run(run) for _ in range(options.runs)]
+            medians = {name: median([run[name] for run in runs]) for name in _PEER_FIGURES}
+            row[codec] = {**medians, "runs": runs}
+    return row
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.webrtc", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser.add_argument("--size", default="512x512", help="of the identity model")
+    parser.add_argument("--camera-px", type=int, default=512)
+    parser.add_argument("--rate", type=int, default=30, help="pictures a second of the camera")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--warm-up-s", type=float, default=3.0)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    options = parser.parse_args()
+    rows = {"browser": browser_row(options), "python": python_row(options)}
+    print(json.dumps({"bench": "webrtc", **rows}, indent=None if options.json else 1))
+
+
+if __name__ == "__main__":
+    main()
