@@ -21,6 +21,7 @@ from .worker_client import Phase, WorkerClient
 
 _PARTS = Path(__file__).parent / "page_parts"
 _STAGE_SCRIPTS = ("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js")
+_STYLES = ("style.css", "outputs.css")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
 _HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
@@ -31,7 +32,7 @@ DARK_SCRIPT = "() => document.body.classList.add('dark')"
 
 def page_style() -> str:
     """The page's own CSS."""
-    return (_PARTS / "style.css").read_text(encoding="utf-8")
+    return "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _STYLES)
 
 
 def stage_script() -> str:
@@ -63,6 +64,7 @@ class Page:
                     prompt, notice, examples = self._prompt_box()
                 with gr.Column(scale=4, min_width=300, elem_classes="zt-right"):
                     _part("source.html", (_PARTS / "source.js").read_text(encoding="utf-8"), "zt-sources")
+                    _part("outputs.html", (_PARTS / "outputs.js").read_text(encoding="utf-8"), "zt-outputs")
                     widgets = self._control_boxes()
             waiting = gr.Timer(0.5, active=False)
             shown: Sequence[gr.components.Component] = [*widgets.values()]

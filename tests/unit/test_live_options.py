@@ -1,4 +1,4 @@
-"""Options of `zoetrope live` for outputs and controllers are checked before it starts; OSC reaches the newest session."""
+"""Options of `zoetrope live` for outputs and controllers: checked before it starts; OSC reaches the newest session."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def test_the_page_starts_with_the_worker_s_values_and_takes_a_preset_s(client: W
         page._adopt("nonsense")
 
 
-@pytest.mark.parametrize("name", ["link.js", "coder.js", "sources.js", "tools.js", "stage.js", "source.js"])
+@pytest.mark.parametrize(
+    "name", ["link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js", "source.js", "outputs.js"]
+)
 def test_the_page_s_scripts_name_no_other_host(name: str) -> None:
     text = (Path(page_module.__file__).parent / "page_parts" / name).read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?|wss?)://", text)
