@@ -169,8 +169,9 @@ class CausalWanTransformer(nn.Module):
         rows, columns = grid
         device = self.device
         times = torch.arange(frames, device=device) if positions is None else positions
-        y, x = torch.arange(rows, device=device), torch.arange(columns, device=device)
-        t, y, x = (axis.flatten() for axis in torch.meshgrid(times, y, x, indexing="ij"))
+        t = times.repeat_interleave(rows * columns)
+        y = torch.arange(rows, device=device).repeat_interleave(columns).repeat(frames)
+        x = torch.arange(columns, device=device).repeat(frames * rows)
         if isinstance(phase, torch.Tensor):
             phase = phase.repeat_interleave(rows * columns)
         format_ = torch.promote_types(self.dtype, torch.float32)
