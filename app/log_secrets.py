@@ -1,4 +1,4 @@
-"""Keeps tokens out of logs: of uvicorn's access log, of libraries, of our own. Knows no handler and no format."""
+"""Keeps tokens and stream keys out of logs: uvicorn's, of libraries, of our own. Knows no handler and no format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ _HIDDEN = "***"
 _IN_TEXT = (
     re.compile(r"(?i)(\btoken(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),  # addresses, JSON, dictionaries
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;)]+"),
+    re.compile(r"(?i)(\bzoetrope-token[\"']?\s*[:,]\s*b?[\"']?)[^\s\"',;)]+"),  # WHIP's answer
     re.compile(r"(\bzoetrope-\d+=)[^;\s\"']+"),  # the page's cookie
+    re.compile(r"(?i)(\brtmps?://[^\s/]+/[^\s/\"']+/)[^\s\"',)]+"),  # an application's stream key
+    re.compile(r"(?i)(\b(?:rtmps?|srt|https?)://)[^\s/@\"']+(?=@)"),  # user and password
+    re.compile(r"(?i)(\b(?:passphrase|streamid|stream_?key)(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),
 )
 
 

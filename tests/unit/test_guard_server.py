@@ -102,7 +102,7 @@ def test_options_that_make_no_sense(arguments: tuple[str, ...], message: str) ->
 
 
 def test_logs_show_no_token(caplog: pytest.LogCaptureFixture) -> None:
-    secrets = ("1790.signed", "sessiontoken", TOKEN)
+    secrets = ("1790.signed", "sessiontoken", "very-secret", "tok9", TOKEN)
     with hidden_tokens(TOKEN):
         log = logging.getLogger("app.test_guard")
         log.warning("%s %s", "GET", "/v1/sessions/x/mjpeg?token=1790.signed&a=b")
@@ -113,7 +113,15 @@ def test_logs_show_no_token(caplog: pytest.LogCaptureFixture) -> None:
             raise ValueError(TOKEN)
         except ValueError:
             log.exception("failed with status %d", 5)
+        log.warning(
+            "pushing to rtmp://live.example/app/very-secret?x=1 and srt://h:9?passphrase=very-secret&streamid=p"
+        )
+        log.warning(
+            "%s", {"address": "rtmps://live.example:443/a/b/very-secret", "headers": [("zoetrope-token", "tok9")]}
+        )
+        log.warning("Zoetrope-Token: tok9; http://user:very-secret@live.example/whip")
     assert "a=b" in caplog.text
+    assert "rtmp://live.example/app/***" in caplog.text
     assert "failed with status 5" in caplog.text
     assert [secret for secret in secrets if secret in caplog.text] == []
     assert HideTokens().clean("a token of 5 bytes") == "a token of 5 bytes"
