@@ -13,10 +13,11 @@ import gradio as gr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api.context import ApiContext
-from .api.routes import include_all, new_application
+from .api.routes import OPENAPI_URL, include_all, new_application
 from .front_gate import FrontGate
 from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from .prompts import Prompts
+from .warm_up import warm_up
 
 if TYPE_CHECKING:
     from .worker_client import WorkerClient
@@ -50,6 +51,7 @@ def make_application(
         head=HEAD,
         js=DARK_SCRIPT,
     )
+    warm_up(mounted, ("/", OPENAPI_URL))
     gated = FrontGate(mounted)
     return PolicyHeaders(guard(gated) if guard is not None else gated)
 

@@ -26,6 +26,7 @@ from .guard_rules import is_loopback
 from .live_options import add_output_options, api_limits, controller_options, push_hosts, webrtc_options
 from .options import add_engine_options, engine_options
 from .prompts import Prompts
+from .threads import hand_over_soon
 
 if TYPE_CHECKING:
     import uvicorn
@@ -111,6 +112,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     from .worker import WorkerOptions
     from .worker_client import WorkerClient
 
+    hand_over_soon()
     cv2.setNumThreads(1)  # the cores belong to the worker
     guard = guard_options(options, options.host, listener.getsockname()[1])
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
@@ -166,6 +168,7 @@ def _serve_until_stopped(
     config = uvicorn.Config(
         make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard)),
         log_level="warning",
+        lifespan="on",  # "auto" would go on in silence without what a failing start had to begin
         ws="websockets-sansio",
         ws_max_size=context.limits.message_bytes,
         ws_per_message_deflate=False,
