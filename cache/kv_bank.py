@@ -1,0 +1,206 @@
+"""Owns all memory of a cache and the copies in it: stored keys and values, rotated ones, and what selection needs.
+
+Knows tensors, slots and the words of plans; never decides. Two ways to keep rotated keys stand in one table: `Resident`
+rotates a key once a chunk and keeps it for all layers; `PerPass` rotates every layer's keys in every pass into memory
+that the layers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from cache.kv_plan import Kind, SelectBlocks, SelectTokens, Span
+from cache.kv_policies.base import KVPolicy
+from cache.kv_store import Int8Store, KVShape, NativeStore, Store
+from cache.kv_tables import PhaseTables, upload
+from cache.rotary import Rotary
+
+Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(x [..., D], cos, sin broadcastable to [..., D/2]) -> x rotated; `rotate_pairs`, or a compiled one."""
+
+
+class Bank:
+    """The memory of a cache. `rotate`: the function that rotates."""
+
+    def __init__(self, shape: KVShape, policy: KVPolicy, rotary: Rotary, store: Store, rotate: Rotate) -> None:
+        self.shape, self.policy, self.store, self.rotate = shape, policy, store, rotate
+        self.capacity = policy.capacity_tokens
+        self.frame_cells = policy.frame_cells
+        wide = torch.float64 if shape.dtype == torch.float64 else torch.float32
+        self.tables = PhaseTables(
+            rotary, policy.regions, shape.cache_rows, phase_step=policy.phase_step, dtype=wide, device=shape.device
+        )
+        size = (shape.layers, shape.cache_rows, self.capacity)
+        chosen_heads = shape.heads if policy.selects < 0 else policy.selects
+        frame = torch.arange(self.capacity, dtype=torch.int32, device=shape.device) - self.frame_cells.start
+        frame = torch.remainder(frame, self.frame_cells.tokens).to(torch.int32)
+        self.origins = frame[:, None].expand(*size, chosen_heads).contiguous() if chosen_heads else None
+        """[layers, rows, capacity, 1 or heads] int32: which place of a frame a slot's token came from."""
+        self.attention = (
+            torch.zeros((*size, shape.heads), dtype=torch.float32, device=shape.device) if policy.accumulates else None
+        )
+        """[layers, rows, capacity, heads]: the attention that each token has received."""
+        cells = sum(region.cells for region in policy.regions) if chosen_heads or policy.scores_queries else 0
+        self.starts = torch.zeros((shape.cache_rows, cells), dtype=torch.int64, device=shape.device)
+        """First slots of the candidates of a selection."""
+        self.candidate_times = torch.zeros(
+            (shape.cache_rows, 2, cells, self.tables.time_pairs), dtype=wide, device=shape.device
+        )
+        """Temporal (cos, sin) of where the candidates stand while they are scored."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory but the rotated keys."""
+        optional = tuple(t for t in (self.origins, self.attention) if t is not None)
+        return (*self.store.tensors, *self.tables.tensors, *optional, self.starts, self.candidate_times)
+
+    @property
+    def by_slot(self) -> tuple[torch.Tensor, ...]:
+        """What belongs to the tokens and moves with them: each [layers, rows, capacity, ...]."""
+        return (*self.store.tensors, *(t for t in (self.origins, self.attention) if t is not None))
+
+    def prepare(self, row: int, op: SelectTokens | SelectBlocks) -> None:
+        """Upload which candidates a selection has and where they stand while they are scored."""
+        count = len(op.candidates)
+        upload(torch.tensor([span.start for span in op.candidates]), self.starts[row, :count])
+        step = self.policy.phase_step
+        times = self.tables.times([s.position for s in op.candidates], [s.phase * step for s in op.candidates])
+        for part, host in zip(self.candidate_times[row], times, strict=True):
+            upload(host, part[:count])
+
+    def fresh(self, row: int, chunk: Sequence[Span]) -> None:
+        """The chunk's slots hold whole frames that nobody has attended yet."""
+        for span in chunk:
+            if self.origins is not None:
+                places = torch.arange(span.length, dtype=torch.int32, device=self.shape.device)
+                self.origins[:, row, span.start : span.stop] = places[:, None]
+            if self.attention is not None:
+                self.attention[:, row, span.start : span.stop] = 0
+
+    def rotation(self, layer: int, row: int, start: int, stop: int, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin), each [slots, 1 or heads, D/2], of slots that are all selected tokens, or all not."""
+        cos, sin = self.tables.cos[row, start:stop], self.tables.sin[row, start:stop]
+        if kind is not Kind.SELECTED:
+            return cos, sin
+        assert self.origins is not None
+        return self.with_origins(cos, sin, self.origins[layer, row, start:stop])
+
+    def with_origins(
+        self, cos: torch.Tensor, sin: torch.Tensor, origins: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The temporal part of cos, sin [n, 1, time pairs or more] with the spatial part of origins [n, heads]."""
+        pairs, heads = self.tables.time_pairs, origins.shape[1]
+        return tuple(  # type: ignore[return-value]
+            torch.cat((time[..., :pairs].expand(-1, heads, -1), place[origins.long()]), dim=-1)
+            for time, place in zip((cos, sin), self.tables.places(self.frame_cells), strict=True)
+        )
+
+
+def runs(spans: Sequence[Span]) -> list[tuple[int, int, Kind]]:
+    """The spans' slots as few half-open ranges; selected tokens apart from all others."""
+    out: list[tuple[int, int, Kind]] = []
+    for span in sorted(spans, key=lambda s: s.start):
+        kind = Kind.SELECTED if span.kind is Kind.SELECTED else Kind.RECENT
+        if out and out[-1][1] == span.start and out[-1][2] is kind:
+            out[-1] = (out[-1][0], span.stop, kind)
+        else:
+            out.append((span.start, span.stop, kind))
+    return out
+
+
+class Rotated(Protocol):
+    """Where rotated keys stand, and what attention reads."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory."""
+        ...
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        """These spans' keys were moved or stand elsewhere now."""
+        ...
+
+    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
+        """A layer of a pass begins: all of the past must be readable."""
+        ...
+
+    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """The chunk's rotated keys and its values [n, H, D], at flat slots (row * attended_tokens + slot)."""
+        ...
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values [rows, slots, H, D]: views of memory that keeps its address."""
+        ...
+
+
+class Resident:
+    """One rotated copy of all keys of all layers, renewed once a chunk where positions changed. Values as stored."""
+
+    def __init__(self, bank: Bank) -> None:
+        shape = bank.shape
+        size = (shape.layers, shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
+        self._bank = bank
+        self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self._keys,)
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        bank = self._bank
+        for start, stop, kind in runs(spans):
+            keys = bank.store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
+            self._keys[layer, row, start:stop] = bank.rotate(keys, *bank.rotation(layer, row, start, stop, kind))
+
+    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
+        """Nothing to do."""
+
+    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._keys[layer].flatten(0, 1).index_copy_(0, index, keys.to(self._keys.dtype))
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
+
+
+class PerPass:
+    """One layer's rotated keys and plain values, made anew in every layer of every pass."""
+
+    def __init__(self, bank: Bank) -> None:
+        shape = bank.shape
+        size = (shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
+        self._bank = bank
+        self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        self._values = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._keys, self._values
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        """Nothing to do: `load` rotates what stands there."""
+
+    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
+        bank = self._bank
+        for start, stop, kind in runs(past):
+            one, slots = slice(row, row + 1), slice(start, stop)
+            rotation = bank.rotation(layer, row, start, stop, kind)
+            self._keys[row, start:stop] = bank.rotate(bank.store.keys(layer, one, slots)[0], *rotation)
+            self._values[row, start:stop] = bank.store.values(layer, one, slots)[0]
+
+    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._keys.flatten(0, 1).index_copy_(0, index, keys.to(self._keys.dtype))
+        self._values.flatten(0, 1).index_copy_(0, index, values.to(self._values.dtype))
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._keys[rows, slots], self._values[rows, slots]
+
+
+STORAGES: Mapping[str, tuple[Callable[[KVShape, int], Store], Callable[[Bank], Rotated]]] = {
+    "native": (NativeStore, Resident),
+    "lean": (NativeStore, PerPass),
+    "int8": (Int8Store, PerPass),
+}
+"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit: all layers' keys."""
