@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 def warm_up(app: ASGIApp, paths: Iterable[str]) -> None:
-    """GET each of `paths` on an event loop and a thread of its own. Raises RuntimeError for an answer that is not 200."""
+    """GET each of `paths` on an event loop of its own, in a thread. Raises RuntimeError where the answer is not 200."""
 
     async def visit_all() -> None:
         for path in paths:
