@@ -41,10 +41,10 @@ class VideoPreset:
     warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
     network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
     for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
-    cache.kv_policies.POLICIES, policy_options its fields beside these sizes. stream: "chunk" (n steps, then a clean pass),
-    "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler: "renoise"
-    (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative prompt.
-    clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. width, height: pixels.
+    cache.kv_policies.POLICIES, policy_options its fields beside these sizes. stream: "chunk" (n steps, then a clean
+    pass), "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler:
+    "renoise" (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative
+    prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. width, height: pixels.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)

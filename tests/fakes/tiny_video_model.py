@@ -69,7 +69,8 @@ def tiny_video_model(folder: Path, *, family: str | None = "self-forcing", seed:
         folder / "model_index.json", {"_class_name": "WanPipeline", "_diffusers_version": "0.33.0.dev0", **index}
     )
     if family is not None:
-        _write_json(folder / "zoetrope.json", {"family": family, "width": WIDTH_PX, "height": HEIGHT_PX})
+        settings = {"family": family, "width": WIDTH_PX, "height": HEIGHT_PX, "licence": "Apache-2.0 (random weights)"}
+        _write_json(folder / "zoetrope.json", settings)
     return folder
 
 
