@@ -37,7 +37,7 @@ class FullWindow:
         self._rotary = rotary
         self.query_rotation = (cos, sin)
 
-    def observe(self, layer: int, rotated_queries: torch.Tensor) -> None:
+    def observe(self, layer: int, queries: torch.Tensor) -> None:
         """Nothing is kept."""
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:

@@ -33,11 +33,11 @@ class KeyValueView(Protocol):
     @property
     def observes(self) -> bool: ...
 
-    def observe(self, layer: int, rotated_queries: torch.Tensor) -> None:
-        """rotated_queries: [B, N, heads, D]."""
+    def observe(self, layer: int, queries: torch.Tensor, /) -> None:
+        """Rotated queries [B, N, heads, D], before the layer's `exchange`."""
         ...
 
-    def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+    def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor, /) -> KeysValues:
         """Takes this pass's keys (not rotated) and values [B, N, heads, D]; returns all that is attended, rotated."""
         ...
 
@@ -145,9 +145,9 @@ class WanBlock(nn.Module):
         """One block: `before`, the cache and attention, `after`."""
         cos, sin = kv.query_rotation
         queries, own_keys, own_values = self.before(hidden, time, cos, sin, rotary)
-        keys, values = kv.exchange(layer, own_keys, own_values)
         if kv.observes:
             kv.observe(layer, queries)
+        keys, values = kv.exchange(layer, own_keys, own_values)
         attended = attention(queries, keys, values, mask)
         return self.after(hidden, attended, time, text.exchange(layer, self.attn2.keys_values), attention)
 

@@ -163,6 +163,26 @@ def test_passes_of_a_chunk_do_not_lengthen_the_past(ours: CausalWanTransformer) 
     assert view.writes == 5 * ours.layers
 
 
+def test_a_view_that_observes_gets_the_rotated_queries_before_the_keys(ours: CausalWanTransformer) -> None:
+    calls: list[str] = []
+
+    class Observing(GrowingView):
+        observes = True
+
+        def observe(self, layer: int, queries: torch.Tensor) -> None:
+            assert queries.shape == (2, 18, 2, 32)
+            calls.append(f"queries {layer}")
+
+        def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            calls.append(f"keys {layer}")
+            return super().exchange(layer, keys, values)
+
+    inputs, view = Inputs(frames=3), Observing(ours, (2, 3))
+    view.begin(3)
+    ours(inputs.latents, inputs.timesteps, inputs.text(ours), view)
+    assert calls == ["queries 0", "keys 0", "queries 1", "keys 1"]
+
+
 def test_a_cached_text_is_the_plain_text(ours: CausalWanTransformer) -> None:
     inputs, cache = Inputs(), TextCache(ours, rows=4, tokens=TEXT_TOKENS)
     plain = inputs.ours(ours)

@@ -114,7 +114,7 @@ class GrowingView:
         total = sum(self._chunks)
         return self.rotation(total - self._chunks[-1], total)
 
-    def observe(self, layer: int, rotated_queries: torch.Tensor) -> None:
+    def observe(self, layer: int, queries: torch.Tensor) -> None:
         raise AssertionError("not asked for")
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
