@@ -16,8 +16,10 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from app.outputs.manager import OutputsError, SessionOutputs
 from app.outputs.output import Output, OutputReading
 from app.outputs.push import Push, PushOptions
+from app.outputs.push_hosts import PushHostError
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recordings import RecordingStore, recording_id
 from app.outputs.table import OutputTable
@@ -30,6 +32,7 @@ from pipelines.errors import InputError
 
 from .access import session_of, session_path
 from .context import ApiContext
+from .errors import NotReadyError
 from .output_schema import (
     OutputList,
     OutputRequest,
@@ -47,6 +50,10 @@ from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     **REFUSALS,
     404: {"model": ErrorAnswer, "description": "no such output, no such session, or not its token"},
+}
+_LACKING: dict[int | str, dict[str, Any]] = {
+    403: {"model": ErrorAnswer, "description": "this server does not push to that host"},
+    409: {"model": ErrorAnswer, "description": "eight are in use, there is no virtual camera here, or no stream yet"},
 }
 _FULL: dict[int | str, dict[str, Any]] = {500: {"model": ErrorAnswer, "description": "the disk does not take it"}}
 
@@ -85,14 +92,14 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
         "/sessions/{session_id}/outputs",
         status_code=201,
         operation_id="start_output",
-        responses={**REFUSALS, **UNREAD, **UNFIT, **BUSY, **_FULL},
+        responses={**REFUSALS, **_LACKING, **UNREAD, **UNFIT, **BUSY, **_FULL},
     )
     async def start_output(session_id: str, request: Request, response: Response, wanted: OutputRequest) -> OutputView:
         """Give the session's frames to one more output. Pushes connect with the first frame."""
         session = session_of(context, session_id, request)
         maker = Maker(context=context, store=store, session=session, loop=asyncio.get_running_loop())
         name = f"{wanted.kind}-{next(numbers)}"
-        reading = await asyncio.to_thread(lambda: table.of(session).start(name, maker.of(wanted)))
+        reading = await asyncio.to_thread(begin, table.of(session), name, maker.of(wanted))
         response.headers["Location"] = f"{session_path(session_id, 'outputs')}/{name}"
         return view(name, reading)
 
@@ -107,6 +114,16 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
         return view(output_id, await asyncio.to_thread(outputs.stop, output_id))
 
     return routes
+
+
+def begin(outputs: SessionOutputs, name: str, make: Callable[[], Output]) -> OutputReading:
+    """Start it; what is refused for where, and not for what, is told as such (403, 409)."""
+    try:
+        return outputs.start(name, make)
+    except PushHostError as error:
+        raise HTTPException(403, str(error)) from error
+    except OutputsError as error:
+        raise NotReadyError(error.message, error.remedy) from error
 
 
 def view(name: str, reading: OutputReading) -> OutputView:
@@ -164,7 +181,7 @@ class Maker:
     def virtual_camera(self, wanted: VirtualCameraRequest) -> Output:
         info = self.session.stream.info
         if info is None:
-            raise InputError("The stream does not stand yet.", "Ask again when the session is live.")
+            raise NotReadyError("The stream does not stand yet.", "Ask again when the session is live.")
         size = (max(16, info.width // 2 * 2), max(16, info.height // 2 * 2))
         return VirtualCamera(VirtualCameraOptions(size=size, rate=Fraction(wanted.frame_rate)))
 

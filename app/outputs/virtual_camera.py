@@ -22,6 +22,10 @@ from .pacing import PacedFrames
 _JOIN_S = 5.0
 
 
+class NoVirtualCameraError(InputError):
+    """This machine has no virtual camera, or lacks the package for it."""
+
+
 class Camera(Protocol):
     """What is used of pyvirtualcam.Camera. device: the name that other programs show."""
 
@@ -41,11 +45,11 @@ def open_camera(width: int, height: int, rate: float, device: str) -> Camera:
         from pyvirtualcam import Camera as System
     except ImportError as error:
         remedy = "pip install 'zoetrope[virtual-camera]'"
-        raise InputError("A virtual camera needs the package pyvirtualcam.", remedy) from error
+        raise NoVirtualCameraError("A virtual camera needs the package pyvirtualcam.", remedy) from error
     try:
         camera: Any = System(width, height, rate, device=device or None)
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(
+        raise NoVirtualCameraError(
             f"There is no virtual camera to write to: {str(error).strip()}.",
             "On Linux load v4l2loopback (modprobe v4l2loopback); on macOS and Windows install OBS.",
         ) from error

@@ -12,8 +12,10 @@ import av
 import httpx
 import pytest
 
+from app.api import outputs as outputs_module
 from app.outputs.push_hosts import PushHosts
 from app.outputs.recordings import LEAST_BYTES, RecordingStore
+from app.outputs.virtual_camera import NoVirtualCameraError, VirtualCamera, VirtualCameraOptions
 from pipelines.errors import InputError, OutputError
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import wait_until, worker_client
@@ -124,7 +126,7 @@ def test_a_whip_server_that_refuses_ends_the_push_alone_and_the_session_is_told(
     assert answer.status_code == 201, answer.text
     wait_until(lambda: client.outputs()[0]["phase"] == "failed")
     shown = client.outputs()[0]
-    assert "refused the stream (404)" in str(shown["text"])
+    assert "refused the stream (40" in str(shown["text"])
     assert KEY not in answer.text + str(shown)
     wait_until(lambda: "Output ended (whip)" in client.session.stream.notice)
     assert not client.session.over
@@ -132,12 +134,41 @@ def test_a_whip_server_that_refuses_ends_the_push_alone_and_the_session_is_told(
     assert client.outputs() == []
 
 
+def test_a_whip_push_arrives_and_is_no_connection_of_its_session(client: Client, server: ApiServer) -> None:
+    target = server.table.open(prompt_only=False)
+    try:
+        wait_until(lambda: target.stream.info is not None)
+        address = f"{server.url}/v1/sessions/{target.id}/whip"
+        made = client.start(kind="whip", address=address, token=target.token).json()
+        wait_until(lambda: target.read().accounting.taken > 3)
+        wait_until(lambda: client.outputs()[0]["phase"] == "running" and int(str(client.outputs()[0]["done"])) > 0)
+        assert client.session.read().connections == 0
+        assert client.stop(made["id"]).json()["phase"] == "stopped"
+        wait_until(lambda: target.read().connections == 0)
+    finally:
+        target.close()
+
+
+def test_the_virtual_camera_has_the_stream_s_size(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[VirtualCameraOptions] = []
+
+    def none_here(options: VirtualCameraOptions) -> VirtualCamera:
+        asked.append(options)
+        raise NoVirtualCameraError("There is no virtual camera to write to.", "Load v4l2loopback.")
+
+    monkeypatch.setattr(outputs_module, "VirtualCamera", none_here)
+    answer = client.start(kind="virtual_camera", frame_rate=24)
+    assert (answer.status_code, answer.json()["error"]["remedy"]) == (409, "Load v4l2loopback.")
+    assert [(options.size, options.rate) for options in asked] == [((32, 24), 24)]
+    assert client.outputs() == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "status", "message"),
     [
-        ({"kind": "rtmp", "address": f"rtmp://example.org/live/{KEY}"}, 400, "does not push to example.org"),
+        ({"kind": "rtmp", "address": f"rtmp://example.org/live/{KEY}"}, 403, "does not push to example.org"),
         ({"kind": "rtmp", "address": f"srt://127.0.0.1:9/{KEY}"}, 400, "does not fit rtmp"),
-        ({"kind": "srt", "address": f"srt://127.0.0.1:9?mode=listener&streamid={KEY}"}, 400, "listens"),
+        ({"kind": "srt", "address": f"srt://127.0.0.1:9?mode=listener&streamid={KEY}"}, 403, "listens"),
         ({"kind": "whip", "address": f"https://u:{KEY}@127.0.0.1/"}, 400, "password"),
         ({"kind": "whip", "address": f"file:///{KEY}"}, 400, "not one of http or https"),
         ({"kind": "rtmp", "address": f"rtmp://127.0.0.1/{KEY}", "folder": "/tmp/x"}, 422, "folder"),
@@ -161,7 +192,7 @@ def test_at_most_eight_at_once(client: Client) -> None:
     for _ in range(8):
         assert client.start(kind="recording").status_code == 201
     answer = client.start(kind="recording")
-    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "8 outputs are in use already.")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (409, "8 outputs are in use already.")
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,14 @@ def test_a_take_keeps_the_received_files_and_renders_to_the_same_frames(tmp_path
         token = httpx.Headers({"Authorization": f"Bearer {made['token']}"})
         path = f"/v1/sessions/{made['id']}"
         assert server.http.post(f"{path}/take").status_code == 401
+        assert server.http.get(f"{path}/take", headers=token).json() == {"take": None}
         address = str(server.http.base_url).replace("http", "ws").rstrip("/") + str(made["stream_url"])
         with connect(address, compression=None) as socket:
             socket.send(dump(Hello(token=str(made["token"]))))
             assert json.loads(socket.recv())["type"] == "ready"
             answer = server.http.post(f"{path}/take", headers=token)
             assert answer.status_code == 201, answer.text
+            assert server.http.get(f"{path}/take", headers=token).json() == answer.json()
             for seq in range(3):
                 image = np.full((24, 32, 3), 60 * seq + 20, np.uint8)
                 header = Header(format=PictureFormat.JPEG, seq=seq, width=32, height=24)
@@ -38,6 +40,7 @@ def test_a_take_keeps_the_received_files_and_renders_to_the_same_frames(tmp_path
                     frame = socket.recv(timeout=10)
                 socket.send(json.dumps({"type": "ack", "seq": int.from_bytes(frame[8:12], "little")}))
         assert server.http.delete(f"{path}/take", headers=token).status_code == 204
+        assert server.http.get(f"{path}/take", headers=token).json() == {"take": None}
         folder = tmp_path / "data" / "takes" / answer.json()["take"]
         records = [json.loads(line) for line in (folder / "take.jsonl").read_text(encoding="utf-8").splitlines()]
         inputs = [record for record in records if record.get("kind") == "input"]
