@@ -8,9 +8,8 @@ noise: Yin et al. 2024 (CausVid), Huang et al. 2025 (Self-Forcing, algorithm 2).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +70,7 @@ class FlowSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepList:
-    """The steps that a distilled family was trained with.
+    """The steps that a distilled family was trained with; `families` has those of the published ones.
 
     raw: steps in [0, 1000], noisiest first. warp: whether each is replaced by the table's entry at that place.
     """
@@ -93,22 +92,6 @@ class StepList:
         """Noisiest first."""
         schedule = self.schedule
         return tuple(schedule.step(schedule.warped(raw) if self.warp else float(raw)) for raw in self.raw)
-
-
-STEP_LISTS: Mapping[str, StepList] = MappingProxyType(
-    {
-        "causvid": StepList(raw=(1000, 757, 522), shift=8.0, warp=False),
-        "self-forcing": StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True),
-        "longlive": StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True),
-        "causal-forcing": StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True),
-        "rolling-forcing": StepList(raw=(1000, 800, 600, 400, 200), shift=5.0, warp=True),
-        "shotstream": StepList(raw=(1000, 740, 500, 260), shift=8.0, warp=True),
-        "streamdiffusion-v2": StepList(raw=(700, 500, 400, 200), shift=8.0, warp=False),
-        "streamdiffusion-v2-text": StepList(raw=(1000, 750, 500, 250), shift=8.0, warp=False),
-        "krea": StepList(raw=(1000, 750, 500, 250, 0), shift=5.0, warp=True),
-    }
-)
-"""The published steps by family. Krea's 0 is a real last step; for other counts and strengths see `spaced_steps`."""
 
 
 def spaced_steps(schedule: FlowSchedule, count: int, strength: float = 1.0) -> tuple[FlowStep, ...]:

@@ -8,8 +8,8 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from pipelines.errors import ControlError
+from pipelines.video.families import FAMILIES
 from pipelines.video.flow import (
-    STEP_LISTS,
     FlowSchedule,
     FlowStep,
     StepList,
@@ -24,6 +24,7 @@ from pipelines.video.flow import (
 )
 
 SHIFT_5, SHIFT_8 = FlowSchedule(shift=5.0), FlowSchedule(shift=8.0)
+CAMERA = StepList(raw=(700, 500, 400, 200), shift=8.0, warp=False)
 
 
 def test_the_table_of_1000() -> None:
@@ -52,18 +53,30 @@ def test_the_table_of_1000() -> None:
         ("krea", (1000, 937.5, 2500 / 3, 625, 0), (1, 0.9375, 5 / 6, 0.625, 0.00498008)),
         ("causvid", (1000, 757, 522), (1, 0.75676, 0.52174)),
         ("streamdiffusion-v2", (700, 500, 400, 200), (0.70023, 0.49972, 0.40026, 0.19835)),
-        ("streamdiffusion-v2-text", (1000, 750, 500, 250), (1, 0.75026, 0.49972, 0.25000)),
+        ("causal-forcing-2step", (1000, 2500 / 3), (1, 5 / 6)),
     ],
 )
 def test_the_steps_of_each_family(family: str, timesteps: tuple[float, ...], sigmas: tuple[float, ...]) -> None:
     """Raw steps reach the network as they are; warped ones as the table has them; sigma is the nearest entry's."""
-    steps = STEP_LISTS[family].steps()
+    steps = FAMILIES[family].preset.step_list().steps()
     assert [step.timestep for step in steps] == pytest.approx(timesteps, abs=5e-5)
     assert [step.sigma for step in steps] == pytest.approx(sigmas, abs=5e-6)
 
 
-def test_every_family_is_spelled_out_above() -> None:
-    assert len(STEP_LISTS) == 9
+def test_raw_steps_of_text_to_video_at_shift_8() -> None:
+    """StreamDiffusionV2's other list."""
+    steps = StepList(raw=(1000, 750, 500, 250), shift=8.0, warp=False).steps()
+    assert [(step.timestep, round(step.sigma, 5)) for step in steps] == [
+        (1000, 1.0),
+        (750, 0.75026),
+        (500, 0.49972),
+        (250, 0.25),
+    ]
+
+
+def test_the_steps_of_wan_itself_are_evenly_spaced_before_the_shift() -> None:
+    steps = FAMILIES["wan"].preset.step_list().steps()
+    assert [step.sigma for step in steps] == pytest.approx([step.sigma for step in euler_levels(3.0, 50)], abs=1e-12)
 
 
 def test_shift_8_warps_the_usual_steps_otherwise() -> None:
@@ -97,7 +110,7 @@ def test_spaced_steps_end_at_zero() -> None:
 
 
 def test_a_camera_enters_a_tenth_below_its_noise() -> None:
-    steps = STEP_LISTS["streamdiffusion-v2"].steps()
+    steps = CAMERA.steps()
     assert camera_steps(steps, SHIFT_8, 0.8) == steps
     assert [step.timestep for step in camera_steps(steps, SHIFT_8, 0.7234)] == [623, 500, 400, 200]
     assert [step.timestep for step in camera_steps(steps, SHIFT_8, 0.55)] == [450, 400, 200]
@@ -165,7 +178,7 @@ def test_guidance() -> None:
         (lambda: spaced_steps(SHIFT_5, 1), "at least 2"),
         (lambda: spaced_steps(SHIFT_5, 4, 0.0), "strength is 0"),
         (lambda: spaced_steps(SHIFT_5, 4, 0.001), "no room for 4"),
-        (lambda: camera_steps(STEP_LISTS["causvid"].steps(), SHIFT_8, 0.1), "noise scale is 0.1"),
+        (lambda: camera_steps(CAMERA.steps(), SHIFT_8, 0.1), "noise scale is 0.1"),
         (lambda: euler_levels(5.0, 0), "at least 1"),
     ],
 )
