@@ -93,8 +93,7 @@ class ClientSession:
         self._stats: SessionStats | None = None
         self._carried = SessionAccounting()  # from earlier workers
         self._admitted_ns: int | None = None
-        self._newest: Frame | None = None
-        self._count = 0
+        self._newest: tuple[int, Frame] | None = None  # the frame and its number, in one: read without the condition
         self._meter = Meter()
         self._listeners: dict[Callable[[], None], None] = {}
         self._take = SessionTake(
@@ -182,17 +181,21 @@ class ClientSession:
         return seq
 
     def newest(self, after: int = 0, timeout_s: float = 0.0) -> tuple[int, Frame] | None:
-        """The newest frame and its number if that is above `after`, waiting up to `timeout_s` for one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._count > after or self.over, timeout_s)
-            if self._newest is None or self._count <= after:
-                return None
-            return self._count, self._newest
+        """The newest frame and its number if that is above `after`, waiting up to `timeout_s` for one.
+
+        With `timeout_s` 0 it waits for nobody, not for a thread that copies a picture either.
+        """
+        if timeout_s > 0:
+            with self._changed:
+                self._changed.wait_for(lambda: self.count > after or self.over, timeout_s)
+        newest = self._newest
+        return None if newest is None or newest[0] <= after else newest
 
     @property
     def count(self) -> int:
         """Frames delivered so far."""
-        return self._count
+        newest = self._newest
+        return newest[0] if newest is not None else 0
 
     @property
     def admitted_ns(self) -> int | None:
@@ -364,8 +367,7 @@ class ClientSession:
         if frame is not None:
             if message.recorded:
                 self._take.handed_out(frame)
-            self._newest = frame
-            self._count += 1
+            self._newest = self.count + 1, frame
             self._meter.arrived(time.monotonic_ns(), frame.captured_ns)
 
     def _account(self) -> SessionAccounting:

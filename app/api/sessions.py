@@ -79,11 +79,15 @@ def router(context: ApiContext) -> APIRouter:
     async def change_session(session_id: str, request: Request, change: ChangeRequest) -> SessionView:
         """Change controls, or the source. All or nothing."""
         session = session_of(context, session_id, request)
-        if changes := change.controls.changes():
-            session.apply(changes)
-        if change.prompt_only is not None:
-            session.set_source(prompt_only=change.prompt_only)
-        return await off_loop(context, view, context, session)
+
+        def call() -> SessionView:
+            if changes := change.controls.changes():
+                session.apply(changes)
+            if change.prompt_only is not None:
+                session.set_source(prompt_only=change.prompt_only)
+            return view(context, session)
+
+        return await off_loop(context, call)  # the worker's pipe may be full
 
     @routes.delete(
         "/sessions/{session_id}",

@@ -20,6 +20,7 @@ from PIL import Image
 
 from app.api.access import MJPEG, signed_path
 from app.api.schema import ControlChanges, OpenRequest
+from app.messages import GpuMemory
 from app.options import STREAM_CONTROLS
 from app.session import Session
 from app.tokens import sign
@@ -265,6 +266,22 @@ def test_metrics_count_open_and_ended_sessions_alike(server: ApiServer) -> None:
     totals = [figure(text, f'zoetrope_frames_total{{kind="{kind}"}}') for kind in ("out", "dropped", "skipped")]
     assert figure(text, 'zoetrope_frames_total{kind="taken"}') == sum(totals)
     assert totals[0] >= out
+
+
+def test_metrics_watch_the_event_loop_and_the_gpu(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = server.http.get("/metrics").text
+    assert "zoetrope_gpu_bytes" not in text  # this worker computes on the CPU
+    calls = figure(text, "zoetrope_event_loop_callbacks_total")
+    assert calls > 10
+    assert 0 < figure(text, "zoetrope_event_loop_longest_seconds") < 60
+    assert 0 < figure(text, "zoetrope_event_loop_longest_cpu_seconds") < 60
+    for clock in ("wall", "cpu"):
+        assert 0 <= figure(text, f'zoetrope_event_loop_blocked_total{{clock="{clock}"}}') < calls
+    memory = GpuMemory(allocated_bytes=3 << 20, reserved_bytes=5 << 20)
+    monkeypatch.setattr(server.table.client, "_gpu_memory", memory)
+    text = server.http.get("/metrics").text
+    assert figure(text, 'zoetrope_gpu_bytes{kind="allocated"}') == 3 << 20
+    assert figure(text, 'zoetrope_gpu_bytes{kind="reserved"}') == 5 << 20
 
 
 def figure(text: str, name: str) -> float:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fastapi
@@ -22,7 +23,10 @@ from app.api.asyncapi import router as asyncapi_router
 from app.api.context import ApiContext
 from app.api.sessions import router as sessions_router
 from app.api.stream_socket import router
+from app.worker import WorkerOptions, run_worker
 from app.worker_client import WorkerClient
+from pipelines.controls import Control
+from tests.fakes.live_engines import open_hungry
 from tests.fakes.stream_server import noise, peer, stream_server, wait_until, worker_client
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +109,38 @@ def test_a_killed_worker_is_told_at_once_and_the_stream_goes_on(tmp_path: Path) 
             assert (header.source_seq, data) == (2, noise(2).tobytes())
             assert header.seq == 2
         assert session.read().accounting.taken == 2
+
+
+@pytest.mark.soak
+def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real worker with a real image engine; its denoiser raises torch.OutOfMemoryError for more than 4 slots."""
+    monkeypatch.setattr("app.worker_client.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
+    plan = Control(steps=3, depth=3)
+    with WorkerClient(WorkerOptions(model="identity")) as client, stream_server(client, tmp_path, routes) as server:
+        client.wait_ready(60)
+        calm = server.table.open(control=plan)
+        with peer(server, calm) as first:
+            first.text("ready")
+            for _ in range(5):
+                first.frame()
+            greedy = server.table.open(control=plan)
+            with peer(server, greedy) as second:
+                message = second.text("ended")
+                assert second.closed()[0] == 1000
+            assert "cpu has too little memory for" in message["message"]
+            assert re.search(r"^[34] slots have run: set depth 2 or steps 2, or start with --size", message["remedy"])
+            for _ in range(10):
+                first.frame()
+            assert not calm.over
+            third = server.table.open(control=Control(steps=1, depth=1))  # as it was told
+            with peer(server, third) as again:
+                again.text("ready")
+                again.frame()
+        assert client.status.restarts == 0
+        counts = calm.read().accounting
+        assert counts.taken == counts.out + counts.dropped + counts.skipped + counts.in_flight
 
 
 @pytest.mark.soak
