@@ -37,13 +37,17 @@ class FeatureMemory:
         self.rows = rows
         self.device = device
         self.dtype = dtype
-        self._tensors: list[torch.Tensor] = []
+        self._tensors: list[torch.Tensor] = []  # [rows, *shape]
+        self._channels_last: list[bool] = []
 
-    def add(self, shape: Sequence[int], memory_format: torch.memory_format = torch.contiguous_format) -> int:
-        """A new state tensor [rows, *shape] of zeros; returns its number."""
+    def add(self, shape: Sequence[int], *, channels_last: bool) -> int:
+        """A new state tensor [rows, *shape] of zeros; its number. shape: channels first, however it is stored."""
+        channels, *others = shape
+        stored = (*others, channels) if channels_last else (channels, *others)
         with torch.inference_mode(False):
-            state = torch.zeros((self.rows, *shape), device=self.device, dtype=self.dtype)
-            self._tensors.append(state.contiguous(memory_format=memory_format))
+            state = torch.zeros((self.rows, *stored), device=self.device, dtype=self.dtype)
+            self._tensors.append(state.movedim(-1, 1) if channels_last else state)
+        self._channels_last.append(channels_last)
         return len(self._tensors) - 1
 
     @property
@@ -63,7 +67,11 @@ class FeatureMemory:
     def read(self, slot: int, rows: torch.Tensor | None) -> torch.Tensor:
         """State `slot` of rows [B] int64 -> [B, *shape]; of all rows, without a copy, where rows is None."""
         state = self._tensors[slot]
-        return state if rows is None else state.index_select(0, rows)
+        if rows is None:
+            return state
+        if self._channels_last[slot]:  # index_select gives its result in the order of the axes it sees
+            return state.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
+        return state.index_select(0, rows)
 
     def write(self, slot: int, rows: torch.Tensor | None, values: torch.Tensor) -> None:
         """Overwrite state `slot` of distinct rows [B] int64 (None: all) with values [B, *shape]."""

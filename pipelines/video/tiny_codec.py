@@ -107,10 +107,11 @@ class TinyCodec:
         self.latent_channels = module.config.latent_channels
         self.factor = module.factor
         self.encoder_delay_frames = TRIMMED_FRAMES if module.config.encoder_padding == "end" else 0
-        self._order = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last
+        order = torch.channels_last if channels_last else torch.contiguous_format
         for parameter in module.parameters():
             if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=self._order)
+                parameter.data = parameter.data.contiguous(memory_format=order)
 
     @property
     def device(self) -> torch.device:
@@ -132,11 +133,6 @@ class TinyCodec:
         check_size(height, width, self.factor)
         return TinyEncoderStream(self, height=height, width=width, rows=rows)
 
-    @property
-    def order(self) -> torch.memory_format:
-        """The order in which activations and memory are kept."""
-        return self._order
-
     def memory(self, rows: int) -> FeatureMemory:
         """Empty memory for so many rows, on the weights' device and in their dtype."""
         if rows < 1:
@@ -156,7 +152,7 @@ class TinyDecoderStream(CodecStream):
         super().__init__(memory, height=height, width=width)
         self._codec = codec
         self._size = height // codec.factor, width // codec.factor
-        self._slots = codec.module.decoder.reserve(memory, *self._size, codec.order)
+        self._slots = codec.module.decoder.reserve(memory, *self._size, channels_last=codec.channels_last)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
@@ -187,7 +183,9 @@ class TinyEncoderStream(CodecStream):
         super().__init__(memory, height=height, width=width)
         self._codec = codec
         patch = codec.module.config.patch_size
-        self._slots = codec.module.encoder.reserve(memory, height // patch, width // patch, codec.order)
+        self._slots = codec.module.encoder.reserve(
+            memory, height // patch, width // patch, channels_last=codec.channels_last
+        )
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:

@@ -124,12 +124,12 @@ class TimeGrow(nn.Module):
 class LayerStack(nn.Sequential):
     """An encoder or decoder: its layers in the order of their published numbers."""
 
-    def reserve(self, memory: FeatureMemory, height: int, width: int, order: torch.memory_format) -> tuple[int, ...]:
+    def reserve(self, memory: FeatureMemory, height: int, width: int, *, channels_last: bool) -> tuple[int, ...]:
         """A place in the memory for each MemoryBlock, in order. height, width: of the stack's input."""
         slots = []
         for layer in self:
             if isinstance(layer, MemoryBlock):
-                slots.append(memory.add((layer.channels, height, width), order))
+                slots.append(memory.add((layer.channels, height, width), channels_last=channels_last))
             elif isinstance(layer, TimeGrow):
                 height, width = height * 2, width * 2
             elif isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):

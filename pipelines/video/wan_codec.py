@@ -22,11 +22,11 @@ from .wan_codec_layers import LayerBuilder, decoder_program, encoder_program
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanCodecOptions:
     """latents_per_pass: a longer chunk is coded in passes of so many latents (the same result, less memory at a time);
-    channels_last: convolutions in channels-last order; None: on a GPU.
+    channels_last: activations, weights and memory in channels-last order, which is faster on GPUs and on CPUs.
     """
 
     latents_per_pass: int = 4
-    channels_last: bool | None = None
+    channels_last: bool = True
 
     def __post_init__(self) -> None:
         if self.latents_per_pass < 1:
@@ -59,10 +59,8 @@ class WanCodec:
         self.time_factor = 2 ** sum(config.temperal_downsample)
         self.options = options or WanCodecOptions()
         self._vae = vae
-        last = self.options.channels_last
-        on_gpu = self.device.type == "cuda"
-        self._format = torch.channels_last_3d if (on_gpu if last is None else last) else torch.contiguous_format
-        if self._format is torch.channels_last_3d:
+        self._order = torch.channels_last_3d if self.options.channels_last else torch.contiguous_format
+        if self.options.channels_last:
             _order_channels_last(vae)
         exact = torch.promote_types(torch.float32, self.dtype)
         shape = (1, config.z_dim, 1, 1, 1)
@@ -98,11 +96,11 @@ class WanCodec:
     def denormalise(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents of the transformer -> latents of the autoencoder, in its dtype and order."""
         raw = latents.to(self._mean) * self._std + self._mean
-        return raw.to(dtype=self.dtype, memory_format=self._format)
+        return raw.to(dtype=self.dtype, memory_format=self._order)
 
     def to_network(self, pixels: torch.Tensor) -> torch.Tensor:
         """[0, 1] -> [-1, 1] in the autoencoder's dtype and order."""
-        return (pixels.to(self._mean) * 2 - 1).to(dtype=self.dtype, memory_format=self._format)
+        return (pixels.to(self._mean) * 2 - 1).to(dtype=self.dtype, memory_format=self._order)
 
     def to_pixels(self, values: torch.Tensor) -> torch.Tensor:
         """[-1, 1], clamped -> [0, 1] in float32."""
@@ -116,7 +114,7 @@ class WanCodec:
 
     def builder(self, memory: FeatureMemory, height: int, width: int) -> LayerBuilder:
         """Makes streaming layers over the module's weights."""
-        return LayerBuilder(memory, height=height, width=width, memory_format=self._format)
+        return LayerBuilder(memory, height=height, width=width, channels_last=self.options.channels_last)
 
     @property
     def vae(self) -> AutoencoderKLWan:

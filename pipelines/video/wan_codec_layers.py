@@ -38,14 +38,15 @@ Layer = Callable[[torch.Tensor, Pass], torch.Tensor]  # x [B, C, t, h, w] -> [B,
 class LayerBuilder:
     """Makes layers in order, keeps their frame size, and asks the memory for what they must remember."""
 
-    def __init__(self, memory: FeatureMemory, *, height: int, width: int, memory_format: torch.memory_format) -> None:
+    def __init__(self, memory: FeatureMemory, *, height: int, width: int, channels_last: bool) -> None:
         self._memory = memory
         self._height = height
         self._width = width
-        self._format = memory_format
+        self._channels_last = channels_last
 
     def _slot(self, channels: int, frames: int) -> int:
-        return self._memory.add((channels, frames, self._height, self._width), self._format)
+        shape = (channels, frames, self._height, self._width)
+        return self._memory.add(shape, channels_last=self._channels_last)
 
     def conv(self, module: WanCausalConv3d) -> Layer:
         """A causal convolution over one or three frames."""
