@@ -109,7 +109,9 @@ class Peer:
         self._ufrag = ice_ufrag(offer)
         try:
             transceivers = [self._transceiver(plan) for plan in plans if plan.kind != "application"]
-            await self._connection.setRemoteDescription(RTCSessionDescription(sdp=offer, type="offer"))
+            # We wait for the handshake: aiortc takes RSA certificates, as GStreamer has them, from DTLS clients only.
+            heard = offer.replace("a=setup:actpass", "a=setup:active")
+            await self._connection.setRemoteDescription(RTCSessionDescription(sdp=heard, type="offer"))
             description = await self._connection.createAnswer()
             media = [plan for plan in plans if plan.kind != "application"]
             self._prepare(media, transceivers, sent_codecs(description.sdp))

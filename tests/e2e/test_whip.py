@@ -1,7 +1,9 @@
-"""WHIP with a sender that none of us wrote: FFmpeg's own, where the one that is installed has it.
+"""WHIP and WHEP with peers that none of us wrote: FFmpeg's own sender and GStreamer's, where they are installed.
 
 FFmpeg speaks WHIP from version 8 on, Debian 12 has 5.1; PyAV's wheels carry a newer one. GStreamer's whipclientsink is
-in gst-plugins-rs, which Debian 12 does not have.
+in gst-plugins-rs, which Debian 12 does not have; its webrtcbin is there, and a few lines of Python give it HTTP:
+apt-get install python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-{nice,plugins-good,plugins-bad,libav}.
+(Debian 12's simple-whip-client ends at its start: it and libnice are linked with two versions of libsoup.)
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
 
 COLOUR = (200, 60, 40)
+ARGB = 255 << 24 | COLOUR[0] << 16 | COLOUR[1] << 8 | COLOUR[2]
 TOLERANCE = 12
 WAIT_S = 40.0
 SENDER = """
@@ -54,6 +57,70 @@ with av.open(url, "w", format="whip", options=options) as out:
             out.mux(packet)
         time.sleep(1 / 30)
 """.replace("COLOUR", repr(COLOUR))
+
+GSTREAMER = """
+import sys, threading, urllib.request
+import gi
+for name, version in (("Gst", "1.0"), ("GstWebRTC", "1.0"), ("GstSdp", "1.0")):
+    gi.require_version(name, version)
+from gi.repository import GLib, Gst, GstSdp, GstWebRTC
+Gst.init(None)
+role, url, token = sys.argv[1:]
+VP8 = "application/x-rtp,media=video,encoding-name=VP8,payload=96,clock-rate=90000"
+SOURCE = ("videotestsrc is-live=true pattern=solid-color foreground-color=ARGB ! videoconvert"
+          " ! video/x-raw,format=I420,width=320,height=240,framerate=30/1 ! vp8enc deadline=1 keyframe-max-dist=15"
+          " target-bitrate=1000000 ! rtpvp8pay pt=96 ! capsfilter caps=" + VP8)
+SINK = "rtpvp8depay ! vp8dec ! videoconvert ! video/x-raw,format=RGB ! appsink name=out emit-signals=true sync=false"
+pipeline = Gst.Pipeline.new()
+peer = Gst.ElementFactory.make("webrtcbin", "peer")
+peer.set_property("bundle-policy", GstWebRTC.WebRTCBundlePolicy.MAX_BUNDLE)
+pipeline.add(peer)
+kept = []
+
+def offer(promise):
+    kept.append(promise.get_reply())
+    kept.append(kept[0].get_value("offer"))
+    peer.emit("set-local-description", kept[1], Gst.Promise.new())
+
+def gathered(*_):
+    if peer.get_property("ice-gathering-state") == GstWebRTC.WebRTCICEGatheringState.COMPLETE:
+        threading.Thread(target=send, args=(peer.get_property("local-description").sdp.as_text(),)).start()
+
+def send(sdp):
+    headers = {"Content-Type": "application/sdp", "Authorization": "Bearer " + token}
+    with urllib.request.urlopen(urllib.request.Request(url, sdp.encode(), headers), timeout=20) as reply:
+        _, message = GstSdp.SDPMessage.new_from_text(reply.read().decode())
+    answer = GstWebRTC.WebRTCSessionDescription.new(GstWebRTC.WebRTCSDPType.ANSWER, message)
+    peer.emit("set-remote-description", answer, Gst.Promise.new())
+
+def pad_added(_, pad):
+    if pad.direction == Gst.PadDirection.SRC:
+        sink = Gst.parse_bin_from_description(SINK, True)
+        sink.get_by_name("out").connect("new-sample", sample)
+        pipeline.add(sink)
+        sink.sync_state_with_parent()
+        pad.link(sink.get_static_pad("sink"))
+
+def sample(out):
+    taken = out.emit("pull-sample")
+    shape = taken.get_caps().get_structure(0)
+    print(shape.get_value("width"), shape.get_value("height"), *taken.get_buffer().extract_dup(0, 3), flush=True)
+    return Gst.FlowReturn.OK
+
+peer.connect("notify::ice-gathering-state", gathered)
+peer.connect("on-negotiation-needed",
+             lambda _: peer.emit("create-offer", None, Gst.Promise.new_with_change_func(offer)))
+peer.connect("pad-added", pad_added)
+if role == "whip":
+    source = Gst.parse_bin_from_description(SOURCE, True)
+    pipeline.add(source)
+    source.get_static_pad("src").link(peer.request_pad_simple("sink_0"))
+else:
+    caps = Gst.Caps.from_string(VP8)
+    peer.emit("add-transceiver", GstWebRTC.WebRTCRTPTransceiverDirection.RECVONLY, caps)
+pipeline.set_state(Gst.State.PLAYING)
+GLib.MainLoop().run()
+""".replace("ARGB", str(ARGB))
 
 
 @pytest.fixture(scope="module")
@@ -160,12 +227,43 @@ def test_gstreamer_sends_by_whip(server: tuple[SessionTable, str], session: Sess
         pytest.skip("GStreamer is not installed")
     if subprocess.run([inspect, "whipclientsink"], capture_output=True, check=False).returncode != 0:
         pytest.skip("GStreamer has no whipclientsink (gst-plugins-rs)")
-    red, green, blue = COLOUR
-    colour = (255 << 24) | (red << 16) | (green << 8) | blue
     url = f"{server[1]}/sessions/{session.id}/whip"
     command = [
-        *(launch, "videotestsrc", "is-live=true", "pattern=solid-color", f"foreground-color={colour}", "!"),
+        *(launch, "videotestsrc", "is-live=true", "pattern=solid-color", f"foreground-color={ARGB}", "!"),
         *("video/x-raw,width=320,height=240,framerate=30/1", "!", "videoconvert", "!"),
         *("whipclientsink", f"signaller::whip-endpoint={url}", f"signaller::auth-token={session.token}"),
     ]
     send(command, session, tmp_path)
+
+
+def gstreamer() -> list[str]:
+    """How to run GSTREAMER; skips where it cannot."""
+    python = Path("/usr/bin/python3")  # the distribution's: PyGObject belongs to it
+    check = (
+        "import gi; gi.require_version('GstWebRTC', '1.0'); from gi.repository import Gst, GstWebRTC; Gst.init(None)"
+    )
+    check += "; assert all(map(Gst.ElementFactory.find, ('webrtcbin', 'nicesrc', 'dtlsdec', 'vp8enc', 'rtpvp8pay')))"
+    if not python.exists() or subprocess.run([python, "-c", check], capture_output=True, check=False).returncode != 0:
+        pytest.skip("GStreamer's webrtcbin or its Python binding is not installed")
+    return [str(python), "-c", GSTREAMER]
+
+
+def test_gstreamer_s_webrtcbin_sends_and_another_receives(
+    server: tuple[SessionTable, str], session: Session, tmp_path: Path
+) -> None:
+    command, log = gstreamer(), tmp_path / "watcher.log"
+    url = f"{server[1]}/sessions/{session.id}"
+    watch = [*command, "whep", f"{url}/whep", session.token]
+    with log.open("wb") as output, subprocess.Popen(watch, stdout=output, stderr=output) as watcher:
+        try:
+            send([*command, "whip", f"{url}/whip", session.token], session, tmp_path)
+            deadline_s = time.monotonic() + WAIT_S
+            while len(lines := [line.split() for line in log.read_text().splitlines() if line[0].isdigit()]) < 3:
+                assert watcher.poll() is None, log.read_text()
+                assert time.monotonic() < deadline_s, log.read_text()
+                time.sleep(0.05)
+        finally:
+            watcher.kill()
+    width, height, *pixel = map(int, lines[-1])
+    assert (width, height) == (64, 48)
+    assert max(abs(a - b) for a, b in zip(pixel, COLOUR, strict=True)) <= 2 * TOLERANCE
