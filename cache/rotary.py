@@ -60,7 +60,7 @@ class Rotary:
         """Angles of tokens at (t, y, x), each [N], integers or fractions -> [N, D/2] float32, in [-pi, pi].
 
         Computed and brought into one turn in float64: an angle at position 100,000 is as exact as one at position 0.
-        phase: radians added to all temporal angles, a number or [N] (ShotStream 3.2: shot index * theta).
+        phase: radians added to all temporal angles, a number or [N] (ShotStream, 2603.25746: shot index * theta).
         """
         return self._wrapped(t, y, x, phase).float()
 

@@ -7,14 +7,23 @@ from dataclasses import fields
 from typing import Any
 
 from cache.kv_plan import KVError
+from cache.kv_policies.adaptive import AdaptiveSinkPolicy
 from cache.kv_policies.base import KVPolicy
+from cache.kv_policies.dual import DualPolicy
+from cache.kv_policies.packed import PackedPolicy
+from cache.kv_policies.selective import HeavyHitterPolicy, ParticipativePolicy
 from cache.kv_policies.windows import DeepSinkPolicy, FullPolicy, RebuildPolicy, SinkPolicy, WindowPolicy
 
 POLICIES: Mapping[str, type[KVPolicy]] = {
     "full": FullPolicy,
     "window": WindowPolicy,
     "sink": SinkPolicy,
+    "adaptive-sink": AdaptiveSinkPolicy,
     "deep-sink": DeepSinkPolicy,
+    "participative": ParticipativePolicy,
+    "heavy-hitter": HeavyHitterPolicy,
+    "packed": PackedPolicy,
+    "dual": DualPolicy,
     "rebuild": RebuildPolicy,
 }
 

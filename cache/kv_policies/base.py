@@ -35,7 +35,7 @@ def absolute(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
 
 
 def realigned(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
-    """Recent frames keep their own indices and the sink moves along, ending where they begin: Deep Forcing, 3.2."""
+    """Recent frames keep their own indices and the sink moves along, ending where they begin: Deep Forcing (2512.05081)."""
     sinks = [span for span in spans if span.kind is Kind.SINK]
     rest = [span.frame for span in spans if span.kind is not Kind.SINK]
     first = rest[0] if rest else ledger.next_frame
@@ -148,16 +148,17 @@ class KVPolicy(ABC):
         """Radians by which each shot index turns all temporal angles."""
         return 0.0
 
-    def anchors(self, span: Span) -> bool:
-        """Whether a span is of those that outlive a flush whatever their age."""
-        return span.kind in (Kind.SINK, Kind.CONTEXT)
+    def anchors(self, past: Sequence[Span]) -> int:
+        """How many of the first spans are never evicted: a sink, a context."""
+        return 0
 
     def flush(self, ledger: Ledger, keep_last_frames: int = 1) -> Ledger:
         """What stays when the prompt changes: the sink and the last frames (Infinity-RoPE, 2511.20649: KV Flush)."""
-        stays = [s for s in ledger.spans if s.kept and self.anchors(s)]
-        rest = [s for s in standing(ledger) if s.kind is Kind.RECENT and not self.anchors(s)]
-        last = rest[len(rest) - keep_last_frames :] if keep_last_frames else []
-        return replace(ledger, spans=(*stays, *last), pool=())
+        past = standing(ledger)
+        anchors = self.anchors(past)
+        rest = [span for span in past[anchors:] if span.kind is Kind.RECENT]
+        last = rest[max(len(rest) - keep_last_frames, 0) :]
+        return replace(ledger, spans=(*past[:anchors], *last), pool=())
 
     def scene_cut(self, ledger: Ledger) -> Ledger:
         """A jump in time ahead of the next frame (Infinity-RoPE: RoPE Cut)."""
@@ -179,6 +180,11 @@ class KVPolicy(ABC):
 def standing(ledger: Ledger) -> list[Span]:
     """What the next chunk finds: the kept spans in order of time; the last chunk is recent now."""
     return [replace(s, kind=Kind.RECENT) if s.kind is Kind.CHUNK else s for s in ledger.spans if s.kept]
+
+
+def leading_frames(past: Sequence[Span], sink_frames: int) -> int:
+    """How many spans, from the first, are whole frames of the first `sink_frames` of the stream."""
+    return next((i for i, s in enumerate(past) if not 0 <= s.frame < sink_frames), len(past))
 
 
 def settle(

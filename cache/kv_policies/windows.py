@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cache.kv_plan import Kind, KVError, Ledger, Operation, Plan, Region, Span
-from cache.kv_policies.base import POSITION_RULES, KVPolicy, frames_of, placed, settle, standing
+from cache.kv_policies.base import POSITION_RULES, KVPolicy, frames_of, leading_frames, placed, settle, standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ class FullPolicy(KVPolicy):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkPolicy(KVPolicy):
-    """The first frames forever, and the latest ones. StreamingLLM (2309.17453, 3.2); LongLive (2509.22622, 3.3).
+    """The first frames forever, and the latest ones. StreamingLLM (2309.17453, 3.2); LongLive (2509.22622).
 
     window_frames: attended latent frames in all: sink, recent frames and the current chunk. sink_frames: the first
     frames of a stream, never evicted. positions: "slot" = by place in the cache, 0 to window_frames - 1 (StreamingLLM,
     LongLive's infinite mode, Rolling Forcing's anchor); "absolute" = each frame's own index forever (Self-Forcing,
     LongLive 1); "realigned" = recent frames keep their index and the sink moves up to them (Deep Forcing). Eviction
-    happens once a chunk. Rolling Forcing (2509.25161, 3.3): window 21, sink 3, chunks of 15 frames of which 3 are kept.
+    happens once a chunk. Rolling Forcing (2509.25161): window 21, sink 3, chunks of 15 frames of which 3 are kept.
     """
 
     window_frames: int = 12
@@ -85,7 +85,7 @@ class SinkPolicy(KVPolicy):
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
         past = standing(ledger)
-        sinks = [replace(s, kind=Kind.SINK) for s in past[: self.sink_frames] if self.anchors(s)]
+        sinks = [replace(s, kind=Kind.SINK) for s in past[: self.anchors(past)]]
         recent = past[len(sinks) :]
         room = self.window_frames - len(sinks) - frames
         evicted, recent = recent[: max(len(recent) - room, 0)], recent[max(len(recent) - room, 0) :]
@@ -106,8 +106,8 @@ class SinkPolicy(KVPolicy):
             return range(self.window_frames + (self.jump_frames if ledger.cut_frame is not None else 0))
         return range(-self.sink_frames, ledger.next_frame + self.chunk_frames)
 
-    def anchors(self, span: Span) -> bool:
-        return span.kind is Kind.SINK or span.frame < self.sink_frames
+    def anchors(self, past: Sequence[Span]) -> int:
+        return leading_frames(past, self.sink_frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class WindowPolicy(SinkPolicy):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepSinkPolicy(SinkPolicy):
-    """A sink of about half the window, re-aligned in time. Deep Forcing (2512.05081, 3.2).
+    """A sink of about half the window, re-aligned in time. Deep Forcing (2512.05081, Deep Sink).
 
     Its sink of 40 to 60 % of the window stands directly before the recent frames: K_sink is turned, on the temporal
     pairs alone, by the gap between them. Keys are stored unrotated here, so that turn is exact at any age.
