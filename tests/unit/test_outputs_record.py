@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from app.outputs import recording_file
+from app.outputs import record, recording_file
 from app.outputs.output import Phase
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recording_sound import SoundFormat, SoundTrack
@@ -316,3 +316,23 @@ def test_a_folder_that_does_not_exist_is_a_message(tmp_path: Path) -> None:
     soon(lambda: recording.read().phase is Phase.FAILED)
     assert "No such file or directory" in recording.read().text
     recording.stop()
+
+
+def test_a_recording_that_may_not_grow_ends_with_a_message_and_a_file_that_plays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_QUOTA_LOOK_S", 0.0)
+    path, ended = tmp_path / "out.mp4", []
+    recording = Recording(
+        RecordingOptions(path=path, may_grow=lambda: recording.read().done < 5, on_end=lambda: ended.append(True))
+    )
+    index = 0
+    while not recording.read().over:
+        recording.offer(frame(index, 1000 + 40 * index), (1000 + 40 * index) * MS)
+        index += 1
+        time.sleep(0.01)
+    reading = recording.read()
+    assert (reading.phase, ended) == (Phase.FAILED, [True])
+    assert reading.text.endswith("then the space allowed for recordings was full")
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == reading.done >= 5
