@@ -188,7 +188,7 @@ class CausalWanTransformer(nn.Module):
         phase: torch.Tensor | float = 0.0,
         mask: Mask | None = None,
     ) -> torch.Tensor:
-        """The velocity (noise - x0), shaped as the latents.
+        """The velocity (noise - x0): [B, out_channels, F, H, W].
 
         latents: [B, in_channels, F, H, W], H and W multiples of the patch. timesteps: [B, F] in [0, 1000], fractions
         allowed; [B, 1] where all frames share one. kv: positions and past come from it; None: the frames see each
