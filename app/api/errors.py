@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from app.outputs.virtual_camera import NoVirtualCameraError
 from app.session_table import UnknownSessionError
 from app.takes.session_take import TakeRunsError
 from app.worker_client import BusyError
@@ -51,6 +52,7 @@ _TABLE: tuple[tuple[type[ZoetropeError], int, str], ...] = (  # the first that f
     (UnauthorisedError, 401, "unauthorised"),
     (NotReadyError, 409, "not_ready"),
     (TakeRunsError, 409, "already_running"),
+    (NoVirtualCameraError, 409, "unavailable"),
     (BusyError, 503, "busy"),
     (ControlError, 422, "bad_control"),
     (TooLargeError, 413, "too_large"),

@@ -1,6 +1,7 @@
 """What schemathesis is told beside the document: each session's own token, files of a kind, and when a stream ends.
 
-Loaded by its command line (SCHEMATHESIS_HOOKS). Leaves no route and no check out.
+Loaded by its command line (SCHEMATHESIS_HOOKS). Leaves no route and no check out, and of requests only what a form
+cannot carry.
 """
 
 from __future__ import annotations
@@ -71,6 +72,14 @@ class SessionToken:
 
     def set(self, case: Any, data: str, context: Any) -> None:
         case.headers = {**(case.headers or {}), "Authorization": data}
+
+
+@schemathesis.hook
+def filter_case(context: Any, case: Any) -> bool:
+    """A part of a form is text, whatever it was made of: an object as `prompt` arrives as a prompt."""
+    body = case.body if isinstance(case.body, dict) else {}
+    form = case.media_type == "multipart/form-data"
+    return not (form and "prompt" in body and not isinstance(body["prompt"], str))
 
 
 @schemathesis.hook
