@@ -19,14 +19,29 @@ from pipelines.video.text_cache import PlainText, TextCache
 from pipelines.video.transformer import CausalWanTransformer, time_sinusoid
 from pipelines.video.wan_config import WanConfig
 from tests.parity.conftest import Report
-from tests.parity.wan_pair import PROMPT_TOKENS, TEXT_TOKENS, TINY, GrowingView, Inputs, blockwise, one_forward
+from tests.parity.wan_pair import (
+    PROMPT_TOKENS,
+    TEXT_TOKENS,
+    TINY,
+    GrowingView,
+    Inputs,
+    blockwise,
+    one_forward,
+    over_the_cache,
+)
 from tests.parity.wan_pair import our_model as ours_of
 from tests.parity.wan_pair import stock_model as stock_of
 
 TOLERANCE = 2e-5
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 WAN_14B: dict[str, Any] = {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40}
-WAN_22_5B: dict[str, Any] = {**WAN_1_3B, "num_attention_heads": 24, "in_channels": 48, "out_channels": 48}
+WAN_22_5B: dict[str, Any] = {
+    "num_attention_heads": 24,
+    "ffn_dim": 14336,
+    "num_layers": 30,
+    "in_channels": 48,
+    "out_channels": 48,
+}
 
 
 class Sinusoid64(nn.Module):
@@ -152,6 +167,12 @@ def test_blockwise_over_a_growing_view_is_one_block_causal_forward(
     chunks = tuple(min(chunk, 7 - start) for start in range(0, 7, chunk))
     difference = blockwise(ours, inputs, chunks) - one_forward(ours, inputs, chunk)
     assert report(f"video transformer, chunks {chunks} = one forward", [difference]) <= TOLERANCE
+
+
+def test_blockwise_over_the_cache_is_one_block_causal_forward(ours: CausalWanTransformer, report: Report) -> None:
+    inputs = Inputs(frames=6)
+    difference = over_the_cache(ours, inputs, 2) - one_forward(ours, inputs, 2)
+    assert report("video transformer, chunks of 2 over the cache = one forward", [difference]) <= TOLERANCE
 
 
 def test_passes_of_a_chunk_do_not_lengthen_the_past(ours: CausalWanTransformer) -> None:

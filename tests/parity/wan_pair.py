@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
+from cache.kv import KVCache, KVShape
+from cache.kv_policies import make_policy
 from cache.rotary import Rotary
 from pipelines.video.attention import block_causal
 from pipelines.video.text_cache import PlainText, TextView
@@ -136,6 +138,23 @@ def blockwise(model: CausalWanTransformer, inputs: Inputs, chunks: tuple[int, ..
         model(latents + 1, (timesteps + 300).clamp(max=1000), text, view)
         answers.append(model(latents, timesteps, text, view))
         start += frames
+    return torch.cat(answers, 2)
+
+
+def over_the_cache(model: CausalWanTransformer, inputs: Inputs, chunk_frames: int) -> torch.Tensor:
+    """As `blockwise`, over cache/kv.py's cache that keeps everything, a row for each entry of the batch."""
+    frames, height, width = inputs.latents.shape[2:]
+    grid, rows = model.grid(height, width), range(inputs.latents.shape[0])
+    shape = KVShape(layers=model.layers, heads=model.heads, head_dim=model.head_dim, grid=grid, cache_rows=len(rows))
+    policy = make_policy("full", grid=grid, chunk_frames=chunk_frames, max_frames=frames)
+    cache, text, answers = KVCache(shape, policy, rotary=model.rotary), inputs.text(model), []
+    for start in range(0, frames, chunk_frames):
+        part = slice(start, start + chunk_frames)
+        latents, timesteps = inputs.latents[:, :, part], inputs.timesteps[:, part]
+        for row in rows:
+            cache.begin(row, chunk_frames)
+        model(latents + 1, (timesteps + 300).clamp(max=1000), text, cache.view(rows))
+        answers.append(model(latents, timesteps, text, cache.view(rows)))
     return torch.cat(answers, 2)
 
 
