@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from aiortc import (
     RTCBundlePolicy,
+    RTCCertificate,
     RTCConfiguration,
     RTCDataChannel,
     RTCIceServer,
@@ -279,6 +280,7 @@ class Peers:
         self._context = context
         self._peers: dict[str, Peer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        RTCCertificate.generateCertificate()  # the first one takes 11 ms, which no event loop should wait
 
     async def join(self, session: Session, role: Role, offer: str) -> tuple[Peer, str]:
         """A peer of `session` and the answer to its offer. Raises BusyError, OfferError."""

@@ -44,7 +44,7 @@ class WebRtcOptions:
     start_kbps: int = 2500
     min_kbps: int = 300
     max_kbps: int = 8000
-    h264_preset: str = "veryfast"
+    h264_preset: str = "superfast"
     encoder_threads: int = 1
     release_on_marker: bool = True
     decode_backlog_frames: int = 8

@@ -180,7 +180,7 @@ def test_bad_requests_are_refused_and_leave_nothing(server: Server, session: Ses
         offer, path, good = await peer.offer(), f"/sessions/{session.id}/whip", sdp_headers(session)
         sound = await silent.offer()
         cases = (
-            (offer, {**good, "Authorization": "Bearer wrong"}, 404, "unknown_session"),
+            (offer, {**good, "Authorization": "Bearer wrong"}, 401, "unauthorised"),
             (offer, sdp_headers(), 401, "unauthorised"),
             (offer, {**good, "Content-Type": "text/plain"}, 415, "bad_input"),
             (offer, {**good, "Accept": "application/json"}, 406, "bad_input"),
@@ -281,7 +281,7 @@ def test_ice_servers_are_told_to_who_has_a_token(worker: WorkerClient, tmp_path:
         assert told.headers["link"].startswith(link)
         assert "link" not in (await http.options(path)).headers
         wrong = await http.options(path, headers={"Authorization": "Bearer wrong"})
-        assert (wrong.status_code, "link" in wrong.headers) == (404, False)
+        assert (wrong.status_code, "link" in wrong.headers) == (401, False)
 
     play(scene, server.url)
     with pytest.raises(StopIteration):
@@ -341,7 +341,7 @@ def test_a_push_that_is_refused_says_so_and_one_without_a_server_tries_again(
 ) -> None:
     async def scene(_: httpx.AsyncClient) -> None:
         wrong = WhipPushOptions(url=f"{server.url}/sessions/{session.id}/whip", token="wrong")
-        with pytest.raises(PushRefusedError, match="refused the stream \\(404\\)"):
+        with pytest.raises(PushRefusedError, match="refused the stream \\(401\\)"):
             await WhipPush(session, codecs, wrong).run()
         nobody = WhipPushOptions(url="http://127.0.0.1:9/whip", first_wait_s=0.01, most_wait_s=0.02)
         push = WhipPush(session, codecs, nobody)
