@@ -12,11 +12,13 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipelines.errors import ModelLayoutError
 from pipelines.video.text_cache import PlainText, TextCache
 from pipelines.video.transformer import CausalWanTransformer, time_sinusoid
+from pipelines.video.wan_blocks import WanBlock
 from pipelines.video.wan_config import WanConfig
 from tests.parity.conftest import Report
 from tests.parity.wan_pair import (
@@ -267,6 +269,17 @@ def test_forward_is_one_graph(cached: bool, ours: CausalWanTransformer) -> None:
     torch._dynamo.reset()
     traced = torch.compile(ours, backend="eager", fullgraph=True, dynamic=False)
     torch.testing.assert_close(traced(*arguments), ours(*arguments), rtol=0, atol=1e-6)
+
+
+def test_what_is_around_attention_compiles_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, inputs = ours_of(stock_of(num_layers=4)), Inputs(frames=3)
+    plain, before, after = inputs.ours(ours), CompileCounter(), CompileCounter()
+    torch._dynamo.reset()
+    for name, counter in (("before", before), ("after", after)):
+        compiled = torch.compile(getattr(WanBlock, name), backend=counter, fullgraph=True, dynamic=False)
+        monkeypatch.setattr(WanBlock, name, compiled)
+    torch.testing.assert_close(inputs.ours(ours), plain, rtol=0, atol=1e-6)
+    assert (before.frame_count, after.frame_count) == (1, 1)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
