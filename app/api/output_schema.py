@@ -5,21 +5,30 @@ Addresses and tokens are secrets: they can be written and are never shown. Knows
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr
 
 from .schema import Strict
 
 MAX_ADDRESS_CHARACTERS = 2048
-Address = Annotated[
-    SecretStr,
-    Field(
+_HOST = r"([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[([0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}\])"
+_PORT = r":([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+
+
+def _form(pattern: str) -> Any:
+    """What an address looks like, for the document; the outputs check it themselves, and say what is wrong."""
+    return Field(
         min_length=1,
         max_length=MAX_ADDRESS_CHARACTERS,
         description="SCHEME://HOST[:PORT]/... with the service's key. It is never shown again.",
-    ),
-]
+        json_schema_extra={"pattern": f"^{pattern}$"},
+    )
+
+
+RtmpAddress = Annotated[SecretStr, _form(rf"rtmps?://{_HOST}({_PORT})?/[!-~]*")]
+SrtAddress = Annotated[SecretStr, _form(rf"srt://{_HOST}{_PORT}(\?[!-~]*)?")]
+WhipAddress = Annotated[SecretStr, _form(rf"https?://{_HOST}({_PORT})?(/[!-~]*)?")]
 FrameRate = Annotated[int, Field(ge=1, le=120, description="Frames a second; the last frame is repeated.")]
 Kilobits = Annotated[int, Field(ge=100, le=100_000, description="Kilobits a second of the picture.")]
 
@@ -34,7 +43,7 @@ class RtmpRequest(Strict):
     """Push by RTMP or RTMPS."""
 
     kind: Literal["rtmp"]
-    address: Address
+    address: RtmpAddress
     frame_rate: FrameRate = 30
     video_kbps: Kilobits = 2500
 
@@ -43,7 +52,7 @@ class SrtRequest(Strict):
     """Push by SRT, as a caller."""
 
     kind: Literal["srt"]
-    address: Address
+    address: SrtAddress
     frame_rate: FrameRate = 30
     video_kbps: Kilobits = 2500
 
@@ -52,7 +61,7 @@ class WhipRequest(Strict):
     """Push to a WHIP server. token: its Bearer token, if it wants one."""
 
     kind: Literal["whip"]
-    address: Address
+    address: WhipAddress
     token: Annotated[SecretStr, Field(max_length=MAX_ADDRESS_CHARACTERS)] | None = None
 
 
