@@ -28,7 +28,7 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
 from app.api.webrtc_tracks import yuv_of
-from bench.app import BITS, FIGURES, loop_figures, median, percentile, serving, watch
+from bench.app import BITS, loop_figures, median, percentile, serving, watch
 from tests.e2e.browser import browse
 
 CODECS = ("VP8", "H264")
@@ -177,7 +177,7 @@ def browser_row(options: argparse.Namespace) -> dict[str, Any]:
         "transport": "webrtc",
         "peer": "browser",
         "size": options.size,
-        **{name: median([run[name] for run in runs]) for name in FIGURES},
+        **{name: median([run[name] for run in runs]) for name in _PEER_FIGURES},
         "event_loop": loop,
         "runs": runs,
     }
