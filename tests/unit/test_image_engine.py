@@ -321,7 +321,7 @@ def test_too_little_memory_says_what_to_do() -> None:
     engine = ImageEngine(cheap_model(denoiser=Hungry()))
     stream = engine.open()
     stream.push(frames(1)[0])
-    with pytest.raises(OutOfMemoryError, match="too little memory for 1 slots .* --size 10x10 or smaller"):
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for 1 slots .* --size 10x10 or smaller"):
         engine.tick()
 
 
