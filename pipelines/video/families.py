@@ -228,7 +228,7 @@ _TABLE = (
             policy="dual",
             window_frames=27,
             sink_frames=6,
-            policy_options={"phase": 1 / 6},
+            policy_options={"context_frames": 6, "local_frames": 21, "theta": 1 / 6},
         ),
     ),
     Family(
