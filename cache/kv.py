@@ -176,18 +176,18 @@ class KVCache:
                 )
             ranges.add(attended_range(attended))
             counts.add(count)
-            passes.append(self._pass(row))
+            passes.append(self._pass(row, attended))
             first, state.due = first or state.due is not None, None
         if len(ranges) != 1 or len(counts) != 1:
             raise KVError(f"rows {tuple(rows)} attend to {sorted(ranges)}: pass them apart, as groups(rows) says")
         return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes, first)
 
-    def _pass(self, row: int) -> RowPass:
+    def _pass(self, row: int, attended: tuple[Span, ...]) -> RowPass:
         state = self._rows[row]
         due = state.due.first_pass if state.due is not None else ()
         moved = {slot for op in due for slot in touched(op)}
-        past = state.ledger.past
-        return RowPass(row=row, past=past, first_pass=due, moved=tuple(s for s in past if s.start in moved))
+        again = tuple(span for span in state.ledger.past if span.start in moved)
+        return RowPass(row=row, attended=attended, first_pass=due, moved=again)
 
     def _view(
         self, rows: tuple[int, ...], slots: tuple[int, int], tokens: int, passes: list[RowPass], first: bool

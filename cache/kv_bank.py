@@ -123,8 +123,8 @@ class Rotated(Protocol):
         """These spans' keys were moved or stand elsewhere now."""
         ...
 
-    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
-        """A layer of a pass begins: all of the past must be readable."""
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """A layer of a pass begins: all that it attends, but for its own chunk, must be readable."""
         ...
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -155,7 +155,7 @@ class Resident:
             keys = bank.store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
             self._keys[layer, row, start:stop] = bank.rotate(keys, *bank.rotation(layer, row, start, stop, kind))
 
-    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
         """Nothing to do."""
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -182,9 +182,10 @@ class PerPass:
     def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
         """Nothing to do: `load` rotates what stands there."""
 
-    def load(self, layer: int, row: int, past: Sequence[Span]) -> None:
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """The chunk's own slots are read too, so that the ranges stay the same when the chunk moves on in the ring."""
         bank = self._bank
-        for start, stop, kind in runs(past):
+        for start, stop, kind in runs(attended):
             one, slots = slice(row, row + 1), slice(start, stop)
             rotation = bank.rotation(layer, row, start, stop, kind)
             self._keys[row, start:stop] = bank.rotate(bank.store.keys(layer, one, slots)[0], *rotation)

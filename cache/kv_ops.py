@@ -13,6 +13,7 @@ import torch
 
 from cache.kv_bank import Bank
 from cache.kv_plan import Move, Operation, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span
+from cache.kv_store import widened
 
 Queries = torch.Tensor | None
 """The chunk's rotated queries of this row and layer: [N, H, D]."""
@@ -34,7 +35,7 @@ def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> 
     def means(span: Span) -> tuple[torch.Tensor, torch.Tensor]:
         one, slots = slice(row, row + 1), slice(span.start, span.stop)
         keys, values = bank.store.keys(layer, one, slots), bank.store.values(layer, one, slots)
-        return keys.float().mean(dim=(0, 1)).flatten(), values.float().mean(dim=(0, 1)).flatten()
+        return widened(keys).mean(dim=(0, 1)).flatten(), widened(values).mean(dim=(0, 1)).flatten()
 
     sinks = [torch.stack(part) for part in zip(*(means(span) for span in op.sinks), strict=True)]
     cosines = [torch.cosine_similarity(s, n, dim=-1) for s, n in zip(sinks, means(op.newest), strict=True)]
@@ -54,7 +55,7 @@ def pool_frames(bank: Bank, layer: int, row: int, op: PoolFrames, queries: Queri
     height, width = bank.policy.grid
     pooled = []
     for read in (bank.store.keys, bank.store.values):
-        whole = torch.cat([read(layer, one, slice(s.start, s.stop)) for s in op.sources]).float()
+        whole = widened(torch.cat([read(layer, one, slice(s.start, s.stop)) for s in op.sources]))
         grid = whole.reshape(-1, height, width, *whole.shape[2:])
         grid = grid[:, : height // rows * rows, : width // columns * columns]
         boxes = grid.reshape(-1, frames, height // rows, rows, width // columns, columns, *whole.shape[2:])
@@ -98,7 +99,7 @@ def _token_scores(bank: Bank, layer: int, row: int, index: torch.Tensor, length:
     cos, sin = (part[:cells].repeat_interleave(length, dim=0)[:, None] for part in bank.candidate_times[row])
     cos, sin = bank.with_origins(cos, sin, bank.origins[layer, row].index_select(0, index))
     keys = bank.rotate(bank.store.take(layer, row, index)[0], cos, sin)
-    return torch.einsum("nhd,hd->n", keys.float(), queries.float().sum(dim=0))
+    return torch.einsum("nhd,hd->n", widened(keys), widened(queries).sum(dim=0))
 
 
 def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Queries) -> None:
@@ -109,9 +110,9 @@ def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Q
     index = starts[:, None] + torch.arange(length, device=starts.device)
     flat = index.flatten()
     rotation = (table[row].index_select(0, flat) for table in (bank.tables.cos, bank.tables.sin))
-    keys = bank.rotate(bank.store.take(layer, row, flat)[0], *rotation).float()
+    keys = widened(bank.rotate(bank.store.take(layer, row, flat)[0], *rotation))
     keys = keys.reshape(*index.shape, *keys.shape[1:]).sum(dim=1)
-    summed = queries[:: bank.policy.query_stride].float().sum(dim=0)
+    summed = widened(queries[:: bank.policy.query_stride]).sum(dim=0)
     heads = max(bank.shape.heads // 2, 1)
     scores = (keys * summed)[:, :heads].sum(dim=-1).mean(dim=-1)
     best = index[scores.topk(len(op.targets)).indices.sort().values].flatten()
@@ -124,8 +125,8 @@ def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Q
 def accumulate(bank: Bank, layer: int, row: int, slots: slice, queries: torch.Tensor, keys: torch.Tensor) -> None:
     """Add the softmax attention that each attended token [M] receives from the queries [N, H, D], per head."""
     assert bank.attention is not None
-    strided = queries[:: bank.policy.query_stride].float()
-    logits = torch.einsum("nhd,mhd->nhm", strided, keys.float()) * bank.shape.head_dim**-0.5
+    strided = widened(queries[:: bank.policy.query_stride])
+    logits = torch.einsum("nhd,mhd->nhm", strided, widened(keys)) * bank.shape.head_dim**-0.5
     bank.attention[layer, row, slots] += logits.softmax(dim=-1).sum(dim=0).transpose(0, 1)
 
 

@@ -32,6 +32,11 @@ class KVShape:
         return self.grid[0] * self.grid[1]
 
 
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """At least float32: what sums and means are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Store(Protocol):
     """Un-rotated keys and values of [layers, cache_rows, capacity] slots, each [H, D]."""
 

@@ -17,10 +17,10 @@ from cache.kv_plan import Operation, Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPass:
-    """What a pass does in one row. first_pass: the operations due in each layer; moved: what they put somewhere new."""
+    """What a pass does in one row: the operations due in each layer, and of the past what they put somewhere new."""
 
     row: int
-    past: tuple[Span, ...]
+    attended: tuple[Span, ...]
     first_pass: tuple[Operation, ...]
     moved: tuple[Span, ...]
 
@@ -100,7 +100,7 @@ class KVView:
                 run(self._bank, layer, row_pass.row, op, None if queries is None else queries[i])
             if row_pass.moved:
                 self._rotated.rotate(layer, row_pass.row, row_pass.moved)
-            self._rotated.load(layer, row_pass.row, row_pass.past)
+            self._rotated.load(layer, row_pass.row, row_pass.attended)
         flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
         self._bank.store.write(layer, self._index[0].reshape(-1), flat_keys, flat_values)
         turned = self._bank.rotate(keys, *self._rotation).flatten(0, 1)

@@ -13,11 +13,12 @@ from cache.kv_policies.windows import SinkPolicy
 class AdaptiveSinkPolicy(SinkPolicy):
     """A sink frame that no longer resembles the newest frame is replaced by it. StreamDiffusionV2 (2511.07399).
 
-    Its sink-token-guided rolling cache, as its code has it. At the beginning of each chunk that evicts something, and in each layer for itself: similarity of a sink frame and
-    the newest finished frame = mean of the cosines of their mean keys and of their mean values over tokens (keys
-    without rotary phase); if the least similar sink frame is below `threshold`, the newest takes its place and
-    position. The published code tests while the sink is still filling, and then evicts a sink frame at the first ring
-    write: not here. Its reset of positions at frame 50 is not needed: positions count slots.
+    Its sink-token-guided rolling cache, as its code has it: at the beginning of each chunk that evicts something, and
+    in each layer for itself, similarity of a sink frame and the newest finished frame = mean of the cosines of their
+    mean keys and of their mean values over tokens (keys without rotary phase); if the least similar sink frame is below
+    `threshold`, the newest takes its place and position. The published code tests while the sink is still filling, and
+    then evicts a sink frame at the first ring write: not here. Its reset of positions at frame 50 is not needed:
+    positions count slots.
     """
 
     chunk_frames: int = 1

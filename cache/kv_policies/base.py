@@ -35,7 +35,7 @@ def absolute(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
 
 
 def realigned(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
-    """Recent frames keep their own indices and the sink moves along, ending where they begin: Deep Forcing (2512.05081)."""
+    """Recent frames keep their own indices and the sink moves up to them: Deep Forcing (2512.05081), Deep Sink."""
     sinks = [span for span in spans if span.kind is Kind.SINK]
     rest = [span.frame for span in spans if span.kind is not Kind.SINK]
     first = rest[0] if rest else ledger.next_frame

@@ -13,11 +13,12 @@ from cache.kv_policies.base import KVPolicy, by_slot, frames_of, placed, settle,
 class DualPolicy(KVPolicy):
     """A global context of earlier shots and a local window, told apart by a phase. ShotStream (2603.25746).
 
-    Its dual-cache memory and RoPE discontinuity indicator. The first `context_frames` latent frames after a reset or a scene cut are the context: frames chosen from earlier
-    shots, encoded each alone, passed once at timestep 0; at positions 0 to context_frames - 1. What follows is the
-    shot, from position context_frames on; of it the latest `local_frames` stay, the chunk included. All temporal angles
-    of a frame are turned by shot index * theta: context frames carry the index of their shot, the current shot one more
-    than the last. theta = 0 is plain rotary attention. A stream's first shot has an all-zero context of index 0.
+    Its dual-cache memory and RoPE discontinuity indicator. The first `context_frames` latent frames after a reset or a
+    scene cut are the context: frames chosen from earlier shots, encoded each alone, passed once at timestep 0; at
+    positions 0 to context_frames - 1. What follows is the shot, from position context_frames on; of it the latest
+    `local_frames` stay, the chunk included. All temporal angles of a frame are turned by shot index * theta: context
+    frames carry the index of their shot, the current shot one more than the last. theta = 0 is plain rotary attention.
+    A stream's first shot has an all-zero context of index 0.
     """
 
     context_frames: int = 6

@@ -1,0 +1,423 @@
+"""What each key/value policy means, said plainly: attention over a history that is never thrown away.
+
+Nothing here is shared with the cache: un-rotated keys and values of all frames since the beginning stand in lists, each
+rule names the tokens that a chunk attends to and where they stand, and rotation is a complex product in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+HEADS, HEAD_DIM, GRID = 2, 16, (2, 3)
+TOKENS = GRID[0] * GRID[1]
+
+
+@dataclass
+class Tokens:
+    """keys, values [M, H, D]; t, y, x [M, H]; phase [M, H] in radians."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    t: torch.Tensor
+    y: torch.Tensor
+    x: torch.Tensor
+    phase: torch.Tensor
+
+    @staticmethod
+    def join(parts: Sequence[Tokens]) -> Tokens:
+        names = ("keys", "values", "t", "y", "x", "phase")
+        return Tokens(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def rotated(self) -> torch.Tensor:
+        return turn(self.keys, self.t, self.y, self.x, self.phase)
+
+
+def turn(
+    x: torch.Tensor, t: torch.Tensor, row: torch.Tensor, column: torch.Tensor, phase: torch.Tensor
+) -> torch.Tensor:
+    """Rotate [M, H, D] by positions [M, H]: 4, 2 and 2 complex pairs of time, row and column for D = 16."""
+    angles = torch.cat(
+        [
+            t.double()[..., None] * 10000.0 ** (-torch.arange(4).double() / 4) + phase.double()[..., None],
+            row.double()[..., None] * 10000.0 ** (-torch.arange(2).double() / 2),
+            column.double()[..., None] * 10000.0 ** (-torch.arange(2).double() / 2),
+        ],
+        dim=-1,
+    )
+    pairs = torch.view_as_complex(x.double().reshape(*x.shape[:-1], -1, 2).contiguous())
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2).to(x.dtype)
+
+
+@dataclass
+class History:
+    """All frames of one layer since the beginning: keys, values [TOKENS, H, D] each."""
+
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """[frames * TOKENS, H, D]."""
+        self.keys += list(keys.split(TOKENS))
+        self.values += list(values.split(TOKENS))
+
+    def frame(self, index: int, position: float, phase: float = 0.0) -> Tokens:
+        return frame_tokens(self.keys[index], self.values[index], position, phase)
+
+    def flat(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All tokens: token i is place i % TOKENS of frame i // TOKENS."""
+        return torch.cat(self.keys), torch.cat(self.values)
+
+
+def frame_tokens(keys: torch.Tensor, values: torch.Tensor, position: float, phase: float = 0.0) -> Tokens:
+    """One frame at a position."""
+    place = torch.arange(TOKENS)
+    every = torch.ones(TOKENS, HEADS, dtype=torch.float64)
+    y, x = place // GRID[1], place % GRID[1]
+    return Tokens(keys, values, every * position, y[:, None] * every, x[:, None] * every, every * phase)
+
+
+def attend(
+    history: History, queries: torch.Tensor, past: Sequence[Tokens], chunk: Sequence[Tokens]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """queries [N, H, D] un-rotated, standing where the chunk stands -> (output [N, H, D], weights [H, N, M])."""
+    attended, here = Tokens.join([*past, *chunk]), Tokens.join(chunk)
+    turned = turn(queries, here.t, here.y, here.x, here.phase)
+    weights = torch.einsum("nhd,mhd->hnm", turned, attended.rotated()) * HEAD_DIM**-0.5
+    weights = weights.softmax(dim=-1)
+    return torch.einsum("hnm,mhd->nhd", weights, attended.values), weights
+
+
+class Rule:
+    """One layer of one row. `begin`, then `past` (and `chunk_positions`) for each pass, then `saw` after the first."""
+
+    phase_step = 0.0
+
+    def __init__(self) -> None:
+        self.history = History()
+
+    @property
+    def frames(self) -> int:
+        return len(self.history.keys)
+
+    def begin(self, frames: int) -> None:
+        """A chunk of so many frames comes."""
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        """What it attends to besides itself. queries: un-rotated, in the first pass only."""
+        raise NotImplementedError
+
+    def chunk_at(self) -> float:
+        """Where its first frame stands."""
+        raise NotImplementedError
+
+    def phase(self, frame: int) -> float:
+        """Phase of the chunk's frame."""
+        return 0.0
+
+    def saw(self, weights: torch.Tensor) -> None:
+        """weights [H, N, M] of the first pass, M as in `past` and then the chunk."""
+
+
+class SinkRule(Rule):
+    """Frames below `sink`, and the latest that fit."""
+
+    def __init__(self, window: int, sink: int = 0, positions: str = "slot") -> None:
+        super().__init__()
+        self.window, self.sink, self.positions = window, sink, positions
+        self.kept: list[int] = []
+
+    def begin(self, frames: int) -> None:
+        sinks = list(range(min(self.sink, self.frames)))
+        room = self.window - len(sinks) - frames
+        recent = [f for f in range(self.frames) if f >= len(sinks) and f >= self.frames - room]
+        self.kept = sinks + recent
+
+    def at(self) -> list[float]:
+        if self.positions == "absolute":
+            return [float(f) for f in self.kept]
+        if self.positions == "slot":
+            return [float(i) for i in range(len(self.kept))]
+        first = self.frames - len(self.kept)
+        return [float(first + i) for i in range(len(self.kept))]
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        return [self.history.frame(f, p) for f, p in zip(self.kept, self.at(), strict=True)]
+
+    def chunk_at(self) -> float:
+        return float(len(self.kept)) if self.positions == "slot" else float(self.frames)
+
+
+class AdaptiveRule(SinkRule):
+    """The sink's contents follow the newest frame."""
+
+    def __init__(self, window: int, sink: int, threshold: float) -> None:
+        super().__init__(window, sink)
+        self.threshold = threshold
+        self.held: list[int] = []
+        self.replacements = 0
+
+    def begin(self, frames: int) -> None:
+        super().begin(frames)
+        self.held = [*self.held, *range(len(self.held), min(self.sink, self.frames))]
+        if self.frames + frames <= self.window:
+            return
+        newest = self.frames - 1
+        scores = [self._similarity(f, newest) for f in self.held]
+        worst = min(range(len(scores)), key=scores.__getitem__)
+        if scores[worst] < self.threshold:
+            self.held[worst] = newest
+            self.replacements += 1
+
+    def _similarity(self, a: int, b: int) -> float:
+        total = 0.0
+        for frames in (self.history.keys, self.history.values):
+            left, right = (frames[f].mean(dim=0).flatten().double() for f in (a, b))
+            total += float(left @ right / (left.norm() * right.norm()))
+        return total / 2
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        frames = self.held + self.kept[len(self.held) :]
+        return [self.history.frame(f, float(i)) for i, f in enumerate(frames)]
+
+
+class ParticipativeRule(Rule):
+    """[sink | chosen tokens | recent]; chosen by (sum of queries) . key."""
+
+    def __init__(self, window: int, sink: int, budget: int, recent: int) -> None:
+        super().__init__()
+        self.window, self.sink, self.budget, self.recent = window, sink, budget, recent
+        self.chosen: list[int] = []
+        """Tokens of the whole history."""
+        self.rest: list[int] = []
+        """Frames."""
+        self.known = 0
+        self.compresses = False
+
+    def begin(self, frames: int) -> None:
+        self.rest += range(max(self.known, self.sink), self.frames)
+        self.known = self.frames
+        stands = min(self.sink, self.frames) + len(self.chosen) // TOKENS + len(self.rest)
+        self.compresses = stands + frames > self.window
+        self.first_of_chunk = float(stands)
+        if self.compresses:
+            self.first_of_chunk = float(self.budget)
+
+    def chunk_at(self) -> float:
+        return self.first_of_chunk
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        if queries is not None and self.compresses:
+            self._compress(queries)
+        out = [self.history.frame(f, float(f)) for f in range(min(self.sink, self.frames))]
+        here = len(out)
+        if self.chosen:
+            out.append(self._tokens(self.chosen, [here + i // TOKENS for i in range(len(self.chosen))]))
+            here += len(self.chosen) // TOKENS
+        return out + [self.history.frame(f, float(here + i)) for i, f in enumerate(self.rest)]
+
+    def _tokens(self, tokens: list[int], positions: list[int]) -> Tokens:
+        keys, values = self.history.flat()
+        every = torch.ones(len(tokens), HEADS, dtype=torch.float64)
+        place = torch.tensor([i % TOKENS for i in tokens])[:, None]
+        t = torch.tensor(positions)[:, None] * every
+        return Tokens(
+            keys[tokens], values[tokens], t, place // GRID[1] * every, place % GRID[1] * every, torch.zeros_like(every)
+        )
+
+    def _compress(self, queries: torch.Tensor) -> None:
+        older, recent = self.rest[: len(self.rest) - self.recent], self.rest[len(self.rest) - self.recent :]
+        middle = self.budget - self.sink - self.recent
+        chosen_frames = len(self.chosen) // TOKENS
+        candidates = list(self.chosen) + [f * TOKENS + i for f in older for i in range(TOKENS)]
+        # As they stood, brought along so that the recent frames are where they will be.
+        shift = chosen_frames + len(older) - middle
+        positions = [self.sink + i // TOKENS - shift for i in range(len(candidates))]
+        keys = self._tokens(candidates, positions).rotated()
+        chunk = frame_tokens(queries[:TOKENS], queries[:TOKENS], 0.0)
+        count = queries.shape[0] // TOKENS
+        t = torch.cat([chunk.t + self.first_of_chunk + i for i in range(count)])
+        turned = turn(queries, t, chunk.y.repeat(count, 1), chunk.x.repeat(count, 1), torch.zeros_like(t))
+        scores = torch.einsum("mhd,nhd->m", keys.double(), turned.double())
+        best = scores.argsort(descending=True)[: middle * TOKENS].sort().values
+        self.chosen = [candidates[int(i)] for i in best]
+        self.rest = recent
+
+
+class HeavyRule(Rule):
+    """Each head keeps the tokens that have received most attention."""
+
+    def __init__(self, heavy: int, recent: int) -> None:
+        super().__init__()
+        self.heavy, self.recent = heavy, recent
+        self.chosen: list[list[int]] = [[] for _ in range(HEADS)]
+        self.rest: list[int] = []
+        self.known = 0
+        self.received = torch.zeros(0, HEADS, dtype=torch.float64)
+
+    def begin(self, frames: int) -> None:
+        self.rest += range(self.known, self.frames)
+        self.known = self.frames
+        if len(self.chosen[0]) // TOKENS + len(self.rest) <= self.heavy + self.recent:
+            return
+        older, self.rest = self.rest[: -self.recent], self.rest[-self.recent :]
+        for head in range(HEADS):
+            candidates = self.chosen[head] + [f * TOKENS + i for f in older for i in range(TOKENS)]
+            scores = self.received[candidates, head]
+            best = scores.argsort(descending=True)[: self.heavy * TOKENS].sort().values
+            self.chosen[head] = [candidates[int(i)] for i in best]
+
+    def chunk_at(self) -> float:
+        return float(len(self.chosen[0]) // TOKENS + len(self.rest))
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        keys, values = self.history.flat() if self.frames else (torch.zeros(0), torch.zeros(0))
+        out, count = [], len(self.chosen[0])
+        if count:
+            index = torch.tensor(self.chosen).T
+            heads = torch.arange(HEADS)
+            place = (index % TOKENS).double()
+            t = (torch.arange(count) // TOKENS).double()[:, None].expand(-1, HEADS)
+            y, x = torch.div(place, GRID[1], rounding_mode="floor"), place % GRID[1]
+            out.append(Tokens(keys[index, heads], values[index, heads], t, y, x, torch.zeros_like(t)))
+        return out + [self.history.frame(f, float(count // TOKENS + i)) for i, f in enumerate(self.rest)]
+
+    def saw(self, weights: torch.Tensor) -> None:
+        chunk = weights.shape[1]
+        self.received = torch.cat([self.received, torch.zeros(chunk, HEADS, dtype=torch.float64)])
+        recent = [f * TOKENS + i for f in self.rest for i in range(TOKENS)]
+        mine = [self.frames * TOKENS + i for i in range(chunk)]
+        for head in range(HEADS):
+            tokens = self.chosen[head] + recent + mine
+            self.received[tokens, head] += weights[head].sum(dim=0).double()
+
+
+class PackedRule(Rule):
+    """[sink | pooled blocks | recent]; block j of the past is the mean over boxes of its frames."""
+
+    def __init__(
+        self, sink: int, blocks: int, block: int, recent: int, pooling: tuple[int, int, int], pool: int, top_k: bool
+    ) -> None:
+        super().__init__()
+        self.sink, self.blocks, self.block, self.recent = sink, blocks, block, recent
+        self.pooling, self.pool, self.top_k = pooling, pool, top_k
+        self.aged = 0
+        self.mid: list[int] = []
+
+    def begin(self, frames: int) -> None:
+        while self.frames - self.sink - self.aged * self.block > self.recent:
+            self.aged += 1
+
+    @property
+    def _first_recent(self) -> int:
+        return max(self.sink, 0) + self.aged * self.block
+
+    @property
+    def _attended_blocks(self) -> int:
+        return min(self.aged, self.blocks)
+
+    def chunk_at(self) -> float:
+        recent = max(self.frames - self._first_recent, 0)
+        return float(min(self.sink, self.frames) + self._attended_blocks * self.block + recent)
+
+    def _pooled(self, block: int, position: float) -> Tokens:
+        first = self.sink + block * self.block
+        frames, rows, columns = self.pooling
+        parts: dict[str, list[torch.Tensor]] = {"k": [], "v": []}
+        places: list[tuple[float, float, float]] = []
+        for t in range(self.block // frames):
+            for y in range(GRID[0] // rows):
+                for x in range(GRID[1] // columns):
+                    box = [
+                        (first + t * frames + a, (y * rows + b) * GRID[1] + x * columns + c)
+                        for a in range(frames)
+                        for b in range(rows)
+                        for c in range(columns)
+                    ]
+                    parts["k"].append(torch.stack([self.history.keys[f][i] for f, i in box]).mean(dim=0))
+                    parts["v"].append(torch.stack([self.history.values[f][i] for f, i in box]).mean(dim=0))
+                    middle = t * frames + (frames - 1) / 2, y * rows + (rows - 1) / 2, x * columns + (columns - 1) / 2
+                    places.append((position + middle[0], middle[1], middle[2]))
+        every = torch.ones(len(places), HEADS, dtype=torch.float64)
+        t_, y_, x_ = (torch.tensor(axis).double()[:, None] * every for axis in zip(*places, strict=True))
+        return Tokens(torch.stack(parts["k"]), torch.stack(parts["v"]), t_, y_, x_, torch.zeros_like(every))
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        if not self.top_k:
+            self.mid = list(range(self.aged))[-self.blocks :]
+        elif queries is not None:
+            self.mid = self._choose(queries)
+        out = [self.history.frame(f, float(f)) for f in range(min(self.sink, self.frames))]
+        out += [self._pooled(b, float(self.sink + i * self.block)) for i, b in enumerate(self.mid)]
+        here = len(out) - len(self.mid) + len(self.mid) * self.block
+        recent = range(self._first_recent, self.frames)
+        return out + [self.history.frame(f, float(here + i)) for i, f in enumerate(recent)]
+
+    def _choose(self, queries: torch.Tensor) -> list[int]:
+        waiting = list(range(self.aged))[-self.pool :]
+        count = queries.shape[0] // TOKENS
+        chunk = frame_tokens(queries[:TOKENS], queries[:TOKENS], 0.0)
+        t = torch.cat([chunk.t + self.chunk_at() + i for i in range(count)])
+        turned = turn(queries, t, chunk.y.repeat(count, 1), chunk.x.repeat(count, 1), torch.zeros_like(t)).double()
+        end = self.sink + self._attended_blocks * self.block
+        scores = []
+        for i, block in enumerate(waiting):
+            keys = self._pooled(block, float(end - (len(waiting) - i) * self.block)).rotated().double()
+            per_head = torch.einsum("nhd,mhd->h", turned, keys)
+            scores.append(float(per_head[: HEADS // 2].mean()))
+        best = sorted(range(len(waiting)), key=lambda i: -scores[i])[: self.blocks]
+        return [waiting[i] for i in sorted(best)]
+
+
+class DualRule(Rule):
+    """[context | frames of this shot], told apart by phases. `cut` begins a shot."""
+
+    def __init__(self, context: int, local: int, theta: float) -> None:
+        super().__init__()
+        self.context, self.local, self.theta = context, local, theta
+        self.shot, self.first = 0, 0
+        self.coming = 0
+
+    def cut(self) -> None:
+        """The next frames are the next shot's context."""
+        self.shot, self.first = self.shot + 1, self.frames
+
+    def begin(self, frames: int) -> None:
+        self.coming = frames
+
+    @property
+    def _since(self) -> int:
+        return self.frames - self.first
+
+    def context_flags(self) -> list[int]:
+        """By the paper: floor(context / shots) frames for each earlier shot, what is left for the most recent."""
+        shots = max(self.shot, 1)
+        share = self.context // shots
+        flags = [s for s in range(shots) for _ in range(share)]
+        return flags + [shots - 1] * (self.context - len(flags))
+
+    def _kept_local(self) -> list[int]:
+        room = self.local - self.coming
+        return list(range(self.first + self.context, self.frames))[-room:] if room else []
+
+    def chunk_at(self) -> float:
+        if self._since < self.context:
+            return float(self._since)
+        return float(self.context + len(self._kept_local()))
+
+    def phase(self, frame: int) -> float:
+        flags = self.context_flags()
+        if self._since < self.context:
+            return flags[self._since + frame] * self.theta
+        return (max(flags) + 1) * self.theta
+
+    def past(self, queries: torch.Tensor | None) -> list[Tokens]:
+        flags = self.context_flags()
+        done = min(self._since, self.context)
+        out = [self.history.frame(self.first + i, float(i), flags[i] * self.theta) for i in range(done)]
+        if done < self.context:
+            return out
+        shot = (max(flags) + 1) * self.theta
+        return out + [self.history.frame(f, float(self.context + i), shot) for i, f in enumerate(self._kept_local())]
