@@ -21,7 +21,7 @@ _PORTS = {"http": 80, "https": 443}
 _SESSION_ROUTE = re.compile(r"/v1/sessions/[A-Za-z0-9_-]{1,64}((?:/[A-Za-z0-9_-]{1,64}){0,3})/?")
 _SESSION_SOCKETS = ("/stream",)
 _SIGNED_PARTS = ("/mjpeg", "/picture", "/snapshot")  # what an <img> shows: it cannot send headers
-_UPLOADS = ("/gradio_api/upload", "/v1/jobs")
+_UPLOADS = ("/v1/jobs",)
 _OPENINGS = ("/v1/sessions", "/v1/whip", "/v1/generate", "/v1/jobs")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 
