@@ -213,6 +213,11 @@ class ClientSession:
 
         return forget
 
+    def notify(self, text: str) -> None:
+        """Show a sentence to whoever watches this session."""
+        with self._changed:
+            self._notify(text)
+
     def engine_times(self) -> dict[Stage, float]:
         """The worker's last times of each of its stages, in ms; empty before the first report."""
         stats = self._stats
