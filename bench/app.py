@@ -1,184 +1,50 @@
-"""Owns the app's figures in a real browser: frames a second and glass-to-glass latency through page, front and worker.
+"""The app's figures through the real front and worker: frames a second, glass-to-glass latency, the app's own share.
 
-`python -m bench.app --json` serves the page with a model (identity by default, 512x512) and opens it in a headless
-Chromium whose camera is a canvas that shows the browser's clock as a bar code. The code is read off the pictures that
-the page paints: capture, both codecs, transport and worker are in it; a camera's and a monitor's own delay are not.
+`python -m bench.app --json` measures a headless Chromium on the page over WebSocket and over WebRTC and a Python peer
+over WebRTC, with the identity model at 512x512; then the page with the bundled model. How: bench/live_page.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import shutil
-import statistics
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.e2e.browser import Page, browse
+from bench.live_page import browser_row
+from bench.webrtc_peer import python_row
 
-BITS = 24
-FIGURES = ("fps", "p50_ms", "p95_ms", "capture_to_paint_p50_ms", "model_ms", "app_overhead_ms")
-CAMERA = """
-(() => {
-  const canvas = document.createElement('canvas'), side = %(side)d, bits = %(bits)d, cell = side / bits;
-  canvas.width = canvas.height = side;
-  const context = canvas.getContext('2d');
-  let turn = 0;
-  setInterval(() => {
-    const now = Math.round(performance.now()) %% (1 << bits);
-    context.fillStyle = `hsl(${turn++ %% 360} 60%% 50%%)`;
-    context.fillRect(0, 0, side, side);
-    for (let bit = 0; bit < bits; bit += 1) {
-      context.fillStyle = (now >> bit) & 1 ? '#fff' : '#000';
-      context.fillRect(Math.floor(bit * cell), side / 4, Math.ceil(cell), side / 2);
-    }
-  }, 1000 / %(rate)d);
-  navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(%(rate)d);
-  window.samples = [];
-  const read = () => {
-    const picture = document.querySelector('.zt-picture'), now = performance.now(), scale = picture.width / side;
-    const row = picture.getContext('2d').getImageData(0, Math.floor(picture.height / 2), picture.width, 1).data;
-    let code = 0;
-    for (let bit = 0; bit < bits; bit += 1) {
-      if (row[4 * Math.floor((bit + 0.5) * cell * scale) + 1] > 127) code |= 1 << bit;
-    }
-    window.samples.push([now, now %% (1 << bits) - code]);
-  };
-  const link = window.zoetrope.link, { frame, stats } = link.on;
-  window.shown = [];  // from capture to paint, by the header's own clock
-  link.on.frame = async (header, ...more) => {
-    await frame(header, ...more);
-    if (header.capturedMs) window.shown.push(performance.now() - header.capturedMs);
-  };
-  link.on.stats = (message) => { window.told = message; stats(message); };
-  window.beginReading = () => {
-    window.samples = [];
-    window.shown = [];
-    new MutationObserver(read).observe(document.querySelector('.zt-picture'), { attributeFilter: ['data-number'] });
-  };
-})()
-"""
-
-
-@contextmanager
-def serving(model: str, size: str) -> Iterator[str]:
-    """The address of a fresh `zoetrope live`."""
-    command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model]
-    command += ["--size", size] if model == "identity" else []
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    try:
-        url = next(found[1] for line in process.stdout if (found := re.search(r"live: (http://\S+)", line)))
-        next(line for line in process.stdout if "worker: ready" in line)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
-
-
-def loop_figures(url: str) -> dict[str, float]:
-    """How long the front's event loop was held, in ms, from its metrics."""
-    with urllib.request.urlopen(f"{url}metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
-    prefix = "zoetrope_event_loop_"
-    return {
-        "longest_ms": round(values[f"{prefix}longest_seconds"] * 1000, 2),
-        "longest_cpu_ms": round(values[f"{prefix}longest_cpu_seconds"] * 1000, 2),
-        "callbacks": values[f"{prefix}callbacks_total"],
-        "over_5_ms": values[f'{prefix}blocked_total{{clock="wall"}}'],
-        "over_5_ms_cpu": values[f'{prefix}blocked_total{{clock="cpu"}}'],
-    }
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def median(values: Sequence[float | None]) -> float | None:
-    """None when a run could not read any."""
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 2) if len(known) == len(values) else None
-
-
-def watch(page: Page, options: argparse.Namespace) -> dict[str, Any]:
-    """Stream the coded camera for a while; what arrived after the warm-up."""
-    page.until("window.zoetrope !== undefined && document.querySelector('.zt-stage').dataset.state === 'ready'", 90)
-    page.evaluate(CAMERA % {"side": options.camera_px, "bits": BITS, "rate": options.rate})
-    page.evaluate("window.zoetrope.sources.mirror = false")
-    page.evaluate(f"window.zoetrope.sources.longest = {options.camera_px}")
-    page.evaluate("window.zoetrope.choose('camera').then(() => window.zoetrope.start())")
-    page.until("Number(document.querySelector('.zt-picture').dataset.number || 0) > 5", 60)
-    time.sleep(options.warm_up_s)
-    page.evaluate("window.beginReading()")
-    time.sleep(options.seconds)
-    samples, shown, told = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "told"))
-    latency_ticks = page.evaluate("window.zoetrope.info().latency_ticks")
-    page.evaluate("window.zoetrope.stop()")
-    times = [at for at, _ in samples]
-    delays = [delay for _, delay in samples if -5 < delay < 10_000]
-    latency_ms = percentile(shown, 0.5)
-    wait_ms = told["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
-    model_ms = wait_ms + (latency_ticks + 1) * told["tick_ms"]
-    return {
-        "frames": len(samples),
-        "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
-        "p50_ms": round(percentile(delays, 0.5), 1) if delays else None,  # a model redraws the code
-        "p95_ms": round(percentile(delays, 0.95), 1) if delays else None,
-        "unread": len(samples) - len(delays),
-        "capture_to_paint_p50_ms": round(latency_ms, 1),
-        "model_ms": round(model_ms, 1),
-        "app_overhead_ms": round(latency_ms - model_ms, 1),
-        "stages": told["stages"],
-        "accounting": told["accounting"],
-    }
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of several runs, each in a fresh browser."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("No Chromium was found; install it to measure the page.")
-    runs: list[dict[str, Any]] = []
-    with serving(options.model, options.size) as url:
-        for _ in range(options.runs):
-            with browse(chromium, url) as page:
-                runs.append(watch(page, options))
-        loop = loop_figures(url)
-    medians = {name: median([run[name] for run in runs]) for name in FIGURES}
-    return {
-        "bench": "app",
-        "model": options.model,
-        "size": options.size if options.model == "identity" else None,
-        "transport": "websocket",
-        **medians,
-        "event_loop": loop,
-        "runs": runs,
-    }
+ROWS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "websocket": lambda options: browser_row(options, "identity", "websocket"),
+    "webrtc": lambda options: browser_row(options, "identity", "webrtc"),
+    "python": python_row,
+    "bundled": lambda options: browser_row(options, "mini-image", "websocket"),
+}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.app", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
-    parser.add_argument("--model", default="identity")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--size", default="512x512", help="of the identity model")
     parser.add_argument("--camera-px", type=int, default=512)
     parser.add_argument("--rate", type=int, default=30, help="pictures a second of the camera")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-up-s", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--brief", action="store_true", help="medians only")
     options = parser.parse_args()
-    print(json.dumps(measure(options), indent=None if options.json else 1))
+    rows = {name: ROWS[name](options) for name in options.rows}
+    if options.brief:
+        rows = {name: _brief(row) for name, row in rows.items()}
+    print(json.dumps({"bench": "app", **rows}, indent=None if options.json else 1))
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _brief(value) if isinstance(value, Mapping) else value for name, value in row.items() if name != "runs"
+    }
 
 
 if __name__ == "__main__":

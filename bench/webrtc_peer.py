@@ -1,9 +1,8 @@
-"""Owns the figures of WebRTC through the real server: a browser's two-way stream, and a Python peer's.
+"""Owns a Python peer that streams by WebRTC through the real server, and measures what comes back.
 
-`python -m bench.webrtc --json` serves the identity model at 512x512. Both peers send a picture that shows their own
-clock as a bar code, and read it off the pictures that come back: capture, both codecs both ways, transport and worker
-are in it; a camera's and a monitor's own delay are not. The Python peer is stock aiortc in a process of its own, whose
-receiver hands a frame on one frame period late.
+It sends a picture that shows its own clock as a bar code, and reads it off the pictures that come back: both codecs
+both ways, transport and worker are in it. Stock aiortc in a process of its own, whose receiver hands a frame on one
+frame period late.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import argparse
 import asyncio
 import json
 import multiprocessing
-import shutil
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -28,8 +26,7 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
 from app.api.webrtc_tracks import yuv_of
-from bench.app import BITS, loop_figures, median, percentile, serving, watch
-from tests.e2e.browser import browse
+from bench.live_page import BITS, median, percentile, serving
 
 CODECS = ("VP8", "H264")
 _PEER_FIGURES = ("fps", "p50_ms", "p95_ms")
@@ -160,29 +157,6 @@ def python_run(run: PeerRun) -> dict[str, Any]:
     return result
 
 
-def browser_row(options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of several runs of the page with its WebRTC transport, each in a fresh headless Chromium."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("No Chromium was found; install it to measure the page.")
-    runs: list[dict[str, Any]] = []
-    with serving("identity", options.size) as url:
-        for _ in range(options.runs):
-            with browse(chromium, url) as page:
-                page.until("window.zoetrope !== undefined", 90)
-                page.evaluate("window.zoetrope.carry('webrtc')")
-                runs.append(watch(page, options))
-        loop = loop_figures(url)
-    return {
-        "transport": "webrtc",
-        "peer": "browser",
-        "size": options.size,
-        **{name: median([run[name] for run in runs]) for name in _PEER_FIGURES},
-        "event_loop": loop,
-        "runs": runs,
-    }
-
-
 def python_row(options: argparse.Namespace) -> dict[str, Any]:
     """Medians of several runs of a Python peer, for each codec."""
     row: dict[str, Any] = {"transport": "webrtc", "peer": "python", "size": options.size}
@@ -200,22 +174,3 @@ def python_row(options: argparse.Namespace) -> dict[str, Any]:
             medians = {name: median([run[name] for run in runs]) for name in _PEER_FIGURES}
             row[codec] = {**medians, "runs": runs}
     return row
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.webrtc", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
-    parser.add_argument("--size", default="512x512", help="of the identity model")
-    parser.add_argument("--camera-px", type=int, default=512)
-    parser.add_argument("--rate", type=int, default=30, help="pictures a second of the camera")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--warm-up-s", type=float, default=3.0)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    options = parser.parse_args()
-    rows = {"browser": browser_row(options), "python": python_row(options)}
-    print(json.dumps({"bench": "webrtc", **rows}, indent=None if options.json else 1))
-
-
-if __name__ == "__main__":
-    main()
