@@ -122,6 +122,11 @@ def tiny_tokenizer(folder: Path) -> Path:
     return folder
 
 
+def tiny_vocabulary_size() -> int:
+    """Rows of the text encoder's embedding."""
+    return len(_vocabulary())
+
+
 def _vocabulary() -> list[tuple[str, float]]:
     letters = string.ascii_letters + string.digits + string.punctuation
     words = ("▁a", "▁cat", "▁on", "▁the", "▁table")
