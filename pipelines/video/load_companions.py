@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ from .companion_keys import is_original_vae, residual_blocks, umt5_to_transforme
 from .folders import VideoFolder
 from .source import Notice
 from .umt5 import Umt5TextEncoder, load_encoder, read_tokenizer
+
+_PADDINGS: Mapping[str, Literal["end", "front"]] = {"end": "end", "front": "front"}
 
 
 def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, notice: Notice) -> VideoCodec:
@@ -81,11 +83,18 @@ def load_stock_autoencoder(place: Path, precision: Precision) -> Any:
 
 
 def load_tiny_codec(place: Path, precision: Precision) -> VideoCodec:
-    """The tiny autoencoder of the taew2_1 kind from its published weights, streaming. place: a file or its folder."""
+    """The tiny autoencoder of the taew2_1 kind from its published weights, streaming. place: a file or its folder.
+
+    A config.json in the folder may say encoder_padding, "end" (as published) or "front".
+    """
     from .tiny_codec import TinyCodec, load_tiny_autoencoder
 
     checkpoint = read_checkpoint(place, ("state_dict", "model"))
-    module = load_tiny_autoencoder(checkpoint.tensors)
+    config = place / "config.json"
+    padding = read_json(config).get("encoder_padding", "end") if config.is_file() else "end"
+    if padding not in _PADDINGS:
+        raise ModelLayoutError(f"{config}: encoder_padding is {padding!r}.", f"Use one of: {', '.join(_PADDINGS)}.")
+    module = load_tiny_autoencoder(checkpoint.tensors, encoder_padding=_PADDINGS[padding])
     return TinyCodec(module.to(device=precision.device, dtype=precision.dtype).eval().requires_grad_(False))
 
 

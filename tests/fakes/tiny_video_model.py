@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.normalizers import NFKC
@@ -21,6 +22,9 @@ from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+from pipelines.video.tiny_codec import TinyVideoAutoencoder
+from pipelines.video.tiny_codec_layers import TinyCodecConfig
 
 WIDTH_PX, HEIGHT_PX = 48, 32
 TEXT_DIM = 32
@@ -53,17 +57,27 @@ _CLASSES = {
 }
 
 
-def tiny_video_model(folder: Path, *, family: str | None = "self-forcing", seed: int = 1, **transformer: Any) -> Path:
+def tiny_video_model(
+    folder: Path,
+    *,
+    family: str | None = "self-forcing",
+    seed: int = 1,
+    tiny_vae: bool = False,
+    **transformer: Any,
+) -> Path:
     """Write a whole model folder and return it.
 
     family: written to zoetrope.json (with the small size), which says how the weights were trained; None leaves the
-    folder as published, which makes it a plain Wan 2.1 base model. transformer: changes of TINY_TRANSFORMER.
+    folder as published, which makes it a plain Wan 2.1 base model. tiny_vae: with a tiny autoencoder too, which loading
+    then chooses. transformer: changes of TINY_TRANSFORMER.
     """
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     tiny_tokenizer(folder / "tokenizer")
     tiny_transformer(seed=seed, **transformer).save_pretrained(folder / "transformer")
     tiny_autoencoder(seed=seed + 1).save_pretrained(folder / "vae")
     tiny_text_encoder(seed=seed + 2).save_pretrained(folder / "text_encoder")
+    if tiny_vae:
+        tiny_taew(folder / "tiny_vae" / "taew2_1.safetensors", seed=seed + 3)
     index = {name: list(pair) for name, pair in _CLASSES.items()}
     _write_json(
         folder / "model_index.json", {"_class_name": "WanPipeline", "_diffusers_version": "0.33.0.dev0", **index}
@@ -102,6 +116,17 @@ def tiny_text_encoder(*, seed: int = 3) -> UMT5EncoderModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UMT5EncoderModel(config).eval().requires_grad_(False)
+
+
+def tiny_taew(file: Path, *, seed: int = 4) -> Path:
+    """A narrow tiny autoencoder's weights by the published names of taew2_1, with random values."""
+    config = TinyCodecConfig(decoder_channels=(16, 8, 8, 8), encoder_channels=(8, 8, 8, 8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = TinyVideoAutoencoder(config).state_dict()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, file)
+    return file
 
 
 def tiny_tokenizer(folder: Path) -> Path:

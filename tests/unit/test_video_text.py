@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
@@ -16,12 +15,11 @@ from pipelines.errors import ModelError, ModelLayoutError
 from pipelines.precision import Precision
 from pipelines.video.folders import read_video_folder
 from pipelines.video.load_companions import load_codec, load_text
-from pipelines.video.tiny_codec import TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
 from pipelines.video.umt5 import RESIDENCES, Umt5TextEncoder, clean_text, read_tokenizer
 from tests.fakes.tiny_video_model import (
     SCHEDULER,
     tiny_autoencoder,
+    tiny_taew,
     tiny_text_encoder,
     tiny_tokenizer,
     tiny_transformer,
@@ -153,14 +151,6 @@ def test_damaged_tokenizers(tmp_path: Path) -> None:
         read_tokenizer(tmp_path)
 
 
-def tiny_weights(file: Path) -> Path:
-    """A narrow tiny autoencoder's weights by the published names."""
-    module = TinyVideoAutoencoder(TinyCodecConfig())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(module.state_dict(), file)
-    return file
-
-
 def test_autoencoders(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     parts = read_video_folder(folder)
@@ -168,14 +158,13 @@ def test_autoencoders(folder: Path, tmp_path: Path) -> None:
     assert (type(stock).__name__, said) == ("WanCodec", [])
     with pytest.raises(ModelLayoutError, match=r"no tiny autoencoder.*taew2_1\.safetensors"):
         load_codec(parts, "tiny", CPU, said.append)
-    file = tiny_weights(tmp_path / "taew2_1.safetensors")
+    file = tiny_taew(tmp_path / "taew2_1.safetensors")
     tiny = load_codec(parts, str(file), CPU, said.append)
     assert (type(tiny).__name__, tiny.latent_channels, tiny.dtype) == ("TinyCodec", 16, torch.float32)
 
 
 def test_a_folders_own_tiny_autoencoder_is_chosen_and_said(tmp_path: Path) -> None:
-    own = tiny_video_model(tmp_path / "model")
-    tiny_weights(own / "tiny_vae" / "taew2_1.safetensors")
+    own = tiny_video_model(tmp_path / "model", tiny_vae=True)
     said: list[str] = []
     parts = read_video_folder(own)
     assert type(load_codec(parts, "auto", CPU, said.append)).__name__ == "TinyCodec"
@@ -183,6 +172,13 @@ def test_a_folders_own_tiny_autoencoder_is_chosen_and_said(tmp_path: Path) -> No
     assert type(load_codec(parts, "tiny", CPU, said.append)).__name__ == "TinyCodec"
     assert type(load_codec(parts, "stock", CPU, said.append)).__name__ == "WanCodec"
     assert len(said) == 1
+    assert load_codec(parts, "tiny", CPU, said.append).encoder_delay_frames == 3
+    config = own / "tiny_vae" / "config.json"
+    config.write_text('{"encoder_padding": "front"}', encoding="utf-8")
+    assert load_codec(parts, "tiny", CPU, said.append).encoder_delay_frames == 0
+    config.write_text('{"encoder_padding": "middle"}', encoding="utf-8")
+    with pytest.raises(ModelLayoutError, match=r"encoder_padding is 'middle'"):
+        load_codec(parts, "tiny", CPU, said.append)
 
 
 def test_another_autoencoder_in_the_folder(tmp_path: Path) -> None:
