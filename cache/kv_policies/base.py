@@ -22,9 +22,10 @@ def by_slot(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
     After a scene cut, what came after it stands `jump` frames further on, as long as something from before is kept.
     """
     positions, reached = [], 0
+    cut = -1 if ledger.cut_frame is None else ledger.cut_frame
+    gap = jump if any(span.frame < cut for span in spans) else 0
     for span in spans:
-        after = ledger.cut_frame is not None and span.frame >= ledger.cut_frame and reached > 0
-        positions.append(reached + (jump if after else 0))
+        positions.append(reached + (gap if span.frame >= cut else 0))
         reached += span.frames
     return positions
 

@@ -1,0 +1,87 @@
+"""Writes what stands in a row of the key/value cache as one line, cell by cell, for tests that spell it out.
+
+`S0@0` is sink frame 0 at position 0; S sink, X context, R recent, C chunk, T selected tokens, M pooled block, P pooled
+block that waits; `c` in small is a frame of the chunk that the next one drops; `--` is a free cell; `!2` a shot index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cache.kv_plan import (
+    Kind,
+    Ledger,
+    Move,
+    Operation,
+    Plan,
+    PoolFrames,
+    Refresh,
+    SelectBlocks,
+    SelectTokens,
+    Span,
+)
+from cache.kv_policies import KVPolicy
+
+_LETTERS = {
+    Kind.SINK: "S",
+    Kind.CONTEXT: "X",
+    Kind.RECENT: "R",
+    Kind.CHUNK: "C",
+    Kind.SELECTED: "T",
+    Kind.MID: "M",
+    Kind.POOL: "P",
+}
+
+
+def written(span: Span) -> str:
+    """One cell."""
+    letter = _LETTERS[span.kind] if span.kept else _LETTERS[span.kind].lower()
+    frame = "" if span.frame < 0 else str(span.frame)
+    return f"{letter}{frame}@{span.position}" + (f"!{span.phase}" if span.phase else "")
+
+
+def cells(policy: KVPolicy, ledger: Ledger) -> str:
+    """All cells in the order of slots; regions apart by a bar."""
+    at = {span.start: written(span) for span in (*ledger.spans, *ledger.pool)}
+    return " | ".join(
+        " ".join(at.get(region.slots(cell)[0], "--") for cell in range(region.cells)) for region in policy.regions
+    )
+
+
+def walk(policy: KVPolicy, chunks: Iterable[int], *, keep: int | None = None) -> list[str]:
+    """The cells after the beginning of each chunk."""
+    return [cells(policy, plan.ledger) for plan in plans(policy, chunks, keep=keep)]
+
+
+def plans(policy: KVPolicy, chunks: Iterable[int], *, keep: int | None = None) -> list[Plan]:
+    """The plan of each chunk."""
+    ledger, out = Ledger(), []
+    for frames in chunks:
+        plan = policy.plan(ledger, frames, keep=keep)
+        ledger = plan.ledger
+        out.append(plan)
+    return out
+
+
+def operations(plan: Plan) -> list[str]:
+    """What a plan does to the past, in its order; after `first pass:` what waits for the chunk's queries."""
+    return [_written(op) for op in plan.now] + [f"first pass: {_written(op)}" for op in plan.first_pass]
+
+
+def _written(op: Operation) -> str:
+    match op:
+        case Move():
+            return f"move {op.length} from {op.source} to {op.target}"
+        case Refresh():
+            return f"refresh {_line(op.sinks)} by {written(op.newest)} below {op.threshold}"
+        case PoolFrames():
+            return f"pool {_line(op.sources)} to {op.target.start}"
+        case SelectBlocks():
+            return f"blocks of {_line(op.candidates)} to {', '.join(str(s.start) for s in op.targets)}"
+        case SelectTokens():
+            by = "attention" if op.accumulated else "queries"
+            return f"tokens by {by} of {_line(op.candidates)} to {', '.join(str(s.start) for s in op.targets)}"
+
+
+def _line(spans: Iterable[Span]) -> str:
+    return " ".join(written(span) for span in spans)
