@@ -157,10 +157,10 @@ def _select(file: Path, content: Any, containers: Sequence[str]) -> Checkpoint:
         )
     direct = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     parts = {str(name): value for name, value in content.items() if isinstance(value, Mapping) and value}
-    if direct:
+    chosen = next((name for name in containers if name in parts), None)
+    if chosen is None and direct:
         rest = tuple(str(name) for name in content if str(name) not in direct)
         return Checkpoint(source=file, tensors=direct, parts=frozenset(parts), ignored=rest)
-    chosen = next((name for name in containers if name in parts), None)
     if chosen is None:
         raise ModelLayoutError(
             f"{file} holds no weights of a generator, but {listed(parts) or 'nothing'}.",

@@ -101,18 +101,24 @@ def _preset(source: VideoSource, family: Family) -> VideoPreset:
             f"Known: {', '.join(sorted(known))}.",
         )
     changes |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
-    return replace(family.preset, **changes)
+    try:
+        return replace(family.preset, **changes)
+    except TypeError as error:
+        raise ModelLayoutError(
+            f"{source.folder.folder / SETTINGS_FILE} has a value of the wrong kind ({error}).",
+            "Sizes are whole numbers, steps a list of them.",
+        ) from None
 
 
 def _licence(source: VideoSource, family: Family) -> Licence:
     """As zoetrope.json or a model card beside the weights says, else as it was published."""
     if source.checkpoint is None and "licence" in source.folder.settings:
         return _named_licence(str(source.folder.settings["licence"]))
-    place = source.folder.folder if source.checkpoint is None else source.checkpoint.parent
-    card = licence_of(place)
-    if card.startswith(_UNKNOWN_LICENCE) or not family.licence.commercial:
+    places = (source.folder.folder,) if source.checkpoint is None else source.checkpoint.parents[:2]
+    cards = [card for place in places if not (card := licence_of(place)).startswith(_UNKNOWN_LICENCE)]
+    if not cards or not family.licence.commercial:
         return family.licence
-    return _named_licence(card)
+    return _named_licence(cards[0])
 
 
 def _named_licence(name: str) -> Licence:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 
 from ..errors import ModelError
 from ..layout import Component, find_weights
@@ -59,7 +60,8 @@ def _recognise(source: VideoSource, family: str) -> Recognised:
         chosen = family_named(family or source.family or own)
         why = "as named" if family or source.family else f"{SETTINGS_FILE} says so"
         return Recognised(checkpoint=_read(source, chosen.containers), family=chosen, why=why, asked=True)
-    place = source.checkpoint or source.folder.folder.resolve()
+    # Of a whole folder its own name counts only, of a checkpoint also the names of the folders that it lies in.
+    place = source.checkpoint or PurePath(source.folder.folder.resolve().name)
     hinted = family_of_path(place)
     if hinted is not None:
         why = f"by the name {place.name}" if hinted.hint.search(place.name) else f"by the name of a folder of {place}"

@@ -36,9 +36,9 @@ class VideoSource:
 
 def is_video_model(model: str) -> bool:
     """Whether a name means a video model: a Wan folder, a checkpoint, a family or its repository. Loads nothing."""
-    if model in FAMILIES or model in hub.bundled_names():
-        return model in FAMILIES
-    path = Path(model).expanduser()
+    if model in FAMILIES:
+        return True
+    path = hub.BUNDLED_FOLDER / model if model in hub.bundled_names() else Path(model).expanduser()
     if path.exists():
         return is_video_folder(path) or (not _is_image_model(path) and is_checkpoint(path))
     repository = "/".join(model.split("/")[:2])
@@ -51,11 +51,12 @@ def is_video_model(model: str) -> bool:
 def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning) -> VideoSource:
     """Find the files of a video model.
 
-    model: a Wan folder, a checkpoint (or its folder), a name of FAMILIES, or a hub id with or without a file's name.
+    model: a bundled name, a Wan folder, a checkpoint (or its folder), a name of FAMILIES, or a hub id with or without
+    a file's name.
     base: the Wan folder that a checkpoint's codec and text encoder come from; "" looks beside it, then in the hub's
     cache. Raises ModelNotFoundError, ModelLayoutError, HubUnreachableError.
     """
-    path = Path(model).expanduser()
+    path = hub.BUNDLED_FOLDER / model if model in hub.bundled_names() else Path(model).expanduser()
     if path.exists():
         return _local(path, base, notice)
     if model in FAMILIES:

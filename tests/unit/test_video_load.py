@@ -154,6 +154,7 @@ def test_settings_change_the_preset(tmp_path: Path) -> None:
         ({"familly": "x"}, "the entry 'familly'"),
         ({"preset": {"window": 3}}, "the preset has no 'window'"),
         ({"preset": 3}, "the preset has no '3'"),
+        ({"preset": {"window_frames": "many"}}, "a value of the wrong kind"),
         ({"family": "x"}, "no family of video models named 'x'"),
         ({"family": "longlive", "preset": {"window_frames": 5}}, "does not hold 3 of the sink and 3"),
     ],
@@ -307,6 +308,20 @@ def test_three_parts_say_rolling_forcing(base: Path, files: Path) -> None:
     assert "taken for Rolling Forcing" in said.text
     assert "academic purposes only" in said.text
     assert set(model.weights.ignored) == {"generator (69 entries)", "critic (69 entries)"}
+
+
+def test_a_tensor_beside_the_parts_is_ignored(base: Path, files: Path) -> None:
+    file = write(files / "self_forcing_dmd.pt", {"generator_ema": prefixed(wan_state()), "decay": torch.tensor(0.99)})
+    assert load(file, base=str(base))[0].weights.ignored == ("decay",)
+
+
+def test_a_folders_own_name_counts_and_not_those_around_it(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path / "causvid" / "mine")
+    assert load(tmp_path / "causvid" / "mine")[0].family == "wan"
+    shutil.copytree(base, tmp_path / "longlive-diffusers")
+    model, said = load(tmp_path / "longlive-diffusers")
+    assert (model.family, model.why) == ("longlive", "by the name longlive-diffusers")
+    assert "taken for LongLive" in said.text
 
 
 def test_a_model_card_beside_the_weights_counts(base: Path, files: Path) -> None:
