@@ -14,7 +14,7 @@ import torch
 from cache.kv_bank import STORAGES, Bank, Rotate
 from cache.kv_integrity import check_row
 from cache.kv_ops import run, touched
-from cache.kv_plan import KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, attended_range, gaps
+from cache.kv_plan import Kind, KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, attended_range, gaps
 from cache.kv_policies import KVPolicy
 from cache.kv_store import KVShape
 from cache.kv_tables import upload
@@ -136,6 +136,8 @@ class KVCache:
             if span.start not in later
             and (span.start in changed or state.rotated.get(span.start) != standing[span.start])
         ]
+        if any(span.kind is Kind.RECENT for span in stale):
+            stale += plan.ledger.chunk  # It lies among them, and the ranges stay the same when it moves on in the ring.
         if stale:
             for layer in range(self.shape.layers):
                 self._rotated.rotate(layer, row, stale)

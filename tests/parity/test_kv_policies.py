@@ -8,8 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.parity.kv_comparison import CASES, compare
-from tests.parity.kv_reference import AdaptiveRule
+from cache.rotary import Rotary
+from tests.parity.kv_comparison import (
+    CASES,
+    LAYERS,
+    Case,
+    attention,
+    cached_pass,
+    compare,
+    random_tokens,
+    tiny_cache,
+    with_options,
+)
+from tests.parity.kv_reference import GRID, HEAD_DIM, TOKENS, AdaptiveRule, SinkRule
 
 Report = Callable[[str, list[torch.Tensor]], float]
 
@@ -40,3 +51,86 @@ def test_the_adaptive_case_both_replaces_and_keeps() -> None:
     compare(replace(CASES["adaptive-sink"], rule=rule))
     counts = [rule.replacements for rule in made]
     assert all(0 < count < 14 for count in counts), counts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_eight_bits_cost_little(name: str, report: Report) -> None:
+    """Where tokens are chosen by score, a near tie may go the other way, so those are only reported and bounded."""
+    differences = compare(CASES[name], storage="int8", dtype=torch.float32)
+    largest = report(f"kv {name}, int8 storage, outputs near 1", differences)
+    mean = float(torch.cat([d.abs().flatten() for d in differences]).mean())
+    chooses = any(part in name for part in ("participative", "heavy", "top-k"))
+    assert mean < (0.05 if chooses else 2e-3)
+    assert largest < (2.0 if chooses else 0.03)
+
+
+def rotated_storage(case: Case, sink: int, window: int, realign: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs of the cache, and of keys that are stored rotated: at their index, for good (Self-Forcing).
+
+    realign: the sink's stored keys are turned on, each time the tail moves, by the gap (Deep Forcing's own way).
+    """
+    cache = tiny_cache(case)
+    rotary, generator, frames = Rotary(HEAD_DIM), torch.Generator().manual_seed(0), 2
+    stored: list[list[list[torch.Tensor]]] = [[] for _ in range(LAYERS)]
+    ours, theirs, sink_base = [], [], 0
+    place = torch.arange(TOKENS)
+
+    def table(position: int) -> tuple[torch.Tensor, torch.Tensor]:
+        t = torch.full((TOKENS,), position)
+        return rotary.tables(t, place // GRID[1], place % GRID[1], dtype=torch.float64)
+
+    for begun in range(0, 20, frames):
+        cache.begin(0, frames)
+        tokens = [random_tokens(generator, frames, torch.float64) for _ in range(LAYERS)]
+        ours += cached_pass(cache, tokens, None)
+        evicted = max(begun + frames - window, 0)
+        base = evicted if realign else 0
+        turn = rotary.tables(
+            torch.tensor([base - sink_base]), torch.zeros(1), torch.zeros(1), dtype=torch.float64
+        )  # fmt: skip
+        sink_base = base
+        for layer, (queries, keys, values) in enumerate(tokens):
+            turned = []
+            for part in (queries, keys):
+                split = part.split(TOKENS, dim=1)
+                turned.append([rotary.rotate(f, *table(begun + i)) for i, f in enumerate(split)])
+            history = stored[layer]
+            for frame in history[:sink]:
+                frame[0] = rotary.rotate(frame[0], *turn)
+            history += [[k, v] for k, v in zip(turned[1], values.split(TOKENS, dim=1), strict=True)]
+            kept = history[:sink] + history[sink + evicted :] if evicted else history
+            k, v = (torch.cat([frame[i] for frame in kept], dim=1) for i in range(2))
+            theirs.append(attention(torch.cat(turned[0], dim=1), k, v)[0])
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "sink", "window", "realign"),
+    [("window", 0, 5, False), ("sink, absolute positions", 2, 7, False), ("deep-sink", 4, 8, True)],
+)
+def test_unrotated_storage_is_rotated_storage(name: str, sink: int, window: int, realign: bool, report: Report) -> None:
+    ours, theirs = rotated_storage(CASES[name], sink, window, realign)
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    assert report(f"kv {name}, against keys stored rotated, float64", differences) < 1e-11
+
+
+def test_positions_by_slot_and_a_realigned_sink_are_one_attention(report: Report) -> None:
+    case = CASES["deep-sink"]
+    slot = with_options(case, positions="slot")
+    differences = compare(replace(slot, rule=case.rule))
+    assert report("kv deep-sink, by slot against re-aligned, float64", differences) < FLOAT64
+
+
+def test_without_a_phase_the_dual_cache_is_a_sink_of_the_context(report: Report) -> None:
+    case = with_options(CASES["dual"], theta=0.0)
+    differences = compare(replace(case, chunks=(5, 2, 2, 2, 2), rule=lambda: SinkRule(9, 5)))
+    assert report("kv dual with theta 0, against a plain sink, float64", differences) < FLOAT64
+
+
+def test_rebuilding_is_a_window_computed_anew(report: Report) -> None:
+    """The context passes first, alone; then the chunk attends to it and itself, at positions 0 to 4."""
+    case = Case(policy="rebuild", options={"context_frames": 3}, rule=lambda: SinkRule(5), chunks=(3, 2))
+    differences = []
+    for seed in range(3):
+        differences += compare(replace(case, seed=seed, options={"context_frames": 3, "chunk_frames": 2}))
+    assert report("kv rebuild, against the window alone, float64", differences) < FLOAT64
