@@ -35,8 +35,6 @@ class _Row:
     """First slot -> (stop, position, phase) of the spans whose rotated keys are at hand."""
     written: dict[int, int] = field(default_factory=dict)
     """First slot -> how many times its contents have been replaced."""
-    begun: int = 0
-    """Chunks begun since the row's reset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +102,9 @@ class KVCache:
 
         keep: how many of its first frames stay when the next chunk begins (Rolling Forcing: 3 of 15); default all.
         shots: the frames' shot indices, for policies with phases. Returns what stands in the row now. Raises KVError
-        when the policy cannot hold such a chunk; the row is then as before.
+        when the policy cannot hold such a chunk, or the last one was never passed; the row is then as before.
         """
-        state = self._rows[row]
+        state = self._passed(row)
         plan = self.policy.plan(state.ledger, frames, keep=keep, shots=shots)
         after = plan.ledger
         changed = {slot for op in plan.now for slot in touched(op)}
@@ -122,7 +120,7 @@ class KVCache:
         self._place_chunk(row, after.chunk)
         for slot in changed | {s.start for s in after.chunk} | {s for op in plan.first_pass for s in touched(op)}:
             state.written[slot] = state.written.get(slot, 0) + 1
-        state.ledger, state.due, state.begun = after, plan, state.begun + 1
+        state.ledger, state.due = after, plan
         return after
 
     def _rotate_stale(self, row: int, plan: Plan, changed: set[int]) -> None:
@@ -161,7 +159,7 @@ class KVCache:
         The rows' chunks are of equal length and attend to ranges of equal length (see `groups`). frames is the chunk's
         length (default) or its kept frames. Raises KVError otherwise, or when no chunk was begun.
         """
-        ranges, counts, passes, first = set(), set(), [], False
+        ranges, counts, passes = set(), set(), []
         for row in rows:
             state = self._rows[row]
             chunk = state.ledger.chunk
@@ -179,21 +177,21 @@ class KVCache:
             ranges.add(attended_range(attended))
             counts.add(count)
             passes.append(self._pass(row, attended))
-            first, state.due = first or state.due is not None, None
         if len(ranges) != 1 or len(counts) != 1:
             raise KVError(f"rows {tuple(rows)} attend to {sorted(ranges)}: pass them apart, as groups(rows) says")
-        return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes, first)
+        for row in rows:
+            self._rows[row].due = None
+        return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes)
 
     def _pass(self, row: int, attended: tuple[Span, ...]) -> RowPass:
         state = self._rows[row]
         due = state.due.first_pass if state.due is not None else ()
         moved = {slot for op in due for slot in touched(op)}
         again = tuple(span for span in state.ledger.past if span.start in moved)
-        return RowPass(row=row, attended=attended, first_pass=due, moved=again)
+        first = state.due is not None
+        return RowPass(row=row, first=first, attended=attended, first_pass=due, moved=again)
 
-    def _view(
-        self, rows: tuple[int, ...], slots: tuple[int, int], tokens: int, passes: list[RowPass], first: bool
-    ) -> KVView:
+    def _view(self, rows: tuple[int, ...], slots: tuple[int, int], tokens: int, passes: list[RowPass]) -> KVView:
         adjacent = rows == tuple(range(rows[0], rows[-1] + 1))
         which: slice | list[int] = slice(rows[0], rows[-1] + 1) if adjacent else list(rows)
         index, rotated_index, cos, sin = (
@@ -207,7 +205,6 @@ class KVCache:
             tokens=tokens,
             index=(index, rotated_index),
             rotation=(cos, sin),
-            first=first,
         )
 
     def groups(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
@@ -227,11 +224,20 @@ class KVCache:
         """Forget all but the sink (or context) and the last frames, as at a change of prompt."""
         if keep_last_frames < 0:
             raise KVError(f"keep_last_frames is {keep_last_frames}; it is 0 or more")
-        self._set(row, self.policy.flush(self._rows[row].ledger, keep_last_frames))
+        self._set(row, self.policy.flush(self._passed(row).ledger, keep_last_frames))
 
     def scene_cut(self, row: int) -> None:
         """The next chunk begins another scene, in the way the policy has it."""
-        self._set(row, self.policy.scene_cut(self._rows[row].ledger))
+        self._set(row, self.policy.scene_cut(self._passed(row).ledger))
+
+    def _passed(self, row: int) -> _Row:
+        """The row, if its chunk has been seen by a pass: otherwise its place holds what nobody wrote for it."""
+        state = self._rows[row]
+        if state.due is not None:
+            raise KVError(
+                f"the chunk begun in row {row} was never passed: pass it (see view), or reset or restore the row"
+            )
+        return state
 
     def _set(self, row: int, ledger: Ledger) -> None:
         state = self._rows[row]
@@ -243,7 +249,7 @@ class KVCache:
         Without a copy it is a few integers, and `restore` works for as long as what they name has not been overwritten.
         A policy that sums attention is always copied: its sums change with every chunk.
         """
-        state = self._rows[row]
+        state = self._passed(row)
         parts = None
         if copy or self.policy.accumulates:
             place = self.shape.device if device is None else device

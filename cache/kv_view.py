@@ -17,9 +17,13 @@ from cache.kv_plan import Operation, Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPass:
-    """What a pass does in one row: the operations due in each layer, and of the past what they put somewhere new."""
+    """What a pass does in one row: the operations due in each layer, and of the past what they put somewhere new.
+
+    first: whether it is the first pass of the row's chunk.
+    """
 
     row: int
+    first: bool
     attended: tuple[Span, ...]
     first_pass: tuple[Operation, ...]
     moved: tuple[Span, ...]
@@ -41,12 +45,11 @@ class KVView:
         tokens: int,
         index: tuple[torch.Tensor, torch.Tensor],
         rotation: tuple[torch.Tensor, torch.Tensor],
-        first: bool,
     ) -> None:
         self._bank, self._rotated, self._passes = bank, rotated, tuple(passes)
         self._slots, self._tokens, self._index, self._rotation = slice(*slots), tokens, index, rotation
         self._queries: dict[int, torch.Tensor] = {}
-        self._accumulates = first and bank.policy.accumulates
+        self._accumulates = bank.policy.accumulates and any(p.first for p in passes)
         self.rows = tuple(p.row for p in passes)
         self.observes = self._accumulates or any(p.first_pass for p in passes)
         """Whether this pass must call `observe` in every layer."""
@@ -77,7 +80,8 @@ class KVView:
         chunk's first pass was taken. None of this holds for rows that are not adjacent.
         """
         due = tuple(shape_of(op) for p in self._passes for op in p.first_pass)
-        return (self.rows, self._slots.start, self._slots.stop, self._tokens, self.observes, due)
+        firsts = tuple(p.first for p in self._passes) if self._accumulates else ()
+        return (self.rows, self._slots.start, self._slots.stop, self._tokens, firsts, due)
 
     def observe(self, layer: int, queries: torch.Tensor) -> None:
         """Rotated queries [B, N, H, D] of a layer, before its `exchange`. Needed where `observes`, else ignored."""
@@ -108,8 +112,9 @@ class KVView:
         attended = self._read(layer)
         if self._accumulates:
             assert queries is not None
-            for i, row in enumerate(self.rows):
-                accumulate(self._bank, layer, row, self._slots, queries[i], attended[0][i])
+            for i, row_pass in enumerate(self._passes):
+                if row_pass.first:
+                    accumulate(self._bank, layer, row_pass.row, self._slots, queries[i], attended[0][i])
         return attended
 
     def _read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -318,6 +318,15 @@ def test_what_a_cache_cannot_do_is_said() -> None:
     cache.begin(0, 2)
     with pytest.raises(KVError, match="a pass of 3 latent frames in row 0, whose chunk has 2"):
         cache.view([0], 3)
+    for early in (
+        lambda: cache.begin(0, 2),
+        lambda: cache.flush(0),
+        lambda: cache.scene_cut(0),
+        lambda: cache.snapshot(0),
+    ):
+        with pytest.raises(KVError, match="the chunk begun in row 0 was never passed"):
+            early()
+    one_pass(cache, tokens(0))
     with pytest.raises(KVError, match="keep_last_frames is -1"):
         cache.flush(0, -1)
     before = cache.ledger(0)

@@ -89,6 +89,7 @@ def test_full_ends_and_rebuild_begins_anew() -> None:
     full, rebuild = made("full", "native"), made("rebuild", "native")
     for _ in range(7):
         full.begin(0, 3)
+        full.view([0])
     with pytest.raises(KVError, match="holds 21 latent frames"):
         full.begin(0, 3)
     for frames in range(0, 60, 3):
@@ -96,6 +97,7 @@ def test_full_ends_and_rebuild_begins_anew() -> None:
         rebuild.reset(0)
         if context:
             rebuild.begin(0, len(context))
+            rebuild.view([0])
         rebuild.begin(0, 3)
         rebuild.check_integrity()
         assert rebuild.positions(0) == tuple(range(len(context) + 3))
