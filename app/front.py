@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 
 import fastapi
 import gradio as gr
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.controls import MAX_PROMPT_CHARACTERS
 
 from .api.context import ApiContext
 from .api.routes import OPENAPI_URL, include_all, new_application
+from .api.schema import plain_controls
 from .front_gate import FrontGate
 from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from .prompts import Prompts
@@ -36,7 +40,7 @@ def make_application(
     application = new_application()
     client = context.table.client
     include_all(application, context)
-    application.include_router(page_routes(client))
+    application.include_router(page_routes(client, prompts))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
         Page(client, prompts).build(),
@@ -56,8 +60,16 @@ def make_application(
     return PolicyHeaders(guard(gated) if guard is not None else gated)
 
 
-def page_routes(client: WorkerClient) -> fastapi.APIRouter:
-    """What only the page asks: how the worker stands, in words."""
+class PromptText(BaseModel):
+    """A prompt as it stands in the page's box."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+
+
+def page_routes(client: WorkerClient, prompts: Prompts) -> fastapi.APIRouter:
+    """What only the page asks: how the worker stands, in words; what its controls begin with; a word on a prompt."""
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 
     @routes.get("/status")
@@ -66,6 +78,19 @@ def page_routes(client: WorkerClient) -> fastapi.APIRouter:
         now = client.status
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
+
+    @routes.get("/controls")
+    async def controls() -> dict[str, object]:
+        """controls: of a fresh stream, without the prompt; null until the worker is ready."""
+        ready = client.status.ready
+        if ready is None:
+            return {"controls": None}
+        return {"controls": {name: v for name, v in plain_controls(ready.controls).items() if name != "prompt"}}
+
+    @routes.post("/notice")
+    async def notice(text: PromptText) -> dict[str, str]:
+        """html: what the user should know about the prompt; empty when it is fine."""
+        return {"html": prompts.notice(text.prompt)}
 
     return routes
 

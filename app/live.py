@@ -26,7 +26,7 @@ from .guard_rules import is_loopback
 from .live_options import add_output_options, api_limits, controller_options, push_hosts, webrtc_options
 from .options import add_engine_options, engine_options
 from .prompts import Prompts
-from .threads import hand_over_soon
+from .threads import hand_over_soon, keep_for_good
 
 if TYPE_CHECKING:
     import uvicorn
@@ -165,8 +165,10 @@ def _serve_until_stopped(
     from .log_secrets import hidden_tokens
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # below it names addresses: a WHIP push's is a key
+    application = make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard))
+    keep_for_good()
     config = uvicorn.Config(
-        make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard)),
+        application,
         log_level="warning",
         lifespan="on",  # "auto" would go on in silence without what a failing start had to begin
         ws="websockets-sansio",

@@ -7,26 +7,27 @@ WebSocket and sends control changes; no frame and no change passes through Gradi
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from pipelines.control_table import CONTROLS
-from pipelines.errors import ZoetropeError
 
 from .page_controls import SECTIONS, label_of, make_widget, send_changes
 from .prompts import Prompts
-from .worker_client import Phase, WorkerClient
+from .worker_client import WorkerClient
 
 _PARTS = Path(__file__).parent / "page_parts"
-_STAGE_SCRIPTS = ("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js")
+_STAGE_SCRIPTS = ("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js", "widgets.js")
 _STYLES = ("style.css", "outputs.css")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
-_HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
-_SEND_PROMPT = "(text) => { window.zoetrope.setControl('prompt', text); return text; }"
-HEAD = "<meta name='theme-color' content='#0b0c0f'><meta name='color-scheme' content='dark'>"
+_IN_THE_BROWSER: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_STAGE = "(await window.zoetropeReady)"
+HEAD = """<meta name='theme-color' content='#0b0c0f'><meta name='color-scheme' content='dark'>
+<script>window.zoetropeReady = new Promise((done) => { window.zoetropeStarted = done; });</script>"""
 DARK_SCRIPT = "() => document.body.classList.add('dark')"
 
 
@@ -66,18 +67,30 @@ class Page:
                     _part("source.html", (_PARTS / "source.js").read_text(encoding="utf-8"), "zt-sources")
                     _part("outputs.html", (_PARTS / "outputs.js").read_text(encoding="utf-8"), "zt-outputs")
                     widgets = self._control_boxes()
-            waiting = gr.Timer(0.5, active=False)
-            shown: Sequence[gr.components.Component] = [*widgets.values()]
-            blocks.load(self._refresh, None, [waiting, *shown], **_HIDDEN)
-            blocks.load(None, [prompt], None, js=_WAIT_FOR_STAGE, **_HIDDEN)
-            waiting.tick(self._refresh, None, [waiting, *shown], **_HIDDEN)
-            stage.change(self._adopt, [stage], [prompt, *shown], **_HIDDEN)
-            for event in (prompt.submit, prompt.blur):
-                event(self._prompts.notice, [prompt], [notice], js=_SEND_PROMPT, queue=False, **_HIDDEN)
-            for button in examples:
-                button.click(self._example, [button], [prompt, notice], js=_SEND_PROMPT, queue=False, **_HIDDEN)
-            send_changes(widgets)
+            self._connect(stage, prompt, notice, examples, widgets)
+            load = f"async (prompt) => {_STAGE}.firstValues({json.dumps([*widgets])}, prompt)"
+            blocks.load(None, [prompt], [*widgets.values()], js=load, **_IN_THE_BROWSER)
         return blocks
+
+    def _connect(
+        self,
+        stage: gr.HTML,
+        prompt: gr.Textbox,
+        notice: gr.HTML,
+        examples: list[gr.Button],
+        widgets: Mapping[str, gr.components.Component],
+    ) -> None:
+        """Every event stays in the browser: Gradio's server is not asked."""
+        shown = [prompt, *widgets.values()]
+        names = json.dumps(["prompt", *widgets])
+        adopt = f"async (preset, ...values) => {_STAGE}.presetValues({names}, values, preset)"
+        stage.change(None, [stage, *shown], shown, js=adopt, **_IN_THE_BROWSER)
+        for event in (prompt.submit, prompt.blur):
+            event(None, [prompt], [notice], js=f"async (text) => {_STAGE}.sendPrompt(text)", **_IN_THE_BROWSER)
+        example = f"async (text) => [text, await {_STAGE}.sendPrompt(text)]"
+        for button in examples:
+            button.click(None, [button], [prompt, notice], js=example, **_IN_THE_BROWSER)
+        send_changes(widgets)
 
     # ---- layout ----
 
@@ -102,36 +115,9 @@ class Page:
                     widgets[name] = make_widget(CONTROLS[name], values[name])
         return widgets
 
-    # ---- callbacks ----
-
-    def _refresh(self) -> list[object]:
-        """The controls' values once the worker knows them; until then ask again."""
-        values = self._values()
-        names = [name for section in SECTIONS for name in section.names]
-        loading = self._client.status.phase is Phase.LOADING
-        return [gr.Timer(active=loading), *(values[name] for name in names)]
-
-    def _adopt(self, settings: str) -> list[object]:
-        """What a preset or a snapshot holds, into the widgets; the stage has sent it to the session already."""
-        try:
-            controls = json.loads(settings)
-        except json.JSONDecodeError as error:
-            raise ZoetropeError("These settings are not JSON.") from error
-        names = ["prompt", *(name for section in SECTIONS for name in section.names)]
-        return [gr.update(value=controls[name]) if name in controls else gr.update() for name in names]
-
-    def _example(self, text: str) -> list[object]:
-        return [text, self._prompts.notice(text)]
-
     def _values(self) -> dict[str, object]:
         ready = self._client.status.ready
         return {name: spec.default for name, spec in CONTROLS.items()} | (ready.controls if ready else {})
-
-
-_WAIT_FOR_STAGE = """async (text) => {
-  while (!window.zoetrope) await new Promise((done) => setTimeout(done, 50));
-  if (text) window.zoetrope.setControl('prompt', text);
-}"""
 
 
 def _part(name: str, script: str, identity: str) -> gr.HTML:

@@ -10,6 +10,7 @@ instead of 8 (docs/performance.md).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -29,3 +30,13 @@ def hand_over_soon() -> None:
     """For a process with an event loop and busy threads: one that wants the interpreter's lock gets it after 1 ms, not
     5 as Python has it, so that no thread's Python code holds the loop up for longer."""
     sys.setswitchinterval(_SWITCH_S)
+
+
+def keep_for_good() -> None:
+    """Leave what exists now out of all later garbage collections.
+
+    Modules and the page are some hundred thousand objects, and a full collection of them stops every thread of the
+    front for a tenth of a second. Called once, when the start is over.
+    """
+    gc.collect()
+    gc.freeze()

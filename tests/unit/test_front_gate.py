@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,10 @@ import httpx
 import pytest
 from fastapi import APIRouter
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from app.api.context import ApiContext
 from app.front import make_application
-from app.front_gate import FrontGate
 from app.guard import Guard
 from app.guard_rules import GuardOptions
 from app.prompts import Prompts
@@ -28,7 +26,6 @@ from tests.fakes.stream_server import worker_client
 OPEN = {
     *("/", "/config", "/config/", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json"),
     *("/static/{path:path}", "/assets/{path:path}"),
-    *("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/{api_name}"),
 }
 CLOSED = (
     ("POST", "/gradio_api/upload"),
@@ -39,7 +36,9 @@ CLOSED = (
     ("GET", "/gradio_api/proxy=http://127.0.0.1:9/"),
     ("GET", "/gradio_api/info"),
     ("POST", "/gradio_api/call/predict"),
-    ("POST", "/gradio_api/run/predict/"),
+    ("POST", "/gradio_api/run/predict"),
+    ("POST", "/gradio_api/queue/join"),
+    ("GET", "/gradio_api/queue/data?session_hash=x"),
     ("POST", "/gradio_api/run/other"),
     ("POST", "/gradio_api/api/predict"),
     ("POST", "/gradio_api/vibe-edit"),
@@ -125,41 +124,3 @@ def test_what_the_page_does_not_use_is_closed_on_this_machine_too(context: ApiCo
     front = Front(context, LOCAL)
     assert front.ask(CLOSED) == [404] * len(CLOSED)
     assert front.ask([("GET", "/"), ("GET", "/theme.css"), ("GET", "/healthz"), ("GET", "/page/status")]) == [200] * 4
-
-
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (["a cat", 3, None], 200),
-        ([{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}], 400),
-        ([[{"deep": {"path": "http://127.0.0.1:9/x"}}]], 400),
-        (["x" * 300_000], 413),
-    ],
-)
-@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict"])
-def test_a_call_names_no_file(path: str, data: list[object], status: int) -> None:
-    seen = []
-
-    async def inner(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.append(json.loads((await receive())["body"])["data"])
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def ask(app: ASGIApp) -> int:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE) as http:
-            return (await http.post(path, json={"fn_index": 0, "data": data})).status_code
-
-    assert asyncio.run(ask(FrontGate(inner))) == status
-    assert seen == ([data] if status == 200 else [])
-
-
-def test_what_is_no_json_is_no_call() -> None:
-    async def never(scope: Scope, receive: Receive, send: Send) -> None:
-        raise AssertionError("it was let through")
-
-    async def ask() -> list[int]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(FrontGate(never)), base_url=BASE) as http:
-            bodies = (b"", b"{", b"\xff", b"[" * 100_000)
-            return [(await http.post("/gradio_api/queue/join", content=body)).status_code for body in bodies]
-
-    assert asyncio.run(ask()) == [400] * 4

@@ -6,12 +6,16 @@ import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fastapi
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 
 from app import page as page_module
+from app.front import page_routes
 from app.meter import Meter
 from app.page import Page
 from app.page_controls import ELSEWHERE, SECTIONS, label_of, make_widget, propagation_text, stream_controls
@@ -20,7 +24,6 @@ from app.prompts import Prompts, world_examples
 from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
 from pipelines.control_table import CONTROLS
-from pipelines.errors import ZoetropeError
 from pipelines.hub import BUNDLED_FOLDER
 
 WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
@@ -64,25 +67,39 @@ def test_the_page_is_built(client: WorkerClient) -> None:
     assert {label_of(spec) for spec in stream_controls()} <= labels
 
 
-def test_the_page_starts_with_the_worker_s_values_and_takes_a_preset_s(client: WorkerClient) -> None:
-    page = Page(client, Prompts())
-    names = ["prompt", *(name for section in SECTIONS for name in section.names)]
-    timer, *values = page._refresh()
-    assert isinstance(timer, gr.Timer)
-    assert not timer.active
+def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerClient) -> None:
+    async def build() -> gr.Blocks:
+        return Page(client, Prompts.of_world(WORLD)).build()
+
+    events = [*asyncio.run(build()).fns.values()]
+    assert len(events) > len(stream_controls())
+    assert [event.js for event in events if event.fn is not None] == []
+    assert all(event.js for event in events)
+
+
+def test_the_page_s_own_routes(client: WorkerClient) -> None:
+    application = fastapi.FastAPI()
+    application.include_router(page_routes(client, Prompts.of_world(WORLD)))
+
+    async def ask() -> tuple[dict[str, Any], dict[str, str], int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            controls = (await http.get("/page/controls")).json()["controls"]
+            notice = (await http.post("/page/notice", json={"prompt": "a <b>qwrtzp</b>"})).json()
+            return controls, notice, (await http.post("/page/notice", json={"prompt": "x" * 3000})).status_code
+
+    controls, notice, too_long = asyncio.run(ask())
     ready = client.status.ready
     assert ready is not None
-    assert dict(zip(names[1:], values, strict=True))["strength"] == ready.controls["strength"]
-    changed = dict(zip(names, page._adopt('{"strength": 0.25, "prompt": "a cat"}'), strict=True))
-    assert changed["strength"] == gr.update(value=0.25)
-    assert changed["prompt"] == gr.update(value="a cat")
-    assert changed["steps"] == gr.update()
-    with pytest.raises(ZoetropeError, match="not JSON"):
-        page._adopt("nonsense")
+    assert controls["strength"] == ready.controls["strength"]
+    assert {*controls, "prompt"} == {spec.name for spec in stream_controls()}
+    assert "qwrtzp" in notice["html"]
+    assert "<b>" not in notice["html"]
+    assert too_long == 422
 
 
 @pytest.mark.parametrize(
-    "name", ["link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js", "source.js", "outputs.js"]
+    "name",
+    ["link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js", "widgets.js", "source.js", "outputs.js"],
 )
 def test_the_page_s_scripts_name_no_other_host(name: str) -> None:
     text = (Path(page_module.__file__).parent / "page_parts" / name).read_text(encoding="utf-8")
