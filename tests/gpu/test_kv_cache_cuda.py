@@ -1,4 +1,4 @@
-"""The key/value cache on CUDA: a captured pass serves later chunks, and neither a chunk's beginning nor a pass waits."""
+"""The key/value cache on CUDA: a captured pass serves later chunks; neither a beginning nor a pass waits."""
 
 from __future__ import annotations
 
