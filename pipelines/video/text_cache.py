@@ -5,7 +5,7 @@ Knows embeddings and rows; not what a prompt says, which stream it belongs to, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeAlias
 
 import torch
@@ -16,6 +16,11 @@ KeysValues: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 class TextView(Protocol):
     """The text that one forward pass attends to."""
+
+    @property
+    def signature(self) -> Hashable:
+        """Equal for views that read the same addresses: part of the key of a captured CUDA graph; None: never equal."""
+        ...
 
     def exchange(self, layer: int, compute: Callable[[torch.Tensor], KeysValues]) -> KeysValues:
         """(keys, values) of a layer: each [B, L, heads, D], or [B, F, L, heads, D] where every frame has its own text.
@@ -55,6 +60,8 @@ class TextProjector(Protocol):
 
 class PlainText:
     """Text without a cache: every pass computes the keys and values again. For training and comparisons."""
+
+    signature = None
 
     def __init__(self, transformer: TextProjector, embeddings: torch.Tensor) -> None:
         """embeddings: [B, L, text_dim], padding rows zero."""
@@ -121,25 +128,29 @@ class TextCache:
         may change between passes; the view and what a graph captured of it then read the new rows.
         """
         if isinstance(rows, torch.Tensor):
-            return _GatheredText(self._keys, self._values, rows)
+            return _GatheredText(self._keys, self._values, rows, ("rows of a tensor", rows.data_ptr(), rows.shape))
         first, count = rows[0], len(rows)
         if list(rows) == list(range(first, first + count)):
             return _StoredText(self._keys[:, first : first + count], self._values[:, first : first + count])
         index = torch.tensor(list(rows), dtype=torch.int64, device=self._keys.device)
-        return _GatheredText(self._keys, self._values, index)
+        return _GatheredText(self._keys, self._values, index, None)
 
 
 class _StoredText:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self._keys, self._values = keys, values
+        self.signature: Hashable = (keys.data_ptr(), keys.shape)
 
     def exchange(self, layer: int, compute: Callable[[torch.Tensor], KeysValues]) -> KeysValues:
         return self._keys[layer], self._values[layer]
 
 
 class _GatheredText:
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor) -> None:
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, signature: tuple[object, ...] | None
+    ) -> None:
         self._keys, self._values, self._rows = keys, values, rows
+        self.signature: Hashable = None if signature is None else (keys.data_ptr(), *signature)
 
     def exchange(self, layer: int, compute: Callable[[torch.Tensor], KeysValues]) -> KeysValues:
         picked = self._rows.flatten()

@@ -21,7 +21,7 @@ from cache.rotary import Rotary
 
 from .attention import PLAIN, AttentionBackend, Mask
 from .text_cache import KeysValues, TextView
-from .wan_blocks import KeyValueView, WanBlock, modulate, wide
+from .wan_blocks import AS_WRITTEN, BlockHalves, KeyValueView, WanBlock, modulate, wide
 from .wan_config import WanConfig, refuse_image_weights
 
 _KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm2")
@@ -82,9 +82,13 @@ class CausalWanTransformer(nn.Module):
     """Wan 2.1's video transformer with a timestep for each latent frame and keys and values kept outside of it."""
 
     def __init__(self, config: WanConfig, *, attention: AttentionBackend = PLAIN) -> None:
-        """attention: see `attention.choose_attention`; the attribute of that name may be set later."""
+        """attention: see `attention.choose_attention`; the attribute of that name may be set later.
+
+        The attribute `halves` says how the blocks are executed: `backends` sets it.
+        """
         super().__init__()
         self.config, self.attention = config, attention
+        self.halves: BlockHalves = AS_WRITTEN
         self.rotary = Rotary(config.attention_head_dim)
         self.patch_embedding = nn.Conv3d(
             config.in_channels, config.dim, kernel_size=config.patch_size, stride=config.patch_size
@@ -201,7 +205,7 @@ class CausalWanTransformer(nn.Module):
         embedding, time = self.condition_embedder.time(timesteps)
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
         for layer, block in enumerate(self.blocks):
-            hidden = block(hidden, time, layer, text, view, self.rotary, self.attention, mask)
+            hidden = block(hidden, time, layer, text, view, self.rotary, self.attention, mask, self.halves)
         return self.head(hidden, embedding, grid)
 
     def embed_patches(self, latents: torch.Tensor) -> torch.Tensor:

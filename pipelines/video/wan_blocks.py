@@ -8,7 +8,9 @@ Architecture: Wan 2.1 (Wan team 2025, section 4.2); names and shapes of the para
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -141,15 +143,16 @@ class WanBlock(nn.Module):
         rotary: Rotary,
         attention: AttentionBackend,
         mask: Mask | None,
+        halves: BlockHalves,
     ) -> torch.Tensor:
         """One block: `before`, the cache and attention, `after`."""
         cos, sin = kv.query_rotation
-        queries, own_keys, own_values = self.before(hidden, time, cos, sin, rotary)
+        queries, own_keys, own_values = halves.before(self, hidden, time, cos, sin, rotary)
         if kv.observes:
             kv.observe(layer, queries)
         keys, values = kv.exchange(layer, own_keys, own_values)
         attended = attention(queries, keys, values, mask)
-        return self.after(hidden, attended, time, text.exchange(layer, self.attn2.keys_values), attention)
+        return halves.after(self, hidden, attended, time, text.exchange(layer, self.attn2.keys_values), attention)
 
     def _cross_attention(self, hidden: torch.Tensor, text: KeysValues, attention: AttentionBackend) -> torch.Tensor:
         keys, values = text
@@ -160,6 +163,29 @@ class WanBlock(nn.Module):
             queries = self.attn2.queries(hidden.flatten(1, 2))
             attended = attention(queries, keys, values)
         return self.attn2.output(attended).view_as(hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockHalves:
+    """How `WanBlock.before` and `WanBlock.after` are executed: called with the block and the method's arguments.
+
+    One object serves all blocks: what it compiles for one of them serves the others.
+    """
+
+    before: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    after: Callable[..., torch.Tensor]
+
+
+def _before(block: WanBlock, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return block.before(*arguments)
+
+
+def _after(block: WanBlock, *arguments: Any) -> torch.Tensor:
+    return block.after(*arguments)
+
+
+AS_WRITTEN = BlockHalves(before=_before, after=_after)
+"""Called as they stand."""
 
 
 def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, ...]:

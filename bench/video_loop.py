@@ -1,0 +1,164 @@
+"""Owns the plainest loop over a causal video transformer: chunks of latents, and their way to frames in host memory.
+
+n denoising passes with fresh noise between them and a clean pass that writes the chunk's keys and values, as
+Self-Forcing has it (Huang et al. 2025, algorithm 2). Knows no prompt, camera, control or session: the engine does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from bench.video_shapes import VideoShape
+from cache.kv import KVCache, KVShape
+from cache.kv_policies import make_policy
+from pipelines.video.backends import VideoBackend
+from pipelines.video.codec_backends import FrameDecoder
+from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep, StepList, denoised, noised
+from pipelines.video.text_cache import TextCache
+from pipelines.video.transformer import CausalWanTransformer
+
+STEPS = StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """window_frames counts the chunk; both in latent frames."""
+
+    window_frames: int
+    chunk_frames: int = 3
+    policy: str = "window"
+    storage: str = "native"
+
+
+class ChunkLoop:
+    """One endless stream of chunks of latents on a transformer's device."""
+
+    def __init__(
+        self, transformer: CausalWanTransformer, shape: VideoShape, settings: LoopSettings, backend: VideoBackend
+    ) -> None:
+        device, grid = transformer.device, transformer.grid(*shape.latent_size)
+        self.settings, self.device, self._backend = settings, device, backend
+        policy = make_policy(
+            settings.policy, grid=grid, window_frames=settings.window_frames, chunk_frames=settings.chunk_frames
+        )
+        self.cache = KVCache(
+            KVShape(
+                layers=transformer.layers,
+                heads=transformer.heads,
+                head_dim=transformer.head_dim,
+                grid=grid,
+                dtype=transformer.dtype,
+                device=device,
+            ),
+            policy,
+            rotary=transformer.rotary,
+            storage=settings.storage,
+            rotate=backend.rotate,
+        )
+        config = shape.transformer
+        self.text = TextCache(transformer, rows=1, tokens=config.text_len)
+        self.embeddings = torch.randn((config.text_len, config.text_dim), device=device, dtype=transformer.dtype)
+        self.text.write(0, self.embeddings)
+        self._latents = (1, config.in_channels, settings.chunk_frames, *shape.latent_size)
+        self._steps: tuple[FlowStep, ...] = STEPS.steps()
+        one = (1, settings.chunk_frames)
+        self._times = [torch.full(one, s.timestep, device=device) for s in self._steps]
+        self._levels = [torch.full(one, s.sigma, device=device, dtype=torch.float64) for s in self._steps]
+        self._clean = torch.full(one, CLEAN_TIMESTEP, device=device)
+
+    @property
+    def passes(self) -> int:
+        """Passes a chunk takes."""
+        return len(self._steps) + 1
+
+    @property
+    def filling_chunks(self) -> int:
+        """Chunks until the window is full."""
+        return -(-self.settings.window_frames // self.settings.chunk_frames)
+
+    def one_pass(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """The velocity of a pass of the chunk that stands in the cache."""
+        return self._backend(latents, times, self.text.view([0]), self.cache.view([0]))
+
+    def noise(self) -> torch.Tensor:
+        """Fresh noise [1, C, F, h, w] float32."""
+        return torch.randn(self._latents, device=self.device)
+
+    @torch.no_grad()
+    def denoise(self) -> torch.Tensor:
+        """The next chunk, clean: [1, C, F, h, w] float32. `finish` must follow."""
+        self.cache.begin(0, self.settings.chunk_frames)
+        latents, last = self.noise(), len(self._steps) - 1
+        for i, (times, level) in enumerate(zip(self._times, self._levels, strict=True)):
+            clean = denoised(latents, self.one_pass(latents, times), level)
+            latents = clean if i == last else noised(clean, self.noise(), self._levels[i + 1])
+        return latents
+
+    @torch.no_grad()
+    def finish(self, latents: torch.Tensor) -> None:
+        """The clean pass."""
+        self.one_pass(latents, self._clean)
+
+    def chunk(self) -> None:
+        """A whole chunk."""
+        self.finish(self.denoise())
+
+    def reset(self) -> None:
+        """A new stream."""
+        self.cache.reset(0)
+
+
+class FrameOutput:
+    """Decodes chunks and copies their frames to host memory; at most two chunks are under way.
+
+    overlapped: on a CUDA stream of its own, beside the passes of the following chunk.
+    """
+
+    def __init__(self, decoder: FrameDecoder, device: torch.device, *, overlapped: bool) -> None:
+        self._decoder, self._device = decoder, device
+        self._stream = torch.cuda.Stream(device, priority=-1) if overlapped and device.type == "cuda" else None
+        self._host: dict[torch.Size, deque[torch.Tensor]] = {}
+        self._pending: deque[torch.cuda.Event] = deque()
+
+    def send(self, latents: torch.Tensor) -> torch.Tensor:
+        """The memory in which the frames [1, F, H, W, 3] will stand once `wait` returns."""
+        while len(self._pending) >= 2:
+            self._pending.popleft().synchronize()
+        with self._on_stream(latents):
+            frames = self._decoder.decode(latents)
+            host = self._buffer(frames)
+            host.copy_(frames, non_blocking=True)
+            if self._device.type == "cuda":
+                event = torch.cuda.Event()
+                event.record()
+                self._pending.append(event)
+        return host
+
+    def wait(self) -> None:
+        """Until all that was sent is there."""
+        while self._pending:
+            self._pending.popleft().synchronize()
+
+    @contextmanager
+    def _on_stream(self, latents: torch.Tensor) -> Iterator[None]:
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        latents.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def _buffer(self, frames: torch.Tensor) -> torch.Tensor:
+        pinned = self._device.type == "cuda"
+        if frames.shape not in self._host:
+            three = (torch.empty(frames.shape, dtype=frames.dtype, pin_memory=pinned) for _ in range(3))
+            self._host[frames.shape] = deque(three)
+        buffers = self._host[frames.shape]
+        buffers.rotate(1)
+        return buffers[0]

@@ -1,0 +1,119 @@
+"""Owns causal video models with random weights in published shapes, and the arithmetic that their passes must do.
+
+Speed does not depend on the values of weights. Knows no measurement. Random embeddings stand in for the text encoder.
+The arithmetic counts matrix products alone: in a layer 2 N (4 d² + 2 d² + 2 d f) for N tokens, width d and MLP width f;
+4 N M d for self-attention over M tokens; 4 N L d for cross-attention over L.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from torch import nn
+
+from pipelines.video.attention import choose_attention
+from pipelines.video.codec import VideoCodec
+from pipelines.video.tiny_codec import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.tiny_codec_layers import TinyCodecConfig
+from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan_codec import WanCodec
+from pipelines.video.wan_config import WanConfig
+
+H100_DENSE_TFLOPS = 990.0
+"""Data sheet, bfloat16, without sparsity: of H100 SXM and H200 alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoShape:
+    """The transformer's sizes, the frame in pixels, the windows to measure (latent frames), and the autoencoders'."""
+
+    transformer: WanConfig
+    width_px: int
+    height_px: int
+    windows: tuple[int, ...]
+    tiny_vae: TinyCodecConfig
+    wan_vae: Mapping[str, Any]
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width in latents."""
+        return self.height_px // 8, self.width_px // 8
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of a latent frame."""
+        _, rows, columns = self.transformer.patch_size
+        return (self.latent_size[0] // rows) * (self.latent_size[1] // columns)
+
+    def pass_tflop(self, frames: int, window: int) -> float:
+        """Arithmetic of one pass of `frames` latent frames that attends to `window` latent frames."""
+        c, tokens = self.transformer, frames * self.frame_tokens
+        products = 2 * tokens * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
+        attention = 4 * tokens * c.dim * (window * self.frame_tokens + c.text_len)
+        return c.num_layers * (products + attention) / 1e12
+
+    def floor_fps(self, frames: int, window: int, passes: int, tflops: float = H100_DENSE_TFLOPS) -> float:
+        """Frames a second that arithmetic alone allows, autoencoder left out."""
+        return 4 * frames / (passes * self.pass_tflop(frames, window) / tflops)
+
+
+_TINY = WanConfig(
+    num_attention_heads=2, attention_head_dim=16, text_dim=32, text_len=16, freq_dim=32, ffn_dim=64, num_layers=2
+)
+
+VIDEO_SHAPES: Mapping[str, VideoShape] = MappingProxyType(
+    {
+        "wan-1.3b": VideoShape(
+            transformer=WanConfig(),
+            width_px=832,
+            height_px=480,
+            windows=(9, 12, 21),
+            tiny_vae=TinyCodecConfig(),
+            wan_vae=MappingProxyType({}),
+        ),
+        "wan-1.3b-square": VideoShape(
+            transformer=WanConfig(),
+            width_px=512,
+            height_px=512,
+            windows=(9, 21),
+            tiny_vae=TinyCodecConfig(),
+            wan_vae=MappingProxyType({}),
+        ),
+        "tiny": VideoShape(
+            transformer=_TINY,
+            width_px=48,
+            height_px=32,
+            windows=(6,),
+            tiny_vae=TinyCodecConfig(decoder_channels=(16, 8, 8, 8), encoder_channels=(8, 8, 8, 8)),
+            wan_vae=MappingProxyType({"base_dim": 8, "num_res_blocks": 1}),
+        ),
+    }
+)
+
+
+def build_transformer(shape: VideoShape, device: torch.device, dtype: torch.dtype) -> CausalWanTransformer:
+    """Random weights on the device, the fastest attention that runs there."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        transformer = CausalWanTransformer(shape.transformer)
+    transformer.eval().requires_grad_(False)
+    transformer.set_precision(dtype)
+    choice = choose_attention("auto", device=device, dtype=dtype, head_dim=transformer.head_dim)
+    transformer.attention = choice.backend
+    return transformer
+
+
+def build_codec(kind: str, shape: VideoShape, device: torch.device, dtype: torch.dtype) -> VideoCodec:
+    """kind: tiny or stock. Random weights on the device."""
+    torch.manual_seed(1)
+    with torch.device(device):
+        if kind == "tiny":
+            tiny = TinyVideoAutoencoder(shape.tiny_vae).eval().requires_grad_(False)
+            return TinyCodec(nn.Module.to(tiny, dtype))
+        stock = AutoencoderKLWan(**shape.wan_vae).eval().requires_grad_(False)
+        return WanCodec(nn.Module.to(stock, dtype))

@@ -1,0 +1,294 @@
+"""Owns the figures of the causal video engine: frames a second with and without the decoder, latencies, memory.
+
+`python -m bench.video_stream --shape wan-1.3b --device cuda --json`: Wan 2.1 1.3B's shape at 480×832 with random
+weights, 4 denoising steps and a clean pass, for each window; beside the arithmetic floor, and beside the transformer of
+diffusers' AnyFlowFARPipeline at the same shape. `--shape tiny` runs on the CPU in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
+from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
+from bench.video_profile import matmul_tflops, profile
+from bench.video_shapes import VIDEO_SHAPES, VideoShape, build_codec, build_transformer
+from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
+from pipelines.video.codec_backends import FrameDecoder
+from pipelines.video.transformer import CausalWanTransformer
+
+Figures = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What stays the same through a run. chunks: timed in each measurement."""
+
+    shape: VideoShape
+    transformer: CausalWanTransformer
+    device: torch.device
+    dtype: torch.dtype
+    chunks: int
+    backend: str
+
+    def synchronise(self) -> None:
+        """Until the device is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Of one call, until the device is done."""
+        self.synchronise()
+        start = time.perf_counter()
+        call()
+        self.synchronise()
+        return time.perf_counter() - start
+
+
+def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[ChunkLoop, Figures]:
+    """The transformer alone: chunks of latents in the steady state."""
+    loop = ChunkLoop(bench.transformer, bench.shape, settings, choose_backend(backend, bench.transformer))
+    frames, window = settings.chunk_frames, settings.window_frames
+    warm_up_s = bench.seconds(lambda: [loop.chunk() for _ in range(loop.filling_chunks + 3)])
+    seconds = [bench.seconds(loop.chunk) for _ in range(bench.chunks)]
+    together = bench.seconds(lambda: [loop.chunk() for _ in range(bench.chunks)]) / bench.chunks
+    fps = 4 * frames / together
+    floor = bench.shape.floor_fps(frames, window, loop.passes)
+    return loop, {
+        "what": "transformer",
+        "backend": backend,
+        "window_latents": window,
+        "chunk_latents": frames,
+        "loop_fps": round(fps, 2),
+        "chunk_ms": round(1e3 * together, 2),
+        "chunk_p95_ms": round(1e3 * _p95(seconds), 2),
+        "tflop_per_pass": round(bench.shape.pass_tflop(frames, window), 2),
+        "tflops": round(loop.passes * bench.shape.pass_tflop(frames, window) / together, 1),
+        "floor_fps_at_990_tflops": round(floor, 1),
+        "percent_of_floor": round(100 * fps / floor, 1),
+        "kv_mib": round(loop.cache.bytes / 2**20),
+        "warm_up_s": round(warm_up_s, 1),
+    }
+
+
+def measure_frames(
+    bench: Bench, loop: ChunkLoop, codec: str, *, overlapped: bool
+) -> tuple[Callable[[], None], Figures]:
+    """The same with the decoder, to bytes of frames in host memory; and the latencies."""
+    decoder = _decoder(bench, codec)
+    output = FrameOutput(decoder, bench.device, overlapped=overlapped)
+
+    def chunk() -> None:
+        latents = loop.denoise()
+        output.send(latents)
+        loop.finish(latents)
+
+    def first_frames() -> None:
+        output.send(loop.denoise())
+        output.wait()
+
+    def changed() -> None:
+        loop.text.write(0, loop.embeddings)
+        first_frames()
+
+    for _ in range(loop.filling_chunks + 3):
+        chunk()
+    together = bench.seconds(lambda: [chunk() for _ in range(bench.chunks)]) / bench.chunks
+    decode_s = _decode_seconds(bench, loop, decoder)
+    change_s = []
+    for _ in range(3):
+        bench.synchronise()
+        start = time.perf_counter()
+        changed()
+        change_s.append(time.perf_counter() - start)
+    best_ms = 1e3 * statistics.median(change_s)
+    figures = {
+        "what": "frames",
+        "codec": codec,
+        "overlapped": overlapped,
+        "backend": bench.backend,
+        "window_latents": loop.settings.window_frames,
+        "chunk_latents": loop.settings.chunk_frames,
+        "end_to_end_fps": round(4 * loop.settings.chunk_frames / together, 2),
+        "chunk_ms": round(1e3 * together, 2),
+        "decode_ms": round(1e3 * decode_s, 2),
+        "control_to_frame_ms_at_best": round(best_ms, 1),
+        "control_to_frame_ms_mean": round(best_ms + 500 * together, 1),
+        "first_frame_ms": round(1e3 * _first_frame_seconds(bench, loop, decoder, changed), 1),
+        "codec_state_mib": round(decoder.decoder.bytes / 2**20),
+        **_memory(bench),
+    }
+    return chunk, figures
+
+
+def _decoder(bench: Bench, codec: str) -> FrameDecoder:
+    shape = bench.shape
+    dtype = bench.dtype if codec == "stock" or bench.device.type == "cpu" else torch.float16
+    decoder = build_codec(codec, shape, bench.device, dtype).decoder(height=shape.height_px, width=shape.width_px)
+    return FrameDecoder(decoder, VIDEO_BACKENDS[bench.backend], device=bench.device)
+
+
+def _decode_seconds(bench: Bench, loop: ChunkLoop, decoder: FrameDecoder) -> float:
+    latents = loop.noise()
+    return statistics.median(bench.seconds(lambda: decoder.decode(latents)) for _ in range(5))
+
+
+def _first_frame_seconds(
+    bench: Bench, loop: ChunkLoop, decoder: FrameDecoder, first_frames: Callable[[], None]
+) -> float:
+    """From the opening of a stream, prompt included, to its first frames: models warm, the last of three."""
+    seconds = 0.0
+    for _ in range(3):
+        loop.reset()
+        decoder.decoder.reset()
+        bench.synchronise()
+        start = time.perf_counter()
+        first_frames()
+        seconds = time.perf_counter() - start
+    loop.reset()
+    decoder.decoder.reset()
+    return seconds
+
+
+def _p95(seconds: list[float]) -> float:
+    return sorted(seconds)[min(len(seconds) - 1, int(0.95 * len(seconds)))]
+
+
+def _memory(bench: Bench) -> Figures:
+    if bench.device.type != "cuda":
+        return {}
+    figures: Figures = {"peak_gpu_mib": round(torch.cuda.max_memory_allocated(bench.device) / 2**20)}
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    return figures
+
+
+def run(options: argparse.Namespace) -> Figures:
+    """All that the options ask for."""
+    shape, device = VIDEO_SHAPES[options.shape], torch.device(options.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    started = time.perf_counter()
+    transformer = build_transformer(shape, device, dtype)
+    backend = options.backend or ("compiled-cuda-graph" if device.type == "cuda" else "eager")
+    bench = Bench(
+        shape=shape, transformer=transformer, device=device, dtype=dtype, chunks=options.chunks, backend=backend
+    )
+    bench.synchronise()
+    runs: list[Figures] = []
+    figures = {**_machine(bench, options.shape), "build_s": round(time.perf_counter() - started, 1), "runs": runs}
+    windows = options.windows or list(shape.windows)
+    for frames in options.chunk_latents:
+        for window in windows:
+            _configuration(bench, LoopSettings(window_frames=window, chunk_frames=frames), options, runs)
+    for name in options.compare:
+        _, row = measure_loop(bench, LoopSettings(window_frames=windows[-1]), name)
+        _keep(runs, row)
+    if options.peer:
+        del bench, transformer
+        _tidy(device)
+        for full_chunks, compiled in (
+            (windows[-1] // 3, True),
+            (RELEASED_FULL_CHUNKS, True),
+            (RELEASED_FULL_CHUNKS, False),
+        ):
+            settings = PeerSettings(
+                shape=shape,
+                window_frames=windows[-1],
+                device=device,
+                dtype=dtype,
+                compiled=compiled,
+                full_chunks=min(full_chunks, windows[-1] // 3),
+            )
+            _keep(runs, measure_peer(settings))
+            _tidy(device)
+    return figures
+
+
+def _configuration(bench: Bench, settings: LoopSettings, options: argparse.Namespace, runs: list[Figures]) -> None:
+    loop, row = measure_loop(bench, settings, bench.backend)
+    _keep(runs, row)
+    for codec in options.codecs:
+        for overlapped in (False, True) if bench.device.type == "cuda" else (False,):
+            chunk, row = measure_frames(bench, loop, codec, overlapped=overlapped)
+            if options.profile and not overlapped and settings.chunk_frames > 1:
+                for _ in range(loop.filling_chunks + 3):
+                    chunk()
+                row["profile"] = profile(bench.device, chunk)
+            _keep(runs, row)
+            del chunk
+            _tidy(bench.device)
+
+
+def _keep(runs: list[Figures], row: Figures) -> None:
+    """Rows are said as they come: a run that is cut off has still said them."""
+    runs.append(row)
+    print("  ".join(f"{name}={value}" for name, value in row.items()), file=sys.stderr, flush=True)
+
+
+def _tidy(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _machine(bench: Bench, shape: str) -> Figures:
+    cuda = bench.device.type == "cuda"
+    return {
+        "bench": "video_stream",
+        "shape": shape,
+        "size_px": [bench.shape.width_px, bench.shape.height_px],
+        "weights": "random; random embeddings stand in for the text encoder",
+        "device": torch.cuda.get_device_name(bench.device) if cuda else "cpu",
+        "dtype": str(bench.dtype).removeprefix("torch."),
+        "attention": bench.transformer.attention.name,
+        "passes": "4 denoising steps and a clean pass",
+        "matmul_8192_tflops": matmul_tflops(bench.device),
+        "torch": torch.__version__,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    options.add_argument("--shape", choices=tuple(VIDEO_SHAPES), default="tiny", help="random weights in this shape")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    options.add_argument("--backend", choices=tuple(VIDEO_BACKENDS), help="default: the fastest of the device")
+    options.add_argument("--windows", type=int, nargs="+", help="latent frames; default: those of the shape")
+    options.add_argument("--chunk-latents", type=int, nargs="+", default=[3, 1], help="latent frames of a chunk")
+    options.add_argument("--codecs", nargs="*", choices=("tiny", "stock"), default=["tiny", "stock"])
+    options.add_argument("--compare", nargs="*", choices=tuple(VIDEO_BACKENDS), default=[], help="other backends")
+    options.add_argument("--chunks", type=int, default=10, help="timed chunks")
+    options.add_argument("--no-peer", dest="peer", action="store_false", help="leave diffusers' transformer out")
+    options.add_argument("--profile", action="store_true", help="kernels by kind, of chunks of more than one latent")
+    options.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
+    figures = run(options)
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    runs = figures.pop("runs")
+    assert isinstance(runs, list)
+    for line in (figures, *runs):
+        print("  ".join(f"{name}={value}" for name, value in line.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
