@@ -100,7 +100,8 @@ class KVCache:
     def begin(self, row: int, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None) -> Ledger:
         """Make room for a chunk of `frames` latent frames, and rotate what is kept to where it now stands.
 
-        keep: how many of its first frames stay when the next chunk begins (Rolling Forcing: 3 of 15); default all.
+        keep: how many of its first frames stay when the next chunk begins (Rolling Forcing: 3 of 15, and none while its
+        window fills); default all.
         shots: the frames' shot indices, for policies with phases. Returns what stands in the row now. Raises KVError
         when the policy cannot hold such a chunk, or the last one was never passed; the row is then as before.
         """

@@ -173,8 +173,8 @@ class KVPolicy(ABC):
                 f"a chunk of {frames} latent frames, where chunk_frames is {self.chunk_frames}: "
                 f"begin 1 to {self.chunk_frames} frames, or make the policy with chunk_frames={frames}"
             )
-        if keep is not None and not 1 <= keep <= frames:
-            raise KVError(f"keep is {keep}; of a chunk of {frames} latent frames 1 to {frames} can stay")
+        if keep is not None and not 0 <= keep <= frames:
+            raise KVError(f"keep is {keep}; of a chunk of {frames} latent frames 0 to {frames} can stay")
         return frames if keep is None else keep
 
 

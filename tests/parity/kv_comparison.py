@@ -19,7 +19,10 @@ LAYERS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """chunks: latent frames of each chunk in turn; 0 is a scene cut. passes: frames of each pass; None is all."""
+    """chunks: latent frames of each chunk in turn; 0 is a scene cut. passes: frames of each pass; None is all.
+
+    keep: how many frames of the largest chunks stay; of smaller ones none, and they have one pass (a window fills).
+    """
 
     policy: str
     rule: Callable[[], plain.Rule]
@@ -169,19 +172,22 @@ def compare(case: Case, *, storage: str = "native", dtype: torch.dtype = torch.f
                 assert isinstance(rule, plain.DualRule)
                 rule.cut()
             continue
-        keep = min(case.keep, frames) if case.keep is not None else None
+        full = frames == max(case.chunks)
+        keep = None if case.keep is None else case.keep if full else 0
         cache.begin(0, frames, keep=keep)
         cache.check_integrity()
         for rule in rules:
             rule.begin(frames)
-        for number, part in enumerate(case.passes):
+        for number, part in enumerate(case.passes if keep != 0 else case.passes[:1]):
             count = frames if part is None else min(part, frames)
             tokens = [random_tokens(generator, count, dtype) for _ in range(LAYERS)]
             outputs = cached_pass(cache, tokens, part if part is None else count)
             expected = [plain_pass(rule, t, number == 0) for rule, t in zip(rules, tokens, strict=True)]
             differences += [a - b for a, b in zip(outputs, expected, strict=True)]
+        kept = (frames if keep is None else keep) * TOKENS
+        if not kept:
+            continue
         for rule, (_, keys, values) in zip(rules, tokens, strict=True):
-            kept = (frames if keep is None else keep) * TOKENS
             rule.history.append(keys[0, :kept], values[0, :kept])
     return differences
 

@@ -28,7 +28,14 @@ POLICIES: Mapping[str, dict[str, Any]] = {
     "deep-sink": {"window_frames": 9, "sink_frames": 4},
     "participative": {"window_frames": 10, "sink_frames": 2, "budget_frames": 7, "recent_frames": 3},
     "heavy-hitter": {"heavy_frames": 3, "recent_frames": 3},
-    "packed": {"sink_frames": 2, "mid_blocks": 2, "block_frames": 2, "recent_frames": 2, "pooling": (2, 2, 1)},
+    "packed": {
+        "sink_frames": 2,
+        "mid_blocks": 2,
+        "block_frames": 2,
+        "recent_frames": 2,
+        "pool_blocks": 3,
+        "pooling": (2, 2, 1),
+    },
     "dual": {"context_frames": 2, "local_frames": 6},
 }
 """Small ones for chunks of 2."""

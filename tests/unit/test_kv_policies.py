@@ -101,6 +101,20 @@ def test_of_a_window_of_noise_only_the_kept_frames_stay() -> None:
     ]
 
 
+def test_while_a_window_of_noise_fills_nothing_stays() -> None:
+    rolling = policy("sink", window_frames=9, sink_frames=1, chunk_frames=6)
+    ledger, seen = Ledger(), []
+    for frames, keep in ((2, 0), (4, 0), (6, 2), (6, 2)):
+        ledger = rolling.plan(ledger, frames, keep=keep).ledger
+        seen.append(cells(rolling, ledger))
+    assert seen == [
+        "c0@0 c1@1 -- -- -- -- -- -- --",
+        "c0@0 c1@1 c2@2 c3@3 -- -- -- -- --",
+        "C0@0 C1@1 c2@2 c3@3 c4@4 c5@5 -- -- --",
+        "S0@0 R1@1 C2@2 C3@3 c4@4 c5@5 c6@6 c7@7 --",
+    ]
+
+
 def test_an_adaptive_sink_is_tested_only_once_the_window_is_full() -> None:
     adaptive = policy("adaptive-sink", window_frames=4, sink_frames=2)
     assert walk(adaptive, [1] * 7) == [
@@ -255,8 +269,8 @@ def test_a_chunk_that_a_policy_was_not_made_for_is_refused(name: str) -> None:
     with pytest.raises(KVError, match="7 latent frames"):
         made.plan(Ledger(), 7)
     if not made.rebuilds and name != "dual":
-        with pytest.raises(KVError, match="keep is 0"):
-            made.plan(Ledger(), 1, keep=0)
+        with pytest.raises(KVError, match="keep is -1"):
+            made.plan(Ledger(), 1, keep=-1)
 
 
 @pytest.mark.parametrize("name", POLICIES)
