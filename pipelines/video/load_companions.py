@@ -115,7 +115,7 @@ def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5
     )
 
 
-def load_original_encoder(file: Path, *, dtype: torch.dtype) -> nn.Module:
+def load_original_encoder(file: Path, *, dtype: torch.dtype) -> Any:
     """transformers' UMT5EncoderModel with the weights of models_t5_umt5-xxl-enc-bf16.pth, in dtype on the CPU."""
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
@@ -138,7 +138,9 @@ def load_original_encoder(file: Path, *, dtype: torch.dtype) -> nn.Module:
         module = UMT5EncoderModel(config)
     tied = {"encoder.embed_tokens.weight": "shared.weight"}
     precision = Precision(device=torch.device("cpu"), dtype=dtype, reason="")
-    return _assign(module, checkpoint.tensors, umt5_to_transformers, file, precision, tied)
+    _assign(module, checkpoint.tensors, umt5_to_transformers, file, precision, tied)
+    module.tie_weights()  # one parameter again, so that a move to the GPU takes the large embedding once
+    return module
 
 
 def _original_text_dim(file: Path) -> int:

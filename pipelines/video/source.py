@@ -71,10 +71,7 @@ def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning
         )
     if file:
         return _beside(_file_of(hub_id, file, notice), model, base, notice)
-    folder = hub.cached_folder(hub_id)
-    if folder is None or not (is_video_folder(folder) or is_checkpoint(folder)):
-        folder = hub.download(hub_id, parts=_MODEL_PARTS, notice=notice)
-    return _local(folder, base, notice, name=model)
+    return _repository(hub_id, base, notice)
 
 
 def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSource:
@@ -89,9 +86,24 @@ def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSou
     return _beside(find_checkpoint(path), name, base, notice)
 
 
+def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
+    """A repository named without a file: a whole model, or the one file of the one family that is published there."""
+    folder = hub.cached_folder(hub_id)
+    if folder is not None and (is_video_folder(folder) or is_checkpoint(folder)):
+        return _local(folder, base, notice, name=hub_id)
+    families = [family for family in FAMILIES.values() if family.repository == hub_id]
+    if len(families) == 1:
+        return _of_family(families[0], base, notice)
+    if families:
+        choices = [f"{hub_id}/{file}" for family in families for file in family.files]
+        raise ModelLayoutError(f"{hub_id} holds several models.", f"Name one: {', '.join(choices)}.")
+    return _local(hub.download(hub_id, parts=_MODEL_PARTS, notice=notice), base, notice, name=hub_id)
+
+
 def _of_family(family: Family, base: str, notice: Notice) -> VideoSource:
     if family.name == "wan":
-        return resolve_video(BASE_ID, notice=notice)
+        notice(f"Wan 2.1 is taken in diffusers' layout: {BASE_ID}.")
+        return _repository(BASE_ID, base, notice)
     files = [_file_of(family.repository, file, notice) for file in family.files[: 2 if family.lora else 1]]
     return VideoSource(name=family.name, folder=_base(files[0], base, notice), checkpoint=files[0], family=family.name)
 

@@ -266,6 +266,7 @@ def test_the_original_text_encoder_computes_t5(tmp_path: Path, report: Report) -
     state = random_state(umt5_shapes())
     torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")
     ours = load_original_encoder(tmp_path / "models_t5_umt5-xxl-enc-bf16.pth", dtype=torch.float32)
+    assert ours.shared.weight is ours.encoder.embed_tokens.weight
     ids = torch.randint(0, 103, (1, 9), generator=torch.Generator().manual_seed(7))
     mask = (torch.arange(9) < 6).long()[None]
     with torch.no_grad():
