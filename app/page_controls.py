@@ -41,6 +41,19 @@ SECTIONS = (
             "similarity_max_skips",
         ),
     ),
+    Section(
+        title="Video",
+        names=(
+            "paused",
+            "scene_cut",
+            "rewind_to",
+            "chunk_frames",
+            "first_chunk_frames",
+            "chunk_steps",
+            "input_use",
+            "noise_control",
+        ),
+    ),
 )
 ELSEWHERE = ("prompt",)
 """Controls that a running stream can change and that have a place of their own on the page."""

@@ -50,8 +50,8 @@ class WorkerSession:
 
     @property
     def busy(self) -> bool:
-        """Something is in the stream: ticks bring it on."""
-        return self.stream.accounting.in_flight > 0
+        """Something is in the stream that ticks bring on."""
+        return self.stream.busy
 
     def change_source(self, *, prompt_only: bool) -> None:
         """Switch between the mailbox and the prompt alone; what waits to be admitted is dropped and counted."""

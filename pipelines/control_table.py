@@ -14,6 +14,7 @@ from typing import Literal
 from .types import Propagation
 
 Kind = Literal["float", "int", "bool", "choice", "text", "prompts"]
+EngineKind = Literal["image", "video"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,8 @@ class ControlSpec:
     """One row of the table.
 
     minimum, maximum: inclusive, for kinds float and int. choices: for kind choice.
-    propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut".
+    propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut" or
+    "flush". A slot of a video model is a chunk. engines: the kinds of engine for which it means anything.
     """
 
     name: str
@@ -34,9 +36,13 @@ class ControlSpec:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     unit: str = ""
+    engines: tuple[EngineKind, ...] = ("image", "video")
 
 
 _TICK, _SLOT, _REOPEN = Propagation.NEXT_TICK, Propagation.NEXT_SLOT, Propagation.REOPEN
+_CHUNK = Propagation.NEXT_CHUNK
+_IMAGE: tuple[EngineKind, ...] = ("image",)
+_VIDEO: tuple[EngineKind, ...] = ("video",)
 
 _TABLE = (
     ControlSpec(
@@ -59,9 +65,10 @@ _TABLE = (
         name="prompt_change",
         kind="choice",
         default="glide",
-        choices=("glide", "cut"),
+        choices=("glide", "cut", "flush"),
         propagation=_TICK,
-        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next tick.",
+        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next tick. "
+        "A video's past is seen with the new prompt after a cut; flush forgets it but for sink and last frame.",
     ),
     ControlSpec(
         name="prompt_blend",
@@ -84,6 +91,7 @@ _TABLE = (
     ControlSpec(
         name="guidance_mode",
         kind="choice",
+        engines=_IMAGE,
         default="none",
         choices=("none", "full", "self", "onetime"),
         propagation=_SLOT,
@@ -101,6 +109,7 @@ _TABLE = (
     ControlSpec(
         name="guidance_delta",
         kind="float",
+        engines=_IMAGE,
         default=1.0,
         minimum=0.0,
         maximum=2.0,
@@ -110,6 +119,7 @@ _TABLE = (
     ControlSpec(
         name="step_function",
         kind="choice",
+        engines=_IMAGE,
         default="lcm",
         choices=("lcm", "tcd", "turbo"),
         propagation=_SLOT,
@@ -127,6 +137,7 @@ _TABLE = (
     ControlSpec(
         name="steps",
         kind="int",
+        engines=_IMAGE,
         default=2,
         minimum=1,
         maximum=8,
@@ -137,6 +148,7 @@ _TABLE = (
     ControlSpec(
         name="depth",
         kind="int",
+        engines=_IMAGE,
         default=8,
         minimum=1,
         maximum=8,
@@ -163,6 +175,7 @@ _TABLE = (
     ControlSpec(
         name="noise_walk_deg",
         kind="float",
+        engines=_IMAGE,
         default=2.0,
         minimum=0.0,
         maximum=90.0,
@@ -173,6 +186,7 @@ _TABLE = (
     ControlSpec(
         name="lora_scale",
         kind="float",
+        engines=_IMAGE,
         default=1.0,
         minimum=-2.0,
         maximum=2.0,
@@ -182,6 +196,7 @@ _TABLE = (
     ControlSpec(
         name="similarity_filter",
         kind="bool",
+        engines=_IMAGE,
         default=False,
         propagation=_SLOT,
         help="Skip input frames that look like the last one (stochastic, seeded).",
@@ -189,6 +204,7 @@ _TABLE = (
     ControlSpec(
         name="similarity_threshold",
         kind="float",
+        engines=_IMAGE,
         default=0.98,
         minimum=0.0,
         maximum=1.0,
@@ -198,12 +214,90 @@ _TABLE = (
     ControlSpec(
         name="similarity_max_skips",
         kind="int",
+        engines=_IMAGE,
         default=10,
         minimum=0,
         maximum=1000,
         unit="frames",
         propagation=_SLOT,
         help="Most consecutive skips.",
+    ),
+    ControlSpec(
+        name="chunk_frames",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=64,
+        unit="latents",
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="Latent frames (of 4 frames) that are denoised together: fewer answer sooner; 0: the model's own.",
+    ),
+    ControlSpec(
+        name="first_chunk_frames",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=64,
+        unit="latents",
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="The same for a stream's first chunk, so that something is seen sooner; 0: like the others.",
+    ),
+    ControlSpec(
+        name="chunk_steps",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=100,
+        unit="steps",
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="Denoising steps of a chunk; 0: the model's own.",
+    ),
+    ControlSpec(
+        name="noise_control",
+        kind="bool",
+        default=True,
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="Less noise on input chunks that move much (StreamDiffusionV2), so that movement is kept.",
+    ),
+    ControlSpec(
+        name="input_use",
+        kind="choice",
+        default="redraw",
+        choices=("redraw", "first-frame"),
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="redraw: input frames become a new video; first-frame: a picture begins the video, the prompt goes on.",
+    ),
+    ControlSpec(
+        name="scene_cut",
+        kind="bool",
+        default=False,
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="The next chunk begins another scene; goes back to off by itself.",
+    ),
+    ControlSpec(
+        name="rewind_to",
+        kind="int",
+        default=-1,
+        minimum=-1,
+        maximum=10**9,
+        unit="chunk",
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
+    ),
+    ControlSpec(
+        name="paused",
+        kind="bool",
+        default=False,
+        propagation=_TICK,
+        engines=_VIDEO,
+        help="Stop computing and taking frames; what is in flight waits.",
     ),
     ControlSpec(
         name="model",
@@ -235,12 +329,43 @@ _TABLE = (
     ControlSpec(
         name="frames_per_slot",
         kind="int",
+        engines=_IMAGE,
         default=1,
         minimum=1,
         maximum=16,
         unit="frames",
         propagation=_REOPEN,
         help="Consecutive frames that are denoised together (F).",
+    ),
+    ControlSpec(
+        name="kv_policy",
+        kind="text",
+        default="",
+        propagation=_REOPEN,
+        engines=_VIDEO,
+        help="What a video model remembers: full, window, sink, deep-sink, ...; empty: what suits it.",
+    ),
+    ControlSpec(
+        name="window_frames",
+        kind="int",
+        default=0,
+        minimum=0,
+        maximum=1024,
+        unit="latents",
+        propagation=_REOPEN,
+        engines=_VIDEO,
+        help="Latent frames that are attended, sink and chunk included; 0: what suits the model.",
+    ),
+    ControlSpec(
+        name="sink_frames",
+        kind="int",
+        default=-1,
+        minimum=-1,
+        maximum=1024,
+        unit="latents",
+        propagation=_REOPEN,
+        engines=_VIDEO,
+        help="First latent frames that are never forgotten; -1: what suits the model.",
     ),
 )
 

@@ -47,10 +47,21 @@ class Control:
     similarity_filter: bool | None = None
     similarity_threshold: float | None = None
     similarity_max_skips: int | None = None
+    chunk_frames: int | None = None
+    first_chunk_frames: int | None = None
+    chunk_steps: int | None = None
+    noise_control: bool | None = None
+    input_use: str | None = None
+    scene_cut: bool | None = None
+    rewind_to: int | None = None
+    paused: bool | None = None
     model: str | None = None
     width: int | None = None
     height: int | None = None
     frames_per_slot: int | None = None
+    kv_policy: str | None = None
+    window_frames: int | None = None
+    sink_frames: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.changes().items():

@@ -115,6 +115,10 @@ class IdentityStream:
         return Accounting(taken=self._taken, out=self._out, skipped=0, in_flight=in_flight)
 
     @property
+    def busy(self) -> bool:
+        return self.accounting.in_flight > 0
+
+    @property
     def controls(self) -> Controls:
         return self._controls
 

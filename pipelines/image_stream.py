@@ -97,6 +97,11 @@ class ImageStream:
         return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=in_flight)
 
     @property
+    def busy(self) -> bool:
+        """Whether anything is in flight, or finished and not pulled."""
+        return bool(self._pending or self._order)
+
+    @property
     def controls(self) -> Controls:
         """The state in force from the next tick on."""
         return self._controls

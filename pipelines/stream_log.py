@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
-from .image_core import ImageCore
 from .slots import Slot
-from .ticklog import BirthRecord, ControlRecord, PushRecord, StreamRecord
+from .ticklog import BirthRecord, ControlRecord, PushRecord, StreamRecord, TickLog
+
+
+class Ticking(Protocol):
+    """What the streams of an engine share: its log and the number of its next tick."""
+
+    next_tick: int
+    log: TickLog
 
 
 class StreamLog:
     """Adds the records of stream `number` to the engine's log, stamped with the next tick."""
 
-    def __init__(self, core: ImageCore, number: int) -> None:
+    def __init__(self, core: Ticking, number: int) -> None:
         self._core, self._number = core, number
 
     def event(self, event: Literal["open", "reset", "flush", "close"]) -> None:

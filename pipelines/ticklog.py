@@ -15,16 +15,21 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRecord:
-    """One row of a tick's batch. step: index from 0. extra: the model also saw it with its negative prompt."""
+    """One row of a tick's batch. step: index from 0. extra: the model also saw it with its negative prompt.
+
+    task: what the pass was for: "denoise"; of a video also "clean" (it leaves the finished chunk's keys and values) and
+    "context" (earlier frames are passed again).
+    """
 
     stream: int
     slot: int
     row: int
     step: int
-    timestep: int
+    timestep: float
     extra: bool
     guidance_scale: float
     guidance_delta: float
+    task: Literal["denoise", "clean", "context"] = "denoise"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class BirthRecord:
     slot: int
     row: int
     source_seqs: tuple[int | None, ...]
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     strength: float
     step_function: str
     guidance_mode: str

@@ -87,8 +87,8 @@ class Readback:
         self._free.append(buffer)
 
     def receive(self, buffer: int, pictures: torch.Tensor) -> None:
-        """Start copying pictures [F, H, W, 3] uint8 from the device; does not wait."""
-        self._pictures[buffer].copy_(pictures, non_blocking=True)
+        """Start copying pictures [F or fewer, H, W, 3] uint8 from the device; does not wait."""
+        self._pictures[buffer, : len(pictures)].copy_(pictures, non_blocking=True)
 
     def picture(self, buffer: int, frame: int) -> npt.NDArray[np.uint8]:
         """A copy of one picture [H, W, 3], owned by the caller. The transfer must be over."""

@@ -44,9 +44,11 @@ class StreamInfo:
 
     width, height: native size in pixels; `push` takes frames of exactly this size.
     frame_rate: the rate at which prompt-only frames are stamped, in frames a second.
-    frames_per_chunk: frames taken and given for each slot (F).
+    frames_per_chunk: frames that the next slot takes and gives (F); a video's first chunk may be shorter.
+    most_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
     latency_ticks: ticks between the one that admits a slot and the one that finishes it, at the current steps.
     model, dtype, device, backend: what "auto" chose, to be shown.
+    engine: "image" or "video": which rows of the control table mean anything.
     """
 
     width: int
@@ -58,6 +60,13 @@ class StreamInfo:
     dtype: str
     device: str
     backend: str
+    most_frames_per_chunk: int = 0
+    engine: str = "image"
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of the largest chunk."""
+        return max(self.most_frames_per_chunk, self.frames_per_chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +101,12 @@ class Stream(Protocol):
     def info(self) -> StreamInfo: ...
     @property
     def accounting(self) -> Accounting: ...
+    @property
+    def busy(self) -> bool:
+        """Whether a tick would bring something on, or finished frames are on their way. A chunk that is not full, and
+        what is in flight in a paused stream, wait without being busy."""
+        ...
+
     @property
     def controls(self) -> Controls: ...
 

@@ -86,6 +86,10 @@ class FakeStream:
         return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=flight)
 
     @property
+    def busy(self) -> bool:
+        return self.accounting.in_flight > 0
+
+    @property
     def controls(self) -> Controls:
         return self._controls
 

@@ -14,6 +14,7 @@ import torch
 
 from pipelines.control_table import CONTROLS
 from pipelines.controls import Control
+from pipelines.errors import ControlError
 from pipelines.image_engine import ImageEngine
 from pipelines.image_stream import ImageStream
 from pipelines.ticklog import RowRecord
@@ -125,10 +126,19 @@ ELSEWHERE = {
 }
 
 
-def test_every_control_is_measured_here_or_needs_a_new_stream() -> None:
+def test_every_control_of_an_image_model_is_measured_here_or_needs_a_new_stream() -> None:
     reopen = {n for n, s in CONTROLS.items() if s.propagation is Propagation.REOPEN}
-    assert set(MEASURED) | set(ELSEWHERE) | reopen == set(CONTROLS)
+    images = {n for n, s in CONTROLS.items() if "image" in s.engines}
+    assert (set(MEASURED) | set(ELSEWHERE) | reopen) & images == images
     assert all(name in globals() for name in ELSEWHERE.values())
+
+
+def test_controls_of_video_models_are_refused_and_their_values_as_they_are_taken() -> None:
+    bench = Bench(Control.of(BASE))
+    for change in (Control(chunk_frames=2), Control(paused=True), Control(prompt_change="flush")):
+        with pytest.raises(ControlError):
+            bench.stream.apply(change)
+    bench.stream.apply(Control(chunk_frames=0, paused=False))
 
 
 @pytest.mark.parametrize("name", MEASURED)
