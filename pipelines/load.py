@@ -7,7 +7,7 @@ a model is loaded, and only the parts of them that its classes need.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,20 +62,32 @@ def load_engine(
     autoencoder: str = "auto",
     allow_pickle: bool = False,
     safety: bool = True,
+    video: Mapping[str, Any] | None = None,
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
 ) -> Engine:
     """An engine for a bundled name ("mini-image"), a local diffusers folder, a hub id, or "identity".
 
-    width, height: pixels, 0 for the model's own. max_slots: rows of the ring shared by all streams.
+    width, height: pixels, 0 for the model's own. max_slots: rows of the ring shared by all streams of an image engine.
     autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a folder or a hub id.
-    safety: load the model's safety checker where it has one. notice: gets sentences the user should see.
+    safety: load the model's safety checker where it has one. video: what is chosen of a video model, see
+    video.load_engine. notice: gets sentences the user should see.
     Raises ModelError and its kinds, each with the remedy.
     """
     if model == "identity":
         from .identity import IdentityEngine
 
         return IdentityEngine(width=width or 192, height=height or 192, max_slots=max_slots)
+    from .video.source import is_video_model
+
+    if is_video_model(model):
+        from .video.load_engine import load_video_engine
+
+        common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
+        chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
+        return load_video_engine(model, chosen, frames_per_slot=frames_per_slot, tick_log=tick_log, notice=notice)
+    if video:
+        raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
     if backend not in _BACKENDS:
         raise ModelError(f"There is no backend {backend!r}.", f"Use one of: {', '.join(_BACKENDS)}.")
     options = LoadOptions(

@@ -1,0 +1,161 @@
+"""Owns how a full chunk of frames becomes a chunk in flight: its plan, its first latents, and what comes before it.
+
+Knows the controls, the memory and the codec's row of one stream; no tick and no outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..controls import Controls
+from .chunk_steps import ChunkSteps
+from .chunks import ChunkBirth, ChunkSlot, FullChunk
+from .core import VideoCore
+from .flow import noised
+from .history import Checkpoint, History
+from .input_latents import InputLatents
+from .lane import Lane
+from .memories import Memory
+from .motion import MotionNoise
+from .sampling import SAMPLERS
+from .streams import Flight
+from .video_controls import chunk_plan, number_of_steps
+
+
+class Births:
+    """Makes the chunks of one stream, and counts them."""
+
+    def __init__(self, core: VideoCore, stream: int, place: int, lane: Lane, flight: Flight, memory: Memory) -> None:
+        self._core, self._stream, self._place = core, stream, place
+        self._lane, self._flight, self.memory = lane, flight, memory
+        self._motion, self._inputs = MotionNoise(), InputLatents(core, place)
+        self.history = History(core.options.rewind_bytes)
+        self._start()
+
+    def _start(self) -> None:
+        self.chunks = 0  # born so far
+        self._latents = 0
+        self._ordinal = 0  # prompt-only frames so far
+        self._born = 0  # of all, also of those that were rewound
+
+    @property
+    def first(self) -> bool:
+        """Whether the next chunk begins the stream."""
+        return self._latents == 0
+
+    def restart(self) -> None:
+        """The video begins anew; ordinals of prompt-only frames go on."""
+        self.memory.restart()
+        self._core.decoders[self._place].decoder.reset()
+        self._motion.reset()
+        self._inputs.gap()
+        self.history.clear()
+        self._latents = 0
+
+    def reset(self) -> None:
+        """Everything begins anew."""
+        self.restart()
+        self._start()
+
+    def ready(self, content: FullChunk, controls: Controls) -> bool:
+        """Whether this chunk can be born in this tick."""
+        steps = 0 if content.is_picture else number_of_steps(self._core, controls, first=self.first)
+        return self._flight.ready(steps)
+
+    @property
+    def text_row(self) -> int:
+        """Row of the text cache that the next chunk reads."""
+        return self._lane.text_rows[self._born % len(self._lane.text_rows)]
+
+    def bear(self, content: FullChunk, controls: Controls, rest: Any) -> ChunkSlot:
+        """Begin a chunk. rest: what the stream wants back when it is rewound to here."""
+        if content.is_picture:
+            self.restart()
+        elif self._flight.can_rewind and not self.first:
+            self._keep_place(rest)
+        context = self.memory.context()
+        plan, strength = self._plan(content, controls)
+        birth = ChunkBirth(
+            stream=self._stream,
+            number=self.chunks,
+            content=content,
+            controls=controls,
+            plan=plan,
+            sampler=SAMPLERS[self._core.preset.sampler],
+            first_latent=self._latents,
+            first_ordinal=self._ordinal,
+            strength=strength,
+        )
+        place = self._born % len(self._lane.latents)
+        slot = ChunkSlot(birth, self._lane.latents[place][:, : content.latents], self.text_row)
+        self._fill(slot)
+        self._flight.bear(slot, context)
+        self._latents += content.latents
+        self._ordinal += content.kept if content.frames[0] is None else 0
+        self.chunks += 1
+        self._born += 1
+        return slot
+
+    def _plan(self, content: FullChunk, controls: Controls) -> tuple[ChunkSteps, float]:
+        if content.is_picture:
+            return ChunkSteps(steps=()), 0.0
+        scale = None
+        if content.has_input:
+            images = [frame.image for frame in content.frames if frame is not None]
+            controlled = controls.flag("noise_control")
+            scale = self._motion.scale(images, controls.number("strength"), controlled=controlled)
+        else:
+            self._motion.reset()
+            self._inputs.gap()
+        same = self._flight.fixed_steps
+        plan = chunk_plan(self._core, controls, first=self.first, noise_scale=scale, same_number=same)
+        return plan, 1.0 if scale is None else scale
+
+    def _fill(self, slot: ChunkSlot) -> None:
+        """The latents that the chunk starts from."""
+        content = slot.birth.content
+        if content.is_picture:
+            slot.latents.copy_(self._inputs.picture(content))
+            return
+        noise = slot.noise(0)
+        if not content.has_input:
+            slot.latents.copy_(noise)
+            return
+        clean = self._inputs.encode(content, first=self.first).to(noise.dtype)
+        level = torch.full((1, 1), slot.birth.plan.mix, dtype=torch.float64, device=clean.device)
+        slot.latents.copy_(noised(clean[None], noise[None], level)[0])
+
+    # -- rewinding -----------------------------------------------------------------------------------------------------
+
+    def _keep_place(self, rest: Any) -> None:
+        core, rows = self._core, self._lane.all_kv_rows
+        bytes_ = core.cache.bytes * len(rows) // core.cache.shape.cache_rows + core.decoders[self._place].decoder.bytes
+        bytes_ += core.encoder.bytes // core.streams if core.has_encoder else 0
+        self.history.offer(bytes_, lambda: self._checkpoint(rest))
+
+    def _checkpoint(self, rest: Any) -> Checkpoint:
+        core = self._core
+        return Checkpoint(
+            number=self.chunks,
+            cache=tuple(core.cache.snapshot(row, copy=True) for row in self._lane.all_kv_rows),
+            decoder=core.decoders[self._place].decoder.snapshot(0),
+            encoder=core.encoder.snapshot(self._place) if core.has_encoder else None,
+            memory=self.memory.state(),
+            rest=(rest, self._latents, self._motion.state(), self._inputs.fresh),
+        )
+
+    def rewind(self, number: int) -> None:
+        """Go back to where chunk `number` was born; it is the next one."""
+        core, checkpoint = self._core, self.history.back_to(number)
+        for row, snapshot in zip(self._lane.all_kv_rows, checkpoint.cache, strict=True):
+            core.cache.restore(row, snapshot)
+        core.decoders[self._place].decoder.restore(0, checkpoint.decoder)
+        if checkpoint.encoder is not None:
+            core.encoder.restore(self._place, checkpoint.encoder)
+        self.memory.restore(checkpoint.memory)
+        _, self._latents, motion, fresh = checkpoint.rest
+        self._motion.restore(motion)
+        self._inputs.fresh = fresh or checkpoint.encoder is None
+        self.chunks = number

@@ -1,0 +1,118 @@
+"""Owns the record of one chunk: the frames it was made of, what was fixed at its birth, how far it has got.
+
+Knows no cache and no other chunk; its latents are a view of memory that its stream owns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..controls import Controls
+from ..transfers import Mark, Readback
+from ..types import Frame
+from .chunk_noise import draw_noise
+from .chunk_steps import ChunkSteps
+from .codec import frames_of
+from .flow import FlowStep
+from .sampling import Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FullChunk:
+    """Frames that were taken, enough for a chunk. frames: its inputs, None where prompt-only; the first `kept` give
+    outputs, the rest is padding. latents: latent frames. is_picture: one picture with which the video begins."""
+
+    frames: tuple[Frame | None, ...]
+    kept: int
+    latents: int
+    is_picture: bool = False
+
+    @property
+    def has_input(self) -> bool:
+        """Whether input frames are redrawn."""
+        return self.frames[0] is not None and not self.is_picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChunkBirth:
+    """What stays the same for a chunk's whole life.
+
+    number: position among the chunks of its stream. plan: its steps; none for a picture. first_latent: index of its
+    first latent frame in the stream. first_ordinal: position of its first frame among the stream's prompt-only frames.
+    strength: the noise scale of its input, 1 where prompt-only.
+    """
+
+    stream: int
+    number: int
+    content: FullChunk
+    controls: Controls
+    plan: ChunkSteps
+    sampler: Sampler
+    first_latent: int
+    first_ordinal: int
+    strength: float
+
+    @property
+    def frames(self) -> int:
+        """Pictures that its latents decode to."""
+        return frames_of(self.content.latents, first=self.first_latent == 0)
+
+
+class ChunkSlot:
+    """A chunk in flight, or finished and not pulled.
+
+    latents: [C, n, h, w], its stream's memory. step: index of the next step. readback, buffer: where its pictures land.
+    done: passed when the pictures are there.
+    """
+
+    __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text_row")
+
+    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text_row: int) -> None:
+        self.birth = birth
+        self.latents = latents
+        self.text_row = text_row
+        self.readback: Readback | None = None
+        self.buffer = -1
+        self.step = 0
+        self.done: Mark | None = None
+
+    @property
+    def steps(self) -> tuple[FlowStep, ...]:
+        """All its steps."""
+        return self.birth.plan.steps
+
+    @property
+    def remaining(self) -> int:
+        """Steps that it still needs."""
+        return len(self.steps) - self.step
+
+    @property
+    def timestep(self) -> float:
+        """Of its next step."""
+        return self.steps[self.step].timestep
+
+    def noise(self, step: int) -> torch.Tensor:
+        """[C, n, h, w] on the latents' device: 0 for the start, i for what follows its i-th step."""
+        channels, frames, height, width = self.latents.shape
+        controls = self.birth.controls
+        drawn = draw_noise(
+            (channels, height, width),
+            seed=controls.integer("seed"),
+            step=step,
+            first_frame=self.birth.first_latent,
+            frames=frames,
+            locked=controls.flag("seed_lock"),
+        )
+        if self.latents.is_cuda:
+            drawn = drawn.contiguous().pin_memory()
+        return drawn.to(self.latents.device, dtype=self.latents.dtype, non_blocking=True)
+
+    def advance(self, velocity: torch.Tensor) -> None:
+        """One step on. velocity: [C, n, h, w], of the next step's pass."""
+        now, after = self.steps[self.step], self.step + 1
+        following = self.steps[after] if after < len(self.steps) else None
+        moved = self.birth.sampler(self.latents, velocity, now, following, lambda: self.noise(after))
+        self.latents.copy_(moved)
+        self.step = after

@@ -1,0 +1,65 @@
+"""Owns the clean latents of the frames that a cache still holds, so that they can be passed again with another prompt.
+
+Knows tensors and the frame indices of a cache's ledger. All memory is allocated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+
+class CleanLatents:
+    """Up to `frames` latent frames [C, h, w] by the index that the cache knows them by."""
+
+    def __init__(self, frames: int, shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
+        self._store = torch.zeros((frames, *shape), device=device, dtype=dtype)
+        self._cells: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the store."""
+        return self._store.nbytes
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Indices of what is held, in order of time."""
+        return tuple(sorted(self._cells))
+
+    def put(self, frames: Sequence[int], latents: torch.Tensor, *, standing: Iterable[int] = ()) -> None:
+        """Add latents [C, n, h, w] of these frames. What does not stand any more makes room; if that is not enough, the
+        oldest go."""
+        still = set(standing) | set(frames)
+        self._cells = {frame: cell for frame, cell in self._cells.items() if frame in still}
+        for frame in frames:
+            self._cells.pop(frame, None)
+        while len(self._cells) + len(frames) > len(self._store):
+            del self._cells[min(self._cells)]
+        taken = set(self._cells.values())
+        free = (cell for cell in range(len(self._store)) if cell not in taken)
+        for place, frame in enumerate(frames):
+            cell = next(free)
+            self._store[cell].copy_(latents[:, place])
+            self._cells[frame] = cell
+
+    def take(self, frames: Sequence[int]) -> torch.Tensor:
+        """[C, n, h, w] of these frames, a copy."""
+        return torch.stack([self._store[self._cells[frame]] for frame in frames], dim=1)
+
+    def rename(self, frames: Sequence[int]) -> None:
+        """Keep these frames only; they are 0, 1, ... from now on."""
+        self._cells = {new: self._cells[old] for new, old in enumerate(frames)}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._cells = {}
+
+    def state(self) -> tuple[torch.Tensor, dict[int, int]]:
+        """A copy, for `restore`."""
+        return self._store.clone(), dict(self._cells)
+
+    def restore(self, state: tuple[torch.Tensor, dict[int, int]]) -> None:
+        """Go back."""
+        self._store.copy_(state[0])
+        self._cells = dict(state[1])

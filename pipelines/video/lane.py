@@ -1,0 +1,80 @@
+"""Owns what one stream holds of an engine: its rows in the caches, and the few things done to all of them alike.
+
+Knows rows and latents; not what a chunk is made of, nor when it is born.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cache.kv import KVCache
+from cache.kv_plan import Ledger
+
+from .passes import PassRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lane:
+    """kv_rows: for each row of the stream (one, or one for each step) the cache row of the prompt and, where there is
+    guidance, that of the negative prompt. latents: [chunks in flight, C, most frames, h, w], the stream's own memory.
+    negative_text: row of the text cache, or None.
+    """
+
+    cache: KVCache
+    kv_rows: tuple[tuple[int, ...], ...]
+    text_rows: tuple[int, ...]
+    negative_text: int | None
+    latents: torch.Tensor
+
+    @property
+    def all_kv_rows(self) -> tuple[int, ...]:
+        """Every cache row of the stream."""
+        return tuple(row for pair in self.kv_rows for row in pair)
+
+    def begin(self, index: int, frames: int, *, keep: int | None = None) -> None:
+        """Begin a chunk in row `index` of the stream, with and without the prompt."""
+        for row in self.kv_rows[index]:
+            self.cache.begin(row, frames, keep=keep)
+
+    def ledger(self, index: int = 0) -> Ledger:
+        """What stands in row `index`; both branches are alike."""
+        return self.cache.ledger(self.kv_rows[index][0])
+
+    def reset(self) -> None:
+        """Forget all of the stream's past."""
+        for row in self.all_kv_rows:
+            self.cache.reset(row)
+
+    def flush(self) -> None:
+        """Forget all but the sink and the last frame."""
+        for row in self.all_kv_rows:
+            self.cache.flush(row)
+
+    def scene_cut(self) -> None:
+        """The next chunk begins another scene."""
+        for row in self.all_kv_rows:
+            self.cache.scene_cut(row)
+
+    def request(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        timesteps: Sequence[float],
+        text_row: int,
+        *,
+        scale: float,
+        view_frames: int | None = None,
+    ) -> PassRequest:
+        """A pass over row `index`."""
+        texts = (text_row,) if self.negative_text is None else (text_row, self.negative_text)
+        return PassRequest(
+            latents=latents,
+            timesteps=tuple(timesteps),
+            kv_rows=self.kv_rows[index],
+            text_rows=texts,
+            view_frames=view_frames,
+            scale=scale,
+        )

@@ -1,0 +1,89 @@
+"""Owns the contract of a stream's memory. Knows no prompt and no schedule of passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cache.kv_policies import KVPolicy
+
+from ..lane import Lane
+
+EncodePictures = Callable[[torch.Tensor], torch.Tensor]
+"""Pictures [k, 3, H, W] in [0, 1] -> latents [C, k, h, w], each encoded alone as the first frame of a video."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MemoryParts:
+    """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px."""
+
+    lane: Lane
+    policy: KVPolicy
+    chunk_frames: int
+    latent_shape: tuple[int, int, int]
+    size: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    encode: EncodePictures
+
+
+class Memory(ABC):
+    """Told of what is finished; asked, when a chunk is born, what to pass again before it."""
+
+    def __init__(self, parts: MemoryParts) -> None:
+        self._parts = parts
+
+    @abstractmethod
+    def context(self) -> list[torch.Tensor]:
+        """Latents [C, n, h, w] to be passed at timestep 0, one pass each, before the next chunk.
+
+        Called once, when that is born. May reset the cache.
+        """
+
+    @abstractmethod
+    def finished(self, latents: torch.Tensor) -> None:
+        """A chunk is done: its latents [C, n, h, w]; the cache still has it as its chunk."""
+
+    @abstractmethod
+    def decoded(self, frames: torch.Tensor) -> None:
+        """Its pictures [F, H, W, 3] uint8, valid during the call."""
+
+    @abstractmethod
+    def new_text(self) -> None:
+        """The prompt changed by a cut: what stands in the cache was seen with the old one."""
+
+    def flush(self) -> None:
+        """Forget all but the sink and the last frame."""
+        self._parts.lane.flush()
+
+    def scene_cut(self) -> None:
+        """The next chunk begins another scene."""
+        self._parts.lane.scene_cut()
+
+    def restart(self) -> None:
+        """The stream begins anew."""
+        self._parts.lane.reset()
+
+    @property
+    def bytes(self) -> int:
+        """Memory on the device."""
+        return 0
+
+    @abstractmethod
+    def state(self) -> Any:
+        """A copy, for `restore`."""
+
+    @abstractmethod
+    def restore(self, state: Any) -> None:
+        """Go back to a state."""
+
+
+def groups_of(frames: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Consecutive groups of at most `size`; the first one takes the rest, so that the last ones are whole chunks."""
+    rest = len(frames) % size
+    heads = [frames[:rest]] if rest else []
+    return [*heads, *(frames[i : i + size] for i in range(rest, len(frames), size))]

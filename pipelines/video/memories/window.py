@@ -1,0 +1,70 @@
+"""Owns the memory of streams whose cache keeps what it has seen: the clean latents of what stands there.
+
+After a cut of the prompt they are passed again, chunk by chunk at timestep 0, with the new prompt. That is LongLive's
+re-cache (2509.22622) with the block-causal order in which the frames were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..clean_latents import CleanLatents
+from .base import Memory, MemoryParts, groups_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _State:
+    latents: tuple[torch.Tensor, dict[int, int]]
+    recache: bool
+
+
+class WindowMemory(Memory):
+    """Frames that a policy has pooled or chosen token by token cannot be passed again: after a cut they are gone."""
+
+    def __init__(self, parts: MemoryParts) -> None:
+        super().__init__(parts)
+        cells = parts.policy.frame_cells.cells
+        self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
+        self._recache = False
+
+    @property
+    def bytes(self) -> int:
+        return self._clean.bytes
+
+    def context(self) -> list[torch.Tensor]:
+        if not self._recache:
+            return []
+        self._recache = False
+        frames = [frame for frame in self._standing() if frame in self._clean.frames]
+        groups = [self._clean.take(group) for group in groups_of(frames, self._parts.chunk_frames)]
+        self._parts.lane.reset()
+        self._clean.rename(frames)
+        return groups
+
+    def finished(self, latents: torch.Tensor) -> None:
+        chunk = [span.frame for span in self._parts.lane.ledger().chunk][: latents.shape[1]]
+        self._clean.put(chunk, latents, standing=self._standing())
+
+    def decoded(self, frames: torch.Tensor) -> None:
+        """Latents are enough."""
+
+    def new_text(self) -> None:
+        self._recache = True
+
+    def restart(self) -> None:
+        super().restart()
+        self._clean.clear()
+        self._recache = False
+
+    def _standing(self) -> list[int]:
+        """Frames that stand whole in the cache and stay there."""
+        return [s.frame for s in self._parts.lane.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
+
+    def state(self) -> _State:
+        return _State(latents=self._clean.state(), recache=self._recache)
+
+    def restore(self, state: _State) -> None:
+        self._clean.restore(state.latents)
+        self._recache = state.recache

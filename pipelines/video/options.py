@@ -1,0 +1,102 @@
+"""Owns what a user may choose of a video engine, and what follows from it and the model's preset.
+
+Raises errors that name the value and the remedy. Knows no tensors and no stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from cache.kv_plan import KVError
+from cache.kv_policies import KVPolicy, make_policy
+
+from ..errors import ControlError, InputError
+from .presets import VideoPreset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoOptions:
+    """0, "" and -1 stand for what suits the model.
+
+    width, height: pixels. stream: a name of streams.STREAMS. policy, policy_options: of cache.kv_policies.
+    chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams that are open at once, 0: up to 4, as
+    memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
+    storage: of keys and values (cache.kv_bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
+    backend: how the transformer is executed. rewind_bytes: memory of a stream's snapshots to rewind to.
+    work_dtype: of latents between passes; float32 except in tests.
+    """
+
+    width: int = 0
+    height: int = 0
+    stream: str = ""
+    policy: str = ""
+    policy_options: Mapping[str, Any] = field(default_factory=dict)
+    chunk_frames: int = 0
+    window_frames: int = 0
+    sink_frames: int = -1
+    max_streams: int = 0
+    guidance: bool | None = None
+    storage: str = "native"
+    attention: str = "auto"
+    backend: str = "auto"
+    rewind_bytes: int = 2**30
+    work_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        for name, least in (("chunk_frames", 0), ("window_frames", 0), ("sink_frames", -1), ("max_streams", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise ControlError(f"{name} cannot be {value}.", f"Give {least + 1} or more, or {least} for the usual.")
+        if self.rewind_bytes < 0:
+            raise InputError(f"rewind_bytes cannot be {self.rewind_bytes}.", "Give 0 for none, or more.")
+
+
+def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
+    """The preset with the user's choices. Another policy brings none of the preset's policy options along.
+
+    Raises ModelError when the window cannot hold sink and chunk.
+    """
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("stream", options.stream),
+            ("policy", options.policy),
+            ("chunk_frames", options.chunk_frames),
+            ("window_frames", options.window_frames),
+        )
+        if value
+    }
+    if options.sink_frames >= 0:
+        changes["sink_frames"] = options.sink_frames
+    elif options.policy == "window":
+        changes["sink_frames"] = 0
+    if options.policy and options.policy != preset.policy:
+        changes["policy_options"] = dict(options.policy_options)
+    elif options.policy_options:
+        changes["policy_options"] = {**preset.policy_options, **options.policy_options}
+    if options.stream and options.stream != preset.stream:
+        changes["clean_pass"] = options.stream != "step-batch" and preset.policy != "rebuild"
+    return replace(preset, **changes)
+
+
+def chosen_policy(preset: VideoPreset, grid: tuple[int, int]) -> KVPolicy:
+    """The cache policy of a preset for a grid of tokens. Raises ControlError, ModelError."""
+    options = preset.cache_options()
+    try:
+        return make_policy(preset.policy, grid=grid, **options)
+    except KVError as error:
+        raise ControlError(f"The cache policy {preset.policy!r} cannot be made: {error}.") from error
+
+
+def check_size(width: int, height: int, multiple: int) -> None:
+    """Raises ControlError unless both sides are positive multiples of `multiple` pixels."""
+    for name, value in (("width", width), ("height", height)):
+        if value <= 0 or value % multiple:
+            nearest = max(multiple, round(value / multiple) * multiple)
+            raise ControlError(
+                f"{name} cannot be {value} pixels.", f"It must be a multiple of {multiple}: try {nearest}."
+            )

@@ -1,0 +1,316 @@
+"""Owns one stream of the video engine: admission, births, controls, order of outputs and exact accounting.
+
+Knows no batch and no arithmetic of the model; the engine asks it for its passes and hands it their results.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from ..conditions import encode_controls
+from ..controls import Control, Controls
+from ..errors import InputError
+from ..transfers import Mark
+from ..types import Accounting, Frame, StreamInfo
+from .births import Births
+from .chunks import ChunkSlot
+from .collector import Collector
+from .core import VideoCore
+from .output_frames import check_image, chunk_frames
+from .passes import PassRequest
+from .streams import Task
+from .text_rows import TextRows
+from .video_controls import EVENTS, TEXT_CONTROLS, checked, chunk_latents, default_controls, number_of_steps
+from .video_log import VideoLog
+
+
+class VideoStream:
+    """See pipelines.types.Stream for the contract of every method. Made by VideoEngine.open."""
+
+    def __init__(
+        self,
+        core: VideoCore,
+        number: int,
+        place: int,
+        frame_rate: Fraction,
+        control: Control,
+        *,
+        tick: Callable[[], None],
+        leave: Callable[[int], None],
+    ) -> None:
+        """place: which of the engine's rows are its own."""
+        self._core, self._number, self.place, self._frame_rate = core, number, place, frame_rate
+        self._tick, self._leave = tick, leave
+        self._lane = core.lane(place)
+        memory = core.memory(self._lane)
+        self._flight = core.flight(core.preset, self._lane, memory)
+        self._births = Births(core, number, place, self._lane, self._flight, memory)
+        self._controls = checked(core, self._flight, default_controls(core), control)
+        self._text = TextRows(core, self._lane, encode_controls(core.prompts, self._controls))
+        self._text_changed = False  # by a cut or a flush that no chunk has been born after
+        self._readback = core.make_readback()
+        self._log = VideoLog(core, number)
+        self._collector = Collector(self._chunk_size, core.model.codec.time_factor)
+        self._order: deque[ChunkSlot] = deque()
+        self._open, self._flushing = True, False
+        self._taken = self._out = 0
+        self._births.reset()
+        if self._controls.integer("rewind_to") >= 0:
+            self._births.history.check(self._controls.integer("rewind_to"))
+        self._log.event("open")
+        self._log.change(self._controls.values)
+
+    def _chunk_size(self, first: bool) -> int:
+        return chunk_latents(self._core, self._controls, first=first)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> StreamInfo:
+        """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
+        core = self._core
+        steps = number_of_steps(core, self._controls, first=False)
+        return StreamInfo(
+            width=core.width,
+            height=core.height,
+            frame_rate=self._frame_rate,
+            frames_per_chunk=self._collector.next_frames,
+            most_frames_per_chunk=core.most_frames,
+            latency_ticks=self._flight.latency_ticks(steps),
+            model=core.model.name,
+            dtype=str(core.model.dtype).removeprefix("torch."),
+            device=str(core.model.device),
+            backend=core.backend.name,
+            engine="video",
+        )
+
+    @property
+    def accounting(self) -> Accounting:
+        """Exact at any moment: taken == out + in_flight; nothing is skipped."""
+        in_flight = len(self._collector) + sum(slot.birth.content.kept for slot in self._order)
+        return Accounting(taken=self._taken, out=self._out, skipped=0, in_flight=in_flight)
+
+    @property
+    def controls(self) -> Controls:
+        """The state in force from the next tick on."""
+        return self._controls
+
+    @property
+    def busy(self) -> bool:
+        """Whether a tick would do something, or finished frames are on their way."""
+        return self.has_work or any(slot.done is not None for slot in self._order)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a tick would do something. For the engine."""
+        if self._controls.flag("paused"):
+            return False
+        return self._may_bear or self._flight.has_work(draining=self._draining)
+
+    @property
+    def _may_bear(self) -> bool:
+        content = self._collector.next_full
+        return content is not None and self._readback.free > 0 and self._births.ready(content, self._controls)
+
+    @property
+    def _draining(self) -> bool:
+        """A window is emptied at the end, and before a chunk that cannot join it."""
+        return self._flushing or (self._collector.next_full is not None and not self._may_bear)
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    def push(self, frame: Frame) -> bool:
+        """Offer a frame of exactly info.width x info.height; False: no room, or paused. InputError: another size."""
+        self._check_open()
+        check_image(frame, self._core.width, self._core.height)
+        collector = self._collector
+        picture = self._controls.text("input_use") == "first-frame"
+        room = collector.has_room_for_picture() if picture else collector.has_room(1, prompt_only=False)
+        if self._controls.flag("paused") or not room:
+            self._log.push(frame.seq, "refused")
+            return False
+        self._taken += 1
+        self._log.push(frame.seq, "accepted")
+        if picture:
+            collector.add_picture(frame)
+        else:
+            collector.add(frame)
+        return True
+
+    def generate(self, frames: int = 1) -> bool:
+        """Ask for prompt-only frames: all of them, or none (False) where there is not room for all, or while paused."""
+        self._check_open()
+        if frames < 1:
+            raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        if self._controls.flag("paused") or not self._collector.has_room(frames, prompt_only=True):
+            self._log.push(None, "refused")
+            return False
+        for _ in range(frames):
+            self._taken += 1
+            self._log.push(None, "accepted")
+            self._collector.add(None)
+        return True
+
+    # -- controls ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def apply(self, control: Control) -> int:
+        """Change controls, all of them or (with a ControlError) none. Returns the tick from which the change holds.
+
+        scene_cut and rewind_to ask for something once and go back by themselves when it is done, at the next birth.
+        With rewind_to the prompt is again what it was then, unless the same change says another.
+        """
+        self._check_open()
+        current = self._controls
+        rewind = control.rewind_to if control.rewind_to is not None and control.rewind_to >= 0 else None
+        if rewind is not None:
+            current = self._prompt_of(rewind)
+        candidate = checked(self._core, self._flight, current, control)
+        changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
+        own = {n for n in TEXT_CONTROLS if candidate.values[n] != current.values[n]}
+        target = encode_controls(self._core.prompts, candidate) if own else None
+        if rewind is not None:
+            self._text.restore(self._births.history.find(rewind).rest[0][1])
+        self._controls = candidate
+        if target is not None:
+            self._text.aim(target, candidate)
+        self._log.change(changed)
+        return self._core.next_tick
+
+    def _prompt_of(self, number: int) -> Controls:
+        """The controls with the prompt that held when chunk `number` was born. ControlError: that is not kept."""
+        self._births.history.check(number)
+        texts: Control = self._births.history.find(number).rest[0][0]
+        return self._controls.updated(texts)
+
+    # -- ticks (called by the engine) ----------------------------------------------------------------------------------
+
+    def prepare_tick(self) -> None:
+        """Bring prompts that cut to all chunks in flight, and let the next chunk be born where it may."""
+        if self._text.moving and self._controls.text("prompt_change") != "glide":
+            self._text.advance(1)
+            self._text_changed = True
+            for row in {slot.text_row for slot in self._flight.slots}:
+                self._text.write(row)
+        if self._may_bear:
+            self._bear()
+
+    def _bear(self) -> None:
+        births, controls = self._births, self._controls
+        if controls.integer("rewind_to") >= 0:
+            births.rewind(controls.integer("rewind_to"))
+        if controls.flag("scene_cut"):
+            births.memory.scene_cut()
+        if self._text_changed and controls.text("prompt_change") == "flush":
+            births.memory.flush()
+        elif self._text_changed and self._flight.recaches:
+            births.memory.new_text()
+        self._text_changed = False
+        self._controls = controls.updated(EVENTS)
+        content = self._collector.pop()
+        rest = self._place_to_return()
+        if controls.text("prompt_change") == "glide":
+            self._text.advance(len(content.frames))
+        self._text.write(births.text_row)
+        slot = births.bear(content, self._controls, rest)
+        slot.readback, slot.buffer = self._readback, self._readback.acquire()
+        self._order.append(slot)
+        self._log.birth_of(slot, self._lane.kv_rows[0][0])
+
+    def _place_to_return(self) -> object:
+        """What a rewind to the chunk that is born now puts back of the prompt."""
+        values = {name: self._controls.values[name] for name in TEXT_CONTROLS}
+        return Control.of(values), self._text.state()
+
+    def requests(self) -> list[tuple[PassRequest, tuple[Task, ...]]]:
+        """The passes of this tick, and what the log says of them."""
+        return self._flight.requests(self._controls.number("guidance_scale"), draining=self._draining)
+
+    def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
+        """The results of the passes, in order. Returns the chunks to be decoded, in order."""
+        return self._flight.land(velocities)
+
+    def decode(self, slot: ChunkSlot) -> None:
+        """Latents to pictures, on their way to the host."""
+        frames = self._core.decoders[self.place].decode(slot.latents[None])[0]
+        self._births.memory.decoded(frames)
+        self._readback.receive(slot.buffer, frames)
+
+    def finish(self, slot: ChunkSlot, mark: Mark) -> None:
+        """mark: passes when the pictures are there."""
+        slot.done = mark
+
+    # -- output --------------------------------------------------------------------------------------------------------
+
+    def pull(self) -> list[Frame]:
+        """Finished frames in input order, oldest first; never waits."""
+        frames: list[Frame] = []
+        while self._order and self._order[0].done is not None and self._order[0].done.passed():
+            slot = self._order.popleft()
+            new = chunk_frames(slot, first_seq=self._out, frame_rate=self._frame_rate)
+            frames.extend(new)
+            self._out += len(new)
+            self._readback.release(slot.buffer)
+        return frames
+
+    def flush(self) -> list[Frame]:
+        """Tick the engine until this stream has nothing in flight; a partial chunk is padded first."""
+        self._check_open()
+        if self._controls.flag("paused"):
+            raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
+        self._log.event("flush")
+        self._collector.pad()
+        frames: list[Frame] = []
+        self._flushing = True
+        try:
+            while self.has_work:
+                self._tick()
+                frames += self.pull()
+        finally:
+            self._flushing = False
+        if self._order:
+            assert self._order[-1].done is not None
+            self._order[-1].done.wait()
+        return frames + self.pull()
+
+    def reset(self) -> None:
+        """Drop what is in flight and start counting again; controls stay."""
+        self._check_open()
+        self._drop()
+        self._births.reset()
+        self._taken = self._out = 0
+        self._log.event("reset")
+
+    def close(self) -> None:
+        """Drop what is in flight and leave the engine. Closing twice is fine."""
+        if self._open:
+            self._drop()
+            self._births.reset()
+            self._open = False
+            self._leave(self._number)
+            self._log.event("close")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _drop(self) -> None:
+        self._flight.drop()
+        self._collector.reset()
+        for slot in self._order:
+            self._readback.release(slot.buffer)
+        self._order.clear()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InputError("The stream is closed.", "Open a new one.")

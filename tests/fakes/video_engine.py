@@ -1,0 +1,126 @@
+"""Video engines over tiny random weights, without files: for tests of the engine's contract.
+
+The transformer has 2 layers and 2 heads of 16, a frame 2x3 tokens; the codec is a narrow random one of the tiny kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.types import Frame
+from pipelines.video.checkpoint_keys import KeyReport
+from pipelines.video.codec import VideoCodec
+from pipelines.video.engine import VideoEngine
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+from pipelines.video.presets import VideoPreset
+from pipelines.video.stream import VideoStream
+from pipelines.video.tiny_codec import TinyCodec
+from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan_config import WanConfig
+from tests.fakes.image_model import frames as pictures
+from tests.fakes.video_codecs import tiny_autoencoder
+
+WIDTH_PX, HEIGHT_PX = 48, 32
+CHANNELS, TEXT_DIM, TEXT_TOKENS = 4, 12, 6
+
+
+class HashText:
+    """Every text has its own random embedding [TEXT_TOKENS, TEXT_DIM]."""
+
+    text_dim = TEXT_DIM
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self.encoded: list[str] = []
+
+    def encode(self, text: str) -> torch.Tensor:
+        self.encoded.append(text)
+        random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        return torch.randn((TEXT_TOKENS, TEXT_DIM), generator=random).to(self._dtype)
+
+
+@functools.cache
+def random_transformer(dtype: torch.dtype) -> CausalWanTransformer:
+    """Random weights, never changed; modulation tables are scaled up so that timesteps matter."""
+    config = WanConfig(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=TEXT_DIM,
+        text_len=TEXT_TOKENS,
+        freq_dim=16,
+        ffn_dim=48,
+        num_layers=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        transformer = CausalWanTransformer(config)
+    return transformer.to(dtype).eval().requires_grad_(False)
+
+
+@functools.cache
+def random_codec(dtype: torch.dtype) -> VideoCodec:
+    """A narrow tiny autoencoder with random weights."""
+    return TinyCodec(tiny_autoencoder(encoder_padding="front").to(dtype).requires_grad_(False))
+
+
+SMALL = VideoPreset(
+    steps=(1000, 500),
+    chunk_frames=2,
+    window_frames=6,
+    sink_frames=1,
+    policy="sink",
+    width=WIDTH_PX,
+    height=HEIGHT_PX,
+)
+"""Two steps and a clean pass, chunks of 2 latents (5 frames, then 8), a window of 6 with a sink of 1."""
+
+
+def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **changes: Any) -> VideoModel:
+    """A model of random weights. changes: fields of VideoModel."""
+    model = VideoModel(
+        name="small",
+        family="self-forcing",
+        why="a test",
+        transformer=random_transformer(dtype),
+        codec=random_codec(dtype),
+        text=HashText(dtype),  # type: ignore[arg-type]
+        preset=preset,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        licence="none",
+        commercial=True,
+        weights=KeyReport(mapped={}, missing=(), unexpected=(), mismatched={}),
+    )
+    return replace(model, **changes)
+
+
+def small_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:
+    """An engine over `small_model`. options: fields of VideoOptions."""
+    return VideoEngine(small_model(preset, dtype), VideoOptions(work_dtype=dtype, **{"max_streams": 2, **options}))
+
+
+def run_chunks(stream: VideoStream, engine: VideoEngine, chunks: int) -> list[np.ndarray]:
+    """Pictures of so many chunks from the prompt, one chunk after another."""
+    images: list[np.ndarray] = []
+    for _ in range(chunks):
+        while not stream.generate(stream.info.frames_per_chunk):
+            engine.tick()
+            images += [frame.image for frame in stream.pull()]
+        while stream.has_work:
+            engine.tick()
+            images += [frame.image for frame in stream.pull()]
+    return images
+
+
+def video_frames(count: int, *, start: int = 0) -> list[Frame]:
+    """Distinct random pictures of the engine's size."""
+    return [replace(f, image=f.image[:HEIGHT_PX, :WIDTH_PX].copy()) for f in pictures(count, start=start, side_px=48)]

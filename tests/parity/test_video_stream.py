@@ -1,0 +1,192 @@
+"""The video engine's streams are plain loops over diffusers' modules without any cache, and so are its pictures.
+
+float32 on random weights: 2e-5. Pictures: those of the whole clip, rounded to bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+
+from pipelines.controls import Control
+from pipelines.video.checkpoint_keys import KeyReport
+from pipelines.video.chunks import ChunkSlot
+from pipelines.video.engine import VideoEngine
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+from pipelines.video.presets import VideoPreset
+from pipelines.video.stream import VideoStream
+from pipelines.video.wan_codec import WanCodec
+from tests.fakes.video_codecs import stock_decode, wan_vae
+from tests.parity import plain_video as plain
+from tests.parity.conftest import Report
+from tests.parity.wan_pair import TEXT_TOKENS, our_model, stock_model
+
+TOLERANCE = 2e-5
+SEED = 9
+SHAPE = (4, 4, 6)
+SELF_FORCING = VideoPreset(
+    steps=(1000, 750, 500, 250), chunk_frames=2, window_frames=12, policy="full", width=48, height=32
+)
+STREAM_V2 = replace(
+    SELF_FORCING,
+    steps=(700, 500, 400, 200),
+    warp=False,
+    shift=8.0,
+    chunk_frames=1,
+    window_frames=4,
+    sink_frames=1,
+    policy="sink",
+    policy_options={"positions": "absolute"},
+    stream="step-batch",
+    clean_pass=False,
+)
+ROLLING = replace(
+    SELF_FORCING,
+    steps=(1000, 600, 300),
+    window_frames=10,
+    sink_frames=2,
+    policy="sink",
+    policy_options={"positions": "absolute"},
+    stream="rolling",
+)
+
+
+class OneText:
+    """The same random embedding for every text."""
+
+    text_dim = 24
+
+    def __init__(self) -> None:
+        self.embedding = torch.randn((TEXT_TOKENS, 24), generator=torch.Generator().manual_seed(3))
+
+    def encode(self, text: str) -> torch.Tensor:
+        return self.embedding
+
+
+def engine_of(stock: WanTransformer3DModel, preset: VideoPreset) -> VideoEngine:
+    """Over diffusers' weights and diffusers' autoencoder."""
+    model = VideoModel(
+        name="pair",
+        family="self-forcing",
+        why="a test",
+        transformer=our_model(stock),
+        codec=WanCodec(wan_vae()),
+        text=OneText(),  # type: ignore[arg-type]
+        preset=preset,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        licence="none",
+        commercial=True,
+        weights=KeyReport(mapped={}, missing=(), unexpected=(), mismatched={}),
+    )
+    return VideoEngine(model, VideoOptions(max_streams=1, guidance=False))
+
+
+class Watched:
+    """A stream whose clean latents are kept as they come out, beside its pictures."""
+
+    def __init__(self, engine: VideoEngine, control: Control) -> None:
+        self.engine = engine
+        self.stream: VideoStream = engine.open(control)
+        self.latents: list[torch.Tensor] = []
+        self.pictures: list[np.ndarray] = []
+        decode = self.stream.decode
+
+        def decode_and_keep(slot: ChunkSlot) -> None:
+            self.latents.append(slot.latents.clone())
+            decode(slot)
+
+        self.stream.decode = decode_and_keep  # type: ignore[method-assign]
+
+    def run(self, chunks: int) -> torch.Tensor:
+        """[C, F, h, w] of so many chunks."""
+        for _ in range(chunks):
+            while not self.stream.generate(self.stream.info.frames_per_chunk):
+                self.engine.tick()
+                self.engine.core.cache.check_integrity()
+                self.pictures += [frame.image for frame in self.stream.pull()]
+        self.pictures += [frame.image for frame in self.stream.flush()]
+        return torch.cat(self.latents, dim=1)
+
+
+@pytest.fixture
+def stock() -> Iterator[WanTransformer3DModel]:
+    with torch.inference_mode():
+        yield stock_model()
+
+
+def plain_stream(stock: WanTransformer3DModel, preset: VideoPreset) -> plain.PlainStream:
+    """Its steps are computed here, by the formulas."""
+    raw = np.linspace(1.0, 0.0, 1001)[:-1]
+    table = preset.shift * raw / (1 + (preset.shift - 1) * raw)
+    if preset.warp:
+        steps = [(1000 * table[1000 - step], table[1000 - step]) for step in preset.steps]
+    else:
+        steps = [(float(step), table[np.abs(1000 * table - step).argmin()]) for step in preset.steps]
+    denoiser = plain.PlainDenoiser(stock, OneText().embedding)
+    return plain.PlainStream(denoiser, steps, shape=SHAPE, seed=SEED, dtype=torch.float32)
+
+
+def test_chunks_with_all_of_their_past(stock: WanTransformer3DModel, report: Report) -> None:
+    ours = Watched(engine_of(stock, SELF_FORCING), Control(seed=SEED)).run(4)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, SELF_FORCING), [2] * 4, plain.everything)
+    assert report("stream: chunk by chunk, full cache", [ours - theirs]) < TOLERANCE
+
+
+def test_chunks_of_several_lengths(stock: WanTransformer3DModel, report: Report) -> None:
+    watched = Watched(engine_of(stock, SELF_FORCING), Control(seed=SEED, first_chunk_frames=1))
+    watched.run(2)
+    watched.stream.apply(Control(chunk_frames=1))
+    ours = watched.run(2)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, SELF_FORCING), [1, 2, 1, 1], plain.everything)
+    assert report("stream: chunks of 1, 2, 1, 1 latents", [ours - theirs]) < TOLERANCE
+
+
+@pytest.mark.parametrize("sink", [0, 1, 3])
+def test_chunks_with_a_window(stock: WanTransformer3DModel, report: Report, sink: int) -> None:
+    options = {"positions": "absolute"}
+    preset = replace(SELF_FORCING, policy="sink", window_frames=6, sink_frames=sink, policy_options=options)
+    ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(6)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, preset), [2] * 6, plain.sliding(6, sink))
+    assert report(f"stream: chunk by chunk, window 6, sink {sink}", [ours - theirs]) < TOLERANCE
+
+
+def test_without_a_clean_pass_the_past_keeps_the_last_level(stock: WanTransformer3DModel, report: Report) -> None:
+    preset = replace(SELF_FORCING, clean_pass=False)
+    ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(4)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, preset), [2] * 4, plain.everything, clean_timestep=None)
+    assert report("stream: chunk by chunk, no clean pass", [ours - theirs]) < TOLERANCE
+
+
+def test_step_batched(stock: WanTransformer3DModel, report: Report) -> None:
+    ours = Watched(engine_of(stock, STREAM_V2), Control(seed=SEED)).run(9)
+    theirs = plain.step_batched(plain_stream(stock, STREAM_V2), [1] * 9, plain.sliding(4, 1))
+    assert report("stream: step-batched, window 4, sink 1", [ours - theirs]) < TOLERANCE
+
+
+def test_rolling_window(stock: WanTransformer3DModel, report: Report) -> None:
+    ours = Watched(engine_of(stock, ROLLING), Control(seed=SEED)).run(7)
+    theirs = plain.rolling(plain_stream(stock, ROLLING), 7, 2, plain.sliding(10, 2), keeps=True)
+    assert report("stream: rolling window of 3 chunks, window 10, sink 2", [ours - theirs]) < TOLERANCE
+
+
+def test_moving_buffer_without_a_past(stock: WanTransformer3DModel, report: Report) -> None:
+    preset = replace(ROLLING, clean_pass=False, policy_options={})
+    ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(5)
+    theirs = plain.rolling(plain_stream(stock, preset), 5, 2, plain.everything, keeps=False)
+    assert report("stream: moving buffer of 3 chunks, no past", [ours - theirs]) < TOLERANCE
+
+
+def test_pictures_are_the_whole_clip_decoded_at_once(stock: WanTransformer3DModel, report: Report) -> None:
+    watched = Watched(engine_of(stock, SELF_FORCING), Control(seed=SEED))
+    latents = watched.run(4)
+    whole = stock_decode(wan_vae(), latents[None]).clamp(0, 1)[0].permute(1, 2, 3, 0)
+    pictures = torch.from_numpy(np.stack(watched.pictures)).double()
+    assert len(pictures) == 1 + 4 * 7
+    assert report("stream: pictures, of 255", [pictures - 255 * whole.double()]) <= 0.51
