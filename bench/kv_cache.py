@@ -19,8 +19,9 @@ import torch
 
 from cache.kv import KVCache, KVShape
 from cache.kv_bank import STORAGES
+from cache.kv_kernels import PLAIN_KERNELS, compiled_kernels
 from cache.kv_policies import make_policy
-from cache.rotary import Rotary, rotate_pairs
+from cache.rotary import Rotary
 
 SHAPES: Mapping[str, dict[str, Any]] = {
     "tiny": {"layers": 2, "heads": 2, "head_dim": 32, "grid": (8, 12)},
@@ -91,18 +92,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
     parser.add_argument("--storage", choices=STORAGES, action="append", help="default: native")
     parser.add_argument("--chunks", type=int, default=10)
-    parser.add_argument("--compile", action="store_true", help="rotate in one compiled kernel")
+    parser.add_argument("--compile", action="store_true", help="rotate and place in compiled kernels")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     dtype = torch.bfloat16 if options.device != "cpu" else torch.float32
-    rotate = torch.compile(rotate_pairs, dynamic=False) if options.compile else rotate_pairs
+    kernels = compiled_kernels() if options.compile else PLAIN_KERNELS
     rows = []
     for case in options.case or CASES:
         name, settings = CASES[case]
         for storage in options.storage or ["native"]:
             shape = KVShape(**SHAPES[options.shape], dtype=dtype, device=options.device)
             policy = make_policy(name, grid=shape.grid, **settings)
-            cache = KVCache(shape, policy, rotary=Rotary(shape.head_dim), storage=storage, rotate=rotate)
+            cache = KVCache(shape, policy, rotary=Rotary(shape.head_dim), storage=storage, kernels=kernels)
             figures = measure(cache, options.chunks, warmup=24 if name == "packed" else 10)
             rows.append(
                 {

@@ -58,7 +58,7 @@ class ChunkLoop:
             policy,
             rotary=transformer.rotary,
             storage=settings.storage,
-            rotate=backend.rotate,
+            kernels=backend.kernels,
         )
         config = shape.transformer
         self.text = TextCache(transformer, rows=1, tokens=config.text_len)
@@ -121,7 +121,7 @@ class FrameOutput:
 
     def __init__(self, decoder: FrameDecoder, device: torch.device, *, overlapped: bool) -> None:
         self._decoder, self._device = decoder, device
-        self._stream = torch.cuda.Stream(device, priority=-1) if overlapped and device.type == "cuda" else None
+        self._stream = _stream_beside(device) if overlapped and device.type == "cuda" else None
         self._host: dict[torch.Size, deque[torch.Tensor]] = {}
         self._pending: deque[torch.cuda.Event] = deque()
 
@@ -134,7 +134,7 @@ class FrameOutput:
             host = self._buffer(frames)
             host.copy_(frames, non_blocking=True)
             if self._device.type == "cuda":
-                event = torch.cuda.Event()
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
                 self._pending.append(event)
         return host
@@ -162,3 +162,9 @@ class FrameOutput:
         buffers = self._host[frames.shape]
         buffers.rotate(1)
         return buffers[0]
+
+
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """Of higher priority: frames leave before the next chunk goes on."""
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    return stream

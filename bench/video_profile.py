@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as torch_profile
 
@@ -36,7 +35,7 @@ def profile(device: torch.device, chunk: Callable[[], None], *, chunks: int = 2)
         wall_ms = 1e3 * (time.perf_counter() - start) / chunks
     by_name: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     for event in recorded.events() or ():
-        if event.device_type == DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             spent, count = by_name[event.name]
             by_name[event.name] = (spent + event.time_range.elapsed_us() / 1e3 / chunks, count + 1)
     by_kind: dict[str, float] = defaultdict(float)
@@ -60,9 +59,9 @@ def matmul_tflops(device: torch.device, size: int = 8192) -> float | None:
     if device.type != "cuda":
         return None
     a, b = (torch.randn((size, size), device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
+    seconds: list[float] = []
     for _ in range(10):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         a @ b
         end.record()

@@ -45,11 +45,12 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Of one call, until the device is done."""
+    def seconds(self, call: Callable[[], object], times: int = 1) -> float:
+        """Of so many calls, until the device is done."""
         self.synchronise()
         start = time.perf_counter()
-        call()
+        for _ in range(times):
+            call()
         self.synchronise()
         return time.perf_counter() - start
 
@@ -58,9 +59,9 @@ def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[Ch
     """The transformer alone: chunks of latents in the steady state."""
     loop = ChunkLoop(bench.transformer, bench.shape, settings, choose_backend(backend, bench.transformer))
     frames, window = settings.chunk_frames, settings.window_frames
-    warm_up_s = bench.seconds(lambda: [loop.chunk() for _ in range(loop.filling_chunks + 3)])
+    warm_up_s = bench.seconds(loop.chunk, loop.filling_chunks + 3)
     seconds = [bench.seconds(loop.chunk) for _ in range(bench.chunks)]
-    together = bench.seconds(lambda: [loop.chunk() for _ in range(bench.chunks)]) / bench.chunks
+    together = bench.seconds(loop.chunk, bench.chunks) / bench.chunks
     fps = 4 * frames / together
     floor = bench.shape.floor_fps(frames, window, loop.passes)
     return loop, {
@@ -102,7 +103,7 @@ def measure_frames(
 
     for _ in range(loop.filling_chunks + 3):
         chunk()
-    together = bench.seconds(lambda: [chunk() for _ in range(bench.chunks)]) / bench.chunks
+    together = bench.seconds(chunk, bench.chunks) / bench.chunks
     decode_s = _decode_seconds(bench, loop, decoder)
     change_s = []
     for _ in range(3):

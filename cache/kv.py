@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from cache.kv_bank import STORAGES, Bank, Rotate
+from cache.kv_bank import STORAGES, Bank
 from cache.kv_integrity import check_row
+from cache.kv_kernels import PLAIN_KERNELS, KVKernels
 from cache.kv_ops import run, touched
 from cache.kv_plan import Kind, KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, attended_range, gaps
 from cache.kv_policies import KVPolicy
 from cache.kv_store import KVShape
 from cache.kv_tables import upload
 from cache.kv_view import KVView, RowPass
-from cache.rotary import Rotary, rotate_pairs
+from cache.rotary import Rotary
 
 __all__ = ["KVCache", "KVShape", "KVSnapshot"]
 
@@ -56,7 +57,7 @@ class KVCache:
 
     storage: "native" keeps a rotated copy of all keys as well (3 units of memory, least work), "lean" rotates in every
     pass (2 units), "int8" stores 8-bit integers with a scale per token and head and rotates in every pass (about 1 unit
-    of 16-bit keys). rotate: a compiled `rotate_pairs`, where one is at hand. Raises KVError for an unknown storage or a
+    of 16-bit keys). kernels: compiled ones, where they are at hand. Raises KVError for an unknown storage or a
     policy made for another grid.
     """
 
@@ -67,7 +68,7 @@ class KVCache:
         *,
         rotary: Rotary,
         storage: str = "native",
-        rotate: Rotate = rotate_pairs,
+        kernels: KVKernels = PLAIN_KERNELS,
     ) -> None:
         if storage not in STORAGES:
             raise KVError(f"unknown storage {storage!r} of keys and values; there are {', '.join(STORAGES)}")
@@ -79,7 +80,7 @@ class KVCache:
             raise KVError(f"the rotary phases have head_dim {rotary.head_dim} and the cache {shape.head_dim}")
         make_store, make_rotated = STORAGES[storage]
         self.shape, self.policy, self.storage = shape, policy, storage
-        self._bank = Bank(shape, policy, rotary, make_store(shape, policy.capacity_tokens), rotate)
+        self._bank = Bank(shape, policy, rotary, make_store(shape, policy.capacity_tokens), kernels)
         self._rotated = make_rotated(self._bank)
         self._rows = [_Row() for _ in range(shape.cache_rows)]
         self._chunk_tokens = policy.begin_frames * shape.frame_tokens

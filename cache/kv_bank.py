@@ -12,21 +12,22 @@ from typing import Protocol
 
 import torch
 
+from cache.kv_kernels import KVKernels
 from cache.kv_plan import Kind, SelectBlocks, SelectTokens, Span
 from cache.kv_policies.base import KVPolicy
 from cache.kv_store import Int8Store, KVShape, NativeStore, Store
 from cache.kv_tables import PhaseTables, upload
 from cache.rotary import Rotary
 
-Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x [..., D], cos, sin broadcastable to [..., D/2]) -> x rotated; `rotate_pairs`, or a compiled one."""
+TensorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Bank:
     """The memory of a cache. `rotate`: the function that rotates."""
 
-    def __init__(self, shape: KVShape, policy: KVPolicy, rotary: Rotary, store: Store, rotate: Rotate) -> None:
-        self.shape, self.policy, self.store, self.rotate = shape, policy, store, rotate
+    def __init__(self, shape: KVShape, policy: KVPolicy, rotary: Rotary, store: Store, kernels: KVKernels) -> None:
+        self.shape, self.policy, self.store = shape, policy, store
+        self.kernels, self.rotate = kernels, kernels.rotate
         self.capacity = policy.capacity_tokens
         self.frame_cells = policy.frame_cells
         wide = torch.float64 if shape.dtype == torch.float64 else torch.float32
@@ -127,8 +128,13 @@ class Rotated(Protocol):
         """A layer of a pass begins: all that it attends, but for its own chunk, must be readable."""
         ...
 
-    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """The chunk's rotated keys and its values [n, H, D], at flat slots (row * attended_tokens + slot)."""
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        """Store the chunk's keys and values [B, N, H, D] and make them readable, keys rotated by (cos, sin).
+
+        index: flat slots [B, N] of the store (row * capacity + slot) and here (row * attended_tokens + slot).
+        """
         ...
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,6 +148,7 @@ class Resident:
     def __init__(self, bank: Bank) -> None:
         shape = bank.shape
         size = (shape.layers, shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
+        assert isinstance(bank.store, NativeStore), bank.store
         self._bank = bank
         self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
@@ -153,13 +160,17 @@ class Resident:
         bank = self._bank
         for start, stop, kind in runs(spans):
             keys = bank.store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
-            self._keys[layer, row, start:stop] = bank.rotate(keys, *bank.rotation(layer, row, start, stop, kind))
+            rotation = bank.rotation(layer, row, start, stop, kind)
+            bank.kernels.rotate_into(self._keys[layer, row, start:stop], keys, *rotation)
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
         """Nothing to do."""
 
-    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._keys[layer].flatten(0, 1).index_copy_(0, index, keys.to(self._keys.dtype))
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        targets = (tensor[layer].flatten(0, 1) for tensor in (*self._bank.store.tensors, self._keys))
+        self._bank.kernels.place(keys, values, *rotation, *index, *targets)
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
@@ -188,12 +199,18 @@ class PerPass:
         for start, stop, kind in runs(attended):
             one, slots = slice(row, row + 1), slice(start, stop)
             rotation = bank.rotation(layer, row, start, stop, kind)
-            self._keys[row, start:stop] = bank.rotate(bank.store.keys(layer, one, slots)[0], *rotation)
+            bank.kernels.rotate_into(self._keys[row, start:stop], bank.store.keys(layer, one, slots)[0], *rotation)
             self._values[row, start:stop] = bank.store.values(layer, one, slots)[0]
 
-    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._keys.flatten(0, 1).index_copy_(0, index, keys.to(self._keys.dtype))
-        self._values.flatten(0, 1).index_copy_(0, index, values.to(self._values.dtype))
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        stored, here = (slots.reshape(-1) for slots in index)
+        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        self._bank.store.write(layer, stored, flat_keys, flat_values)
+        turned = self._bank.rotate(keys, *rotation).flatten(0, 1)
+        self._keys.flatten(0, 1).index_copy_(0, here, turned.to(self._keys.dtype))
+        self._values.flatten(0, 1).index_copy_(0, here, flat_values.to(self._values.dtype))
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[rows, slots], self._values[rows, slots]

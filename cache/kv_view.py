@@ -105,10 +105,7 @@ class KVView:
             if row_pass.moved:
                 self._rotated.rotate(layer, row_pass.row, row_pass.moved)
             self._rotated.load(layer, row_pass.row, row_pass.attended)
-        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
-        self._bank.store.write(layer, self._index[0].reshape(-1), flat_keys, flat_values)
-        turned = self._bank.rotate(keys, *self._rotation).flatten(0, 1)
-        self._rotated.write(layer, self._index[1].reshape(-1), turned, flat_values)
+        self._rotated.place(layer, self._index, keys, values, self._rotation)
         attended = self._read(layer)
         if self._accumulates:
             assert queries is not None

@@ -7,22 +7,20 @@ up to rounding. Knows the transformer and its views; no schedule, chunk, stream 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 
+from cache.kv_kernels import PLAIN_KERNELS, KVKernels, compiled_kernels
 from cache.kv_view import KVView
-from cache.rotary import rotate_pairs
 from pipelines.errors import ModelError
 
 from .captured import CapturedCalls
 from .text_cache import TextView
 from .transformer import CausalWanTransformer
 from .wan_blocks import AS_WRITTEN, BlockHalves, WanBlock
-
-Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 _MOST_SHAPES = 64
 """How many shapes of a batch torch.compile may meet before it refuses; its default of 8 is few for a live engine."""
@@ -54,13 +52,13 @@ VIDEO_BACKENDS: Mapping[str, BackendKind] = MappingProxyType(
 class VideoBackend:
     """Executes passes of one transformer, whose `halves` it sets. Made by `choose_backend`.
 
-    name: as in the table. reason: why it was taken, for the user. rotate: what a KVCache for these passes takes.
+    name: as in the table. reason: why it was taken, for the user. kernels: what a KVCache for these passes takes.
     """
 
     def __init__(self, kind: BackendKind, transformer: CausalWanTransformer, *, reason: str, compiler: str) -> None:
         self.name, self.reason = kind.name, reason
         self._transformer = transformer
-        self.rotate: Rotate = compiled_rotation(compiler) if kind.compiled else rotate_pairs
+        self.kernels: KVKernels = compiled_kernels(compiler) if kind.compiled else PLAIN_KERNELS
         transformer.halves = compiled_halves(compiler) if kind.compiled else AS_WRITTEN
         self._calls = CapturedCalls(transformer.device) if kind.captured else None
 
@@ -126,12 +124,6 @@ def compiled_halves(compiler: str = "inductor") -> BlockHalves:
         before=torch.compile(WanBlock.before, backend=compiler, fullgraph=True, dynamic=False),
         after=torch.compile(WanBlock.after, backend=compiler, fullgraph=True, dynamic=False),
     )
-
-
-def compiled_rotation(compiler: str = "inductor") -> Rotate:
-    """`rotate_pairs` as one kernel; runs of keys of many lengths share it."""
-    rotate: Rotate = torch.compile(rotate_pairs, backend=compiler, fullgraph=True)
-    return rotate
 
 
 def _capture_key(text: TextView, kv: KVView | None) -> Hashable:

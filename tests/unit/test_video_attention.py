@@ -34,7 +34,7 @@ def _tokens(*counts: int) -> list[torch.Tensor]:
 
 def test_auto_says_what_it_took_and_what_it_passed_over() -> None:
     assert _choose("auto") == "flash: PyTorch's cudnn kernel needs a CUDA device, not the CPU."
-    assert _choose("auto", masked=True).startswith("math: The cudnn backend takes no mask. The flash backend takes no")
+    assert _choose("auto", masked=True).startswith("math: The cudnn-parts backend takes no mask. The cudnn backend takes no")
     assert _choose("math") == "math as asked"
 
 
@@ -43,7 +43,7 @@ def test_auto_says_what_it_took_and_what_it_passed_over() -> None:
     [
         ("cudnn", "cudnn' cannot run here. .* needs a CUDA device, not the CPU. Use auto or flash, math, torch"),
         ("efficient", "efficient' cannot run here"),
-        ("fastest", "no attention backend named 'fastest'. Use auto, cudnn, flash"),
+        ("fastest", "no attention backend named 'fastest'. Use auto, cudnn, cudnn-parts, flash"),
     ],
 )
 def test_what_is_not_there_is_an_error(name: str, message: str) -> None:
