@@ -134,3 +134,14 @@ def test_rebuilding_is_a_window_computed_anew(report: Report) -> None:
     for seed in range(3):
         differences += compare(replace(case, seed=seed, options={"context_frames": 3, "chunk_frames": 2}))
     assert report("kv rebuild, against the window alone, float64", differences) < FLOAT64
+
+
+@pytest.mark.parametrize("head_dim", [128, 32])
+def test_rotary_tables_are_diffusers(head_dim: int, report: Report) -> None:
+    from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+
+    theirs = WanRotaryPosEmbed(head_dim, (1, 2, 2), 1024)(torch.zeros(1, 4, 5, 6, 8))
+    axes = torch.meshgrid(torch.arange(5), torch.arange(3), torch.arange(4), indexing="ij")
+    ours = Rotary(head_dim).tables(*(axis.flatten() for axis in axes))
+    differences = [a[..., 0::2].reshape(60, 1, -1) - b for a, b in zip(theirs, ours, strict=True)]
+    assert report(f"rotary tables of a head of {head_dim}, against diffusers", differences) < 1e-6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cache.kv import KVCache, KVShape
 from cache.kv_integrity import check_row
@@ -74,25 +75,35 @@ def chunks(cache: KVCache, count: int, *, first: int = 0, row: int = 0) -> list[
     return out
 
 
-def storages_alive() -> dict[int, int]:
-    """Bytes of every tensor's memory, by address."""
-    gc.collect()
-    found = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return found
+class Allocations(TorchDispatchMode):
+    """Notes every tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(t) for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        return out
+
+    @property
+    def bytes(self) -> int:
+        """Memory of those that are still held."""
+        alive = [t.untyped_storage() for t in (made() for made in self._made) if t is not None]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("name", POLICIES)
 def test_bytes_are_what_was_allocated(name: str, storage: str) -> None:
-    before = storages_alive()
-    cache = make(name, storage=storage, rows=2)
-    after = storages_alive()
-    allocated = sum(size for address, size in after.items() if address not in before)
-    assert cache.bytes == allocated
+    with Allocations() as allocations:
+        cache = make(name, storage=storage, rows=2)
+        assert cache.bytes == allocations.bytes
+        for seed in range(8):
+            cache.begin(0, 2)
+            one_pass(cache, tokens(seed))
+    assert cache.bytes == allocations.bytes, "nothing is kept beyond what was made at the beginning"
 
 
 def test_memory_is_as_the_formula_says() -> None:
@@ -108,7 +119,7 @@ def test_memory_is_as_the_formula_says() -> None:
     assert sizes["int8"] == pytest.approx((128 + 4) / 256 + 1 / 30, abs=0.01)
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["native", "int8"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_five_passes_take_one_place(name: str, storage: str) -> None:
     once, often = make(name, storage=storage), make(name, storage=storage)
@@ -184,7 +195,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["native", "int8"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_host_never_waits_for_the_device(name: str, storage: str) -> None:
     cache = make(name, storage=storage)
@@ -196,7 +207,7 @@ def test_the_host_never_waits_for_the_device(name: str, storage: str) -> None:
         torch.ones(1).item()
 
 
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("storage", ["native", "int8"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_rows_together_are_rows_apart(name: str, storage: str) -> None:
     together, apart = make(name, storage=storage, rows=3), make(name, storage=storage, rows=3)
@@ -265,7 +276,7 @@ def test_a_snapshot_of_integers_rewinds_as_long_as_nothing_was_overwritten() -> 
     cache.restore(0, full)
     chunks(cache, 1, first=60)
     standing = cache.ledger(0)
-    with pytest.raises(KVError, match=r"latent frames \[\d+, \d+\] have been overwritten .*copy=True"):
+    with pytest.raises(KVError, match=r"latent frames \[\d+(, \d+)*\] have been overwritten .*copy=True"):
         cache.restore(0, full)
     assert cache.ledger(0) is standing
 

@@ -48,7 +48,7 @@ def tensor_bytes() -> int:
 
 
 def stream(cache: KVCache, name: str, latent_frames: int) -> None:
-    """Chunk after chunk of one pass with random tokens; all is asserted at every chunk, memory now and then."""
+    """Chunk after chunk of one pass with random tokens; all is asserted at every chunk, memory in the long version."""
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(3, 1, cache.policy.chunk_frames * TOKENS, HEADS, HEAD_DIM, generator=generator)
     size, begun, tensors = cache.bytes, 0, 0
@@ -69,13 +69,12 @@ def stream(cache: KVCache, name: str, latent_frames: int) -> None:
         assert cache.bytes == size
         if begun in range(180, 180 + cache.policy.chunk_frames):
             tensors = tensor_bytes()
-    assert tensor_bytes() <= tensors
+    assert not tensors or tensor_bytes() <= tensors
 
 
-@pytest.mark.parametrize("storage", ["native", "int8"])
 @pytest.mark.parametrize("name", PLANNED)
-def test_for_a_while(name: str, storage: str) -> None:
-    stream(made(name, storage), name, 192)
+def test_for_a_while(name: str) -> None:
+    stream(made(name, "native"), name, 108)
 
 
 @pytest.mark.soak
