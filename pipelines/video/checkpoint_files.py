@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,23 @@ def find_checkpoint(path: Path) -> Path:
     raise ModelLayoutError(f"{path} holds no weight file.", "Give a folder with a .safetensors, .pt or .pth file.")
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether a path is a weight file by its name, or a folder with weight files directly in it."""
-    files: Iterator[Path] = iter((path,)) if path.is_file() else path.glob("*")
-    return any(file.is_file() and (file.suffix == ".safetensors" or is_pickle(file)) for file in files)
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """The weight files, by their names, that a path is or that lie directly in it."""
+    files = (path,) if path.is_file() else tuple(sorted(path.glob("*")))
+    return tuple(file for file in files if file.is_file() and (file.suffix == ".safetensors" or is_pickle(file)))
+
+
+def names_in(file: Path) -> tuple[str, ...]:
+    """The names in a safetensors file, or in the index of its shards, from its header; none where it is damaged."""
+    if file.name.endswith(_INDEX_SUFFIX):
+        return tuple(_weight_map(file))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return tuple(opened.keys())
+    except (SafetensorError, OSError):
+        return ()
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .. import hub
 from ..errors import ModelLayoutError, ModelNotFoundError
-from .checkpoint_files import find_checkpoint, is_checkpoint
+from .checkpoint_files import find_checkpoint, names_in, weight_files
 from .checkpoint_keys import listed
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, family_of_path
 from .folders import VideoFolder, folders_near, is_video_folder, read_video_folder
 
 logger = logging.getLogger(__name__)
 BASE_ID = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+_TRAINING_SUFFIXES = (".pt", ".pth")
 _MODEL_PARTS = ("transformer", *_BASE_PARTS)
 Notice = Callable[[str], None]
 
@@ -40,7 +41,7 @@ def is_video_model(model: str) -> bool:
         return True
     path = hub.BUNDLED_FOLDER / model if model in hub.bundled_names() else Path(model).expanduser()
     if path.exists():
-        return is_video_folder(path) or (not _is_image_model(path) and is_checkpoint(path))
+        return is_video_folder(path) or (not _is_image_model(path) and any(map(_may_be_video, weight_files(path))))
     repository = "/".join(model.split("/")[:2])
     if repository in (BASE_ID, *(family.repository for family in FAMILIES.values())):
         return True
@@ -78,7 +79,7 @@ def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSou
     name = name or path.resolve().name
     if is_video_folder(path):
         return VideoSource(name=name, folder=read_video_folder(path))
-    if not is_checkpoint(path):
+    if not weight_files(path):
         raise ModelLayoutError(
             f"{path} is neither a Wan 2.1 model folder nor a checkpoint.",
             "Give a folder with model_index.json, or a .safetensors, .pt or .pth file; see docs/video-models.md.",
@@ -89,7 +90,7 @@ def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSou
 def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
     """A repository named without a file: a whole model, or the one file of the one family that is published there."""
     folder = hub.cached_folder(hub_id)
-    if folder is not None and (is_video_folder(folder) or is_checkpoint(folder)):
+    if folder is not None and (is_video_folder(folder) or weight_files(folder)):
         return _local(folder, base, notice, name=hub_id)
     families = [family for family in FAMILIES.values() if family.repository == hub_id]
     if len(families) == 1:
@@ -148,6 +149,14 @@ def _base(checkpoint: Path, base: str, notice: Notice) -> VideoFolder:
     assert folder is not None
     notice(f"The autoencoder and the text encoder come from {folder}.")
     return read_video_folder(folder, as_base=True)
+
+
+def _may_be_video(file: Path) -> bool:
+    """Whether a weight file looks like a video model's: by its name, its header, or as training tools save it."""
+    if file.suffix in _TRAINING_SUFFIXES or family_of_path(PurePath(file.name)) is not None:
+        return True
+    names = names_in(file) if file.suffix == ".safetensors" else ()
+    return any("patch_embedding." in name for name in names) and any("blocks.0." in name for name in names)
 
 
 def _is_image_model(path: Path) -> bool:

@@ -116,6 +116,12 @@ def test_what_is_a_video_model(base: Path, tmp_path: Path, files: Path) -> None:
     for name in (base, original_folder(tmp_path / "original"), checkpoint, files, "self-forcing"):
         assert is_video_model(str(name)), name
     assert is_video_model("gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt")
+    plain = write(tmp_path / "plain" / "x.safetensors", prefixed(wan_state()))
+    assert is_video_model(str(plain))
+    other = write(tmp_path / "other" / "x.safetensors", {"model.diffusion_model.input_blocks.0.weight": torch.zeros(1)})
+    assert not is_video_model(str(other))
+    (tmp_path / "other" / "krea.safetensors").write_bytes(b"half of it")
+    assert is_video_model(str(tmp_path / "other" / "krea.safetensors"))
     for name in (tiny_sd15(tmp_path / "sd"), base / "vae", tmp_path / "none", "mini-image", "owner/name", tmp_path):
         assert not is_video_model(str(name)), name
 
