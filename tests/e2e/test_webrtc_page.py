@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.app import serving
+from bench.live_page import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REPOSITORY = Path(__file__).parents[2]
