@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.video_engine import EngineSettings, measure_engine, random_model
 from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
 from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
 from bench.video_profile import matmul_tflops, profile
@@ -133,9 +134,14 @@ def measure_frames(
 
 def _decoder(bench: Bench, codec: str) -> FrameDecoder:
     shape = bench.shape
-    dtype = bench.dtype if codec == "stock" or bench.device.type == "cpu" else torch.float16
-    decoder = build_codec(codec, shape, bench.device, dtype).decoder(height=shape.height_px, width=shape.width_px)
+    parts = build_codec(codec, shape, bench.device, _codec_dtype(bench, codec))
+    decoder = parts.decoder(height=shape.height_px, width=shape.width_px)
     return FrameDecoder(decoder, VIDEO_BACKENDS[bench.backend], device=bench.device)
+
+
+def _codec_dtype(bench: Bench, codec: str) -> torch.dtype:
+    """The tiny one's published weights are float16; the stock one overflows in it."""
+    return torch.float16 if codec == "tiny" and bench.device.type == "cuda" else bench.dtype
 
 
 def _decode_seconds(bench: Bench, loop: ChunkLoop, decoder: FrameDecoder) -> float:
@@ -194,23 +200,28 @@ def run(options: argparse.Namespace) -> Figures:
         _keep(runs, row)
     if options.peer:
         del bench, transformer
-        _tidy(device)
-        for full_chunks, compiled in (
-            (windows[-1] // 3, True),
-            (RELEASED_FULL_CHUNKS, True),
-            (RELEASED_FULL_CHUNKS, False),
-        ):
-            settings = PeerSettings(
-                shape=shape,
-                window_frames=windows[-1],
-                device=device,
-                dtype=dtype,
-                compiled=compiled,
-                full_chunks=min(full_chunks, windows[-1] // 3),
-            )
-            _keep(runs, measure_peer(settings))
+        for settings in _peers(shape, windows[-1], device, dtype):
             _tidy(device)
+            _keep(runs, measure_peer(settings))
     return figures
+
+
+def _peers(shape: VideoShape, window: int, device: torch.device, dtype: torch.dtype) -> list[PeerSettings]:
+    """Our window in full; the released checkpoints' three chunks in full; that one eager. On the CPU eager only."""
+    chunks = window // 3
+    kinds = ((chunks, True), (RELEASED_FULL_CHUNKS, True), (RELEASED_FULL_CHUNKS, False))
+    return [
+        PeerSettings(
+            shape=shape,
+            window_frames=3 * chunks,
+            device=device,
+            dtype=dtype,
+            compiled=compiled,
+            full_chunks=min(full_chunks, chunks),
+        )
+        for full_chunks, compiled in kinds
+        if device.type == "cuda" or not compiled
+    ]
 
 
 def _configuration(bench: Bench, settings: LoopSettings, options: argparse.Namespace, runs: list[Figures]) -> None:
@@ -226,6 +237,23 @@ def _configuration(bench: Bench, settings: LoopSettings, options: argparse.Names
             _keep(runs, row)
             del chunk
             _tidy(bench.device)
+    del loop
+    for codec in options.codecs:
+        _tidy(bench.device)
+        _keep(runs, {**_through_the_engine(bench, settings, codec), "codec": codec})
+
+
+def _through_the_engine(bench: Bench, settings: LoopSettings, codec: str) -> Figures:
+    asked = EngineSettings(
+        window_frames=settings.window_frames,
+        chunk_frames=settings.chunk_frames,
+        chunks=bench.chunks,
+        backend=bench.backend,
+    )
+    dtype = _codec_dtype(bench, codec)
+    parts = build_codec(codec, bench.shape, bench.device, dtype)
+    figures = measure_engine(random_model(bench.shape, bench.transformer, parts, asked), asked)
+    return {**figures, **_memory(bench)}
 
 
 def _keep(runs: list[Figures], row: Figures) -> None:

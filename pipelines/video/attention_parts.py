@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import torch
 
+from .compiling import compiled
+
 BLOCK_QUERIES = 128
 MOST_PARTS = 8
 LEAST_PART_KEYS = 1024
@@ -51,7 +53,7 @@ def best_parts(*, blocks: int, keys: int, numbers: int, multiprocessors: int) ->
 def cudnn_in_parts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, parts: int) -> torch.Tensor:
     """[B, N, heads, D], [B, M, heads, D] twice -> [B, N, heads, D]; parts divides M. CUDA, 16 bits."""
     batch, tokens, heads, dim = queries.shape
-    repeated = queries.unsqueeze(1).expand(-1, parts, -1, -1, -1).reshape(batch * parts, tokens, heads, dim)
+    repeated = queries.expand(parts, -1, -1, -1) if batch == 1 else queries.repeat_interleave(parts, 0)
     cut_keys, cut_values = (x.reshape(batch * parts, -1, heads, dim).transpose(1, 2) for x in (keys, values))
     outputs, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
         repeated.transpose(1, 2), cut_keys, cut_values, None, True
@@ -70,8 +72,7 @@ def join(outputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _compiled_join() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    compiled: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.compile(join, fullgraph=True, dynamic=False)
-    return compiled
+    return compiled(join)
 
 
 @functools.cache

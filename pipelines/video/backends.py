@@ -18,12 +18,10 @@ from cache.kv_view import KVView
 from pipelines.errors import ModelError
 
 from .captured import CapturedCalls
+from .compiling import compiled
 from .text_cache import TextView
 from .transformer import CausalWanTransformer
 from .wan_blocks import AS_WRITTEN, BlockHalves, WanBlock
-
-_MOST_SHAPES = 64
-"""How many shapes of a batch torch.compile may meet before it refuses; its default of 8 is few for a live engine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +117,7 @@ def choose_backend(requested: str, transformer: CausalWanTransformer, *, compile
 
 def compiled_halves(compiler: str = "inductor") -> BlockHalves:
     """Both halves of a block, compiled at first use, once for each shape of the batch and all blocks."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
-    return BlockHalves(
-        before=torch.compile(WanBlock.before, backend=compiler, fullgraph=True, dynamic=False),
-        after=torch.compile(WanBlock.after, backend=compiler, fullgraph=True, dynamic=False),
-    )
+    return BlockHalves(before=compiled(WanBlock.before, compiler), after=compiled(WanBlock.after, compiler))
 
 
 def _capture_key(text: TextView, kv: KVView | None) -> Hashable:

@@ -12,6 +12,7 @@ import torch
 from .backends import BackendKind
 from .captured import CapturedCalls
 from .codec import VideoDecoder
+from .compiling import compiled
 from .pixels import to_bytes
 
 
@@ -27,7 +28,7 @@ class FrameDecoder:
         self.decoder = decoder
         self._later: Callable[..., torch.Tensor] = _later
         if kind.compiled:
-            self._later = torch.compile(_later, backend=compiler, fullgraph=True, dynamic=False)
+            self._later = compiled(_later, compiler)
         self._calls = CapturedCalls(device, warm_calls=2) if kind.captured else None
 
     @torch.no_grad()

@@ -96,9 +96,10 @@ def test_a_captured_pass_serves_later_chunks(name: str, storage: str) -> None:
 
 @pytest.mark.parametrize("storage", ["native", "lean", "int8"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_neither_a_beginning_nor_a_pass_waits(name: str, storage: str, no_waiting: None) -> None:
+def test_neither_a_beginning_nor_a_pass_waits(name: str, storage: str, request: pytest.FixtureRequest) -> None:
     cache = make(name, storage)
     given = torch.ones(LAYERS, 3, 1, 2 * TOKENS, HEADS, HEAD_DIM, device="cuda")
+    request.getfixturevalue("no_waiting")
     for _ in range(8):
         cache.begin(0, 2)
         view = cache.view([0])
