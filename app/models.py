@@ -66,6 +66,9 @@ def _list(_: argparse.Namespace) -> int:
     for line in table:
         _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     _say(f"\nPublished models that are known to work: {'; '.join(_KNOWN)}.")
+    from pipelines.video.families import FAMILIES
+
+    _say(f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences.")
     _say("Fetch one with `zoetrope models download ID`, or give a folder in diffusers layout to --model.")
     return 0
 
@@ -80,11 +83,12 @@ def _where(_: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     from pipelines import hub
+    from pipelines.video.source import is_video_model
 
     if options.name in hub.bundled_names():
         _say(f"{options.name} came with Zoetrope: {hub.BUNDLED_FOLDER / options.name}")
         return 0
-    if not hub.is_hub_id(options.name):
+    if not hub.is_hub_id(options.name) and not is_video_model(options.name):
         raise ModelError(f"{options.name!r} is not a hub id.", "Give owner/name, for example stabilityai/sd-turbo.")
     place = _DOWNLOADS[options.kind](options)
     _say(f"{options.name} is in {place}")
@@ -93,7 +97,11 @@ def _download(options: argparse.Namespace) -> int:
 
 def _download_model(options: argparse.Namespace) -> Path:
     from pipelines import hub
+    from pipelines.video.source import is_video_model, resolve_video
 
+    if is_video_model(options.name):
+        source = resolve_video(options.name, notice=_say)
+        return source.checkpoint or source.folder.folder
     folder = hub.download(options.name, allow_pickle=options.allow_pickle, notice=_say)
     kind = _describe(folder)
     _say(f"{options.name} is a {kind} model; licence: {hub.licence_of(folder)}")
@@ -153,7 +161,10 @@ def _row(name: str, origin: str, size: int, folder: Path) -> _Row:
 def _describe(folder: Path) -> str:
     """What a folder holds: a model (its preset and pipeline class), an autoencoder, or LoRA files."""
     from pipelines.layout import INDEX_FILE, read_autoencoder, read_layout
+    from pipelines.video.folders import is_video_folder
 
+    if is_video_folder(folder):
+        return "video (Wan)"
     if (folder / INDEX_FILE).is_file():
         return f"{_preset(folder).name} ({read_layout(folder).pipeline_class})"
     if (folder / "config.json").is_file():

@@ -16,6 +16,7 @@ from pipelines import hub
 from pipelines.errors import HubUnreachableError, ModelError
 from tests.fakes.hub_server import COMMIT, hub_of
 from tests.fakes.tiny_models import tiny_sd_turbo, tiny_taesd
+from tests.fakes.tiny_video_model import tiny_video_model
 from tests.unit.test_hub import put_in_cache
 
 ROOT = Path(models.__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ def test_list_shows_bundled_and_cached(
     (turbo / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n", encoding="utf-8")
     put_in_cache(cache, "stabilityai/sd-turbo", turbo)
     put_in_cache(cache, "madebyollin/taesd", tiny_taesd(tmp_path / "taesd"))
+    put_in_cache(cache, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", tiny_video_model(tmp_path / "wan"))
     (tmp_path / "else").mkdir()
     put_in_cache(cache, "some/thing", tmp_path / "else")
     assert run() == 0
@@ -54,6 +56,8 @@ def test_list_shows_bundled_and_cached(
     assert "SD-Turbo (StableDiffusionPipeline)" in rows["stabilityai/sd-turbo"]
     assert rows["stabilityai/sd-turbo"].endswith("sai-nc")
     assert "autoencoder (AutoencoderTiny)" in rows["madebyollin/taesd"]
+    assert "video (Wan)" in rows["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
+    assert any(line.startswith("Video models by name: ") and "self-forcing" in line for line in lines)
     assert "not usable as a model: no model_index.json" in rows["some/thing"]
 
 
