@@ -277,7 +277,7 @@ class ClientSession:
         """New shared memory for a stream of a fresh worker; returns the message that opens it."""
         with self._changed:
             self._mailbox = InputMailbox.create(width=info.width, height=info.height)
-            count = _SPARE_OUTPUTS + 2 * info.frames_per_chunk
+            count = _SPARE_OUTPUTS + 2 * info.most_frames
             self._outputs = FrameBuffers.create(count=count, width=info.width, height=info.height)
             return OpenSession(
                 session=self.name,

@@ -19,6 +19,11 @@ from pipelines.types import Propagation
 STREAM_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.propagation is not Propagation.REOPEN)
 """The controls that a stream takes while it runs: all but those that choose the engine."""
 
+VIDEO_ENGINE_CONTROLS = tuple(
+    name for name, spec in CONTROLS.items() if name not in STREAM_CONTROLS and spec.engines == ("video",)
+)
+"""The controls that choose how a video model's engine is made."""
+
 _PREFIX = "control_"  # keeps the names of controls apart from those of a door's own options
 _SIZE = re.compile(r"(\d+)[xX×](\d+)")
 
@@ -62,6 +67,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
     )
     group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
+    video = parser.add_argument_group("video models", "What is not given is what suits the model.")
+    for name in VIDEO_ENGINE_CONTROLS:
+        spec = CONTROLS[name]
+        video.add_argument("--" + name.replace("_", "-"), metavar=_placeholder(spec), help=_escaped(spec.help))
+    video.add_argument("--video-stream", metavar="KIND", help="chunk, step-batch or rolling")
+    video.add_argument("--family", metavar="NAME", help="how a checkpoint was trained, where its name does not say")
+    video.add_argument("--base", metavar="FOLDER", help="the Wan 2.1 folder that goes with a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
     group.add_argument(
         "--no-safety", action="store_true", help="leave out the model's safety checker, which blackens what it flags"
@@ -76,6 +88,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, object]:
     from pipelines.lora_files import LoraFile
 
     width, height = parse_size(options.size) if options.size is not None else (0, 0)
+    video = _video_options(options)
     frames = _typed(CONTROLS["frames_per_slot"], options.frames_per_slot)
     checked = Control.of({"model": options.model, "width": width, "height": height, "frames_per_slot": frames})
     return {
@@ -87,7 +100,16 @@ def engine_options(options: argparse.Namespace) -> dict[str, object]:
         "autoencoder": options.autoencoder,
         "allow_pickle": options.allow_pickle,
         "safety": not options.no_safety,
+        **({"video": video} if video else {}),
     }
+
+
+def _video_options(options: argparse.Namespace) -> dict[str, object]:
+    """What was given of a video model, by the names of pipelines.video.load_engine."""
+    given = {name: value for name in VIDEO_ENGINE_CONTROLS if (value := getattr(options, name)) is not None}
+    typed = {name: _typed(CONTROLS[name], value) for name, value in given.items()}
+    others = {"stream": options.video_stream, "family": options.family, "base": options.base}
+    return {**Control.of(typed).changes(), **{name: value for name, value in others.items() if value is not None}}
 
 
 def parse_size(text: str) -> tuple[int, int]:

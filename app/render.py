@@ -46,11 +46,18 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("paths", nargs="+", metavar="INPUT OUTPUT", help="only OUTPUT with --prompt-only and --take")
     parser.add_argument("--prompt-only", action="store_true", help="no input: generate from the prompt alone")
     parser.add_argument("--seconds", metavar="S", help="length of a prompt-only render")
-    parser.add_argument("--fps", metavar="N", help="frame rate of pictures and prompt-only renders (default 24)")
+    parser.add_argument(
+        "--fps",
+        metavar="N",
+        help="frame rate of pictures (default 24) and prompt-only renders (default: the model's own)",
+    )
     parser.add_argument(
         "--aspect", default="pad", metavar="pad|crop|stretch", help="when the aspect ratios differ (default pad)"
     )
     parser.add_argument("--out-size", default="native", metavar="native|source|WxH", help="size of the output")
+    parser.add_argument(
+        "--first-picture", metavar="FILE", help="a picture with which a prompt-only video begins (video models)"
+    )
     parser.add_argument("--take", metavar="FOLDER", help="render a live session's take: the same frames as live")
     parser.add_argument(
         "--fill-drops", action="store_true", help="with --take: also the inputs that were dropped live, so other frames"
@@ -94,7 +101,12 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
     engine, control = engine_options(options), control_from_options(options).changes()
     steps = control.pop("steps", 0)
     others = {"--prompt-only": options.prompt_only, "--seconds": options.seconds, "--fps": options.fps}
-    others |= {"--resume": options.resume, "--lora": options.lora, **dict.fromkeys(map(_flag, control), True)}
+    others |= {
+        "--resume": options.resume,
+        "--lora": options.lora,
+        "--first-picture": options.first_picture,
+        **dict.fromkeys(map(_flag, control), True),
+    }
     given = [name for name, value in others.items() if value]
     if given:
         raise InputError(
@@ -146,7 +158,9 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
         aspect=Aspect(options.aspect),
         out_size=_out_size(options.out_size),
         frame_rate=rate,
-        frames=_frames(options, rate or _DEFAULT_RATE),
+        frames=_frames(options, rate or _DEFAULT_RATE) if rate is not None else None,
+        seconds=_seconds(options, rate),
+        first_picture=_first_picture(options),
         force=options.force,
         resume=options.resume,
     )
@@ -163,6 +177,21 @@ def tell_unknown_words(model: str, control: Control) -> None:
     for prompt in control.prompt or ():
         if notice := vocabulary.notice(prompt.text):
             _say(f"{prompt.text!r}: {notice}")
+
+
+def _first_picture(options: argparse.Namespace) -> Path | None:
+    if options.first_picture is None:
+        return None
+    if not options.prompt_only:
+        raise InputError("--first-picture was given with an input.", "It belongs to --prompt-only.")
+    return Path(options.first_picture)
+
+
+def _seconds(options: argparse.Namespace, rate: Fraction | None) -> Fraction | None:
+    """The length of a prompt-only render at the model's own rate; None where frames are counted."""
+    if rate is not None or _frames(options, _DEFAULT_RATE) is None:
+        return None
+    return _number("seconds", options.seconds)
 
 
 def _frames(options: argparse.Namespace, rate: Fraction) -> int | None:

@@ -20,11 +20,13 @@ from pipelines.types import Engine, Stream, StreamInfo
 
 from .media.containers import Container, container_for
 from .media.geometry import Aspect, Placement, Size, even, output_placement
+from .media.picture_reader import read_picture
 from .media.picture_writer import PictureWriter
 from .media.sound import Sound
 from .media.source import Source, SourceBrokenError, open_source
 from .media.video_writer import VideoPlan, VideoWriter
 from .media.writer import FrameWriter
+from .picture import Picture
 from .render_loop import Job, RenderLoop, StopSignal, catch_up, noise_is_numbered, prompt_jobs
 from .render_record import RenderRecord, check_apart, fingerprint, has_frames
 
@@ -34,9 +36,11 @@ OutSize = Size | str  # pixels, or "native" (the engine's), or "source"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """What is to be rendered. source: None for prompt-only, which needs `frames`. engine: keywords for the loader.
+    """What is to be rendered. source: None for prompt-only, which needs `frames` or `seconds`. engine: keywords for the
+    loader.
 
-    frame_rate: of pictures and of prompt-only frames; None: the source's own. as_folder: OUTPUT was written with '/'.
+    frame_rate: of pictures and of prompt-only frames; None: the source's or the model's own. first_picture: a picture
+    with which a prompt-only video begins. as_folder: OUTPUT was written with '/'.
     """
 
     source: Path | None
@@ -47,6 +51,8 @@ class RenderRequest:
     out_size: OutSize = "native"
     frame_rate: Fraction | None = None
     frames: int | None = None
+    seconds: Fraction | None = None
+    first_picture: Path | None = None
     as_folder: bool = False
     force: bool = False
     resume: bool = False
@@ -65,7 +71,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
     record.agree(_asked_settings(request, kind))
     engine = load(**request.engine)
     try:
-        rate = source.info.frame_rate if source is not None else _prompt_rate(request)
+        rate = source.info.frame_rate if source is not None else request.frame_rate
         with engine.open(control=request.control, frame_rate=rate) as stream:
             record.agree(_chosen_settings(stream.info))
             return _Render(request, kind, source, record, engine, stream, say).run()
@@ -95,9 +101,14 @@ class _Render:
         self._say = say
         info = stream.info
         self._native = (info.width, info.height)
-        self._time_base = source.info.time_base if source is not None else 1 / _prompt_rate(request)
+        self._rate = source.info.frame_rate if source is not None else info.frame_rate
+        self._time_base = source.info.time_base if source is not None else 1 / info.frame_rate
         self._placement = self._placed(source.info.size) if source is not None else None
-        self._total = source.info.frames if source is not None else request.frames
+        self._frames = request.frames
+        if request.seconds is not None and request.frames is None:
+            self._frames = max(1, round(request.seconds * info.frame_rate))
+        self._total = source.info.frames if source is not None else self._frames
+        self._redoes = info.engine == "video"  # every chunk rests on those before it
 
     def run(self) -> int:
         """From opening the writer to the end of the file. Returns the exit status."""
@@ -109,11 +120,18 @@ class _Render:
         writer = self._open_writer(to_output.target, keep)
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
-                self._catch_up(writer.frames)
+                start = writer.frames
+                if not self._redoes:
+                    self._catch_up(start)
                 loop = RenderLoop(
-                    self._engine, self._stream, writer, finish=to_output.apply, progress=lambda: bar.update(1)
+                    self._engine,
+                    self._stream,
+                    writer,
+                    finish=to_output.apply,
+                    progress=lambda: bar.update(1),
+                    first=start,
                 )
-                complete = loop.run(self._jobs(writer.frames), stop)
+                complete = loop.run(self._jobs(0 if self._redoes else start), stop)
             except SourceBrokenError as error:
                 if writer.frames == 0:
                     self._discard(writer)
@@ -137,18 +155,20 @@ class _Render:
             if has_sound:
                 self._say("A folder of pictures has no sound: the source's sound is left out.")
             return PictureWriter(output, resume=keep)
-        rate = source.info.frame_rate if source is not None else _prompt_rate(self._request)
         sound = None
         if source is not None and self._request.source is not None and has_sound:
             sound = Sound(path=self._request.source, origin_s=source.info.origin_s)
-        plan = VideoPlan(kind=self._kind, size=size, frame_rate=rate, time_base=self._time_base, sound=sound)
+        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate, time_base=self._time_base, sound=sound)
         last_is_whole = self._record.whole_frames is not None
         return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
 
     def _jobs(self, start: int) -> Iterator[Job]:
         if self._source is None:
-            assert self._request.frames is not None
-            yield from prompt_jobs(start, self._request.frames)
+            assert self._frames is not None
+            if self._request.first_picture is not None:
+                yield Job(index=0, image=self._first_picture(self._request.first_picture), pts=0, duration=1)
+                start = 1
+            yield from prompt_jobs(start, self._frames)
             return
         placement, size = self._placement, self._source.info.size
         for frame in self._source.frames(start):
@@ -156,6 +176,13 @@ class _Render:
             if placement is None or found != size:
                 placement, size = self._placed(found), found
             yield Job(index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration)
+
+    def _first_picture(self, file: Path) -> Picture:
+        """The picture with which the video begins, in the engine's size."""
+        self._stream.apply(Control(input_use="first-frame"))
+        image = read_picture(file)
+        size = (image.shape[1], image.shape[0])
+        return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
 
     def _placed(self, size: Size) -> Placement:
         assert self._source is not None
@@ -239,10 +266,6 @@ class _Render:
         self._record.end()
 
 
-def _prompt_rate(request: RenderRequest) -> Fraction:
-    return request.frame_rate or Fraction(24)
-
-
 def _asked_settings(request: RenderRequest, kind: Container | None) -> dict[str, str]:
     """What was asked for, by the names of the command line; a resumed run must ask for the same."""
     rate = str(request.frame_rate or "")
@@ -251,6 +274,8 @@ def _asked_settings(request: RenderRequest, kind: Container | None) -> dict[str,
     return {
         "input": fingerprint(request.source) if request.source is not None else "none (prompt-only)",
         "number of frames": str(request.frames or ""),
+        "seconds": str(request.seconds or ""),
+        "first picture": fingerprint(request.first_picture) if request.first_picture is not None else "none",
         "frame rate": rate,
         "aspect": request.aspect.value,
         "output size": _readable(request.out_size),

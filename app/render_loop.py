@@ -51,13 +51,16 @@ class RenderLoop:
         *,
         finish: Callable[[Picture], Picture],
         progress: Callable[[], object],
+        first: int = 0,
     ) -> None:
-        """finish: from the engine's picture to the one that is written. progress: called after each written frame."""
+        """finish: from the engine's picture to the one that is written. progress: called after each written frame.
+        first: index of the first frame that is written; those before it are made and dropped."""
         self._engine = engine
         self._stream = stream
         self._writer = writer
         self._finish = finish
         self._progress = progress
+        self._first = first
         self._waiting: deque[Job] = deque()
         self._last: Picture | None = None
 
@@ -115,6 +118,8 @@ class RenderLoop:
 
     def _put(self, image: Picture) -> None:
         job = self._waiting.popleft()
+        if job.index < self._first:
+            return
         self._writer.write(image, job.pts, job.duration)
         self._progress()
 

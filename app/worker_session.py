@@ -15,6 +15,7 @@ from pipelines.types import Frame, Stream
 
 from .frames import FrameBuffers, InputMailbox, OutputPool
 from .messages import InputAdmitted, OpenSession, OutputReady, SessionStats, TakeRecords
+from .pacer import Pacer
 from .takes.recorder import Recorder, complete_control
 from .takes.records import TakeRecord
 
@@ -23,7 +24,7 @@ class WorkerSession:
     """Feeds one stream and hands out its frames.
 
     Live input is a one-slot mailbox: a newer frame replaces the one that waits, and the replaced one counts as dropped.
-    Prompt-only frames are asked for at the stream's own rate, never faster.
+    Prompt-only frames are asked for at the stream's own rate, never faster. The frames of a video's chunk are paced.
     """
 
     def __init__(self, message: OpenSession, stream: Stream) -> None:
@@ -32,7 +33,8 @@ class WorkerSession:
         self._prompt_only = message.prompt_only
         self._inputs = InputMailbox(FrameBuffers.attach(message.inputs))
         self._outputs = OutputPool(FrameBuffers.attach(message.outputs))
-        self._finished: deque[Frame] = deque()  # pulled, waiting for an output buffer
+        self._pacer = Pacer() if stream.info.most_frames > 1 else None
+        self._finished: deque[Frame] = deque()  # pulled, and due, waiting for an output buffer
         self._seen_generation = 0
         self._seen = 0  # inputs that the worker knows of
         self._generated = 0
@@ -42,7 +44,7 @@ class WorkerSession:
         self._out = 0
         self._skipped = 0  # by streams before this one
         self._recorder: Recorder | None = None
-        self._unrecorded = 0  # the first of `_finished` that came before the take
+        self._unrecorded = 0  # the first of `_finished` and of the pacer's that came before the take
         self._next_due_ns = 0
         self._reported: SessionStats | None = None
         self._wait_ms = 0.0  # of the input admitted last
@@ -102,7 +104,7 @@ class WorkerSession:
         self.stream.close()
         control = Control(**{**control.changes(), **wide.changes()})  # type: ignore[arg-type]  # names of Control
         self.stream = open_stream(control)
-        self._unrecorded = len(self._finished)
+        self._unrecorded = len(self._finished) + self._paced
         self._recorder = Recorder(first_seq)
         self._recorder.opened(
             self.stream.info,
@@ -136,13 +138,37 @@ class WorkerSession:
 
     # ---- the output ----
 
+    @property
+    def _paced(self) -> int:
+        """Finished frames whose time has not come."""
+        return 0 if self._pacer is None else len(self._pacer)
+
     def collect(self) -> None:
         """Take what the stream has finished."""
-        self._finished.extend(self.stream.pull())
+        frames = self.stream.pull()
+        if self._pacer is None:
+            self._finished.extend(frames)
+            return
+        now_ns = time.monotonic_ns()
+        for lost in self._pacer.add(frames, now_ns, most_frames=self.stream.info.most_frames):
+            self._lose(lost, ahead=len(self._finished))
+        while (frame := self._pacer.due(now_ns)) is not None:
+            self._pacer.leave()
+            self._finished.append(frame)
 
     def wait_ns(self, now_ns: int) -> int:
-        """How long nothing needs doing if no message comes: until the next prompt-only frame is due."""
+        """How long nothing needs doing if no message comes: until a frame is due, or one is to be asked for."""
+        if self._pacer is not None:
+            return self._pacer.wait_ns(now_ns, asks=self._prompt_only and not self.stream.busy)
         return max(0, self._next_due_ns - now_ns) if self._prompt_only else 1_000_000_000
+
+    def _lose(self, frame: Frame, *, ahead: int) -> None:
+        """A finished frame was dropped. ahead: finished frames before it that were not."""
+        if self._unrecorded > ahead:
+            self._unrecorded -= 1
+        elif self._recorder is not None:
+            self._recorder.lost(frame.seq)
+        self._dropped += 1
 
     def publish(self) -> list[OutputReady]:
         """Move finished frames to free output buffers. Without room the oldest are dropped and counted."""
@@ -155,11 +181,7 @@ class WorkerSession:
             self._out += 1
             ready.append(OutputReady(session=self.name, index=place[0], generation=place[1], recorded=recorded))
         while len(self._finished) > self._outputs.buffers.spec.count:
-            lost = self._finished.popleft()
-            if self._recorder is not None and not self._unrecorded:
-                self._recorder.lost(lost.seq)
-            self._unrecorded = max(0, self._unrecorded - 1)
-            self._dropped += 1
+            self._lose(self._finished.popleft(), ahead=0)
         return ready
 
     def release(self, index: int, generation: int) -> None:
@@ -176,7 +198,7 @@ class WorkerSession:
             out=self._out,
             dropped=self._dropped,
             skipped=self._skipped + counts.skipped,
-            in_flight=counts.in_flight + len(self._finished) + (self._waiting is not None),
+            in_flight=counts.in_flight + len(self._finished) + self._paced + (self._waiting is not None),
             tick_ms=round(tick_ms, 2),
             wait_ms=round(self._wait_ms, 2),
             encode_ms=round(timing.encode_ms, 2) if timing else 0.0,
@@ -228,15 +250,32 @@ class WorkerSession:
         self._waiting, self._waiting_ns = frame, now_ns
 
     def _generate(self, now_ns: int) -> bool:
-        if now_ns < self._next_due_ns:
+        if self._pacer is not None:
+            return self._generate_chunk(self._pacer, now_ns)
+        if now_ns < self._next_due_ns or not self._ask(now_ns):
             return False
         info = self.stream.info
-        if not self.stream.generate(info.frames_per_chunk):
-            return False
-        self._generated += info.frames_per_chunk
-        if self._recorder is not None:
-            self._recorder.generated(info.frames_per_chunk, now_ns)
         period_ns = int(1e9 * info.frames_per_chunk / info.frame_rate)
         late = now_ns - self._next_due_ns > period_ns  # behind: go on from now instead of catching up
         self._next_due_ns = (now_ns if late else self._next_due_ns) + period_ns
+        return True
+
+    def _generate_chunk(self, pacer: Pacer, now_ns: int) -> bool:
+        """One chunk at a time, when it will be needed."""
+        if self.stream.busy or not pacer.wants_more(now_ns):
+            return False
+        if not self._ask(now_ns):
+            pacer.refused(now_ns)
+            return False
+        pacer.asked(now_ns)
+        return True
+
+    def _ask(self, now_ns: int) -> bool:
+        """Ask the stream for a chunk from the prompt alone."""
+        frames = self.stream.info.frames_per_chunk
+        if not self.stream.generate(frames):
+            return False
+        self._generated += frames
+        if self._recorder is not None:
+            self._recorder.generated(frames, now_ns)
         return True

@@ -53,9 +53,9 @@ class IdentityEngine:
         self._streams: list[IdentityStream] = []
         self.log = TickLog()  # stays empty: nothing is batched here
 
-    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> IdentityStream:
-        """A new stream; prompt-only frames are stamped at `frame_rate` frames a second."""
-        stream = IdentityStream(self, control or Control(), frame_rate)
+    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> IdentityStream:
+        """A new stream; prompt-only frames are stamped at `frame_rate` (24) frames a second."""
+        stream = IdentityStream(self, control or Control(), frame_rate or Fraction(24))
         self._streams.append(stream)
         return stream
 

@@ -65,18 +65,19 @@ class ImageEngine:
         return self.core.log
 
     @torch.inference_mode()
-    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> ImageStream:
+    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> ImageStream:
         """A new stream, with the model's defaults and then `control` applied.
 
-        frame_rate: of prompt-only frames, in frames a second. Raises ControlError, and opens nothing, when the controls
-        do not fit together.
+        frame_rate: of prompt-only frames, in frames a second; None: 24. Raises ControlError, and opens nothing, when
+        the controls do not fit together.
         """
         if self._closed:
             raise InputError("The engine is closed.", "Load it again.")
-        if frame_rate <= 0:
-            raise InputError(f"A frame rate of {frame_rate} is not above 0.")
+        rate = Fraction(24) if frame_rate is None else frame_rate
+        if rate <= 0:
+            raise InputError(f"A frame rate of {rate} is not above 0.")
         stream = ImageStream(
-            self.core, self._opened, frame_rate, control or Control(), tick=self.tick, leave=self._forget
+            self.core, self._opened, rate, control or Control(), tick=self.tick, leave=self._forget
         )
         self._streams[self._opened] = stream
         self._opened += 1

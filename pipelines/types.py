@@ -44,7 +44,7 @@ class StreamInfo:
 
     width, height: native size in pixels; `push` takes frames of exactly this size.
     frame_rate: the rate at which prompt-only frames are stamped, in frames a second.
-    frames_per_chunk: frames that the next slot takes and gives (F); a video's first chunk may be shorter.
+    frames_per_chunk: frames that the next slot still takes (F); a video's first chunk may be shorter than the others.
     most_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
     latency_ticks: ticks between the one that admits a slot and the one that finishes it, at the current steps.
     model, dtype, device, backend: what "auto" chose, to be shown.
@@ -149,8 +149,11 @@ class Engine(Protocol):
         """What happened, tick by tick."""
         ...
 
-    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> Stream:
-        """A new stream with the model's defaults and then `control`; prompt-only frames are stamped at `frame_rate`."""
+    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> Stream:
+        """A new stream with the model's defaults and then `control`.
+
+        frame_rate: prompt-only frames are stamped at it; None: the model's own (24 for images).
+        """
         ...
 
     def tick(self) -> None:

@@ -89,6 +89,17 @@ def is_picture(path: Path) -> bool:
         return False
 
 
+def read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    """One picture [H, W, 3] uint8 RGB, upright. Raises InputError where it is none, or too large."""
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.", "Give a picture.")
+    _header_size(path)
+    try:
+        return _decode(path)
+    except (OSError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read to its end.", "Export it again.") from error
+
+
 def _opened(path: Path) -> Image.Image:
     """Reads the header only. Raises OSError when it is no picture, InputError when it is a decompression bomb."""
     with warnings.catch_warnings():

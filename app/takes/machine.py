@@ -18,7 +18,7 @@ from pipelines.types import StreamInfo
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety")
+_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video")
 Machine = dict[str, object]
 
 
@@ -78,9 +78,14 @@ def _weights(model: str, engine: Mapping[str, object]) -> str:
     """Names, sizes and the first and last MiB of every weight file of the model, in one digest."""
     from pipelines import hub
     from pipelines.layout import find_weights, read_layout
+    from pipelines.video.source import is_video_model, video_weight_files
 
     pickle = bool(engine.get("allow_pickle", False))
     digest = hashlib.sha256()
+    if is_video_model(model):
+        for name, file in video_weight_files(model, str(_video(engine).get("base", ""))):
+            _probe(file, name, digest)
+        return digest.hexdigest()[:32]
     for part in read_layout(hub.resolve(model, allow_pickle=pickle).folder).weighted:
         for file in find_weights(part, allow_pickle=pickle).files:
             _probe(file, part.name, digest)
@@ -96,6 +101,12 @@ def _probe(file: Path, name: str, digest: hashlib._Hash) -> None:
         digest.update(opened.read(_PROBE_BYTES))
         opened.seek(max(0, size - _PROBE_BYTES))
         digest.update(opened.read(_PROBE_BYTES))
+
+
+def _video(engine: Mapping[str, object]) -> Mapping[str, object]:
+    video = engine.get("video") or {}
+    assert isinstance(video, Mapping)
+    return video
 
 
 def _loras(engine: Mapping[str, object]) -> tuple[LoraFile, ...]:

@@ -48,9 +48,9 @@ class Collector:
 
     @property
     def next_frames(self) -> int:
-        """Frames of the chunk that the next frame comes into."""
+        """Frames that the chunk still lacks into which the next frame comes."""
         if self._filling:
-            return self._wanted
+            return self._wanted - len(self._filling)
         return frames_of(self._size(self._first), first=self._first, time_factor=self._time_factor)
 
     def has_room(self, frames: int, *, prompt_only: bool) -> bool:

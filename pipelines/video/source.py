@@ -75,6 +75,15 @@ def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning
     return _repository(hub_id, base, notice)
 
 
+def video_weight_files(model: str, base: str = "") -> list[tuple[str, Path]]:
+    """The weight files that a model is made of, each with its part. model, base: as `resolve_video` takes them."""
+    source = resolve_video(model, base=base, notice=lambda text: None)
+    folder = source.folder
+    parts = [("transformer", source.checkpoint or folder.transformer), ("vae", folder.vae)]
+    parts += [("text_encoder", folder.text_encoder), *([("tiny_vae", folder.tiny_vae)] if folder.tiny_vae else [])]
+    return [(name, file) for name, place in parts for file in weight_files(place)]
+
+
 def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSource:
     name = name or path.resolve().name
     if is_video_folder(path):

@@ -38,8 +38,8 @@ class FakeEngine:
     streams: list[FakeStream] = field(default_factory=list)
     log: TickLog = field(default_factory=TickLog)
 
-    def open(self, control: Control | None = None, frame_rate: Fraction = Fraction(24)) -> FakeStream:
-        stream = FakeStream(self, control or Control(), frame_rate)
+    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> FakeStream:
+        stream = FakeStream(self, control or Control(), frame_rate or Fraction(24))
         self.streams.append(stream)
         return stream
 

@@ -1,0 +1,161 @@
+"""A video model of random weights, in its folder, through the doors: render, live, a take of live rendered again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.client_session import ClientSession, SessionState
+from app.media.video_reader import VideoReader
+from app.takes.reader import read_take
+from app.worker import WorkerOptions
+from app.worker_client import WorkerClient
+from pipelines.controls import Control
+from tests.fakes.clips import make_clip
+from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RATE = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_video_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[WorkerClient]:
+    options = WorkerOptions(model=str(model), engine={"device": "cpu", "dtype": "float32"}, threads=1)
+    with WorkerClient(options) as client:
+        client.wait_ready(120)
+        yield client
+
+
+def zoetrope(*arguments: str) -> str:
+    """What a command of its own process said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def shown(file: Path) -> list[np.ndarray]:
+    return [frame.image for frame in VideoReader(file).frames()]
+
+
+def test_render_begins_with_a_picture_and_goes_on_from_the_prompt_at_the_model_s_rate(
+    model: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "first.png"
+    Image.fromarray(np.full((40, 80, 3), (200, 40, 10), np.uint8)).save(picture)
+    first = ("--prompt-only", "--seconds", "1.5", "--first-picture", str(picture))
+    said = zoetrope("render", *first, str(tmp_path / "on.mp4"), "--model", str(model), "--device", "cpu")
+    assert "tiny at 48x32" in said
+    pictures = shown(tmp_path / "on.mp4")
+    assert len(pictures) == 1.5 * RATE
+    assert pictures[0].shape == (HEIGHT_PX, WIDTH_PX, 3)
+
+
+def test_render_redraws_a_clip(model: Path, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=23, rate=16)
+    options = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-policy", "window")
+    zoetrope("render", str(clip), str(tmp_path / "out.mp4"), *options, "--prompt", "a cat")
+    assert len(shown(tmp_path / "out.mp4")) == 23
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came"
+        time.sleep(0.005)
+
+
+class Arrivals:
+    """When the frames of a session arrived, in seconds."""
+
+    def __init__(self, session: ClientSession) -> None:
+        self.times: list[float] = []
+        self._session = session
+        session.listen(self._came)
+
+    def _came(self) -> None:
+        if self._session.newest(after=len(self.times)) is not None:
+            self.times.append(time.monotonic())
+
+
+def test_live_from_a_prompt_frames_leave_evenly_and_every_frame_is_counted(client: WorkerClient) -> None:
+    session = client.open(control=Control.of({"prompt": "a cat"}), prompt_only=True)
+    arrivals = Arrivals(session)
+    wait_for(lambda: session.state is SessionState.LIVE)
+    assert session.info is not None
+    assert (session.info.engine, session.info.frame_rate) == ("video", RATE)
+    wait_for(lambda: len(arrivals.times) > 4 * RATE)
+    gaps = np.diff(arrivals.times[RATE:])
+    assert np.mean(gaps) > 0.9 / RATE
+    assert np.median(gaps) > 0.5 / RATE  # a chunk of 12 at once would be 11 gaps of 0
+    session.set_control(Control(paused=True))
+    wait_for(lambda: session.accounting.in_flight == 0)
+    time.sleep(0.3)
+    taken = session.accounting.taken
+    time.sleep(0.3)
+    counts = session.accounting
+    assert counts.taken == taken == counts.out + counts.dropped
+    assert counts.dropped == 0
+    session.set_control(Control(paused=False))
+    wait_for(lambda: session.accounting.out > counts.out)
+    session.close()
+
+
+def test_live_from_a_camera_every_answer_names_its_input(client: WorkerClient) -> None:
+    session = client.open(control=Control.of({"prompt": "a cat", "chunk_frames": 1}), prompt_only=False)
+    wait_for(lambda: session.state is SessionState.LIVE)
+    picture = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    for number in range(60):
+        picture[:] = 4 * number
+        session.submit(picture)
+        time.sleep(0.02)
+    wait_for(lambda: session.count > 20)
+    newest = session.newest()
+    assert newest is not None
+    assert newest[1].source_seq is not None
+    counts = session.accounting
+    assert counts.taken == counts.out + counts.dropped + counts.skipped + counts.in_flight
+    session.close()
+
+
+CHANGES: tuple[dict[str, object], ...] = (
+    {"prompt": "the table", "prompt_change": "cut"},
+    {"chunk_frames": 1},
+    {"scene_cut": True},
+    {"prompt": "a cat on the table", "prompt_change": "flush"},
+    {"seed": 7, "chunk_steps": 2},
+)
+
+
+def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_path: Path) -> None:
+    session = client.open(control=Control.of({"prompt": "a cat"}), prompt_only=True)
+    wait_for(lambda: session.count > 3)
+    session.start_take(tmp_path / "take")
+    for change in CHANGES:
+        session.set_control(Control.of(change))
+        time.sleep(0.7)
+    session.set_source(prompt_only=False)
+    picture = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
+    for number in range(40):
+        picture[:, : number + 1] = 5 * number
+        session.submit(picture)
+        time.sleep(0.02)
+    session.stop_take()
+    session.close()
+    take = read_take(tmp_path / "take")
+    said = zoetrope("render", "--take", str(tmp_path / "take"), str(tmp_path / "again") + "/")
+    assert len(take.hashes) > 30
+    assert f"{len(take.hashes)} frames identical to the live ones, 0 different" in said
