@@ -194,22 +194,23 @@ def run(options: argparse.Namespace) -> Figures:
     windows = options.windows or list(shape.windows)
     for frames in options.chunk_latents:
         for window in windows:
-            _configuration(bench, LoopSettings(window_frames=window, chunk_frames=frames), options, runs)
+            settings = LoopSettings(window_frames=window, chunk_frames=frames)
+            _configuration(bench, settings, options, runs, thorough=window == windows[-1])
     for name in options.compare:
         _, row = measure_loop(bench, LoopSettings(window_frames=windows[-1]), name)
         _keep(runs, row)
     if options.peer:
         del bench, transformer
-        for settings in _peers(shape, windows[-1], device, dtype):
+        for peer in _peers(shape, windows[-1], device, dtype):
             _tidy(device)
-            _keep(runs, measure_peer(settings))
+            _keep(runs, measure_peer(peer))
     return figures
 
 
 def _peers(shape: VideoShape, window: int, device: torch.device, dtype: torch.dtype) -> list[PeerSettings]:
     """Our window in full; the released checkpoints' three chunks in full; that one eager. On the CPU eager only."""
     chunks = window // 3
-    kinds = ((chunks, True), (RELEASED_FULL_CHUNKS, True), (RELEASED_FULL_CHUNKS, False))
+    kinds = ((chunks, True), (RELEASED_FULL_CHUNKS, False), (RELEASED_FULL_CHUNKS, True))
     return [
         PeerSettings(
             shape=shape,
@@ -224,13 +225,17 @@ def _peers(shape: VideoShape, window: int, device: torch.device, dtype: torch.dt
     ]
 
 
-def _configuration(bench: Bench, settings: LoopSettings, options: argparse.Namespace, runs: list[Figures]) -> None:
+def _configuration(
+    bench: Bench, settings: LoopSettings, options: argparse.Namespace, runs: list[Figures], *, thorough: bool
+) -> None:
+    """thorough: also the decoder on a CUDA stream of its own, the profile, and the engine with every codec."""
     loop, row = measure_loop(bench, settings, bench.backend)
     _keep(runs, row)
-    for codec in options.codecs:
-        for overlapped in (False, True) if bench.device.type == "cuda" else (False,):
+    codecs = options.codecs if settings.chunk_frames > 1 else options.codecs[:1]
+    for codec in codecs:
+        for overlapped in (False, True) if thorough and bench.device.type == "cuda" else (False,):
             chunk, row = measure_frames(bench, loop, codec, overlapped=overlapped)
-            if options.profile and not overlapped and settings.chunk_frames > 1:
+            if options.profile and thorough and not overlapped and settings.chunk_frames > 1:
                 for _ in range(loop.filling_chunks + 3):
                     chunk()
                 row["profile"] = profile(bench.device, chunk)
@@ -238,7 +243,7 @@ def _configuration(bench: Bench, settings: LoopSettings, options: argparse.Names
             del chunk
             _tidy(bench.device)
     del loop
-    for codec in options.codecs:
+    for codec in codecs if thorough else codecs[:1]:
         _tidy(bench.device)
         _keep(runs, {**_through_the_engine(bench, settings, codec), "codec": codec})
 
@@ -259,7 +264,7 @@ def _through_the_engine(bench: Bench, settings: LoopSettings, codec: str) -> Fig
 def _keep(runs: list[Figures], row: Figures) -> None:
     """Rows are said as they come: a run that is cut off has still said them."""
     runs.append(row)
-    print("  ".join(f"{name}={value}" for name, value in row.items()), file=sys.stderr, flush=True)
+    print(json.dumps(row), file=sys.stderr, flush=True)
 
 
 def _tidy(device: torch.device) -> None:
@@ -293,7 +298,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     options.add_argument("--backend", choices=tuple(VIDEO_BACKENDS), help="default: the fastest of the device")
     options.add_argument("--windows", type=int, nargs="+", help="latent frames; default: those of the shape")
-    options.add_argument("--chunk-latents", type=int, nargs="+", default=[3, 1], help="latent frames of a chunk")
+    options.add_argument(
+        "--chunk-latents", type=int, nargs="+", default=[3, 1], help="latent frames; 1: first codec only"
+    )
     options.add_argument("--codecs", nargs="*", choices=("tiny", "stock"), default=["tiny", "stock"])
     options.add_argument("--compare", nargs="*", choices=tuple(VIDEO_BACKENDS), default=[], help="other backends")
     options.add_argument("--chunks", type=int, default=10, help="timed chunks")

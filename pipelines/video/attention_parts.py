@@ -66,8 +66,11 @@ def join(outputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     """outputs [B, parts, N, heads, D] of parts of the keys and their log-sum-exps [B, parts, heads, N] float32 -> the
     attention over all of them [B, N, heads, D].
     """
-    weights = torch.softmax(sums, dim=1).transpose(2, 3).unsqueeze(-1)
-    return (outputs.to(weights.dtype) * weights).sum(dim=1).to(outputs.dtype)
+    parts = [part.transpose(1, 2).unsqueeze(-1) for part in sums.unbind(1)]
+    largest = functools.reduce(torch.maximum, parts)
+    weights = [torch.exp(part - largest) for part in parts]
+    weighted = [weight * output for weight, output in zip(weights, outputs.unbind(1), strict=True)]
+    return (functools.reduce(torch.add, weighted) / functools.reduce(torch.add, weights)).to(outputs.dtype)
 
 
 @functools.cache
