@@ -268,6 +268,7 @@ def shared_memory(process: psutil.Process) -> set[Path]:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /dev/shm")
+@pytest.mark.soak
 def test_a_killed_front_leaves_a_recording_that_plays_and_a_take_that_replays(tmp_path: Path) -> None:
     with live_process("--model", "identity", "--size", "64x48", "--data", str(tmp_path)) as live:
         session = live.open()

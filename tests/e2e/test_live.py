@@ -253,6 +253,7 @@ def fetch_blob(page: Page, name: str) -> bytes:
     return base64.b64decode(page.evaluate(script).partition(",")[2])
 
 
+@pytest.mark.soak
 def test_a_killed_worker_is_replaced_and_the_page_goes_on() -> None:
     with serving("--model", "identity") as (live, url):
         with browse(str(CHROMIUM), url) as page:

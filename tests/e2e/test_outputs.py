@@ -132,6 +132,7 @@ def press(page: Page, selector: str) -> None:
         page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r", windowsVirtualKeyCode=13)
 
 
+@pytest.mark.soak
 def test_the_panel_keeps_a_take_records_and_says_why_an_output_failed(tmp_path: Path, pictures: Path) -> None:
     data = tmp_path / "data"
     with (

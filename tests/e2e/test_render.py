@@ -86,8 +86,16 @@ def wait_until_playable(output: Path, frames: int, process: subprocess.Popen[str
     raise AssertionError("no frames in 30 s")
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out.webm", "out"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+STOPPED = [
+    (name, number) for name in ("out.mp4", "out.mkv", "out.webm", "out") for number in (signal.SIGKILL, signal.SIGINT)
+]
+ALWAYS = [("out.mp4", signal.SIGKILL), ("out", signal.SIGKILL), ("out.mkv", signal.SIGINT)]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [pytest.param(*case, marks=() if case in ALWAYS else pytest.mark.soak) for case in STOPPED],
+)
 def test_a_stopped_process_leaves_a_file_that_plays_and_resumes(
     tmp_path: Path, name: str, number: signal.Signals
 ) -> None:
@@ -136,7 +144,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.mkv", "out"])
+@pytest.mark.parametrize(
+    "name", ["out.mp4", *(pytest.param(name, marks=pytest.mark.soak) for name in ("out.mkv", "out"))]
+)
 def test_a_full_disk_is_said_and_what_was_written_plays(tmp_path: Path, small_disk: Path, name: str) -> None:
     def noisy(index: int, size: tuple[int, int]) -> np.ndarray:
         return np.random.default_rng(index).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)

@@ -68,10 +68,10 @@ def opened(address: str) -> float:
 def test_the_form_the_camera_and_a_token_that_is_gone(address: str, tmp_path: Path) -> None:
     with browser(address) as page:
         page.until(f"{FORM} !== null")
-        assert "asks for its token" in page.evaluate("document.body.innerText")
+        page.until("document.body?.innerText.includes('asks for its token')")
         page.screenshot(tmp_path / "form.png")
         enter(page, "wrong-wrong-wrong")
-        page.until("document.body.innerText.includes('Wrong token.')")
+        page.until("document.body?.innerText.includes('Wrong token.')")
         enter(page, TOKEN)
         open_page(page)
         assert TOKEN not in page.evaluate("location.href + document.cookie")

@@ -154,7 +154,8 @@ def client() -> Iterator[WorkerClient]:
         yield client
 
 
-@pytest.mark.parametrize(("name", "rate"), [pytest.param("paced", 6.0, marks=pytest.mark.soak), ("dropping", 90.0)])
+@pytest.mark.soak
+@pytest.mark.parametrize(("name", "rate"), [("paced", 6.0), ("dropping", 90.0)])
 def test_a_take_replays_to_the_frames_that_were_live(
     client: WorkerClient, tmp_path: Path, name: str, rate: float
 ) -> None:

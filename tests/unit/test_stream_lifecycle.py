@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 import fastapi
 import psutil
 import pytest
-from PIL import Image
 
 from app.api.asyncapi import router as asyncapi_router
 from app.api.context import ApiContext
@@ -43,23 +41,6 @@ def routes(context: ApiContext) -> fastapi.APIRouter:
 def client() -> Iterator[WorkerClient]:
     with worker_client() as client:
         yield client
-
-
-def test_the_documented_client_works_as_printed(client: WorkerClient, tmp_path: Path) -> None:
-    printed = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
-    assert printed is not None
-    assert len([line for line in printed[1].splitlines() if line.strip()]) == 20
-    (tmp_path / "client.py").write_text(printed[1])
-    Image.fromarray(noise(1)).save(tmp_path / "photo.jpg", quality=95)
-    with stream_server(client, tmp_path, routes) as server:
-        command = [sys.executable, "client.py", f"127.0.0.1:{server.port}", "photo.jpg"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        assert '"type":"applied","id":1' in done.stdout
-        for seq in range(10):
-            with Image.open(tmp_path / f"answer-{seq}.jpg") as answer:
-                assert (answer.format, answer.size) == ("JPEG", (32, 24))
-        wait_until(lambda: not server.table.sessions)  # close has ended it
 
 
 def test_a_stopping_table_says_so_and_closes_with_1001(client: WorkerClient, tmp_path: Path) -> None:
