@@ -26,7 +26,15 @@ from .output_frames import check_image, chunk_frames
 from .passes import PassRequest
 from .streams import Task
 from .text_rows import TextRows
-from .video_controls import EVENTS, TEXT_CONTROLS, checked, chunk_latents, default_controls, number_of_steps
+from .video_controls import (
+    EVENTS,
+    TEXT_CONTROLS,
+    check_rewind,
+    checked,
+    chunk_latents,
+    default_controls,
+    number_of_steps,
+)
 from .video_log import VideoLog
 
 
@@ -170,6 +178,7 @@ class VideoStream:
         current = self._controls
         rewind = control.rewind_to if control.rewind_to is not None and control.rewind_to >= 0 else None
         if rewind is not None:
+            check_rewind(self._flight)
             current = self._prompt_of(rewind)
         candidate = checked(self._core, self._flight, current, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
@@ -269,15 +278,16 @@ class VideoStream:
         frames: list[Frame] = []
         self._flushing = True
         try:
-            while self.has_work:
-                self._tick()
+            while True:
                 frames += self.pull()
+                if self.has_work:
+                    self._tick()
+                elif self._order and self._order[0].done is not None:
+                    self._order[0].done.wait()
+                else:
+                    return frames
         finally:
             self._flushing = False
-        if self._order:
-            assert self._order[-1].done is not None
-            self._order[-1].done.wait()
-        return frames + self.pull()
 
     def reset(self) -> None:
         """Drop what is in flight and start counting again; controls stay."""

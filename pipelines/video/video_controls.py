@@ -72,12 +72,18 @@ def checked(core: VideoCore, flight: Flight, current: Controls, control: Control
             "input_use cannot be 'first-frame' in a step-batched stream, which has no clean pass.",
             "Load the engine with the kind of stream 'chunk'.",
         )
-    if control.rewind_to is not None and control.rewind_to >= 0 and not flight.can_rewind:
+    if candidate.integer("rewind_to") >= 0:
+        check_rewind(flight)
+    return candidate
+
+
+def check_rewind(flight: Flight) -> None:
+    """Raise ControlError where chunks overlap in time: there is no moment to go back to."""
+    if not flight.can_rewind:
         raise ControlError(
             "rewind_to is for streams that denoise one chunk after another.",
             "Load the engine with the kind of stream 'chunk'.",
         )
-    return candidate
 
 
 def chunk_latents(core: VideoCore, controls: Controls, *, first: bool) -> int:

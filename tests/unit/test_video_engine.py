@@ -1,0 +1,384 @@
+"""The video engine's contract: what a stream takes and gives, exact counts, order, several streams, bad input."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.controls import Control
+from pipelines.errors import ControlError, InputError, ModelError, OutOfMemoryError, StreamError
+from pipelines.ticklog import BirthRecord, PushRecord, StreamRecord, TimingRecord
+from pipelines.types import Frame
+from pipelines.video.engine import VideoEngine
+from pipelines.video.stream import VideoStream
+from tests.fakes.image_model import frames as other_pictures
+from tests.fakes.video_engine import HEIGHT_PX, SMALL, WIDTH_PX, run_chunks, small_engine, video_frames
+
+STEP_BATCH = replace(SMALL, steps=(1000, 750, 500), stream="step-batch", clean_pass=False, chunk_frames=1)
+ROLLING = replace(SMALL, steps=(1000, 700, 400), stream="rolling", window_frames=9)
+KINDS = {"chunk": SMALL, "step-batch": STEP_BATCH, "rolling": ROLLING}
+
+
+@pytest.fixture
+def engine() -> VideoEngine:
+    return small_engine()
+
+
+def pushed(engine: VideoEngine, stream: VideoStream, frames: list[Frame]) -> list[Frame]:
+    """What comes out of these inputs, as a render drives the stream."""
+    out: list[Frame] = []
+    for frame in frames:
+        while not stream.push(frame):
+            engine.tick()
+            out += stream.pull()
+    return out + stream.flush()
+
+
+def test_what_a_stream_says_of_itself(engine: VideoEngine) -> None:
+    stream = engine.open()
+    info = stream.info
+    assert (info.width, info.height, info.engine, info.backend) == (WIDTH_PX, HEIGHT_PX, "video", "eager")
+    assert (info.frame_rate, engine.open(frame_rate=Fraction(25)).info.frame_rate) == (16, 25)
+    assert (info.frames_per_chunk, info.most_frames_per_chunk, info.most_frames) == (5, 8, 8)
+    assert info.latency_ticks == 2  # 2 steps and a clean pass, less one
+    run_chunks(stream, engine, 1)
+    assert stream.info.frames_per_chunk == 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_chunk_gives_4n_minus_3_frames_and_later_ones_4n(kind: str) -> None:
+    engine = small_engine(KINDS[kind])
+    n = KINDS[kind].chunk_frames
+    with engine.open() as stream:
+        images = run_chunks(stream, engine, 3)
+        images += [frame.image for frame in stream.flush()]
+        assert len(images) == 12 * n - 3
+        assert all(image.shape == (HEIGHT_PX, WIDTH_PX, 3) and image.dtype == np.uint8 for image in images)
+        assert stream.accounting.in_flight == 0
+
+
+def test_a_chunk_comes_out_before_its_clean_pass_which_is_still_done(engine: VideoEngine) -> None:
+    stream = engine.open()
+    assert stream.generate(5)
+    engine.tick()
+    assert stream.pull() == []
+    engine.tick()
+    assert len(stream.pull()) == 5
+    assert stream.busy  # the clean pass
+    engine.tick()
+    assert not stream.busy
+    ticks = len(engine.log.ticks())
+    engine.tick()
+    assert len(engine.log.ticks()) == ticks  # nothing to do, not counted
+    assert [row.task for tick in engine.log.ticks() for row in tick.rows] == ["denoise", "denoise", "clean"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_counts_are_exact_at_any_moment(kind: str) -> None:
+    engine, dice = small_engine(KINDS[kind]), random.Random(4)
+    stream = engine.open()
+    taken = out = 0
+    supply = iter(video_frames(400))
+    for _ in range(300):
+        match dice.randrange(6):
+            case 0:
+                count = dice.choice([1, 2, stream.info.frames_per_chunk])
+                taken += count if stream.generate(count) else 0
+            case 1 | 2:
+                taken += stream.push(next(supply))
+            case 3 | 4:
+                engine.tick()
+            case 5:
+                out += len(stream.pull())
+        counts = stream.accounting
+        assert (counts.taken, counts.out, counts.skipped) == (taken, out, 0)
+        assert counts.taken == counts.out + counts.in_flight
+    out += len(stream.flush())
+    assert (stream.accounting.out, stream.accounting.in_flight) == (out, 0)
+    assert taken == out > 50
+    engine.core.cache.check_integrity()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_output_names_its_input_in_order(kind: str) -> None:
+    engine = small_engine(KINDS[kind])
+    stream = engine.open()
+    supply = video_frames(23)
+    out = pushed(engine, stream, supply)
+    assert [frame.source_seq for frame in out] == list(range(23))  # a padded chunk's padding does not come out
+    assert [(f.pts, f.time_base, f.captured_ns) for f in out] == [(f.pts, f.time_base, f.captured_ns) for f in supply]
+    assert [frame.seq for frame in out] == list(range(23))
+
+
+def test_prompt_only_frames_are_stamped_at_the_stream_s_rate(engine: VideoEngine) -> None:
+    stream = engine.open(frame_rate=Fraction(10))
+    assert stream.generate(3)
+    out = stream.flush()
+    assert [(frame.pts, frame.time_base, frame.source_seq) for frame in out] == [
+        (n, Fraction(1, 10), None) for n in range(3)
+    ]
+    assert stream.generate(8)
+    assert stream.flush()[0].pts == 3
+
+
+def test_admission_is_bounded_and_says_so(engine: VideoEngine) -> None:
+    stream = engine.open()
+    assert not stream.generate(6)  # more than a chunk
+    assert stream.generate(5)
+    assert not stream.generate(1)  # a full one waits to be born
+    engine.tick()
+    assert stream.generate(8)
+    assert not stream.push(video_frames(1)[0])
+    assert stream.accounting.taken == 13
+    outcomes = [record.outcome for record in engine.log.records() if isinstance(record, PushRecord)]
+    assert outcomes.count("refused") == 3
+
+
+def test_a_stream_that_is_never_pulled_stops_and_loses_nothing(engine: VideoEngine) -> None:
+    stream = engine.open()
+    for _ in range(200):
+        stream.generate(stream.info.frames_per_chunk)
+        engine.tick()
+    assert not stream.generate(8)
+    counts = stream.accounting
+    assert len(stream.flush()) == counts.taken
+
+
+def test_switching_between_camera_and_prompt_pads_and_goes_on(engine: VideoEngine) -> None:
+    stream = engine.open()
+    supply = video_frames(40)
+    out: list[Frame] = []
+
+    def settle() -> None:
+        while stream.busy:
+            engine.tick()
+            out.extend(stream.pull())
+
+    for frame in supply[:3]:
+        assert stream.push(frame)
+    assert not stream.generate(8)  # three of five: padded, and born first
+    settle()
+    assert stream.generate(8)
+    settle()
+    for frame in supply[3:11]:
+        assert stream.push(frame)
+    settle()
+    assert [f.source_seq for f in out] == [0, 1, 2, *[None] * 8, *range(3, 11)]
+    assert engine.core.encoder.latents_done(stream.place) == 3  # one ahead, for the gap, and two
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reset_starts_the_same_video_again(kind: str) -> None:
+    engine = small_engine(KINDS[kind])
+    stream = engine.open(Control.of({"prompt": "a cat"}))
+
+    def video() -> list[np.ndarray]:
+        assert stream.accounting.taken == 0
+        return [*run_chunks(stream, engine, 4), *(frame.image for frame in stream.flush())]
+
+    first = video()
+    stream.generate(3)
+    engine.tick()
+    stream.reset()
+    assert np.array_equal(first, video())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_streams_do_not_see_each_other(kind: str) -> None:
+    """Two streams of other prompts and seeds, out of step, in float64: as if each were alone."""
+    preset = KINDS[kind]
+    controls = [Control.of({"prompt": "a cat", "seed": 1}), Control.of({"prompt": "a robot", "seed": 8})]
+    alone = []
+    for control in controls:
+        engine = small_engine(preset, torch.float64)
+        stream = engine.open(control)
+        alone.append([*run_chunks(stream, engine, 4), *(f.image for f in stream.flush())])
+    engine = small_engine(preset, torch.float64)
+    first, second = (engine.open(control) for control in controls)
+    together: list[list[np.ndarray]] = [[], []]
+    asked = [0, 0]
+    for turn in range(400):
+        for which, stream in enumerate((first, second)):
+            if asked[which] < 4 and turn >= 3 * which:
+                asked[which] += stream.generate(stream.info.frames_per_chunk)
+        engine.tick()
+        for which, stream in enumerate((first, second)):
+            together[which] += [frame.image for frame in stream.pull()]
+    for which, stream in enumerate((first, second)):
+        together[which] += [frame.image for frame in stream.flush()]
+    assert any(len({row.stream for row in tick.rows}) == 2 for tick in engine.log.ticks())
+    assert np.array_equal(alone[0], together[0])
+    assert np.array_equal(alone[1], together[1])
+
+
+def test_passes_of_equal_shape_are_one_batch() -> None:
+    engine = small_engine()
+    batches: list[int] = []
+    backend = engine.core.passes._forward
+    engine.core.passes._forward = lambda latents, *rest: (batches.append(len(latents)), backend(latents, *rest))[1]
+    streams = [engine.open(), engine.open()]
+    for stream in streams:
+        assert stream.generate(5)
+    while any(stream.has_work for stream in streams):
+        engine.tick()
+    assert batches == [2, 2, 2]
+
+
+def test_places_are_given_back() -> None:
+    engine = small_engine(max_streams=1)
+    stream = engine.open(Control.of({"prompt": "a cat"}))
+    first = run_chunks(stream, engine, 2)
+    with pytest.raises(InputError, match=r"All 1 streams of this engine are taken. Close one"):
+        engine.open()
+    stream.close()
+    stream.close()
+    again = engine.open(Control.of({"prompt": "a cat"}))
+    assert np.array_equal(first, run_chunks(again, engine, 2))
+    with pytest.raises(InputError, match="The stream is closed"):
+        stream.generate()
+    engine.close()
+    with pytest.raises(InputError, match="The engine is closed"):
+        engine.open()
+
+
+def test_the_log_tells_what_happened(engine: VideoEngine) -> None:
+    with engine.open(Control.of({"prompt": "a cat", "seed": 3})) as stream:
+        run_chunks(stream, engine, 2)
+    records = engine.log.records()
+    births = [record for record in records if isinstance(record, BirthRecord)]
+    assert [(b.slot, b.tick, b.seed, len(b.source_seqs), len(b.timesteps)) for b in births] == [
+        (0, 0, 3, 5, 2),
+        (1, 3, 3, 8, 2),
+    ]
+    assert [record.event for record in records if isinstance(record, StreamRecord)] == ["open", "close"]
+    assert sum(isinstance(record, TimingRecord) for record in records) == len(engine.log.ticks()) == 6
+    assert [tick.finished for tick in engine.log.ticks()] == [(), ((0, 0),), (), (), ((0, 1),), ()]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 50}, "width cannot be 50 pixels. It must be a multiple of 16: try 48."),
+        ({"height": 8}, "height cannot be 8 pixels. It must be a multiple of 16: try 16."),
+        ({"window_frames": 2}, "A window of 2 latent frames does not hold 1 of the sink and 2 of one pass"),
+        ({"sink_frames": 5}, "A window of 6 latent frames does not hold 5 of the sink and 2 of one pass"),
+        ({"policy": "all"}, "There is no cache policy 'all'. Use one of: full, window, sink"),
+        ({"policy": "participative"}, "smaller than the budget of 16 and a chunk of 2: make it at least 18"),
+        ({"policy_options": {"speed": 3}}, "has no option speed"),
+        ({"stream": "sideways"}, "There is no kind of stream 'sideways'. Use one of: chunk, step-batch, rolling"),
+        ({"stream": "rolling", "policy": "rebuild", "window_frames": 12}, "passes context before a chunk"),
+        ({"storage": "paper"}, "unknown storage 'paper'"),
+        ({"attention": "psychic"}, "There is no attention backend named 'psychic'"),
+        ({"backend": "cuda-graph"}, "needs a CUDA device"),
+        ({"chunk_frames": -1}, "chunk_frames cannot be -1"),
+        ({"rewind_bytes": -1}, "rewind_bytes cannot be -1"),
+    ],
+)
+def test_choices_that_cannot_be(options: dict[str, object], message: str) -> None:
+    with pytest.raises((ControlError, InputError, ModelError)) as caught:
+        small_engine(**options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ({"chunk_frames": 3}, "This engine was made for chunks of 1 to 2 latent frames"),
+        ({"guidance_scale": 3.0}, "these streams have no place for a negative prompt"),
+        ({"width": 64}, "width cannot become 64 in an open stream (it is 48)"),
+        ({"kv_policy": "full"}, "kv_policy cannot become 'full' in an open stream (it is 'sink')"),
+        ({"steps": 4}, "steps means nothing to a video model. It is a control of an image model."),
+        ({"rewind_to": 3}, "rewind_to cannot be 3. Chunks that can be gone back to: none yet."),
+    ],
+)
+def test_controls_that_cannot_be_change_nothing(engine: VideoEngine, control: dict[str, object], message: str) -> None:
+    stream = engine.open()
+    before = stream.controls
+    with pytest.raises(ControlError) as caught:
+        stream.apply(Control.of({**control, "seed": 99}))
+    assert message in str(caught.value)
+    assert stream.controls == before
+    with pytest.raises(ControlError):
+        small_engine().open(Control.of(control))
+
+
+@pytest.mark.parametrize(
+    ("kind", "control", "message"),
+    [
+        ("step-batch", {"chunk_steps": 4}, "This kind of stream has a place for each of 3 steps"),
+        ("step-batch", {"input_use": "first-frame"}, "which has no clean pass"),
+        ("step-batch", {"rewind_to": 0}, "rewind_to is for streams that denoise one chunk after another"),
+        ("rolling", {"rewind_to": 0}, "rewind_to is for streams that denoise one chunk after another"),
+    ],
+)
+def test_controls_that_a_kind_of_stream_cannot_take(kind: str, control: dict[str, object], message: str) -> None:
+    stream = small_engine(KINDS[kind]).open()
+    with pytest.raises(ControlError) as caught:
+        stream.apply(Control.of(control))
+    assert message in str(caught.value)
+
+
+def test_pictures_of_another_size_are_refused(engine: VideoEngine) -> None:
+    stream = engine.open()
+    with pytest.raises(InputError, match=r"this stream takes uint8 \(32, 48, 3\)"):
+        stream.push(other_pictures(1)[0])
+    with pytest.raises(InputError, match="0 frames cannot be generated"):
+        stream.generate(0)
+    assert stream.accounting.taken == 0
+
+
+def test_out_of_memory_in_a_pass_loses_nothing(engine: VideoEngine) -> None:
+    stream, expected = engine.open(), small_engine()
+    forward = engine.core.passes._forward
+    assert stream.generate(5)
+    engine.tick()
+
+    def short(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine.core.passes._forward = short
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for 1 passes .* Use a smaller --size, or a smaller"):
+        engine.tick()
+    engine.core.passes._forward = forward
+    images = [frame.image for frame in stream.flush()]
+    assert np.array_equal(images, run_chunks(expected.open(), expected, 1))
+
+
+def test_what_fails_in_one_stream_s_decoding_is_its_own_error(engine: VideoEngine) -> None:
+    good, bad = engine.open(), engine.open()
+    decoder = engine.core.decoders[bad.place]
+
+    def short(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    decoder.decode = short  # type: ignore[method-assign]
+    for stream in (good, bad):
+        assert stream.generate(5)
+    engine.tick()
+    with pytest.raises(StreamError, match="The stream failed: OutOfMemoryError") as caught:
+        engine.tick()
+    assert caught.value.stream is bad
+    bad.close()
+    assert len(good.flush()) == 5
+
+
+def test_out_of_memory_while_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pipelines.video.core.KVCache", short)
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for the engine. Use a smaller --size"):
+        small_engine()
+
+
+def test_an_engine_without_a_stream_ticks_for_nothing(engine: VideoEngine) -> None:
+    engine.tick()
+    assert engine.log.records() == ()
