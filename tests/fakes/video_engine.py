@@ -82,6 +82,9 @@ SMALL = VideoPreset(
     height=HEIGHT_PX,
 )
 """Two steps and a clean pass, chunks of 2 latents (5 frames, then 8), a window of 6 with a sink of 1."""
+STEP_BATCH = replace(SMALL, steps=(1000, 750, 500), stream="step-batch", clean_pass=False, chunk_frames=1)
+ROLLING = replace(SMALL, steps=(1000, 700, 400), stream="rolling", window_frames=9)
+KINDS = {"chunk": SMALL, "step-batch": STEP_BATCH, "rolling": ROLLING}
 
 
 def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **changes: Any) -> VideoModel:
