@@ -76,9 +76,7 @@ class ImageEngine:
         rate = Fraction(24) if frame_rate is None else frame_rate
         if rate <= 0:
             raise InputError(f"A frame rate of {rate} is not above 0.")
-        stream = ImageStream(
-            self.core, self._opened, rate, control or Control(), tick=self.tick, leave=self._forget
-        )
+        stream = ImageStream(self.core, self._opened, rate, control or Control(), tick=self.tick, leave=self._forget)
         self._streams[self._opened] = stream
         self._opened += 1
         return stream

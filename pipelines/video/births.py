@@ -11,7 +11,7 @@ import torch
 
 from ..controls import Controls
 from .chunk_steps import ChunkSteps
-from .chunks import ChunkBirth, ChunkSlot, FullChunk
+from .chunks import ChunkBirth, ChunkSlot, FullChunk, HeldText
 from .core import VideoCore
 from .flow import noised
 from .history import Checkpoint, History
@@ -64,12 +64,7 @@ class Births:
         steps = 0 if content.is_picture else number_of_steps(self._core, controls, first=self.first)
         return self._flight.ready(steps)
 
-    @property
-    def text_row(self) -> int:
-        """Row of the text cache that the next chunk reads."""
-        return self._lane.text_rows[self._born % len(self._lane.text_rows)]
-
-    def bear(self, content: FullChunk, controls: Controls, rest: Any) -> ChunkSlot:
+    def bear(self, content: FullChunk, controls: Controls, text: HeldText, rest: Any) -> ChunkSlot:
         """Begin a chunk. rest: what the stream wants back when it is rewound to here."""
         if content.is_picture:
             self.restart()
@@ -89,7 +84,7 @@ class Births:
             strength=strength,
         )
         place = self._born % len(self._lane.latents)
-        slot = ChunkSlot(birth, self._lane.latents[place][:, : content.latents], self.text_row)
+        slot = ChunkSlot(birth, self._lane.latents[place][:, : content.latents], text)
         self._fill(slot)
         self._flight.bear(slot, context)
         self._latents += content.latents

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..conditions import ConditionPair
 from ..controls import Controls
 from ..transfers import Mark, Readback
 from ..types import Frame
@@ -60,19 +61,28 @@ class ChunkBirth:
         return frames_of(self.content.latents, first=self.first_latent == 0)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldText:
+    """A prompt at one moment. key: equal for the same prompt of the same stream."""
+
+    pair: ConditionPair
+    key: tuple[int, int]
+
+
 class ChunkSlot:
     """A chunk in flight, or finished and not pulled.
 
-    latents: [C, n, h, w], its stream's memory. step: index of the next step. readback, buffer: where its pictures land.
+    latents: [C, n, h, w], its stream's memory. text: the prompt it was born with. step: index of the next step.
+    readback, buffer: where its pictures land.
     done: passed when the pictures are there.
     """
 
-    __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text_row")
+    __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text")
 
-    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text_row: int) -> None:
+    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text: HeldText) -> None:
         self.birth = birth
         self.latents = latents
-        self.text_row = text_row
+        self.text = text
         self.readback: Readback | None = None
         self.buffer = -1
         self.step = 0

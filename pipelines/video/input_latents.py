@@ -10,7 +10,6 @@ import torch
 
 from .chunks import FullChunk
 from .core import VideoCore
-from .pixels import to_pixels
 
 
 class InputLatents:
@@ -44,6 +43,10 @@ class InputLatents:
         return self._core.encode_pictures(self._pixels(content)[:, :, 0])
 
     def _pixels(self, content: FullChunk) -> torch.Tensor:
-        """[1, 3, F, H, W] in [0, 1] on the device; the bytes travel."""
-        images = np.stack([frame.image for frame in content.frames if frame is not None])
-        return to_pixels(images, device=self._core.model.device)
+        """[1, 3, F, H, W] float32 in [0, 1] on the device; the bytes travel, and nothing waits for them."""
+        device = self._core.model.device
+        images = torch.from_numpy(np.stack([frame.image for frame in content.frames if frame is not None]))
+        if device.type == "cuda":
+            images = images.pin_memory()
+        pixels = images.to(device, non_blocking=True).permute(3, 0, 1, 2)[None]
+        return pixels.to(torch.float32) / 255

@@ -205,10 +205,13 @@ class VideoStream:
         if self._text.moving and self._controls.text("prompt_change") != "glide":
             self._text.advance(1)
             self._text_changed = True
-            for row in {slot.text_row for slot in self._flight.slots}:
-                self._text.write(row)
+            self._text.write()
+            for slot in self._flight.slots:
+                slot.text = self._text.now
         if self._may_bear:
             self._bear()
+        for row, slot in self._flight.texts:
+            self._text.put(row, slot.text)
 
     def _bear(self) -> None:
         births, controls = self._births, self._controls
@@ -226,8 +229,8 @@ class VideoStream:
         rest = self._place_to_return()
         if controls.text("prompt_change") == "glide":
             self._text.advance(len(content.frames))
-        self._text.write(births.text_row)
-        slot = births.bear(content, self._controls, rest)
+        self._text.write()
+        slot = births.bear(content, self._controls, self._text.now, rest)
         slot.readback, slot.buffer = self._readback, self._readback.acquire()
         self._order.append(slot)
         self._log.birth_of(slot, self._lane.kv_rows[0][0])

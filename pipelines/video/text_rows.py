@@ -11,6 +11,7 @@ import torch
 
 from ..conditions import BLENDS, ConditionPair, Transition
 from ..controls import Controls
+from .chunks import HeldText
 from .core import VideoCore
 from .lane import Lane
 
@@ -21,7 +22,7 @@ class TextRows:
     def __init__(self, core: VideoCore, lane: Lane, pair: ConditionPair) -> None:
         self._core, self._lane = core, lane
         self._transition = Transition(pair)
-        self._written: dict[int, tuple[int, int]] = {}  # row -> (epoch, version) that stands there
+        self._written: dict[int, tuple[int, int]] = {}  # row -> key of what stands there
         self._epoch = 0  # counts replaced transitions, whose versions begin anew
 
     @property
@@ -39,17 +40,26 @@ class TextRows:
         """Move on by so many frames."""
         self._transition.advance(frames)
 
-    def write(self, row: int) -> None:
-        """Bring a row of the prompt up to now, and the negative prompt's with it."""
-        now, held = self._transition.now, (self._epoch, self._transition.version)
-        self._put(row, now.positive.embeds, held)
-        if self._lane.negative_text is not None:
-            self._put(self._lane.negative_text, now.negative.embeds, held)
+    @property
+    def now(self) -> HeldText:
+        """The prompt where it is now."""
+        return HeldText(pair=self._transition.now, key=(self._epoch, self._transition.version))
 
-    def _put(self, row: int, embeds: torch.Tensor, held: tuple[int, int]) -> None:
-        if self._written.get(row) != held:
+    def write(self) -> None:
+        """Bring the first row, and that of the negative prompt, up to now."""
+        now = self.now
+        self.put(self._lane.text_rows[0], now)
+        if self._lane.negative_text is not None:
+            self._put(self._lane.negative_text, now.pair.negative.embeds, now.key)
+
+    def put(self, row: int, text: HeldText) -> None:
+        """Have a row hold a prompt."""
+        self._put(row, text.pair.positive.embeds, text.key)
+
+    def _put(self, row: int, embeds: torch.Tensor, key: tuple[int, int]) -> None:
+        if self._written.get(row) != key:
             self._core.text_rows.write(row, embeds)
-            self._written[row] = held
+            self._written[row] = key
 
     def state(self) -> Transition:
         """A copy of the prompt's way, for `restore`."""

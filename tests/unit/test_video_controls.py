@@ -250,3 +250,28 @@ def test_every_control_of_a_video_model_is_measured_here() -> None:
     }
     videos = {n for n, s in CONTROLS.items() if "video" in s.engines and s.propagation is not Propagation.REOPEN}
     assert here == videos
+
+
+def test_chunks_of_a_step_batch_keep_their_prompts_as_they_move_from_row_to_row() -> None:
+    preset = replace(SMALL, steps=(1000, 750, 500), stream="step-batch", clean_pass=False, chunk_frames=1)
+    engine = small_engine(preset)
+    stream = engine.open(Control.of({"prompt": "a cat"}))
+    keys = {text: Bench(prompt=text).text() for text in ("a cat", "a robot")}
+    held = []
+    for tick in range(6):
+        if tick == 3:
+            stream.apply(Control.of({"prompt": "a robot"}))
+        assert stream.generate(stream.info.frames_per_chunk)
+        engine.tick()
+        stream.pull()
+        rows = [engine.core.text_rows._keys[:, row] for row, _ in enumerate(stream._lane.text_rows)]
+        held.append([next((name for name, k in keys.items() if k.equal(row)), "") for row in rows])
+    cat, robot = "a cat", "a robot"
+    assert held == [
+        [cat, "", ""],
+        [cat, cat, ""],
+        [cat, cat, cat],
+        [robot, cat, cat],
+        [robot, robot, cat],
+        [robot, robot, robot],
+    ]

@@ -114,7 +114,7 @@ def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
     other = engine_of("sink", window_frames=8)
     plain = other.open(Control.of({"prompt": "a robot"}))
     with torch.inference_mode():
-        plain._text.write(plain._lane.text_rows[0])
+        plain._text.write()
         for first in (0, 2, 4, 6):
             plain._lane.begin(0, 2)
             request = plain._lane.request(0, clean[:, first : first + 2], (0.0, 0.0), 0, scale=1.0)

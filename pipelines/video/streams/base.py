@@ -69,8 +69,13 @@ class Flight(ABC):
 
     @staticmethod
     def text_rows(preset: VideoPreset) -> int:
-        """Rows of the text cache: one, or one for each chunk where chunks of different prompts share a pass."""
+        """Rows of the text cache: one, or as many as of the cache where chunks of different prompts share a pass."""
         return 1
+
+    @property
+    def texts(self) -> list[tuple[int, ChunkSlot]]:
+        """Which row of the text cache must hold the prompt of which chunk; empty where the first row serves all."""
+        return []
 
     @abstractmethod
     def latency_ticks(self, steps: int) -> int:

@@ -33,6 +33,10 @@ class StepBatchFlight(Flight):
     def text_rows(preset: VideoPreset) -> int:
         return len(preset.steps)
 
+    @property
+    def texts(self) -> list[tuple[int, ChunkSlot]]:
+        return [(self._lane.text_rows[slot.step], slot) for slot in self.slots]
+
     def latency_ticks(self, steps: int) -> int:
         return steps - 1
 
@@ -65,7 +69,8 @@ class StepBatchFlight(Flight):
             frames, row = slot.latents.shape[1], slot.step
             if not self._begun:
                 self._lane.begin(row, frames)
-            request = self._lane.request(row, slot.latents, (slot.timestep,) * frames, slot.text_row, scale=scale)
+            text_row = self._lane.text_rows[row]
+            request = self._lane.request(row, slot.latents, (slot.timestep,) * frames, text_row, scale=scale)
             task = Task(
                 kind="denoise", slot=slot, row=self._lane.kv_rows[row][0], step=slot.step, timestep=slot.timestep
             )
