@@ -34,7 +34,9 @@ def _tokens(*counts: int) -> list[torch.Tensor]:
 
 def test_auto_says_what_it_took_and_what_it_passed_over() -> None:
     assert _choose("auto") == "flash: PyTorch's cudnn kernel needs a CUDA device, not the CPU."
-    assert _choose("auto", masked=True).startswith("math: The cudnn-parts backend takes no mask. The cudnn backend takes no")
+    assert _choose("auto", masked=True).startswith(
+        "math: The cudnn-parts backend takes no mask. The cudnn backend takes no"
+    )
     assert _choose("math") == "math as asked"
 
 
