@@ -20,6 +20,7 @@ from .api.routes import OPENAPI_URL, include_all, new_application
 from .api.schema import plain_controls
 from .front_gate import FrontGate
 from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
+from .page_controls import foreign_elements
 from .prompts import Prompts
 from .warm_up import warm_up
 
@@ -81,11 +82,13 @@ def page_routes(client: WorkerClient, prompts: Prompts) -> fastapi.APIRouter:
 
     @routes.get("/controls")
     async def controls() -> dict[str, object]:
-        """controls: of a fresh stream, without the prompt; null until the worker is ready."""
+        """controls: of a fresh stream, without the prompt; null until the worker is ready. hidden: elements of the page
+        that mean nothing to this kind of model."""
         ready = client.status.ready
         if ready is None:
             return {"controls": None}
-        return {"controls": {name: v for name, v in plain_controls(ready.controls).items() if name != "prompt"}}
+        values = {name: value for name, value in plain_controls(ready.controls).items() if name != "prompt"}
+        return {"controls": values, "hidden": foreign_elements(ready.info.engine)}
 
     @routes.post("/notice")
     async def notice(text: PromptText) -> dict[str, str]:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from pipelines.control_table import CONTROLS
 
-from .page_controls import SECTIONS, label_of, make_widget, send_changes
+from .page_controls import SECTIONS, label_of, make_widget, section_id, send_changes
 from .prompts import Prompts
 from .worker_client import WorkerClient
 
@@ -110,7 +110,7 @@ class Page:
     def _control_boxes(self) -> dict[str, gr.components.Component]:
         values, widgets = self._values(), {}
         for section in SECTIONS:
-            with gr.Accordion(section.title, open=section.open):
+            with gr.Accordion(section.title, open=section.open, elem_id=section_id(section)):
                 for name in section.names:
                     widgets[name] = make_widget(CONTROLS[name], values[name])
         return widgets

@@ -59,6 +59,18 @@ ELSEWHERE = ("prompt",)
 """Controls that a running stream can change and that have a place of their own on the page."""
 
 
+def section_id(section: Section) -> str:
+    """Of its element on the page."""
+    return "zt-section-" + section.title.lower().replace(" ", "-")
+
+
+def foreign_elements(engine: str) -> list[str]:
+    """Ids of the widgets that mean nothing to a kind of engine, and of the sections that have no others."""
+    foreign = {name for name, spec in CONTROLS.items() if engine not in spec.engines}
+    sections = [section_id(section) for section in SECTIONS if foreign.issuperset(section.names)]
+    return [*(f"zt-{spec.name}" for spec in stream_controls() if spec.name in foreign), *sections]
+
+
 def propagation_text(spec: ControlSpec) -> str:
     """When a change is felt, in the page's words."""
     if spec.cut_propagation is not None:

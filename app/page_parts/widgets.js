@@ -4,9 +4,16 @@ async function firstValues(names, prompt) {  // the worker's, once it has told t
   if (prompt) setControl('prompt', prompt);
   for (;;) {
     const told = await fetch('/page/controls').then((answer) => (answer.ok ? answer.json() : {}), () => ({}));
+    hideForeign(told.hidden ?? []);
     if (told.controls || !element.isConnected) return names.map((name) => changes[name] ?? told.controls?.[name]);
     await pause(500);
   }
+}
+
+function hideForeign(ids) {  // by a rule, as what lies in a closed section is not on the page yet
+  let style = document.getElementById('zt-foreign');
+  if (!style) { style = document.createElement('style'); style.id = 'zt-foreign'; document.head.append(style); }
+  style.textContent = ids.length ? `${ids.map((id) => `#${id}`).join(', ')} { display: none !important; }` : '';
 }
 
 function presetValues(names, values, preset) {

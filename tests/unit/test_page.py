@@ -18,7 +18,15 @@ from app import page as page_module
 from app.front import page_routes
 from app.meter import Meter
 from app.page import Page
-from app.page_controls import ELSEWHERE, SECTIONS, label_of, make_widget, propagation_text, stream_controls
+from app.page_controls import (
+    ELSEWHERE,
+    SECTIONS,
+    foreign_elements,
+    label_of,
+    make_widget,
+    propagation_text,
+    stream_controls,
+)
 from app.picture import cover
 from app.prompts import Prompts, world_examples
 from app.worker import WorkerOptions
@@ -55,6 +63,13 @@ def test_widgets_carry_range_and_propagation(name: str) -> None:
 def test_a_control_with_two_classes_says_both() -> None:
     assert propagation_text(CONTROLS["prompt"]) == "next slot, on a cut next tick"
     assert label_of(CONTROLS["noise_walk_deg"]) == "Noise walk (degrees a frame) · next slot"
+
+
+def test_what_means_nothing_to_a_kind_of_model_is_hidden_with_its_section() -> None:
+    assert {"zt-section-video", "zt-rewind_to", "zt-paused"} <= set(foreign_elements("image"))
+    hidden = set(foreign_elements("video"))
+    assert {"zt-section-engine", "zt-depth", "zt-steps"} <= hidden
+    assert not {"zt-strength", "zt-seed", "zt-section-look", "zt-paused"} & hidden
 
 
 def test_the_page_is_built(client: WorkerClient) -> None:
