@@ -15,6 +15,8 @@ from cache.kv import KVSnapshot
 from ..errors import ControlError
 from .codec_memory import CodecSnapshot
 
+_MOST = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Checkpoint:
@@ -35,7 +37,7 @@ class Checkpoint:
 
 
 class History:
-    """The latest checkpoints that fit into `budget_bytes` together, oldest first."""
+    """The latest checkpoints, at most 64, that fit into `budget_bytes` together, oldest first."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
@@ -47,7 +49,7 @@ class History:
         self._needed_bytes = estimate_bytes
         if estimate_bytes > self._budget_bytes:
             return
-        while self._kept and self.bytes + estimate_bytes > self._budget_bytes:
+        while self._kept and (len(self._kept) == _MOST or self.bytes + estimate_bytes > self._budget_bytes):
             self._kept.popleft()
         self._kept.append(make())
 
