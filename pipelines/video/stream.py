@@ -5,7 +5,6 @@ Knows no batch and no arithmetic of the model; the engine asks it for its passes
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from types import TracebackType
@@ -22,8 +21,9 @@ from .births import Births
 from .chunks import ChunkSlot
 from .collector import Collector
 from .core import VideoCore
-from .output_frames import check_image, chunk_frames
+from .output_frames import Outputs, check_image
 from .passes import PassRequest
+from .stream_info import stream_info
 from .streams import Task
 from .text_rows import TextRows
 from .video_controls import (
@@ -33,7 +33,6 @@ from .video_controls import (
     checked,
     chunk_latents,
     default_controls,
-    number_of_steps,
 )
 from .video_log import VideoLog
 
@@ -62,12 +61,11 @@ class VideoStream:
         self._controls = checked(core, self._flight, default_controls(core), control)
         self._text = TextRows(core, self._lane, encode_controls(core.prompts, self._controls))
         self._text_changed = False  # by a cut or a flush that no chunk has been born after
-        self._readback = core.make_readback()
+        self._outputs = Outputs(core.make_readback(), frame_rate)
         self._log = VideoLog(core, number)
         self._collector = Collector(self._chunk_size, core.model.codec.time_factor)
-        self._order: deque[ChunkSlot] = deque()
         self._open, self._flushing = True, False
-        self._taken = self._out = 0
+        self._taken = 0
         self._births.reset()
         if self._controls.integer("rewind_to") >= 0:
             self._births.history.check(self._controls.integer("rewind_to"))
@@ -82,27 +80,15 @@ class VideoStream:
     @property
     def info(self) -> StreamInfo:
         """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
-        core = self._core
-        steps = number_of_steps(core, self._controls, first=False)
-        return StreamInfo(
-            width=core.width,
-            height=core.height,
-            frame_rate=self._frame_rate,
-            frames_per_chunk=self._collector.next_frames,
-            most_frames_per_chunk=core.most_frames,
-            latency_ticks=self._flight.latency_ticks(steps),
-            model=core.model.name,
-            dtype=str(core.model.dtype).removeprefix("torch."),
-            device=str(core.model.device),
-            backend=core.backend.name,
-            engine="video",
+        return stream_info(
+            self._core, self._flight, self._controls, rate=self._frame_rate, frames=self._collector.next_frames
         )
 
     @property
     def accounting(self) -> Accounting:
         """Exact at any moment: taken == out + in_flight; nothing is skipped."""
-        in_flight = len(self._collector) + sum(slot.birth.content.kept for slot in self._order)
-        return Accounting(taken=self._taken, out=self._out, skipped=0, in_flight=in_flight)
+        in_flight = len(self._collector) + self._outputs.frames
+        return Accounting(taken=self._taken, out=self._outputs.count, skipped=0, in_flight=in_flight)
 
     @property
     def controls(self) -> Controls:
@@ -112,7 +98,7 @@ class VideoStream:
     @property
     def busy(self) -> bool:
         """Whether a tick would do something, or finished frames are on their way."""
-        return self.has_work or any(slot.done is not None for slot in self._order)
+        return self.has_work or self._outputs.finished
 
     @property
     def has_work(self) -> bool:
@@ -124,7 +110,7 @@ class VideoStream:
     @property
     def _may_bear(self) -> bool:
         content = self._collector.next_full
-        return content is not None and self._readback.free > 0 and self._births.ready(content, self._controls)
+        return content is not None and self._outputs.free > 0 and self._births.ready(content, self._controls)
 
     @property
     def _draining(self) -> bool:
@@ -231,8 +217,7 @@ class VideoStream:
             self._text.advance(len(content.frames))
         self._text.write()
         slot = births.bear(content, self._controls, self._text.now, rest)
-        slot.readback, slot.buffer = self._readback, self._readback.acquire()
-        self._order.append(slot)
+        self._outputs.add(slot)
         self._log.birth_of(slot, self._lane.kv_rows[0][0])
 
     def _place_to_return(self) -> object:
@@ -252,7 +237,8 @@ class VideoStream:
         """Latents to pictures, on their way to the host."""
         frames = self._core.decoders[self.place].decode(slot.latents[None])[0]
         self._births.memory.decoded(frames)
-        self._readback.receive(slot.buffer, frames)
+        assert slot.readback is not None
+        slot.readback.receive(slot.buffer, frames)
 
     def finish(self, slot: ChunkSlot, mark: Mark) -> None:
         """mark: passes when the pictures are there."""
@@ -262,14 +248,7 @@ class VideoStream:
 
     def pull(self) -> list[Frame]:
         """Finished frames in input order, oldest first; never waits."""
-        frames: list[Frame] = []
-        while self._order and self._order[0].done is not None and self._order[0].done.passed():
-            slot = self._order.popleft()
-            new = chunk_frames(slot, first_seq=self._out, frame_rate=self._frame_rate)
-            frames.extend(new)
-            self._out += len(new)
-            self._readback.release(slot.buffer)
-        return frames
+        return self._outputs.pull()
 
     def flush(self) -> list[Frame]:
         """Tick the engine until this stream has nothing in flight; a partial chunk is padded first."""
@@ -285,9 +264,7 @@ class VideoStream:
                 frames += self.pull()
                 if self.has_work:
                     self._tick()
-                elif self._order and self._order[0].done is not None:
-                    self._order[0].done.wait()
-                else:
+                elif not self._outputs.wait():
                     return frames
         finally:
             self._flushing = False
@@ -297,7 +274,7 @@ class VideoStream:
         self._check_open()
         self._drop()
         self._births.reset()
-        self._taken = self._out = 0
+        self._taken = 0
         self._log.event("reset")
 
     def close(self) -> None:
@@ -320,9 +297,7 @@ class VideoStream:
     def _drop(self) -> None:
         self._flight.drop()
         self._collector.reset()
-        for slot in self._order:
-            self._readback.release(slot.buffer)
-        self._order.clear()
+        self._outputs.clear()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -5,6 +5,7 @@ The transformer has 2 layers and 2 heads of 16, a frame 2x3 tokens; the codec is
 
 from __future__ import annotations
 
+import copy
 import functools
 import zlib
 from dataclasses import replace
@@ -104,6 +105,17 @@ def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32,
         weights=KeyReport(mapped={}, missing=(), unexpected=(), mismatched={}),
     )
     return replace(model, **changes)
+
+
+def small_model_on(device: torch.device, preset: VideoPreset = SMALL) -> VideoModel:
+    """The same weights on another device."""
+    model = small_model(preset)
+    text = HashText(torch.float32)
+    encode = text.encode
+    text.encode = lambda words: encode(words).to(device)  # type: ignore[method-assign]
+    codec = TinyCodec(copy.deepcopy(tiny_autoencoder(encoder_padding="front")).to(device).requires_grad_(False))
+    transformer = copy.deepcopy(model.transformer).to(device)
+    return replace(model, transformer=transformer, codec=codec, text=text, device=device)  # type: ignore[arg-type]
 
 
 def small_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:

@@ -157,6 +157,22 @@ def test_chunks_with_a_window(stock: WanTransformer3DModel, report: Report, sink
     assert report(f"stream: chunk by chunk, window 6, sink {sink}", [ours - theirs]) < TOLERANCE
 
 
+@pytest.mark.parametrize(("window", "sink"), [(5, 1), (7, 1), (6, 0), (6, 2)])
+def test_another_window_or_sink_would_be_noticed(stock: WanTransformer3DModel, window: int, sink: int) -> None:
+    options = {"positions": "absolute"}
+    preset = replace(SELF_FORCING, policy="sink", window_frames=6, sink_frames=1, policy_options=options)
+    ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(5)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, preset), [2] * 5, plain.sliding(window, sink))
+    assert (ours - theirs).abs().max() > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("changes", [{"seed": SEED + 1}, {"chunk_steps": 3}, {"seed_lock": True}], ids=str)
+def test_another_seed_or_step_would_be_noticed(stock: WanTransformer3DModel, changes: dict[str, object]) -> None:
+    ours = Watched(engine_of(stock, SELF_FORCING), Control.of({"seed": SEED, **changes})).run(2)
+    theirs = plain.chunk_by_chunk(plain_stream(stock, SELF_FORCING), [2] * 2, plain.everything)
+    assert (ours - theirs).abs().max() > 0.1
+
+
 def test_without_a_clean_pass_the_past_keeps_the_last_level(stock: WanTransformer3DModel, report: Report) -> None:
     preset = replace(SELF_FORCING, clean_pass=False)
     ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(4)
