@@ -14,6 +14,7 @@ from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
+from pipelines.control_table import CONTROLS
 from pipelines.controls import Control
 from pipelines.errors import InputError, ZoetropeError
 from pipelines.types import Frame, StreamInfo
@@ -139,7 +140,8 @@ class ClientSession:
     def set_control(self, control: Control) -> None:
         """Apply a partial change to the stream, and remember it for the next worker."""
         with self._changed:
-            self._control = Control(**{**self._control.changes(), **control.changes()})  # type: ignore[arg-type]
+            lasting = {name: v for name, v in control.changes().items() if not CONTROLS[name].momentary}
+            self._control = Control(**{**self._control.changes(), **lasting})  # type: ignore[arg-type]
             self._notice = ""
             live = self._mailbox is not None
         if live:

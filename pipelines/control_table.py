@@ -23,7 +23,8 @@ class ControlSpec:
 
     minimum, maximum: inclusive, for kinds float and int. choices: for kind choice.
     propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut" or
-    "flush". A slot of a video model is a chunk. engines: the kinds of engine for which it means anything.
+    "flush". A slot of a video model is a chunk. engines: the kinds of engine for which it means anything. momentary: it
+    asks for something once and goes back to its default by itself, so a new stream is not told of it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ControlSpec:
     choices: tuple[str, ...] = ()
     unit: str = ""
     engines: tuple[EngineKind, ...] = ("image", "video")
+    momentary: bool = False
 
 
 _TICK, _SLOT, _REOPEN = Propagation.NEXT_TICK, Propagation.NEXT_SLOT, Propagation.REOPEN
@@ -278,6 +280,7 @@ _TABLE = (
         default=False,
         propagation=_CHUNK,
         engines=_VIDEO,
+        momentary=True,
         help="The next chunk begins another scene; goes back to off by itself.",
     ),
     ControlSpec(
@@ -289,6 +292,7 @@ _TABLE = (
         unit="chunk",
         propagation=_CHUNK,
         engines=_VIDEO,
+        momentary=True,
         help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
     ),
     ControlSpec(

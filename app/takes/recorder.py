@@ -112,6 +112,8 @@ def complete_control(stream: Stream) -> Control:
     values = {
         name: value
         for name, value in stream.controls.values.items()
-        if CONTROLS[name].propagation is not Propagation.REOPEN and name != "lora_scale"
+        if CONTROLS[name].propagation is not Propagation.REOPEN
+        and name != "lora_scale"
+        and not CONTROLS[name].momentary
     }
     return Control.of(plain_controls(values))

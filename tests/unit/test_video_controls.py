@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from app.client_session import ClientSession
+from app.takes.recorder import complete_control
 from pipelines.control_table import CONTROLS
 from pipelines.controls import Control
 from pipelines.ticklog import BirthRecord, RowRecord
@@ -275,3 +277,15 @@ def test_chunks_of_a_step_batch_keep_their_prompts_as_they_move_from_row_to_row(
         [robot, robot, cat],
         [robot, robot, robot],
     ]
+
+
+def test_a_new_stream_is_not_told_what_was_asked_for_once() -> None:
+    bench = Bench()
+    bench.stream.apply(Control(scene_cut=True, seed=4))
+    told = complete_control(bench.stream)
+    assert told.seed == 4
+    assert told.scene_cut is None
+    assert told.rewind_to is None
+    session = ClientSession("a", control=Control(), prompt_only=True, send=lambda _: None, on_close=lambda _: None)
+    session.set_control(Control(rewind_to=3, scene_cut=True, seed=5))
+    assert session.control == Control(seed=5)
