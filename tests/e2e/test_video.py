@@ -19,6 +19,7 @@ from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
 from pipelines.controls import Control
 from tests.fakes.clips import make_clip
+from tests.fakes.live_process import bearer, live_process
 from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -159,3 +160,21 @@ def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_p
     said = zoetrope("render", "--take", str(tmp_path / "take"), str(tmp_path / "again") + "/")
     assert len(take.hashes) > 30
     assert f"{len(take.hashes)} frames identical to the live ones, 0 different" in said
+
+
+def test_the_live_door_serves_a_video_model(model: Path, tmp_path: Path) -> None:
+    with live_process("--model", str(model), "--device", "cpu", "--data", str(tmp_path)) as live:
+        session = live.open(prompt_only=True, prompt="a cat")
+        wait_for(lambda: live.read(session)["accounting"]["out"] > 20)
+        told = live.read(session)
+        assert told["info"]["frame_rate"] == RATE
+        assert told["info"]["model"] == "tiny"
+        hidden = live.http.get("/page/controls").json()["hidden"]
+        assert "zt-depth" in hidden
+        assert "zt-paused" not in hidden
+        change = {"controls": {"prompt": "the table", "prompt_change": "cut", "chunk_frames": 1}}
+        answer = live.http.patch(f"/v1/sessions/{session['id']}", json=change, headers=bearer(session))
+        assert answer.status_code == 200, answer.text
+        out = live.read(session)["accounting"]["out"]
+        wait_for(lambda: live.read(session)["accounting"]["out"] > out + 10)
+        live.end(session)
