@@ -12,6 +12,8 @@ from fractions import Fraction
 
 import torch
 
+from cache.kv_plan import KVError
+
 from ..controls import Control
 from ..errors import InputError, OutOfMemoryError, StreamError
 from ..memory import is_out_of_memory
@@ -177,7 +179,7 @@ class VideoEngine:
         try:
             yield
         except Exception as error:
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, InputError | KVError) else f"{type(error).__name__}: "
             raise StreamError(f"The stream failed: {kind}{error}", "Open a new one.", stream=stream) from error
 
     def _out_of_memory(self, passes: int) -> OutOfMemoryError:

@@ -137,3 +137,18 @@ def test_out_of_memory_while_the_engine_is_made(monkeypatch: pytest.MonkeyPatch)
 def test_an_engine_without_a_stream_ticks_for_nothing(engine: VideoEngine) -> None:
     engine.tick()
     assert engine.log.records() == ()
+
+
+def test_a_full_cache_ends_its_stream_alone_and_says_what_to_do() -> None:
+    engine = small_engine(policy="full", policy_options={"max_frames": 6})
+    long, short = engine.open(), engine.open()
+    run_chunks(long, engine, 3)
+    assert short.generate(5)
+    assert long.generate(8)
+    with pytest.raises(
+        StreamError, match="The stream failed: the full cache holds 6 latent frames and 8 are needed: reset it"
+    ) as caught:
+        engine.tick()
+    assert caught.value.stream is long
+    long.close()
+    assert len(short.flush()) == 5
