@@ -118,6 +118,7 @@ async def _stream(run: PeerRun) -> dict[str, Any]:
             samples.at_ms.append(now_ms)
             samples.delay_ms.append(read_delay_ms(frame, now_ms))
     await connection.close()
+    _ask(f"{run.url}v1/sessions/{told['id']}", b"", "application/json", told["token"], method="DELETE")
     return summary(samples.at_ms, samples.delay_ms)
 
 
@@ -133,9 +134,9 @@ def summary(at_ms: list[float], delay_ms: list[float]) -> dict[str, Any]:
     }
 
 
-def _ask(url: str, body: bytes, kind: str, token: str) -> str:
+def _ask(url: str, body: bytes, kind: str, token: str, method: str = "POST") -> str:
     headers = {"Content-Type": kind, **({"Authorization": f"Bearer {token}"} if token else {})}
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=20) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=20) as answer:
         return str(answer.read().decode())
 
 
