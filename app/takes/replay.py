@@ -7,6 +7,7 @@ order of operations stays, and where the engine has no room it ticks until it ha
 from __future__ import annotations
 
 import bisect
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -87,6 +88,8 @@ class Replay:
                 self._play(record)
                 while self._ready:
                     yield self._ready.popleft()
+            if self._stream is not None:
+                self._fill(sys.maxsize)  # what came last may have been offered to nobody
             self._settle()
             yield from self._ready
         finally:

@@ -40,6 +40,9 @@ class PacedEngine(IdentityEngine):
         super().tick()
 
 
+_HUNGRY_STEP_S = 0.06
+
+
 def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
     """For `run_worker`: the size is as the options say."""
     width, height = (int(str(options.engine[name])) for name in ("width", "height"))
@@ -47,7 +50,10 @@ def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], Non
 
 
 def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
-    """For `run_worker`: arithmetic in a real image engine; torch.OutOfMemoryError for more than `most` slots."""
+    """For `run_worker`: arithmetic in a real image engine; torch.OutOfMemoryError for more than `most` slots.
+
+    A step takes longer than a prompt-only frame lasts, so that streams fill their depth.
+    """
     import torch
 
     from pipelines.image_engine import ImageEngine
@@ -56,6 +62,7 @@ def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], Non
     class Hungry(ArithmeticDenoiser):
         def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: object) -> torch.Tensor:
             self.calls.clear()
+            time.sleep(_HUNGRY_STEP_S)
             if len(latents) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return super().__call__(latents, timestep, condition)  # type: ignore[arg-type]
