@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_EXTRA ?=
+# Test processes at once; with 0 parity tests print their differences.
+JOBS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_EXTRA)
 
 .PHONY: install live test soak lint clean
@@ -25,7 +27,7 @@ live: install
 	$(BIN)/zoetrope live $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -64,6 +64,7 @@ def test_the_document_says_what_there_is(server: ApiServer) -> None:
     assert "ControlChanges" in document["components"]["schemas"]
 
 
+@pytest.mark.soak
 def test_made_up_requests_find_nothing(server: ApiServer, tmp_path: Path) -> None:
     schemathesis(server, tmp_path, 3, "--phases", "examples,fuzzing")
 

@@ -52,6 +52,7 @@ def shown(file: Path) -> list[np.ndarray]:
     return [frame.image for frame in VideoReader(file).frames()]
 
 
+@pytest.mark.soak
 def test_render_begins_with_a_picture_and_goes_on_from_the_prompt_at_the_model_s_rate(
     model: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ CHANGES: tuple[dict[str, object], ...] = (
 )
 
 
+@pytest.mark.soak
 def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_path: Path) -> None:
     session = client.open(control=Control.of({"prompt": "a cat"}), prompt_only=True)
     wait_for(lambda: session.count > 3)
