@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import socket
 import struct
@@ -68,7 +69,7 @@ def answer_of(line: socket.socket) -> tuple[int, str]:
 
 
 def files(server: ApiServer) -> list[Path]:
-    return [path for path in server.context.data.rglob("*") if path.is_file()]
+    return [Path(folder, name) for folder, _, names in os.walk(server.context.data) for name in names]  # some vanish
 
 
 def resident() -> int:
