@@ -245,17 +245,24 @@ class KVCache:
         state = self._rows[row]
         state.ledger, state.due = ledger, None
 
-    def snapshot(self, row: int, *, copy: bool = False, device: torch.device | str | None = None) -> KVSnapshot:
-        """The row as it is, between chunks. copy: with all contents, on `device` (default: the cache's own).
+    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+        """Memory for the contents of one row, on `device` (default: the cache's own): what `snapshot` copies into."""
+        place = self.shape.device if device is None else device
+        return tuple(torch.empty_like(t[:, 0], device=place) for t in self._bank.by_slot)
+
+    def snapshot(self, row: int, *, copy: bool = False, into: tuple[torch.Tensor, ...] | None = None) -> KVSnapshot:
+        """The row as it is, between chunks. copy: with all contents. into: `room` for them, whose snapshot is then no
+        longer good; None: new memory on the cache's own device.
 
         Without a copy it is a few integers, and `restore` works for as long as what they name has not been overwritten.
         A policy that sums attention is always copied: its sums change with every chunk.
         """
         state = self._passed(row)
-        parts = None
-        if copy or self.policy.accumulates:
-            place = self.shape.device if device is None else device
-            parts = tuple(t[:, row].to(place, copy=True) for t in self._bank.by_slot)
+        parts = into
+        if into is not None or copy or self.policy.accumulates:
+            parts = self.room() if into is None else into
+            for target, tensor in zip(parts, self._bank.by_slot, strict=True):
+                target.copy_(tensor[:, row])
         return KVSnapshot(ledger=state.ledger, written=dict(state.written), parts=parts)
 
     def restore(self, row: int, snapshot: KVSnapshot) -> None:

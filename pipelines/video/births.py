@@ -14,7 +14,7 @@ from .chunk_steps import ChunkSteps
 from .chunks import ChunkBirth, ChunkSlot, FullChunk, HeldText
 from .core import VideoCore
 from .flow import noised
-from .history import Checkpoint, History
+from .history import Checkpoint, History, Room
 from .input_latents import InputLatents
 from .lane import Lane
 from .memories import Memory
@@ -31,7 +31,8 @@ class Births:
         self._core, self._stream, self._place = core, stream, place
         self._lane, self._flight, self.memory = lane, flight, memory
         self._motion, self._inputs = MotionNoise(), InputLatents(core, place)
-        self.history = History(core.options.rewind_bytes)
+        self.history = History(core.options.rewind_bytes if flight.can_rewind else 0, self._room)
+        self._room_for_encoder = False
         self._start()
 
     def _start(self) -> None:
@@ -68,7 +69,7 @@ class Births:
         """Begin a chunk. rest: what the stream wants back when it is rewound to here."""
         if content.is_picture:
             self.restart()
-        elif self._flight.can_rewind and not self.first:
+        elif not self.first:
             self._keep_place(rest)
         context = self.memory.context()
         plan, strength = self._plan(content, controls)
@@ -124,21 +125,38 @@ class Births:
 
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
-    def _keep_place(self, rest: Any) -> None:
-        core, rows = self._core, self._lane.all_kv_rows
-        bytes_ = core.cache.bytes * len(rows) // core.cache.shape.cache_rows + core.decoders[self._place].decoder.bytes
-        bytes_ += core.encoder.bytes // core.streams if core.has_encoder else 0
-        self.history.offer(bytes_, lambda: self._checkpoint(rest))
-
-    def _checkpoint(self, rest: Any) -> Checkpoint:
+    def _room(self, device: str | None = None) -> Room:
+        """Memory for all that a place to rewind to copies. device: None: the streams' own."""
         core = self._core
-        return Checkpoint(
-            number=self.chunks,
-            cache=tuple(core.cache.snapshot(row, copy=True) for row in self._lane.all_kv_rows),
-            decoder=core.decoders[self._place].decoder.snapshot(0),
-            encoder=core.encoder.snapshot(self._place) if core.has_encoder else None,
-            memory=self.memory.state(),
-            rest=(rest, self._latents, self._motion.state(), self._inputs.fresh),
+        return Room(
+            cache=tuple(core.cache.room(device) for _ in self._lane.all_kv_rows),
+            decoder=core.decoders[self._place].decoder.room(device),
+            encoder=None,
+            memory=tuple(torch.empty_like(tensor, device=device) for tensor in self.memory.tensors),
+        )
+
+    def _keep_place(self, rest: Any) -> None:
+        core = self._core
+        if core.has_encoder and not self._room_for_encoder:
+            self.history.add_encoder(core.encoder.room)
+            self._room_for_encoder = True
+        room = self.history.free_room()
+        if room is None:
+            return
+        for target, tensor in zip(room.memory, self.memory.tensors, strict=True):
+            target.copy_(tensor)
+        rows = zip(self._lane.all_kv_rows, room.cache, strict=True)
+        encoder = None if room.encoder is None else core.encoder.snapshot(self._place, into=room.encoder)
+        self.history.add(
+            Checkpoint(
+                number=self.chunks,
+                room=room,
+                cache=tuple(core.cache.snapshot(row, into=into) for row, into in rows),
+                decoder=core.decoders[self._place].decoder.snapshot(0, into=room.decoder),
+                encoder=encoder,
+                memory=self.memory.facts(),
+                rest=(rest, self._latents, self._motion.state(), self._inputs.fresh),
+            )
         )
 
     def rewind(self, number: int) -> None:
@@ -149,6 +167,8 @@ class Births:
         core.decoders[self._place].decoder.restore(0, checkpoint.decoder)
         if checkpoint.encoder is not None:
             core.encoder.restore(self._place, checkpoint.encoder)
+        for tensor, kept in zip(self.memory.tensors, checkpoint.room.memory, strict=True):
+            tensor.copy_(kept)
         self.memory.restore(checkpoint.memory)
         _, self._latents, motion, fresh = checkpoint.rest
         self._motion.restore(motion)

@@ -55,11 +55,16 @@ class CleanLatents:
         """Forget everything."""
         self._cells = {}
 
-    def state(self) -> tuple[torch.Tensor, dict[int, int]]:
-        """A copy, for `restore`."""
-        return self._store.clone(), dict(self._cells)
+    @property
+    def store(self) -> torch.Tensor:
+        """All that is held, [frames, C, h, w]; always the same memory."""
+        return self._store
 
-    def restore(self, state: tuple[torch.Tensor, dict[int, int]]) -> None:
-        """Go back."""
-        self._store.copy_(state[0])
-        self._cells = dict(state[1])
+    @property
+    def cells(self) -> dict[int, int]:
+        """A copy of which frame stands where in the store."""
+        return dict(self._cells)
+
+    def restore(self, cells: dict[int, int]) -> None:
+        """The store has been put back to when this was what stood in it."""
+        self._cells = dict(cells)

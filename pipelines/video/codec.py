@@ -29,7 +29,8 @@ class RowState(Protocol):
     def bytes(self) -> int: ...  # of all rows' state
     def latents_done(self, row: int) -> int: ...  # 0: the row's next call is its first
     def reset(self, row: int | None = None) -> None: ...
-    def snapshot(self, row: int, *, device: torch.device | None = None) -> CodecSnapshot: ...
+    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]: ...
+    def snapshot(self, row: int, *, into: tuple[torch.Tensor, ...] | None = None) -> CodecSnapshot: ...
     def restore(self, row: int, snapshot: CodecSnapshot) -> None: ...
 
 
@@ -194,9 +195,16 @@ class CodecStream(ABC):
             self._memory.clear(number)
             self._latents_done[number] = 0
 
-    def snapshot(self, row: int, *, device: torch.device | None = None) -> CodecSnapshot:
-        """A copy of a row's state, to come back to; on another device where memory is short."""
-        return CodecSnapshot(features=self._memory.copy_row(row, device), latents_done=self._latents_done[row])
+    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+        """Memory for one snapshot; on another device where memory is short (None: the state's own)."""
+        return self._memory.room(device)
+
+    def snapshot(self, row: int, *, into: tuple[torch.Tensor, ...] | None = None) -> CodecSnapshot:
+        """A copy of a row's state, to come back to. into: `room` for it, whose snapshot is then no longer good; None:
+        new memory."""
+        features = self.room() if into is None else into
+        self._memory.copy_row(row, features)
+        return CodecSnapshot(features=features, latents_done=self._latents_done[row])
 
     def restore(self, row: int, snapshot: CodecSnapshot) -> None:
         """Go back to a snapshot, made of any row of a stream of the same codec and size."""

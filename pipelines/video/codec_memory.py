@@ -1,7 +1,7 @@
 """Owns the state of a streaming autoencoder: one tensor for each layer that looks back, one row for each stream.
 
-Knows tensors and integers only: no layer, frame rate or picture. Nothing here grows: a snapshot is the one thing that
-allocates, and its caller owns it.
+Knows tensors and integers only: no layer, frame rate or picture. Nothing here grows: a snapshot without room of its own
+is the one thing that allocates, and its caller owns it.
 """
 
 from __future__ import annotations
@@ -86,10 +86,15 @@ class FeatureMemory:
         for tensor in self._tensors:
             tensor[row].zero_()
 
+    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+        """Memory for copies of one row's state, on `device` (None: where the state is)."""
+        return tuple(torch.empty_like(tensor[0], device=device or self.device) for tensor in self._tensors)
+
     @torch.no_grad()
-    def copy_row(self, row: int, device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
-        """Copies of one row's state, on `device` (None: where the state is)."""
-        return tuple(tensor[row].to(device or self.device, copy=True) for tensor in self._tensors)
+    def copy_row(self, row: int, into: Sequence[torch.Tensor]) -> None:
+        """Copy one row's state into `room` for it."""
+        for target, tensor in zip(into, self._tensors, strict=True):
+            target.copy_(tensor[row])
 
     @torch.no_grad()
     def load_row(self, row: int, features: Sequence[torch.Tensor]) -> None:

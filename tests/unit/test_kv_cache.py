@@ -262,6 +262,20 @@ def test_a_snapshot_with_a_copy_rewinds_exactly(name: str) -> None:
         assert torch.equal(a, b)
 
 
+def test_a_snapshot_into_room_takes_no_memory_and_rewinds_exactly() -> None:
+    cache, never = make(rows=2), make()
+    room = cache.room()
+    chunks(cache, 2, row=1)
+    assert cache.snapshot(1, into=room).parts is room
+    chunks(cache, 5, first=2, row=1)
+    chunks(never, 7)
+    snapshot = cache.snapshot(1, into=room)
+    chunks(cache, 4, first=50, row=1)
+    cache.restore(1, snapshot)
+    for a, b in zip(chunks(cache, 2, first=7, row=1), chunks(never, 2, first=7), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_snapshot_of_integers_rewinds_as_long_as_nothing_was_overwritten() -> None:
     cache, never = make(), make()
     chunks(cache, 2)

@@ -131,7 +131,7 @@ def test_a_snapshot_brings_any_row_back(codec: VideoCodec) -> None:
     encoder = codec.encoder(height=8, width=16, rows=2)
     decoder.decode(latents[:, :, :2])
     encoder.encode(pixels[:, :, :5])
-    shown, coded = decoder.snapshot(0), encoder.snapshot(0, device=torch.device("cpu"))
+    shown, coded = decoder.snapshot(0), encoder.snapshot(0, into=encoder.room("cpu"))
     want, code = decoder.decode(latents[:1, :, 2:], [0]), encoder.encode(pixels[:1, :, 5:], [0])
     decoder.decode(latents[:, :, :2])  # moves both rows on; the snapshot stays
     decoder.restore(1, shown)

@@ -14,6 +14,7 @@ from pipelines.controls import Control
 from pipelines.errors import ControlError
 from pipelines.video.codec import encode_image
 from pipelines.video.engine import VideoEngine
+from pipelines.video.history import History
 from pipelines.video.memories.rebuild import RebuildMemory
 from pipelines.video.memories.shots import ShotAlbum
 from pipelines.video.pixels import to_pixels
@@ -255,6 +256,46 @@ def test_a_rewound_stream_of_inputs_redraws_them_alike() -> None:
     first = redrawn(21, 37)
     stream.apply(Control(rewind_to=3))
     assert np.array_equal(first, redrawn(21, 37))
+
+
+def addresses(history: History) -> set[int]:
+    rooms = [*history._free, *(kept.room for kept in history._kept)]
+    parts = [part for room in rooms for part in (*room.cache, room.decoder, room.encoder or (), room.memory)]
+    return {tensor.data_ptr() for part in parts for tensor in part}
+
+
+@pytest.mark.parametrize("policy", ["sink", "dual", "rebuild"])
+def test_memory_to_rewind_is_taken_when_the_stream_opens_and_never_again(policy: str) -> None:
+    engine = engine_of(policy, rewind_bytes=5 << 20)
+    stream = engine.open(Control.of({"prompt": "a cat"}))
+    history = stream._births.history
+    taken, places = history.bytes, addresses(history)
+    assert 4 << 20 < taken <= 5 << 20
+    run_chunks(stream, engine, 70)
+    assert (history.bytes, addresses(history)) == (taken, places)
+    stream.apply(Control(rewind_to=history.numbers[0]))
+    run_chunks(stream, engine, 3)
+    assert (history.bytes, addresses(history)) == (taken, places)
+    stream.reset()
+    assert (history.bytes, addresses(history)) == (taken, places)
+
+
+def test_a_camera_s_encoder_gets_room_once_and_earlier_places_stay() -> None:
+    engine = engine_of("sink")
+    stream = engine.open(Control.of({"prompt": "a cat"}))
+    run_chunks(stream, engine, 3)
+    first = run_chunks(stream, engine, 1)
+    for frame in video_frames(32):
+        while not stream.push(frame):
+            engine.tick()
+            stream.pull()
+    history = stream._births.history
+    taken, places = history.bytes, addresses(history)
+    assert history.numbers[0] == 1
+    stream.flush()
+    assert (history.bytes, addresses(history)) == (taken, places)
+    stream.apply(Control(rewind_to=3))
+    assert np.array_equal(first, run_chunks(stream, engine, 1))
 
 
 def test_places_to_rewind_to_are_bounded_in_bytes() -> None:

@@ -71,15 +71,20 @@ class Memory(ABC):
     @property
     def bytes(self) -> int:
         """Memory on the device."""
-        return 0
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The memory whose contents, with `facts`, are its state: always the same, in the same order."""
 
     @abstractmethod
-    def state(self) -> Any:
-        """A copy, for `restore`."""
+    def facts(self) -> Any:
+        """A copy of what it knows beside them, for `restore`."""
 
     @abstractmethod
-    def restore(self, state: Any) -> None:
-        """Go back to a state."""
+    def restore(self, facts: Any) -> None:
+        """The contents of `tensors` have been put back to when these were the facts."""
 
 
 def groups_of(frames: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -7,22 +7,12 @@ first frame again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from cache.kv_policies.windows import RebuildPolicy
 
 from ..clean_latents import CleanLatents
 from .base import Memory, MemoryParts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _State:
-    latents: tuple[torch.Tensor, dict[int, int]]
-    pixels: torch.Tensor
-    frames: int
-    pictures: int
 
 
 class RebuildMemory(Memory):
@@ -38,10 +28,6 @@ class RebuildMemory(Memory):
         self._pixels = torch.zeros(size, dtype=torch.uint8, device=parts.device)
         self._frames = 0
         self._pictures = 0
-
-    @property
-    def bytes(self) -> int:
-        return self._clean.bytes + self._pixels.nbytes
 
     def context(self) -> list[torch.Tensor]:
         self._parts.lane.reset()
@@ -83,12 +69,13 @@ class RebuildMemory(Memory):
         super().restart()
         self.scene_cut()
 
-    def state(self) -> _State:
-        return _State(
-            latents=self._clean.state(), pixels=self._pixels.clone(), frames=self._frames, pictures=self._pictures
-        )
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._clean.store, self._pixels
 
-    def restore(self, state: _State) -> None:
-        self._clean.restore(state.latents)
-        self._pixels.copy_(state.pixels)
-        self._frames, self._pictures = state.frames, state.pictures
+    def facts(self) -> tuple[dict[int, int], int, int]:
+        return self._clean.cells, self._frames, self._pictures
+
+    def restore(self, facts: tuple[dict[int, int], int, int]) -> None:
+        cells, self._frames, self._pictures = facts
+        self._clean.restore(cells)

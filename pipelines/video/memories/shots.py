@@ -6,14 +6,14 @@ ShotStream (2603.25746): context frames are spread evenly over each earlier shot
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
 import torch
 
 from cache.kv_policies.dual import DualPolicy
 
 from .base import Memory, MemoryParts
+
+_Held = tuple[list[int], int, int]
+"""Of an album: places in the store, stride, pictures seen."""
 
 
 class ShotAlbum:
@@ -45,29 +45,24 @@ class ShotAlbum:
         places = [self._held[round(i * last / max(count - 1, 1))] for i in range(count)]
         return torch.stack([self._store[place] for place in places]).permute(0, 3, 1, 2).float() / 255
 
-    def copy(self) -> ShotAlbum:
-        """Another album with the same pictures."""
-        other = ShotAlbum(len(self._store), (self._store.shape[1], self._store.shape[2]), self._store.device)
-        other._store.copy_(self._store)
-        other._held, other._stride, other._seen = list(self._held), self._stride, self._seen
-        return other
+    @property
+    def store(self) -> torch.Tensor:
+        """The pictures, [capacity, H, W, 3] uint8; always the same memory."""
+        return self._store
+
+    def facts(self) -> _Held:
+        """A copy of what stands where in the store, for `restore`."""
+        return list(self._held), self._stride, self._seen
+
+    def restore(self, facts: _Held) -> None:
+        """The store has been put back to when these were the facts."""
+        held, self._stride, self._seen = facts
+        self._held = list(held)
 
     @property
     def empty(self) -> bool:
         """No picture yet."""
         return not self._held
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the store."""
-        return self._store.nbytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _State:
-    albums: tuple[ShotAlbum, ...]
-    shots: int
-    begun: bool
 
 
 class ShotMemory(Memory):
@@ -79,13 +74,10 @@ class ShotMemory(Memory):
         self._policy = parts.policy
         number = self._policy.context_frames + 1
         capacity = 2 * max(self._policy.context_frames, 1)
-        self._albums = deque(ShotAlbum(capacity, parts.size, parts.device) for _ in range(number))
+        self._albums = tuple(ShotAlbum(capacity, parts.size, parts.device) for _ in range(number))
+        self._current = 0  # the album of the shot that runs; the next ones, in a circle, are of ever later shots
         self._shots = 0  # earlier ones
         self._begun = False  # the current shot has its context
-
-    @property
-    def bytes(self) -> int:
-        return sum(album.bytes for album in self._albums)
 
     def context(self) -> list[torch.Tensor]:
         if self._begun or not self._policy.context_frames:
@@ -100,7 +92,8 @@ class ShotMemory(Memory):
             size = (channels, self._policy.context_frames, height, width)
             return torch.zeros(size, device=self._parts.device, dtype=self._parts.dtype)
         wanted = self._policy.context_shots(self._shots)
-        albums = list(self._albums)[-self._shots - 1 : -1]
+        number, current = len(self._albums), self._current
+        albums = [self._albums[(current + back) % number] for back in range(1, number)][-self._shots :]
         first = self._shots - len(albums)
         chosen = [albums[shot - first].chosen(wanted.count(shot)) for shot in dict.fromkeys(wanted)]
         return self._parts.encode(torch.cat(chosen)).to(self._parts.dtype)
@@ -110,19 +103,19 @@ class ShotMemory(Memory):
 
     def decoded(self, frames: torch.Tensor) -> None:
         for picture in frames:
-            self._albums[-1].add(picture)
+            self._albums[self._current].add(picture)
 
     def new_text(self) -> None:
         self.scene_cut()
 
     def scene_cut(self) -> None:
-        if self._albums[-1].empty:
+        if self._albums[self._current].empty:
             return
         super().scene_cut()
         self._shots += 1
         self._begun = False
-        self._albums.rotate(-1)
-        self._albums[-1].clear()
+        self._current = (self._current + 1) % len(self._albums)
+        self._albums[self._current].clear()
 
     def restart(self) -> None:
         super().restart()
@@ -130,9 +123,14 @@ class ShotMemory(Memory):
             album.clear()
         self._shots, self._begun = 0, False
 
-    def state(self) -> _State:
-        return _State(albums=tuple(album.copy() for album in self._albums), shots=self._shots, begun=self._begun)
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(album.store for album in self._albums)
 
-    def restore(self, state: _State) -> None:
-        self._albums = deque(album.copy() for album in state.albums)
-        self._shots, self._begun = state.shots, state.begun
+    def facts(self) -> tuple[tuple[_Held, ...], int, int, bool]:
+        return tuple(album.facts() for album in self._albums), self._current, self._shots, self._begun
+
+    def restore(self, facts: tuple[tuple[_Held, ...], int, int, bool]) -> None:
+        held, self._current, self._shots, self._begun = facts
+        for album, own in zip(self._albums, held, strict=True):
+            album.restore(own)

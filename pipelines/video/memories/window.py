@@ -6,18 +6,10 @@ re-cache (2509.22622) with the block-causal order in which the frames were made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ..clean_latents import CleanLatents
 from .base import Memory, MemoryParts, groups_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _State:
-    latents: tuple[torch.Tensor, dict[int, int]]
-    recache: bool
 
 
 class WindowMemory(Memory):
@@ -28,10 +20,6 @@ class WindowMemory(Memory):
         cells = parts.policy.frame_cells.cells
         self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
         self._recache = False
-
-    @property
-    def bytes(self) -> int:
-        return self._clean.bytes
 
     def context(self) -> list[torch.Tensor]:
         if not self._recache:
@@ -62,9 +50,13 @@ class WindowMemory(Memory):
         """Frames that stand whole in the cache and stay there."""
         return [s.frame for s in self._parts.lane.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
 
-    def state(self) -> _State:
-        return _State(latents=self._clean.state(), recache=self._recache)
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self._clean.store,)
 
-    def restore(self, state: _State) -> None:
-        self._clean.restore(state.latents)
-        self._recache = state.recache
+    def facts(self) -> tuple[dict[int, int], bool]:
+        return self._clean.cells, self._recache
+
+    def restore(self, facts: tuple[dict[int, int], bool]) -> None:
+        cells, self._recache = facts
+        self._clean.restore(cells)
