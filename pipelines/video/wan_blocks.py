@@ -80,7 +80,7 @@ class _UpProjection(nn.Module):
         self.proj = nn.Linear(dim, inner_dim)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.is_cuda and hidden.dtype in (torch.float16, torch.bfloat16):
+        if hidden.is_cuda and hidden.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled():
             return linear_gelu(hidden, self.proj.weight, self.proj.bias)
         return F.gelu(self.proj(hidden), approximate="tanh")
 
@@ -88,7 +88,7 @@ class _UpProjection(nn.Module):
 def linear_gelu(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """GELU (tanh) of a linear layer in one kernel, on CUDA in 16 bits: cuBLASLt applies it before it rounds and writes.
 
-    On other devices PyTorch's operator has the exact GELU instead.
+    On other devices PyTorch's operator has the exact GELU instead; it has no derivative.
     """
     flat = torch._addmm_activation(bias, hidden.flatten(0, -2), weight.t(), use_gelu=True)
     return flat.view(*hidden.shape[:-1], -1)
