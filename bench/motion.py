@@ -1,0 +1,162 @@
+"""Owns what flow says of a scene: how camera and subject move from frame to frame.
+
+Two robust fits of a similarity transform to dense flow: one to the border of the picture (the background, hence the
+camera), one to what moves otherwise, else to the middle (the subject). Knows no motion's name and no classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.flow import DEFAULT_FLOW, FlowSettings, optical_flow, texture, warp_error
+
+BORDER_SHARE = 0.16
+"""How wide the border is, as a share of the picture's side, which the background is first looked for in."""
+ROBUST_PX = 0.35
+"""Residual at which a pixel's weight has fallen to a half (Cauchy)."""
+FIT_ITERATIONS = 5
+VISIBLE_TEXTURE = 2e-4
+"""Of bench.flow.texture: what lies well below counts as flat and says nothing."""
+
+
+class Transitions(NamedTuple):
+    """What happens between consecutive frames, each [..., T, k] for T transitions.
+
+    background: (x, y) in pixels that it moves right and down, and the log of its magnification about the picture's
+    centre. subject: (x, y) of its own middle, log magnification, turn in radians (clockwise as seen). degree: mean
+    flow magnitude in pixels, the largest percent of pixels left out. flicker: the warp error, in levels of 255.
+    """
+
+    background: Tensor
+    subject: Tensor
+    degree: Tensor
+    flicker: Tensor
+
+    @staticmethod
+    def joined(parts: Sequence[Transitions]) -> Transitions:
+        """Consecutive pieces as one, along time (the last axis but one)."""
+        return Transitions(*(torch.cat(fields, -2) for fields in zip(*parts, strict=True)))
+
+
+def transitions(frames: Tensor, settings: FlowSettings = DEFAULT_FLOW, *, pairs_at_once: int = 256) -> Transitions:
+    """Of clips: frames [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device."""
+    batch, count = frames.shape[:2]
+    if count < 2:
+        raise ValueError(f"a clip of {count} frames has no transition: give at least 2")
+    first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+    parts = []
+    for start in range(0, first.shape[0], pairs_at_once):
+        parts.append(_of_pairs(*(_unit(f[start : start + pairs_at_once]) for f in (first, second)), settings))
+    fields = (torch.cat(field).unflatten(0, (batch, count - 1)) for field in zip(*parts, strict=True))
+    return Transitions(*fields)
+
+
+def _unit(pictures: Tensor) -> Tensor:
+    """In 0..1."""
+    return pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+
+
+def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings) -> Transitions:
+    flow = optical_flow(first, second, settings)
+    seen = texture(first, settings)
+    seen = seen / (seen + VISIBLE_TEXTURE)
+    background = fit_background(flow, seen)
+    return Transitions(
+        background=background,
+        subject=fit_subject(flow, seen, background),
+        degree=flow_degree(flow)[:, None],
+        flicker=255 * warp_error(first, second, flow)[:, None],
+    )
+
+
+def flow_degree(flow: Tensor) -> Tensor:
+    """Mean magnitude [N] of flow [N, 2, H, W] in pixels without the largest percent, which mistakes would decide."""
+    magnitude = flow.norm(dim=1).flatten(1)
+    limit = magnitude.kthvalue(max(1, round(0.99 * magnitude.shape[1])), 1, keepdim=True).values
+    return magnitude.clamp(max=limit).mean(1)
+
+
+def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
+    """(x, y, log magnification about the centre) [N, 3] of the border of flow [N, 2, H, W]; seen: weights [N, 1, H, W].
+
+    Iteratively reweighted least squares. Where the border shows nothing it is taken to stand still.
+    """
+    grid = _grid(flow)
+    edge = (0.5 - (grid / flow.shape[-1]).abs().amax(1, keepdim=True)) < BORDER_SHARE
+    base = seen * edge
+    robust = torch.ones_like(base)
+    fitted = flow.new_zeros(flow.shape[0], 3)
+    for _ in range(FIT_ITERATIONS):
+        fitted = _solve_zoom(flow, grid, base * robust)
+        rest = (flow - background_flow(fitted, grid)).square().sum(1, keepdim=True)
+        robust = 1 / (1 + rest / ROBUST_PX**2)
+    return torch.cat([fitted[:, :2], torch.log1p(fitted[:, 2:].clamp(-0.5, 0.5))], 1)
+
+
+def background_flow(fitted: Tensor, grid: Tensor) -> Tensor:
+    """[N, 2, H, W] of (x, y, magnification - 1) [N, 3]."""
+    return fitted[:, :2, None, None] + fitted[:, 2, None, None, None] * grid
+
+
+def fit_subject(flow: Tensor, seen: Tensor, background: Tensor) -> Tensor:
+    """(x, y, log magnification, turn) [N, 4] of what moves unlike the background, else of the middle of the picture."""
+    grid = _grid(flow)
+    size = flow.shape[-1]
+    other = flow - background_flow(torch.cat([background[:, :2], torch.expm1(background[:, 2:])], 1), grid)
+    unlike = other.square().sum(1, keepdim=True)
+    middle = torch.exp(-0.5 * (grid / (0.22 * size)).square().sum(1, keepdim=True))
+    base = seen * middle * (0.02 + unlike / (unlike + 0.15))
+    total = base.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    centre = (grid * base).sum((2, 3), keepdim=True) / total
+    robust = torch.ones_like(base)
+    fitted = flow.new_zeros(flow.shape[0], 4)
+    for step in range(FIT_ITERATIONS):
+        fitted = _solve_similarity(flow, grid - centre, base * robust)
+        x, y = (grid - centre).split(1, 1)
+        grow, turn = fitted[:, 2, None, None, None], fitted[:, 3, None, None, None]
+        expected = fitted[:, :2, None, None] + torch.cat([grow * x - turn * y, turn * x + grow * y], 1)
+        rest = (flow - expected).square().sum(1, keepdim=True)
+        scale = ROBUST_PX * 2.0 ** max(0, 2 - step)
+        robust = 1 / (1 + rest / scale**2)
+    grow, turn = 1 + fitted[:, 2], fitted[:, 3]
+    size_change = 0.5 * (grow.square() + turn.square()).clamp(min=1e-2).log()
+    return torch.stack([fitted[:, 0], fitted[:, 1], size_change, torch.atan2(turn, grow)], 1)
+
+
+def _grid(flow: Tensor) -> Tensor:
+    """[1, 2, H, W]: x and y of each pixel from the centre."""
+    height, width = flow.shape[-2:]
+    x = torch.arange(width, dtype=flow.dtype, device=flow.device) + 0.5 - width / 2
+    y = torch.arange(height, dtype=flow.dtype, device=flow.device) + 0.5 - height / 2
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None]
+
+
+def _solve_zoom(flow: Tensor, grid: Tensor, weight: Tensor) -> Tensor:
+    """Weighted least squares of flow = (x, y) + z grid: [N, 3]. A little weight says that nothing moves."""
+    count = flow.shape[-1] * flow.shape[-2]
+    w = weight.sum((1, 2, 3)) + 1e-3 * count
+    wg = (weight * grid).sum((2, 3))
+    wgg = (weight * grid.square()).sum((1, 2, 3)) + 1e-3 * count * (flow.shape[-1] / 4) ** 2
+    wf = (weight * flow).sum((2, 3))
+    wgf = (weight * grid * flow).sum((1, 2, 3))
+    zoom = (wgf - (wg * wf).sum(1) / w) / (wgg - wg.square().sum(1) / w)
+    return torch.cat([(wf - zoom[:, None] * wg) / w[:, None], zoom[:, None]], 1)
+
+
+def _solve_similarity(flow: Tensor, grid: Tensor, weight: Tensor) -> Tensor:
+    """Weighted least squares of flow = (x, y) + a grid + b turned(grid): [N, 4]."""
+    count = flow.shape[-1] * flow.shape[-2]
+    w = weight.sum((1, 2, 3)) + 3e-4 * count
+    wg, wf = (weight * grid).sum((2, 3)), (weight * flow).sum((2, 3))
+    turned = torch.stack([-grid[:, 1], grid[:, 0]], 1)
+    wt = (weight * turned).sum((2, 3))
+    spread = (weight * grid.square()).sum((1, 2, 3)) + 3e-4 * count * (flow.shape[-1] / 8) ** 2
+    spread = spread - wg.square().sum(1) / w
+    grow = ((weight * grid * flow).sum((1, 2, 3)) - (wg * wf).sum(1) / w) / spread
+    turn = ((weight * turned * flow).sum((1, 2, 3)) - (wt * wf).sum(1) / w) / spread
+    move = (wf - grow[:, None] * wg - turn[:, None] * wt) / w[:, None]
+    return torch.cat([move, grow[:, None], turn[:, None]], 1)
