@@ -7,44 +7,32 @@ Knows no engine and no widget.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
+from .control_spec import ControlSpec, EngineKind
 from .types import Propagation
 
-Kind = Literal["float", "int", "bool", "choice", "text", "prompts"]
-EngineKind = Literal["image", "video"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlSpec:
-    """One row of the table.
-
-    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice.
-    propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut" or
-    "flush". A slot of a video model is a chunk. engines: the kinds of engine for which it means anything. momentary: it
-    asks for something once and goes back to its default by itself, so a new stream is not told of it.
-    """
-
-    name: str
-    kind: Kind
-    default: object
-    help: str
-    propagation: Propagation
-    cut_propagation: Propagation | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    unit: str = ""
-    engines: tuple[EngineKind, ...] = ("image", "video")
-    momentary: bool = False
-
+__all__ = ["CONTROLS", "ControlSpec", "EngineKind"]
 
 _TICK, _SLOT, _REOPEN = Propagation.NEXT_TICK, Propagation.NEXT_SLOT, Propagation.REOPEN
 _CHUNK = Propagation.NEXT_CHUNK
 _IMAGE: tuple[EngineKind, ...] = ("image",)
 _VIDEO: tuple[EngineKind, ...] = ("video",)
+
+
+def _action(name: str, at_1: str) -> ControlSpec:
+    """One axis of an action. at_1: what its largest value does."""
+    return ControlSpec(
+        name=name,
+        kind="float",
+        default=0.0,
+        minimum=-1.0,
+        maximum=1.0,
+        propagation=_CHUNK,
+        engines=_VIDEO,
+        help=f"{at_1}, of a model that takes actions; -1 the other way, 0 nothing; holds until it is changed.",
+    )
+
 
 _TABLE = (
     ControlSpec(
@@ -295,6 +283,11 @@ _TABLE = (
         momentary=True,
         help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
     ),
+    _action("camera_x", "1 moves the camera right"),
+    _action("camera_y", "1 moves the camera up"),
+    _action("camera_zoom", "1 zooms in"),
+    _action("push_x", "1 pushes the subject right"),
+    _action("push_y", "1 pushes the subject up"),
     ControlSpec(
         name="paused",
         kind="bool",

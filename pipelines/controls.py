@@ -54,6 +54,11 @@ class Control:
     input_use: str | None = None
     scene_cut: bool | None = None
     rewind_to: int | None = None
+    camera_x: float | None = None
+    camera_y: float | None = None
+    camera_zoom: float | None = None
+    push_x: float | None = None
+    push_y: float | None = None
     paused: bool | None = None
     model: str | None = None
     width: int | None = None
@@ -86,6 +91,8 @@ class Control:
                 value = parse_prompts(value)
             elif spec.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
+            elif spec.kind == "int" and isinstance(value, float) and value.is_integer():
+                value = int(value)  # JSON knows one kind of number: 3.0 is a whole one
             known[name] = value
         return cls(**known)  # type: ignore[arg-type]  # checked field by field in __post_init__
 

@@ -48,7 +48,8 @@ class StreamInfo:
     most_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
     latency_ticks: ticks between the one that admits a slot and the one that finishes it, at the current steps.
     model, dtype, device, backend: what "auto" chose, to be shown.
-    engine: "image" or "video": which rows of the control table mean anything.
+    engine: "image" or "video": which rows of the control table mean anything. takes_actions: also those that move
+    camera and subject.
     """
 
     width: int
@@ -62,6 +63,7 @@ class StreamInfo:
     backend: str
     most_frames_per_chunk: int = 0
     engine: str = "image"
+    takes_actions: bool = False
 
     @property
     def most_frames(self) -> int:

@@ -66,7 +66,12 @@ class VideoBackend:
         return 0 if self._calls is None else self._calls.graphs
 
     def __call__(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, text: TextView, kv: KVView | None = None
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: TextView,
+        kv: KVView | None = None,
+        actions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The velocity [B, out_channels, F, H, W], valid until the next pass; arguments as the transformer takes them.
 
@@ -75,14 +80,15 @@ class VideoBackend:
         """
         key = _capture_key(text, kv)
         if self._calls is None or key is None:
-            velocity: torch.Tensor = self._transformer(latents, timesteps, text, kv)
+            velocity: torch.Tensor = self._transformer(latents, timesteps, text, kv, actions)
             return velocity
 
-        def run(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self._transformer(latents, timesteps, text, kv)
+        def run(latents: torch.Tensor, timesteps: torch.Tensor, *actions: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self._transformer(latents, timesteps, text, kv, *actions)
             return out
 
-        return self._calls(key, run, latents, timesteps, kept=(text, kv))
+        inputs = (latents, timesteps) if actions is None else (latents, timesteps, actions)
+        return self._calls(key, run, *inputs, kept=(text, kv))
 
     def invalidate(self) -> None:
         """The transformer's weights or the cache's memory stand elsewhere now: drop the graphs."""

@@ -13,6 +13,7 @@ from ..conditions import ConditionPair
 from ..controls import Controls
 from ..transfers import Mark, Readback
 from ..types import Frame
+from .actions import NO_ACTION, Action, action_of
 from .chunk_noise import draw_noise
 from .chunk_steps import ChunkSteps
 from .codec import frames_of
@@ -92,6 +93,13 @@ class ChunkSlot:
     def steps(self) -> tuple[FlowStep, ...]:
         """All its steps."""
         return self.birth.plan.steps
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """Of each of its latent frames, from its birth on; a picture has none."""
+        birth = self.birth
+        action = NO_ACTION if birth.content.is_picture else action_of(birth.controls)
+        return (action,) * birth.content.latents
 
     @property
     def remaining(self) -> int:

@@ -72,7 +72,9 @@ class VideoCore:
         self.decoders = tuple(self._make_decoder() for _ in range(self.streams))
         self._encoder: VideoEncoder | None = None
         self._picture_encoders: dict[int, VideoEncoder] = {}
-        self.passes = PassRunner(self.backend, self.cache, self.text_rows, device=model.device)
+        self.passes = PassRunner(
+            self.backend, self.cache, self.text_rows, device=model.device, takes_actions=model.takes_actions
+        )
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
         self.latents = self._latent_memory()

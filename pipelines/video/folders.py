@@ -28,6 +28,7 @@ _ORIGINAL_NAMES: Mapping[str, str] = {
     "eps": "eps",
 }
 _TINY_FOLDER = "tiny_vae"
+ACTIONS_FOLDER = "actions"
 _SETTINGS = ("family", "width", "height", "licence", "preset")
 _LEVELS = 3
 
@@ -38,7 +39,8 @@ class VideoFolder:
 
     transformer, vae, text_encoder: a sub-folder with config.json and weights, or a weight file of an original folder.
     transformer_config: by diffusers' names; may be empty. tiny_vae: the tiny autoencoder's file or folder, where there
-    is one. shift: of the scheduler's configuration. settings: zoetrope.json, which says what the weights are.
+    is one. actions: their folder, where the transformer takes any. shift: of the scheduler's configuration. settings:
+    zoetrope.json, which says what the weights are.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class VideoFolder:
     transformer_config: Mapping[str, Any] = field(default_factory=dict)
     shift: float | None = None
     tiny_vae: Path | None = None
+    actions: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,6 +96,7 @@ def read_video_folder(folder: Path, *, as_base: bool = False) -> VideoFolder:
         transformer_config={} if as_base and not config.is_file() else read_json(config),
         shift=None if shift is None else float(shift),
         tiny_vae=_tiny(folder),
+        actions=None if as_base else _actions(folder),
         settings=read_settings(folder),
     )
 
@@ -153,6 +157,11 @@ def _read_original(folder: Path) -> VideoFolder:
         tiny_vae=_tiny(folder),
         settings=read_settings(folder),
     )
+
+
+def _actions(folder: Path) -> Path | None:
+    place = folder / ACTIONS_FOLDER
+    return place if place.is_dir() else None
 
 
 def _tiny(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 from cache.kv import KVCache
 from cache.kv_plan import Ledger
 
+from .actions import Action
 from .passes import PassRequest
 
 
@@ -65,6 +66,7 @@ class Lane:
         timesteps: Sequence[float],
         text_row: int,
         *,
+        actions: Sequence[Action],
         scale: float,
         view_frames: int | None = None,
     ) -> PassRequest:
@@ -73,6 +75,7 @@ class Lane:
         return PassRequest(
             latents=latents,
             timesteps=tuple(timesteps),
+            actions=tuple(actions),
             kv_rows=self.kv_rows[index],
             text_rows=texts,
             view_frames=view_frames,

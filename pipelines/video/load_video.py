@@ -14,6 +14,7 @@ from ..errors import ModelLayoutError
 from ..hub import licence_of, resolve_lora
 from ..lora_files import LoraFile
 from ..precision import choose_device
+from .actions import load_actions
 from .families import Family
 from .folders import SETTINGS_FILE
 from .load_companions import load_codec, load_text
@@ -65,6 +66,10 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
     preset, licence = _preset(source, found.family), _licence(source, found.family)
     adapters = _adapters(source, found.family, options)
     transformer, report = load_transformer(found.checkpoint, config, precision, adapters)
+    if source.folder.actions is not None:
+        transformer.action_embedder = load_actions(
+            source.folder.actions, dim=config.dim, device=precision.device, dtype=precision.dtype
+        )
     codec = load_codec(source.folder, options.autoencoder, precision, options.notice)
     text = load_text(source.folder, precision, options.text_encoder)
     _check_parts(config, codec.latent_channels, text.text_dim)

@@ -39,6 +39,11 @@ class VideoModel:
     weights: KeyReport
 
     @property
+    def takes_actions(self) -> bool:
+        """Whether camera and subject can be moved (`actions`)."""
+        return self.transformer.action_embedder is not None
+
+    @property
     def size_px(self) -> tuple[int, int]:
         """(width, height) in pixels that the weights were trained for."""
         return self.preset.width, self.preset.height

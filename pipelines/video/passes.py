@@ -13,24 +13,27 @@ import torch
 from cache.kv import KVCache
 from cache.kv_view import KVView
 
+from .actions import Action
 from .flow import guided
 from .text_cache import TextCache, TextView
 
-Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView], torch.Tensor]
-"""(latents [B, C, F, h, w], timesteps [B, F], text, past) -> velocity [B, C, F, h, w], valid until the next call."""
+Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
+"""(latents [B, C, F, h, w], timesteps [B, F], text, past, actions [B, F, 5] or None) -> velocity [B, C, F, h, w], valid
+until the next call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassRequest:
     """One pass that a stream wants in this tick.
 
-    latents: [C, F, h, w]. timesteps: one for each of the F frames. kv_rows, text_rows: the row of the prompt, and where
-    the stream has one that of the negative prompt. view_frames: the first frames of the chunk in the cache that the
-    pass consists of; None: all. scale: of guidance, where there are two rows.
+    latents: [C, F, h, w]. timesteps, actions: one for each of the F frames. kv_rows, text_rows: the row of the prompt,
+    and where the stream has one that of the negative prompt. view_frames: the first frames of the chunk in the cache
+    that the pass consists of; None: all. scale: of guidance, where there are two rows.
     """
 
     latents: torch.Tensor
     timesteps: tuple[float, ...]
+    actions: tuple[Action, ...]
     kv_rows: tuple[int, ...]
     text_rows: tuple[int, ...]
     view_frames: int | None = None
@@ -38,6 +41,7 @@ class PassRequest:
 
     def __post_init__(self) -> None:
         assert len(self.timesteps) == self.latents.shape[1], (self.timesteps, self.latents.shape)
+        assert len(self.actions) == self.latents.shape[1], (self.actions, self.latents.shape)
         assert len(self.kv_rows) == len(self.text_rows), (self.kv_rows, self.text_rows)
 
 
@@ -52,10 +56,13 @@ class _Entry:
 
 
 class PassRunner:
-    """Runs passes for one engine."""
+    """Runs passes for one engine. takes_actions: the model does; the others' requests have none but NO_ACTION."""
 
-    def __init__(self, forward: Forward, cache: KVCache, texts: TextCache, *, device: torch.device) -> None:
+    def __init__(
+        self, forward: Forward, cache: KVCache, texts: TextCache, *, device: torch.device, takes_actions: bool
+    ) -> None:
         self._forward, self._cache, self._texts, self._device = forward, cache, texts, device
+        self._takes_actions = takes_actions
 
     def run(self, requests: Sequence[PassRequest]) -> list[torch.Tensor]:
         """The velocity [C, F, h, w] of each request, guided."""
@@ -91,10 +98,15 @@ class PassRunner:
     def _pass(self, requests: Sequence[PassRequest], group: Sequence[_Entry]) -> torch.Tensor:
         first = requests[group[0].request]
         latents = torch.stack([requests[entry.request].latents for entry in group])
-        host = torch.tensor([requests[entry.request].timesteps for entry in group], dtype=torch.float32)
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        timesteps = host.to(self._device, non_blocking=True)
+        timesteps = self._sent([requests[entry.request].timesteps for entry in group])
+        actions = self._sent([requests[entry.request].actions for entry in group]) if self._takes_actions else None
         view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
         text = self._texts.view([entry.text_row for entry in group])
-        return self._forward(latents, timesteps, text, view).to(latents.dtype)
+        return self._forward(latents, timesteps, text, view, actions).to(latents.dtype)
+
+    def _sent(self, numbers: Sequence[Sequence[object]]) -> torch.Tensor:
+        """float32 on the device, without waiting."""
+        host = torch.tensor(numbers, dtype=torch.float32)
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self._device, non_blocking=True)

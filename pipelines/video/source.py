@@ -15,13 +15,13 @@ from ..errors import ModelLayoutError, ModelNotFoundError
 from .checkpoint_files import find_checkpoint, names_in, weight_files
 from .checkpoint_keys import listed
 from .families import FAMILIES, Family, family_of_path
-from .folders import VideoFolder, folders_near, is_video_folder, read_video_folder
+from .folders import ACTIONS_FOLDER, VideoFolder, folders_near, is_video_folder, read_video_folder
 
 logger = logging.getLogger(__name__)
 BASE_ID = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 _TRAINING_SUFFIXES = (".pt", ".pth")
-_MODEL_PARTS = ("transformer", *_BASE_PARTS)
+_MODEL_PARTS = ("transformer", *_BASE_PARTS, ACTIONS_FOLDER)
 Notice = Callable[[str], None]
 
 
@@ -81,6 +81,7 @@ def video_weight_files(model: str, base: str = "") -> list[tuple[str, Path]]:
     folder = source.folder
     parts = [("transformer", source.checkpoint or folder.transformer), ("vae", folder.vae)]
     parts += [("text_encoder", folder.text_encoder), *([("tiny_vae", folder.tiny_vae)] if folder.tiny_vae else [])]
+    parts += [("actions", folder.actions)] if folder.actions else []
     return [(name, file) for name, place in parts for file in weight_files(place)]
 
 

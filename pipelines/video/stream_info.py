@@ -26,4 +26,5 @@ def stream_info(core: VideoCore, flight: Flight, controls: Controls, *, rate: Fr
         device=str(core.model.device),
         backend=core.backend.name,
         engine="video",
+        takes_actions=core.model.takes_actions,
     )

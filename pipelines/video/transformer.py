@@ -19,12 +19,13 @@ from torch import nn
 
 from cache.rotary import Rotary
 
+from .actions import ActionEmbedder
 from .attention import PLAIN, AttentionBackend, Mask
 from .text_cache import KeysValues, TextView
 from .wan_blocks import AS_WRITTEN, BlockHalves, KeyValueView, WanBlock, modulate, wide
 from .wan_config import WanConfig, refuse_image_weights
 
-_KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm2")
+_KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm2", "action_embedder")
 
 
 class FullWindow:
@@ -64,11 +65,15 @@ class ConditionEmbedder(nn.Module):
         self.time_proj = nn.Linear(config.dim, 6 * config.dim)
         self.text_embedder = _LinearPair(config.text_dim, config.dim)
 
-    def time(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, F] -> the embedding [B, F, dim] for the head, and its projection [B, F, 6, dim] for the blocks."""
+    def time(self, timesteps: torch.Tensor, added: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, F] -> the embedding [B, F, dim] for the head, and its projection [B, F, 6, dim] for the blocks.
+
+        added: [B, F, dim], to the embedding, before it is rounded and projected.
+        """
         mlp = self.time_embedder
         sinusoid = time_sinusoid(timesteps, self.freq_dim).to(mlp.linear_1.weight.dtype)
-        embedding = mlp.linear_2(F.silu(mlp.linear_1(sinusoid))).to(self.time_proj.weight.dtype)
+        embedding = mlp.linear_2(F.silu(mlp.linear_1(sinusoid)))
+        embedding = (embedding if added is None else embedding + added).to(self.time_proj.weight.dtype)
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 
     def text(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -84,11 +89,13 @@ class CausalWanTransformer(nn.Module):
     def __init__(self, config: WanConfig, *, attention: AttentionBackend = PLAIN) -> None:
         """attention: see `attention.choose_attention`; the attribute of that name may be set later.
 
-        The attribute `halves` says how the blocks are executed: `backends` sets it.
+        The attribute `halves` says how the blocks are executed: `backends` sets it. `action_embedder` is for models
+        that take actions: whoever loads or trains one sets it; its weights are in `state_dict` under that name.
         """
         super().__init__()
         self.config, self.attention = config, attention
         self.halves: BlockHalves = AS_WRITTEN
+        self.action_embedder: ActionEmbedder | None = None
         self.rotary = Rotary(config.attention_head_dim)
         self.patch_embedding = nn.Conv3d(
             config.in_channels, config.dim, kernel_size=config.patch_size, stride=config.patch_size
@@ -187,6 +194,7 @@ class CausalWanTransformer(nn.Module):
         timesteps: torch.Tensor,
         text: TextView,
         kv: KeyValueView | None = None,
+        actions: torch.Tensor | None = None,
         *,
         positions: torch.Tensor | None = None,
         phase: torch.Tensor | float = 0.0,
@@ -197,16 +205,24 @@ class CausalWanTransformer(nn.Module):
         latents: [B, in_channels, F, H, W], H and W multiples of the patch. timesteps: [B, F] in [0, 1000], fractions
         allowed; [B, 1] where all frames share one. kv: positions and past come from it; None: the frames see each
         other only, at `positions` [F] (0 .. F - 1), temporal angles moved by `phase` (radians). mask: of the attention
-        backend's `frame_mask`, over the frames (kv None) or over all that kv returns.
+        backend's `frame_mask`, over the frames (kv None) or over all that kv returns. actions: [B, F, 5] in [-1, 1],
+        by ACTION_NAMES, of a model that takes them; None: none.
         """
         frames, height, width = latents.shape[2:]
         grid = self.grid(height, width)
         hidden = self.embed_patches(latents)
-        embedding, time = self.condition_embedder.time(timesteps)
+        embedding, time = self.condition_embedder.time(timesteps, self.embed_actions(actions))
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
         for layer, block in enumerate(self.blocks):
             hidden = block(hidden, time, layer, text, view, self.rotary, self.attention, mask, self.halves)
         return self.head(hidden, embedding, grid)
+
+    def embed_actions(self, actions: torch.Tensor | None) -> torch.Tensor | None:
+        """[B, F, 5] -> what is added to the time embedding, [B, F, dim]; None for None."""
+        if actions is None:
+            return None
+        assert self.action_embedder is not None, "the model takes no actions"
+        return self.action_embedder(actions)  # type: ignore[no-any-return]
 
     def embed_patches(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, C, F, H, W] -> [B, F, tokens of a frame, dim]: the patch convolution as a matrix product."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from ..control_changes import changeable
 from ..controls import Control, Controls
 from ..errors import ControlError
+from .actions import ACTION_NAMES, action_of
 from .chunk_steps import ChunkSteps, input_steps, prompt_steps
 from .core import VideoCore
 from .streams import Flight
@@ -74,7 +75,18 @@ def checked(core: VideoCore, flight: Flight, current: Controls, control: Control
         )
     if candidate.integer("rewind_to") >= 0:
         check_rewind(flight)
+    if not core.model.takes_actions:
+        _check_no_action(candidate, core.model.name)
     return candidate
+
+
+def _check_no_action(controls: Controls, model: str) -> None:
+    for name, value in zip(ACTION_NAMES, action_of(controls), strict=True):
+        if value:
+            raise ControlError(
+                f"{name} cannot be {value:g}: the model {model} takes no actions.",
+                "Leave it at 0, or load a model that has a folder actions.",
+            )
 
 
 def check_rewind(flight: Flight) -> None:

@@ -23,6 +23,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
+from pipelines.video.actions import ActionEmbedder, save_actions
 from pipelines.video.tiny_codec import TinyVideoAutoencoder
 from pipelines.video.tiny_codec_layers import TinyCodecConfig
 
@@ -63,13 +64,14 @@ def tiny_video_model(
     family: str | None = "self-forcing",
     seed: int = 1,
     tiny_vae: bool = False,
+    actions: bool = False,
     **transformer: Any,
 ) -> Path:
     """Write a whole model folder and return it.
 
     family: written to zoetrope.json (with the small size), which says how the weights were trained; None leaves the
     folder as published, which makes it a plain Wan 2.1 base model. tiny_vae: with a tiny autoencoder too, which loading
-    then chooses. transformer: changes of TINY_TRANSFORMER.
+    then chooses. actions: with a folder of them. transformer: changes of TINY_TRANSFORMER.
     """
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     tiny_tokenizer(folder / "tokenizer")
@@ -78,6 +80,9 @@ def tiny_video_model(
     tiny_text_encoder(seed=seed + 2).save_pretrained(folder / "text_encoder")
     if tiny_vae:
         tiny_taew(folder / "tiny_vae" / "taew2_1.safetensors", seed=seed + 3)
+    if actions:
+        sizes = {**TINY_TRANSFORMER, **transformer}
+        save_actions(random_actions(sizes["num_attention_heads"] * sizes["attention_head_dim"]), folder / "actions")
     index = {name: list(pair) for name, pair in _CLASSES.items()}
     _write_json(
         folder / "model_index.json", {"_class_name": "WanPipeline", "_diffusers_version": "0.33.0.dev0", **index}
@@ -93,6 +98,16 @@ def tiny_transformer(*, seed: int = 1, **config: Any) -> WanTransformer3DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**{**TINY_TRANSFORMER, **config}).eval().requires_grad_(False)
+
+
+def random_actions(dim: int, *, seed: int = 5, scale: float = 3.0) -> ActionEmbedder:
+    """Random weights, so large that every action matters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embedder = ActionEmbedder(dim)
+    for parameter in embedder.parameters():
+        parameter.data *= scale
+    return embedder.eval().requires_grad_(False)
 
 
 def tiny_autoencoder(*, seed: int = 2, **config: Any) -> AutoencoderKLWan:

@@ -26,6 +26,7 @@ from pipelines.video.tiny_codec import TinyCodec
 from pipelines.video.transformer import CausalWanTransformer
 from pipelines.video.wan_config import WanConfig
 from tests.fakes.image_model import frames as pictures
+from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import tiny_autoencoder
 
 WIDTH_PX, HEIGHT_PX = 48, 32
@@ -116,6 +117,20 @@ def small_model_on(device: torch.device, preset: VideoPreset = SMALL) -> VideoMo
     codec = TinyCodec(copy.deepcopy(tiny_autoencoder(encoder_padding="front")).to(device).requires_grad_(False))
     transformer = copy.deepcopy(model.transformer).to(device)
     return replace(model, transformer=transformer, codec=codec, text=text, device=device)  # type: ignore[arg-type]
+
+
+@functools.cache
+def acting_transformer(dtype: torch.dtype) -> CausalWanTransformer:
+    """`random_transformer` with random actions, never changed."""
+    transformer = copy.deepcopy(random_transformer(dtype))
+    transformer.action_embedder = random_actions(transformer.config.dim).to(dtype)
+    return transformer
+
+
+def acting_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:
+    """An engine over `small_model`, which takes actions. options: fields of VideoOptions."""
+    model = small_model(preset, dtype, transformer=acting_transformer(dtype))
+    return VideoEngine(model, VideoOptions(work_dtype=dtype, **{"max_streams": 2, **options}))
 
 
 def small_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformer3DModel
+from torch import nn
 
 Steps = Sequence[tuple[float, float]]
 """(timestep, sigma), noisiest first."""
@@ -50,8 +51,30 @@ class MaskedProcessor(WanAttnProcessor):
         return super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
 
 
+def act(stock: WanTransformer3DModel, first: torch.Tensor, second: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    """Have diffusers' transformer add silu(a first') second' to its time embedding. Returns how to say a: [B, F, 5].
+
+    first: [hidden, 5]. second: [dim, hidden]. The embedding comes token by token, frames in order.
+    """
+    now: list[torch.Tensor] = []
+
+    def add(module: nn.Module, inputs: Any, embedding: torch.Tensor) -> torch.Tensor:
+        hidden = now[0] @ first.T
+        added = (hidden * torch.sigmoid(hidden)) @ second.T
+        return embedding + added.repeat_interleave(embedding.shape[1] // added.shape[1], dim=1)
+
+    def say(actions: torch.Tensor) -> None:
+        now[:] = [actions]
+
+    stock.condition_embedder.time_embedder.register_forward_hook(add)
+    return say
+
+
 class PlainDenoiser:
     """diffusers' transformer over a history of frames, each with its timestep and with what it may see."""
+
+    say_actions: Callable[[int], None] | None = None
+    """Told of the number of frames of a pass that begins with the stream's first frame."""
 
     def __init__(self, stock: WanTransformer3DModel, embeddings: torch.Tensor) -> None:
         """embeddings: [L, text_dim]."""
@@ -64,6 +87,8 @@ class PlainDenoiser:
         self, frames: Sequence[torch.Tensor], timesteps: Sequence[float], sees: Sequence[Sequence[int]]
     ) -> torch.Tensor:
         """frames: [C, h, w] each; sees: the frames that each one sees, itself included. -> [C, F, h, w]."""
+        if self.say_actions is not None:
+            self.say_actions(len(frames))
         latents = torch.stack(list(frames), dim=1)[None]
         tokens = latents.shape[3] * latents.shape[4] // 4
         allowed = torch.zeros((len(frames), len(frames)), dtype=torch.bool)

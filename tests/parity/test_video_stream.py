@@ -5,7 +5,7 @@ float32 on random weights: 2e-5. Pictures: those of the whole clip, rounded to b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from pipelines.controls import Control
+from pipelines.video.actions import ACTION_NAMES, ActionEmbedder
 from pipelines.video.checkpoint_keys import KeyReport
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.engine import VideoEngine
@@ -22,6 +23,7 @@ from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
 from pipelines.video.wan_codec import WanCodec
+from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import stock_decode, wan_vae
 from tests.parity import plain_video as plain
 from tests.parity.conftest import Report
@@ -69,13 +71,15 @@ class OneText:
         return self.embedding
 
 
-def engine_of(stock: WanTransformer3DModel, preset: VideoPreset) -> VideoEngine:
+def engine_of(stock: WanTransformer3DModel, preset: VideoPreset, embedder: ActionEmbedder | None = None) -> VideoEngine:
     """Over diffusers' weights and diffusers' autoencoder."""
+    transformer = our_model(stock)
+    transformer.action_embedder = embedder
     model = VideoModel(
         name="pair",
         family="self-forcing",
         why="a test",
-        transformer=our_model(stock),
+        transformer=transformer,
         codec=WanCodec(wan_vae()),
         text=OneText(),  # type: ignore[arg-type]
         preset=preset,
@@ -104,15 +108,24 @@ class Watched:
 
         self.stream.decode = decode_and_keep  # type: ignore[method-assign]
 
-    def run(self, chunks: int) -> torch.Tensor:
-        """[C, F, h, w] of so many chunks."""
-        for _ in range(chunks):
+    def run(self, chunks: int, actions: Sequence[Mapping[str, float]] = ()) -> torch.Tensor:
+        """[C, F, h, w] of so many chunks. actions: of each."""
+        for number in range(chunks):
+            if actions:
+                self._wait_for_birth()
+                self.stream.apply(Control.of({**dict.fromkeys(ACTION_NAMES, 0), **actions[number]}))
             while not self.stream.generate(self.stream.info.frames_per_chunk):
                 self.engine.tick()
                 self.engine.core.cache.check_integrity()
                 self.pictures += [frame.image for frame in self.stream.pull()]
         self.pictures += [frame.image for frame in self.stream.flush()]
         return torch.cat(self.latents, dim=1)
+
+    def _wait_for_birth(self) -> None:
+        """Until no chunk waits to be born."""
+        while self.stream._collector.next_full is not None:
+            self.engine.tick()
+            self.pictures += [frame.image for frame in self.stream.pull()]
 
 
 @pytest.fixture
@@ -197,6 +210,37 @@ def test_moving_buffer_without_a_past(stock: WanTransformer3DModel, report: Repo
     ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(5)
     theirs = plain.rolling(plain_stream(stock, preset), 5, 2, plain.everything, keeps=False)
     assert report("stream: moving buffer of 3 chunks, no past", [ours - theirs]) < TOLERANCE
+
+
+ACTIONS: tuple[dict[str, float], ...] = (
+    {"camera_x": 1.0},
+    {},
+    {"push_y": -0.5, "camera_zoom": 0.25},
+    {"camera_y": -1.0},
+    {"push_x": 0.75},
+    {},
+)
+
+
+@pytest.mark.parametrize("preset", [SELF_FORCING, STREAM_V2, ROLLING], ids=["chunk", "step-batch", "rolling"])
+def test_every_latent_keeps_the_action_of_its_birth(
+    stock: WanTransformer3DModel, report: Report, preset: VideoPreset
+) -> None:
+    """The plain loops pass their whole past again with the action of each frame."""
+    embedder = random_actions(64)
+    ours = Watched(engine_of(stock, preset, embedder), Control(seed=SEED)).run(6, ACTIONS)
+    assert ours.shape[1] == 6 * preset.chunk_frames
+    told = [[action.get(name, 0.0) for name in ACTION_NAMES] for action in ACTIONS for _ in range(preset.chunk_frames)]
+    say = plain.act(stock, embedder.linear_1.weight, embedder.linear_2.weight)
+    theirs = plain_stream(stock, preset)
+    theirs.denoiser.say_actions = lambda frames: say(torch.tensor([told[:frames]]))
+    if preset.stream == "chunk":
+        expected = plain.chunk_by_chunk(theirs, [2] * 6, plain.everything)
+    elif preset.stream == "step-batch":
+        expected = plain.step_batched(theirs, [1] * 6, plain.sliding(4, 1))
+    else:
+        expected = plain.rolling(theirs, 6, 2, plain.sliding(10, 2), keeps=True)
+    assert report(f"stream with actions: {preset.stream}", [ours - expected]) < TOLERANCE
 
 
 def test_pictures_are_the_whole_clip_decoded_at_once(stock: WanTransformer3DModel, report: Report) -> None:

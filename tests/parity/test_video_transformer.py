@@ -20,7 +20,9 @@ from pipelines.video.text_cache import PlainText, TextCache
 from pipelines.video.transformer import CausalWanTransformer, time_sinusoid
 from pipelines.video.wan_blocks import WanBlock
 from pipelines.video.wan_config import WanConfig
+from tests.fakes.tiny_video_model import random_actions
 from tests.parity.conftest import Report
+from tests.parity.plain_video import act
 from tests.parity.wan_pair import (
     PROMPT_TOKENS,
     TEXT_TOKENS,
@@ -133,6 +135,29 @@ def test_full_window_is_diffusers_with_a_timestep_for_each_frame(
     assert report(label, [inputs.ours(ours) - inputs.stock(stock)]) <= TOLERANCE
     stock.condition_embedder.timesteps_proj = Sinusoid64(32)
     assert report(f"{label}, float64 sinusoid", [inputs.ours(ours) - inputs.stock(stock)]) <= 5e-6
+
+
+def test_actions_are_diffusers_with_the_embedding_added_by_a_hook(report: Report) -> None:
+    stock, inputs = stock_of(), Inputs()
+    ours = ours_of(stock)
+    plain, embedder = inputs.ours(ours), random_actions(ours.config.dim)
+    actions = torch.rand((2, 5, 5), generator=torch.Generator().manual_seed(4)) * 2 - 1
+    ours.action_embedder = embedder
+    assert torch.equal(inputs.ours(ours), plain), "not told of any"
+    assert torch.equal(inputs.ours(ours, actions=torch.zeros(2, 5, 5)), plain), "none adds exactly 0"
+    act(stock, embedder.linear_1.weight, embedder.linear_2.weight)(actions)
+    given, theirs = inputs.ours(ours, actions=actions), inputs.stock(stock)
+    assert report("video transformer with actions", [given - theirs]) <= TOLERANCE
+    stock.condition_embedder.timesteps_proj = Sinusoid64(32)
+    assert report("video transformer with actions, float64 sinusoid", [given - inputs.stock(stock)]) <= 5e-6
+    assert (given - plain).abs().max() > 0.1
+    moved = inputs.ours(ours, actions=actions.roll(1, dims=1))
+    assert (moved - theirs).abs().max() > 0.1, "each frame has its own"
+
+
+def test_actions_of_a_model_that_takes_none(ours: CausalWanTransformer) -> None:
+    with pytest.raises(AssertionError, match="takes no actions"):
+        Inputs().ours(ours, actions=torch.zeros(2, 5, 5))
 
 
 def test_full_window_with_one_timestep(

@@ -42,7 +42,9 @@ def _time(change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = ConditionEmbedder.time
-        patch.setattr(ConditionEmbedder, "time", lambda self, timesteps: change(*original(self, timesteps)))
+        patch.setattr(
+            ConditionEmbedder, "time", lambda self, timesteps, added: change(*original(self, timesteps, added))
+        )
 
     return mutate
 
@@ -50,7 +52,9 @@ def _time(change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 def _timesteps(change: Callable[[torch.Tensor], torch.Tensor]) -> Mutate:
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = ConditionEmbedder.time
-        patch.setattr(ConditionEmbedder, "time", lambda self, timesteps: original(self, change(timesteps)))
+        patch.setattr(
+            ConditionEmbedder, "time", lambda self, timesteps, added: original(self, change(timesteps), added)
+        )
 
     return mutate
 

@@ -12,6 +12,7 @@ import torch
 from cache.kv_policies import POLICIES
 from pipelines.controls import Control
 from pipelines.errors import ControlError
+from pipelines.video.actions import NO_ACTION
 from pipelines.video.codec import encode_image
 from pipelines.video.engine import VideoEngine
 from pipelines.video.history import History
@@ -118,7 +119,8 @@ def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
         plain._text.write()
         for first in (0, 2, 4, 6):
             plain._lane.begin(0, 2)
-            request = plain._lane.request(0, clean[:, first : first + 2], (0.0, 0.0), 0, scale=1.0)
+            latents = clean.latents[:, first : first + 2]
+            request = plain._lane.request(0, latents, (0.0, 0.0), 0, actions=(NO_ACTION,) * 2, scale=1.0)
             other.core.passes.run([request])
     ours, theirs = (e.core.cache._bank.store.tensors for e in (engine, other))
     for a, b in zip(ours, theirs, strict=True):
@@ -156,7 +158,7 @@ def test_a_rebuilt_cache_has_the_last_clean_frames_and_an_anchor_that_is_encoded
     images = run_chunks(stream, engine, 4)
     memory = stream._births.memory
     assert isinstance(memory, RebuildMemory)
-    latest = memory._clean.take([6, 7])
+    latest = memory._clean.take([6, 7]).latents
     assert stream.generate(8)
     engine.tick()
     assert tasks(engine)[-1] == "context"
@@ -166,8 +168,8 @@ def test_a_rebuilt_cache_has_the_last_clean_frames_and_an_anchor_that_is_encoded
     with torch.inference_mode():
         (context,) = memory.context()
         anchor = encode_image(random_codec(torch.float32), to_pixels(images[-9][None])[:, :, 0])
-    assert torch.equal(context[:, 1:], latest)
-    torch.testing.assert_close(context[:, :1], anchor[0], rtol=0, atol=1e-6)
+    assert torch.equal(context.latents[:, 1:], latest)
+    torch.testing.assert_close(context.latents[:, :1], anchor[0], rtol=0, atol=1e-6)
 
 
 def test_each_shot_of_a_story_sees_pictures_of_the_earlier_ones() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from cache.kv_policies import KVPolicy
 
+from ..clean_latents import CleanFrames
 from ..lane import Lane
 
 EncodePictures = Callable[[torch.Tensor], torch.Tensor]
@@ -38,15 +39,15 @@ class Memory(ABC):
         self._parts = parts
 
     @abstractmethod
-    def context(self) -> list[torch.Tensor]:
-        """Latents [C, n, h, w] to be passed at timestep 0, one pass each, before the next chunk.
+    def context(self) -> list[CleanFrames]:
+        """Frames to be passed at timestep 0, one pass each, before the next chunk, with the actions of their births.
 
         Called once, when that is born. May reset the cache.
         """
 
     @abstractmethod
-    def finished(self, latents: torch.Tensor) -> None:
-        """A chunk is done: its latents [C, n, h, w]; the cache still has it as its chunk."""
+    def finished(self, clean: CleanFrames) -> None:
+        """A chunk is done; the cache still has it as its chunk."""
 
     @abstractmethod
     def decoded(self, frames: torch.Tensor) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from cache.kv_policies.windows import RebuildPolicy
 
-from ..clean_latents import CleanLatents
+from ..actions import NO_ACTION
+from ..clean_latents import Cell, CleanFrames, CleanLatents
 from .base import Memory, MemoryParts
 
 
@@ -29,23 +30,26 @@ class RebuildMemory(Memory):
         self._frames = 0
         self._pictures = 0
 
-    def context(self) -> list[torch.Tensor]:
+    def context(self) -> list[CleanFrames]:
         self._parts.lane.reset()
         if not self._frames:
             return []
-        latents = self._clean.take(self._policy.context(self._frames))
+        latents, actions = self._clean.take(self._policy.context(self._frames))
         if self._policy.anchor_is_encoded(self._frames) and self._pictures >= len(self._pixels):
             oldest = self._pictures % len(self._pixels)
             picture = self._pixels[oldest].permute(2, 0, 1).float() / 255
             latents[:, :1] = self._parts.encode(picture[None]).to(latents.dtype)
-        return [latents]
+            actions = (NO_ACTION, *actions[1:])
+        return [CleanFrames(latents, actions)]
 
-    def finished(self, latents: torch.Tensor) -> None:
-        frames = list(range(self._frames, self._frames + latents.shape[1]))
+    def finished(self, clean: CleanFrames) -> None:
+        frames = list(range(self._frames, self._frames + len(clean.actions)))
         self._frames = frames[-1] + 1
         standing = set(self._policy.context(self._frames)) | {0}
         kept = [frame for frame in frames if frame in standing] or frames[-1:]
-        self._clean.put(kept, latents[:, [frame - frames[0] for frame in kept]], standing=standing)
+        places = [frame - frames[0] for frame in kept]
+        chosen = CleanFrames(clean.latents[:, places], tuple(clean.actions[place] for place in places))
+        self._clean.put(kept, chosen, standing=standing)
 
     def decoded(self, frames: torch.Tensor) -> None:
         for picture in frames[-len(self._pixels) :]:
@@ -73,9 +77,9 @@ class RebuildMemory(Memory):
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self._clean.store, self._pixels
 
-    def facts(self) -> tuple[dict[int, int], int, int]:
+    def facts(self) -> tuple[dict[int, Cell], int, int]:
         return self._clean.cells, self._frames, self._pictures
 
-    def restore(self, facts: tuple[dict[int, int], int, int]) -> None:
+    def restore(self, facts: tuple[dict[int, Cell], int, int]) -> None:
         cells, self._frames, self._pictures = facts
         self._clean.restore(cells)

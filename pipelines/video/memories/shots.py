@@ -10,6 +10,8 @@ import torch
 
 from cache.kv_policies.dual import DualPolicy
 
+from ..actions import NO_ACTION
+from ..clean_latents import CleanFrames
 from .base import Memory, MemoryParts
 
 _Held = tuple[list[int], int, int]
@@ -79,12 +81,13 @@ class ShotMemory(Memory):
         self._shots = 0  # earlier ones
         self._begun = False  # the current shot has its context
 
-    def context(self) -> list[torch.Tensor]:
+    def context(self) -> list[CleanFrames]:
         if self._begun or not self._policy.context_frames:
             self._begun = True
             return []
         self._begun = True
-        return [self._pictures()]
+        latents = self._pictures()
+        return [CleanFrames(latents, (NO_ACTION,) * latents.shape[1])]
 
     def _pictures(self) -> torch.Tensor:
         channels, height, width = self._parts.latent_shape
@@ -98,7 +101,7 @@ class ShotMemory(Memory):
         chosen = [albums[shot - first].chosen(wanted.count(shot)) for shot in dict.fromkeys(wanted)]
         return self._parts.encode(torch.cat(chosen)).to(self._parts.dtype)
 
-    def finished(self, latents: torch.Tensor) -> None:
+    def finished(self, clean: CleanFrames) -> None:
         """The cache has what it needs of a shot."""
 
     def decoded(self, frames: torch.Tensor) -> None:

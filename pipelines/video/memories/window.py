@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from ..clean_latents import CleanLatents
+from ..clean_latents import Cell, CleanFrames, CleanLatents
 from .base import Memory, MemoryParts, groups_of
 
 
@@ -21,7 +21,7 @@ class WindowMemory(Memory):
         self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
         self._recache = False
 
-    def context(self) -> list[torch.Tensor]:
+    def context(self) -> list[CleanFrames]:
         if not self._recache:
             return []
         self._recache = False
@@ -31,9 +31,9 @@ class WindowMemory(Memory):
         self._clean.rename(frames)
         return groups
 
-    def finished(self, latents: torch.Tensor) -> None:
-        chunk = [span.frame for span in self._parts.lane.ledger().chunk][: latents.shape[1]]
-        self._clean.put(chunk, latents, standing=self._standing())
+    def finished(self, clean: CleanFrames) -> None:
+        chunk = [span.frame for span in self._parts.lane.ledger().chunk][: len(clean.actions)]
+        self._clean.put(chunk, clean, standing=self._standing())
 
     def decoded(self, frames: torch.Tensor) -> None:
         """Latents are enough."""
@@ -54,9 +54,9 @@ class WindowMemory(Memory):
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return (self._clean.store,)
 
-    def facts(self) -> tuple[dict[int, int], bool]:
+    def facts(self) -> tuple[dict[int, Cell], bool]:
         return self._clean.cells, self._recache
 
-    def restore(self, facts: tuple[dict[int, int], bool]) -> None:
+    def restore(self, facts: tuple[dict[int, Cell], bool]) -> None:
         cells, self._recache = facts
         self._clean.restore(cells)

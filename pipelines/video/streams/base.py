@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 
+from ..actions import Action
 from ..chunks import ChunkSlot
+from ..clean_latents import CleanFrames
 from ..flow import CLEAN_TIMESTEP
 from ..lane import Lane
 from ..memories import Memory
@@ -36,13 +38,15 @@ class Task:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context".
+    """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context". actions: of
+    each frame.
 
     begins: the cache makes room for it first. begun: it has (a pass that failed is tried again without).
     """
 
     kind: TaskKind
     latents: torch.Tensor
+    actions: tuple[Action, ...]
     slot: ChunkSlot | None = None
     begins: bool = False
     begun: bool = False
@@ -111,7 +115,7 @@ class Flight(ABC):
         """Whether a tick would do something. draining: no more chunks come."""
 
     @abstractmethod
-    def bear(self, slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
+    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         """Take a chunk in. context: what is passed before it, see Memory."""
 
     @abstractmethod
@@ -129,8 +133,10 @@ class Flight(ABC):
 
     # -- passes at timestep 0 ------------------------------------------------------------------------------------------
 
-    def _queue_context(self, context: Sequence[torch.Tensor]) -> None:
-        self._jobs.extend(Job(kind="context", latents=latents, begins=True) for latents in context)
+    def _queue_context(self, context: Sequence[CleanFrames]) -> None:
+        self._jobs.extend(
+            Job(kind="context", latents=frames.latents, actions=frames.actions, begins=True) for frames in context
+        )
 
     def _job_request(self, job: Job, text_row: int, scale: float) -> tuple[PassRequest, tuple[Task, ...]]:
         frames = job.latents.shape[1]
@@ -138,7 +144,13 @@ class Flight(ABC):
             self._lane.begin(0, frames)
             job.begun = True
         request = self._lane.request(
-            0, job.latents, (CLEAN_TIMESTEP,) * frames, text_row, scale=scale, view_frames=job.view_frames
+            0,
+            job.latents,
+            (CLEAN_TIMESTEP,) * frames,
+            text_row,
+            actions=job.actions,
+            scale=scale,
+            view_frames=job.view_frames,
         )
         step = 0 if job.slot is None else len(job.slot.steps)
         task = Task(kind=job.kind, slot=job.slot, row=self._lane.kv_rows[0][0], step=step, timestep=CLEAN_TIMESTEP)

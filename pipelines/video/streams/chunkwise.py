@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from ..chunks import ChunkSlot
+from ..clean_latents import CleanFrames
 from ..passes import PassRequest
 from ..presets import VideoPreset
 from .base import Flight, Job, Task
@@ -35,13 +36,17 @@ class ChunkFlight(Flight):
     def has_work(self, *, draining: bool) -> bool:
         return bool(self._jobs)
 
-    def bear(self, slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
+    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         self._queue_context(context)
         self.slots.append(slot)
         for step in range(len(slot.steps)):
-            self._jobs.append(Job(kind="denoise", latents=slot.latents, slot=slot, begins=step == 0))
+            self._jobs.append(
+                Job(kind="denoise", latents=slot.latents, actions=slot.actions, slot=slot, begins=step == 0)
+            )
         if self._preset.clean_pass or not slot.steps:
-            self._jobs.append(Job(kind="clean", latents=slot.latents, slot=slot, begins=not slot.steps))
+            self._jobs.append(
+                Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=not slot.steps)
+            )
 
     def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
         if not self._jobs:
@@ -55,7 +60,8 @@ class ChunkFlight(Flight):
         if job.begins and not job.begun:
             lane.begin(0, frames)
             job.begun = True
-        request = lane.request(0, slot.latents, (slot.timestep,) * frames, lane.text_rows[0], scale=scale)
+        timesteps = (slot.timestep,) * frames
+        request = lane.request(0, slot.latents, timesteps, lane.text_rows[0], actions=job.actions, scale=scale)
         row = lane.kv_rows[0][0]
         return [(request, (Task(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep),))]
 
@@ -69,5 +75,5 @@ class ChunkFlight(Flight):
         if slot not in self.slots or slot.remaining:
             return []
         self.slots.remove(slot)
-        self._memory.finished(slot.latents)
+        self._memory.finished(CleanFrames(slot.latents, slot.actions))
         return [slot]

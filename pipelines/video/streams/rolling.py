@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from ..chunks import ChunkSlot
+from ..clean_latents import CleanFrames
 from ..passes import PassRequest
 from ..presets import VideoPreset
 from .base import Flight, Job, Task
@@ -47,10 +48,10 @@ class RollingFlight(Flight):
     def has_work(self, *, draining: bool) -> bool:
         return bool(self._jobs) or self._entered or (draining and bool(self.slots))
 
-    def bear(self, slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
+    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         self._queue_context(context)
         if not slot.steps:
-            self._jobs.append(Job(kind="clean", latents=slot.latents, slot=slot, begins=True))
+            self._jobs.append(Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=True))
             return
         self.slots.append(slot)
         self._entered = True
@@ -66,7 +67,8 @@ class RollingFlight(Flight):
             lane.begin(0, latents.shape[1], keep=self._kept_frames())
             self._begun = True
         timesteps = [slot.timestep for slot in self.slots for _ in range(slot.latents.shape[1])]
-        request = lane.request(0, latents, timesteps, lane.text_rows[0], scale=scale)
+        actions = [action for slot in self.slots for action in slot.actions]
+        request = lane.request(0, latents, timesteps, lane.text_rows[0], actions=actions, scale=scale)
         row = lane.kv_rows[0][0]
         tasks = tuple(
             Task(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep) for slot in self.slots
@@ -90,14 +92,16 @@ class RollingFlight(Flight):
         slot = self.slots.pop(0)
         if self._preset.clean_pass:
             frames = slot.latents.shape[1]
-            self._jobs.append(Job(kind="clean", latents=slot.latents, slot=slot, view_frames=frames))
-            self._memory.finished(slot.latents)
+            self._jobs.append(
+                Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, view_frames=frames)
+            )
+            self._memory.finished(CleanFrames(slot.latents, slot.actions))
         return [slot]
 
     def _land_job(self, job: Job) -> list[ChunkSlot]:
         if job.slot is None or not job.begins:
             return []
-        self._memory.finished(job.latents)
+        self._memory.finished(CleanFrames(job.latents, job.actions))
         return [job.slot]
 
     def drop(self) -> None:

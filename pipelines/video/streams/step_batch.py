@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..chunks import ChunkSlot
+from ..clean_latents import CleanFrames
 from ..passes import PassRequest
 from ..presets import VideoPreset
 from .base import Flight, Task
@@ -59,7 +60,7 @@ class StepBatchFlight(Flight):
     def has_work(self, *, draining: bool) -> bool:
         return bool(self.slots)
 
-    def bear(self, slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
+    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         assert not context, "a step-batched cache holds noisy frames: no clean one is passed again"
         self.slots.append(slot)
 
@@ -69,8 +70,8 @@ class StepBatchFlight(Flight):
             frames, row = slot.latents.shape[1], slot.step
             if not self._begun:
                 self._lane.begin(row, frames)
-            text_row = self._lane.text_rows[row]
-            request = self._lane.request(row, slot.latents, (slot.timestep,) * frames, text_row, scale=scale)
+            text_row, timesteps = self._lane.text_rows[row], (slot.timestep,) * frames
+            request = self._lane.request(row, slot.latents, timesteps, text_row, actions=slot.actions, scale=scale)
             task = Task(
                 kind="denoise", slot=slot, row=self._lane.kv_rows[row][0], step=slot.step, timestep=slot.timestep
             )
