@@ -34,6 +34,23 @@ class Scale:
     log_every: int
     compile: bool
     """Whether the UNet is compiled, for about a minute of an H100, before a step of it is captured."""
+    video_codec_clips: int = 3072
+    video_codec_latents: int = 9
+    """Clips of so many latents held as pixels for mini-video's autoencoders."""
+    video_codec_batch: int = 16
+    video_codec_frames: int = 9
+    video_clips: int = 12288
+    video_latents: int = 24
+    """At most so many clips of so many latents for mini-video's denoiser."""
+    video_bank_seconds: float = 100.0
+    """Rendering and encoding these clips stops there."""
+    video_chunk: int = 64
+    """Clips rendered at a time."""
+    video_batch: int = 32
+    video_window: int = 12
+    """Clips and latents of a denoiser's step."""
+    video_streams: int = 32
+    """Streams that the student rolls out at a time."""
 
     def with_banks(self, share: float) -> Scale:
         """The same with banks of share times as many pictures, for short trials."""
@@ -47,6 +64,9 @@ class Scale:
             world_latents=part(self.world_latents),
             photo_latents=part(self.photo_latents),
             classifier_bank=part(self.classifier_bank),
+            video_codec_clips=part(self.video_codec_clips),
+            video_clips=part(self.video_clips),
+            video_bank_seconds=share * self.video_bank_seconds,
         )
 
 
@@ -73,6 +93,17 @@ TINY = Scale(
     eval_scenes=16,
     log_every=1,
     compile=False,
+    video_codec_clips=4,
+    video_codec_latents=3,
+    video_codec_batch=2,
+    video_codec_frames=5,
+    video_clips=8,
+    video_latents=9,
+    video_bank_seconds=10.0,
+    video_chunk=4,
+    video_batch=2,
+    video_window=6,
+    video_streams=2,
 )
 
 

@@ -1,0 +1,1 @@
+"""How mini-video, the bundled small causal video model, was made; see docs/mini-video.md."""

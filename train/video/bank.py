@@ -1,0 +1,181 @@
+"""Owns the training clips: rendered on the device, as pixels for the autoencoders and as latents for the denoiser.
+
+Knows no losses and no networks but the encoder that it is given. Windows are drawn on the device with index tensors:
+nothing waits for it, so a draw can be part of a captured training step.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from train.clips.actions import sample_actions
+from train.clips.captions import clip_caption
+from train.clips.motions import ClipSpec, sample_clip_specs
+from train.clips.render import Clips, render_clips
+from train.session import Session
+from train.video.networks import VIDEO_SIZE_PX
+from train.video.tokenizer import text_mask, token_ids
+
+CAPTIONS_PER_CLIP = 4
+BEGIN_SHARE, EMPTY_SHARE = 0.25, 0.1
+SUBJECT_RADIUS = 0.3
+"""Of a subject, in widths of the frame, before the camera zooms."""
+TIME_FACTOR = 4
+Encode = Callable[[Tensor], Tensor]
+"""Clips [n, 3, F, H, W] in 0..1 -> normalised latents [n, 16, L, h, w] float32."""
+
+
+class Windows(NamedTuple):
+    """A batch for the denoiser.
+
+    latents: [n, 16, W, h, w] float32. first: int64 [n], the place of a window's first latent in its clip; begins: bool
+    [n], whether that is 0 (then it is the latent of a single frame, and its action does nothing). ids: int64 [n, 32]
+    and mask: bool [n, 32], for `networks.encode_text`. actions: [n, W, 5] float32 in -1..1. coverage: [n, 1, W, h, w]
+    float32 in 0..1, how far the subject covers each cell. spec: int64 [n, 5], as ClipSpec (the caption may be empty all
+    the same).
+    """
+
+    latents: Tensor
+    first: Tensor
+    begins: Tensor
+    ids: Tensor
+    mask: Tensor
+    actions: Tensor
+    coverage: Tensor
+    spec: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipBank:
+    """N clips of L latents on one device.
+
+    latents: float16 [N, 16, L, h, w], normalised, each clip encoded from its frame 0. ids: int16 [N, K, 32], K captions
+    each. actions: float16 [N, L, 5]. coverage: uint8 [N, 1, L, h, w], 255 for 1. spec: int64 [N, 5]. empty_ids: int64
+    [32], of the caption "".
+    """
+
+    latents: Tensor
+    ids: Tensor
+    actions: Tensor
+    coverage: Tensor
+    spec: Tensor
+    empty_ids: Tensor
+
+    @property
+    def clips(self) -> int:
+        """N."""
+        return self.latents.shape[0]
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.latents.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """What the bank holds in memory."""
+        tensors = (self.latents, self.ids, self.actions, self.coverage, self.spec)
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def draw_windows(
+    bank: ClipBank,
+    n: int,
+    window: int,
+    generator: torch.Generator | None = None,
+    *,
+    begin_share: float = BEGIN_SHARE,
+    empty_share: float = EMPTY_SHARE,
+) -> Windows:
+    """n random windows of `window` latents, begin_share of them from their clip's beginning (and further ones by
+    chance), each with one of its clip's captions, or with "" in empty_share of cases.
+
+    generator: None takes the device's default one, which a CUDA graph may replay. Does not wait for the device.
+    """
+    assert 1 <= window <= bank.length, f"a window of {window} latents out of clips of {bank.length}"
+    device = bank.latents.device
+    u = torch.rand(5, n, device=device, generator=generator)
+    clip = _choose(u[0], bank.clips)
+    first = _choose(u[1], bank.length - window + 1) * (u[2] >= begin_share)
+    caption = _choose(u[3], bank.ids.shape[1])
+    times = first[:, None] + torch.arange(window, device=device)
+    ids = torch.where((u[4] < empty_share)[:, None], bank.empty_ids, bank.ids[clip, caption].long())
+    rows = clip[:, None]
+    return Windows(
+        latents=bank.latents[rows, :, times].movedim(1, 2).float(),
+        first=first,
+        begins=first == 0,
+        ids=ids,
+        mask=text_mask(ids),
+        actions=bank.actions[rows, times].float(),
+        coverage=bank.coverage[rows, :, times].movedim(1, 2).float() / 255,
+        spec=bank.spec[clip],
+    )
+
+
+def _choose(u: Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) -> equally likely integers 0 .. count - 1; rounding cannot reach count."""
+    return (u * count).long().clamp(max=count - 1)
+
+
+def rendered_groups(
+    session: Session, sprites: Tensor, clips: int, latents: int, generator: torch.Generator
+) -> Iterator[tuple[ClipSpec, Tensor, Clips]]:
+    """Groups of training clips of `latents` latents, `clips` in all: (spec, actions [n, L, 5], what was rendered)."""
+    device, group = session.device, session.scale.video_chunk
+    for start in range(0, clips, group):
+        n = min(group, clips - start)
+        spec = sample_clip_specs(n, generator, device, False, subjects=sprites.shape[0])
+        actions = sample_actions(n, latents, generator, device)
+        yield spec, actions, render_clips(spec, sprites, actions, generator, latents=latents, size_px=VIDEO_SIZE_PX)
+
+
+def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any) -> ClipBank:
+    """Render and encode clips until scale.video_clips or scale.video_bank_seconds are used up; logs what they took.
+
+    sprites: [S, 4, h, h] straight-alpha RGBA in 0..1 on the session's device. encode: see `autoencoder.make_encode`.
+    """
+    scale, generator = session.scale, session.generator(41)
+    rng = random.Random(session.seed)
+    began = session.seconds()
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    texts: list[str] = []
+    for spec, actions, clip in rendered_groups(session, sprites, scale.video_clips, scale.video_latents, generator):
+        latents = encode(clip.frames).half()
+        rows = torch.stack(tuple(spec), 1)
+        parts.append((latents, actions.half(), subject_coverage(spec, clip, latents.shape[-1]), rows))
+        texts += [clip_caption(*row, rng) for row in rows.tolist() for _ in range(CAPTIONS_PER_CLIP)]
+        if session.seconds() - began > scale.video_bank_seconds:
+            break
+    empty = token_ids(tokenizer, [""])[0]
+    bank = ClipBank(
+        latents=torch.cat([part[0] for part in parts]),
+        ids=token_ids(tokenizer, texts).short().view(-1, CAPTIONS_PER_CLIP, len(empty)).to(session.device),
+        actions=torch.cat([part[1] for part in parts]),
+        coverage=torch.cat([part[2] for part in parts]),
+        spec=torch.cat([part[3] for part in parts]),
+        empty_ids=empty.to(session.device),
+    )
+    session.log("bank", clips=float(bank.clips), mib=bank.bytes / 2**20, took=session.seconds() - began)
+    return bank
+
+
+def subject_coverage(spec: ClipSpec, clip: Clips, cells: int) -> Tensor:
+    """About where the subject is: uint8 [B, 1, L, cells, cells], 255 inside a disc around it that the zoom scales.
+
+    A latent's disc stands at the mean place of its frames.
+    """
+    size = clip.frames.shape[-1]
+    seen = torch.cat([clip.subject / size, (SUBJECT_RADIUS * clip.camera[..., 2:].exp())], -1)
+    rest = seen[:, 1:].unflatten(1, (-1, TIME_FACTOR)).mean(2)
+    x, y, radius = torch.cat([seen[:, :1], rest], 1)[..., None, None].unbind(2)
+    line = (torch.arange(cells, device=clip.frames.device) + 0.5) / cells
+    distance = ((line - x).square() + (line[:, None] - y).square()).sqrt()
+    inside = ((radius - distance) * cells + 0.5).clamp(0, 1) * (spec.subject >= 0).view(-1, 1, 1, 1)
+    return (inside.nan_to_num() * 255).round().byte().unsqueeze(1)
