@@ -13,6 +13,7 @@ from pipelines.errors import InputError
 
 from .options import add_control_options, add_engine_options, control_from_options, engine_options, parse_size
 from .threads import share_the_cores
+from .timeline import Timeline
 
 if TYPE_CHECKING:
     from pipelines.controls import Control
@@ -27,6 +28,7 @@ _EXAMPLES = """examples:
   zoetrope render drawings/ out.webm --fps 12 --prompt "a robot, neon lines"
   zoetrope render --prompt-only --seconds 10 out.mp4 --prompt "a cat on the beach"
   zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
+  zoetrope render --prompt-only --seconds 12 out.mp4 --timeline examples/story.json
   zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume
   zoetrope render --take FOLDER out.mp4                        (a live session's take again)
   zoetrope render --take FOLDER out.mp4 --fill-drops --steps 8 --size 512x512
@@ -58,6 +60,9 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--first-picture", metavar="FILE", help="a picture with which a prompt-only video begins (video models)"
     )
+    parser.add_argument(
+        "--timeline", metavar="FILE", help="changes of controls at times, as JSON: docs/render.md has the format"
+    )
     parser.add_argument("--take", metavar="FOLDER", help="render a live session's take: the same frames as live")
     parser.add_argument(
         "--fill-drops", action="store_true", help="with --take: also the inputs that were dropped live, so other frames"
@@ -76,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
     if options.fill_drops:
         raise InputError("--fill-drops was given without a take.", "Add --take FOLDER.")
     request = request_from_options(options)
-    tell_unknown_words(options.model, request.control)
+    timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
+    tell_unknown_words(options.model, request.control, *(cue.control for cue in timeline.cues))
     share_the_cores()
     from pipelines.load import load_engine
 
@@ -105,6 +111,7 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
         "--resume": options.resume,
         "--lora": options.lora,
         "--first-picture": options.first_picture,
+        "--timeline": options.timeline,
         **dict.fromkeys(map(_flag, control), True),
     }
     given = [name for name, value in others.items() if value]
@@ -161,12 +168,13 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
         frames=_frames(options, rate or _DEFAULT_RATE) if rate is not None else None,
         seconds=_seconds(options, rate),
         first_picture=_first_picture(options),
+        timeline=Path(options.timeline) if options.timeline is not None else None,
         force=options.force,
         resume=options.resume,
     )
 
 
-def tell_unknown_words(model: str, control: Control) -> None:
+def tell_unknown_words(model: str, *controls: Control) -> None:
     """Say which words of the prompts a bundled model does not know, with near ones."""
     from pipelines.vocabulary import Vocabulary, world_file
 
@@ -174,7 +182,7 @@ def tell_unknown_words(model: str, control: Control) -> None:
     if world is None:
         return
     vocabulary = Vocabulary.read(world)
-    for prompt in control.prompt or ():
+    for prompt in dict.fromkeys(prompt for control in controls for prompt in control.prompt or ()):
         if notice := vocabulary.notice(prompt.text):
             _say(f"{prompt.text!r}: {notice}")
 

@@ -6,17 +6,17 @@ Knows no command line. The engine is made by a function that the caller gives.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
-import av
 from tqdm import tqdm
 
-from pipelines.controls import Control, WeightedPrompt
+from pipelines.controls import Control
 from pipelines.errors import InputError, OutputError
-from pipelines.types import Engine, Stream, StreamInfo
+from pipelines.types import Engine, Stream
 
 from .media.containers import Container, container_for
 from .media.geometry import Aspect, Placement, Size, even, output_placement
@@ -27,8 +27,11 @@ from .media.source import Source, SourceBrokenError, open_source
 from .media.video_writer import VideoPlan, VideoWriter
 from .media.writer import FrameWriter
 from .picture import Picture
-from .render_loop import Job, RenderLoop, StopSignal, catch_up, noise_is_numbered, prompt_jobs
-from .render_record import RenderRecord, check_apart, fingerprint, has_frames
+from .render_loop import Job, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
+from .render_record import RenderRecord, check_apart, has_frames
+from .render_settings import asked_settings, chosen_settings
+from .timeline import Timeline
+from .timeline_player import TimelinePlayer, rehearse, states
 
 Say = Callable[[str], object]
 OutSize = Size | str  # pixels, or "native" (the engine's), or "source"
@@ -40,7 +43,7 @@ class RenderRequest:
     loader.
 
     frame_rate: of pictures and of prompt-only frames; None: the source's or the model's own. first_picture: a picture
-    with which a prompt-only video begins. as_folder: OUTPUT was written with '/'.
+    with which a prompt-only video begins. timeline: a file of changes at times. as_folder: OUTPUT was written with '/'.
     """
 
     source: Path | None
@@ -53,6 +56,7 @@ class RenderRequest:
     frames: int | None = None
     seconds: Fraction | None = None
     first_picture: Path | None = None
+    timeline: Path | None = None
     as_folder: bool = False
     force: bool = False
     resume: bool = False
@@ -66,15 +70,17 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
     kind = container_for(request.output, named_as_folder=request.as_folder)
     if request.source is not None:
         check_apart(request.source, request.output)
+    timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
     source = open_source(request.source, request.frame_rate) if request.source is not None else None
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
-    record.agree(_asked_settings(request, kind))
+    record.agree(asked_settings(request, kind))
     engine = load(**request.engine)
     try:
+        rehearse(timeline, engine, request.control)
         rate = source.info.frame_rate if source is not None else request.frame_rate
         with engine.open(control=request.control, frame_rate=rate) as stream:
-            record.agree(_chosen_settings(stream.info))
-            return _Render(request, kind, source, record, engine, stream, say).run()
+            record.agree(chosen_settings(stream.info))
+            return _Render(request, kind, source, record, engine, stream, timeline, say).run()
     finally:
         engine.close()
 
@@ -90,6 +96,7 @@ class _Render:
         record: RenderRecord,
         engine: Engine,
         stream: Stream,
+        timeline: Timeline,
         say: Say,
     ) -> None:
         self._request = request
@@ -98,11 +105,13 @@ class _Render:
         self._record = record
         self._engine = engine
         self._stream = stream
+        self._timeline = timeline
         self._say = say
         info = stream.info
         self._native = (info.width, info.height)
         self._rate = source.info.frame_rate if source is not None else info.frame_rate
         self._time_base = source.info.time_base if source is not None else 1 / info.frame_rate
+        self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
         self._placement = self._placed(source.info.size) if source is not None else None
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
@@ -127,6 +136,7 @@ class _Render:
                     self._engine,
                     self._stream,
                     writer,
+                    self._player,
                     finish=to_output.apply,
                     progress=lambda: bar.update(1),
                     first=start,
@@ -203,10 +213,22 @@ class _Render:
         return size if self._kind is None else even(size)
 
     def _catch_up(self, frames: int) -> None:
-        prompt_only = self._source is None
-        if frames and noise_is_numbered(self._stream, prompt_only=prompt_only):
-            with tqdm(total=frames, unit="frame", desc="catching up", leave=False, file=sys.stderr) as bar:
-                catch_up(self._engine, self._stream, frames, prompt_only=prompt_only, progress=lambda: bar.update(1))
+        """Bring the stream to where it was after so many frames."""
+        prompt_only, controls = self._source is None, states(self._timeline, self._stream.controls)
+        if not frames or not needs_catching_up(controls, prompt_only=prompt_only):
+            return
+        times: Iterable[int] = range(frames)
+        if self._source is not None and self._timeline.cues:
+            times = (frame.pts for frame in islice(self._source.frames(), frames))
+        with tqdm(total=frames, unit="frame", desc="catching up", leave=False, file=sys.stderr) as bar:
+            catch_up(
+                self._engine,
+                self._stream,
+                times,
+                self._player,
+                prompt_only=prompt_only,
+                progress=lambda: bar.update(1),
+            )
 
     def _progress_bar(self, done: int) -> tqdm[None]:
         slow = not sys.stderr.isatty()  # in a log, a line now and then
@@ -264,41 +286,3 @@ class _Render:
         if self._request.output.is_file():
             self._request.output.unlink()
         self._record.end()
-
-
-def _asked_settings(request: RenderRequest, kind: Container | None) -> dict[str, str]:
-    """What was asked for, by the names of the command line; a resumed run must ask for the same."""
-    rate = str(request.frame_rate or "")
-    encoder = "png" if kind is None else f"{kind.video_encoder} {dict(kind.video_options)}, PyAV {av.__version__}"
-    given = {name: _readable(value) for name, value in request.control.changes().items()}
-    return {
-        "input": fingerprint(request.source) if request.source is not None else "none (prompt-only)",
-        "number of frames": str(request.frames or ""),
-        "seconds": str(request.seconds or ""),
-        "first picture": fingerprint(request.first_picture) if request.first_picture is not None else "none",
-        "frame rate": rate,
-        "aspect": request.aspect.value,
-        "output size": _readable(request.out_size),
-        "encoder": encoder,
-        **{name: _readable(value) for name, value in request.engine.items() if name != "notice"},
-        "set of controls": ", ".join(sorted(given)),
-        **given,
-    }
-
-
-def _chosen_settings(info: StreamInfo) -> dict[str, str]:
-    """What the engine chose, which "auto" may choose otherwise on another machine."""
-    return {
-        "engine": f"{info.model}, {info.dtype} on {info.device}, {info.backend}",
-        "engine size": f"{info.width}x{info.height}",
-    }
-
-
-def _readable(value: object) -> str:
-    match value:
-        case (WeightedPrompt(), *_):
-            assert isinstance(value, tuple)
-            return " | ".join(f"{prompt.text}:{prompt.weight:g}" for prompt in value)
-        case (int() as width, int() as height):
-            return f"{width}x{height}"
-    return str(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import FrameType, TracebackType
@@ -17,13 +17,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.controls import Control
+from pipelines.controls import Control, Controls
 from pipelines.types import Engine, Frame, Stream
 
 from .media.source import SourceBrokenError
 from .media.writer import FrameWriter
+from .timeline_player import TimelinePlayer
 
 _MOST_IDLE_TICKS = 10_000  # far more than any ring is deep: the engine would never take this frame
+_CATCHING_UP = Control(steps=1, similarity_filter=False)
 Picture = npt.NDArray[np.uint8]
 
 
@@ -48,16 +50,19 @@ class RenderLoop:
         engine: Engine,
         stream: Stream,
         writer: FrameWriter,
+        player: TimelinePlayer,
         *,
         finish: Callable[[Picture], Picture],
         progress: Callable[[], object],
         first: int = 0,
     ) -> None:
-        """finish: from the engine's picture to the one that is written. progress: called after each written frame.
-        first: index of the first frame that is written; those before it are made and dropped."""
+        """player: of the stream's timeline. finish: from the engine's picture to the one that is written. progress:
+        called after each written frame. first: index of the first frame that is written; those before it are made and
+        dropped."""
         self._engine = engine
         self._stream = stream
         self._writer = writer
+        self._player = player
         self._finish = finish
         self._progress = progress
         self._first = first
@@ -87,6 +92,7 @@ class RenderLoop:
         return True
 
     def _offer(self, job: Job, stop: Callable[[], bool]) -> bool:
+        self._player.before(job.pts, has_image=job.image is not None, finished=self._write)
         idle_ticks = 0
         while not stop():
             if push(self._stream, job):
@@ -132,29 +138,42 @@ def push(stream: Stream, job: Job) -> bool:
     return stream.push(Frame(image=job.image, pts=job.index, time_base=Fraction(1, 1000), seq=job.index))
 
 
-def catch_up(engine: Engine, stream: Stream, frames: int, *, prompt_only: bool, progress: Callable[[], object]) -> None:
-    """Bring a new stream to where it would be after `frames` frames: its noise counters and its noise walk.
+def catch_up(
+    engine: Engine,
+    stream: Stream,
+    times: Iterable[int],
+    player: TimelinePlayer,
+    *,
+    prompt_only: bool,
+    progress: Callable[[], object],
+) -> None:
+    """Bring a new stream to where it would be after frames of these pts: its noise counters, its noise walk, the
+    timeline's changes and transitions.
 
-    Runs the frames through at one step each and drops them. Needed only where a frame's noise depends on its number.
+    Runs the frames through at one step each and drops them. Needed only where `needs_catching_up` says so.
     """
-    before = stream.controls
+    wanted = stream.controls
     image = None if prompt_only else np.zeros((stream.info.height, stream.info.width, 3), np.uint8)
-    stream.apply(Control(steps=1, similarity_filter=False))
-    for index in range(frames):
+    stream.apply(_CATCHING_UP)
+    for index, pts in enumerate(times):
+        done = player.before(pts, has_image=not prompt_only, finished=len, held=_CATCHING_UP.changes())
+        for control in done:
+            wanted = wanted.updated(control)
         while not push(stream, Job(index=index, image=image, pts=index, duration=1)):
             engine.tick()
             stream.pull()
         progress()
     stream.flush()
-    stream.apply(Control(steps=before.integer("steps"), similarity_filter=before.flag("similarity_filter")))
+    stream.apply(Control(steps=wanted.integer("steps"), similarity_filter=wanted.flag("similarity_filter")))
 
 
-def noise_is_numbered(stream: Stream, *, prompt_only: bool) -> bool:
-    """Whether a frame's noise depends on its number, so that a resumed stream has to catch up."""
-    controls = stream.controls
-    if not controls.flag("seed_lock"):
-        return True
-    return prompt_only and controls.number("noise_walk_deg") > 0
+def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
+    """Whether a frame depends on its number, by its noise or by a transition, in any state that a render has; so that a
+    resumed stream has to catch up."""
+    numbered = any(not state.flag("seed_lock") for state in states)
+    walks = prompt_only and any(state.number("noise_walk_deg") > 0 for state in states)
+    glides = len(states) > 1 and any(state.integer("transition_frames") for state in states)
+    return numbered or walks or glides
 
 
 def prompt_jobs(start: int, frames: int) -> Iterator[Job]:

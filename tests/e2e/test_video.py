@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 import time
@@ -12,12 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app import render as door
 from app.client_session import ClientSession, SessionAccounting, SessionState
 from app.media.video_reader import VideoReader
+from app.render_job import render
 from app.takes.reader import read_take
 from app.worker import WorkerOptions
 from app.worker_client import WorkerClient
 from pipelines.controls import Control
+from pipelines.load import load_engine
 from tests.fakes.clips import make_clip
 from tests.fakes.live_process import bearer, live_process
 from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model
@@ -71,6 +76,30 @@ def test_render_redraws_a_clip(model: Path, tmp_path: Path) -> None:
     options = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-policy", "window")
     zoetrope("render", str(clip), str(tmp_path / "out.mp4"), *options, "--prompt", "a cat")
     assert len(shown(tmp_path / "out.mp4")) == 23
+
+
+def test_render_of_a_story_in_three_shots(model: Path, tmp_path: Path) -> None:
+    """Chunks of 9, 12, ... frames begin at 0, 0.5625 and 1.3125 s: each shot is another picture from there on."""
+    cuts = [
+        {"at_s": 0.5, "prompt": "the table", "scene_cut": True, "seed": 4},
+        {"at_s": 1.3, "prompt": "a cat", "scene_cut": True, "seed": 5},
+    ]
+    (tmp_path / "story.json").write_text(json.dumps([{"at_s": 0, "prompt": "a cat"}, *cuts]))
+    engine = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-policy", "dual")
+    length = ("--prompt-only", "--seconds", "1.6", "--seed", "3")
+    zoetrope("render", *length, f"{tmp_path}/told/", *engine, "--timeline", str(tmp_path / "story.json"))
+    parser = argparse.ArgumentParser()
+    door.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["render", *length, f"{tmp_path}/plain/", *engine, "--prompt", "a cat"])
+    assert render(door.request_from_options(options), load_engine, lambda _: None) == 0
+    told, plain = (
+        [np.asarray(Image.open(file)).astype(int) for file in sorted((tmp_path / name).iterdir())]
+        for name in ("told", "plain")
+    )
+    assert len(told) == len(plain) == round(1.6 * RATE)
+    apart = [int(np.abs(a - b).max()) for a, b in zip(told, plain, strict=True)]
+    assert max(apart[:9]) <= 1  # threads differ, and with them rounding
+    assert min(apart[9:]) > 2  # the model of random weights hardly reads its prompt; it feels its seed
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
