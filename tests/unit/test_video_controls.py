@@ -19,21 +19,24 @@ from pipelines.control_table import CONTROLS
 from pipelines.controls import Control
 from pipelines.ticklog import BirthRecord, RowRecord
 from pipelines.types import Propagation
+from pipelines.video.actions import ACTION_NAMES
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
 from pipelines.video.presets import VideoPreset
 from pipelines.video.streams import Task
-from tests.fakes.video_engine import SMALL, run_chunks, small_engine, video_frames
+from tests.fakes.video_engine import SMALL, acting_engine, run_chunks, small_engine, video_frames
 
 GUIDED = replace(SMALL, guidance=3.0, negative_prompt="dull")
 Found = list[tuple[PassRequest, tuple[Task, ...]]]
 
 
 class Bench:
-    """A stream in its steady state. With `inputs` it redraws frames, else it generates."""
+    """A stream in its steady state. With `inputs` it redraws frames, else it generates. acts: with actions."""
 
-    def __init__(self, preset: VideoPreset = SMALL, *, inputs: bool = False, **control: object) -> None:
-        self.engine = small_engine(preset)
+    def __init__(
+        self, preset: VideoPreset = SMALL, *, inputs: bool = False, acts: bool = False, **control: object
+    ) -> None:
+        self.engine = acting_engine(preset) if acts else small_engine(preset)
         self.stream = self.engine.open(Control.of({"prompt": "a cat", **control}))
         self.inputs = inputs
         self.supply = iter(video_frames(4000))
@@ -60,6 +63,19 @@ class Bench:
     @property
     def births(self) -> list[BirthRecord]:
         return [record for record in self.engine.log.records() if isinstance(record, BirthRecord)]
+
+    def watch_actions(self) -> dict[str, float]:
+        """What the latest pass was told."""
+        seen = dict.fromkeys(ACTION_NAMES, 0.0)
+        run = self.engine.core.passes.run
+
+        def watched(requests: Sequence[PassRequest]) -> list[torch.Tensor]:
+            (action,) = set(requests[-1].actions)
+            seen.update(zip(ACTION_NAMES, action, strict=True))
+            return run(requests)
+
+        self.engine.core.passes.run = watched  # type: ignore[method-assign]
+        return seen
 
     def text(self) -> torch.Tensor:
         """Keys of the prompt in the stream's row."""
@@ -110,6 +126,18 @@ def test_a_change_is_felt_by_the_next_chunk(name: str) -> None:
     bench = Bench(inputs=inputs)
     # The second step and the clean pass of the chunk in flight come first.
     assert bench.onset(Control.of(change), felt) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ACTION_NAMES)
+def test_an_action_is_felt_by_the_next_chunk_and_holds(name: str) -> None:
+    assert CONTROLS[name].propagation is Propagation.NEXT_CHUNK
+    bench = Bench(acts=True)
+    seen = bench.watch_actions()
+    assert bench.onset(Control.of({name: -0.5}), lambda b: seen[name] == -0.5) == (2, 1)
+    assert seen == {**dict.fromkeys(ACTION_NAMES, 0.0), name: -0.5}
+    for _ in range(7):
+        bench.step()
+    assert bench.onset(Control.of({name: 0}), lambda b: seen[name] == 0) == (1, 1)
 
 
 def test_a_prompt_glides_in_with_the_next_chunk_or_cuts_in_at_the_next_tick() -> None:
@@ -246,6 +274,7 @@ def test_a_scene_cut_comes_with_the_next_chunk_and_goes_back_by_itself() -> None
 def test_every_control_of_a_video_model_is_measured_here() -> None:
     here = {
         *MEASURED,
+        *ACTION_NAMES,
         *("prompt", "prompt_change", "negative_prompt", "guidance_scale", "transition_frames", "prompt_blend"),
         *("first_chunk_frames", "paused", "scene_cut"),
         *("rewind_to", "input_use"),  # tests/unit/test_video_memory.py, test_video_inputs.py

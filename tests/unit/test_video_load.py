@@ -17,12 +17,13 @@ from pipelines.errors import (
     ModelLayoutError,
     ModelNotFoundError,
 )
+from pipelines.video.actions import save_actions
 from pipelines.video.families import FAMILIES
 from pipelines.video.folders import folders_near, is_video_folder, read_video_folder
-from pipelines.video.source import is_video_model
+from pipelines.video.source import is_video_model, video_weight_files
 from tests.fakes.published_checkpoints import Dims, prefixed, wan_state
 from tests.fakes.tiny_models import tiny_sd15
-from tests.fakes.tiny_video_model import tiny_video_model
+from tests.fakes.tiny_video_model import random_actions, tiny_video_model
 from tests.fakes.video_loading import load, original_folder, write
 
 
@@ -280,3 +281,37 @@ def test_a_model_card_beside_the_weights_counts(base: Path, files: Path) -> None
     model, said = load(file, base=str(base))
     assert (model.licence, model.commercial) == ("cc-by-nc-4.0; no commercial use", False)
     assert "no commercial use" in said.text
+
+
+# -- actions -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_actions_goes_with_the_transformer(tmp_path: Path) -> None:
+    folder = tiny_video_model(tmp_path / "acting", actions=True)
+    model, _ = load(folder)
+    embedder = model.transformer.action_embedder
+    assert model.takes_actions
+    assert embedder is not None
+    assert torch.equal(embedder.linear_1.weight, random_actions(32).linear_1.weight)
+    assert len(model.weights.mapped) == 69
+    assert dict(video_weight_files(str(folder)))["actions"] == folder / "actions" / "model.safetensors"
+    checkpoint = write(tmp_path / "elsewhere" / "model.safetensors", wan_state())
+    assert not load(checkpoint, base=str(folder), family="wan")[0].takes_actions, "they belong to other weights"
+
+
+def test_a_folder_of_actions_that_do_not_fit(tmp_path: Path) -> None:
+    folder = tiny_video_model(tmp_path / "acting", actions=True)
+    save_actions(random_actions(48), folder / "actions")
+    with pytest.raises(ModelLayoutError, match="dim 48; the transformer's time embedding is 32 wide"):
+        load(folder)
+
+
+def test_diffusers_loads_a_folder_with_actions(tmp_path: Path) -> None:
+    from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+
+    folder = tiny_video_model(tmp_path / "acting", actions=True)
+    alone = WanTransformer3DModel.from_pretrained(folder / "transformer")
+    whole = WanPipeline.from_pretrained(folder).transformer
+    for name, weight in alone.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], weight)
