@@ -23,7 +23,8 @@ _MAX_LEVELS = 4
 class Family:
     """One published kind of weights.
 
-    hint: found in the last part of a file's or folder's path. repository and files: where it is published.
+    hint: found in the last part of a file's or folder's path. repository and files: where it is published; empty for a
+    model that comes with Zoetrope.
     containers: which part of a pickled file holds the weights, best first. signature: the parts that only this
     family's file has. sizes: of `SIZES`; empty for any. lora: the adapter that belongs to the base file, beside it.
     lora_alpha: its alpha where the file does not say; 0 for alpha = rank. base: the folder with encoder and codec.
@@ -67,6 +68,9 @@ WAN_NEGATIVE_PROMPT = (
     "poorly drawn faces, deformed, disfigured, misshapen limbs, fused fingers, still picture, messy background, three "
     "legs, many people in the background, walking backwards"
 )
+
+MINI_VIDEO = VideoPreset(shift=3.0, policy="window", window_frames=12, width=128, height=128)
+"""As train/video trains it; docs/mini-video.md has how window and sink were chosen."""
 
 # Order matters where two hints find the same path: the more particular family stands first.
 _TABLE = (
@@ -254,6 +258,16 @@ _TABLE = (
             "Wan 2.1 itself is not causal: each chunk is a clip of its own of 81 frames, with 50 steps and guidance. "
             "Add the checkpoint of a causal family for a stream."
         ),
+    ),
+    Family(
+        name="mini-video",
+        title="mini-video",
+        hint=_last("mini[-_]?video"),
+        repository="",
+        files=(),
+        licence=APACHE,
+        preset=MINI_VIDEO,
+        sizes=(),
     ),
 )
 FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}

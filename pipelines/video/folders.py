@@ -29,7 +29,7 @@ _ORIGINAL_NAMES: Mapping[str, str] = {
 }
 _TINY_FOLDER = "tiny_vae"
 ACTIONS_FOLDER = "actions"
-_SETTINGS = ("family", "width", "height", "licence", "preset")
+_SETTINGS = ("family", "width", "height", "licence", "preset", "text_tokens")
 _LEVELS = 3
 
 
@@ -53,6 +53,16 @@ class VideoFolder:
     tiny_vae: Path | None = None
     actions: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_tokens(self) -> int | None:
+        """Rows of a prompt, where zoetrope.json says that the model was not trained with Wan's. ModelLayoutError."""
+        tokens = self.settings.get("text_tokens")
+        if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1):
+            return tokens
+        raise ModelLayoutError(
+            f"{self.folder / SETTINGS_FILE}: text_tokens is {tokens!r}.", "Give a whole number of at least 1."
+        )
 
 
 def is_video_folder(folder: Path) -> bool:

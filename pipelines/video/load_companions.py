@@ -21,7 +21,7 @@ from .codec import VideoCodec
 from .companion_keys import is_original_vae, residual_blocks, umt5_to_transformers, vae_to_diffusers
 from .folders import VideoFolder
 from .source import Notice
-from .umt5 import Umt5TextEncoder, load_encoder, read_tokenizer
+from .umt5 import TEXT_TOKENS, Umt5TextEncoder, load_encoder, read_tokenizer
 
 _PADDINGS: Mapping[str, Literal["end", "front"]] = {"end": "end", "front": "front"}
 
@@ -112,6 +112,7 @@ def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5
         text_dim=text_dim,
         device=precision.device,
         residence=residence,
+        tokens=folder.text_tokens or TEXT_TOKENS,
     )
 
 

@@ -6,6 +6,7 @@ Knows which loader goes with which file; knows no stream, no cache and no contro
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..lora_files import LoraFile
 from ..precision import choose_device
 from .actions import load_actions
 from .families import Family
-from .folders import SETTINGS_FILE
+from .folders import SETTINGS_FILE, VideoFolder
 from .load_companions import load_codec, load_text
 from .load_transformer import choose_video_precision, load_transformer
 from .lora_merge import Adapter, read_adapter
@@ -61,7 +62,7 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
     precision = choose_video_precision(choose_device(options.device), options.dtype)
     source = resolve_video(model, base=options.base, notice=options.notice)
     found = recognise(source, options.family)
-    config = config_of(found.checkpoint.shapes, source.folder.transformer_config, str(found.checkpoint.source))
+    config = config_of(found.checkpoint.shapes, _beside(source.folder), str(found.checkpoint.source))
     check_size(found, config)
     preset, licence = _preset(source, found.family), _licence(source, found.family)
     adapters = _adapters(source, found.family, options)
@@ -89,6 +90,12 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
         commercial=licence.commercial,
         weights=report,
     )
+
+
+def _beside(folder: VideoFolder) -> Mapping[str, Any]:
+    """The transformer's configuration with the prompt's rows, of which diffusers' knows nothing."""
+    tokens = folder.text_tokens
+    return folder.transformer_config if tokens is None else {**folder.transformer_config, "text_len": tokens}
 
 
 def _preset(source: VideoSource, family: Family) -> VideoPreset:

@@ -43,7 +43,7 @@ def is_video_model(model: str) -> bool:
     if path.exists():
         return is_video_folder(path) or (not _is_image_model(path) and any(map(_may_be_video, weight_files(path))))
     repository = "/".join(model.split("/")[:2])
-    if repository in (BASE_ID, *(family.repository for family in FAMILIES.values())):
+    if repository in (BASE_ID, *(family.repository for family in FAMILIES.values() if family.repository)):
         return True
     cached = hub.cached_folder(model) if hub.is_hub_id(model) else None
     return cached is not None and is_video_folder(cached)
@@ -112,6 +112,12 @@ def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
 
 
 def _of_family(family: Family, base: str, notice: Notice) -> VideoSource:
+    if not family.repository:
+        raise ModelNotFoundError(
+            f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is published nowhere "
+            "else.",
+            "Fetch the checkout's files again, or make the model as docs/mini-video.md says.",
+        )
     if family.name == "wan":
         notice(f"Wan 2.1 is taken in diffusers' layout: {BASE_ID}.")
         return _repository(BASE_ID, base, notice)
