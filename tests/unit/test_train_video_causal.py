@@ -1,0 +1,150 @@
+"""The causal model's training at a tiny size on made-up latents: losses, streams that go on, every stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan_config import WanConfig
+from train.session import TINY, Session
+from train.video.bank import ClipBank, draw_windows
+from train.video.causal import CHUNK, GRID, WINDOW, few_step_levels, make_networks
+from train.video.distill import Game, make_players, train_scorer, train_student
+from train.video.rollouts import Pool
+from train.video.teacher import as_batch, prepare_transformer, train_teacher
+
+VOCABULARY = 40
+
+
+SMALL = WanConfig(
+    num_attention_heads=2,
+    attention_head_dim=16,
+    text_dim=128,
+    text_len=32,
+    freq_dim=32,
+    ffn_dim=32,
+    num_layers=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def small_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.video.causal.make_transformer", lambda: CausalWanTransformer(SMALL))
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    return Session(device=torch.device("cpu"), out=tmp_path, resume=tmp_path / "none", scale=TINY)
+
+
+@pytest.fixture(scope="module")
+def bank() -> ClipBank:
+    """Latents whose value is their place in time, a clip's number added."""
+    torch.manual_seed(0)
+    times = torch.arange(12.0) / 12
+    latents = (times + torch.arange(8.0)[:, None])[:, None, :, None, None].expand(8, 16, 12, 16, 16)
+    return ClipBank(
+        latents=latents.half(),
+        ids=torch.randint(1, VOCABULARY, (8, 4, 32)).short(),
+        actions=torch.zeros(8, 12, 5).half(),
+        coverage=torch.zeros(8, 1, 12, 16, 16, dtype=torch.uint8),
+        spec=torch.zeros(8, 5, dtype=torch.int64),
+        empty_ids=torch.tensor([1] + [0] * 31),
+    )
+
+
+def test_a_cut_window_has_another_clip_s_frames_and_no_loss_on_them(bank: ClipBank) -> None:
+    torch.manual_seed(3)
+    windows = draw_windows(bank, 64, 9, begin_share=0.5)
+    windows = windows._replace(latents=windows.latents + 10 * torch.arange(64.0)[:, None, None, None, None])
+    batch = as_batch(windows, CHUNK, cut_share=0.5)
+    foreign = (batch.latents - windows.latents).abs().amax((1, 3, 4)) > 0
+    counted = batch.weight[:, 0, :, 0, 0] > 0
+    assert foreign.any()
+    assert not (foreign & counted).any()
+    starts = foreign.sum(1)
+    assert set(starts.tolist()) <= {0, 3, 6}
+    for row in range(64):
+        begins = windows.begins[row] and starts[row] == 0
+        first = 0 if begins else max(int(starts[row]), CHUNK)
+        assert counted[row].tolist() == [index >= first for index in range(9)]
+
+
+def make_pool(session: Session, bank: ClipBank) -> Pool:
+    networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
+    prepare_transformer(networks.transformer, compile_blocks=False)
+    levels = few_step_levels(session.device)
+    return Pool(
+        networks.transformer, bank, networks.encode, 4, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK, levels=levels
+    )
+
+
+def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(session: Session, bank: ClipBank) -> None:
+    torch.manual_seed(5)
+    pool = make_pool(session, bank)
+    ages = []
+    for _ in range(6):
+        pool.begin()
+        forced = pool.is_forced.clone()
+        pool.x0.fill_(-1.0)
+        pool.finish()
+        newest = pool.latents[:, :, -CHUNK:]
+        assert (newest[~forced] == -1).all()
+        assert (newest[forced] >= 0).all()
+        ages.append(pool.age.clone())
+    assert all(bool((age % CHUNK == 0).all()) for age in ages)
+    assert ages[0].tolist() == [CHUNK] * 4
+    assert ((ages[3] == ages[2] + CHUNK) | (ages[3] == CHUNK)).all()
+    assert pool.there.sum(1).tolist() == [min(WINDOW, int(age) + CHUNK) for age in pool.age]
+
+
+def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipBank) -> None:
+    from cache.kv import KVCache, KVShape
+    from cache.kv_policies import make_policy
+    from pipelines.video.text_cache import PlainText
+
+    pool = make_pool(session, bank)
+    transformer = pool._transformer
+    pool.begin()
+    policy = make_policy("window", grid=GRID, window_frames=WINDOW, chunk_frames=CHUNK)
+    shape = KVShape(
+        layers=2, heads=2, head_dim=16, grid=GRID, cache_rows=4, dtype=torch.float32, device=torch.device("cpu")
+    )
+    cache = KVCache(shape, policy, rotary=transformer.rotary)
+    pool._limit.fill_(10_000)
+    with torch.no_grad():
+        for number in range(6):
+            if number:
+                pool.begin()
+            cache_rows = [0, 1, 2, 3]
+            for row in cache_rows:
+                cache.begin(row, CHUNK)
+            pool._forced.zero_()
+            pool.level.fill_(0.75)
+            actions, text = pool.actions[:, pool.past :], PlainText(transformer, pool.states)
+            ours = pool.velocity(transformer, pool.x, pool.level)
+            theirs = transformer(pool.x, torch.full((4, 3), 750.0), text, cache.view(cache_rows), actions)
+            torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+            pool.x0.copy_(torch.randn_like(pool.x0))
+            pool.finish()
+            transformer(pool.x, torch.zeros(4, 3), text, cache.view(cache_rows), actions)
+
+
+def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) -> None:
+    train_teacher(session, bank, VOCABULARY, 0.0)
+    train_scorer(session, bank, VOCABULARY, 0.0)
+    student = train_student(session, bank, VOCABULARY, 0.0)
+    assert all(parameter.isfinite().all() for parameter in student.transformer.parameters())
+    names = {path.name for path in session.out.iterdir()}
+    assert {"teacher-0.safetensors", "scorer-0.safetensors", "student-0.safetensors", "curve.jsonl"} <= names
+    players = make_players(session, VOCABULARY)
+    game = Game(session, bank, players)
+    before = [p.detach().clone() for p in game.student.full]
+    game.set_rates(1.0)
+    game.roll(2)
+    game.on_streams()
+    changed = [not torch.equal(a, b) for a, b in zip(before, game.student.full, strict=True)]
+    assert all(changed)

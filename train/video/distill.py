@@ -1,0 +1,293 @@
+"""Owns the distillation into a few steps on the student's own streams. Knows no pixels.
+
+Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has made itself (Huang et
+al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, the
+scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As the past is noised
+with it, what has drifted is pulled back. Every second update instead noises real chunks at the lower levels, with
+regression to the real ones, so that a camera's picture is held.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.graphs import Replay
+from train.session import Average, Budget, Master, Session, adamw, set_rate, trapezoid, warm_cosine
+from train.video.bank import ClipBank, draw_windows
+from train.video.causal import CHUNK, GRID, SHIFT, WINDOW, VideoNetworks, few_step_levels, make_networks
+from train.video.checkpoints import require_parts, restore_parts, save_parts
+from train.video.forcing import (
+    Condition,
+    ForcedPass,
+    JointPass,
+    clean_of,
+    noised,
+    shifted_levels,
+    velocity_loss,
+)
+from train.video.rollouts import Pool
+from train.video.teacher import STAGE as TEACHER
+from train.video.teacher import Batch, as_batch, prepare_transformer
+
+SCORER, STUDENT, FAKE = "scorer", "student", "fake"
+SCORER_RATE, STUDENT_RATE, FAKE_RATE = 3e-4, 1e-4, 3e-4
+GUIDANCE = 1.5
+FAKE_UPDATES = 2
+SCORE_RANGE = (0.02, 0.98)
+LOW_LEVELS = 2
+"""How many of the few-step levels, from the last, real chunks are noised to."""
+INDEPENDENT_SHARE = 0.2
+"""Share of the scorer's windows with a level for each chunk instead of one for all."""
+
+
+def _levels(batch: int, frames: int, device: torch.device) -> Tensor:
+    """One level for each window, [B, F]."""
+    low, high = SCORE_RANGE
+    raw = low + (high - low) * torch.rand(batch, 1, device=device)
+    return shifted_levels(raw, SHIFT).expand(-1, frames)
+
+
+def _there(batch: Batch, begins: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows of a young stream: of those that begin a video only the first chunks, moved to the window's end.
+
+    Returns latents [B, C, F, h, w] and which frames there are, bool [B, F].
+    """
+    latents = batch.latents
+    rows, _, frames = latents.shape[:3]
+    index = torch.arange(frames, device=latents.device)
+    chunks = frames // CHUNK
+    length = CHUNK * torch.randint(1, chunks + 1, (rows, 1), device=latents.device)
+    length = torch.where(begins[:, None], length, torch.full_like(length, frames))
+    there = index >= frames - length
+    source = (index - (frames - length)).clamp(min=0)
+    moved = latents.gather(2, source[:, None, :, None, None].expand_as(latents))
+    return moved, there
+
+
+def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
+    """From the teacher: scores of whole noised windows, every frame seeing every other. Saved as scorer."""
+    networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
+    require_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
+    restore_parts(session, SCORER, transformer=networks.transformer)
+    prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
+    networks.text.requires_grad_(False).to(session.dtype)
+    master = Master(networks.transformer, dtype=session.dtype)
+    optimiser = adamw(master.full, 0.0, session.device)
+    average = Average(master.full, decay=0.995)
+    joint = JointPass(networks.transformer, GRID, frames=WINDOW)
+    total = torch.zeros((), device=session.device)
+
+    def step() -> None:
+        windows = draw_windows(bank, session.scale.video_batch, WINDOW)
+        batch = as_batch(windows, CHUNK)
+        latents, there = _there(batch, windows.begins)
+        rows = latents.shape[0]
+        levels = _levels(rows, WINDOW, session.device)
+        apart = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
+        levels = torch.where(torch.rand(rows, 1, device=session.device) < INDEPENDENT_SHARE, apart, levels)
+        noise = torch.randn_like(latents)
+        with torch.no_grad():
+            states = networks.encode(batch.ids)
+        condition = Condition(states=states, actions=batch.actions.to(session.dtype))
+        velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, there)
+        loss = velocity_loss(velocity, latents, noise, there[:, None, :, None, None].float())
+        loss.backward()  # type: ignore[no-untyped-call]
+        master.step(optimiser)
+        total.add_(loss.detach())
+
+    replay = Replay(step, session.device)
+    total.zero_()
+    budget, running, every = Budget(seconds), True, 4 * session.scale.log_every
+    while running:
+        set_rate(optimiser, SCORER_RATE * trapezoid(budget.steps, budget.fraction()))
+        replay()
+        average.update()
+        running = budget.tick()
+        if budget.steps % every == 0 or not running:
+            mean = float(total) / ((budget.steps - 1) % every + 1)
+            session.log(SCORER, step=float(budget.steps), loss=mean, rate=budget.steps / budget.elapsed())
+            total.zero_()
+    average.swap()
+    master.release()
+    save_parts(session, SCORER, transformer=networks.transformer)
+    return networks
+
+
+@dataclass(slots=True, kw_only=True)
+class Players:
+    """student, fake: trained; scorer: only read, its text encoder serves all three."""
+
+    student: VideoNetworks
+    fake: VideoNetworks
+    scorer: VideoNetworks
+
+
+def make_players(session: Session, vocabulary: int) -> Players:
+    """Scorer from its checkpoint; student and fake from theirs, else from teacher and scorer."""
+    student, fake, scorer = (make_networks(session.device, vocabulary=vocabulary, seed=session.seed) for _ in range(3))
+    require_parts(session, TEACHER, transformer=student.transformer, text=scorer.text)
+    require_parts(session, SCORER, transformer=scorer.transformer)
+    require_parts(session, SCORER, transformer=fake.transformer)
+    restore_parts(session, STUDENT, transformer=student.transformer)
+    restore_parts(session, FAKE, transformer=fake.transformer)
+    for networks in (student, fake, scorer):
+        prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
+    for module in scorer.modules:
+        module.requires_grad_(False).to(session.dtype)
+    return Players(student=student, fake=fake, scorer=scorer)
+
+
+class Game:
+    """One iteration over fixed tensors, captured in parts: a chunk's passes, the update on streams, that on clips."""
+
+    def __init__(self, session: Session, bank: ClipBank, players: Players) -> None:
+        self.session, self.bank, self.players = session, bank, players
+        device, dtype = session.device, session.dtype
+        self.student = Master(players.student.transformer, dtype=dtype)
+        self.fake = Master(players.fake.transformer, dtype=dtype)
+        self.student_optimiser = adamw(self.student.full, 0.0, device)
+        self.fake_optimiser = adamw(self.fake.full, 0.0, device)
+        self.levels = few_step_levels(device)
+        batch = session.scale.video_streams
+        self.pool = Pool(
+            players.student.transformer, bank, self._states, batch, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK,
+            levels=self.levels,
+        )  # fmt: skip
+        self.fake_joint = JointPass(players.fake.transformer, GRID, frames=WINDOW)
+        self.real_joint = JointPass(players.scorer.transformer, GRID, frames=WINDOW)
+        self.forced = ForcedPass(
+            players.student.transformer, GRID, frames=session.scale.video_window, chunk=CHUNK, window=WINDOW
+        )
+        self.entry, self.entry_level = torch.zeros_like(self.pool.x), torch.zeros_like(self.pool.level)
+        self.empty = self._states(bank.empty_ids[None]).to(dtype)
+        self.measures = torch.zeros(3, device=device)
+        self.begin = Replay(self.pool.begin, device)
+        self.denoise = Replay(self.pool.denoise, device)
+        self.renoise = Replay(self.pool.renoise, device)
+        self.finish = Replay(self.pool.finish, device)
+        self.on_streams = Replay(self._on_streams, device)
+        self.on_clips = Replay(self._on_clips, device)
+
+    @torch.no_grad()
+    def _states(self, ids: Tensor) -> Tensor:
+        return self.players.scorer.encode(ids)
+
+    def set_rates(self, factor: float) -> None:
+        """Set every learning rate to factor times its peak."""
+        set_rate(self.student_optimiser, STUDENT_RATE * factor)
+        set_rate(self.fake_optimiser, FAKE_RATE * factor)
+
+    def roll(self, chosen: int) -> None:
+        """The streams' next chunk in all its steps; what goes into step `chosen` is kept for the update."""
+        pool = self.pool
+        self.begin()
+        for number in range(self.levels.shape[0]):
+            pool.level.copy_(self.levels[number].expand_as(pool.level))
+            if number:
+                self.renoise()
+            if number == chosen:
+                self.entry.copy_(pool.x)
+                self.entry_level.copy_(pool.level)
+            self.denoise()
+
+    def _window(self, x0: Tensor) -> Tensor:
+        return torch.cat([self.pool.latents[:, :, : self.pool.past], x0], 2)
+
+    def _condition(self) -> Condition:
+        return Condition(states=self.pool.states, actions=self.pool.actions.to(self.session.dtype))
+
+    def _on_streams(self) -> None:
+        """The student's update by distribution matching, after the fake network's on the same windows."""
+        pool, dtype = self.pool, self.session.dtype
+        velocity = pool.velocity(self.players.student.transformer, self.entry, self.entry_level)
+        x0 = clean_of(self.entry, velocity, self.entry_level)
+        window, there = self._window(x0.detach()), pool.there
+        condition, weight = self._condition(), there[:, None, :, None, None].float()
+        for _ in range(FAKE_UPDATES):
+            levels = _levels(window.shape[0], WINDOW, self.session.device)
+            noise = torch.randn_like(window)
+            fake = self.fake_joint(noised(window, noise, levels).to(dtype), 1000 * levels, condition, there)
+            loss = velocity_loss(fake, window, noise, weight)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.fake.step(self.fake_optimiser)
+        gradient = self._matching_gradient(window, condition, there)
+        x0.backward(gradient / gradient.numel())  # type: ignore[no-untyped-call]
+        self.student.step(self.student_optimiser)
+        self.measures[0].copy_(loss.detach())
+        self.measures[1].copy_(gradient.abs().mean())
+
+    @torch.no_grad()
+    def _matching_gradient(self, window: Tensor, condition: Condition, there: Tensor) -> Tensor:
+        """(x0_fake - x0_real) / mean |x0 - x0_real| of the newest chunk (DMD, equations 7 and 8)."""
+        dtype, past = self.session.dtype, self.pool.past
+        levels = _levels(window.shape[0], WINDOW, self.session.device)
+        noisy = noised(window, torch.randn_like(window), levels)
+        low, times = noisy.to(dtype), 1000 * levels
+        fake = clean_of(noisy, self.fake_joint(low, times, condition, there), levels)
+        without = Condition(states=self.empty.expand_as(condition.states), actions=condition.actions)
+        given = self.real_joint(low, times, condition, there).float()
+        free = self.real_joint(low, times, without, there).float()
+        real = clean_of(noisy, free + GUIDANCE * (given - free), levels)
+        new = slice(past, None)
+        distance = (window - real)[:, :, new].abs().mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-2)
+        gradient: Tensor = (fake - real)[:, :, new] / distance
+        return gradient
+
+    def _on_clips(self) -> None:
+        """The student's update by regression to real chunks that were noised to its lower levels."""
+        session = self.session
+        windows = draw_windows(self.bank, session.scale.video_batch, session.scale.video_window)
+        batch = as_batch(windows, CHUNK)
+        rows, _, frames = batch.latents.shape[:3]
+        chosen = torch.randint(LOW_LEVELS, (rows, frames // CHUNK), device=session.device)
+        levels = self.levels[-LOW_LEVELS:][chosen].repeat_interleave(CHUNK, 1)
+        noise = torch.randn_like(batch.latents)
+        condition = Condition(states=self._states(batch.ids), actions=batch.actions.to(session.dtype))
+        clean, noisy = batch.latents.to(session.dtype), noised(batch.latents, noise, levels).to(session.dtype)
+        velocity = self.forced(clean, noisy, 1000 * levels, condition)
+        loss = velocity_loss(velocity, batch.latents, noise, batch.weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.student.step(self.student_optimiser)
+        self.measures[2].copy_(loss.detach())
+
+
+def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
+    """Distil for seconds; save student (averaged) and fake; return the averaged student."""
+    players = make_players(session, vocabulary)
+    game = Game(session, bank, players)
+    average = Average(game.student.full, decay=0.99)
+    rng, every = random.Random(session.seed), 2 * session.scale.log_every
+    budget, running = Budget(seconds), True
+    while running:
+        game.set_rates(warm_cosine(budget.steps, budget.fraction(), floor=0.1))
+        game.roll(rng.randrange(game.levels.shape[0]))
+        game.on_streams()
+        if budget.steps % 2:
+            game.on_clips()
+        game.finish()
+        average.update()
+        running = budget.tick()
+        if budget.steps % every == 0 or not running:
+            fake, gradient, clips = game.measures.tolist()
+            session.log(
+                STUDENT, step=float(budget.steps), fake_loss=fake, gradient=gradient, clip_loss=clips,
+                rate=budget.steps / budget.elapsed(),
+            )  # fmt: skip
+        if budget.due():
+            _save(session, game, average)
+    average.swap()
+    for master in (game.student, game.fake):
+        master.release()
+    save_parts(session, STUDENT, transformer=players.student.transformer)
+    save_parts(session, FAKE, transformer=players.fake.transformer)
+    players.student.text.load_state_dict(players.scorer.text.float().state_dict())
+    return players.student
+
+
+def _save(session: Session, game: Game, average: Average) -> None:
+    save_parts(session, STUDENT, transformer=game.student.named(average.values)[0])
+    save_parts(session, FAKE, transformer=game.fake.named(game.fake.full)[0])

@@ -1,0 +1,213 @@
+"""Owns the student's own streams while it is trained: many at once, each with its cache, its age and its prompt.
+
+A stream lives for up to minutes: every iteration adds one chunk to each, so that the student is trained on what it
+makes of its own past at any age (Huang et al. 2025, Self-Forcing, trains on rollouts from the beginning; here they go
+on). Nothing waits for the host: who begins anew is decided on the device. Knows no loss and no optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelines.video.text_cache import PlainText
+from pipelines.video.transformer import CausalWanTransformer
+from train.video.bank import ClipBank, draw_windows
+from train.video.forcing import clean_of, make_view, noised
+
+LONGEST_CHUNKS = 100
+"""Of a stream's life: 75 seconds."""
+FORCED_SHARE = 0.3
+"""Share of the streams that begin with a real clip's latents."""
+SWITCH_SHARE = 0.01
+"""Share of the chunks before which the prompt changes."""
+ACTION_CHANGE, NO_ACTION = 0.35, 0.5
+ACTIONS = 5
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class PoolView:
+    """The cached past of all streams, as one pass of the transformer sees it (pipelines.video.wan_blocks.KeyValueView).
+
+    keys, values: [layers, B, past tokens, heads, D], without rotation; record: whether passes leave theirs in `fresh`.
+    """
+
+    observes = False
+
+    def __init__(
+        self, transformer: CausalWanTransformer, batch: int, grid: tuple[int, int], *, past: int, chunk: int
+    ) -> None:
+        self._transformer = transformer
+        tokens = grid[0] * grid[1]
+        heads, width, device = transformer.heads, transformer.head_dim, transformer.device
+        self._past = make_view(transformer, list(range(past)), grid).query_rotation
+        self.query_rotation = make_view(transformer, list(range(past, past + chunk)), grid).query_rotation
+        self._new = chunk * tokens
+        shape = (transformer.layers, batch, past * tokens, heads, width)
+        self.keys, self.values = (torch.zeros(shape, dtype=transformer.dtype, device=device) for _ in range(2))
+        self._rotated = torch.zeros_like(self.keys)
+        fresh = (transformer.layers, batch, self._new, heads, width)
+        self._fresh = [torch.zeros(fresh, dtype=transformer.dtype, device=device) for _ in range(2)]
+        self.record = False
+
+    def observe(self, layer: int, queries: Tensor) -> None:
+        """Nothing is scored."""
+
+    def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The past and this pass's own, rotated."""
+        if self.record:
+            for kept, given in zip(self._fresh, (keys, values), strict=True):
+                kept[layer].copy_(given)
+        rotated = self._transformer.rotary.rotate(keys, *self.query_rotation)
+        return torch.cat([self._rotated[layer], rotated], 1), torch.cat([self.values[layer], values], 1)
+
+    def advance(self) -> None:
+        """What the last pass left becomes the newest of the past; the oldest goes."""
+        for kept, fresh in zip((self.keys, self.values), self._fresh, strict=True):
+            kept.copy_(torch.cat([kept[:, :, self._new :], fresh], 2))
+        for layer in range(self.keys.shape[0]):
+            self._rotated[layer].copy_(self._transformer.rotary.rotate(self.keys[layer], *self._past))
+
+
+class Pool:
+    """`batch` streams. latents: [B, C, past + chunk, h, w], the newest chunk last; age: [B] latents before it.
+
+    ids, states: the prompts as tokens and as text states; actions: [B, past + chunk, 5].
+    """
+
+    def __init__(
+        self,
+        transformer: CausalWanTransformer,
+        bank: ClipBank,
+        encode: Encode,
+        batch: int,
+        *,
+        grid: tuple[int, int],
+        past: int,
+        chunk: int,
+        levels: Tensor,
+    ) -> None:
+        self._transformer, self._bank, self._encode = transformer, bank, encode
+        self.past, self.chunk, self.levels = past, chunk, levels
+        device, dtype = transformer.device, transformer.dtype
+        self._tokens = grid[0] * grid[1]
+        self.view = PoolView(transformer, batch, grid, past=past, chunk=chunk)
+        windows = draw_windows(bank, batch, past, begin_share=1.0)
+        shape = (batch, windows.latents.shape[1], past + chunk, *windows.latents.shape[3:])
+        self.latents = torch.zeros(shape, device=device)
+        self.states = encode(windows.ids).to(dtype)
+        self.actions = torch.zeros(batch, past + chunk, ACTIONS, device=device)
+        self.age = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._limit = torch.zeros_like(self.age)  # all begin at the first iteration
+        self._truth = torch.zeros(batch, shape[1], past, *shape[3:], device=device)
+        self._true_actions = torch.zeros(batch, past, ACTIONS, device=device)
+        self._forced = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.x = torch.zeros(batch, shape[1], chunk, *shape[3:], device=device)
+        self.x0 = torch.zeros_like(self.x)
+        self.level = torch.ones(batch, chunk, device=device)
+        self._spread()
+
+    def _spread(self) -> None:
+        """At first streams end at different times, so that all ages are there at any moment."""
+        self._first_limit = self.chunk * torch.randint_like(self.age, 1, LONGEST_CHUNKS + 1)
+
+    @property
+    def there(self) -> Tensor:
+        """bool [B, past + chunk]: which of the window's latents there are."""
+        index = torch.arange(self.past + self.chunk, device=self.age.device)
+        return index >= self.past - self.age.clamp(max=self.past)[:, None]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Make room for a chunk: streams at their end begin anew, prompts and actions change here and there."""
+        windows = draw_windows(self._bank, self.age.shape[0], self.past, begin_share=1.0)
+        states = self._encode(windows.ids).to(self.states.dtype)
+        over = self.age >= self._limit
+        first = self._limit == 0
+        changed = over | (torch.rand_like(self.age, dtype=torch.float32) < SWITCH_SHARE)
+        life = self.chunk * torch.randint_like(self.age, 4, LONGEST_CHUNKS + 1)
+        self._limit.copy_(torch.where(over, torch.where(first, self._first_limit, life), self._limit))
+        self.age.copy_(torch.where(over, torch.zeros_like(self.age), self.age))
+        self.states.copy_(_where(changed, states, self.states))
+        self._truth.copy_(_where(over, windows.latents, self._truth))
+        self._true_actions.copy_(_where(over, windows.actions, self._true_actions))
+        forced = torch.rand_like(self.age, dtype=torch.float32) < FORCED_SHARE
+        self._forced.copy_(torch.where(over, forced, self._forced))
+        self.latents.copy_(self.latents.roll(-self.chunk, 2))
+        self._act(over)
+        self.x.normal_()
+
+    def _act(self, over: Tensor) -> None:
+        """The new chunk's actions: those of the last one, or others; while a stream is forced, the clip's."""
+        last = self.actions[:, -1]
+        actions = torch.where(over[:, None], torch.zeros_like(last), last)
+        axes = torch.rand_like(actions) < 0.3
+        drawn = axes * torch.where(torch.rand_like(actions) < 0.5, torch.sign(torch.rand_like(actions) - 0.5),
+                                   2 * torch.rand_like(actions) - 1)  # fmt: skip
+        drawn = drawn * (torch.rand_like(drawn[:, :1]) >= NO_ACTION)
+        change = torch.rand_like(actions[:, :1]) < ACTION_CHANGE
+        actions = torch.where(change, drawn, actions)[:, None].expand(-1, self.chunk, -1)
+        true = self._of_truth(self._true_actions[:, :, :, None], 1)[..., 0]
+        self.actions.copy_(self.actions.roll(-self.chunk, 1))
+        self.actions[:, self.past :] = _where(self.is_forced, true, actions)
+
+    @property
+    def is_forced(self) -> Tensor:
+        """bool [B]: the new chunk will be the clip's own."""
+        return self._forced & (self.age < self.past)
+
+    def _of_truth(self, truth: Tensor, dim: int) -> Tensor:
+        """The chunk of a stream's real clip at its age."""
+        start = self.age.clamp(max=self.past - self.chunk)
+        index = start[:, None] + torch.arange(self.chunk, device=self.age.device)
+        shape = [1] * truth.dim()
+        shape[0], shape[dim] = index.shape
+        size = list(truth.shape)
+        size[dim] = self.chunk
+        return truth.gather(dim, index.view(shape).expand(size))
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, 1, new tokens, all tokens]: what the new chunk sees."""
+        seen = self.there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+        return seen.expand(-1, -1, self.chunk * self._tokens, -1)
+
+    def velocity(self, transformer: CausalWanTransformer, x: Tensor, level: Tensor) -> Tensor:
+        """Of the new chunk x [B, C, chunk, h, w] at noise levels [B, chunk], differentiable."""
+        dtype = transformer.dtype
+        velocity: Tensor = transformer(
+            x.to(dtype), 1000 * level, PlainText(transformer, self.states), self.view, mask=self.mask,
+            actions=self.actions[:, self.past :].to(dtype),
+        )  # fmt: skip
+        return velocity
+
+    @torch.no_grad()
+    def denoise(self) -> None:
+        """x0 of the new chunk at `x` and `level`."""
+        self.x0.copy_(clean_of(self.x, self.velocity(self._transformer, self.x, self.level), self.level))
+
+    @torch.no_grad()
+    def renoise(self) -> None:
+        """x from x0 at `level`, with fresh noise."""
+        self.x.copy_(noised(self.x0, torch.randn_like(self.x0), self.level))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """x0 is the new chunk (the clip's own where that is forced): its keys and values join the past."""
+        chunk = _where(self.is_forced, self._of_truth(self._truth, 2), self.x0)
+        self.latents[:, :, self.past :] = chunk
+        self.x.copy_(chunk)
+        self.level.zero_()
+        self.view.record = True
+        self.velocity(self._transformer, self.x, self.level)
+        self.view.record = False
+        self.view.advance()
+        self.age.add_(self.chunk)
+
+
+def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """By bool [B] over tensors [B, ...]."""
+    return torch.where(rows.view(-1, *[1] * (yes.dim() - 1)), yes, no)
