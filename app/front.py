@@ -83,12 +83,13 @@ def page_routes(client: WorkerClient, prompts: Prompts) -> fastapi.APIRouter:
     @routes.get("/controls")
     async def controls() -> dict[str, object]:
         """controls: of a fresh stream, without the prompt; null until the worker is ready. hidden: elements of the page
-        that mean nothing to this kind of model."""
+        that mean nothing to this kind of model. takes_actions: whether camera and subject can be moved."""
         ready = client.status.ready
         if ready is None:
             return {"controls": None}
         values = {name: value for name, value in plain_controls(ready.controls).items() if name != "prompt"}
-        return {"controls": values, "hidden": foreign_elements(ready.info.engine)}
+        info = ready.info
+        return {"controls": values, "hidden": foreign_elements(info.engine), "takes_actions": info.takes_actions}
 
     @routes.post("/notice")
     async def notice(text: PromptText) -> dict[str, str]:

@@ -55,7 +55,9 @@ SECTIONS = (
         ),
     ),
 )
-ELSEWHERE = ("prompt",)
+ACTIONS = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
+"""Steered by keys, gamepad and the stage's pad, where the model takes them."""
+ELSEWHERE = ("prompt", *ACTIONS)
 """Controls that a running stream can change and that have a place of their own on the page."""
 
 

@@ -115,7 +115,9 @@ class ChangeRequest(Strict):
 
 
 class StreamFacts(Strict):
-    """What the engine chose. latency_ticks: from a frame's admission to its end."""
+    """What the engine chose. latency_ticks: from a frame's admission to its end. takes_actions: whether camera_x,
+    camera_y, camera_zoom, push_x and push_y mean anything to the model.
+    """
 
     width: int
     height: int
@@ -126,6 +128,7 @@ class StreamFacts(Strict):
     dtype: str
     device: str
     backend: str
+    takes_actions: bool
 
 
 class Counts(Strict):
@@ -264,6 +267,7 @@ def stream_facts(info: StreamInfo) -> StreamFacts:
         dtype=info.dtype,
         device=info.device,
         backend=info.backend,
+        takes_actions=info.takes_actions,
     )
 
 

@@ -11,7 +11,7 @@ let wakePump = () => {};  // ends its pause
 const wake = () => wakePump(), STILL_MS = 100, SHORTEST_MS = 20;
 const on = {  // of either transport
   state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
-  ready(told) { info = told; link.source(sources.promptOnly); show(); },
+  ready(told) { info = told; link.source(sources.promptOnly); actions.offer(told.takes_actions); actions.flush(); show(); },
   stats(message) { figures = message; show(); },
   refused(text) { status.notice = text; show(); },
   hungry: wake,
@@ -24,6 +24,7 @@ const on = {  // of either transport
 };
 let link = new Link(on);
 const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, wake);
+const actions = new Actions(stage, { live: () => link.live && !changes.paused, send: (moved) => link.control(moved) });
 const recorder = new Recorder(picture, (on) => {
   find('[data-tool=record]').setAttribute('aria-pressed', String(on));
   find('.zt-live').hidden = !on;
@@ -113,6 +114,7 @@ async function watchServer() {  // what the worker is doing; the stage's words w
 }
 
 function setControl(name, value) {
+  if (name === 'paused' && value) actions.release();
   changes[name] = value;
   link.control({ [name]: value });
 }
@@ -122,6 +124,7 @@ async function start() {
   latency = null;
   cues = [];
   figures = {};
+  actions.begin();
   if (!sources.promptOnly) await sources.open();
   for (const bitmap of inputs.values()) bitmap.close();
   inputs.clear();
@@ -130,6 +133,7 @@ async function start() {
 
 function stop() {
   if (recorder.running) recorder.stop();
+  actions.release();
   cues.forEach(clearTimeout);
   link.stop();
   sources.close();
@@ -191,7 +195,7 @@ const typing = (target) => target.closest?.('input, textarea, select, [contented
 document.addEventListener('keydown', (event) => {
   if (!element.isConnected || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
   if (event.key === ' ' && event.target.closest?.('button, summary')) return;
-  const action = keys[event.key.toLowerCase()];
+  const action = actions.press(event) ? () => {} : keys[event.key.toLowerCase()];
   if (action) { event.preventDefault(); action(); }
 });
 element.addEventListener('dragover', (event) => event.preventDefault());
@@ -208,7 +212,7 @@ element.addEventListener('drop', async (event) => {
 });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
-window.zoetrope = { setControl, start, stop, choose, carry, adopt, settings, play, sources, get link() { return link; }, recorder, info: () => info, download, stamp,
+window.zoetrope = { setControl, start, stop, choose, carry, adopt, settings, play, sources, actions, get link() { return link; }, recorder, info: () => info, download, stamp,
   fail(text) { status.notice = text; show(); } };
 pump();
 watchServer();

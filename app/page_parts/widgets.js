@@ -5,6 +5,7 @@ async function firstValues(names, prompt) {  // the worker's, once it has told t
   for (;;) {
     const told = await fetch('/page/controls').then((answer) => (answer.ok ? answer.json() : {}), () => ({}));
     hideForeign(told.hidden ?? []);
+    actions.offer(told.takes_actions);
     if (told.controls || !element.isConnected) return names.map((name) => changes[name] ?? told.controls?.[name]);
     await pause(500);
   }

@@ -76,7 +76,7 @@ def test_a_session_is_opened_read_changed_and_closed(server: ApiServer) -> None:
     assert made["expires_after_s"] == 30
     assert made["info"] == {
         "width": 32, "height": 24, "frame_rate": 24.0, "frames_per_chunk": 1, "latency_ticks": 1, "model": "identity",
-        "dtype": "uint8", "device": "cpu", "backend": "identity",
+        "dtype": "uint8", "device": "cpu", "backend": "identity", "takes_actions": False,
     }  # fmt: skip
     wait_until(lambda: server.http.get(path, headers=token).json()["accounting"]["out"] > 2)
     found = server.http.get(path, headers=token).json()

@@ -19,6 +19,7 @@ from app.front import page_routes
 from app.meter import Meter
 from app.page import Page
 from app.page_controls import (
+    ACTIONS,
     ELSEWHERE,
     SECTIONS,
     foreign_elements,
@@ -79,7 +80,7 @@ def test_the_page_is_built(client: WorkerClient) -> None:
     blocks = asyncio.run(build())
     assert not blocks.analytics_enabled
     labels = {getattr(block, "label", None) for block in blocks.blocks.values()}
-    assert {label_of(spec) for spec in stream_controls()} <= labels
+    assert {label_of(spec) for spec in stream_controls() if spec.name not in ACTIONS} <= labels
 
 
 def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerClient) -> None:
@@ -87,7 +88,7 @@ def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerClient) -> None
         return Page(client, Prompts.of_world(WORLD)).build()
 
     events = [*asyncio.run(build()).fns.values()]
-    assert len(events) > len(stream_controls())
+    assert len(events) > len(stream_controls()) - len(ACTIONS)
     assert [event.js for event in events if event.fn is not None] == []
     assert all(event.js for event in events)
 
@@ -114,7 +115,7 @@ def test_the_page_s_own_routes(client: WorkerClient) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["link.js", "peer.js", "coder.js", "sources.js", "tools.js", "stage.js", "widgets.js", "source.js", "outputs.js"],
+    sorted(file.name for file in (Path(page_module.__file__).parent / "page_parts").glob("*.js")),
 )
 def test_the_page_s_scripts_name_no_other_host(name: str) -> None:
     text = (Path(page_module.__file__).parent / "page_parts" / name).read_text(encoding="utf-8")
