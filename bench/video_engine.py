@@ -8,13 +8,16 @@ from __future__ import annotations
 import statistics
 import time
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bench.video_shapes import VideoShape
 from pipelines.controls import Control
+from pipelines.ticklog import BirthRecord, TickLog
 from pipelines.types import Frame
+from pipelines.video.actions import ActionEmbedder
 from pipelines.video.checkpoint_keys import KeyReport
 from pipelines.video.codec import VideoCodec
 from pipelines.video.engine import VideoEngine
@@ -56,7 +59,8 @@ class RandomText:
 def random_model(
     shape: VideoShape, transformer: CausalWanTransformer, codec: VideoCodec, settings: EngineSettings
 ) -> VideoModel:
-    """The seam between loading and engine, filled with random parts."""
+    """The seam between loading and engine, filled with random parts, actions among them."""
+    transformer.action_embedder = ActionEmbedder(transformer.config.dim).to(transformer.device).requires_grad_(False)
     preset = VideoPreset(
         window_frames=settings.window_frames,
         chunk_frames=settings.chunk_frames,
@@ -80,9 +84,14 @@ def random_model(
 
 
 def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, object]:
-    """Frames a second in the steady state; milliseconds to the first frame, and from a change of prompt to a frame."""
+    """Frames a second in the steady state; milliseconds to the first frame, and from a change of prompt to a frame.
+
+    Of a model that takes actions also what lies between a key press and the picture, see `_action_figures`.
+    """
     options = VideoOptions(max_streams=1, backend=settings.backend)
-    engine = VideoEngine(model, options)
+    births: list[BirthRecord] = []
+    log = TickLog(sink=lambda record: births.append(record) if isinstance(record, BirthRecord) else None)
+    engine = VideoEngine(model, options, tick_log=log)
     filling = -(-settings.window_frames // settings.chunk_frames)
     with engine.open(Control.of({"prompt": "a cat"})) as stream:
         _frames(engine, stream, 4 * settings.chunk_frames * (filling + 3))
@@ -90,8 +99,10 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         start, first_tick = time.perf_counter(), engine.core.next_tick
         made = len(_frames(engine, stream, wanted))
         fps, last_tick = made / (time.perf_counter() - start), engine.core.next_tick
+        actions = _action_figures(engine, stream, births, fps) if model.takes_actions else {}
         stream.flush()
-        change_ms = [_change_ms(engine, stream, i) for i in range(4)]
+        prompts = [Control.of({"prompt": f"another cat {number}"}) for number in range(4)]
+        change_ms = [_change_ms(engine, stream, change) for change in prompts]
     first_ms = []
     for _ in range(3):
         start = time.perf_counter()
@@ -108,6 +119,7 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         "pass_ms": round(statistics.median(t.denoise_ms for t in timings), 2),
         "control_to_frame_ms_at_best": round(statistics.median(change_ms[1:]), 1),
         "first_frame_ms": round(first_ms[-1], 1),
+        **actions,
     }
     engine.close()
     return figures
@@ -117,11 +129,16 @@ def _frames(engine: VideoEngine, stream: VideoStream, count: int) -> list[Frame]
     """At least so many frames; the stream is kept full."""
     frames: list[Frame] = []
     while len(frames) < count:
-        while stream.generate(stream.info.frames_per_chunk):
-            pass
-        engine.tick()
-        frames += stream.pull()
+        frames += _tick(engine, stream)
     return frames
+
+
+def _tick(engine: VideoEngine, stream: VideoStream) -> list[Frame]:
+    """The frames that are there after a tick of the stream, which is kept full."""
+    while stream.generate(stream.info.frames_per_chunk):
+        pass
+    engine.tick()
+    return stream.pull()
 
 
 def _one_chunk(engine: VideoEngine, stream: VideoStream) -> None:
@@ -131,11 +148,47 @@ def _one_chunk(engine: VideoEngine, stream: VideoStream) -> None:
         engine.tick()
 
 
-def _change_ms(engine: VideoEngine, stream: VideoStream, number: int) -> float:
+def _change_ms(engine: VideoEngine, stream: VideoStream, change: Control) -> float:
     """The change comes as nothing is in flight, which is the best case."""
     start = time.perf_counter()
-    stream.apply(Control.of({"prompt": f"another cat {number}"}))
+    stream.apply(change)
     _one_chunk(engine, stream)
     elapsed_ms = 1e3 * (time.perf_counter() - start)
     stream.flush()
     return elapsed_ms
+
+
+def _action_figures(
+    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], fps: float
+) -> dict[str, object]:
+    """From a key press to the first picture that follows it, as fast as the engine goes.
+
+    frames: that still come out before it, when the key is pressed right after a chunk was born, which is the worst
+    moment. ms: pressed then, pressed as nothing is in flight, and in the mean (half a chunk later than at best). A live
+    session shows frames at the stream's rate: there the frames count, not the milliseconds.
+    """
+    waits = [_after_a_birth(engine, stream, births, Control(camera_x=float(turn % 2))) for turn in range(1, 6)]
+    frames = max(count for count, _ in waits)
+    stream.flush()
+    best_ms = statistics.median(_change_ms(engine, stream, Control(camera_x=float(turn % 2))) for turn in range(4))
+    return {
+        "action_to_picture_frames": frames,
+        "action_to_picture_ms_at_worst": round(statistics.median(ms for _, ms in waits), 1),
+        "action_to_picture_ms_at_best": round(best_ms, 1),
+        "action_to_picture_ms_mean": round(best_ms + 500 * len(births[-1].source_seqs) / fps, 1),
+    }
+
+
+def _after_a_birth(
+    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], change: Control
+) -> tuple[int, float]:
+    """A change in the steady state: (frames before the first one that has it, milliseconds until that one is there)."""
+    born = len(births)
+    while len(births) == born:
+        _tick(engine, stream)
+    start, shown = time.perf_counter(), stream.accounting.out
+    stream.apply(change)
+    first = sum(len(birth.source_seqs) for birth in births)  # the next chunk's
+    while stream.accounting.out <= first:
+        _tick(engine, stream)
+    return first - shown, 1e3 * (time.perf_counter() - start)

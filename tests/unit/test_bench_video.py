@@ -28,6 +28,8 @@ def test_the_command_prints_a_row_for_each_measurement(capsys: pytest.CaptureFix
     ]
     assert rows[0]["loop_fps"] > 0
     assert all(r["end_to_end_fps"] > 0 and r["first_frame_ms"] > 0 for r in rows[1:])
+    assert rows[2]["action_to_picture_frames"] == 12, "those of the chunk that was born before the key was pressed"
+    assert 0 < rows[2]["action_to_picture_ms_at_best"] < rows[2]["action_to_picture_ms_mean"]
     assert figures["device"] == "cpu"
     assert figures["attention"] == "flash"
 
