@@ -33,26 +33,28 @@ def with_article(noun: str) -> str:
 
 
 def _phrase(term: Term | None, rng: random.Random) -> str:
-    return "" if term is None else _mostly_first(term.phrases, rng)
+    return "" if term is None else mostly_first(term.phrases, rng)
 
 
 def _label(term: Term | None, rng: random.Random) -> str:
-    return "" if term is None else _mostly_first(term.labels, rng)
+    return "" if term is None else mostly_first(term.labels, rng)
 
 
-def _mostly_first(wordings: tuple[str, ...], rng: random.Random) -> str:
+def mostly_first(wordings: tuple[str, ...], rng: random.Random) -> str:
+    """One wording, the canonical one (the first) in 60 % of cases and more."""
     return wordings[0] if rng.random() < 0.6 else rng.choice(wordings)
 
 
-def _join(separator: str, *pieces: str) -> str:
+def join_words(separator: str, *pieces: str) -> str:
+    """The pieces that are not empty, with the separator between them."""
     return separator.join(piece for piece in pieces if piece)
 
 
 def _canonical(parts: Parts, rng: random.Random) -> str:
     """'a robot on the beach at sunset, pencil sketch'."""
     noun, place, light, style = parts
-    return _join(
-        ", ", _join(" ", noun and with_article(noun), _phrase(place, rng), _phrase(light, rng)), _label(style, rng)
+    return join_words(
+        ", ", join_words(" ", noun and with_article(noun), _phrase(place, rng), _phrase(light, rng)), _label(style, rng)
     )
 
 
@@ -61,40 +63,40 @@ def _style_first(parts: Parts, rng: random.Random) -> str:
     noun, place, light, style = parts
     head = _label(style, rng)
     first = f"{head} of {with_article(noun)}" if head and noun else head or (noun and with_article(noun))
-    return _join(", ", first, _label(place, rng), _label(light, rng))
+    return join_words(", ", first, _label(place, rng), _label(light, rng))
 
 
 def _keywords(parts: Parts, rng: random.Random) -> str:
     """'robot, beach, sunset, pencil sketch'."""
     noun, place, light, style = parts
-    return _join(", ", noun, _label(place, rng), _label(light, rng), _label(style, rng))
+    return join_words(", ", noun, _label(place, rng), _label(light, rng), _label(style, rng))
 
 
 def _shuffled(parts: Parts, rng: random.Random) -> str:
     """'sunset, pencil sketch, robot, beach': keywords in any order."""
     words = [parts[0], *(_label(term, rng) for term in parts[1:])]
     rng.shuffle(words)
-    return _join(", ", *words)
+    return join_words(", ", *words)
 
 
 def _style_phrase(parts: Parts, rng: random.Random) -> str:
     """'a robot on the beach at sunset as a pencil sketch'."""
     noun, place, light, style = parts
-    return _join(" ", noun and with_article(noun), _phrase(place, rng), _phrase(light, rng), _phrase(style, rng))
+    return join_words(" ", noun and with_article(noun), _phrase(place, rng), _phrase(light, rng), _phrase(style, rng))
 
 
 def _light_first(parts: Parts, rng: random.Random) -> str:
     """'at sunset, a robot on the beach, pencil sketch'."""
     noun, place, light, style = parts
-    return _join(
-        ", ", _phrase(light, rng), _join(" ", noun and with_article(noun), _phrase(place, rng)), _label(style, rng)
+    return join_words(
+        ", ", _phrase(light, rng), join_words(" ", noun and with_article(noun), _phrase(place, rng)), _label(style, rng)
     )
 
 
 def _definite(parts: Parts, rng: random.Random) -> str:
     """'the robot, on the beach, at sunset, pencil sketch'."""
     noun, place, light, style = parts
-    return _join(", ", noun and f"the {noun}", _phrase(place, rng), _phrase(light, rng), _label(style, rng))
+    return join_words(", ", noun and f"the {noun}", _phrase(place, rng), _phrase(light, rng), _label(style, rng))
 
 
 TEMPLATES: tuple[tuple[Template, float], ...] = (
@@ -109,16 +111,20 @@ TEMPLATES: tuple[tuple[Template, float], ...] = (
 """Each template with the share of captions it writes."""
 
 
-def caption(subject: int, place: int, light: int, style: int, rng: random.Random, *, photo: bool = False) -> str:
+def caption(
+    subject: int, place: int, light: int, style: int, rng: random.Random, *, photo: bool = False, doing: str = ""
+) -> str:
     """One caption for a combination of indices (-1 or 0 is the default, usually left unsaid), drawn with `rng`.
 
-    photo: describe a photograph from the camera; subject and place are then ignored. The caption of an empty studio
-    can be "". Raises IndexError when an index is outside the vocabulary.
+    photo: describe a photograph from the camera; subject and place are then ignored. doing: words said right after
+    the subject, "bouncing". The caption of an empty studio can be "". Raises IndexError when an index is outside the
+    vocabulary.
     """
     if photo:
-        noun, where = _mostly_first(PHOTO_WORDS, rng), None
+        noun, where = mostly_first(PHOTO_WORDS, rng), None
     else:
-        noun = _mostly_first(subject_names(SUBJECTS[subject]), rng) if subject >= 0 else ""
+        noun = mostly_first(subject_names(SUBJECTS[subject]), rng) if subject >= 0 else ""
+        noun = join_words(" ", noun, doing)
         where = PLACES[place] if place >= 0 else (STUDIO if rng.random() < 0.3 else None)
         if not noun and rng.random() < 0.3:
             noun = rng.choice(EMPTY_WORDS)
@@ -128,13 +134,16 @@ def caption(subject: int, place: int, light: int, style: int, rng: random.Random
     return template((noun, where, when, how), rng)
 
 
-def canonical_caption(subject: int, place: int, light: int, style: int, *, photo: bool = False) -> str:
-    """The canonical wording, "a robot on the beach at sunset, pencil sketch", with defaults left out."""
+def canonical_caption(subject: int, place: int, light: int, style: int, *, photo: bool = False, doing: str = "") -> str:
+    """The canonical wording, "a robot on the beach at sunset, pencil sketch", with defaults left out and `doing` said
+    right after the subject.
+    """
     noun = PHOTO_WORDS[0] if photo else (SUBJECTS[subject].name if subject >= 0 else "")
+    noun = join_words(" ", noun, doing)
     where = PLACES[place].phrases[0] if place >= 0 and not photo else ""
     when = LIGHTS[light].phrases[0] if light > 0 else ""
-    return _join(
-        ", ", _join(" ", noun and with_article(noun), where, when), STYLES[style].labels[0] if style > 0 else ""
+    return join_words(
+        ", ", join_words(" ", noun and with_article(noun), where, when), STYLES[style].labels[0] if style > 0 else ""
     )
 
 

@@ -1,12 +1,14 @@
 """Owns the four lights: day, sunset, night, snowfall. Whole-picture gradings that also work on photographs.
 
 Knows pictures only, no places or subjects. A light given no generator is a deterministic function of the picture
-(its sun, moon and flakes stand at fixed positions); given one, those positions vary from picture to picture.
+(its sun, moon and flakes stand at fixed positions); given one, those positions vary from picture to picture. The
+frames of a clip share one draw of these numbers, and only the flakes move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -17,7 +19,12 @@ from .drawing import smoothstep
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma weights."""
 
-Light = Callable[[Tensor, torch.Generator | None], Tensor]
+Tables = Sequence[Tensor]
+"""The random numbers of a light for each of B pictures, each [B, ...] uniform in 0..1."""
+FAR_ROWS, NEAR_ROWS = 13, 8
+"""Rows of cells, each with one flake, in the two layers of falling snow."""
+FAR_FALL, NEAR_FALL = 0.16, 0.24
+"""Speed of the flakes of both layers, in frame heights a second."""
 
 
 def luminance(img: Tensor) -> Tensor:
@@ -47,15 +54,15 @@ def _table(img: Tensor, generator: torch.Generator | None, *shape: int) -> Tenso
     return fixed.to(img.device, img.dtype).expand(img.shape[0], *shape)
 
 
-def day(img: Tensor, generator: torch.Generator | None) -> Tensor:
+def day(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
     """The picture as it is."""
     return img
 
 
-def sunset(img: Tensor, generator: torch.Generator | None) -> Tensor:
+def sunset(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
     """Warm grade with violet shadows, and the glow of a low sun at one side."""
     x, y = axes(img)
-    place = _table(img, generator, 2, 1, 1)
+    place = tables[0]
     cx, cy = 0.12 + 0.16 * place[:, :1], 0.34 + 0.12 * place[:, 1:]
     graded = img * rgb(img, 1.02, 0.70, 0.50) + (1 - luminance(img)) * rgb(img, 0.10, 0.015, 0.09)
     graded = graded * (1.04 - 0.26 * smoothstep(0.45, 1.0, y))
@@ -65,12 +72,12 @@ def sunset(img: Tensor, generator: torch.Generator | None) -> Tensor:
     return 1 - (1 - graded.clamp(0, 1)) * (1 - ((glow + band) * rgb(img, 1.0, 0.52, 0.16)).clamp(0, 1))
 
 
-def night(img: Tensor, generator: torch.Generator | None) -> Tensor:
+def night(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
     """Dark blue grade with a pool of moonlight from above; strongly yellow and bright parts (lamps, windows, lava)
     stay lit.
     """
     x, y = axes(img)
-    place = _table(img, generator, 1, 1, 1)
+    place = tables[0]
     luma = luminance(img)
     cool = (0.55 * img + 0.45 * luma).clamp(0, 1) ** 1.2
     distance = (((x - 0.42 - 0.16 * place) / 0.62) ** 2 + ((y - 0.30) / 0.72) ** 2).clamp(min=1e-6).sqrt()
@@ -81,21 +88,28 @@ def night(img: Tensor, generator: torch.Generator | None) -> Tensor:
     return dark + 0.55 * lamp * (img - dark)
 
 
-def _flakes(img: Tensor, generator: torch.Generator | None, rows: int, radius: tuple[float, float]) -> Tensor:
-    """Coverage [B, 1, H, W] of soft flakes, one for each cell of a grid of `rows` rows; `radius` in frame heights."""
+def _flakes(img: Tensor, table: Tensor, fallen: Tensor, radius: tuple[float, float]) -> Tensor:
+    """Coverage [B, 1, H, W] of soft flakes, one for each cell of a grid given by table [B, 4, rows, columns].
+
+    fallen: [B, 1, 1] by how much of the frame's height the grid, which has no end, has moved down. radius: in frame
+    heights.
+    """
     height, width = img.shape[-2:]
-    columns = max(1, round(rows * width / height))
-    v = functional.interpolate(_table(img, generator, 4, rows, columns), size=(height, width), mode="nearest")
+    rows, columns = table.shape[-2:]
+    v = functional.interpolate(table, size=(rows, width), mode="nearest")
     x, y = axes(img)
+    line = torch.arange(height, device=img.device, dtype=img.dtype) - fallen[:, 0] * height
+    row = (line * (rows / height)).floor().long() % rows
+    v = v.gather(2, row.view(-1, 1, height, 1).expand(v.shape[0], 4, -1, width))
     size = radius[0] + (radius[1] - radius[0]) * v[:, 2:3]
     room = (1 - 2.6 * size * rows).clamp(min=0)
     du = (x * columns) % 1 - 0.5 - (v[:, 0:1] - 0.5) * room
-    dv = (y * rows) % 1 - 0.5 - (v[:, 1:2] - 0.5) * room
+    dv = ((y - fallen.unsqueeze(1)) * rows) % 1 - 0.5 - (v[:, 1:2] - 0.5) * room
     distance = (du * du + dv * dv).sqrt() / rows
     return (1 - smoothstep(0.35, 1.3, distance / size)) * (v[:, 3:4] < 0.72)
 
 
-def snowfall(img: Tensor, generator: torch.Generator | None) -> Tensor:
+def snowfall(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
     """Cool, hazy and desaturated, with soft white flakes of 2 to 5 px across at 192 px, and a white drift at the
     bottom.
     """
@@ -103,16 +117,54 @@ def snowfall(img: Tensor, generator: torch.Generator | None) -> Tensor:
     luma = luminance(img)
     pale = (0.50 * img + 0.50 * luma) * rgb(img, 0.80, 0.87, 0.96) * 0.80 + rgb(img, 0.13, 0.15, 0.18)
     white = rgb(img, 0.98, 0.99, 1.0)
-    place = _table(img, generator, 2, 1, 1)
+    place, far, near = tables
     drift = 0.955 - 0.018 * torch.sin(x * 7 + 6.28 * place[:, :1]) - 0.012 * torch.sin(x * 15 + 6.28 * place[:, 1:])
     pale = pale + smoothstep(-0.006, 0.012, y - drift) * 0.92 * (white * 0.96 - pale)
-    for rows, radius, opacity in ((13, (0.006, 0.009), 0.75), (8, (0.010, 0.015), 0.95)):
-        pale = pale + opacity * _flakes(img, generator, rows, radius) * (white - pale)
+    for cells, speed, radius, opacity in (
+        (far, FAR_FALL, (0.006, 0.009), 0.75),
+        (near, NEAR_FALL, (0.010, 0.015), 0.95),
+    ):
+        fallen = (speed * time_s).view(-1, 1, 1)
+        pale = pale + opacity * _flakes(img, cells, fallen, radius) * (white - pale)
     return pale.clamp(0, 1)
 
 
-LIGHT_PAINTERS: tuple[Light, ...] = (day, sunset, night, snowfall)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Light:
+    """How one light is painted.
+
+    paint: (pictures [B, 3, H, W] in 0..1, tables, time in seconds [B] or [1]) to pictures of the same shape, which may
+    leave 0..1. shapes: the tables' shapes after B for pictures of a height and width.
+    """
+
+    paint: Callable[[Tensor, Tables, Tensor], Tensor]
+    shapes: Callable[[int, int], tuple[tuple[int, ...], ...]]
+
+
+def _cells(rows: int, height: int, width: int) -> tuple[int, int, int]:
+    return 4, rows, max(1, round(rows * width / height))
+
+
+LIGHT_PAINTERS: tuple[Light, ...] = (
+    Light(paint=day, shapes=lambda height, width: ()),
+    Light(paint=sunset, shapes=lambda height, width: ((2, 1, 1),)),
+    Light(paint=night, shapes=lambda height, width: ((1, 1, 1),)),
+    Light(
+        paint=snowfall,
+        shapes=lambda height, width: ((2, 1, 1), _cells(FAR_ROWS, height, width), _cells(NEAR_ROWS, height, width)),
+    ),
+)
 """In the order of vocabulary_world.LIGHTS."""
+
+
+def draw_tables(img: Tensor, generator: torch.Generator | None) -> tuple[tuple[Tensor, ...], ...]:
+    """For each of LIGHT_PAINTERS the tables of the pictures img [B, 3, H, W], whose values do not matter."""
+    return tuple(_light_tables(img, light, generator) for light in LIGHT_PAINTERS)
+
+
+def _light_tables(img: Tensor, light: Light, generator: torch.Generator | None) -> tuple[Tensor, ...]:
+    height, width = img.shape[-2:]
+    return tuple(_table(img, generator, *shape) for shape in light.shapes(height, width))
 
 
 def apply_lights(img: Tensor, light: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -120,8 +172,11 @@ def apply_lights(img: Tensor, light: Tensor, generator: torch.Generator | None =
     shape, 0..1.
     """
     result = img.clone()
+    start = torch.zeros(1, device=img.device, dtype=img.dtype)
     for index, painter in enumerate(LIGHT_PAINTERS):
         rows = (light == index).nonzero().flatten()
         if rows.numel():
-            result.index_copy_(0, rows, painter(img.index_select(0, rows), generator).clamp(0, 1))
+            part = img.index_select(0, rows)
+            lit = painter.paint(part, _light_tables(part, painter, generator), start)
+            result.index_copy_(0, rows, lit.clamp(0, 1))
     return result

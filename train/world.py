@@ -23,7 +23,20 @@ from .styles import apply_styles
 from .vocabulary import SUBJECTS
 from .vocabulary_world import LIGHTS, PLACES, STYLES
 
-__all__ = ["SceneSpec", "apply_lights", "apply_styles", "is_held_out", "render_scenes", "sample_specs"]
+__all__ = [
+    "SPRITE_MARGIN_PX",
+    "SceneSpec",
+    "apply_lights",
+    "apply_styles",
+    "ellipse_shadow",
+    "find_foot",
+    "is_held_out",
+    "paint_places",
+    "premultiplied",
+    "render_scenes",
+    "sample_gain",
+    "sample_specs",
+]
 
 HELD_OUT_FRACTION = 0.10
 NO_SUBJECT, NO_PLACE, DAY_LIGHT, PLAIN_STYLE = 0.06, 0.08, 0.40, 0.30
@@ -118,35 +131,51 @@ def _sample_pose(n: int, sprite_px: int, generator: torch.Generator, device: tor
     return _Pose(0.43 + 0.14 * u[0], 0.45 + 0.14 * u[1], side, angle)
 
 
+def premultiplied(sprite: Tensor) -> Tensor:
+    """RGBA [B, 4, h, w] with straight alpha to colours multiplied by it."""
+    return torch.cat([sprite[:, :3] * sprite[:, 3:], sprite[:, 3:]], 1)
+
+
 def _place_sprites(sprite: Tensor, pose: _Pose, size: int) -> Tensor:
     """Resample straight-alpha sprites [B, 4, h, h] into the frame: premultiplied RGBA [B, 4, size, size]."""
-    premultiplied = torch.cat([sprite[:, :3] * sprite[:, 3:], sprite[:, 3:]], 1)
     line = (torch.arange(size, device=sprite.device, dtype=sprite.dtype) + 0.5) / size
     dx, dy = line.view(1, 1, size) - pose.x, line.view(1, size, 1) - pose.y
     u = dx * pose.angle.cos() + dy * pose.angle.sin()
     v = dy * pose.angle.cos() - dx * pose.angle.sin()
     grid = torch.stack([u, v], -1) * (2 / pose.side).unsqueeze(-1)
-    return functional.grid_sample(premultiplied, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return functional.grid_sample(
+        premultiplied(sprite), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
 
 
-def _contact_shadow(alpha: Tensor, grounded: Tensor) -> Tensor:
-    """A soft flat ellipse under the lowest part of each subject: strength [B, 1, H, W] from coverage [B, 1, H, W]."""
+def find_foot(alpha: Tensor, depth: float = 0.10) -> tuple[Tensor, Tensor, Tensor]:
+    """Where what alpha [B, 1, H, H] covers stands: (lowest y, left x, right x), each [B, 1, 1, 1] in sides of the
+    square; left and right are those of its lowest part, `depth` sides high.
+    """
     size = alpha.shape[-1]
     line = (torch.arange(size, device=alpha.device, dtype=alpha.dtype) + 0.5) / size
     solid = alpha[:, 0] > 0.5
     foot = (solid.any(2) * line).amax(1).view(-1, 1, 1, 1)
-    near_foot = solid & (line.view(1, size, 1) > foot[:, 0] - 0.10)
+    near_foot = solid & (line.view(1, size, 1) > foot[:, 0] - depth)
     columns = near_foot.any(1)
     right = (columns * line).amax(1).view(-1, 1, 1, 1)
     left = 1 - (columns * (1 - line)).amax(1).view(-1, 1, 1, 1)
+    return foot, left, right
+
+
+def ellipse_shadow(foot: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
+    """Strength [B, 1, size, size] of a soft flat ellipse on the ground under what stands from left to right at the
+    height foot (each [B, 1, 1, 1] in frame sides).
+    """
+    line = (torch.arange(size, device=foot.device, dtype=foot.dtype) + 0.5) / size
     half = (right - left).clamp(min=0.04) * 0.5 + 0.05
     distance = ((line.view(1, 1, 1, size) - (left + right) / 2) / half) ** 2 + (
         (line.view(1, 1, size, 1) - foot) / 0.035
     ) ** 2
-    return 0.42 * (1 - smoothstep(0.0, 1.0, distance.sqrt())) * grounded.view(-1, 1, 1, 1)
+    return 0.42 * (1 - smoothstep(0.0, 1.0, distance.sqrt()))
 
 
-def _paint_places(place: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+def paint_places(place: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
     """Backgrounds [B, 3, size, size] and whether each is grounded [B], painted group by group."""
     picture = torch.empty(place.shape[0], 3, size, size, device=place.device)
     grounded = torch.zeros(place.shape[0], device=place.device)
@@ -156,6 +185,11 @@ def _paint_places(place: Tensor, generator: torch.Generator, size: int) -> tuple
             picture.index_copy_(0, rows, painter(int(rows.numel()), size, generator, place.device))
             grounded.index_fill_(0, rows, float(painter.grounded))
     return picture, grounded
+
+
+def sample_gain(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Brightness factors of n pictures, [n, 1, 1, 1]."""
+    return 0.94 + 0.12 * torch.rand(n, 1, 1, 1, generator=generator, device=device)
 
 
 def render_scenes(
@@ -176,13 +210,14 @@ def render_covered(
     """render_scenes and, third, how far the subject covers each pixel: [B, 1, size, size] in 0..1."""
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
         raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
-    picture, grounded = _paint_places(spec.place, generator, size)
+    picture, grounded = paint_places(spec.place, generator, size)
     pose = _sample_pose(spec.subject.shape[0], sprites.shape[-1], generator, sprites.device)
     layer = _place_sprites(sprites.index_select(0, spec.subject.clamp(min=0)), pose, size)
     layer = layer * (spec.subject >= 0).view(-1, 1, 1, 1)
     alpha = layer[:, 3:]
-    picture = picture * (1 - _contact_shadow(alpha, grounded * (spec.subject >= 0)))
+    standing = (grounded * (spec.subject >= 0)).view(-1, 1, 1, 1)
+    picture = picture * (1 - ellipse_shadow(*find_foot(alpha), size) * standing)
     picture = picture * (1 - alpha) + layer[:, :3]
-    gain = 0.94 + 0.12 * torch.rand(picture.shape[0], 1, 1, 1, generator=generator, device=picture.device)
+    gain = sample_gain(picture.shape[0], generator, picture.device)
     plain = apply_lights((picture * gain).clamp(0, 1), spec.light, generator)
     return plain, apply_styles(plain, spec.style), alpha

@@ -1,0 +1,1 @@
+"""The procedural world in motion: clips of scenes in which the subject or the camera moves, and answers to actions."""

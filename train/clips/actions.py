@@ -1,0 +1,85 @@
+"""Owns the actions: their names, their speeds, how they are drawn for training, and sums that stop at bounds.
+
+An action is one vector for each latent frame; latent k >= 1 acts on the transitions into the pixel frames 4k-3 .. 4k,
+latent 0 (frame 0 alone) on none. Knows no motions and no pictures.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .motions import FRAMES_PER_LATENT
+
+ACTION_NAMES = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
+"""Camera right, up and in; subject right and up on the screen. Each in -1..1, 0 is none."""
+SPEED = 1.5 / 128
+"""Of camera_x, camera_y, push_x and push_y at full deflection, in frame sides a pixel frame, as seen on the screen."""
+ZOOM_SPEED = 0.012
+"""Of camera_zoom at full deflection: logarithm of the factor of a pixel frame."""
+
+IDLE_CLIPS = 0.5
+"""Share of clips without any action."""
+HELD_LATENTS = (2, 8)
+"""How long a command is held."""
+RELEASED, TWO_AXES, FULL_DEFLECTION = 0.25, 0.4, 0.5
+"""Shares of commands: none at all, two axes at once, values of exactly -1 or 1 (others are at least 0.2)."""
+
+
+def frame_count(latents: int) -> int:
+    """Pixel frames of so many latent frames."""
+    return 1 + FRAMES_PER_LATENT * (latents - 1)
+
+
+def sample_actions(n: int, latents: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Actions float32 [n, latents, 5] in -1..1 on `device` (the generator's): half of the clips have none, the others
+    commands on one or two axes, each held for 2 to 8 latents.
+    """
+    if n < 1 or latents < 1:
+        raise ValueError(f"n={n} and latents={latents} must be at least 1")
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    shortest, longest = HELD_LATENTS
+    count = latents // shortest + 2
+    held = torch.randint(shortest, longest + 1, (n, count), generator=generator, device=device)
+    begun = (uniform(n, 1) * held[:, :1]).floor().long()
+    ends = held.cumsum(1) - begun
+    command = (ends.unsqueeze(1) <= torch.arange(latents, device=device).view(1, -1, 1)).sum(2)
+    order = uniform(n, count, len(ACTION_NAMES)).argsort(-1)
+    axes = 1 + (uniform(n, count, 1) < TWO_AXES).long()
+    sign = torch.where(uniform(n, count, len(ACTION_NAMES)) < 0.5, -1.0, 1.0)
+    partial = 0.2 + 0.8 * uniform(n, count, len(ACTION_NAMES))
+    size = torch.where(uniform(n, count, 1) < FULL_DEFLECTION, torch.ones_like(partial), partial)
+    values = sign * size * (order < axes) * (uniform(n, count, 1) >= RELEASED)
+    values = values * (uniform(n, 1, 1) >= IDLE_CLIPS)
+    return values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
+
+
+def frame_actions(actions: Tensor) -> Tensor:
+    """The action of the transition into each pixel frame: [B, L, 5] to [B, 1 + 4 (L - 1), 5]; frame 0 has none."""
+    later = actions[:, 1:].repeat_interleave(FRAMES_PER_LATENT, 1)
+    return torch.cat([torch.zeros_like(actions[:, :1]), later], 1)
+
+
+def bounded_sum(start: Tensor, steps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """x[t] = clamp(x[t-1] + steps[t], low[t], high[t]) with x[-1] = start, all [B, F] but start [B, 1].
+
+    Such clamped shifts compose to clamped shifts, so that the whole path takes log2(F) rounds (the parallel prefix
+    sum of Hillis and Steele 1986) instead of a loop over frames.
+    """
+    shift = steps
+    reach, frames = 1, steps.shape[1]
+    while reach < frames:
+        by, floor, roof = shift[:, reach:], low[:, reach:], high[:, reach:]
+        composed = (
+            shift[:, :-reach] + by,
+            torch.minimum(torch.maximum(low[:, :-reach] + by, floor), roof),
+            torch.minimum(torch.maximum(high[:, :-reach] + by, floor), roof),
+        )
+        shift, low, high = (
+            torch.cat([old[:, :reach], new], 1) for old, new in zip((shift, low, high), composed, strict=True)
+        )
+        reach *= 2
+    return torch.minimum(torch.maximum(start + shift, low), high)
