@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from PIL import Image
 
 from app import render as door
+from app.client import ZoetropeClient
+from app.client_errors import RefusedControlError
 from app.client_session import ClientSession, SessionAccounting, SessionState
 from app.media.video_reader import VideoReader
 from app.render_job import render
@@ -33,7 +36,7 @@ RATE = 16
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_video_model(tmp_path_factory.mktemp("models") / "tiny")
+    return tiny_video_model(tmp_path_factory.mktemp("models") / "tiny", actions=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,8 @@ def test_live_from_a_camera_every_answer_names_its_input(client: WorkerClient) -
 
 CHANGES: tuple[dict[str, object], ...] = (
     {"prompt": "the table", "prompt_change": "cut"},
-    {"chunk_frames": 1},
+    {"chunk_frames": 1, "camera_x": 1.0},
+    {"push_y": -0.5},
     {"scene_cut": True},
     {"prompt": "a cat on the table", "prompt_change": "flush"},
     {"seed": 7, "chunk_steps": 2},
@@ -204,6 +208,18 @@ def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_p
     assert f"{len(take.hashes)} frames identical to the live ones, 0 different" in said
 
 
+async def steer(url: str) -> None:
+    """Actions from the Python client."""
+    async with ZoetropeClient(url) as client, client.stream(prompt_only=True) as stream:
+        assert stream.ready is not None
+        assert stream.ready.info.takes_actions
+        await stream.control(camera_x=-1, push_y=0.5)
+        view = await client.read_session(stream.session)
+        assert (view.controls["camera_x"], view.controls["push_y"]) == (-1, 0.5)
+        with pytest.raises(RefusedControlError, match="camera_zoom cannot be 2"):
+            await stream.control(camera_zoom=2)
+
+
 def test_the_live_door_serves_a_video_model(model: Path, tmp_path: Path) -> None:
     with live_process("--model", str(model), "--device", "cpu", "--data", str(tmp_path)) as live:
         session = live.open(prompt_only=True, prompt="a cat")
@@ -220,3 +236,4 @@ def test_the_live_door_serves_a_video_model(model: Path, tmp_path: Path) -> None
         out = live.read(session)["accounting"]["out"]
         wait_for(lambda: live.read(session)["accounting"]["out"] > out + 10)
         live.end(session)
+        asyncio.run(steer(live.url))

@@ -108,9 +108,11 @@ def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32,
     return replace(model, **changes)
 
 
-def small_model_on(device: torch.device, preset: VideoPreset = SMALL) -> VideoModel:
-    """The same weights on another device."""
+def small_model_on(device: torch.device, preset: VideoPreset = SMALL, *, acts: bool = False) -> VideoModel:
+    """The same weights on another device. acts: with actions."""
     model = small_model(preset)
+    if acts:
+        model = replace(model, transformer=acting_transformer(torch.float32))
     text = HashText(torch.float32)
     encode = text.encode
     text.encode = lambda words: encode(words).to(device)  # type: ignore[method-assign]
