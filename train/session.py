@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from train.crew import ALONE, Crew
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
@@ -46,10 +48,10 @@ class Scale:
     """Rendering and encoding these clips stops there."""
     video_chunk: int = 64
     """Clips rendered at a time."""
-    video_batch: int = 32
-    video_window: int = 12
+    video_batch: int = 64
+    video_window: int = 15
     """Clips and latents of a denoiser's step."""
-    video_streams: int = 32
+    video_streams: int = 64
     """Streams that the student rolls out at a time."""
 
     def with_banks(self, share: float) -> Scale:
@@ -98,30 +100,38 @@ TINY = Scale(
     video_codec_batch=2,
     video_codec_frames=5,
     video_clips=8,
-    video_latents=9,
+    video_latents=12,
     video_bank_seconds=10.0,
     video_chunk=4,
     video_batch=2,
-    video_window=6,
+    video_window=12,
     video_streams=2,
 )
 
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """Where and how a run trains. out: written; resume: read, may be missing files; seed: of everything random."""
+    """Where and how a run trains. out: written; resume: read, may be missing files; seed: of everything random.
+
+    crew: the processes that train together; rank 0 of them logs and saves, each draws data of its own.
+    """
 
     device: torch.device
     out: Path
     resume: Path
     scale: Scale
     seed: int = 7
+    crew: Crew = ALONE
     records: list[dict[str, float | str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def generator(self, salt: int) -> torch.Generator:
-        """A generator on the device whose numbers differ with salt."""
-        return torch.Generator(self.device).manual_seed(self.seed * 1000 + salt)
+        """A generator on the device whose numbers differ with salt, and from process to process."""
+        return torch.Generator(self.device).manual_seed(self.seed * 1000 + salt + 1_000_003 * self.crew.rank)
+
+    def seed_draws(self) -> None:
+        """Seed torch's default generators, other in each process: once the weights are made, which must be alike."""
+        torch.manual_seed(self.seed + 1_000_003 * self.crew.rank)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,7 +143,9 @@ class Session:
         return time.monotonic() - self.started
 
     def log(self, stage: str, **values: float | str) -> None:
-        """Append one JSON line to out/curve.jsonl and remember it."""
+        """Append one JSON line to out/curve.jsonl and remember it; rank 0 alone."""
+        if self.crew.rank:
+            return
         record: dict[str, float | str] = {"stage": stage, "seconds": round(self.seconds(), 2)}
         record |= {name: round(v, 5) if isinstance(v, float) else v for name, v in values.items()}
         self.records.append(record)
@@ -141,7 +153,12 @@ class Session:
             file.write(json.dumps(record) + "\n")
 
     def save(self, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
-        """Write the modules' tensors as float16 to out/name.safetensors, keys prefixed by the argument's name."""
+        """Write the modules' tensors as float16 to out/name.safetensors, keys prefixed by the argument's name.
+
+        Rank 0 alone does.
+        """
+        if self.crew.rank:
+            return
         tensors: dict[str, Tensor] = {}
         for prefix, module in modules.items():
             state = module.state_dict() if isinstance(module, nn.Module) else module
@@ -248,10 +265,11 @@ class Master:
     """Float32 parameters behind modules that compute in another dtype (Micikevicius et al. 2018, section 3.1).
 
     The modules are converted in place; the optimiser gets ``full`` and step() carries gradients and values across.
+    crew: gradients are averaged over it.
     """
 
-    def __init__(self, *modules: nn.Module, dtype: torch.dtype) -> None:
-        self.modules = modules
+    def __init__(self, *modules: nn.Module, dtype: torch.dtype, crew: Crew = ALONE) -> None:
+        self.modules, self._crew = modules, crew
         self.full = [nn.Parameter(p.detach().float().clone()) for m in modules for p in m.parameters()]
         for module in modules:
             module.to(dtype=dtype)
@@ -263,7 +281,9 @@ class Master:
         assert len(found) == len(self.low), "every parameter takes part in the loss"
         for full in self.full:
             full.grad = torch.empty_like(full) if full.grad is None else full.grad
-        torch._foreach_copy_([p.grad for p in self.full if p.grad is not None], found)
+        gradients = [p.grad for p in self.full if p.grad is not None]
+        torch._foreach_copy_(gradients, found)
+        self._crew.average(gradients)
         for low in self.low:
             low.grad = None
         torch.nn.utils.clip_grad_norm_(self.full, max_norm)

@@ -14,7 +14,12 @@ _PART_BYTES = 15 << 20
 
 
 def save_parts(session: Session, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
-    """Write out/NAME-0.safetensors, NAME-1, ... with keys prefixed by the argument's name; parameters once each."""
+    """Write out/NAME-0.safetensors, NAME-1, ... with keys prefixed by the argument's name; parameters once each.
+
+    Rank 0 alone does.
+    """
+    if session.crew.rank:
+        return
     tensors: dict[str, Tensor] = {}
     for prefix, module in modules.items():
         state = _state(module) if isinstance(module, nn.Module) else module

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.crew import CrewClock
 from train.graphs import Replay
 from train.session import Average, Budget, Master, Session, adamw, set_rate, trapezoid, warm_cosine
 from train.video.bank import ClipBank, draw_windows
@@ -75,7 +76,8 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     restore_parts(session, SCORER, transformer=networks.transformer)
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     networks.text.requires_grad_(False).to(session.dtype)
-    master = Master(networks.transformer, dtype=session.dtype)
+    master = Master(networks.transformer, dtype=session.dtype, crew=session.crew)
+    session.seed_draws()
     optimiser = adamw(master.full, 0.0, session.device)
     average = Average(master.full, decay=0.995)
     joint = JointPass(networks.transformer, GRID, frames=WINDOW)
@@ -101,7 +103,8 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
 
     replay = Replay(step, session.device)
     total.zero_()
-    budget, running, every = Budget(seconds), True, 4 * session.scale.log_every
+    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    every = 4 * session.scale.log_every
     while running:
         set_rate(optimiser, SCORER_RATE * trapezoid(budget.steps, budget.fraction()))
         replay()
@@ -109,7 +112,7 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
         running = budget.tick()
         if budget.steps % every == 0 or not running:
             mean = float(total) / ((budget.steps - 1) % every + 1)
-            session.log(SCORER, step=float(budget.steps), loss=mean, rate=budget.steps / budget.elapsed())
+            session.log(SCORER, step=float(budget.steps), loss=mean, rate=budget.rate)
             total.zero_()
     average.swap()
     master.release()
@@ -147,11 +150,12 @@ class Game:
     def __init__(self, session: Session, bank: ClipBank, players: Players) -> None:
         self.session, self.bank, self.players = session, bank, players
         device, dtype = session.device, session.dtype
-        self.student = Master(players.student.transformer, dtype=dtype)
-        self.fake = Master(players.fake.transformer, dtype=dtype)
+        self.student = Master(players.student.transformer, dtype=dtype, crew=session.crew)
+        self.fake = Master(players.fake.transformer, dtype=dtype, crew=session.crew)
         self.student_optimiser = adamw(self.student.full, 0.0, device)
         self.fake_optimiser = adamw(self.fake.full, 0.0, device)
         self.levels = few_step_levels(device)
+        session.seed_draws()
         batch = session.scale.video_streams
         self.pool = Pool(
             players.student.transformer, bank, self._states, batch, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK,
@@ -261,7 +265,7 @@ def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     game = Game(session, bank, players)
     average = Average(game.student.full, decay=0.99)
     rng, every = random.Random(session.seed), 2 * session.scale.log_every
-    budget, running = Budget(seconds), True
+    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     while running:
         game.set_rates(warm_cosine(budget.steps, budget.fraction(), floor=0.1))
         game.roll(rng.randrange(game.levels.shape[0]))
@@ -275,9 +279,9 @@ def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
             fake, gradient, clips = game.measures.tolist()
             session.log(
                 STUDENT, step=float(budget.steps), fake_loss=fake, gradient=gradient, clip_loss=clips,
-                rate=budget.steps / budget.elapsed(),
+                rate=budget.rate,
             )  # fmt: skip
-        if budget.due():
+        if budget.budget.due():
             _save(session, game, average)
     average.swap()
     for master in (game.student, game.fake):

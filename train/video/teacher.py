@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.video.compiling import compiled
 from pipelines.video.transformer import CausalWanTransformer
 from pipelines.video.wan_blocks import BlockHalves, WanBlock
+from train.crew import CrewClock
 from train.graphs import Replay
 from train.muon import Muon
 from train.session import Average, Budget, Master, Session, set_rate, trapezoid
@@ -113,12 +114,13 @@ class Trainer:
     def __init__(self, session: Session, bank: ClipBank, networks: VideoNetworks) -> None:
         self.session, self.bank, self.networks = session, bank, networks
         self.levels = few_step_levels(session.device)
-        self.master = Master(*networks.modules, dtype=session.dtype)
+        self.master = Master(*networks.modules, dtype=session.dtype, crew=session.crew)
         table = networks.text.get_input_embeddings().weight
         tables = {id(full) for full, low in zip(self.master.full, self.master.low, strict=True) if low is table}
         self.optimiser = Muon(self.master.full, tables, PEAK_RATE)
         self.average = Average(self.master.full, decay=0.9985)
         self.total = torch.zeros((), device=session.device)
+        session.seed_draws()
         set_rate(self.optimiser, 0.0)
         self.steps = {chunk: TeacherStep(self, chunk) for chunk in (CHUNK, 1)}
         self.total.zero_()
@@ -142,7 +144,7 @@ def train_teacher(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     trainer = Trainer(session, bank, networks)
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
-    budget, running = Budget(seconds), True
+    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     while running:
         set_rate(trainer.optimiser, PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
         trainer.steps[1 if rng.random() < SINGLE_SHARE else CHUNK].replay()
@@ -150,9 +152,9 @@ def train_teacher(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
         running = budget.tick()
         if budget.steps % every == 0 or not running:
             mean = float(trainer.total) / ((budget.steps - 1) % every + 1)
-            session.log(STAGE, step=float(budget.steps), loss=mean, rate=budget.steps / budget.elapsed())
+            session.log(STAGE, step=float(budget.steps), loss=mean, rate=budget.rate)
             trainer.total.zero_()
-        if budget.due():
+        if budget.budget.due():
             trainer.save()
     trainer.average.swap()
     trainer.master.release()

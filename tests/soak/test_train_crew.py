@@ -1,0 +1,70 @@
+"""Two processes that train together keep the same weights, though each draws its own data."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROGRAM = """
+import sys
+from pathlib import Path
+
+import torch
+
+from train.crew import CrewClock, join
+from train.session import TINY, Budget, Master, Session, adamw
+
+crew, device = join(torch.device("cpu"))
+out = Path(sys.argv[1])
+session = Session(device=device, out=out, resume=out, scale=TINY, crew=crew)
+torch.manual_seed(session.seed)
+network = torch.nn.Linear(4, 4)
+crew.same([p.data for p in network.parameters()])
+master = Master(network, dtype=torch.float32, crew=crew)
+optimiser = adamw(list(master.full), 1e-2, device)
+session.seed_draws()
+clock, running, first = CrewClock(crew, device, Budget(1.0)), True, 0.0
+while running:
+    x = torch.randn(8, 4)
+    first = first or float(x.sum())
+    (network(x) - 1).square().mean().backward()
+    master.step(optimiser)
+    running = clock.tick()
+session.log("end", step=float(clock.steps))
+(out / f"rank-{crew.rank}.txt").write_text(f"{clock.steps} {first} {network.weight.tolist()}")
+crew.leave()
+"""
+
+
+@pytest.mark.soak
+def test_two_processes_stay_alike(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(tmp_path)], env={**base, "RANK": str(r), "LOCAL_RANK": str(r)}
+        )
+        for r in range(2)
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    (steps, first, weights), other = ((tmp_path / f"rank-{r}.txt").read_text().split(maxsplit=2) for r in range(2))
+    assert (steps, weights) == (other[0], other[2])
+    assert first != other[1]
+    assert int(steps) % 8 == 0
+    assert (tmp_path / "curve.jsonl").read_text().count("\n") == 1
