@@ -41,6 +41,8 @@ class Scale:
     """Clips of so many latents held as pixels for mini-video's autoencoders."""
     video_codec_batch: int = 16
     video_codec_frames: int = 9
+    video_codec_px: int = 128
+    """Clips, frames and side of the crops of a step of these autoencoders."""
     video_clips: int = 12288
     video_latents: int = 24
     """At most so many clips of so many latents for mini-video's denoiser."""
@@ -99,6 +101,7 @@ TINY = Scale(
     video_codec_latents=3,
     video_codec_batch=2,
     video_codec_frames=5,
+    video_codec_px=32,
     video_clips=8,
     video_latents=12,
     video_bank_seconds=10.0,

@@ -114,8 +114,8 @@ def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
 def _of_family(family: Family, base: str, notice: Notice) -> VideoSource:
     if not family.repository:
         raise ModelNotFoundError(
-            f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is published nowhere "
-            "else.",
+            f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is not published "
+            "elsewhere.",
             "Fetch the checkout's files again, or make the model as docs/mini-video.md says.",
         )
     if family.name == "wan":

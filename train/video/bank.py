@@ -125,13 +125,22 @@ def _choose(u: Tensor, count: int) -> Tensor:
 
 
 def rendered_groups(
-    session: Session, sprites: Tensor, clips: int, latents: int, generator: torch.Generator
+    session: Session,
+    sprites: Tensor,
+    clips: int,
+    latents: int,
+    generator: torch.Generator,
+    *,
+    held_out: bool = False,
 ) -> Iterator[tuple[ClipSpec, Tensor, Clips]]:
-    """Groups of training clips of `latents` latents, `clips` in all: (spec, actions [n, L, 5], what was rendered)."""
+    """Groups of clips of `latents` latents, `clips` in all: (spec, actions [n, L, 5], what was rendered).
+
+    held_out: of combinations kept out of training, for measuring.
+    """
     device, group = session.device, session.scale.video_chunk
     for start in range(0, clips, group):
         n = min(group, clips - start)
-        spec = sample_clip_specs(n, generator, device, False, subjects=sprites.shape[0])
+        spec = sample_clip_specs(n, generator, device, held_out, subjects=sprites.shape[0])
         actions = sample_actions(n, latents, generator, device)
         yield spec, actions, render_clips(spec, sprites, actions, generator, latents=latents, size_px=VIDEO_SIZE_PX)
 

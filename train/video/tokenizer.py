@@ -37,10 +37,12 @@ _WORD_SCORE, _SPACE_SCORE, _CHARACTER_SCORE = -3.0, -6.0, -8.0
 
 
 def build_tokenizer(phrases: Iterable[str] | None = None) -> Any:
-    """A PreTrainedTokenizerFast that knows every word of phrases as one token, any other ASCII word by characters, the rest as <unk>.
+    """A PreTrainedTokenizerFast in which every word of phrases is one token; other ASCII words are spelt by
+    characters, the rest is <unk>.
 
-    phrases: None takes every word that a caption of a clip can contain. Ids: <pad> 0, </s> 1, <unk> 2, the space before a word, the characters, the words in alphabetical order. Layers as
-    in transformers' T5Tokenizer, which rebuilds the same from the file.
+    phrases: None takes every word that a caption of a clip can contain. Ids: <pad> 0, </s> 1, <unk> 2, the space before
+    a word, the characters, the words in alphabetical order. Its layers are those of transformers' T5Tokenizer, which
+    makes the same of the saved files.
     """
     if phrases is None:
         phrases = clip_words()

@@ -1,0 +1,242 @@
+"""Owns the training of mini-video's autoencoders: AutoencoderKLWan on short clips, the tiny one on its latents.
+
+Both learn in the same step, from the same clips: the tiny encoder to give the stock one's normalised latents, the tiny
+decoder to decode them. In the last phase the stock one stands still, so that the tiny one fits what it became. Knows no
+text and no noise schedule.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from train.bank import Source
+from train.graphs import Replay
+from train.session import Average, Budget, Master, Session, adamw, set_rate
+from train.video.bank import rendered_groups
+from train.video.codec_losses import latent_loss, pixel_loss
+from train.video.codecs import (
+    POSTERIOR_STD,
+    STAGE,
+    Codecs,
+    load_codecs,
+    make_codecs,
+    measure_codecs,
+    restore_codecs,
+    save_codecs,
+    set_posterior_noise,
+)
+from train.video.pixel_bank import draw_clips, pixel_bank
+from train.video.whole_clip import WholeClips, use_lean_norms
+
+PEAK_RATE = 2e-3
+CONTINUED_RATE = 0.5
+WARMUP_STEPS = 100
+LATENT_WEIGHT = 0.05
+MOMENTS_SHARE = 0.02
+MOMENT_DRAWS = 16
+SHARP_FROM, SHARP_OVER = 0.5, 0.3
+"""Share of the budget after which squared errors take over, and over which."""
+MEASURED_CLIPS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """until: share of the budget at which it ends. share: side of the crops in video_codec_px, clips: of a step in
+    video_codec_batch; joint: the stock autoencoder learns too.
+    """
+
+    until: float
+    share: float
+    clips: int
+    joint: bool
+
+
+PHASES = (
+    Phase(until=0.40, share=0.5, clips=2, joint=True),
+    Phase(until=0.75, share=1.0, clips=1, joint=True),
+    Phase(until=1.00, share=1.0, clips=1, joint=False),
+)
+"""Crops first: at a quarter of the pixels there are many more steps."""
+
+
+class CodecTrainer:
+    """What a step reads and writes: networks, their float32 parameters and averages, and sums for the log."""
+
+    def __init__(self, session: Session, codecs: Codecs, bank: Tensor) -> None:
+        self.session, self.codecs, self.bank = session, codecs, bank
+        device = session.device
+        use_lean_norms(codecs.vae)
+        self.masters = [Master(module, dtype=session.dtype) for module in (codecs.vae, codecs.tiny)]
+        self.optimisers = [adamw(list(master.full), 0.0, device, decay=0.0) for master in self.masters]
+        self.averages = [Average(master.full, decay=0.998) for master in self.masters]
+        self.sharp = torch.zeros((), device=device)
+        self.sums, self.counted = torch.zeros(4, device=device), 0
+
+    def make_step(self, phase: Phase) -> Replay:
+        """One step of a phase, captured where there is a GPU."""
+        session, scale = self.session, self.session.scale
+        n, size_px = phase.clips * scale.video_codec_batch, round(phase.share * scale.video_codec_px)
+        whole = WholeClips(self.codecs.vae, clips=n, size_px=size_px)
+
+        def step() -> None:
+            clips = draw_clips(self.bank, n, scale.video_codec_frames, size_px)
+            with torch.set_grad_enabled(phase.joint):
+                raw = whole.encode((clips * 2 - 1).to(session.dtype)).float()
+            losses = [self._stock_loss(whole, raw, clips)] if phase.joint else []
+            losses.append(self._tiny_loss(raw.detach(), clips))
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            for master, optimiser in list(zip(self.masters, self.optimisers, strict=True))[-len(losses) :]:
+                master.step(optimiser)
+
+        for optimiser in self.optimisers:
+            set_rate(optimiser, 0.0)  # capturing runs the step for real
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            replay = Replay(step, session.device)
+        self.sums.zero_()
+        self.counted = 0
+        return replay
+
+    def _stock_loss(self, whole: WholeClips, raw: Tensor, clips: Tensor) -> Tensor:
+        self.codecs.moments.move_towards(raw.detach(), MOMENTS_SHARE)
+        noisy = raw + POSTERIOR_STD * torch.randn_like(raw)
+        decoded = whole.decode(noisy.to(self.session.dtype)).float() / 2 + 0.5
+        loss, squared = pixel_loss(decoded, clips, self.sharp)
+        self.sums[0] += squared
+        self.sums[1] += loss.detach()
+        return loss + LATENT_WEIGHT * latent_loss(raw)
+
+    def _tiny_loss(self, raw: Tensor, clips: Tensor) -> Tensor:
+        tiny = self.codecs.tiny
+        target = self.codecs.moments.normalise(raw)
+        own = tiny.encode(clips.to(self.session.dtype)).float()
+        noisy = target + POSTERIOR_STD * torch.randn_like(target)
+        decoded = tiny.decode(noisy.to(self.session.dtype)).float()
+        loss, squared = pixel_loss(decoded, clips, self.sharp)
+        error = functional.mse_loss(own, target)
+        self.sums[2] += squared
+        self.sums[3] += error.detach()
+        return loss + functional.l1_loss(own, target) + error
+
+    def after_step(self, phase: Phase) -> None:
+        """Move the averages of what was trained, and count the step."""
+        for average in self.averages[0 if phase.joint else 1 :]:
+            average.update()
+        self.counted += 1
+
+    @torch.no_grad()
+    def freeze_stock(self) -> None:
+        """Give the stock autoencoder its averaged weights, and measure the moments of its latents."""
+        self.averages[0].swap()
+        self.masters[0].write()
+        scale = self.session.scale
+        whole = WholeClips(self.codecs.vae, clips=scale.video_codec_batch, size_px=scale.video_codec_px)
+        raws = []
+        for _ in range(MOMENT_DRAWS):
+            clips = draw_clips(self.bank, scale.video_codec_batch, scale.video_codec_frames, scale.video_codec_px)
+            raws.append(whole.encode((clips * 2 - 1).to(self.session.dtype)).float())
+        self.codecs.moments.move_towards(torch.cat(raws), 1.0)
+        for values in (self.codecs.moments.mean, self.codecs.moments.std):
+            values.copy_(values.half())
+
+    def save(self, *, frozen: bool) -> None:
+        """Write the averaged weights; of a frozen stock autoencoder its own."""
+        states = [
+            master.named(master.full if frozen and index == 0 else average.values)[0]
+            for index, (master, average) in enumerate(zip(self.masters, self.averages, strict=True))
+        ]
+        self.session.save(STAGE, vae=states[0], tiny=states[1], moments=self.codecs.moments)
+
+    def log(self, step: int, rate: float) -> None:
+        """One line: means over the steps since the last one, or since the phase began. Waits for the device."""
+        stock, loss, tiny, error = (self.sums / max(1, self.counted)).tolist()
+        self.sums.zero_()
+        self.counted = 0
+        values = {"tiny_train_psnr_db": _db(tiny), "tiny_latent_error": math.sqrt(error), "rate": rate}
+        learning = {"loss": loss, "train_psnr_db": _db(stock)} if stock else {}
+        self.session.log(STAGE, step=float(step), **learning, **values)
+
+
+def train_autoencoder(session: Session, source: Source, seconds: float) -> Codecs:
+    """Train for seconds (rendering included), save video_autoencoder.safetensors, return the codecs for inference.
+
+    Continues from that file where there is one, without the first phase.
+    """
+    budget = Budget(seconds)
+    bank = pixel_bank(session, source, session.generator(11))
+    session.log(STAGE, event="rendered", clips=float(bank.shape[0]), mib=bank.nbytes / 2**20, took=budget.elapsed())
+    codecs = make_codecs(session)
+    continued = restore_codecs(session, codecs)
+    trainer = CodecTrainer(session, codecs, bank)
+    torch.manual_seed(session.seed)
+    peak = PEAK_RATE * (CONTINUED_RATE if continued else 1.0)
+    _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peak)
+    trainer.averages[1].swap()
+    trainer.masters[1].write()
+    for master in trainer.masters:
+        master.release()
+    set_posterior_noise(codecs.vae)
+    save_codecs(session, codecs)
+    trained = load_codecs(session)
+    session.log(STAGE, step=float(budget.steps), **measure_codecs(trained, measured_clips(session, source)))
+    return trained
+
+
+def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: Budget, peak: float) -> None:
+    """Each phase makes a step at least."""
+    session = trainer.session
+    every = 4 * session.scale.log_every
+    joint_until = max(phase.until for phase in phases if phase.joint)
+    for phase in phases:
+        if not phase.joint:
+            trainer.freeze_stock()
+        replay = trainer.make_step(phase)
+        session.log(STAGE, event="phase", share=phase.share, took=budget.elapsed())
+        while True:
+            fraction, warm = budget.fraction(), peak * min(1.0, (budget.steps + 1) / WARMUP_STEPS)
+            set_rate(trainer.optimisers[0], warm * _falling(fraction, 0.5 * joint_until, joint_until))
+            set_rate(trainer.optimisers[1], warm * _falling(fraction, joint_until, 1.0))
+            trainer.sharp.fill_(min(1.0, max(0.0, (fraction - SHARP_FROM) / SHARP_OVER)))
+            replay()
+            trainer.after_step(phase)
+            budget.tick()
+            if budget.steps % every == 0:
+                trainer.log(budget.steps, budget.steps / budget.elapsed())
+            if budget.due():
+                trainer.save(frozen=not phase.joint)
+            if budget.fraction() >= phase.until:
+                break
+        del replay
+        _free_memory(session.device)
+
+
+def _falling(fraction: float, begin: float, end: float) -> float:
+    """1 until begin, then linear to 2 % at end."""
+    return min(1.0, max(0.02, (end - fraction) / (end - begin)))
+
+
+def _free_memory(device: torch.device) -> None:
+    """A captured step holds its own memory until it is gone."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def measured_clips(session: Session, source: Source) -> Tensor:
+    """Clips of held-out combinations, the same for every run: [n, 3, F, 128, 128] in 0..1."""
+    scale = session.scale
+    count = min(MEASURED_CLIPS, scale.video_codec_clips)
+    groups = rendered_groups(
+        session, source.sprites, count, scale.video_codec_latents, session.generator(12), held_out=True
+    )
+    return torch.cat([clip.frames for _, _, clip in groups])
+
+
+def _db(squared: float) -> float:
+    return -10 * math.log10(max(squared, 1e-9))

@@ -1,0 +1,51 @@
+"""Owns what is wrong with a clip that came back: losses on pixels in space and time. Knows no networks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+SLOPES, COARSE_SLOPES, CHANGES = 1.0, 0.5, 0.5
+SQUARED = 6.0
+
+
+def slopes(clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbouring pixels along x and y of [..., h, w]."""
+    return clip[..., 1:] - clip[..., :-1], clip[..., 1:, :] - clip[..., :-1, :]
+
+
+def pixel_loss(decoded: Tensor, clip: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, squared error) of decoded against clip, both [B, 3, F, h, w] float32, clip in 0..1.
+
+    Absolute errors of pixels, of slopes at two scales (edges, and textures that are a little displaced) and of changes
+    from frame to frame (flicker). sharp: 0..1 on the device; towards 1 squared errors count more (they are what PSNR
+    measures) and the absolute ones half.
+    """
+    squared = functional.mse_loss(decoded, clip)
+    coarse = [functional.avg_pool3d(x, (1, 2, 2)) for x in (decoded, clip)]
+    gentle = (
+        functional.l1_loss(decoded, clip)
+        + SLOPES * _distance(slopes(decoded), slopes(clip))
+        + COARSE_SLOPES * _distance(slopes(coarse[0]), slopes(coarse[1]))
+        + CHANGES * functional.l1_loss(decoded.diff(dim=2), clip.diff(dim=2))
+    )
+    return (1 - 0.5 * sharp) * gentle + (1 + SQUARED * sharp) * squared, squared.detach()
+
+
+def _distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.stack([functional.l1_loss(x, y) for x, y in zip(a, b, strict=True)]).sum()
+
+
+def latent_loss(latents: Tensor, *, bound: float = 3.0) -> Tensor:
+    """How far raw latents [B, C, n, h, w] are from mean 0 and unit covariance of their channels, and beyond ±bound.
+
+    The tiny decoder presses latents into ±3, and a denoiser's noise is as wide as what it hides.
+    """
+    rows = latents.transpose(0, 1).flatten(1)
+    mean = rows.mean(1)
+    centred = rows - mean.view(-1, 1)
+    covariance = centred @ centred.T / rows.shape[1]
+    unit = torch.eye(covariance.shape[0], device=latents.device)
+    beyond = (latents.abs() - bound).clamp(min=0).square().mean()
+    return mean.square().mean() + (covariance - unit).square().sum() / unit.shape[0] + beyond

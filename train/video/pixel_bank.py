@@ -1,0 +1,87 @@
+"""Owns the clips that the autoencoders learn from: scenes in motion, and moving views of photographs and clutter.
+
+Knows no networks. The world alone would make an autoencoder that blurs what a camera sees.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from train.bank import Source, dead_leaves, photo_crops, uniform
+from train.session import Session
+from train.video.bank import rendered_groups
+from train.video.networks import VIDEO_SIZE_PX
+
+WORLD_SHARE, PHOTO_SHARE = 0.75, 0.15
+"""Of the clips; the rest is dead leaves, and the photographs' share too where there are none."""
+SMALLEST_VIEW, LARGEST_VIEW = 0.55, 0.95
+"""Side of a view of a picture, in sides of the picture."""
+STILL_VIEWS = 0.1
+
+
+def pixel_bank(session: Session, source: Source, generator: torch.Generator, clips: int | None = None) -> Tensor:
+    """uint8 [clips, 3, F, 128, 128], F = 4 video_codec_latents - 3, in random order. clips: None for the scale's."""
+    scale = session.scale
+    count, latents = clips or scale.video_codec_clips, scale.video_codec_latents
+    worlds = max(1, int(count * WORLD_SHARE))
+    photos = int(count * PHOTO_SHARE) if source.photos else 0
+    frames = 4 * latents - 3
+    bank = torch.empty(count, 3, frames, VIDEO_SIZE_PX, VIDEO_SIZE_PX, dtype=torch.uint8, device=source.device)
+    done = 0
+    for _, _, clip in rendered_groups(session, source.sprites, worlds, latents, generator):
+        done = _put(bank, done, clip.frames)
+    for total, paint in ((photos, photo_crops), (count - worlds - photos, dead_leaves)):
+        for start in range(0, total, scale.video_chunk):
+            pictures = paint(source, min(scale.video_chunk, total - start), generator)
+            done = _put(bank, done, moving_views(pictures, frames, VIDEO_SIZE_PX, generator))
+    return bank[torch.randperm(count, generator=generator, device=source.device)]
+
+
+def _put(bank: Tensor, done: int, frames: Tensor) -> int:
+    bank[done : done + frames.shape[0]] = (frames.clamp(0, 1) * 255).round().byte()
+    return done + frames.shape[0]
+
+
+def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.Generator) -> Tensor:
+    """Clips [n, 3, frames, size, size] of a square view that glides over each of pictures [n, 3, h, h] and zooms, from
+    one random place to another; a tenth stands still.
+    """
+    n, device = pictures.shape[0], pictures.device
+    sides = [uniform(n, SMALLEST_VIEW, LARGEST_VIEW, generator).view(n, 1) for _ in range(2)]
+    ends = [(1 - side) * (2 * torch.rand(n, 2, generator=generator, device=device) - 1) for side in sides]
+    still = (torch.rand(n, 1, generator=generator, device=device) < STILL_VIEWS).float()
+    line = torch.linspace(0, 1, frames, device=device)
+    share = (line * (1 - still)).view(n, frames, 1)
+    side = torch.lerp(sides[0].view(n, 1, 1), sides[1].view(n, 1, 1), share)
+    centre = torch.lerp(ends[0].view(n, 1, 2), ends[1].view(n, 1, 2), share)
+    steps = (torch.arange(size_px, device=device) + 0.5) / size_px * 2 - 1
+    x = centre[..., :1, None] + side[..., None] * steps.view(1, 1, 1, -1)
+    y = centre[..., 1:, None] + side[..., None] * steps.view(1, 1, -1, 1)
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    views = [
+        functional.grid_sample(
+            pictures, grid[:, frame], mode="bilinear", padding_mode="reflection", align_corners=False
+        )
+        for frame in range(frames)
+    ]
+    return torch.stack(views, 2)
+
+
+def draw_clips(bank: Tensor, n: int, frames: int, size_px: int) -> Tensor:
+    """n random windows of `frames` frames and size_px × size_px pixels from the bank: float32 [n, 3, frames, s, s] in
+    0..1, half of them mirrored. From the device's default generator; does not wait for the device.
+    """
+    count, _, length, height, width = bank.shape
+    device = bank.device
+    u = torch.rand(5, n, 1, device=device)
+    rows, first = ((u[i] * m).long().clamp(max=m - 1) for i, m in ((0, count), (1, length - frames + 1)))
+    top, left = ((u[i] * m).long().clamp(max=m - 1) for i, m in ((2, height - size_px + 1), (3, width - size_px + 1)))
+    steps = torch.arange(size_px, device=device)
+    columns = left + torch.where(u[4] < 0.5, steps, steps.flip(0))
+    times = first + torch.arange(frames, device=device)
+    cut = bank[
+        rows[:, :, None, None], :, times[:, :, None, None], (top + steps)[:, None, :, None], columns[:, None, None, :]
+    ]
+    return cut.permute(0, 4, 1, 2, 3).float() / 255
