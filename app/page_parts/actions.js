@@ -111,7 +111,7 @@ class Actions {
   }
 
   read({ axes, buttons }) {
-    const [left_x, left_y, right_x, right_y] = axes.map(leaned), trigger = (index) => buttons[index]?.value ?? 0;
+    const [left_x = 0, left_y = 0, right_x = 0, right_y = 0] = axes.map(leaned), trigger = (index) => buttons[index]?.value ?? 0;
     const zoom = leaned(trigger(RIGHT_TRIGGER) - trigger(LEFT_TRIGGER));
     return { camera_x: left_x, camera_y: -left_y, camera_zoom: zoom, push_x: right_x, push_y: -right_y };
   }

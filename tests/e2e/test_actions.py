@@ -1,11 +1,7 @@
-"""Camera and subject are moved from the page of a video model that takes actions: keys, the pad, a gamepad.
-
-With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a temporary folder.
-"""
+"""Camera and subject are moved from the page of a video model that takes actions: keys, the pad, a gamepad."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +53,8 @@ def page(live: LiveProcess) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    keep = os.environ.get("ZOETROPE_SCREENSHOTS") == "1"
-    return REPOSITORY / "docs" / "images" if keep else tmp_path_factory.mktemp("pictures")
+    """Screenshots, to be looked at; of random weights, so not for the docs."""
+    return tmp_path_factory.mktemp("pictures")
 
 
 def key(page: Page, kind: str, name: str, *, shift: bool = False) -> None:
@@ -163,28 +159,62 @@ def test_a_lost_connection_is_told_what_it_missed(live: LiveProcess, page: Page)
     expect(live, page)
 
 
-def test_a_burst_is_at_most_one_message_a_frame(live: LiveProcess, page: Page) -> None:
-    page.until("window.zoetrope.link.live", 10)
-    script = """new Promise((done) => {
-      const {actions} = window.zoetrope, send = actions.send, sent = {};
-      let frames = 0;
-      actions.send = (changes) => {
-        const frame = document.timeline.currentTime;  // the same for all that happens in one
-        sent[frame] = (sent[frame] ?? 0) + 1;
-        send(changes);
-      };
-      const frame = () => {
-        for (let i = 0; i < 9; i += 1) { actions.hold('test', ['camera_x', 1]); actions.lift('test'); }
-        actions.hold('test', ['camera_x', frames % 2 ? 1 : -1]);
-        frames += 1;
-        if (frames < 20) { actions.lift('test'); requestAnimationFrame(frame); return; }
-        actions.lift('test');
-        actions.send = send;
-        done(Object.values(sent));
-      };
-      frame();
-    })"""
-    counts = page.evaluate(script)
+# -- the page's part alone, without a server ---------------------------------------------------------------------------
+
+ALONE = """<script>
+  window.actions = new Actions(document.querySelector('.zt-stage'), {live: () => true, send: () => {}});
+  actions.offer(true);
+</script>"""
+BURST = """new Promise((done) => {
+  const counts = {};
+  let frames = 0;
+  actions.send = () => {
+    const frame = document.timeline.currentTime;  // the same for all that happens in one
+    counts[frame] = (counts[frame] ?? 0) + 1;
+  };
+  const frame = () => {
+    for (let i = 0; i < 9; i += 1) { actions.hold('test', ['camera_x', 1]); actions.lift('test'); }
+    frames += 1;
+    if (frames % 2) actions.hold('test', ['camera_x', 1]);
+    if (frames < 20) requestAnimationFrame(frame); else done(Object.values(counts));
+  };
+  frame();
+})"""
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Page]:
+    """The stage's markup and actions.js."""
+    parts = REPOSITORY / "app" / "page_parts"
+    markup, script = ((parts / name).read_text(encoding="utf-8") for name in ("stage.html", "actions.js"))
+    file = tmp_path / "alone.html"
+    file.write_text(f"<meta charset='utf-8'>{markup}<script>{script}</script>{ALONE}", encoding="utf-8")
+    with browse(str(CHROMIUM), file.as_uri()) as page:
+        page.until("window.actions !== undefined")
+        yield page
+
+
+def test_a_burst_is_at_most_one_message_a_frame(alone: Page) -> None:
+    counts = alone.evaluate(BURST)
     assert len(counts) > 5
     assert max(counts) == 1
-    expect(live, page)
+
+
+def test_sticks_have_a_dead_zone_and_their_whole_range(alone: Page) -> None:
+    axes = [0.0, 0.15, -0.14, 0.2, -0.575, 0.999, 1.0, -1.0]
+    assert alone.evaluate(f"{axes}.map(leaned)") == [0, 0, 0, 0.06, -0.5, 1, 1, -1]
+
+
+def test_opposite_keys_and_repeats(alone: Page) -> None:
+    told = "Object.entries(actions.now).filter(([, value]) => value).flat()"
+    press = "actions.press({{key: '{0}', code: '{0}', shiftKey: false}})"
+    assert alone.evaluate(press.format("ArrowLeft")) is True
+    assert alone.evaluate(press.format("ArrowLeft")) is True
+    assert alone.evaluate(told) == ["camera_x", -1]
+    assert alone.evaluate(press.format("ArrowRight")) is True
+    assert alone.evaluate(told) == []
+    assert alone.evaluate(f"actions.lift('ArrowLeft'), {told}") == ["camera_x", 1]
+    assert alone.evaluate(press.format("v")) is False
+    assert alone.evaluate("actions.press({key: 'S', code: 'KeyS', shiftKey: true})") is False
+    assert alone.evaluate(f"actions.release(), {told}") == []
+    assert alone.evaluate("actions.offer(false)," + press.format("ArrowLeft")) is False
