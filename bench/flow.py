@@ -80,7 +80,7 @@ def _refined(first: Tensor, second: Tensor, flow: Tensor, settings: FlowSettings
         x, y = (fixed[0] + there_x) / 2 * visible, (fixed[1] + there_y) / 2 * visible
         difference = warped - first
         products = [(a * b).sum(1, keepdim=True) for a, b in ((x, x), (x, y), (y, y), (x, difference), (y, difference))]
-        xx, xy, yy, bx, by = gaussian_blur(torch.cat(products, 1), settings.window_sigma_px).split(1, 1)
+        xx, xy, yy, bx, by = gaussian_blur(torch.cat(products, 1), settings.window_sigma_px).chunk(5, 1)
         xx, yy = xx + settings.damping, yy + settings.damping
         determinant = xx * yy - xy * xy
         step = torch.cat([xy * by - yy * bx, xy * bx - xx * by], 1) / determinant
@@ -98,10 +98,10 @@ def slopes(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def texture(pictures: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Tensor:
-    """How well motion can be seen, [N, 1, H, W]: the smaller eigenvalue of the structure tensor (Shi and Tomasi 1994)."""
+    """How well motion can be seen, [N, 1, H, W]: the structure tensor's smaller eigenvalue (Shi and Tomasi 1994)."""
     x, y = slopes(gaussian_blur(pictures, settings.smooth_sigma_px))
     products = torch.cat([(a * b).sum(1, keepdim=True) for a, b in ((x, x), (x, y), (y, y))], 1)
-    xx, xy, yy = gaussian_blur(products, settings.window_sigma_px).split(1, 1)
+    xx, xy, yy = gaussian_blur(products, settings.window_sigma_px).chunk(3, 1)
     return (xx + yy) / 2 - (((xx - yy) / 2).square() + xy.square()).sqrt()
 
 

@@ -1,8 +1,8 @@
 """Owns how many streams in step share one row of a key/value cache: as further heads.
 
 Streams that begin together and have chunks of one length have equal plans at all times, so the host decides and moves
-once for all of them, not once for each: of 128 streams a hundredth of the kernel launches. Right for policies that treat
-every head alone; those that choose by all heads together get a row for each stream. Knows no latents and no prompt.
+once for all of them, not once for each: for 128 streams a hundredth of the kernel launches. Right for policies that
+treat every head alone; those that choose by all heads together get a row for each stream. Knows no latents, no prompt.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FoldedView:
 
     def _unfold(self, x: torch.Tensor) -> torch.Tensor:
         """[1, M, S H, D] -> [S, M, H, D], a view."""
-        return x[0].unflatten(1, (self._streams, -1)).transpose(0, 1)
+        return x[0].reshape(x.shape[1], self._streams, -1, x.shape[3]).transpose(0, 1)
 
 
 class StreamsInStep:
@@ -80,9 +80,7 @@ class StreamsInStep:
             dtype=transformer.dtype,
             device=transformer.device,
         )
-        self.cache = KVCache(
-            shape, policy, rotary=transformer.rotary, storage=storage, kernels=backend.kernels
-        )
+        self.cache = KVCache(shape, policy, rotary=transformer.rotary, storage=storage, kernels=backend.kernels)
 
     @property
     def bytes(self) -> int:

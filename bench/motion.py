@@ -10,17 +10,25 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from bench.flow import DEFAULT_FLOW, FlowSettings, optical_flow, texture, warp_error
 
-BORDER_SHARE = 0.16
-"""How wide the border is, as a share of the picture's side, which the background is first looked for in."""
+BORDER_SHARES = (0.04, 0.22)
+"""Where the border in which the background is looked for begins and ends, from the edge, as shares of the side: the
+outermost part can be a frame that moves with nothing (a watercolour's paper)."""
 ROBUST_PX = 0.35
 """Residual at which a pixel's weight has fallen to a half (Cauchy)."""
 FIT_ITERATIONS = 5
 VISIBLE_TEXTURE = 2e-4
 """Of bench.flow.texture: what lies well below counts as flat and says nothing."""
+
+
+_MEDIAN_EXCHANGES = (
+    (1, 2), (4, 5), (7, 8), (0, 1), (3, 4), (6, 7), (1, 2), (4, 5), (7, 8), (0, 3), (5, 8), (4, 7), (3, 6), (1, 4),
+    (2, 5), (4, 7), (4, 2), (6, 4), (4, 2),
+)  # fmt: skip
 
 
 class Transitions(NamedTuple):
@@ -42,27 +50,57 @@ class Transitions(NamedTuple):
         return Transitions(*(torch.cat(fields, -2) for fields in zip(*parts, strict=True)))
 
 
-def transitions(frames: Tensor, settings: FlowSettings = DEFAULT_FLOW, *, pairs_at_once: int = 256) -> Transitions:
-    """Of clips: frames [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device."""
+def transitions(
+    frames: Tensor, settings: FlowSettings = DEFAULT_FLOW, *, shrink: int = 2, pairs_at_once: int = 512
+) -> Transitions:
+    """Of clips: frames [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device.
+
+    shrink: frames are made so many times smaller first, by means, which is as exact here and much quicker; pixels
+    are those of the frames as they came all the same.
+    """
     batch, count = frames.shape[:2]
     if count < 2:
         raise ValueError(f"a clip of {count} frames has no transition: give at least 2")
-    first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
     parts = []
+    small = shrunk(frames.flatten(0, 1), shrink)
+    small = small.view(batch, count, *small.shape[1:])
+    first, second = small[:, :-1].flatten(0, 1), small[:, 1:].flatten(0, 1)
     for start in range(0, first.shape[0], pairs_at_once):
-        parts.append(_of_pairs(*(_unit(f[start : start + pairs_at_once]) for f in (first, second)), settings))
-    fields = (torch.cat(field).unflatten(0, (batch, count - 1)) for field in zip(*parts, strict=True))
-    return Transitions(*fields)
+        parts.append(_of_pairs(first[start : start + pairs_at_once], second[start : start + pairs_at_once], settings))
+    background, subject, degree, flicker = (
+        torch.cat(field).view(batch, count - 1, -1) for field in zip(*parts, strict=True)
+    )
+    return Transitions(
+        background * background.new_tensor([shrink, shrink, 1]),
+        subject * subject.new_tensor([shrink, shrink, 1, 1]),
+        degree * shrink,
+        flicker,
+    )
 
 
-def _unit(pictures: Tensor) -> Tensor:
-    """In 0..1."""
-    return pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+def despeckled(pictures: Tensor) -> Tensor:
+    """[N, C, H, W] without specks of a pixel or two, such as falling snow: the median of 3 x 3 pixels.
+
+    By the exchanges of Devillard's network of 19 (1998), which is quicker than sorting.
+    """
+    height, width = pictures.shape[-2:]
+    padded = functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    p = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    for a, b in _MEDIAN_EXCHANGES:
+        p[a], p[b] = torch.minimum(p[a], p[b]), torch.maximum(p[a], p[b])
+    return p[4]
+
+
+def shrunk(pictures: Tensor, factor: int) -> Tensor:
+    """Pictures [N, C, H, W] (0..1, or uint8, which become so) by means of factor x factor pixels."""
+    pixels = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+    return functional.avg_pool2d(pixels, factor) if factor > 1 else pixels
 
 
 def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings) -> Transitions:
-    flow = optical_flow(first, second, settings)
-    seen = texture(first, settings)
+    clear = despeckled(first)
+    flow = optical_flow(clear, despeckled(second), settings)
+    seen = texture(clear, settings)
     seen = seen / (seen + VISIBLE_TEXTURE)
     background = fit_background(flow, seen)
     return Transitions(
@@ -83,18 +121,26 @@ def flow_degree(flow: Tensor) -> Tensor:
 def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
     """(x, y, log magnification about the centre) [N, 3] of the border of flow [N, 2, H, W]; seen: weights [N, 1, H, W].
 
-    Iteratively reweighted least squares. Where the border shows nothing it is taken to stand still.
+    Iteratively reweighted least squares from the weighted median, so that falling snow or a subject that reaches into
+    the border decides nothing. Where the border shows nothing it is taken to stand still.
     """
     grid = _grid(flow)
-    edge = (0.5 - (grid / flow.shape[-1]).abs().amax(1, keepdim=True)) < BORDER_SHARE
-    base = seen * edge
-    robust = torch.ones_like(base)
-    fitted = flow.new_zeros(flow.shape[0], 3)
-    for _ in range(FIT_ITERATIONS):
-        fitted = _solve_zoom(flow, grid, base * robust)
+    inwards = 0.5 - (grid / flow.shape[-1]).abs().amax(1, keepdim=True)
+    base = seen * ((inwards > BORDER_SHARES[0]) & (inwards < BORDER_SHARES[1]))
+    fitted = functional.pad(weighted_median(flow, base), (0, 1))
+    for step in range(FIT_ITERATIONS):
         rest = (flow - background_flow(fitted, grid)).square().sum(1, keepdim=True)
-        robust = 1 / (1 + rest / ROBUST_PX**2)
+        scale = ROBUST_PX * 2.0 ** max(0, 2 - step)
+        fitted = _solve_zoom(flow, grid, base / (1 + rest / scale**2).square())
     return torch.cat([fitted[:, :2], torch.log1p(fitted[:, 2:].clamp(-0.5, 0.5))], 1)
+
+
+def weighted_median(flow: Tensor, weight: Tensor) -> Tensor:
+    """Of each component of flow [N, 2, H, W]: [N, 2]. weight: [N, 1, H, W]."""
+    values, order = flow.flatten(2).sort(2)
+    shares = weight.flatten(2).expand_as(values).gather(2, order).cumsum(2)
+    middle = (shares < shares[..., -1:] / 2).sum(2, keepdim=True).clamp(max=values.shape[2] - 1)
+    return values.gather(2, middle)[..., 0]
 
 
 def background_flow(fitted: Tensor, grid: Tensor) -> Tensor:
@@ -116,7 +162,7 @@ def fit_subject(flow: Tensor, seen: Tensor, background: Tensor) -> Tensor:
     fitted = flow.new_zeros(flow.shape[0], 4)
     for step in range(FIT_ITERATIONS):
         fitted = _solve_similarity(flow, grid - centre, base * robust)
-        x, y = (grid - centre).split(1, 1)
+        x, y = (grid - centre).chunk(2, 1)
         grow, turn = fitted[:, 2, None, None, None], fitted[:, 3, None, None, None]
         expected = fitted[:, :2, None, None] + torch.cat([grow * x - turn * y, turn * x + grow * y], 1)
         rest = (flow - expected).square().sum(1, keepdim=True)

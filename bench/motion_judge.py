@@ -96,7 +96,10 @@ class MotionJudge:
 
     def logits(self, window: Transitions) -> Tensor:
         """[B, 11] of transitions [B, T, k]."""
-        found = features(window)
+        return self.of_features(features(window))
+
+    def of_features(self, found: Tensor) -> Tensor:
+        """[B, 11] of features [B, K]."""
         mean, scale, weight, bias = (t.to(found) for t in (self.mean, self.scale, self.weight, self.bias))
         return ((found - mean) / scale) @ weight.T + bias
 

@@ -1,7 +1,7 @@
 """Owns rollouts: many prompts at once, in step, as one batch on one device, frames in pieces in order of time.
 
-The engine's parts without its streams: the key/value cache under any policy, the steps of the preset, a clean pass after
-each chunk, the streaming decoder. A stream's frames are those of `VideoEngine` for the same noise. Measures nothing.
+The engine's parts without its streams: the key/value cache under any policy, the steps of the preset, a clean pass
+after each chunk, the streaming decoder. A stream's frames are those of `VideoEngine` for the same noise.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ DECODED_TOGETHER = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
-    """options: of the engine (window, sink, policy, storage, backend, ...); max_streams is not read. seed: of the noise.
-    folded: see bench.folded_cache; None chooses. threads of nothing: the caller sets PyTorch's.
+    """options: of the engine (window, sink, policy, storage, backend, ...); max_streams is not read.
+
+    seed: of the noise. folded: see bench.folded_cache; None chooses.
     """
 
     options: VideoOptions = field(default_factory=VideoOptions)
@@ -183,7 +184,7 @@ class Rollout:
                 return self.noise(number, self.latents, frames).float().flatten(0, 1)
 
             moved = sampler(latents.flatten(0, 1), velocity.flatten(0, 1), step, following, fresh)
-            latents = moved.unflatten(0, (self.streams, -1))
+            latents = moved.view(latents.shape)
         return latents
 
     def _one_pass(self, latents: Tensor, timestep: float, first: int) -> Tensor:

@@ -1,0 +1,244 @@
+"""Owns the drift of every cache policy: the same prompts for a minute under each, and what becomes of the pictures.
+
+`python -m bench.drift --json`: 32 held-out captions x 60 s x every case of CASES, streams in step as one batch. One
+JSON file for each case under --out; cases whose file is there are skipped, so a run that was cut off, or ended by
+--minutes, goes on where it was. Formulas: bench/video_quality.py; plots: bench/drift_plots.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.motion_judge import load_motion_judge
+from bench.rollouts import Rollout, RolloutSettings
+from bench.video_options import add_options, classifier_of, load_model
+from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
+from bench.video_scores import bars, summary
+from bench.world_clips import held_out_captions, load_sprites
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+
+OUT = Path("docs/drift")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A policy of cache.kv_policies with options that suit a window of 12 latent frames, a chunk of 3 included."""
+
+    policy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def video_options(self, latents: int, backend: str) -> VideoOptions:
+        """latents: of the whole stream, which `full` has to hold."""
+        own = {**self.options, **({"max_frames": latents} if self.policy == "full" else {})}
+        return VideoOptions(policy=self.policy, policy_options=own, backend=backend)
+
+
+CASES: Mapping[str, Case] = MappingProxyType(
+    {
+        "window": Case(policy="window", options={"window_frames": 12}),
+        "sink-1": Case(policy="sink", options={"window_frames": 12, "sink_frames": 1}),
+        "sink-3": Case(policy="sink", options={"window_frames": 12, "sink_frames": 3}),
+        "adaptive-sink": Case(policy="adaptive-sink", options={"window_frames": 12, "sink_frames": 3}),
+        "deep-sink": Case(policy="deep-sink", options={"window_frames": 12, "sink_frames": 6, "positions": "slot"}),
+        "participative": Case(
+            policy="participative",
+            options={"window_frames": 12, "sink_frames": 3, "budget_frames": 9, "recent_frames": 3},
+        ),
+        "heavy-hitter": Case(policy="heavy-hitter", options={"heavy_frames": 4, "recent_frames": 5}),
+        "packed": Case(
+            policy="packed",
+            options={
+                "sink_frames": 1,
+                "mid_blocks": 2,
+                "block_frames": 3,
+                "recent_frames": 2,
+                "pooling": (1, 2, 2),
+                "pool_blocks": 16,
+            },
+        ),
+        "dual": Case(policy="dual", options={"context_frames": 3, "local_frames": 9}),
+        "rebuild": Case(policy="rebuild", options={"context_frames": 9}),
+        "sink-3-absolute": Case(
+            policy="sink", options={"window_frames": 12, "sink_frames": 3, "positions": "absolute"}
+        ),
+        "sink-6": Case(policy="sink", options={"window_frames": 12, "sink_frames": 6}),
+        "deep-sink-realigned": Case(policy="deep-sink", options={"window_frames": 12, "sink_frames": 6}),
+        "full": Case(policy="full"),
+    }
+)
+"""Every policy at least once, and the sinks that one may choose between; the likeliest first."""
+
+
+class OutOfTimeError(Exception):
+    """--minutes are over; what was finished has its file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """What stays the same for all cases. stop_at: of time.monotonic()."""
+
+    model: VideoModel
+    options: argparse.Namespace
+    stop_at: float
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What two results must share to stand in one table."""
+        o = self.options
+        return {
+            "model": self.model.name,
+            "captions": o.captions,
+            "seconds": o.seconds,
+            "seed": o.seed,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def latents(self) -> int:
+        """Latent frames of a stream, up to a chunk more than its seconds need."""
+        chunk, frames = self.model.preset.chunk_frames, int(self.options.seconds) * FRAME_RATE
+        return (-(-(frames + 3) // (4 * chunk)) + 1) * chunk
+
+
+def measured(run: Run, case: Case) -> dict[str, Any]:
+    """One case. Raises OutOfTimeError."""
+    o = run.options
+    judge, side_px = classifier_of(o)
+    spec, captions = held_out_captions(o.captions, load_sprites().shape[0])
+    settings = RolloutSettings(options=case.video_options(run.latents, o.backend), seed=o.seed)
+    parts: list[StreamFigures] = []
+    rolled_s, passed = 0.0, time.perf_counter()
+    for start in range(0, len(captions), o.batch):
+        rollout = Rollout(run.model, captions[start : start + o.batch], settings)
+        meter = StreamMeter(judge, side_px=side_px)
+        for piece in _in_time(rollout.pieces(o.seconds * FRAME_RATE), run.stop_at):
+            _synchronise(run.model.device)
+            rolled_s += time.perf_counter() - passed
+            meter.add(piece)
+            passed = time.perf_counter()
+        parts.append(meter.figures())
+        held = {name: size // rollout.streams for name, size in rollout.bytes.items()}
+    told = summary(StreamFigures.together(parts), spec, load_motion_judge())
+    return {
+        **run.settings,
+        "policy": case.policy,
+        "options": dict(case.options),
+        "device": run.model.device.type,
+        "backend": rollout.backend.name,
+        "streams_folded": rollout.cache.folded,
+        "frames_per_second": round(len(captions) * o.seconds * FRAME_RATE / rolled_s, 1),
+        "rolled_s": round(rolled_s, 1),
+        "kv_mib_of_a_stream": round(held["kv"] / 2**20, 2),
+        "bars": {bar.name: bar.record() for bar in bars(told)},
+        **told,
+    }
+
+
+def _in_time(pieces: Iterator[Tensor], stop_at: float) -> Iterator[Tensor]:
+    for piece in pieces:
+        if time.monotonic() > stop_at:
+            raise OutOfTimeError
+        yield piece
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def read_case(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A finished case. ValueError: it was measured otherwise."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    other = {name: found.get(name) for name, value in settings.items() if found.get(name) != value}
+    if other:
+        raise ValueError(f"{file} was measured with {other}, not {dict(settings)}: give another --out, or delete it")
+    return found
+
+
+def run_cases(run: Run, names: Sequence[str], out: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """(results by name, names left for want of time). Each finished case is written at once."""
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(names):
+        file = out / f"{name}.json"
+        if file.is_file():
+            results[name] = read_case(file, run.settings)
+            continue
+        try:
+            results[name] = measured(run, CASES[name])
+        except OutOfTimeError:
+            return results, list(names[number:])
+        unfinished = file.with_suffix(".part")
+        unfinished.write_text(json.dumps(results[name]) + "\n", encoding="utf-8")
+        unfinished.replace(file)
+        print(json.dumps({"case": name, **row(results[name])}), file=sys.stderr, flush=True)
+    return results, []
+
+
+def row(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A case in the table: at the end of the stream, as shares of what it was in seconds 2 to 5."""
+    end, reference, start = result["end"], result["seconds_2_to_5"], result["start"]
+
+    def kept(name: str, before: Mapping[str, Any]) -> float:
+        return round(end[name] / before[name], 3) if before[name] else 0.0
+
+    return {
+        "sharpness": kept("sharpness", reference),
+        "saturation": kept("saturation", reference),
+        "degree": kept("degree", start),
+        "flicker": kept("flicker", reference),
+        "colour_drift": round(end.get("histogram_drift", 0.0), 3),
+        "subject": round(end["subject"], 3),
+        "place": round(end["place"], 3),
+        "style": round(end["style"], 3),
+        "motion": end["motion"],
+        "kv_mib": result["kv_mib_of_a_stream"],
+        "fps": result["frames_per_second"],
+        "bars_missed": [name for name, bar in result["bars"].items() if not bar["met"]],
+    }
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown, a line for each case."""
+    rows = {name: row(result) for name, result in results.items()}
+    columns = [name for name in next(iter(rows.values())) if name != "bars_missed"] if rows else []
+    lines = [f"| policy | {' | '.join(columns)} | bars missed |", "|" + "---|" * (len(columns) + 2)]
+    for name, values in rows.items():
+        cells = " | ".join(str(values[column]) for column in columns)
+        lines.append(f"| {name} | {cells} | {len(values['bars_missed'])} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing, and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser, captions=32, seconds=60)
+    parser.add_argument("--batch", type=int, default=64, help="captions rolled out together")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the cases' files")
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long; call again to go on")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    run = Run(model=load_model(options), options=options, stop_at=time.monotonic() + 60 * options.minutes)
+    results, left = run_cases(run, options.cases, options.out)
+    told = {"bench": "drift", **run.settings, "cases": {name: row(r) for name, r in results.items()}, "left": left}
+    sys.stdout.write((json.dumps(told) if options.json else table(results)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Owns the fit of the judge of motion: ``python -m bench.fit_motion`` renders clips and writes motion_judge.json.
+
+Multinomial logistic regression on the features of bench.motion_judge, of clips with every subject, place, light and
+style as train.clips draws them, each once as rendered and once degraded (noise, blur, boiling texture, unsteady
+brightness), in windows of 40 to 77 frames. Fitted on the CPU in minutes; combinations of any kind, for the judge knows
+no prompt. ``--check`` fits nothing and says how often the stored judge is right on fresh clips, motion by motion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from bench.motion import Transitions, transitions
+from bench.motion_judge import FEATURES, LEAST_FRAMES, MOTION_NAMES, WEIGHTS, MotionJudge, features, load_motion_judge
+from bench.world_clips import load_sprites, motion_clips
+
+PENALTY = 3e-3
+"""Of squared weights."""
+ITERATIONS = 300
+CLIPS_AT_ONCE = 22
+LATENTS = 20
+
+
+def degraded(frames: Tensor, generator: torch.Generator) -> Tensor:
+    """Clips [B, F, 3, H, W] in 0..1 as a model might draw them: blurred, noisy, boiling, of unsteady brightness."""
+    batch, count, _, height, width = frames.shape
+
+    def amount() -> Tensor:
+        return torch.rand(batch, 1, 1, 1, 1, generator=generator)
+
+    flat = frames.flatten(0, 1)
+    soft = functional.interpolate(functional.avg_pool2d(flat, 4), (height, width), mode="bilinear").view_as(frames)
+    blur = amount()
+    boil = functional.interpolate(
+        torch.randn(batch * count, 3, 8, 8, generator=generator), (height, width), mode="bicubic"
+    ).view_as(frames)
+    noise = torch.randn(frames.shape, generator=generator)
+    gain = 1 + 0.04 * amount() * torch.randn(batch, count, 1, 1, 1, generator=generator)
+    drawn = frames * (1 - blur) + soft * blur + 0.10 * amount() * noise + 0.04 * amount() * boil
+    return (drawn * gain).clamp(0, 1)
+
+
+def fit(found: Tensor, truth: Tensor) -> MotionJudge:
+    """The judge for features [N, K] of clips whose motions are truth int64 [N]."""
+    mean, scale = found.mean(0), found.std(0).clamp(min=1e-3)
+    x = (found - mean) / scale
+    weight = torch.zeros(len(MOTION_NAMES), found.shape[1], requires_grad=True)
+    bias = torch.zeros(len(MOTION_NAMES), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = functional.cross_entropy(x @ weight.T + bias, truth) + PENALTY * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    return MotionJudge(mean=mean, scale=scale, weight=weight.detach(), bias=bias.detach())
+
+
+def windows_of(window: Transitions, lengths: Sequence[int], generator: torch.Generator) -> list[Transitions]:
+    """One window of each length (in transitions), anywhere in it."""
+    total = window.degree.shape[1]
+    starts = [int(torch.randint(total - length + 1, (1,), generator=generator)) for length in lengths]
+    return [
+        Transitions(*(part[:, start : start + length] for part in window))
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+
+
+class Gathered(NamedTuple):
+    """Windows' features [N, K] and motions int64 [N]; and the whole clips' Transitions and motions."""
+
+    found: Tensor
+    truth: Tensor
+    clips: list[Transitions]
+    motions: Tensor
+
+
+def gather(clips: int, seed: int, *, with_degraded: bool) -> Gathered:
+    """At least `clips` fresh clips, each motion equally often, each with three windows."""
+    sprites, generator = load_sprites(), torch.Generator().manual_seed(seed)
+    found, truth, whole, motions = [], [], [], []
+    for _ in range(0, clips, CLIPS_AT_ONCE):
+        spec, rendered = motion_clips(CLIPS_AT_ONCE, LATENTS, sprites, generator)
+        frames = rendered.frames.transpose(1, 2)
+        for drawn in [frames, degraded(frames, generator)] if with_degraded else [frames]:
+            motion = transitions(drawn)
+            whole.append(motion)
+            motions.append(spec.motion)
+            for window in windows_of(motion, (LEAST_FRAMES - 1, 60, motion.degree.shape[1]), generator):
+                found.append(features(window))
+                truth.append(spec.motion)
+    return Gathered(torch.cat(found), torch.cat(truth), whole, torch.cat(motions))
+
+
+def write(judge: MotionJudge, file: Path, clips: int) -> None:
+    """Numbers to six digits, a line for each motion."""
+    rounded = {name: [round(float(v), 6) for v in getattr(judge, name)] for name in ("mean", "scale", "bias")}
+    stored = {
+        "fitted": f"python -m bench.fit_motion --clips {clips}",
+        "motions": list(MOTION_NAMES),
+        "features": list(FEATURES),
+        **rounded,
+        "weight": [[round(float(v), 6) for v in row] for row in judge.weight],
+    }
+    file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def shares_right(judge: MotionJudge, windows: Sequence[Transitions], truth: Tensor) -> dict[str, float]:
+    """Share of windows that are named right, by motion, and their mean."""
+    named = torch.cat([judge.name(window) for window in windows])
+    shares = {
+        name: float((named[truth == index] == index).double().mean())
+        for index, name in enumerate(MOTION_NAMES)
+        if (truth == index).any()
+    }
+    return {**shares, "mean": sum(shares.values()) / len(shares)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit and write, or check; one JSON line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.fit_motion", description=__doc__)
+    parser.add_argument("--clips", type=int, default=1500, help="rendered clips, at least")
+    parser.add_argument("--check", action="store_true", help="measure the stored judge on fresh clips")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    options = parser.parse_args(arguments)
+    if options.check:
+        fresh = gather(options.clips, 7_001, with_degraded=False)
+        shares = shares_right(load_motion_judge(options.out), fresh.clips, fresh.motions)
+    else:
+        known = gather(options.clips, 7_000, with_degraded=True)
+        judge = fit(known.found, known.truth)
+        write(judge, options.out, options.clips)
+        shares = {"fitted": float((judge.of_features(known.found).argmax(1) == known.truth).double().mean())}
+    sys.stdout.write(json.dumps({name: round(value, 4) for name, value in shares.items()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

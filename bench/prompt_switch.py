@@ -1,0 +1,170 @@
+"""Owns how fast a stream follows a new prompt: chunks until the classifier sees it, and until the old one is gone.
+
+`python -m bench.prompt_switch --json`: pairs of held-out scenes that differ in subject and place, through the engine
+and its controls, once for each mode of `prompt_change`: cut (the past is seen again with the new prompt), flush (the
+cache keeps sink and last frame), glide (embeddings move over `transition_frames`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.video_options import add_options, classifier_of, load_model
+from bench.video_quality import classify
+from bench.video_scores import truth_of
+from bench.world_clips import load_sprites
+from pipelines.controls import Control
+from pipelines.video.engine import VideoEngine
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+from pipelines.video.stream import VideoStream
+from train.clips.captions import canonical_clip_caption
+from train.clips.motions import ClipSpec, sample_clip_specs
+
+MODES = ("cut", "flush", "glide")
+GLIDE_FRAMES = 24
+
+
+def pairs(count: int, subjects: int, seed: int) -> tuple[ClipSpec, ClipSpec]:
+    """(before, after): held-out scenes with a subject and a place, which differ in both from one to the next."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sample_clip_specs(40 * count + 200, generator, torch.device("cpu"), True, subjects=subjects)
+    rows = ((drawn.subject >= 0) & (drawn.place >= 0)).nonzero().flatten()
+    fit = ClipSpec(*(field[rows] for field in drawn))
+    half = rows.shape[0] // 2
+    before, after = (ClipSpec(*(f[part] for f in fit)) for part in (slice(0, half), slice(half, 2 * half)))
+    differ = ((before.subject != after.subject) & (before.place != after.place)).nonzero().flatten()[:count]
+    return ClipSpec(*(f[differ] for f in before)), ClipSpec(*(f[differ] for f in after))
+
+
+def caption_list(spec: ClipSpec) -> list[str]:
+    """Canonical captions."""
+    return [canonical_clip_caption(*row) for row in torch.stack(list(spec), 1).tolist()]
+
+
+class Streams:
+    """Streams of one engine, a chunk at a time, all in step."""
+
+    def __init__(self, engine: VideoEngine, prompts: Sequence[str], seed: int) -> None:
+        self._engine = engine
+        self.streams: list[VideoStream] = [
+            engine.open(Control.of({"prompt": prompt, "seed": seed + i})) for i, prompt in enumerate(prompts)
+        ]
+
+    def chunk(self) -> Tensor:
+        """The last frame of every stream's next chunk: [N, 3, H, W] in 0..1."""
+        for stream in self.streams:
+            assert stream.generate(stream.info.frames_per_chunk)
+        while any(stream.has_work for stream in self.streams):
+            self._engine.tick()
+        last = [stream.flush()[-1].image for stream in self.streams]
+        return torch.from_numpy(np.stack(last)).permute(0, 3, 1, 2).float() / 255
+
+    def apply(self, controls: Sequence[Control]) -> None:
+        """One for each stream."""
+        for stream, control in zip(self.streams, controls, strict=True):
+            stream.apply(control)
+
+    def close(self) -> None:
+        """All of them."""
+        for stream in self.streams:
+            stream.close()
+
+
+def chunks_until(holds: Tensor) -> list[int | None]:
+    """For rows [N, chunks] of bool: the number of the chunk, from 1, from which it holds to the end; None: never."""
+    found: list[int | None] = []
+    for line in holds.tolist():
+        trailing = 0
+        while trailing < len(line) and line[len(line) - 1 - trailing]:
+            trailing += 1
+        found.append(len(line) - trailing + 1 if trailing else None)
+    return found
+
+
+def told(numbers: Sequence[int | None]) -> dict[str, float | None]:
+    """Share of the streams that get there, median and worst chunk of those."""
+    there = [number for number in numbers if number is not None]
+    share = len(there) / max(1, len(numbers))
+    median, worst = (statistics.median(there), max(there)) if there else (None, None)
+    return {"share": round(share, 4), "median_chunk": median, "worst_chunk": worst}
+
+
+def verdict(classes: Tensor, before: ClipSpec, after: ClipSpec) -> dict[str, Any]:
+    """classes: [N, chunks, 3] after the change. Seen: subject and place are the new ones; gone: neither is the old."""
+    old, new = truth_of(before)[:, None, :2], truth_of(after)[:, None, :2]
+    seen = (classes[..., :2] == new).all(2)
+    gone = (classes[..., :2] != old).all(2)
+    parts = {
+        "new_seen": seen,
+        "new_subject": classes[..., 0] == new[..., 0],
+        "new_place": classes[..., 1] == new[..., 1],
+        "old_gone": gone,
+    }
+    return {
+        **{name: told(chunks_until(held)) for name, held in parts.items()},
+        "new_seen_by_chunk": [round(v, 3) for v in seen.double().mean(0).tolist()],
+    }
+
+
+def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One mode."""
+    judge, side_px = classifier_of(options)
+    before, after = pairs(options.captions, load_sprites().shape[0], options.seed)
+    engine = VideoEngine(
+        model, VideoOptions(max_streams=len(before.subject), policy=options.policy, backend=options.backend)
+    )
+    streams = Streams(engine, caption_list(before), options.seed)
+    for _ in range(options.chunks_before):
+        last = streams.chunk()
+    at_change = classify(judge, last.to(model.device), side_px).cpu()
+    change = {"prompt_change": mode, "transition_frames": GLIDE_FRAMES}
+    streams.apply([Control.of({"prompt": caption, **change}) for caption in caption_list(after)])
+    classes = [classify(judge, streams.chunk().to(model.device), side_px).cpu() for _ in range(options.chunks_after)]
+    streams.close()
+    engine.close()
+    known = (at_change[:, :2] == truth_of(before)[:, :2]).all(1).double().mean()
+    return {"old_seen_before": round(float(known), 4), **verdict(torch.stack(classes, 1), before, after)}
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Every mode."""
+    model = load_model(options)
+    return {
+        "bench": "prompt_switch",
+        "model": model.name,
+        "streams": options.captions,
+        "chunk_latents": model.preset.chunk_frames,
+        "policy": options.policy or model.preset.policy,
+        "glide_frames": GLIDE_FRAMES,
+        "modes": {mode: switch(model, mode, options) for mode in options.modes},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.prompt_switch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser, captions=32, seconds=0)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--chunks-before", type=int, default=6)
+    parser.add_argument("--chunks-after", type=int, default=10)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    sys.stdout.write(json.dumps(measure(options), indent=None if options.json else 1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Owns the options that the benches of a small video model share, and the loading of model and judge by them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pipelines.video.load_video import VideoLoadOptions, load_video_model
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+from train.classifier import Classifier, load_classifier
+
+MODEL = Path("assets/models/mini-video")
+CLASSIFIER = Path("assets/models/mini-classifier")
+
+
+def add_options(parser: argparse.ArgumentParser, *, captions: int, seconds: int) -> None:
+    """Options that `load_model`, `options_of` and `classifier_of` read."""
+    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser.add_argument("--model", default=str(MODEL), help="a model folder")
+    parser.add_argument("--classifier", type=Path, default=CLASSIFIER)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
+    parser.add_argument("--captions", type=int, default=captions, help="streams")
+    parser.add_argument("--seconds", type=int, default=seconds, help="of each stream, at 16 frames a second")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", default="", help="of the key/value cache; default: the model's")
+    parser.add_argument("--backend", default="auto", help="how passes are executed")
+    parser.add_argument("--autoencoder", default="auto", help="auto, stock or tiny")
+
+
+def load_model(options: argparse.Namespace, *, autoencoder: str = "") -> VideoModel:
+    """The model of the options; what loading has to say goes to stderr."""
+    wanted = VideoLoadOptions(
+        device=options.device,
+        dtype=options.dtype,
+        autoencoder=autoencoder or options.autoencoder,
+        notice=lambda text: print(text, file=sys.stderr),
+    )
+    return load_video_model(options.model, wanted)
+
+
+def options_of(options: argparse.Namespace) -> VideoOptions:
+    """The engine's choices."""
+    return VideoOptions(policy=options.policy, backend=options.backend)
+
+
+def classifier_of(options: argparse.Namespace) -> tuple[Classifier, int]:
+    """The judge of pictures on the options' device, and the side in pixels that it was trained for."""
+    config = json.loads((options.classifier / "config.json").read_text(encoding="utf-8"))
+    return load_classifier(options.classifier).to(torch.device(options.device)), int(config["size_px"])
+
+
+def folder_mib(folder: Path) -> float:
+    """Size of all files of a folder."""
+    return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20, 2)
