@@ -51,11 +51,11 @@ def export_model(
     vae.to(dtype=half).save_pretrained(folder / "vae", safe_serialization=True)
     unet.to(dtype=half).save_pretrained(folder / "unet", safe_serialization=True)
     text_encoder.to(dtype=half).save_pretrained(folder / "text_encoder", safe_serialization=True)
-    _load_as_float32(folder / "text_encoder" / "config.json")
+    load_as_float32(folder / "text_encoder" / "config.json")
     make_scheduler().save_pretrained(folder / "scheduler")
     _write_tokenizer(folder / "tokenizer", tokenizer)
-    _write_json(folder / "model_index.json", _PIPELINE_INDEX)
-    _write_json(folder / "world.json", {"size_px": IMAGE_SIZE_PX, **world})
+    write_json(folder / "model_index.json", _PIPELINE_INDEX)
+    write_json(folder / "world.json", {"size_px": IMAGE_SIZE_PX, **world})
     size = folder_mib(folder)
     if size > MAX_SIZE_MIB:
         raise ValueError(
@@ -69,20 +69,22 @@ def folder_mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
-def _load_as_float32(config_file: Path) -> None:
+def load_as_float32(config_file: Path) -> None:
     """Let transformers load the text encoder as diffusers loads the rest: float32 unless the caller says otherwise."""
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    _write_json(config_file, {**config, "dtype": "float32"})
+    write_json(config_file, {**config, "dtype": "float32"})
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
     """tokenizer.json as transformers 5 writes it, and vocab.json with merges.txt for readers of the older layout."""
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    _write_json(folder / "vocab.json", model["vocab"])
+    write_json(folder / "vocab.json", model["vocab"])
     lines: Sequence[str] = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", encoding="utf-8")
 
 
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write content as readable JSON; the folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from train.bank import Source
+from train.crew import CrewClock
 from train.graphs import Replay
 from train.session import Average, Budget, Master, Session, adamw, set_rate
 from train.video.bank import rendered_groups
@@ -25,7 +26,7 @@ from train.video.codecs import (
     POSTERIOR_STD,
     STAGE,
     Codecs,
-    load_codecs,
+    codecs_in_use,
     make_codecs,
     measure_codecs,
     restore_codecs,
@@ -73,7 +74,7 @@ class CodecTrainer:
         self.session, self.codecs, self.bank = session, codecs, bank
         device = session.device
         use_lean_norms(codecs.vae)
-        self.masters = [Master(module, dtype=session.dtype) for module in (codecs.vae, codecs.tiny)]
+        self.masters = [Master(net, dtype=session.dtype, crew=session.crew) for net in (codecs.vae, codecs.tiny)]
         self.optimisers = [adamw(list(master.full), 0.0, device, decay=0.0) for master in self.masters]
         self.averages = [Average(master.full, decay=0.998) for master in self.masters]
         self.sharp = torch.zeros((), device=device)
@@ -104,7 +105,9 @@ class CodecTrainer:
         return replay
 
     def _stock_loss(self, whole: WholeClips, raw: Tensor, clips: Tensor) -> Tensor:
-        self.codecs.moments.move_towards(raw.detach(), MOMENTS_SHARE)
+        moments = self.codecs.moments
+        moments.move_towards(raw.detach(), MOMENTS_SHARE)
+        self.session.crew.average([moments.mean, moments.std])
         noisy = raw + POSTERIOR_STD * torch.randn_like(raw)
         decoded = whole.decode(noisy.to(self.session.dtype)).float() / 2 + 0.5
         loss, squared = pixel_loss(decoded, clips, self.sharp)
@@ -141,8 +144,10 @@ class CodecTrainer:
         for _ in range(MOMENT_DRAWS):
             clips = draw_clips(self.bank, scale.video_codec_batch, scale.video_codec_frames, scale.video_codec_px)
             raws.append(whole.encode((clips * 2 - 1).to(self.session.dtype)).float())
-        self.codecs.moments.move_towards(torch.cat(raws), 1.0)
-        for values in (self.codecs.moments.mean, self.codecs.moments.std):
+        moments = self.codecs.moments
+        moments.move_towards(torch.cat(raws), 1.0)
+        self.session.crew.average([moments.mean, moments.std])
+        for values in (moments.mean, moments.std):
             values.copy_(values.half())
 
     def save(self, *, frozen: bool) -> None:
@@ -168,13 +173,15 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
 
     Continues from that file where there is one, without the first phase.
     """
-    budget = Budget(seconds)
+    budget = CrewClock(session.crew, session.device, Budget(seconds))
     bank = pixel_bank(session, source, session.generator(11))
-    session.log(STAGE, event="rendered", clips=float(bank.shape[0]), mib=bank.nbytes / 2**20, took=budget.elapsed())
+    session.log(
+        STAGE, event="rendered", clips=float(bank.shape[0]), mib=bank.nbytes / 2**20, took=budget.budget.elapsed()
+    )
     codecs = make_codecs(session)
     continued = restore_codecs(session, codecs)
     trainer = CodecTrainer(session, codecs, bank)
-    torch.manual_seed(session.seed)
+    session.seed_draws()
     peak = PEAK_RATE * (CONTINUED_RATE if continued else 1.0)
     _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peak)
     trainer.averages[1].swap()
@@ -183,12 +190,12 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
         master.release()
     set_posterior_noise(codecs.vae)
     save_codecs(session, codecs)
-    trained = load_codecs(session)
+    trained = codecs_in_use(session, codecs)
     session.log(STAGE, step=float(budget.steps), **measure_codecs(trained, measured_clips(session, source)))
     return trained
 
 
-def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: Budget, peak: float) -> None:
+def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewClock, peak: float) -> None:
     """Each phase makes a step at least."""
     session = trainer.session
     every = 4 * session.scale.log_every
@@ -197,7 +204,7 @@ def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: Budget, 
         if not phase.joint:
             trainer.freeze_stock()
         replay = trainer.make_step(phase)
-        session.log(STAGE, event="phase", share=phase.share, took=budget.elapsed())
+        session.log(STAGE, event="phase", share=phase.share, took=budget.budget.elapsed())
         while True:
             fraction, warm = budget.fraction(), peak * min(1.0, (budget.steps + 1) / WARMUP_STEPS)
             set_rate(trainer.optimisers[0], warm * _falling(fraction, 0.5 * joint_until, joint_until))
@@ -207,8 +214,8 @@ def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: Budget, 
             trainer.after_step(phase)
             budget.tick()
             if budget.steps % every == 0:
-                trainer.log(budget.steps, budget.steps / budget.elapsed())
-            if budget.due():
+                trainer.log(budget.steps, budget.rate)
+            if budget.budget.due():
                 trainer.save(frozen=not phase.joint)
             if budget.fraction() >= phase.until:
                 break

@@ -111,6 +111,15 @@ def load_codecs(session: Session) -> Codecs:
     """The trained autoencoders for inference, in bfloat16; FileNotFoundError names the stage to run first."""
     codecs = make_codecs(session)
     session.require(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
+    return codecs_in_use(session, codecs)
+
+
+def codecs_in_use(session: Session, trained: Codecs) -> Codecs:
+    """A copy for inference, in bfloat16, of stock modules with the moments in the configuration."""
+    codecs = make_codecs(session)
+    codecs.vae.load_state_dict(trained.vae.state_dict())
+    codecs.tiny.load_state_dict(trained.tiny.state_dict())
+    codecs.moments.load_state_dict(trained.moments.state_dict())
     codecs.write_moments()
     for module in (codecs.vae, codecs.tiny):
         module.to(dtype=torch.bfloat16).eval().requires_grad_(False)

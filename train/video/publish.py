@@ -1,0 +1,60 @@
+"""Owns the step from checkpoints to assets: ``python -m train.video.publish`` writes assets/models/mini-video.
+
+Knows no training; the card's figures are a JSON file of names and texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from train.session import TINY, Session
+from train.video.card import model_card
+from train.video.causal import make_networks
+from train.video.checkpoints import require_parts
+from train.video.codecs import load_codecs
+from train.video.export import export_model
+from train.video.tokenizer import build_tokenizer
+
+MODEL = Path("assets/models/mini-video")
+
+
+def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", figures: Path | None = None) -> float:
+    """Write the model folder from the checkpoints of a stage ("student" or "teacher"); return its size in MiB.
+
+    The text encoder is the teacher's: the student learnt with it. Raises FileNotFoundError for a stage that never ran.
+    """
+    session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
+    tokenizer = build_tokenizer()
+    networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)
+    require_parts(session, "teacher", text=networks.text)
+    require_parts(session, transformer, transformer=networks.transformer)
+    measured = json.loads(figures.read_text(encoding="utf-8")) if figures else None
+    return export_model(
+        folder,
+        codecs=load_codecs(session),
+        transformer=networks.transformer,
+        text_encoder=networks.text,
+        tokenizer=tokenizer,
+        card=model_card(measured),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Publish from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.video.publish", description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, default=Path("train/checkpoints"))
+    parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--transformer", choices=["student", "teacher"], default="student")
+    parser.add_argument("--figures", type=Path, help="JSON of names and texts for the card")
+    options = parser.parse_args(arguments)
+    size = publish(options.checkpoints, options.out, transformer=options.transformer, figures=options.figures)
+    print(f"{size:.1f} MiB: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

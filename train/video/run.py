@@ -1,0 +1,134 @@
+"""Owns the order of mini-video's training stages and their command line.
+
+python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
+torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
+
+Stages: autoencoder, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each continues from the
+files of --resume. The bank of clips is rendered and encoded when the first stage asks for it, and shared by those that
+follow in the same process; the minutes are given in the order of the stages and do not count it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.bank import Source, make_source
+from train.crew import join
+from train.pack import load_pack
+from train.run import configure_torch
+from train.session import FULL, TINY, Session
+from train.video.autoencoder import measured_clips, train_autoencoder
+from train.video.bank import ClipBank, clip_bank
+from train.video.codecs import STAGE, load_codecs, measure_codecs
+from train.video.distill import train_scorer, train_student
+from train.video.sheets import codec_sheet
+from train.video.teacher import train_teacher
+from train.video.tokenizer import build_tokenizer
+
+LOGGER = logging.getLogger("train.video")
+TINY_PHOTOS = 6
+
+
+@dataclass(slots=True)
+class Workshop:
+    """One run's session and what its stages share; the bank of clips is made when first asked for."""
+
+    session: Session
+    source: Source
+    tokenizer: Any
+    _bank: ClipBank | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids."""
+        return len(self.tokenizer)
+
+    def bank(self) -> ClipBank:
+        """Clips encoded by the current stock autoencoder."""
+        if self._bank is None:
+            encode = load_codecs(self.session).encode()
+            self._bank = clip_bank(self.session, self.source.sprites, encode, self.tokenizer)
+        return self._bank
+
+    def autoencoder(self, seconds: float) -> None:
+        """Both autoencoders; a bank of older latents is dropped."""
+        train_autoencoder(self.session, self.source, seconds)
+        self._bank = None
+
+    def teacher(self, seconds: float) -> None:
+        """The causal many-step model, with the text encoder."""
+        train_teacher(self.session, self.bank(), self.vocabulary, seconds)
+
+    def scorer(self, seconds: float) -> None:
+        """The network that judges whole windows for the student."""
+        train_scorer(self.session, self.bank(), self.vocabulary, seconds)
+
+    def student(self, seconds: float) -> None:
+        """The few-step model, on its own rollouts."""
+        train_student(self.session, self.bank(), self.vocabulary, seconds)
+
+    def scores(self, seconds: float) -> None:
+        """How held-out clips come back through the autoencoders, and a sheet of them; takes as long as it takes."""
+        clips = measured_clips(self.session, self.source)
+        codecs = load_codecs(self.session)
+        self.session.log("scores", **measure_codecs(codecs, clips))
+        if not self.session.crew.rank:
+            codec_sheet(codecs, clips[:8], self.session.out / f"{STAGE}.jpg")
+
+
+STAGES: dict[str, Callable[[Workshop, float], None]] = {
+    "autoencoder": Workshop.autoencoder,
+    "teacher": Workshop.teacher,
+    "scorer": Workshop.scorer,
+    "student": Workshop.student,
+    "scores": Workshop.scores,
+}
+
+
+def open_workshop(session: Session, pack_file: Path) -> Workshop:
+    """Decode the pack onto the session's device and build the tokenizer from the vocabulary."""
+    pack = load_pack(pack_file)
+    limit = len(pack.photo_train) if session.device.type == "cuda" else TINY_PHOTOS
+    photos = [pack.decode(data) for data in pack.photo_train[:limit]]
+    return Workshop(session, make_source(pack.sprites, photos, session.device), build_tokenizer())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.video.run", description=__doc__)
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "quick"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one for each stage")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
+    parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
+    parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
+    parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks against the full size")
+    options = parser.parse_args(arguments)
+    quick = "quick" in options.stages
+    stages = list(STAGES) if quick else options.stages
+    minutes = options.minutes if len(options.minutes) == len(stages) else [options.minutes[0]] * len(stages)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options.out.mkdir(parents=True, exist_ok=True)
+    crew, device = join(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    scale = (TINY if options.tiny or quick or device.type == "cpu" else FULL).with_banks(options.bank_share)
+    scale = replace(scale, compile=scale.compile and not options.no_compile)
+    session = Session(device=device, out=options.out, resume=options.resume, scale=scale, crew=crew)
+    configure_torch(session)
+    workshop = open_workshop(session, options.pack)
+    session.log("start", device=device.type, torch=torch.__version__, processes=float(crew.size))
+    for stage, share in zip(stages, minutes, strict=True):
+        STAGES[stage](workshop, share * 60)
+        LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1:])
+    crew.leave()
+
+
+if __name__ == "__main__":
+    main()
