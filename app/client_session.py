@@ -151,9 +151,9 @@ class ClientSession:
         """Generate from the prompt alone, or from what `submit` gives."""
         with self._changed:
             self._prompt_only = prompt_only
-            live = self._mailbox is not None
+            live, posted = self._mailbox is not None, self._posted
         if live:
-            self._send(ChangeSource(session=self.name, prompt_only=prompt_only))
+            self._send(ChangeSource(session=self.name, prompt_only=prompt_only, posted=posted))
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
         """Offer a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).

@@ -20,7 +20,7 @@ from .api.routes import OPENAPI_URL, include_all, new_application
 from .api.schema import plain_controls
 from .front_gate import FrontGate
 from .page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
-from .page_controls import foreign_elements
+from .page_controls import foreign_elements, stream_controls
 from .prompts import Prompts
 from .warm_up import warm_up
 
@@ -82,14 +82,21 @@ def page_routes(client: WorkerClient, prompts: Prompts) -> fastapi.APIRouter:
 
     @routes.get("/controls")
     async def controls() -> dict[str, object]:
-        """controls: of a fresh stream, without the prompt; null until the worker is ready. hidden: elements of the page
-        that mean nothing to this kind of model. takes_actions: whether camera and subject can be moved."""
+        """controls: of a fresh stream, without the prompt; null until the worker is ready. engine: "image" or "video".
+        hidden: elements of the page that mean nothing to it. takes_actions: whether camera and subject can be moved.
+        momentary: controls that ask for something once, at rest."""
         ready = client.status.ready
         if ready is None:
             return {"controls": None}
         values = {name: value for name, value in plain_controls(ready.controls).items() if name != "prompt"}
         info = ready.info
-        return {"controls": values, "hidden": foreign_elements(info.engine), "takes_actions": info.takes_actions}
+        return {
+            "controls": values,
+            "engine": info.engine,
+            "hidden": foreign_elements(info.engine),
+            "takes_actions": info.takes_actions,
+            "momentary": {spec.name: spec.default for spec in stream_controls() if spec.momentary},
+        }
 
     @routes.post("/notice")
     async def notice(text: PromptText) -> dict[str, str]:

@@ -37,10 +37,12 @@ class ChangeControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeSource:
-    """From now on generate from the prompt alone, or take the mailbox's frames."""
+    """From now on generate from the prompt alone, or take the mailbox's frames. posted: inputs posted before this was
+    asked for; those wait no more."""
 
     session: str
     prompt_only: bool
+    posted: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

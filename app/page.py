@@ -20,7 +20,10 @@ from .prompts import Prompts
 from .worker_client import WorkerClient
 
 _PARTS = Path(__file__).parent / "page_parts"
-_STAGE_SCRIPTS = ("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "actions.js", "stage.js", "widgets.js")
+_STAGE_SCRIPTS = (
+    *("link.js", "peer.js", "coder.js", "sources.js", "tools.js", "actions.js", "timeline.js", "first_picture.js"),
+    *("stage.js", "widgets.js"),
+)
 _STYLES = ("style.css", "pad.css", "outputs.css")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "Consolas", "monospace")

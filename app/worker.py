@@ -205,7 +205,7 @@ class Worker:
             case ChangeControl():
                 self._guarded(session, partial(self._apply, session, message.control))
             case ChangeSource():
-                session.change_source(prompt_only=message.prompt_only)
+                session.change_source(prompt_only=message.prompt_only, posted=message.posted)
             case InputPosted():
                 self._send(InputTaken(session=session.name))
             case StartTake():

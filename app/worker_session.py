@@ -55,9 +55,14 @@ class WorkerSession:
         """Something is in the stream that ticks bring on."""
         return self.stream.busy
 
-    def change_source(self, *, prompt_only: bool) -> None:
-        """Switch between the mailbox and the prompt alone; what waits to be admitted is dropped and counted."""
-        self._drop_waiting()
+    def change_source(self, *, prompt_only: bool, posted: int) -> None:
+        """Switch between the mailbox and the prompt alone; what waits to be admitted is dropped and counted.
+
+        posted: inputs that were there when it was asked for; one that came later is for the new source.
+        """
+        self._look(time.monotonic_ns())
+        if self._seen_generation <= posted:
+            self._drop_waiting()
         self._prompt_only = prompt_only
         if self._recorder is not None:
             self._recorder.sourced(self._inputs.buffers.newest, prompt_only=prompt_only)

@@ -4,8 +4,8 @@ const HEADER_BYTES = 32, NONE = 0xffffffff, MOST_WAITING = 2, JPEG = 1;
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
-  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message),
-  //       hungry() when a picture may be sent again }
+  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message, isNote),
+  //       hungry() when a picture may be sent again, taken(seq) perhaps }
   constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, waiting: new Map() }); }
 
   get live() { return this.socket?.readyState === WebSocket.OPEN && this.greeted; }
@@ -78,8 +78,8 @@ class Link {
       ready: () => { this.greeted = this.greetedOnce = true; this.on.ready(message.info, message.controls); this.on.state('live', ''); },
       stats: () => this.on.stats(message),
       error: () => this.on.refused(`${message.message} ${message.remedy ?? ''}`.trim()),
-      notice: () => this.on.refused(message.text),
-      taken: () => { for (const seq of this.waiting.keys()) if (seq <= message.seq) this.waiting.delete(seq); this.on.hungry(); },
+      notice: () => this.on.refused(message.text, true),
+      taken: () => { for (const seq of this.waiting.keys()) if (seq <= message.seq) this.waiting.delete(seq); this.on.hungry(); this.on.taken?.(message.seq); },
       restarting: () => { this.waiting.clear(); this.on.state('restarting', message.text); },
       ended: () => { this.told = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
     };

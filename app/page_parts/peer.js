@@ -131,23 +131,13 @@ class Peer extends Link {
       if (track.readyState !== 'live') return;
       still = setTimeout(paint, STILL_PICTURE_MS);
       if (!this.info || !this.sources.showing) return;
-      this.cut(this.info);
+      this.sources.draw(this.canvas, this.info);
       track.requestFrame();
       this.on.sent?.(this.canvas);
     };
     const next = () => { if (track.readyState === 'live') { paint(); video.requestVideoFrameCallback(next); } };
     video.requestVideoFrameCallback(next);
     paint();
-  }
-
-  cut({ width, height }) {  // as Sources does it: the centre that has the stream's aspect
-    const { video, longest, mirror, kind } = this.sources, { canvas } = this, shrink = Math.min(1, longest / Math.max(width, height));
-    const w = Math.round(width * shrink), h = Math.round(height * shrink);
-    if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
-    const scale = Math.max(w / video.videoWidth, h / video.videoHeight), cw = w / scale, ch = h / scale;
-    const context = canvas.getContext('2d', { alpha: false });
-    context.setTransform(mirror && kind === 'camera' ? -1 : 1, 0, 0, 1, mirror && kind === 'camera' ? w : 0, 0);
-    context.drawImage(video, (video.videoWidth - cw) / 2, (video.videoHeight - ch) / 2, cw, ch, 0, 0, w, h);
   }
 
   show({ track, receiver }) {

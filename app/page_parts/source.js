@@ -25,12 +25,18 @@ at('#zt-save').addEventListener('click', () => {
   const text = JSON.stringify(app().settings(), null, 1);
   app().download(new Blob([text], { type: 'application/json' }), `zoetrope-preset-${app().stamp()}.json`);
 });
-at('#zt-load').addEventListener('change', ({ target }) => {
-  const files = new DataTransfer();
-  if (target.files[0]) files.items.add(target.files[0]);
-  document.querySelector('.zt-stage').dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
-  target.value = '';
+function chosen(selector, what) {  // a file, each time that one is chosen
+  at(selector).addEventListener('change', ({ target }) => { if (target.files[0]) what(target.files[0]); target.value = ''; });
+}
+chosen('#zt-load', (file) => app().load(file));
+chosen('#zt-timeline-load', (file) => app().load(file));
+chosen('#zt-first-picture', (file) => app().beginWith(file));
+at('#zt-play').addEventListener('click', async () => {
+  try { at('#zt-played').textContent = `${await app().play(at('#zt-timeline').value)} entries`; } catch (error) { app().fail(error.message); }
 });
-at('#zt-play').addEventListener('click', () => {
-  try { at('#zt-played').textContent = `${app().play(at('#zt-timeline').value)} cues`; } catch (error) { app().fail(error.message); }
+at('#zt-timeline-save').addEventListener('click', () => {
+  try {
+    const text = JSON.stringify(app().parseTimeline(at('#zt-timeline').value), null, 1);
+    app().download(new Blob([text], { type: 'application/json' }), `zoetrope-timeline-${app().stamp()}.json`);
+  } catch (error) { app().fail(error.message); }
 });

@@ -1,5 +1,10 @@
 // Where pictures come from in the browser: a camera, the screen, a file of this computer; none for the prompt alone.
 // Owns the <video> element. Knows no session.
+function covering(fromWidth, fromHeight, width, height) {  // the cut of a picture's centre that has the wanted aspect
+  const scale = Math.max(width / fromWidth, height / fromHeight), w = width / scale, h = height / scale;
+  return { x: (fromWidth - w) / 2, y: (fromHeight - h) / 2, width: w, height: h };
+}
+
 class Sources {
   // heard(): a new picture shows; failed(text): why there is none
   constructor(video, failed, heard) {
@@ -63,14 +68,27 @@ class Sources {
   // The picture that shows now, cut to the wanted aspect from its centre, no larger than the stream or `longest`.
   // keep: the coded picture is wanted as a bitmap too.
   async take(width, height, keep) {
-    const { videoWidth, videoHeight } = this.video;
-    const shrink = Math.min(1, this.longest / Math.max(width, height));
-    const out = { width: Math.round(width * shrink), height: Math.round(height * shrink), capturedMs: this.fresh ?? performance.now() };
-    const scale = Math.max(out.width / videoWidth, out.height / videoHeight), cut = { width: out.width / scale, height: out.height / scale };
-    Object.assign(cut, { x: (videoWidth - cut.width) / 2, y: (videoHeight - cut.height) / 2 });
+    const out = this.sent(width, height), { cut, mirror } = out, capturedMs = this.fresh ?? performance.now();
     this.fresh = null;
     const picture = self.VideoFrame ? new VideoFrame(this.video) : await createImageBitmap(this.video);
-    const mirror = this.mirror && this.kind === 'camera';
-    return { ...out, ...await this.coder.code({ picture, cut, width: out.width, height: out.height, mirror, quality: 0.85, keep }) };
+    const coded = await this.coder.code({ picture, cut, width: out.width, height: out.height, mirror, quality: 0.85, keep });
+    return { width: out.width, height: out.height, capturedMs, ...coded };
+  }
+
+  // What of the <video> is sent to a stream of that size, and in which size.
+  sent(width, height) {
+    const shrink = Math.min(1, this.longest / Math.max(width, height)), { videoWidth, videoHeight } = this.video;
+    const out = { width: Math.round(width * shrink), height: Math.round(height * shrink), mirror: this.mirror && this.kind === 'camera' };
+    return { ...out, cut: covering(videoWidth, videoHeight, out.width, out.height) };
+  }
+
+  // The same picture onto a canvas, here on the page's thread.
+  draw(canvas, { width, height }) {
+    const out = this.sent(width, height), { cut } = out;
+    if (canvas.width !== out.width || canvas.height !== out.height) Object.assign(canvas, { width: out.width, height: out.height });
+    const context = canvas.getContext('2d', { alpha: false });
+    context.setTransform(out.mirror ? -1 : 1, 0, 0, 1, out.mirror ? out.width : 0, 0);
+    context.drawImage(this.video, cut.x, cut.y, cut.width, cut.height, 0, 0, out.width, out.height);
+    context.resetTransform();
   }
 }

@@ -1,17 +1,19 @@
 // The stage: draws the stream and its input, shows the figures, obeys buttons, keys and the page's widgets.
-// The pieces before it: link.js and peer.js (the session, by WebSocket and by WebRTC), sources.js (pictures in), tools.js (what is kept).
+// The pieces before it: link.js and peer.js (the session, by WebSocket and by WebRTC), sources.js (pictures in), tools.js (what is kept),
+// timeline.js (stories), first_picture.js (a picture begins a video).
 const find = (selector) => element.querySelector(selector);
 const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.zt-before');
 const status = { state: 'loading', text: 'loading…', notice: '' };
 const changes = {};  // controls that the user has changed, also before Start
-let info = null, shown = 0, painted = [], sent = [], latency = null, figures = {}, cues = [];
+const model = { engine: '', momentary: {} };  // "image" or "video"; controls that ask for something once, at rest
+let info = null, beginning = false, shown = 0, painted = [], sent = [], latency = null, figures = {}, cues = [];
 const inputs = new Map();  // seq: the picture that was sent, until its answer is painted
 
 let wakePump = () => {};  // ends its pause
 const wake = () => wakePump(), STILL_MS = 100, SHORTEST_MS = 20;
 const on = {  // of either transport
   state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
-  ready(told) { info = told; link.source(sources.promptOnly); actions.offer(told.takes_actions); actions.flush(); show(); },
+  ready(told) { info = told; link.source(sources.promptOnly && !beginning); actions.offer(told.takes_actions); actions.flush(); show(); },
   stats(message) { figures = message; show(); },
   refused(text) { status.notice = text; show(); },
   hungry: wake,
@@ -113,22 +115,23 @@ async function watchServer() {  // what the worker is doing; the stage's words w
   }
 }
 
-function setControl(name, value) {
-  if (name === 'paused' && value) actions.release();
-  changes[name] = value;
-  link.control({ [name]: value });
+function setControl(name, value) { setControls({ [name]: value }); }
+
+function setControls(values) {  // all of them, or none; what asks for something once is not kept
+  if (values.paused) actions.release();
+  for (const [name, value] of Object.entries(values)) if (!(name in model.momentary)) changes[name] = value;
+  link.control(values);
 }
 
 async function start() {
   status.notice = '';
   latency = null;
-  cues = [];
   figures = {};
   actions.begin();
   if (!sources.promptOnly) await sources.open();
   for (const bitmap of inputs.values()) bitmap.close();
   inputs.clear();
-  await link.start({ controls: changes, prompt_only: sources.promptOnly });
+  await link.start({ controls: changes, prompt_only: sources.promptOnly && !beginning });
 }
 
 function stop() {
@@ -153,24 +156,63 @@ async function carry(transport) {  // "websocket" or "webrtc"; a running session
   if (running) await start();
 }
 
-function setView(view) {
+function setView(view) {  // pictures are kept only for views that show them: until the next one comes, what the source shows now
+  if (stage.dataset.view === 'output' && info && sources.showing) sources.draw(before, info);
   stage.dataset.view = view;
   find('[data-tool=view]').value = view;
 }
 
 function adopt(settings) {  // a preset or a snapshot's settings, into the session and the page's widgets
-  for (const [name, value] of Object.entries(settings.controls ?? {})) setControl(name, value);
-  props.value = JSON.stringify(settings.controls ?? {});
+  setControls(settings.controls ?? {});
+  props.value = JSON.stringify({ ...settings.controls, ...model.momentary });
   trigger('change');
 }
 
 function settings() { return { zoetrope: 1, model: info?.model ?? '', controls: { ...changes } }; }
 
-function play(text) {  // a prompt timeline, from now
+async function play(text) {  // a timeline, from now; a stream that does not run begins with it
+  const entries = parseTimeline(text);
   cues.forEach(clearTimeout);
-  cues = parseTimeline(text).map(({ at_s, prompt }) => setTimeout(() => setControl('prompt', prompt), at_s * 1000));
-  return cues.length;
+  for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
+  if (!link.wanted) await start();
+  cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => setTimeout(() => adopt({ controls }), at_s * 1000));
+  return entries.length;
 }
+
+async function beginWith(file) {  // a picture begins the video, the prompt goes on from it
+  if (model.engine !== 'video') throw new Error('this model makes no video from a picture');
+  if (beginning) throw new Error('another picture is on its way');
+  beginning = true;
+  try {
+    if (!sources.promptOnly) document.querySelector('#zt-source [data-kind=prompt]').click();
+    if (!link.wanted) await start();
+    while (link.wanted && !link.live) await pause(50);
+    if (!link.live) return;  // it says why
+    const canvas = await pictureOf(file, info);
+    draw(before, canvas);
+    link.control({ input_use: 'redraw' });  // an earlier refusal is told no more
+    await sendFirstPicture(link.session, canvas);
+  } finally {
+    beginning = false;
+    link.control({ input_use: changes.input_use ?? 'redraw' });
+    link.source(sources.promptOnly);
+  }
+}
+
+async function settingsIn(file) {  // of a preset, a timeline or a snapshot; null: a picture without any
+  if (file.name.endsWith('.json') || file.type === 'application/json') return JSON.parse(await file.text());
+  return file.type === 'image/png' ? settingsOf(new Uint8Array(await file.arrayBuffer())) : null;
+}
+
+async function load(file) {  // what was dropped or chosen, by what it is
+  const found = await settingsIn(file);
+  if (Array.isArray(found)) document.querySelector('#zt-timeline').value = timelineLines(checkTimeline(found));
+  else if (found) adopt(found);
+  else if (file.type.startsWith('image/') && model.engine === 'video') await beginWith(file);
+  else throw new Error('no settings of Zoetrope');
+}
+
+const attempt = (file, what) => what(file).catch((error) => { status.notice = `${file.name}: ${error.message}.`; show(); });
 
 const tools = {
   snapshot: () => snapshot(picture, settings()),
@@ -199,20 +241,13 @@ document.addEventListener('keydown', (event) => {
   if (action) { event.preventDefault(); action(); }
 });
 element.addEventListener('dragover', (event) => event.preventDefault());
-element.addEventListener('drop', async (event) => {
+element.addEventListener('drop', (event) => {
   event.preventDefault();
-  const file = event.dataTransfer.files[0];
-  if (!file) return;
-  try {
-    const found = file.type === 'image/png' ? settingsOf(new Uint8Array(await file.arrayBuffer()))
-      : file.name.endsWith('.json') ? JSON.parse(await file.text()) : null;
-    if (!found) throw new Error('no settings of Zoetrope');
-    adopt(found);
-  } catch (error) { status.notice = `${file.name}: ${error.message}.`; show(); }
+  if (event.dataTransfer.files[0]) attempt(event.dataTransfer.files[0], load);
 });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
-window.zoetrope = { setControl, start, stop, choose, carry, adopt, settings, play, sources, actions, get link() { return link; }, recorder, info: () => info, download, stamp,
+window.zoetrope = { model, setControl, start, stop, choose, carry, adopt, settings, play, parseTimeline, timelineLines, sources, actions, load: (file) => attempt(file, load), beginWith: (file) => attempt(file, beginWith), get link() { return link; }, recorder, info: () => info, download, stamp,
   fail(text) { status.notice = text; show(); } };
 pump();
 watchServer();

@@ -87,13 +87,3 @@ class Recorder {  // canvas and, when the source has any, its sound, delayed to 
     this.changed(false);
   }
 }
-
-function parseTimeline(text) {  // "0:05 a cat on the beach" a line; [{ at_s, prompt }] by time
-  const cues = [];
-  for (const line of text.split('\n').map((part) => part.trim()).filter(Boolean)) {
-    const found = /^(?:(\d+):)?(\d+(?:\.\d+)?)\s+(.+)$/.exec(line);
-    if (!found) throw new Error(`"${line.slice(0, 40)}" is no cue. Write a time and a prompt: 0:05 a cat on the beach`);
-    cues.push({ at_s: Number(found[1] ?? 0) * 60 + Number(found[2]), prompt: found[3] });
-  }
-  return cues.sort((a, b) => a.at_s - b.at_s);
-}

@@ -4,7 +4,8 @@ async function firstValues(names, prompt) {  // the worker's, once it has told t
   if (prompt) setControl('prompt', prompt);
   for (;;) {
     const told = await fetch('/page/controls').then((answer) => (answer.ok ? answer.json() : {}), () => ({}));
-    hideForeign(told.hidden ?? []);
+    Object.assign(model, { engine: told.engine ?? model.engine, momentary: told.momentary ?? model.momentary });
+    hideForeign([...(told.hidden ?? []), ...(model.engine === 'video' ? [] : ['zt-first'])]);
     actions.offer(told.takes_actions);
     if (told.controls || !element.isConnected) return names.map((name) => changes[name] ?? told.controls?.[name]);
     await pause(500);

@@ -113,17 +113,31 @@ def test_a_change_of_source_keeps_the_count(bench: Bench) -> None:
     front = bench.front()
     front.post(0)
     bench.worker.run_once()
-    bench.pipe.send(ChangeSource(session="a", prompt_only=True))
+    bench.pipe.send(ChangeSource(session="a", prompt_only=True, posted=1))
     front.post(1)
     for _ in range(4):
         bench.worker.run_once()
-    bench.pipe.send(ChangeSource(session="a", prompt_only=False))
+    bench.pipe.send(ChangeSource(session="a", prompt_only=False, posted=2))
     bench.worker.run_once()
     stats = bench.stats()
     assert exact(stats)
     assert stats.seen == 2
     assert stats.generated >= 1
     assert stats.dropped == 1
+
+
+def test_a_picture_that_follows_a_change_of_source_is_not_dropped_with_what_came_before(bench: Bench) -> None:
+    """The worker may see it in the mailbox before it hears of the change."""
+    front = bench.front(prompt_only=True)
+    bench.worker.run_once()
+    bench.pipe.send(ChangeSource(session="a", prompt_only=False, posted=0))
+    front.post(0)
+    for _ in range(4):
+        bench.worker.run_once()
+    front.collect()
+    assert front.of(InputAdmitted) == [InputAdmitted(session="a", captured_ns=0)]
+    assert bench.stats().dropped == 0
+    assert exact(bench.stats())
 
 
 class Refusing(IdentityEngine):

@@ -1,0 +1,163 @@
+"""The page with a video model of random weights: stories, first pictures, and the input beside the output at once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tests.fakes.live_process import LiveProcess, live_process
+from tests.fakes.tiny_video_model import tiny_video_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NUMBER = "Number(document.querySelector('.zt-picture').dataset.number || 0)"
+STATE = "document.querySelector('.zt-stage').dataset.state"
+BOX = "document.querySelector('#zt-timeline')"
+INPUT = "document.querySelector('.zt-before')"
+MESSAGE = "document.querySelector('.zt-message').textContent"
+SHOWN = "(canvas => [...canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data])"
+LISTEN = """
+window.said = [];
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (data) {
+  const message = typeof data === 'string' ? JSON.parse(data) : { type: 'picture' };
+  if (['control', 'source', 'picture'].includes(message.type)) window.said.push(message);
+  return send.call(this, data);
+};
+"""
+
+pytest.importorskip("websockets", reason="the browser is driven over websockets: pip install '.[test]'")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
+
+from tests.e2e.browser import Page, browse  # noqa: E402  # needs websockets
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveProcess]:
+    model = tiny_video_model(tmp_path_factory.mktemp("models") / "tiny")
+    data = tmp_path_factory.mktemp("data")
+    with live_process("--model", str(model), "--device", "cpu", "--kv-policy", "dual", "--data", str(data)) as live:
+        yield live
+
+
+@pytest.fixture
+def page(live: LiveProcess) -> Iterator[Page]:
+    with browse(str(CHROMIUM), live.url) as page:
+        page.screen(1360, 860)
+        page.until(f"window.zoetrope?.model.engine === 'video' && {STATE} === 'ready'", 60)
+        page.evaluate(LISTEN)
+        yield page
+
+
+def drop(page: Page, name: str, kind: str, content: bytes) -> None:
+    """Let a file fall on the stage."""
+    data = base64.b64encode(content).decode()
+    page.evaluate(f"""
+(async () => {{
+  const bytes = await (await fetch('data:{kind};base64,{data}')).arrayBuffer();
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], '{name}', {{ type: '{kind}' }}));
+  const dropped = new DragEvent('drop', {{ dataTransfer, bubbles: true, cancelable: true }});
+  document.querySelector('.zt-stage').dispatchEvent(dropped);
+}})()""")
+
+
+def png(colour: tuple[int, int, int], info: PngInfo | None = None) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(np.full((60, 120, 3), colour, np.uint8)).save(made, "PNG", pnginfo=info)
+    return made.getvalue()
+
+
+def said(page: Page) -> list[object]:
+    """What the page told the server, without the numbers of the messages."""
+    found = page.evaluate("window.said.map(({ type, changes, prompt_only }) => changes ?? prompt_only ?? type)")
+    assert isinstance(found, list)
+    return found
+
+
+def runs_on(page: Page, frames: int = 30) -> None:
+    page.until(f"{NUMBER} > {page.evaluate(NUMBER) + frames}", 40)
+
+
+def test_a_dropped_picture_begins_a_video_and_the_prompt_goes_on(page: Page) -> None:
+    drop(page, "cat.png", "image/png", png((200, 40, 10)))  # Start was not pressed: it starts with the picture
+    page.until("window.said.filter(({ type }) => type === 'source').length >= 3", 60)
+    runs_on(page)
+    first = {"input_use": "first-frame"}
+    rest = {"input_use": "redraw"}
+    assert said(page) == [False, rest, first, False, "picture", rest, True]
+    red, green, blue, _ = page.evaluate(f"{SHOWN}({INPUT})")
+    assert abs(red - 200) < 8 and abs(green - 40) < 8 and abs(blue - 10) < 8  # noqa: PT018  # one colour
+    page.evaluate("document.querySelector('#zt-transport').value = 'webrtc'")
+    page.evaluate("document.querySelector('#zt-transport').dispatchEvent(new Event('change'))")
+    page.until(f"{STATE} === 'live' && window.zoetrope.link.channel?.readyState === 'open'", 60)
+    page.evaluate("window.said.length = 0")
+    page.evaluate(f"(async () => window.zoetrope.beginWith(await (await fetch({INPUT}.toDataURL())).blob()))()")
+    assert said(page) == [first, False, "picture"]  # the rest goes on the data channel
+    runs_on(page)
+    assert page.evaluate(MESSAGE) == ""
+    assert page.console == []
+
+
+def test_settings_and_stories_are_told_from_pictures(page: Page) -> None:
+    info = PngInfo()
+    info.add_itxt("zoetrope", json.dumps({"zoetrope": 1, "controls": {"prompt": "a table", "seed": 9}}))
+    drop(page, "snapshot.png", "image/png", png((0, 0, 0), info))
+    page.until("document.querySelector('#zt-prompt textarea').value === 'a table'", 20)
+    assert page.evaluate("window.zoetrope.settings().controls") == {"prompt": "a table", "seed": 9}
+    assert "picture" not in said(page)
+    drop(page, "a.txt", "text/plain", b"no settings")
+    page.until(f"{MESSAGE} === 'a.txt: no settings of Zoetrope.'", 10)
+    drop(page, "story.json", "application/json", b'[{"at_s": 1}]')
+    page.until(f"{MESSAGE}.includes('entry 1 of the timeline')", 10)
+
+
+def test_a_story_is_loaded_played_and_saved(page: Page, live: LiveProcess) -> None:
+    entries = [
+        {"at_s": 0, "prompt": "a cat"},
+        {"at_s": 0.6, "prompt": "the table", "scene_cut": True},
+        {"at_s": 1, "prompt": [{"text": "a cat", "weight": 2}], "seed": 5},
+        {"at_s": 65, "prompt": "a cat on the table"},
+    ]
+    drop(page, "story.json", "application/json", json.dumps(entries).encode())
+    lines = ["0:00 a cat", "0.6 cut: the table", '0:01 {"prompt":[{"text":"a cat","weight":2}],"seed":5}']
+    page.until(f"{BOX}.value !== ''", 10)
+    assert page.evaluate(f"{BOX}.value").split("\n") == [*lines, "1:05 a cat on the table"]
+    assert page.evaluate(f"window.zoetrope.parseTimeline({BOX}.value)") == entries
+    page.click("#zt-play")
+    page.until("window.said.filter(({ type }) => type === 'control').length >= 2", 30)
+    runs_on(page)
+    changes = [change for change in said(page) if isinstance(change, dict)]
+    assert [{k: v for k, v in entry.items() if k != "at_s"} for entry in entries[1:3]] == changes[-2:]
+    assert "scene_cut" not in page.evaluate("window.zoetrope.settings().controls")
+    assert page.evaluate("document.querySelector('#zt-played').textContent") == "4 entries"
+    assert page.evaluate(MESSAGE) == ""
+    assert page.console == []
+
+
+def test_another_view_has_the_input_at_once(page: Page, tmp_path: Path) -> None:
+    """A chunk takes a while: the picture that shows now stands in for those whose answers are on their way."""
+    page.evaluate("[...document.querySelectorAll('#zt-source input')].find(i => i.value === 'Camera').click()")
+    page.click("#zt-start")
+    runs_on(page, 20)
+    found = page.evaluate(f"""
+(() => {{
+  const before = document.querySelector('.zt-before'), choice = document.querySelector('[data-tool=view]');
+  before.width = before.height = 8;  // empty
+  choice.value = 'side';
+  choice.dispatchEvent(new Event('change', {{ bubbles: true }}));
+  return [before.width, before.height, ...{SHOWN}(before)];
+}})()""")
+    page.screenshot(tmp_path / "side.png")
+    assert found[:2] == [48, 32]
+    assert max(found[2:5]) > 40  # the fake camera is green and yellow
+    assert page.console == []
