@@ -17,7 +17,7 @@ from train.clips.actions import (
     sample_actions,
 )
 from train.clips.motions import MOTIONS, motion_curves
-from train.clips.paths import LOG_ZOOM, ClipPaths, Start, camera_height_bound, sample_start, trace_paths
+from train.clips.paths import LOG_ZOOM, VIEW, ClipPaths, Start, camera_height_bound, sample_start, trace_paths
 
 CPU = torch.device("cpu")
 LATENTS = 12
@@ -94,7 +94,7 @@ def test_bounds_hold(motion: int, sign: float) -> None:
     assert float(paths.log_zoom.max()) <= LOG_ZOOM[1] + 1e-6
     half_view = torch.exp(-paths.log_zoom) / 2
     assert bool((paths.camera_y.abs() <= camera_height_bound(paths.log_zoom) + 1e-6).all())
-    assert bool((paths.camera_y.abs() + half_view <= 0.5 / 0.78 + 1e-5).all())
+    assert bool((paths.camera_y.abs() + half_view <= 0.5 / VIEW + 1e-5).all())
     for centre in (paths.x, paths.y):
         assert bool(((centre - 0.5).abs() < 0.40).all())
     if motion == 0:
