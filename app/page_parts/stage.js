@@ -99,14 +99,18 @@ async function pump() {  // sends each new picture while the session is hungry, 
 }
 
 async function watchServer() {  // what the worker is doing; the stage's words while no session says better
-  const waits = ['loading', 'gone', 'restarting', 'failed'];
+  const waits = ['loading', 'gone', 'denied', 'restarting', 'failed'], lost = {
+    denied: 'This browser is not signed in any more. Open the page again with its token.',
+    gone: 'Connection lost. Is zoetrope live still running?',
+  };
   while (element.isConnected) {
-    const told = await fetch('/page/status').then((answer) => answer.json(), () => null);
-    const phase = told?.phase ?? 'gone';
+    const answer = await fetch('/page/status').catch(() => null);
+    const told = answer?.ok ? await answer.json().catch(() => null) : null;
+    const phase = told?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
     stage.dataset.phase = phase;
     if (told) find('.zt-facts').textContent = told.text;
     if (!link.wanted) {
-      const text = told?.text ?? 'Connection lost. Is zoetrope live still running?';
+      const text = told?.text ?? lost[phase];
       if (phase !== 'ready') Object.assign(status, { state: phase, text });
       else if (waits.includes(status.state)) Object.assign(status, { state: 'ready', text: '' });
       show();
