@@ -182,12 +182,12 @@ BURST = """new Promise((done) => {
 })"""
 
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The stage's markup and actions.js."""
     parts = REPOSITORY / "app" / "page_parts"
     markup, script = ((parts / name).read_text(encoding="utf-8") for name in ("stage.html", "actions.js"))
-    file = tmp_path / "alone.html"
+    file = tmp_path_factory.mktemp("alone") / "alone.html"
     file.write_text(f"<meta charset='utf-8'>{markup}<script>{script}</script>{ALONE}", encoding="utf-8")
     with browse(str(CHROMIUM), file.as_uri()) as page:
         page.until("window.actions !== undefined")
@@ -206,6 +206,7 @@ def test_sticks_have_a_dead_zone_and_their_whole_range(alone: Page) -> None:
 
 
 def test_opposite_keys_and_repeats(alone: Page) -> None:
+    alone.evaluate("actions.release()")
     told = "Object.entries(actions.now).filter(([, value]) => value).flat()"
     press = "actions.press({{key: '{0}', code: '{0}', shiftKey: false}})"
     assert alone.evaluate(press.format("ArrowLeft")) is True
