@@ -238,7 +238,7 @@ def _free_memory(device: torch.device) -> None:
 def measured_clips(session: Session, source: Source) -> Tensor:
     """Clips of held-out combinations, the same for every run: [n, 3, F, 128, 128] in 0..1."""
     scale = session.scale
-    count = min(MEASURED_CLIPS, scale.video_codec_clips)
+    count = min(MEASURED_CLIPS, scale.video_codec_clips // 2)
     groups = rendered_groups(
         session, source.sprites, count, scale.video_codec_latents, session.generator(12), held_out=True
     )

@@ -33,7 +33,7 @@ def write_sheet(sheet: Tensor, file: Path, quality: int = 92) -> None:
 
 @torch.no_grad()
 def codec_sheet(codecs: Codecs, clips: Tensor, file: Path) -> None:
-    """Three rows for each of clips [n, 3, 1 + 4k, S, S]: as it is, through the stock autoencoder, through the tiny one."""
+    """Three rows for each of clips [n, 3, 1 + 4k, S, S]: as it is, through the stock autoencoder, through the tiny."""
     size = {"height": clips.shape[-2], "width": clips.shape[-1], "rows": clips.shape[0]}
     stock, tiny = WanCodec(codecs.vae), TinyCodec(codecs.tiny)
     rebuilt = [

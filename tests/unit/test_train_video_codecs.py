@@ -1,0 +1,234 @@
+"""Whole clips with gradients equal the streams; the bank draws what it holds; both autoencoders learn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.video.wan_codec import WanCodec
+from train.bank import Source
+from train.clips.motions import ClipSpec
+from train.clips.render import Clips
+from train.session import TINY, Session
+from train.video.autoencoder import PHASES, CodecTrainer
+from train.video.bank import ClipBank, clip_bank, draw_windows, subject_coverage
+from train.video.codec_losses import latent_loss, pixel_loss
+from train.video.codecs import Codecs, Moments, codecs_in_use, load_codecs, measure_codecs, set_posterior_noise
+from train.video.networks import make_tiny_autoencoder, make_wan_autoencoder
+from train.video.pixel_bank import draw_clips, moving_views, pixel_bank
+from train.video.tokenizer import build_tokenizer, token_ids
+from train.video.whole_clip import WholeClips, use_lean_norms
+
+NARROW = {"base_dim": 8, "decoder_base_dim": 8}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_session(folder: Path) -> Session:
+    scale = replace(TINY, video_clips=3, video_latents=3, video_chunk=2, video_codec_clips=4, video_codec_latents=2)
+    return Session(device=CPU, out=folder, resume=folder / "none", scale=scale)
+
+
+def make_source() -> Source:
+    """Three plain discs as sprites, and a photograph of noise."""
+    line = torch.linspace(-1, 1, 40)
+    alpha = (line.square() + line.square()[:, None] < 0.6).float()
+    sprites = torch.stack([torch.cat([torch.rand(3, 1, 1) * alpha, alpha[None]]) for _ in range(3)])
+    return Source(sprites=sprites, photos=[(torch.rand(3, 230, 220) * 255).byte()])
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_whole_clips_equal_diffusers_and_the_stream(lean: bool) -> None:
+    """Differences seen: up to 4e-7, and 2e-6 with the norms of training."""
+    vae = make_wan_autoencoder(**NARROW)
+    clip = torch.rand(2, 3, 9, 32, 32)
+    with torch.no_grad():
+        latents = vae.encode(clip * 2 - 1).latent_dist.mode()
+        decoded = vae.decode(latents).sample
+        streamed = WanCodec(vae).encoder(height=32, width=32, rows=2).encode(clip)
+    if lean:
+        use_lean_norms(vae)
+    whole = WholeClips(vae, clips=2, size_px=32)
+    own = whole.encode(clip * 2 - 1)
+    tolerance = 5e-6 if lean else 2e-6
+    torch.testing.assert_close(own, latents, atol=tolerance, rtol=0)
+    torch.testing.assert_close(whole.decode(own).clamp(-1, 1), decoded, atol=tolerance, rtol=0)
+    torch.testing.assert_close(streamed, latents, atol=2e-6, rtol=0)
+    whole.decode(own).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+
+
+def test_lean_norms_keep_the_weights_names() -> None:
+    vae = make_wan_autoencoder(**NARROW)
+    names = list(vae.state_dict())
+    use_lean_norms(vae)
+    assert list(vae.state_dict()) == names
+
+
+def test_posterior_has_one_small_deviation() -> None:
+    vae = make_wan_autoencoder(**NARROW)
+    set_posterior_noise(vae, 0.05)
+    with torch.no_grad():
+        posterior = vae.encode(torch.rand(1, 3, 1, 16, 16)).latent_dist
+    torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, 0.05))
+
+
+def test_moments_normalise_channel_by_channel() -> None:
+    moments = Moments()
+    raw = 3 + 2 * torch.randn(4, 16, 3, 8, 8)
+    moments.move_towards(raw, 1.0)
+    normal = moments.normalise(raw).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(normal.mean(1), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.std(1), torch.ones(16), atol=1e-5, rtol=0)
+
+
+def test_losses_are_zero_for_what_is_right() -> None:
+    clip = torch.rand(1, 3, 5, 16, 16)
+    loss, squared = pixel_loss(clip, clip, torch.zeros(()))
+    assert loss == squared == 0
+    assert pixel_loss(clip.flip(2), clip, torch.zeros(()))[0] > 0
+    white = torch.randn(8, 4, 4, 32, 32)
+    assert latent_loss(white) < 0.01 < latent_loss(2 * white)
+
+
+def test_views_move_smoothly_and_draws_are_windows_of_the_bank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 64).expand(4, 3, 64, 64).contiguous()
+    views = moving_views(ramp, 9, 32, generator)
+    assert views.shape == (4, 3, 9, 32, 32)
+    assert float(views.diff(dim=2).abs().max()) < 0.1
+    bank = torch.arange(6 * 8 * 8, dtype=torch.uint8).view(1, 1, 6, 8, 8).expand(2, 3, 6, 8, 8)
+    clips = draw_clips(bank, 5, 3, 4)
+    values = (clips * 255).round()
+    assert clips.shape == (5, 3, 3, 4, 4)
+    assert set(values.diff(dim=3).unique().tolist()) <= {8.0, 8.0 - 256}
+    assert set(values.diff(dim=4).abs().unique().tolist()) <= {1.0, 255.0}
+
+
+def test_pixel_bank_mixes_the_world_with_photographs_and_clutter(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    bank = pixel_bank(session, make_source(), session.generator(1), clips=8)
+    assert bank.shape == (8, 3, 5, 128, 128)
+    assert bank.dtype == torch.uint8
+    assert int(bank.flatten(1).amax(1).min()) > 0
+
+
+def small_bank(clips: int = 5, length: int = 6) -> ClipBank:
+    """Latents whose value says clip and time."""
+    place = 100 * torch.arange(clips)[:, None] + torch.arange(length)
+    return ClipBank(
+        latents=place.half().view(clips, 1, length, 1, 1).expand(-1, 16, -1, 2, 2).contiguous(),
+        ids=torch.arange(clips, dtype=torch.int16).view(-1, 1, 1).expand(-1, 4, 32).contiguous() + 3,
+        actions=place.half()[..., None].expand(-1, -1, 5).contiguous(),
+        coverage=torch.full((clips, 1, length, 2, 2), 255, dtype=torch.uint8),
+        spec=torch.arange(clips)[:, None].expand(-1, 5).contiguous(),
+        empty_ids=torch.tensor([1] + [0] * 31),
+    )
+
+
+def test_windows_are_cut_from_one_clip_each() -> None:
+    windows = draw_windows(small_bank(), 400, 4, begin_share=0.25, empty_share=0.5)
+    place = windows.latents[:, 0, :, 0, 0]
+    assert torch.equal(place, 100.0 * windows.spec[:, :1] + windows.first[:, None] + torch.arange(4))
+    assert torch.equal(windows.actions[..., 2], place)
+    assert torch.equal(windows.begins, windows.first == 0)
+    assert sorted(windows.first.unique().tolist()) == [0, 1, 2]
+    assert 0.35 < float(windows.begins.float().mean()) < 0.65  # a quarter, and a third of the rest
+    empty = windows.ids[:, 0] == 1
+    assert torch.equal(windows.ids[~empty, 0], windows.spec[~empty, 0] + 3)
+    assert 0.4 < float(empty.float().mean()) < 0.6
+    assert torch.equal(windows.mask.sum(1), torch.where(empty, 1, 32))
+    assert windows.coverage.shape == (400, 1, 4, 2, 2)
+
+
+def test_a_draw_repeats_with_its_generator() -> None:
+    first, second = (draw_windows(small_bank(), 8, 3, torch.Generator().manual_seed(4)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_clip_bank_renders_encodes_and_captions(tmp_path: Path) -> None:
+    session, tokenizer = make_session(tmp_path), build_tokenizer()
+
+    def encode(frames: Tensor) -> Tensor:
+        assert frames.shape[2:] == (9, 128, 128)
+        return (
+            torch.nn.functional.adaptive_avg_pool3d(frames, (3, 16, 16))
+            .mean(1, keepdim=True)
+            .expand(-1, 16, -1, -1, -1)
+        )
+
+    bank = clip_bank(session, make_source().sprites, encode, tokenizer)
+    assert bank.latents.shape == (3, 16, 3, 16, 16)
+    assert bank.ids.shape == (3, 4, 32)
+    assert bank.actions.shape == (3, 3, 5)
+    assert torch.equal(bank.empty_ids, token_ids(tokenizer, [""])[0])
+    assert json.loads((tmp_path / "curve.jsonl").read_text(encoding="utf-8"))["clips"] == 3
+
+
+def test_coverage_follows_the_subject() -> None:
+    frames = torch.zeros(2, 3, 5, 32, 32)
+    subject = torch.tensor([8.0, 24.0]).expand(2, 5, 2)
+    none = torch.full((2,), -1)
+    spec = ClipSpec(torch.tensor([0, -1]), none, none, none, none)
+    cover = subject_coverage(spec, Clips(frames, torch.zeros(2, 5, 3), subject), 4)
+    assert cover.shape == (2, 1, 2, 4, 4)
+    assert cover[0, 0, 1, 3, 0] > 200
+    assert cover[0, 0, 1, 0, 3] == 0
+    assert int(cover[1].amax()) == 0
+
+
+def test_both_autoencoders_learn_from_a_clip_and_come_back_from_the_checkpoint(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    codecs = Codecs(vae=make_wan_autoencoder(**NARROW), tiny=make_tiny_autoencoder(), moments=Moments())
+    bank = (moving_views(torch.rand(2, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3), 5, 32,
+                         torch.Generator().manual_seed(0)) * 255).byte()  # fmt: skip
+    trainer = CodecTrainer(session, codecs, bank)
+    step = trainer.make_step(PHASES[1])
+    for optimiser in trainer.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3
+    sums = []
+    for _ in range(12):
+        trainer.sums.zero_()
+        step()
+        trainer.after_step(PHASES[1])
+        sums.append(trainer.sums.clone())
+    assert sums[-1][1] < sums[0][1]
+    assert sums[-1][2] < sums[0][2]
+    trainer.freeze_stock()
+    frozen = [parameter.detach().clone() for parameter in trainer.masters[0].full]
+    trainer.make_step(PHASES[2])()
+    assert all(torch.equal(a, b) for a, b in zip(frozen, trainer.masters[0].full, strict=True))
+    trainer.save(frozen=True)
+
+
+def test_what_was_trained_comes_back_for_inference(tmp_path: Path) -> None:
+    from train.video.codecs import make_codecs, save_codecs
+
+    session = make_session(tmp_path)
+    codecs = make_codecs(session)
+    codecs.moments.mean.fill_(0.5)
+    save_codecs(session, codecs)
+    loaded = load_codecs(session)
+    assert loaded.vae.config.latents_mean == [0.5] * 16
+    assert loaded.vae.dtype == torch.bfloat16
+    clip = torch.rand(1, 3, 5, 32, 32)
+    again = codecs_in_use(session, loaded)
+    assert torch.equal(loaded.encode()(clip), again.encode()(clip))
+    with pytest.raises(FileNotFoundError, match="video_autoencoder"):
+        load_codecs(make_session(tmp_path / "nowhere"))
+    assert callable(measure_codecs)
