@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -133,14 +134,31 @@ def render_bank(source: Source, count: int, chunk: int, generator: torch.Generat
 
 def train_classifier(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
     """Train for seconds (rendering included) on rendered scenes; save it and return it in evaluation mode."""
+
+    def render(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return render_bank(source, session.scale.classifier_bank, session.scale.chunk, generator)
+
+    return fit_classifier(session, STAGE, render, sizes, seconds)
+
+
+Render = Callable[[torch.Generator], tuple[Tensor, Tensor]]
+"""Pictures uint8 [n, 3, 192, 192] and their labels int64 [n, 3]."""
+
+
+def fit_classifier(
+    session: Session, stage: str, render: Render, sizes: tuple[int, int, int], seconds: float
+) -> Classifier:
+    """Train for seconds (rendering included) on what `render` gives; save it as stage and return it in evaluation
+    mode.
+    """
     device, budget = session.device, Budget(seconds)
     generator = torch.Generator(device).manual_seed(SEED)
-    pictures, truth = render_bank(source, session.scale.classifier_bank, session.scale.chunk, generator)
-    session.log(STAGE, event="rendered", pictures=float(truth.shape[0]), took=budget.elapsed())
+    pictures, truth = render(generator)
+    session.log(stage, event="rendered", pictures=float(truth.shape[0]), took=budget.elapsed())
     torch.manual_seed(SEED)
     model = Classifier(sizes)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    continued = session.restore(STAGE, model=model)
+    continued = session.restore(stage, model=model)
     peak = PEAK_RATE * (0.4 if continued else 1.0)
     optimiser = adamw(list(model.parameters()), peak, device)
     average = Average(model.parameters(), decay=0.998)
@@ -161,10 +179,10 @@ def train_classifier(session: Session, source: Source, sizes: tuple[int, int, in
         average.update()
         running = budget.tick()
         if budget.steps % (4 * session.scale.log_every) == 0 or not running:
-            session.log(STAGE, step=float(budget.steps), loss=float(loss.detach()))
+            session.log(stage, step=float(budget.steps), loss=float(loss.detach()))
     average.swap()
     recalibrate(model, pictures, generator)
-    session.save(STAGE, model=model)
+    session.save(stage, model=model)
     return model
 
 

@@ -52,6 +52,11 @@ class Crew:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
+    def wait(self) -> None:
+        """For all others: what rank 0 has written can be read after it."""
+        if self.size > 1:
+            distributed.barrier()
+
     def leave(self) -> None:
         """The end of the run."""
         if self.size > 1:

@@ -3,7 +3,7 @@
 python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
-Stages: autoencoder, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each continues from the
+Stages: autoencoder, judge, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each continues from the
 files of --resume. The bank of clips is rendered and encoded when the first stage asks for it, and shared by those that
 follow in the same process; the minutes are given in the order of the stages and do not count it.
 """
@@ -28,9 +28,11 @@ from train.video.autoencoder import measured_clips, train_autoencoder
 from train.video.bank import ClipBank, clip_bank
 from train.video.codecs import STAGE, load_codecs, measure_codecs
 from train.video.distill import train_scorer, train_student
+from train.video.judge import train_judge
 from train.video.sheets import codec_sheet
 from train.video.teacher import train_teacher
 from train.video.tokenizer import build_tokenizer
+from train.vocabulary_world import PLACES, STYLES
 
 LOGGER = logging.getLogger("train.video")
 TINY_PHOTOS = 6
@@ -62,6 +64,11 @@ class Workshop:
         train_autoencoder(self.session, self.source, seconds)
         self._bank = None
 
+    def judge(self, seconds: float) -> None:
+        """The classifier that judges pictures of clips; it does not know the generator."""
+        sizes = (self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES))
+        train_judge(self.session, self.source, sizes, seconds)
+
     def teacher(self, seconds: float) -> None:
         """The causal many-step model, with the text encoder."""
         train_teacher(self.session, self.bank(), self.vocabulary, seconds)
@@ -85,6 +92,7 @@ class Workshop:
 
 STAGES: dict[str, Callable[[Workshop, float], None]] = {
     "autoencoder": Workshop.autoencoder,
+    "judge": Workshop.judge,
     "teacher": Workshop.teacher,
     "scorer": Workshop.scorer,
     "student": Workshop.student,
@@ -126,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     session.log("start", device=device.type, torch=torch.__version__, processes=float(crew.size))
     for stage, share in zip(stages, minutes, strict=True):
         STAGES[stage](workshop, share * 60)
+        crew.wait()
         LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1:])
     crew.leave()
 
