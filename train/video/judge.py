@@ -26,7 +26,7 @@ _SALT = 71
 def frame_bank(
     session: Session, source: Source, count: int, generator: torch.Generator, *, held_out: bool | None = False
 ) -> tuple[Tensor, Tensor]:
-    """(uint8 [count, 3, 192, 192], labels int64 [count, 3]): one frame each of clips at 128 px, enlarged as for judging."""
+    """(uint8 [count, 3, 192, 192], labels int64 [count, 3]): a frame each of clips at 128 px, enlarged."""
     pictures, truth = [], []
     for start in range(0, count, session.scale.video_chunk * 8):
         n = min(session.scale.video_chunk * 8, count - start)
