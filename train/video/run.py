@@ -4,8 +4,8 @@ python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
 Stages: autoencoder, judge, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each continues from
-the files of --resume. The bank of clips is rendered and encoded when the first stage asks for it, and shared by those that
-follow in the same process; the minutes are given in the order of the stages and do not count it.
+the files of --resume. The bank of clips is rendered and encoded when the first stage asks for it, and shared by those
+that follow in the same process; the minutes are given in the order of the stages and do not count it.
 """
 
 from __future__ import annotations
