@@ -1,4 +1,6 @@
-"""What the tests of loading share: a quiet call that keeps what the user is told, files in place, original folders."""
+"""What the tests of loading share: a quiet call that keeps what the user is told, files in place, original folders; and
+their fixtures, for a module that imports them by their long names.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from pipelines.video.load_video import VideoLoadOptions, load_video_model
@@ -15,7 +19,28 @@ from pipelines.video.model import VideoModel
 from tests.fakes.hub_server import COMMIT
 from tests.fakes.published_checkpoints import wan_state
 from tests.fakes.published_components import random_state, umt5_shapes, vae_shapes
-from tests.fakes.tiny_video_model import tiny_tokenizer, tiny_vocabulary_size
+from tests.fakes.tiny_video_model import tiny_tokenizer, tiny_video_model, tiny_vocabulary_size
+
+
+@pytest.fixture(scope="module", name="base")
+def base_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny model folder that names no family. Not to be changed."""
+    return tiny_video_model(tmp_path_factory.mktemp("folder") / "base", family=None)
+
+
+@pytest.fixture(autouse=True, name="closed_hub")
+def closed_hub_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, and an address that nobody answers."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture(name="files")
+def files_fixture(tmp_path: Path) -> Path:
+    """A folder whose path hints at no family."""
+    return tmp_path / "a" / "b" / "c" / "d" / "files"
 
 
 class Said(list[str]):

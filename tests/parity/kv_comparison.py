@@ -12,6 +12,7 @@ from cache.kv import KVCache, KVShape
 from cache.kv_policies import make_policy
 from cache.rotary import Rotary
 from tests.parity import kv_reference as plain
+from tests.parity import kv_reference_blocks as blocks
 from tests.parity.kv_reference import GRID, HEAD_DIM, HEADS, TOKENS
 
 LAYERS = 2
@@ -90,7 +91,7 @@ CASES: dict[str, Case] = {
             "sink_frames": 2, "mid_blocks": 2, "block_frames": 2, "recent_frames": 2, "pool_blocks": 4,
             "pooling": (2, 2, 1),
         },
-        rule=lambda: plain.PackedRule(2, 2, 2, 2, (2, 2, 1), 4, True),
+        rule=lambda: blocks.PackedRule(2, 2, 2, 2, (2, 2, 1), 4, True),
         chunks=(2,) * 12,
     ),
     "packed, recent": Case(
@@ -99,13 +100,13 @@ CASES: dict[str, Case] = {
             "sink_frames": 2, "mid_blocks": 3, "block_frames": 2, "recent_frames": 2, "pooling": (1, 1, 2),
             "selection": "recent",
         },
-        rule=lambda: plain.PackedRule(2, 3, 2, 2, (1, 1, 2), 0, False),
+        rule=lambda: blocks.PackedRule(2, 3, 2, 2, (1, 1, 2), 0, False),
         chunks=(2,) * 10,
     ),
     "dual": Case(
         policy="dual",
         options={"context_frames": 5, "local_frames": 4},
-        rule=lambda: plain.DualRule(5, 4, 1 / 6),
+        rule=lambda: blocks.DualRule(5, 4, 1 / 6),
         chunks=(5, 2, 2, 2, 0, 5, 2, 2, 0, 5, 2, 2, 2, 0, 5, 2, 2),
     ),
 }  # fmt: skip
@@ -169,7 +170,7 @@ def compare(case: Case, *, storage: str = "native", dtype: torch.dtype = torch.f
         if not frames:
             cache.scene_cut(0)
             for rule in rules:
-                assert isinstance(rule, plain.DualRule)
+                assert isinstance(rule, blocks.DualRule)
                 rule.cut()
             continue
         full = frames == max(case.chunks)

@@ -1,9 +1,8 @@
-"""The key/value cache: memory, addresses, passes that overwrite, rows, rewind, what is refused."""
+"""The key/value cache: memory, addresses, passes that overwrite, rows, what is refused."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,61 +17,19 @@ from cache.kv_plan import Kind, KVError, Ledger
 from cache.kv_policies import make_policy
 from cache.kv_store import quantise
 from cache.rotary import Rotary
-
-HEADS, HEAD_DIM, GRID, TOKENS, LAYERS = 2, 16, (2, 3), 6, 2
-
-POLICIES: Mapping[str, dict[str, Any]] = {
-    "full": {"max_frames": 60},
-    "window": {"window_frames": 7},
-    "sink": {"window_frames": 9, "sink_frames": 2},
-    "adaptive-sink": {"window_frames": 7, "sink_frames": 2},
-    "deep-sink": {"window_frames": 9, "sink_frames": 4},
-    "participative": {"window_frames": 10, "sink_frames": 2, "budget_frames": 7, "recent_frames": 3},
-    "heavy-hitter": {"heavy_frames": 3, "recent_frames": 3},
-    "packed": {
-        "sink_frames": 2,
-        "mid_blocks": 2,
-        "block_frames": 2,
-        "recent_frames": 2,
-        "pool_blocks": 3,
-        "pooling": (2, 2, 1),
-    },
-    "dual": {"context_frames": 2, "local_frames": 6},
-}
-"""Small ones for chunks of 2."""
-STORAGES = ("native", "lean", "int8")
-
-
-def make(name: str = "sink", *, storage: str = "native", rows: int = 1, dtype: torch.dtype = torch.float32) -> KVCache:
-    policy = make_policy(name, grid=GRID, chunk_frames=2, **POLICIES[name])
-    shape = KVShape(layers=LAYERS, heads=HEADS, head_dim=HEAD_DIM, grid=GRID, cache_rows=rows, dtype=dtype)
-    return KVCache(shape, policy, rotary=Rotary(HEAD_DIM), storage=storage)
-
-
-def tokens(seed: int, rows: int = 1, frames: int = 2) -> torch.Tensor:
-    """Queries, keys, values of all layers: [LAYERS, 3, rows, N, H, D]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(LAYERS, 3, rows, frames * TOKENS, HEADS, HEAD_DIM, generator=generator)
-
-
-def one_pass(cache: KVCache, given: torch.Tensor, rows: tuple[int, ...] = (0,), view: Any = None) -> list[torch.Tensor]:
-    """A pass with given tokens; copies of what each layer attends to: keys, values, keys, values."""
-    view = cache.view(rows) if view is None else view
-    out: list[torch.Tensor] = []
-    for layer, (queries, keys, values) in enumerate(given.to(cache.shape.dtype)):
-        if view.observes:
-            view.observe(layer, Rotary(HEAD_DIM).rotate(queries, *view.query_rotation))
-        out += [part.clone() for part in view.exchange(layer, keys, values)]
-    return out
-
-
-def chunks(cache: KVCache, count: int, *, first: int = 0, row: int = 0) -> list[torch.Tensor]:
-    """So many chunks of one pass; what the last attended to."""
-    out: list[torch.Tensor] = []
-    for seed in range(first, first + count):
-        cache.begin(row, 2)
-        out = one_pass(cache, tokens(seed), (row,))
-    return out
+from tests.fakes.small_kv import (
+    GRID,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    POLICIES,
+    STORAGES,
+    TOKENS,
+    chunks,
+    make,
+    one_pass,
+    tokens,
+)
 
 
 class Allocations(TorchDispatchMode):
@@ -246,101 +203,6 @@ def test_int8_is_within_half_a_step(name: str) -> None:
     for a, b in zip(chunks(exact, 3), chunks(small, 3), strict=True):
         assert (a - b).abs().max() < 0.04
         assert torch.equal(a[:, -2 * TOKENS :], b[:, -2 * TOKENS :]), "the chunk itself is not rounded"
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_snapshot_with_a_copy_rewinds_exactly(name: str) -> None:
-    cache, never = make(name, rows=2), make(name)
-    chunks(cache, 7, row=1)
-    chunks(never, 7)
-    snapshot = cache.snapshot(1, copy=True)
-    assert snapshot.bytes == sum(t.nbytes // 2 for t in cache._bank.by_slot)
-    chunks(cache, 4, first=50, row=1)
-    cache.restore(1, snapshot)
-    cache.check_integrity()
-    for a, b in zip(chunks(cache, 2, first=7, row=1), chunks(never, 2, first=7), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_snapshot_into_room_takes_no_memory_and_rewinds_exactly() -> None:
-    cache, never = make(rows=2), make()
-    room = cache.room()
-    chunks(cache, 2, row=1)
-    assert cache.snapshot(1, into=room).parts is room
-    chunks(cache, 5, first=2, row=1)
-    chunks(never, 7)
-    snapshot = cache.snapshot(1, into=room)
-    chunks(cache, 4, first=50, row=1)
-    cache.restore(1, snapshot)
-    for a, b in zip(chunks(cache, 2, first=7, row=1), chunks(never, 2, first=7), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_snapshot_of_integers_rewinds_as_long_as_nothing_was_overwritten() -> None:
-    cache, never = make(), make()
-    chunks(cache, 2)
-    chunks(never, 2)
-    early = cache.snapshot(0)
-    assert early.bytes == 0
-    chunks(cache, 2, first=50)
-    cache.restore(0, early)
-    for a, b in zip(chunks(cache, 2, first=2), chunks(never, 2, first=2), strict=True):
-        assert torch.equal(a, b)
-    full = cache.snapshot(0)
-    cache.restore(0, full)
-    chunks(cache, 1, first=60)
-    standing = cache.ledger(0)
-    with pytest.raises(KVError, match=r"latent frames \[\d+(, \d+)*\] have been overwritten .*copy=True"):
-        cache.restore(0, full)
-    assert cache.ledger(0) is standing
-
-
-def test_what_has_summed_attention_is_always_copied() -> None:
-    cache = make("heavy-hitter")
-    chunks(cache, 2)
-    assert cache.snapshot(0).parts is not None
-
-
-def test_reset_forgets_everything() -> None:
-    for name in POLICIES:
-        used, new = make(name), make(name)
-        chunks(used, 9)
-        used.reset(0)
-        assert used.length(0) == 0
-        for a, b in zip(chunks(used, 6, first=20), chunks(new, 6, first=20), strict=True):
-            assert torch.equal(a, b)
-
-
-def test_flush_is_as_if_only_sink_and_last_frame_had_been() -> None:
-    cache = make("sink", dtype=torch.float64)
-    chunks(cache, 6)
-    cache.flush(0)
-    cache.check_integrity()
-    cache.begin(0, 2)
-    keys = one_pass(cache, tokens(6))[0]
-    assert cache.positions(0) == (0, 1, 2, 3, 4)
-    assert cache.length(0) == keys.shape[1] == 5 * TOKENS
-    first, last = tokens(0)[0, 1], tokens(5)[0, 1]
-    rotary = Rotary(HEAD_DIM)
-    place = torch.arange(TOKENS)
-    by_cell = {span.start: span for span in cache.ledger(0).spans}
-    for start, source in ((0, first[:, :TOKENS]), (TOKENS, first[:, TOKENS:])):
-        t = torch.full((TOKENS,), by_cell[start].position)
-        turned = rotary.rotate(source.double(), *rotary.tables(t, place // 3, place % 3, dtype=torch.float64))
-        torch.testing.assert_close(keys[:, start : start + TOKENS], turned, rtol=0, atol=1e-12)
-    recent = next(span for span in cache.ledger(0).spans if span.kind is Kind.RECENT)
-    t = torch.full((TOKENS,), 2)
-    turned = rotary.rotate(last[:, TOKENS:].double(), *rotary.tables(t, place // 3, place % 3, dtype=torch.float64))
-    torch.testing.assert_close(keys[:, recent.start : recent.stop], turned, rtol=0, atol=1e-12)
-
-
-def test_scene_cut_is_seen_in_positions() -> None:
-    cache = make("sink")
-    chunks(cache, 2)
-    cache.scene_cut(0)
-    chunks(cache, 1)
-    assert cache.positions(0) == (0, 1, 2, 3, 20, 21)
-    cache.check_integrity()
 
 
 def test_what_a_cache_cannot_do_is_said() -> None:

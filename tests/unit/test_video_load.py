@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from pipelines.errors import (
     ModelError,
@@ -24,28 +23,7 @@ from pipelines.video.source import is_video_model, video_weight_files
 from tests.fakes.published_checkpoints import Dims, prefixed, wan_state
 from tests.fakes.tiny_models import tiny_sd15
 from tests.fakes.tiny_video_model import random_actions, tiny_video_model
-from tests.fakes.video_loading import load, original_folder, write
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model folder that names no family. Not to be changed."""
-    return tiny_video_model(tmp_path_factory.mktemp("folder") / "base", family=None)
-
-
-@pytest.fixture(autouse=True)
-def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and an address that nobody answers."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    return cache
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A folder whose path hints at no family."""
-    return tmp_path / "a" / "b" / "c" / "d" / "files"
+from tests.fakes.video_loading import base_fixture, closed_hub_fixture, files_fixture, load, original_folder, write  # noqa: F401  # fixtures
 
 
 def test_a_folder_by_path(tmp_path: Path) -> None:

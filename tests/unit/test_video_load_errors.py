@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from pipelines.errors import (
     ModelError,
@@ -21,29 +20,8 @@ from pipelines.video import load_transformer as loading
 from pipelines.video.checkpoint_files import read_checkpoint
 from tests.fakes.published_checkpoints import Dims, lora_state, prefixed, wan_state
 from tests.fakes.published_components import random_state, umt5_shapes, vae_shapes
-from tests.fakes.tiny_video_model import tiny_transformer, tiny_video_model
-from tests.fakes.video_loading import load, write
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model folder that names no family. Not to be changed."""
-    return tiny_video_model(tmp_path_factory.mktemp("folder") / "base", family=None)
-
-
-@pytest.fixture(autouse=True)
-def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and an address that nobody answers."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    return cache
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A folder whose path hints at no family."""
-    return tmp_path / "a" / "b" / "c" / "d" / "files"
+from tests.fakes.tiny_video_model import tiny_transformer
+from tests.fakes.video_loading import base_fixture, closed_hub_fixture, files_fixture, load, write  # noqa: F401  # fixtures
 
 
 @pytest.mark.parametrize(
