@@ -36,7 +36,8 @@ from train.video.codecs import (
 from train.video.pixel_bank import draw_clips, pixel_bank
 from train.video.whole_clip import WholeClips, use_lean_norms
 
-PEAK_RATE = 2e-3
+PEAK_RATES = (1.5e-3, 1e-3)
+"""Of the stock autoencoder and of the tiny one, which has no norms."""
 CONTINUED_RATE = 0.5
 WARMUP_STEPS = 100
 LATENT_WEIGHT = 0.05
@@ -159,8 +160,13 @@ class CodecTrainer:
         self.session.save(STAGE, vae=states[0], tiny=states[1], moments=self.codecs.moments)
 
     def log(self, step: int, rate: float) -> None:
-        """One line: means over the steps since the last one, or since the phase began. Waits for the device."""
+        """One line: means over the steps since the last one, or since the phase began. Waits for the device.
+
+        Raises FloatingPointError: training on would only cost time.
+        """
         stock, loss, tiny, error = (self.sums / max(1, self.counted)).tolist()
+        if not math.isfinite(stock + loss + tiny + error):
+            raise FloatingPointError(f"the autoencoders' losses are not finite at step {step}; lower PEAK_RATES")
         self.sums.zero_()
         self.counted = 0
         values = {"tiny_train_psnr_db": _db(tiny), "tiny_latent_error": math.sqrt(error), "rate": rate}
@@ -173,17 +179,17 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
 
     Continues from that file where there is one, without the first phase.
     """
-    budget = CrewClock(session.crew, session.device, Budget(seconds))
+    began = session.seconds()
     bank = pixel_bank(session, source, session.generator(11))
-    session.log(
-        STAGE, event="rendered", clips=float(bank.shape[0]), mib=bank.nbytes / 2**20, took=budget.budget.elapsed()
-    )
+    took = session.seconds() - began
+    session.log(STAGE, event="rendered", clips=float(bank.shape[0]), mib=bank.nbytes / 2**20, took=took)
     codecs = make_codecs(session)
     continued = restore_codecs(session, codecs)
     trainer = CodecTrainer(session, codecs, bank)
     session.seed_draws()
-    peak = PEAK_RATE * (CONTINUED_RATE if continued else 1.0)
-    _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peak)
+    budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - took)))
+    peaks = [(CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
+    _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peaks)
     trainer.averages[1].swap()
     trainer.masters[1].write()
     for master in trainer.masters:
@@ -195,7 +201,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     return trained
 
 
-def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewClock, peak: float) -> None:
+def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewClock, peaks: Sequence[float]) -> None:
     """Each phase makes a step at least."""
     session = trainer.session
     every = 4 * session.scale.log_every
@@ -206,9 +212,9 @@ def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewCloc
         replay = trainer.make_step(phase)
         session.log(STAGE, event="phase", share=phase.share, took=budget.budget.elapsed())
         while True:
-            fraction, warm = budget.fraction(), peak * min(1.0, (budget.steps + 1) / WARMUP_STEPS)
-            set_rate(trainer.optimisers[0], warm * _falling(fraction, 0.5 * joint_until, joint_until))
-            set_rate(trainer.optimisers[1], warm * _falling(fraction, joint_until, 1.0))
+            fraction, warm = budget.fraction(), min(1.0, (budget.steps + 1) / WARMUP_STEPS)
+            set_rate(trainer.optimisers[0], warm * peaks[0] * _falling(fraction, 0.5 * joint_until, joint_until))
+            set_rate(trainer.optimisers[1], warm * peaks[1] * _falling(fraction, joint_until, 1.0))
             trainer.sharp.fill_(min(1.0, max(0.0, (fraction - SHARP_FROM) / SHARP_OVER)))
             replay()
             trainer.after_step(phase)

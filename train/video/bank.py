@@ -159,7 +159,7 @@ def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any)
         latents = encode(clip.frames).half()
         rows = torch.stack(tuple(spec), 1)
         parts.append((latents, actions.half(), subject_coverage(spec, clip, latents.shape[-1]), rows))
-        texts += [clip_caption(*row, rng) for row in rows.tolist() for _ in range(CAPTIONS_PER_CLIP)]
+        texts += [_caption(row, rng) for row in rows.tolist() for _ in range(CAPTIONS_PER_CLIP)]
         if session.seconds() - began > scale.video_bank_seconds:
             break
     empty = token_ids(tokenizer, [""])[0]
@@ -175,6 +175,11 @@ def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any)
     return bank
 
 
+def _caption(row: list[int], rng: random.Random) -> str:
+    subject, place, light, style, motion = row
+    return clip_caption(subject, place, light, style, motion, rng)
+
+
 def subject_coverage(spec: ClipSpec, clip: Clips, cells: int) -> Tensor:
     """About where the subject is: uint8 [B, 1, L, cells, cells], 255 inside a disc around it that the zoom scales.
 
@@ -182,7 +187,7 @@ def subject_coverage(spec: ClipSpec, clip: Clips, cells: int) -> Tensor:
     """
     size = clip.frames.shape[-1]
     seen = torch.cat([clip.subject / size, (SUBJECT_RADIUS * clip.camera[..., 2:].exp())], -1)
-    rest = seen[:, 1:].unflatten(1, (-1, TIME_FACTOR)).mean(2)
+    rest = seen[:, 1:].reshape(seen.shape[0], -1, TIME_FACTOR, 3).mean(2)
     x, y, radius = torch.cat([seen[:, :1], rest], 1)[..., None, None].unbind(2)
     line = (torch.arange(cells, device=clip.frames.device) + 0.5) / cells
     distance = ((line - x).square() + (line[:, None] - y).square()).sqrt()

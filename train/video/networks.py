@@ -45,8 +45,8 @@ TRANSFORMER = WanConfig(
 )
 TINY_CODEC = TinyCodecConfig(
     latent_channels=LATENT_CHANNELS,
-    decoder_channels=(96, 64, 48, 32),
-    encoder_channels=(24, 40, 48, 64),
+    decoder_channels=(80, 64, 64, 32),
+    encoder_channels=(32, 48, 48, 64),
     blocks_per_stage=2,
     encoder_padding="front",
 )

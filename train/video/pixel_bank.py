@@ -59,7 +59,7 @@ def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.G
     steps = (torch.arange(size_px, device=device) + 0.5) / size_px * 2 - 1
     x = centre[..., :1, None] + side[..., None] * steps.view(1, 1, 1, -1)
     y = centre[..., 1:, None] + side[..., None] * steps.view(1, 1, -1, 1)
-    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    grid = torch.stack([x.expand(-1, -1, size_px, -1), y.expand(-1, -1, -1, size_px)], -1)
     views = [
         functional.grid_sample(
             pictures, grid[:, frame], mode="bilinear", padding_mode="reflection", align_corners=False

@@ -75,7 +75,8 @@ class ChannelNorm(nn.Module):
         """[B, C, ...] -> the same shape."""
         exact = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact).clamp(min=self.LEAST)
-        return x * (x.shape[1] ** 0.5 / norm).to(x.dtype) * self.gamma
+        result: Tensor = x * (x.shape[1] ** 0.5 / norm).to(x.dtype) * self.gamma
+        return result
 
 
 def use_lean_norms(vae: AutoencoderKLWan) -> None:
