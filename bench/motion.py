@@ -14,6 +14,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from bench.flow import DEFAULT_FLOW, FlowSettings, optical_flow, texture, warp_error
+from bench.registration import moved_by, sharpened
 
 BORDER_SHARES = (0.04, 0.22)
 """Where the border in which the background is looked for begins and ends, from the edge, as shares of the side: the
@@ -51,12 +52,18 @@ class Transitions(NamedTuple):
 
 
 def transitions(
-    frames: Tensor, settings: FlowSettings = DEFAULT_FLOW, *, shrink: int = 2, pairs_at_once: int = 512
+    frames: Tensor,
+    settings: FlowSettings = DEFAULT_FLOW,
+    *,
+    shrink: int = 2,
+    pairs_at_once: int = 512,
+    exact: bool = False,
 ) -> Transitions:
     """Of clips: frames [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device.
 
     shrink: frames are made so many times smaller first, by means, which is as exact here and much quicker; pixels
-    are those of the frames as they came all the same.
+    are those of the frames as they came all the same. exact: both motions are sharpened by the pictures, specks
+    and all, for measurements of scenes without falling snow; the judge of motion is fitted without.
     """
     batch, count = frames.shape[:2]
     if count < 2:
@@ -66,7 +73,8 @@ def transitions(
     small = small.view(batch, count, *small.shape[1:])
     first, second = small[:, :-1].flatten(0, 1), small[:, 1:].flatten(0, 1)
     for start in range(0, first.shape[0], pairs_at_once):
-        parts.append(_of_pairs(first[start : start + pairs_at_once], second[start : start + pairs_at_once], settings))
+        rows = slice(start, start + pairs_at_once)
+        parts.append(_of_pairs(first[rows], second[rows], settings, exact=exact))
     background, subject, degree, flicker = (
         torch.cat(field).view(batch, count - 1, -1) for field in zip(*parts, strict=True)
     )
@@ -97,15 +105,24 @@ def shrunk(pictures: Tensor, factor: int) -> Tensor:
     return functional.avg_pool2d(pixels, factor) if factor > 1 else pixels
 
 
-def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings) -> Transitions:
-    clear = despeckled(first)
-    flow = optical_flow(clear, despeckled(second), settings)
+def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings, *, exact: bool) -> Transitions:
+    clear, then = (first, second) if exact else (despeckled(first), despeckled(second))
+    flow = optical_flow(clear, then, settings)
     seen = texture(clear, settings)
     seen = seen / (seen + VISIBLE_TEXTURE)
     background = fit_background(flow, seen)
+    if exact:
+        fitted = functional.pad(torch.cat([background[:, :2], background[:, 2:].expm1()], 1), (0, 1))
+        border = border_mask(_grid(flow)).expand_as(seen)
+        fitted = sharpened(clear, then, fitted, _grid(flow), border, turns=False)
+        background = torch.cat([fitted[:, :2], fitted[:, 2:3].clamp(-0.5, 0.5).log1p()], 1)
+    region, centre = subject_region(flow, seen, background)
+    subject = fit_subject(flow, region, centre)
+    if exact:
+        subject = sharpened(clear, then, subject, _grid(flow) - centre, region, turns=True)
     return Transitions(
         background=background,
-        subject=fit_subject(flow, seen, background),
+        subject=_as_logarithm(subject),
         degree=flow_degree(flow)[:, None],
         flicker=255 * warp_error(first, second, flow)[:, None],
     )
@@ -115,7 +132,8 @@ def flow_degree(flow: Tensor) -> Tensor:
     """Mean magnitude [N] of flow [N, 2, H, W] in pixels without the largest percent, which mistakes would decide."""
     magnitude = flow.norm(dim=1).flatten(1)
     limit = magnitude.kthvalue(max(1, round(0.99 * magnitude.shape[1])), 1, keepdim=True).values
-    return magnitude.clamp(max=limit).mean(1)
+    result: Tensor = magnitude.clamp(max=limit).mean(1)
+    return result
 
 
 def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
@@ -125,14 +143,19 @@ def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
     the border decides nothing. Where the border shows nothing it is taken to stand still.
     """
     grid = _grid(flow)
-    inwards = 0.5 - (grid / flow.shape[-1]).abs().amax(1, keepdim=True)
-    base = seen * ((inwards > BORDER_SHARES[0]) & (inwards < BORDER_SHARES[1]))
+    base = seen * border_mask(grid)
     fitted = functional.pad(weighted_median(flow, base), (0, 1))
     for step in range(FIT_ITERATIONS):
         rest = (flow - background_flow(fitted, grid)).square().sum(1, keepdim=True)
         scale = ROBUST_PX * 2.0 ** max(0, 2 - step)
         fitted = _solve_zoom(flow, grid, base / (1 + rest / scale**2).square())
     return torch.cat([fitted[:, :2], torch.log1p(fitted[:, 2:].clamp(-0.5, 0.5))], 1)
+
+
+def border_mask(grid: Tensor) -> Tensor:
+    """[1, 1, H, W] float: 1 in the border."""
+    inwards = 0.5 - (grid / grid.shape[-1]).abs().amax(1, keepdim=True)
+    return ((inwards > BORDER_SHARES[0]) & (inwards < BORDER_SHARES[1])).to(grid.dtype)
 
 
 def weighted_median(flow: Tensor, weight: Tensor) -> Tensor:
@@ -148,8 +171,10 @@ def background_flow(fitted: Tensor, grid: Tensor) -> Tensor:
     return fitted[:, :2, None, None] + fitted[:, 2, None, None, None] * grid
 
 
-def fit_subject(flow: Tensor, seen: Tensor, background: Tensor) -> Tensor:
-    """(x, y, log magnification, turn) [N, 4] of what moves unlike the background, else of the middle of the picture."""
+def subject_region(flow: Tensor, seen: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """(weights [N, 1, H, W], their middle [N, 2, 1, 1]) of what moves unlike the background, else of the middle of the
+    picture.
+    """
     grid = _grid(flow)
     size = flow.shape[-1]
     other = flow - background_flow(torch.cat([background[:, :2], torch.expm1(background[:, 2:])], 1), grid)
@@ -157,17 +182,24 @@ def fit_subject(flow: Tensor, seen: Tensor, background: Tensor) -> Tensor:
     middle = torch.exp(-0.5 * (grid / (0.22 * size)).square().sum(1, keepdim=True))
     base = seen * middle * (0.02 + unlike / (unlike + 0.15))
     total = base.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    centre = (grid * base).sum((2, 3), keepdim=True) / total
+    return base, (grid * base).sum((2, 3), keepdim=True) / total
+
+
+def fit_subject(flow: Tensor, base: Tensor, centre: Tensor) -> Tensor:
+    """(x, y, magnification - 1, turn) [N, 4] of a region's flow about its middle; base, centre: of `subject_region`."""
+    grid = _grid(flow)
     robust = torch.ones_like(base)
     fitted = flow.new_zeros(flow.shape[0], 4)
     for step in range(FIT_ITERATIONS):
         fitted = _solve_similarity(flow, grid - centre, base * robust)
-        x, y = (grid - centre).chunk(2, 1)
-        grow, turn = fitted[:, 2, None, None, None], fitted[:, 3, None, None, None]
-        expected = fitted[:, :2, None, None] + torch.cat([grow * x - turn * y, turn * x + grow * y], 1)
-        rest = (flow - expected).square().sum(1, keepdim=True)
+        rest = (flow - moved_by(fitted, grid - centre)).square().sum(1, keepdim=True)
         scale = ROBUST_PX * 2.0 ** max(0, 2 - step)
         robust = 1 / (1 + rest / scale**2)
+    return fitted
+
+
+def _as_logarithm(fitted: Tensor) -> Tensor:
+    """(x, y, magnification - 1, turn) [N, 4] with the magnification's logarithm and the turn's angle."""
     grow, turn = 1 + fitted[:, 2], fitted[:, 3]
     size_change = 0.5 * (grow.square() + turn.square()).clamp(min=1e-2).log()
     return torch.stack([fitted[:, 0], fitted[:, 1], size_change, torch.atan2(turn, grow)], 1)

@@ -32,7 +32,8 @@ FEATURES = (
     *(f"log_rms_{name}" for name in _SERIES),
     *(f"log_drift_{name}" for name in _SERIES),
     *(f"one_way_{name}" for name in _SERIES),
-    "direction_camera_x", "circularity", "turn_with_x", "bounce", "sameness_of_zooms", "log_degree",
+    *(f"share_{name}" for name in _SERIES),
+    "direction_camera_x", "circularity", "turn_per_x", "bounce", "sameness_of_zooms", "log_degree",
 )  # fmt: skip
 """What `features` gives, in order."""
 _PX_OF_ZOOM, _PX_OF_TURN, _FLOOR_PX, _MOST_PX = 40.0, 30.0, 0.05, 12.0
@@ -46,7 +47,7 @@ def series(window: Transitions) -> Tensor:
     scale = torch.tensor([1, 1, _PX_OF_ZOOM, 1, 1, _PX_OF_ZOOM, _PX_OF_TURN], device=window.background.device)
     raw = (torch.cat([window.background, window.subject], -1) * scale).clamp(-_MOST_PX, _MOST_PX)
     smooth = functional.avg_pool1d(
-        functional.pad(raw.transpose(1, 2), (1, 1), mode="replicate"), kernel_size=3, stride=1
+        functional.pad(raw.transpose(1, 2), (2, 2), mode="replicate"), kernel_size=5, stride=1
     )
     return smooth.transpose(1, 2)
 
@@ -69,14 +70,15 @@ def features(window: Transitions) -> Tensor:
     others = [
         one_way[:, 0],
         circle,
-        _alikeness(values[..., 3], values[..., 6]).abs(),
+        (values[..., 3] * values[..., 6]).sum(1)
+        / (values[..., 3].square().sum(1) + window.degree.shape[1] * _FLOOR_PX**2),
         jerk / (size[:, 4] + 0.3),
         _alikeness(values[..., 2], values[..., 5]),
         (_FLOOR_PX + window.degree[..., 0].mean(1)).log(),
     ]
-    return torch.cat(
-        [(_FLOOR_PX + rms).log(), (_FLOOR_PX + mean.abs()).log(), one_way.abs(), torch.stack(others, 1)], 1
-    )
+    share = rms / (rms.sum(1, keepdim=True) + 2 * _FLOOR_PX)
+    logs = (_FLOOR_PX + torch.cat([rms, mean.abs()], 1)).log()
+    return torch.cat([logs, one_way.abs(), share, torch.stack(others, 1)], 1)
 
 
 def _alikeness(a: Tensor, b: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class Displacements(NamedTuple):
 
 def displacements(frames: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Displacements:
     """How far camera and subject move from frame to frame of clips [B, F, 3, H, W] in 0..1 or uint8."""
-    return displacements_of(transitions(frames, settings))
+    return displacements_of(transitions(frames, settings, exact=True))
 
 
 def displacements_of(window: Transitions) -> Displacements:
