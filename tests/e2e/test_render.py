@@ -164,11 +164,11 @@ def test_a_full_disk_is_said_and_what_was_written_plays(tmp_path: Path, small_di
 
 
 def test_the_bundled_model_end_to_end(tmp_path: Path) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", frames=10, rate=10, size=(320, 180))
+    clip = make_clip(tmp_path / "clip.mp4", frames=5, rate=5, size=(320, 180))
     said = ran(DOOR, "render", clip, tmp_path / "out.mp4", "--prompt", "a robot on the beach", "--device", "cpu")
     assert "mini-image at " in said
     source, played = play(clip), play(tmp_path / "out.mp4")
-    assert len(played.greys) == 10
+    assert len(played.greys) == 5
     assert played.times_s == pytest.approx(source.times_s, abs=0.001)
     assert played.duration_s == pytest.approx(source.duration_s, abs=0.1)
     assert played.sound_s == pytest.approx(source.sound_s, abs=0.03)
@@ -245,7 +245,6 @@ def test_unknown_words_and_a_bad_option_are_said(tmp_path: Path) -> None:
     assert "'robt' (try 'robot'" in said
     assert "InputError: There is no file or folder" in said
     assert "unrecognized arguments: --promt" in ran(DOOR, "render", "a", "b", "--promt", "x", status=2)
-    assert "strength cannot be 7.0" in ran(DOOR, "render", "a", "b", "--strength", "7", status=1)
 
 
 def test_help_needs_no_heavy_import() -> None:

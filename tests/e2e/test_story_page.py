@@ -1,7 +1,8 @@
-"""The page with a video model of random weights: stories, first pictures, and the input beside the output at once."""
+"""The live door and its page with a video model: stories, first pictures, the input beside the output at once."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -14,10 +15,13 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.fakes.live_process import LiveProcess, live_process
+from app.client import ZoetropeClient
+from app.client_errors import RefusedControlError
+from tests.fakes.live_process import LiveProcess, bearer, live_process, wait_for
 from tests.fakes.tiny_video_model import tiny_video_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+RATE = 16
 NUMBER = "Number(document.querySelector('.zt-picture').dataset.number || 0)"
 STATE = "document.querySelector('.zt-stage').dataset.state"
 BOX = "document.querySelector('#zt-timeline')"
@@ -35,27 +39,34 @@ WebSocket.prototype.send = function (data) {
 """
 
 pytest.importorskip("websockets", reason="the browser is driven over websockets: pip install '.[test]'")
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine: apt-get install chromium", allow_module_level=True)
-
 from tests.e2e.browser import Page, browse  # noqa: E402  # needs websockets
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveProcess]:
-    model = tiny_video_model(tmp_path_factory.mktemp("models") / "tiny")
+    model = tiny_video_model(tmp_path_factory.mktemp("models") / "tiny", actions=True)
     data = tmp_path_factory.mktemp("data")
     with live_process("--model", str(model), "--device", "cpu", "--kv-policy", "dual", "--data", str(data)) as live:
         yield live
 
 
-@pytest.fixture
-def page(live: LiveProcess) -> Iterator[Page]:
-    with browse(str(CHROMIUM), live.url) as page:
+@pytest.fixture(scope="module")
+def browser(live: LiveProcess) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with browse(CHROMIUM, live.url) as page:
         page.screen(1360, 860)
-        page.until(f"window.zoetrope?.model.engine === 'video' && {STATE} === 'ready'", 60)
-        page.evaluate(LISTEN)
         yield page
+
+
+@pytest.fixture
+def page(live: LiveProcess, browser: Page) -> Page:
+    """The page afresh, in one browser for all tests."""
+    browser.call("Page.navigate", url="about:blank")
+    browser.call("Page.navigate", url=live.url)
+    browser.until(f"window.zoetrope?.model.engine === 'video' && {STATE} === 'ready'", 60)
+    browser.evaluate(LISTEN)
+    return browser
 
 
 def drop(page: Page, name: str, kind: str, content: bytes) -> None:
@@ -161,3 +172,33 @@ def test_another_view_has_the_input_at_once(page: Page, tmp_path: Path) -> None:
     assert found[:2] == [48, 32]
     assert max(found[2:5]) > 40  # the fake camera is green and yellow
     assert page.console == []
+
+
+def test_the_live_door_serves_a_video_model(live: LiveProcess) -> None:
+    session = live.open(prompt_only=True, prompt="a cat")
+    wait_for(lambda: live.read(session)["accounting"]["out"] > 20)
+    told = live.read(session)
+    assert told["info"]["frame_rate"] == RATE
+    assert told["info"]["model"] == "tiny"
+    hidden = live.http.get("/page/controls").json()["hidden"]
+    assert "zt-depth" in hidden
+    assert "zt-paused" not in hidden
+    change = {"controls": {"prompt": "the table", "prompt_change": "cut", "chunk_frames": 1}}
+    answer = live.http.patch(f"/v1/sessions/{session['id']}", json=change, headers=bearer(session))
+    assert answer.status_code == 200, answer.text
+    out = live.read(session)["accounting"]["out"]
+    wait_for(lambda: live.read(session)["accounting"]["out"] > out + 10)
+    live.end(session)
+    asyncio.run(steer(live.url))
+
+
+async def steer(url: str) -> None:
+    """Actions from the Python client."""
+    async with ZoetropeClient(url) as client, client.stream(prompt_only=True) as stream:
+        assert stream.ready is not None
+        assert stream.ready.info.takes_actions
+        await stream.control(camera_x=-1, push_y=0.5)
+        view = await client.read_session(stream.session)
+        assert (view.controls["camera_x"], view.controls["push_y"]) == (-1, 0.5)
+        with pytest.raises(RefusedControlError, match="camera_zoom cannot be 2"):
+            await stream.control(camera_zoom=2)

@@ -1,9 +1,8 @@
-"""A video model of random weights, in its folder, through the doors: render, live, a take of live rendered again."""
+"""A video model of random weights, in its folder: rendered, in a live worker, a take of live rendered again."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import pytest
 from PIL import Image
 
 from app import render as door
-from app.client import ZoetropeClient
-from app.client_errors import RefusedControlError
 from app.client_session import ClientSession, SessionAccounting, SessionState
 from app.media.video_reader import VideoReader
 from app.render_job import render
@@ -27,7 +24,6 @@ from app.worker_client import WorkerClient
 from pipelines.controls import Control
 from pipelines.load import load_engine
 from tests.fakes.clips import make_clip
-from tests.fakes.live_process import bearer, live_process
 from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,6 +52,14 @@ def zoetrope(*arguments: str) -> str:
     return done.stderr
 
 
+def rendered(*arguments: str) -> None:
+    """`zoetrope render` in this process."""
+    parser = argparse.ArgumentParser()
+    door.add_parser(parser.add_subparsers())
+    request = door.request_from_options(parser.parse_args(["render", *arguments]))
+    assert render(request, load_engine, lambda _: None) == 0
+
+
 def shown(file: Path) -> list[np.ndarray]:
     return [frame.image for frame in VideoReader(file).frames()]
 
@@ -77,7 +81,7 @@ def test_render_begins_with_a_picture_and_goes_on_from_the_prompt_at_the_model_s
 def test_render_redraws_a_clip(model: Path, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4", frames=23, rate=16)
     options = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-policy", "window")
-    zoetrope("render", str(clip), str(tmp_path / "out.mp4"), *options, "--prompt", "a cat")
+    rendered(str(clip), str(tmp_path / "out.mp4"), *options, "--prompt", "a cat")
     assert len(shown(tmp_path / "out.mp4")) == 23
 
 
@@ -91,10 +95,7 @@ def test_render_of_a_story_in_three_shots(model: Path, tmp_path: Path) -> None:
     engine = ("--model", str(model), "--device", "cpu", "--dtype", "float32", "--kv-policy", "dual")
     length = ("--prompt-only", "--seconds", "1.6", "--seed", "3")
     zoetrope("render", *length, f"{tmp_path}/told/", *engine, "--timeline", str(tmp_path / "story.json"))
-    parser = argparse.ArgumentParser()
-    door.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["render", *length, f"{tmp_path}/plain/", *engine, "--prompt", "a cat"])
-    assert render(door.request_from_options(options), load_engine, lambda _: None) == 0
+    rendered(*length, f"{tmp_path}/plain/", *engine, "--prompt", "a cat")
     told, plain = (
         [np.asarray(Image.open(file)).astype(int) for file in sorted((tmp_path / name).iterdir())]
         for name in ("told", "plain")
@@ -163,11 +164,12 @@ def test_live_from_a_camera_every_answer_names_its_input(client: WorkerClient) -
     session = client.open(control=Control.of({"prompt": "a cat", "chunk_frames": 1}), prompt_only=False)
     wait_for(lambda: session.state is SessionState.LIVE)
     picture = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
-    for number in range(60):
-        picture[:] = 4 * number
+    deadline_s, number = time.monotonic() + 60, 0
+    while session.count <= 20:  # how many inputs are dropped is the machine's affair
+        assert time.monotonic() < deadline_s, "it never came"
+        picture[:] = 4 * (number := (number + 1) % 60)
         session.submit(picture)
         time.sleep(0.02)
-    wait_for(lambda: session.count > 20)
     newest = session.newest()
     assert newest is not None
     assert newest[1].source_seq is not None
@@ -206,34 +208,3 @@ def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_p
     said = zoetrope("render", "--take", str(tmp_path / "take"), str(tmp_path / "again") + "/")
     assert len(take.hashes) > 30
     assert f"{len(take.hashes)} frames identical to the live ones, 0 different" in said
-
-
-async def steer(url: str) -> None:
-    """Actions from the Python client."""
-    async with ZoetropeClient(url) as client, client.stream(prompt_only=True) as stream:
-        assert stream.ready is not None
-        assert stream.ready.info.takes_actions
-        await stream.control(camera_x=-1, push_y=0.5)
-        view = await client.read_session(stream.session)
-        assert (view.controls["camera_x"], view.controls["push_y"]) == (-1, 0.5)
-        with pytest.raises(RefusedControlError, match="camera_zoom cannot be 2"):
-            await stream.control(camera_zoom=2)
-
-
-def test_the_live_door_serves_a_video_model(model: Path, tmp_path: Path) -> None:
-    with live_process("--model", str(model), "--device", "cpu", "--data", str(tmp_path)) as live:
-        session = live.open(prompt_only=True, prompt="a cat")
-        wait_for(lambda: live.read(session)["accounting"]["out"] > 20)
-        told = live.read(session)
-        assert told["info"]["frame_rate"] == RATE
-        assert told["info"]["model"] == "tiny"
-        hidden = live.http.get("/page/controls").json()["hidden"]
-        assert "zt-depth" in hidden
-        assert "zt-paused" not in hidden
-        change = {"controls": {"prompt": "the table", "prompt_change": "cut", "chunk_frames": 1}}
-        answer = live.http.patch(f"/v1/sessions/{session['id']}", json=change, headers=bearer(session))
-        assert answer.status_code == 200, answer.text
-        out = live.read(session)["accounting"]["out"]
-        wait_for(lambda: live.read(session)["accounting"]["out"] > out + 10)
-        live.end(session)
-        asyncio.run(steer(live.url))

@@ -306,6 +306,7 @@ def options(*arguments: str) -> argparse.Namespace:
         (("a", "b", "--fps", "fast"), "fps cannot be 'fast'"),
         (("a", "b", "--fps", "1/0"), "fps cannot be '0'"),
         (("a", "b", "--fps", "5000"), "fps cannot be 5000"),
+        (("a", "b", "--strength", "7"), "strength cannot be 7.0"),
         (("a", "b", "--aspect", "fit"), "aspect cannot be 'fit'. Choose one of: pad, crop, stretch."),
         (("a", "b", "--out-size", "big"), "'big' is not a size"),
         (("a", "b", "--force", "--resume"), "--force and --resume were both given"),

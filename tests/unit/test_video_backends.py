@@ -49,7 +49,7 @@ def test_compiled_passes_equal_eager_ones(transformer: CausalWanTransformer) -> 
     assert transformer.halves is AS_WRITTEN
 
 
-@pytest.mark.parametrize("codec", ["tiny", "stock"])
+@pytest.mark.parametrize("codec", ["tiny", pytest.param("stock", marks=pytest.mark.soak)])
 def test_a_compiled_decoder_equals_an_eager_one(codec: str) -> None:
     torch.manual_seed(4)
     latents = torch.randn(2, 1, 16, 3, 4, 6)
