@@ -95,6 +95,12 @@ def said(page: Page) -> list[object]:
     return found
 
 
+def said_wrong(page: Page) -> str:
+    """The message that shows, but for what the model says of itself."""
+    message = str(page.evaluate(MESSAGE))
+    return "" if message.startswith("Self-Forcing was trained") else message
+
+
 def runs_on(page: Page, frames: int = 30) -> None:
     page.until(f"{NUMBER} > {page.evaluate(NUMBER) + frames}", 40)
 
@@ -115,7 +121,7 @@ def test_a_dropped_picture_begins_a_video_and_the_prompt_goes_on(page: Page) -> 
     page.evaluate(f"(async () => window.zoetrope.beginWith(await (await fetch({INPUT}.toDataURL())).blob()))()")
     assert said(page) == [first, False, "picture"]  # the rest goes on the data channel
     runs_on(page)
-    assert page.evaluate(MESSAGE) == ""
+    assert not said_wrong(page)
     assert page.console == []
 
 
@@ -151,7 +157,7 @@ def test_a_story_is_loaded_played_and_saved(page: Page, live: LiveProcess) -> No
     assert [{k: v for k, v in entry.items() if k != "at_s"} for entry in entries[1:3]] == changes[-2:]
     assert "scene_cut" not in page.evaluate("window.zoetrope.settings().controls")
     assert page.evaluate("document.querySelector('#zt-played').textContent") == "4 entries"
-    assert page.evaluate(MESSAGE) == ""
+    assert not said_wrong(page)
     assert page.console == []
 
 

@@ -28,6 +28,10 @@ def test_a_partial_change_leaves_the_rest() -> None:
     }
 
 
+def test_a_whole_number_may_be_written_as_a_float() -> None:
+    assert Control.of({"steps": 3.0}) == Control(steps=3)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
