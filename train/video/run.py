@@ -126,7 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
     crew, device = join(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    scale = (TINY if options.tiny or quick or device.type == "cpu" else FULL).with_banks(options.bank_share)
+    scale = TINY if options.tiny or quick or device.type == "cpu" else FULL
+    if options.bank_share != 1:
+        scale = scale.with_banks(options.bank_share)
     scale = replace(scale, compile=scale.compile and not options.no_compile)
     session = Session(device=device, out=options.out, resume=options.resume, scale=scale, crew=crew)
     configure_torch(session)
