@@ -19,6 +19,8 @@ from bench.registration import moved_by, sharpened
 BORDER_SHARES = (0.04, 0.22)
 """Where the border in which the background is looked for begins and ends, from the edge, as shares of the side: the
 outermost part can be a frame that moves with nothing (a watercolour's paper)."""
+EXACT_SHARES = (0.02, 0.14)
+"""The same where a motion is sharpened: narrower, for a large subject stands on the screen and would hold it back."""
 ROBUST_PX = 0.35
 """Residual at which a pixel's weight has fallen to a half (Cauchy)."""
 FIT_ITERATIONS = 5
@@ -113,7 +115,7 @@ def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings, *, exact: b
     background = fit_background(flow, seen)
     if exact:
         fitted = functional.pad(torch.cat([background[:, :2], background[:, 2:].expm1()], 1), (0, 1))
-        border = border_mask(_grid(flow)).expand_as(seen)
+        border = border_mask(_grid(flow), EXACT_SHARES).expand_as(seen)
         fitted = sharpened(clear, then, fitted, _grid(flow), border, turns=False)
         background = torch.cat([fitted[:, :2], fitted[:, 2:3].clamp(-0.5, 0.5).log1p()], 1)
     region, centre = subject_region(flow, seen, background)
@@ -152,10 +154,10 @@ def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
     return torch.cat([fitted[:, :2], torch.log1p(fitted[:, 2:].clamp(-0.5, 0.5))], 1)
 
 
-def border_mask(grid: Tensor) -> Tensor:
+def border_mask(grid: Tensor, shares: tuple[float, float] = BORDER_SHARES) -> Tensor:
     """[1, 1, H, W] float: 1 in the border."""
     inwards = 0.5 - (grid / grid.shape[-1]).abs().amax(1, keepdim=True)
-    return ((inwards > BORDER_SHARES[0]) & (inwards < BORDER_SHARES[1])).to(grid.dtype)
+    return ((inwards > shares[0]) & (inwards < shares[1])).to(grid.dtype)
 
 
 def weighted_median(flow: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.flow import gaussian_blur, inside, slopes, warp
 
 STEPS = 6
-ROBUST_LEVEL = 0.06
+ROBUST_LEVEL = 0.04
 """Difference of colour (root of the sum of squares, 0..1) at which a pixel's weight has fallen to a quarter."""
 SMOOTH_PX = 0.8
 
@@ -46,7 +46,7 @@ def sharpened(first: Tensor, second: Tensor, fitted: Tensor, place: Tensor, weig
         columns = torch.stack([x, y, x * across + y * down, y * across - x * down][:unknowns], 1)  # [N, k, C, H, W]
         weighted = (columns * robust[:, None]).flatten(2)
         normal = weighted @ columns.flatten(2).transpose(1, 2)
-        ridge = 1e-3 * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-6
+        ridge = 1e-4 * normal.diagonal(dim1=1, dim2=2).mean(1) + 1e-6
         normal = normal + ridge[:, None, None] * torch.eye(unknowns, device=first.device)
         step = -torch.linalg.solve(normal, weighted @ difference.flatten(1)[..., None])[..., 0].clamp(-1, 1)
         scale = step.new_tensor([1, 1, 1 / size, 1 / size])[:unknowns]
