@@ -20,6 +20,7 @@ from train.video.autoencoder import PHASES, CodecTrainer
 from train.video.bank import ClipBank, clip_bank, draw_windows, subject_coverage
 from train.video.codec_losses import latent_loss, pixel_loss
 from train.video.codecs import Codecs, Moments, codecs_in_use, load_codecs, measure_codecs, set_posterior_noise
+from train.video.first_weights import begin_stock, begin_tiny
 from train.video.networks import make_tiny_autoencoder, make_wan_autoencoder
 from train.video.pixel_bank import draw_clips, moving_views, pixel_bank
 from train.video.tokenizer import build_tokenizer, token_ids
@@ -232,3 +233,17 @@ def test_what_was_trained_comes_back_for_inference(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="video_autoencoder"):
         load_codecs(make_session(tmp_path / "nowhere"))
     assert callable(measure_codecs)
+
+
+def test_first_weights_keep_signals_and_copy_frames_in_time() -> None:
+    """A still clip begins with latents and pixels that are neither dead nor wild, and later frames alike."""
+    vae, tiny = make_wan_autoencoder(**NARROW), make_tiny_autoencoder()
+    begin_stock(vae)
+    begin_tiny(tiny)
+    still = torch.rand(2, 3, 1, 32, 32).expand(-1, -1, 9, -1, -1)
+    whole = WholeClips(vae, clips=2, size_px=32)
+    with torch.no_grad():
+        latents, own = whole.encode(still * 2 - 1), tiny.encode(still)
+        pixels, decoded = whole.decode(torch.randn_like(latents)), tiny.decode(torch.randn_like(latents))
+    assert all(0.1 < float(x.std()) < 3 for x in (latents, own, pixels, decoded))
+    assert abs(float(decoded.mean()) - 0.5) < 0.3

@@ -16,6 +16,7 @@ from pipelines.video.tiny_codec import TinyCodec, TinyVideoAutoencoder
 from pipelines.video.wan_codec import WanCodec
 from train.session import Session
 from train.video.bank import Encode
+from train.video.first_weights import begin_stock, begin_tiny
 from train.video.networks import (
     LATENT_CHANNELS,
     VIDEO_SIZE_PX,
@@ -85,6 +86,8 @@ def make_codecs(session: Session) -> Codecs:
     """Untrained, on the session's device."""
     torch.manual_seed(session.seed)
     vae, tiny = make_wan_autoencoder(), make_tiny_autoencoder()
+    begin_stock(vae)
+    begin_tiny(tiny)
     set_posterior_noise(vae)
     return Codecs(vae=vae.to(session.device), tiny=tiny.to(session.device), moments=Moments().to(session.device))
 
