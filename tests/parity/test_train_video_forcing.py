@@ -11,6 +11,7 @@ from pipelines.video.actions import ActionEmbedder
 from pipelines.video.text_cache import PlainText
 from pipelines.video.transformer import CausalWanTransformer
 from pipelines.video.wan_config import WanConfig
+from tests.parity.conftest import Report
 from train.video.forcing import (
     Condition,
     ForcedPass,
@@ -65,7 +66,7 @@ def streamed(
 
 
 @pytest.mark.parametrize(("chunk", "window"), [(3, 6), (3, 9), (1, 4), (3, 12)])
-def test_a_forced_pass_equals_streaming_through_the_cache(chunk: int, window: int) -> None:
+def test_a_forced_pass_equals_streaming_through_the_cache(chunk: int, window: int, report: Report) -> None:
     transformer = make_transformer()
     torch.manual_seed(1)
     clean, noise = torch.randn(2, 1, 4, FRAMES, 4, 4)
@@ -75,9 +76,7 @@ def test_a_forced_pass_equals_streaming_through_the_cache(chunk: int, window: in
     condition = Condition(states=states, actions=torch.rand(1, FRAMES, 5))
     velocity = forced(clean, noisy, 1000 * levels, condition)
     wanted = streamed(transformer, clean, noisy, 1000 * levels, condition, chunk=chunk, window=window)
-    difference = (velocity - wanted).abs().max().item()
-    print(f"forced pass against the cache, chunks of {chunk}, window {window}: {difference:.1e}")
-    assert difference < 2e-6
+    assert report(f"teacher forcing, chunks of {chunk}, window {window} = the cache", [velocity - wanted]) < 2e-6
 
 
 def test_what_a_frame_sees_spelled_out() -> None:
