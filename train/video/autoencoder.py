@@ -37,7 +37,7 @@ from train.video.pixel_bank import draw_clips, pixel_bank
 from train.video.whole_clip import WholeClips, use_lean_norms
 
 PEAK_RATES = (7e-4, 7e-4)
-"""Of the stock autoencoder and of the tiny one. At 2e-3 and batches of 4 crops the stock one learnt nothing at all until
+"""Of the stock autoencoder and of the tiny one. At 2e-3 and batches of 4 crops the stock one learnt nothing until
 the rate fell (12.1 dB after 60 steps, 13.8 at 5e-4)."""
 CONTINUED_RATE = 0.5
 WARMUP_STEPS = 100
