@@ -21,8 +21,9 @@ PACK = Path("train/data/pack.npz")
 HELD_OUT_SEED = 99
 
 
-def load_sprites(file: Path = PACK) -> Tensor:
-    """Sprites of all subjects, [S, 4, h, h] float straight alpha in 0..1, on the CPU."""
+def load_sprites(file: Path | None = None) -> Tensor:
+    """Sprites of all subjects, [S, 4, h, h] float straight alpha in 0..1, on the CPU. file: None for PACK."""
+    file = file or PACK
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; run python -m train.collect to make it")
     with np.load(file, allow_pickle=False) as stored:

@@ -100,7 +100,7 @@ async function pump() {  // sends each new picture while the session is hungry, 
 
 async function watchServer() {  // what the worker is doing; the stage's words while no session says better
   const waits = ['loading', 'gone', 'denied', 'restarting', 'failed'], lost = {
-    denied: 'This browser is not signed in any more. Open the page again with its token.',
+    denied: 'This server asks for its token, and this browser is not signed in any more. Open the page again with it.',
     gone: 'Connection lost. Is zoetrope live still running?',
   };
   while (element.isConnected) {

@@ -16,6 +16,7 @@ from bench.drift_plots import plot
 from bench.prompt_switch import chunks_until, pairs, told, verdict
 from bench.video_scores import truth_of
 from cache.kv_policies import POLICIES, make_policy
+from tests.fakes.sprites import made_up_pack
 from tests.fakes.tiny_video_model import tiny_video_model
 
 CLASSIFIER = "assets/models/mini-classifier"
@@ -24,6 +25,12 @@ CLASSIFIER = "assets/models/mini-classifier"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_video_model(tmp_path_factory.mktemp("tiny"), tiny_vae=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with made_up_pack(tmp_path_factory.mktemp("pack")):
+        yield
 
 
 @pytest.fixture(autouse=True)

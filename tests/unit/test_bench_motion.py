@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +22,20 @@ from bench.motion_judge import (
     features,
     load_motion_judge,
 )
-from bench.world_clips import as_bytes, held_out_captions, load_sprites, motion_clips
+from bench.world_clips import PACK, as_bytes, held_out_captions, load_sprites, motion_clips
+from tests.fakes.sprites import made_up_pack
 from train.clips.actions import ACTION_NAMES
 from train.clips.motions import MOTIONS
 from train.clips.render import render_clips
 
 SIDE = 64
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sprites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with made_up_pack(tmp_path_factory.mktemp("pack")):
+        yield
 
 
 def _places() -> tuple[Tensor, Tensor]:
@@ -205,9 +213,16 @@ def test_held_out_captions_say_what_their_specs_do() -> None:
     assert int((still.light == 3).sum()) == 0
 
 
+def real_sprites() -> Tensor:
+    """The subjects themselves."""
+    if not PACK.is_file():
+        pytest.skip("needs train/data: python -m train.collect")
+    return load_sprites(PACK)
+
+
 @pytest.mark.soak
 def test_displacement_of_rendered_clips_follows_the_truth() -> None:
-    sprites = load_sprites()
+    sprites = real_sprites()
     spec = scenes(20, sprites.shape[0], 3)
     commands = axis_commands(20, 9, torch.Generator().manual_seed(3))
     clips = render_clips(spec, sprites, commands, torch.Generator().manual_seed(4), latents=9)
@@ -226,8 +241,10 @@ def test_displacement_of_rendered_clips_follows_the_truth() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_the_judge_is_right_on_fresh_rendered_clips() -> None:
+def test_the_judge_is_right_on_fresh_rendered_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """All combinations as drawn, snow and plain studios included, in which no pan can be seen."""
+    real_sprites()
+    monkeypatch.setattr("bench.world_clips.PACK", PACK)
     fresh = gather(132, 8_123, CPU, with_degraded=False)
     assert shares_right(load_motion_judge(), fresh.clips, fresh.motions)["mean"] >= 0.9
 
