@@ -73,6 +73,19 @@ class Scale:
             video_bank_seconds=share * self.video_bank_seconds,
         )
 
+    def for_processes(self, count: int) -> Scale:
+        """The same for one of count processes that train mini-video together: fewer clips in each one's step, more in
+        all.
+        """
+        if count == 1:
+            return self
+        return replace(
+            self,
+            video_codec_batch=max(2, self.video_codec_batch // 3),
+            video_batch=max(2, self.video_batch // 2),
+            video_streams=max(2, self.video_streams // 2),
+        )
+
 
 FULL = Scale(
     image_bank=36_000,
@@ -116,7 +129,8 @@ TINY = Scale(
 class Session:
     """Where and how a run trains. out: written; resume: read, may be missing files; seed: of everything random.
 
-    crew: the processes that train together; rank 0 of them logs and saves, each draws data of its own.
+    crew: the processes that train together; rank 0 of them logs and saves, each draws data of its own. rate: what
+    mini-video's learning rates are multiplied by, for trials.
     """
 
     device: torch.device
@@ -125,6 +139,7 @@ class Session:
     scale: Scale
     seed: int = 7
     crew: Crew = ALONE
+    rate: float = 1.0
     records: list[dict[str, float | str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 

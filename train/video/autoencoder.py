@@ -189,7 +189,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     trainer = CodecTrainer(session, codecs, bank)
     session.seed_draws()
     budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - took)))
-    peaks = [(CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
+    peaks = [session.rate * (CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
     _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peaks)
     trainer.averages[1].swap()
     trainer.masters[1].write()

@@ -106,7 +106,7 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     every = 4 * session.scale.log_every
     while running:
-        set_rate(optimiser, SCORER_RATE * trapezoid(budget.steps, budget.fraction()))
+        set_rate(optimiser, session.rate * SCORER_RATE * trapezoid(budget.steps, budget.fraction()))
         replay()
         average.update()
         running = budget.tick()
@@ -267,7 +267,7 @@ def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     rng, every = random.Random(session.seed), 2 * session.scale.log_every
     budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     while running:
-        game.set_rates(warm_cosine(budget.steps, budget.fraction(), floor=0.1))
+        game.set_rates(session.rate * warm_cosine(budget.steps, budget.fraction(), floor=0.1))
         game.roll(rng.randrange(game.levels.shape[0]))
         game.on_streams()
         if budget.steps % 2:

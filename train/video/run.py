@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
     parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
     parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks against the full size")
+    parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rates, for trials")
     options = parser.parse_args(arguments)
     quick = "quick" in options.stages
     stages = list(STAGES) if quick else options.stages
@@ -130,7 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.bank_share != 1:
         scale = scale.with_banks(options.bank_share)
     scale = replace(scale, compile=scale.compile and not options.no_compile)
-    session = Session(device=device, out=options.out, resume=options.resume, scale=scale, crew=crew)
+    session = Session(
+        device=device, out=options.out, resume=options.resume, scale=scale.for_processes(crew.size), crew=crew,
+        rate=options.rate,
+    )  # fmt: skip
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
     session.log("start", device=device.type, torch=torch.__version__, processes=float(crew.size))

@@ -146,7 +146,7 @@ def train_teacher(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
     budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     while running:
-        set_rate(trainer.optimiser, PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
+        set_rate(trainer.optimiser, session.rate * PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
         trainer.steps[1 if rng.random() < SINGLE_SHARE else CHUNK].replay()
         trainer.average.update()
         running = budget.tick()
