@@ -101,7 +101,7 @@ def browse(chromium: str, url: str, *flags: str) -> Iterator[Page]:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
                 targets = json.load(answer)
             address = next(target["webSocketDebuggerUrl"] for target in targets if target["type"] == "page")
-            with connect(address, max_size=None, compression=None) as connection:
+            with connect(address, max_size=None, compression=None, close_timeout=0.2) as connection:
                 page = Page(connection)
                 for domain in ("Page", "Network", "Runtime", "Log"):
                     page.call(f"{domain}.enable")

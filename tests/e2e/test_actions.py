@@ -78,6 +78,7 @@ def expect(live: LiveProcess, page: Page, **wanted: float) -> None:
     wait_for(lambda: told() == expected, 10)
 
 
+@pytest.mark.soak
 def test_keys_reach_the_server_and_go_back_to_nothing_when_they_are_let_go(
     live: LiveProcess, page: Page, pictures: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_keys_reach_the_server_and_go_back_to_nothing_when_they_are_let_go(
     assert page.evaluate("scrollY") == 0
 
 
+@pytest.mark.soak
 def test_leaving_the_window_and_a_pause_let_everything_go(live: LiveProcess, page: Page) -> None:
     key(page, "keyDown", "ArrowUp")
     expect(live, page, camera_y=1.0)
@@ -114,6 +116,7 @@ def test_leaving_the_window_and_a_pause_let_everything_go(live: LiveProcess, pag
     expect(live, page)
 
 
+@pytest.mark.soak
 def test_typing_moves_nothing_and_shift_s_is_the_snapshot(live: LiveProcess, page: Page) -> None:
     page.evaluate("window.moves = [], window.said = window.zoetrope.link.control.bind(window.zoetrope.link)")
     page.evaluate("window.zoetrope.link.control = (changes) => { window.moves.push(changes); window.said(changes); }")
@@ -131,6 +134,7 @@ def test_typing_moves_nothing_and_shift_s_is_the_snapshot(live: LiveProcess, pag
     assert page.evaluate("window.moves.filter((changes) => !('prompt' in changes))") == []
 
 
+@pytest.mark.soak
 def test_the_pad_and_a_gamepad(live: LiveProcess, page: Page, pictures: Path) -> None:
     page.screen(390, 844, mobile=True)
     button = "document.querySelector('button[data-move=\"push_x -1\"]')"
@@ -150,6 +154,7 @@ def test_the_pad_and_a_gamepad(live: LiveProcess, page: Page, pictures: Path) ->
     page.until("!window.zoetrope.actions.polling")
 
 
+@pytest.mark.soak
 def test_a_lost_connection_is_told_what_it_missed(live: LiveProcess, page: Page) -> None:
     key(page, "keyDown", "ArrowRight")
     expect(live, page, camera_x=1.0)
