@@ -83,6 +83,7 @@ class TableCollector(Collector):
         self.watch: LoopWatch | None = None
         self._table = table
         self._seen: dict[str, Session] = {}
+        self._leaving: dict[str, Session] = {}  # closed, and the worker has not let go of their last frames
         self._sessions_total = 0
         self._ended = SessionAccounting()
         self._began_s = time.time()
@@ -92,15 +93,19 @@ class TableCollector(Collector):
         open_now = {session.id: session for session in self._table.sessions}
         new = open_now.keys() - self._seen.keys()
         self._sessions_total += len(new)
-        for name in self._seen.keys() - open_now.keys():
-            self._ended = _sum(self._ended, self._seen[name].read().accounting)
+        self._leaving |= {name: self._seen[name] for name in self._seen.keys() - open_now.keys()}
         self._seen = open_now
+        for name, session in tuple(self._leaving.items()):
+            counts = session.read().accounting
+            if counts.in_flight == 0:  # what was in flight has become dropped
+                self._ended = _sum(self._ended, counts)
+                del self._leaving[name]
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of this moment."""
         self.look()
         readings = {session: session.read() for session in self._seen.values()}
-        yield from self._frames(readings.values())
+        yield from self._frames([*readings.values(), *(session.read() for session in self._leaving.values())])
         yield from self._times(readings)
         yield from self._process()
         yield from self._gpu()
@@ -123,7 +128,7 @@ class TableCollector(Collector):
         yield CounterMetricFamily(
             "zoetrope_sessions_opened", "Sessions since the start.", value=float(self._sessions_total)
         )
-        yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(readings)))
+        yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(self._seen)))
         most = self._table.client.max_sessions
         yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(most))
 

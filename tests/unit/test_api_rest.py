@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import httpx
@@ -19,7 +20,9 @@ import pytest
 from PIL import Image
 
 from app.api.access import MJPEG, signed_path
+from app.api.metrics import TableCollector
 from app.api.schema import ControlChanges, OpenRequest
+from app.client_session import SessionAccounting
 from app.messages import GpuMemory
 from app.options import STREAM_CONTROLS
 from app.session import Session
@@ -266,6 +269,21 @@ def test_metrics_count_open_and_ended_sessions_alike(server: ApiServer) -> None:
     totals = [figure(text, f'zoetrope_frames_total{{kind="{kind}"}}') for kind in ("out", "dropped", "skipped")]
     assert figure(text, 'zoetrope_frames_total{kind="taken"}') == sum(totals)
     assert totals[0] >= out
+
+
+def test_a_closed_session_counts_as_in_flight_until_the_worker_has_let_go_of_it() -> None:
+    counts = SessionAccounting(taken=5, out=2, in_flight=3)
+    session = SimpleNamespace(id="a", read=lambda: SimpleNamespace(accounting=counts))
+    table = SimpleNamespace(sessions=(session,), client=SimpleNamespace(max_sessions=1))
+    collector = TableCollector(table)  # type: ignore[arg-type]
+    collector.look()
+    table.sessions = ()
+    collector.look()
+    assert collector._ended == SessionAccounting()
+    counts = SessionAccounting(taken=5, out=2, dropped=3)
+    collector.look()
+    collector.look()
+    assert collector._ended == counts
 
 
 def test_metrics_watch_the_event_loop_and_the_gpu(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
