@@ -142,7 +142,7 @@ class ImageEngine:
         """What goes wrong in one stream's own part is its error."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is this stream's error and no other's
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             raise StreamError(f"The stream failed: {kind}{error}", "Open a new one.", stream=stream) from error
 

@@ -36,11 +36,6 @@ class CleanLatents:
         self._cells: dict[int, Cell] = {}
 
     @property
-    def bytes(self) -> int:
-        """Memory of the store."""
-        return self._store.nbytes
-
-    @property
     def frames(self) -> tuple[int, ...]:
         """Indices of what is held, in order of time."""
         return tuple(sorted(self._cells))

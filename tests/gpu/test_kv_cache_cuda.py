@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,29 +12,14 @@ from cache.kv import KVCache, KVShape
 from cache.kv_policies import make_policy
 from cache.kv_view import KVView
 from cache.rotary import Rotary
+from tests.fakes.small_kv import GRID, HEAD_DIM, HEADS, LAYERS, TOKENS
+from tests.fakes.small_kv import POLICIES as SMALL
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-HEADS, HEAD_DIM, GRID, TOKENS, LAYERS = 2, 16, (2, 3), 6, 2
-
-POLICIES: Mapping[str, dict[str, Any]] = {
-    "window": {"window_frames": 7},
-    "sink": {"window_frames": 9, "sink_frames": 2},
-    "adaptive-sink": {"window_frames": 7, "sink_frames": 2},
-    "participative": {"window_frames": 10, "sink_frames": 2, "budget_frames": 7, "recent_frames": 3},
-    "heavy-hitter": {"heavy_frames": 3, "recent_frames": 3},
-    "packed": {
-        "sink_frames": 2,
-        "mid_blocks": 2,
-        "block_frames": 2,
-        "recent_frames": 2,
-        "pool_blocks": 3,
-        "pooling": (2, 2, 1),
-    },
-    "dual": {"context_frames": 2, "local_frames": 6},
-}
+POLICIES = {name: options for name, options in SMALL.items() if name not in ("full", "deep-sink")}
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from bench.motion_judge import (
     load_motion_judge,
 )
 from bench.world_clips import PACK, as_bytes, held_out_captions, load_sprites, motion_clips
+from pipelines.video.actions import ACTION_NAMES
 from tests.fakes.sprites import made_up_pack
-from train.clips.actions import ACTION_NAMES
 from train.clips.motions import MOTIONS
 from train.clips.render import render_clips
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from pipelines.video.actions import ACTION_NAMES
 from train.clips.actions import (
-    ACTION_NAMES,
     SPEED,
     ZOOM_SPEED,
     bounded_sum,

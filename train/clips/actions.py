@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipelines.video.actions import ACTION_NAMES
+
 from .motions import FRAMES_PER_LATENT
 
-ACTION_NAMES = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
-"""Camera right, up and in; subject right and up on the screen. Each in -1..1, 0 is none."""
 SPEED = 1.5 / 128
 """Of camera_x, camera_y, push_x and push_y at full deflection, in frame sides a pixel frame, as seen on the screen."""
 ZOOM_SPEED = 0.012

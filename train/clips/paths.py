@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipelines.video.actions import ACTION_NAMES
 from train.world import SPRITE_MARGIN_PX
 
-from .actions import ACTION_NAMES, SPEED, ZOOM_SPEED, bounded_sum, frame_actions
+from .actions import SPEED, ZOOM_SPEED, bounded_sum, frame_actions
 from .motions import MotionCurves
 
 VIEW = 0.78

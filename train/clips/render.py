@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from pipelines.video.actions import ACTION_NAMES
 from train.lights import LIGHT_PAINTERS, draw_tables
 from train.styles import STYLE_PAINTERS
 from train.world import ellipse_shadow, find_foot, paint_places, premultiplied, sample_gain
 
-from .actions import ACTION_NAMES, frame_count
+from .actions import frame_count
 from .motions import FRAMES_PER_SECOND, ClipSpec, motion_curves
 from .paths import VIEW, ClipPaths, sample_start, trace_paths
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipelines.video.actions import ACTION_NAMES
 from train.clips.motions import MOTIONS
-from train.video.networks import ACTION_NAMES, TEXT_TOKENS, VIDEO_SIZE_PX
+from train.video.networks import TEXT_TOKENS, VIDEO_SIZE_PX
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import LIGHTS, PLACES, STYLES
 

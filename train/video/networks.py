@@ -30,7 +30,6 @@ LATENT_SIZE = 16
 TEXT_WIDTH = 128
 TEXT_TOKENS = 32
 CHUNK_LATENTS = 3
-ACTION_NAMES = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
 
 TRANSFORMER = WanConfig(
     num_attention_heads=4,
