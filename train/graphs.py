@@ -32,7 +32,7 @@ class Replay:
                     step()
             torch.cuda.current_stream(device).wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 step()
 
     def __call__(self) -> None:

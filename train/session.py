@@ -39,10 +39,11 @@ class Scale:
     video_codec_clips: int = 3072
     video_codec_latents: int = 9
     """Clips of so many latents held as pixels for mini-video's autoencoders."""
-    video_codec_batch: int = 16
-    video_codec_frames: int = 9
+    video_codec_batch: int = 4
+    video_codec_frames: int = 33
     video_codec_px: int = 128
-    """Clips, frames and side of the crops of a step of these autoencoders."""
+    """Clips, frames and side of the crops of a step of these autoencoders. Clips of 9 frames made autoencoders that knew
+    nothing else: 24 dB there and 12 dB three latents later."""
     video_clips: int = 12288
     video_latents: int = 24
     """At most so many clips of so many latents for mini-video's denoiser."""
@@ -81,7 +82,7 @@ class Scale:
             return self
         return replace(
             self,
-            video_codec_batch=max(2, self.video_codec_batch // 3),
+            video_codec_batch=max(2, self.video_codec_batch // 2),
             video_batch=max(2, self.video_batch // 2),
             video_streams=max(2, self.video_streams // 2),
         )

@@ -39,14 +39,14 @@ from train.video.whole_clip import WholeClips, use_lean_norms
 PEAK_RATES = (7e-4, 7e-4)
 """Of the stock autoencoder and of the tiny one. At 2e-3 and batches of 4 crops the stock one learnt nothing until
 the rate fell (12.1 dB after 60 steps, 13.8 at 5e-4)."""
-CONTINUED_RATE = 0.5
+CONTINUED_RATE = 0.8
 WARMUP_STEPS = 100
 LATENT_WEIGHT = 0.05
 MOMENTS_SHARE = 0.02
 MOMENT_DRAWS = 16
 SHARP_FROM, SHARP_OVER = 0.5, 0.3
 """Share of the budget after which squared errors take over, and over which."""
-MEASURED_CLIPS = 32
+MEASURED_CLIPS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,12 +243,10 @@ def _free_memory(device: torch.device) -> None:
 
 
 def measured_clips(session: Session, source: Source) -> Tensor:
-    """Clips of held-out combinations, the same for every run: [n, 3, F, 128, 128] in 0..1."""
+    """Clips of held-out combinations, longer than those of training: [n, 3, F, 128, 128] in 0..1."""
     scale = session.scale
     count = min(MEASURED_CLIPS, scale.video_codec_clips // 2)
-    groups = rendered_groups(
-        session, source.sprites, count, scale.video_codec_latents, session.generator(12), held_out=True
-    )
+    groups = rendered_groups(session, source.sprites, count, scale.video_latents, session.generator(12), held_out=True)
     return torch.cat([clip.frames for _, _, clip in groups])
 
 
