@@ -49,9 +49,13 @@ class LayerBuilder:
         return self._memory.add(shape, channels_last=self._channels_last)
 
     def conv(self, module: WanCausalConv3d) -> Layer:
-        """A causal convolution over one or three frames."""
+        """A causal convolution over one or three frames; a spatial one whose weights of past frames are zeros has no
+        past.
+        """
         if module.kernel_size[0] == 1:
             return PlainConv(module)
+        if _sees_one_frame(module):
+            return FrameConv(module)
         return CausalConv(module, self._slot(module.in_channels, HISTORY_FRAMES))
 
     def block(self, module: WanResidualBlock) -> Layer:
@@ -81,6 +85,12 @@ class LayerBuilder:
         return self.resample(module)
 
 
+def _sees_one_frame(module: WanCausalConv3d) -> bool:
+    """Not a convolution in time alone, whose weights training may still be moving away from zeros."""
+    weight = module.weight
+    return module.kernel_size[1] > 1 and not weight.is_meta and not weight[:, :, :-1].any()
+
+
 class Stateless:
     """A module that treats each frame on its own."""
 
@@ -100,6 +110,18 @@ class PlainConv:
 
     def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
         return F.conv3d(x, self._module.weight, self._module.bias)
+
+
+class FrameConv:
+    """A convolution over three frames whose weights of the two before are zeros: one frame at a time, as a picture."""
+
+    def __init__(self, module: WanCausalConv3d) -> None:
+        self._module = module
+        self._padding = (module.kernel_size[1] // 2, module.kernel_size[2] // 2)
+
+    def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
+        m = self._module
+        return _as_video(F.conv2d(_as_images(x), m.weight[:, :, -1], m.bias, padding=self._padding), x.shape[2])
 
 
 class CausalConv:

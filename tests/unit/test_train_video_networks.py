@@ -48,10 +48,10 @@ def test_parameters_fit_into_32_mib_at_16_bits() -> None:
             "tiny": parameters_of(make_tiny_autoencoder()),
             "text": parameters_of(make_text_encoder(500)),
         }
-    assert sizes["vae"] <= 2_700_000
+    assert sizes["vae"] <= 3_300_000
     assert sizes["tiny"] <= 2_000_000
     assert sizes["text"] <= 600_000
-    assert 2 * (sum(sizes.values()) + 70_000) < 31.5 * 2**20
+    assert 2 * (sum(sizes.values()) + 70_000) < 31.9 * 2**20
 
 
 def test_moments_go_into_the_configuration() -> None:
