@@ -42,13 +42,16 @@ class Scale:
     video_codec_batch: int = 4
     video_codec_frames: int = 33
     video_codec_px: int = 128
-    """Clips, frames and side of the crops of a step of these autoencoders. Clips of 9 frames made autoencoders that knew
-    nothing else: 24 dB there and 12 dB three latents later."""
+    """Clips, frames and side of the crops of a step of these autoencoders."""
+    video_captions: int = 131_072
+    """That the text encoder reads before there are pictures."""
+    video_openings: int = 40_000
+    """At most so many clips of one chunk, for the denoiser's beginnings."""
     video_clips: int = 12288
     video_latents: int = 24
     """At most so many clips of so many latents for mini-video's denoiser."""
     video_bank_seconds: float = 100.0
-    """Rendering and encoding these clips stops there."""
+    """Rendering and encoding these clips stops there; the openings at half of it."""
     video_chunk: int = 64
     """Clips rendered at a time."""
     video_batch: int = 64
@@ -71,6 +74,7 @@ class Scale:
             classifier_bank=part(self.classifier_bank),
             video_codec_clips=part(self.video_codec_clips),
             video_clips=part(self.video_clips),
+            video_openings=part(self.video_openings),
             video_bank_seconds=share * self.video_bank_seconds,
         )
 
@@ -116,6 +120,8 @@ TINY = Scale(
     video_codec_batch=2,
     video_codec_frames=5,
     video_codec_px=32,
+    video_captions=512,
+    video_openings=8,
     video_clips=8,
     video_latents=12,
     video_bank_seconds=10.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,16 @@ from train.video.bank import ClipBank, draw_windows
 from train.video.causal import CHUNK, GRID, WINDOW, few_step_levels, make_networks
 from train.video.distill import Game, make_players, train_scorer, train_student
 from train.video.rollouts import Pool
-from train.video.teacher import as_batch, prepare_transformer, train_teacher
+from train.video.teacher import (
+    OPENING_SHARE,
+    OPENINGS_UNTIL,
+    SINGLE_SHARE,
+    as_batch,
+    kind_of_step,
+    prepare_transformer,
+    train_teacher,
+)
+from train.video.words import STAGE as WORDS
 
 VOCABULARY = 40
 
@@ -133,8 +143,19 @@ def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipB
             transformer(pool.x, torch.zeros(4, 3), text, cache.view(cache_rows), actions)
 
 
+def test_openings_come_alone_and_then_now_and_then() -> None:
+    rng = random.Random(0)
+    first = [kind_of_step(0.9 * OPENINGS_UNTIL, step, rng) for step in range(4)]
+    assert first == ["picture", "opening"] * 2
+    later = [kind_of_step(0.9, step, rng) for step in range(2000)]
+    assert {kind: later.count(kind) / 2000 for kind in set(later)} == pytest.approx(
+        {"opening": OPENING_SHARE, "singles": SINGLE_SHARE, "chunks": 1 - OPENING_SHARE - SINGLE_SHARE}, abs=0.04
+    )
+
+
 def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) -> None:
-    train_teacher(session, bank, VOCABULARY, 0.0)
+    session.save(WORDS, text=make_networks(session.device, vocabulary=VOCABULARY, seed=1).text)
+    train_teacher(session, bank, bank, VOCABULARY, 0.0)
     train_scorer(session, bank, VOCABULARY, 0.0)
     student = train_student(session, bank, VOCABULARY, 0.0)
     assert all(parameter.isfinite().all() for parameter in student.transformer.parameters())

@@ -15,9 +15,9 @@ from pipelines.video.wan_codec import WanCodec
 from train.bank import Source
 from train.clips.motions import ClipSpec
 from train.clips.render import Clips
-from train.session import TINY, Session
+from train.session import FULL, TINY, Session
 from train.video.autoencoder import PHASES, CodecTrainer
-from train.video.bank import ClipBank, clip_bank, draw_windows, subject_coverage
+from train.video.bank import ClipBank, clip_bank, draw_windows, long_clips, openings, subject_coverage
 from train.video.codec_losses import latent_loss, pixel_loss
 from train.video.codecs import Codecs, Moments, codecs_in_use, load_codecs, measure_codecs, set_posterior_noise
 from train.video.first_weights import begin_stock, begin_tiny
@@ -172,12 +172,21 @@ def test_clip_bank_renders_encodes_and_captions(tmp_path: Path) -> None:
             .expand(-1, 16, -1, -1, -1)
         )
 
-    bank = clip_bank(session, make_source().sprites, encode, tokenizer)
+    bank = clip_bank(session, make_source().sprites, encode, tokenizer, long_clips(session.scale))
     assert bank.latents.shape == (3, 16, 3, 16, 16)
     assert bank.ids.shape == (3, 4, 32)
     assert bank.actions.shape == (3, 3, 5)
     assert torch.equal(bank.empty_ids, token_ids(tokenizer, [""])[0])
     assert json.loads((tmp_path / "curve.jsonl").read_text(encoding="utf-8"))["clips"] == 3
+
+
+def test_a_bank_of_openings_holds_more_and_shorter_clips() -> None:
+    long, short = long_clips(FULL), openings(FULL, 3)
+    assert (short.latents, short.clips) == (3, FULL.video_openings)
+    assert short.clips > 3 * long.clips
+    assert short.group * short.latents == long.group * long.latents
+    assert short.seconds == long.seconds / 2
+    assert short.salt != long.salt
 
 
 def test_coverage_follows_the_subject() -> None:

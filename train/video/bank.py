@@ -18,7 +18,7 @@ from train.clips.actions import sample_actions
 from train.clips.captions import clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
 from train.clips.render import Clips, render_clips
-from train.session import Session
+from train.session import Scale, Session
 from train.video.networks import VIDEO_SIZE_PX
 from train.video.tokenizer import text_mask, token_ids
 
@@ -132,12 +132,13 @@ def rendered_groups(
     generator: torch.Generator,
     *,
     held_out: bool = False,
+    group: int = 0,
 ) -> Iterator[tuple[ClipSpec, Tensor, Clips]]:
     """Groups of clips of `latents` latents, `clips` in all: (spec, actions [n, L, 5], what was rendered).
 
-    held_out: of combinations kept out of training, for measuring.
+    held_out: of combinations kept out of training, for measuring. group: clips at a time, else the scale's.
     """
-    device, group = session.device, session.scale.video_chunk
+    device, group = session.device, group or session.scale.video_chunk
     for start in range(0, clips, group):
         n = min(group, clips - start)
         spec = sample_clip_specs(n, generator, device, held_out, subjects=sprites.shape[0])
@@ -145,22 +146,50 @@ def rendered_groups(
         yield spec, actions, render_clips(spec, sprites, actions, generator, latents=latents, size_px=VIDEO_SIZE_PX)
 
 
-def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any) -> ClipBank:
-    """Render and encode clips until scale.video_clips or scale.video_bank_seconds are used up; logs what they took.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankSize:
+    """clips of so many latents each, or what `seconds` bring; group: rendered at a time; salt: of what is drawn."""
 
-    sprites: [S, 4, h, h] straight-alpha RGBA in 0..1 on the session's device. encode: see `autoencoder.make_encode`.
+    clips: int
+    latents: int
+    seconds: float
+    group: int
+    salt: int
+
+
+def long_clips(scale: Scale) -> BankSize:
+    """Of the bank of streams."""
+    return BankSize(
+        clips=scale.video_clips, latents=scale.video_latents, seconds=scale.video_bank_seconds,
+        group=scale.video_chunk, salt=41,
+    )  # fmt: skip
+
+
+def openings(scale: Scale, latents: int) -> BankSize:
+    """Of the bank of first chunks: more scenes in the same time."""
+    group = max(1, scale.video_chunk * scale.video_latents // latents)
+    return BankSize(
+        clips=scale.video_openings, latents=latents, seconds=scale.video_bank_seconds / 2, group=group, salt=43
+    )
+
+
+def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any, size: BankSize) -> ClipBank:
+    """Render and encode clips until size is reached or its time used up; logs what they took.
+
+    sprites: [S, 4, h, h] straight-alpha RGBA in 0..1 on the session's device. encode: see `codecs.Codecs.encode`.
     """
-    scale, generator = session.scale, session.generator(41)
+    generator = session.generator(size.salt)
     rng = random.Random(session.seed)
     began = session.seconds()
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     texts: list[str] = []
-    for spec, actions, clip in rendered_groups(session, sprites, scale.video_clips, scale.video_latents, generator):
+    groups = rendered_groups(session, sprites, size.clips, size.latents, generator, group=size.group)
+    for spec, actions, clip in groups:
         latents = encode(clip.frames).half()
         rows = torch.stack(tuple(spec), 1)
         parts.append((latents, actions.half(), subject_coverage(spec, clip, latents.shape[-1]), rows))
         texts += [_caption(row, rng) for row in rows.tolist() for _ in range(CAPTIONS_PER_CLIP)]
-        if session.seconds() - began > scale.video_bank_seconds:
+        if session.seconds() - began > size.seconds:
             break
     empty = token_ids(tokenizer, [""])[0]
     bank = ClipBank(

@@ -100,16 +100,18 @@ class ForcedPass:
 
 
 class JointPass:
-    """Frames that all see each other, but for those that are not there."""
+    """Frames that all see each other, but for those that are not there (None: all are)."""
 
     def __init__(self, transformer: CausalWanTransformer, grid: tuple[int, int], *, frames: int) -> None:
         self._transformer, self._tokens = transformer, grid[0] * grid[1]
         self._view = make_view(transformer, list(range(frames)), grid)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, there: Tensor) -> Tensor:
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, there: Tensor | None = None) -> Tensor:
         """Velocity [B, C, F, h, w]. timesteps [B, F]; there: bool [B, F]."""
-        mask = there.repeat_interleave(self._tokens, 1)[:, None, None, :]
-        mask = mask.expand(-1, -1, mask.shape[-1], -1)
+        mask = None
+        if there is not None:
+            mask = there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+            mask = mask.expand(-1, -1, mask.shape[-1], -1)
         text = PlainText(self._transformer, condition.states)
         velocity: Tensor = self._transformer(noisy, timesteps, text, self._view, mask=mask, actions=condition.actions)
         return velocity

@@ -19,9 +19,12 @@ from train.video.forcing import clean_of, make_view, noised
 
 LONGEST_CHUNKS = 100
 """Of a stream's life: 75 seconds."""
+SHORT_CHUNKS, SHORT_SHARE = 16, 0.8
+"""Most streams end early: only a beginning shows whether the prompt alone is followed, and without these one chunk of
+50 would be one."""
 FORCED_SHARE = 0.3
 """Share of the streams that begin with a real clip's latents."""
-SWITCH_SHARE = 0.01
+SWITCH_SHARE = 0.03
 """Share of the chunks before which the prompt changes."""
 ACTION_CHANGE, NO_ACTION = 0.35, 0.5
 ACTIONS = 5
@@ -128,7 +131,13 @@ class Pool:
         over = self.age >= self._limit
         first = self._limit == 0
         changed = over | (torch.rand_like(self.age, dtype=torch.float32) < SWITCH_SHARE)
-        life = self.chunk * torch.randint_like(self.age, 4, LONGEST_CHUNKS + 1)
+        short = torch.rand_like(self.age, dtype=torch.float32) < SHORT_SHARE
+        life = torch.where(
+            short,
+            torch.randint_like(self.age, 4, SHORT_CHUNKS + 1),
+            torch.randint_like(self.age, SHORT_CHUNKS, LONGEST_CHUNKS + 1),
+        )
+        life = self.chunk * life
         self._limit.copy_(torch.where(over, torch.where(first, self._first_limit, life), self._limit))
         self.age.copy_(torch.where(over, torch.zeros_like(self.age), self.age))
         self.states.copy_(_where(changed, states, self.states))

@@ -3,9 +3,9 @@
 python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
-Stages: autoencoder, judge, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each continues from
-the files of --resume. The bank of clips is rendered and encoded when the first stage asks for it, and shared by those
-that follow in the same process; the minutes are given in the order of the stages and do not count it.
+Stages: autoencoder, judge, words, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each
+continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for them, and
+shared by those that follow in the same process; the minutes are given in the order of the stages and do not count it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from train.pack import load_pack
 from train.run import configure_torch
 from train.session import FULL, TINY, Session
 from train.video.autoencoder import measured_clips, train_autoencoder
-from train.video.bank import ClipBank, clip_bank
+from train.video.bank import BankSize, ClipBank, clip_bank, long_clips, openings
+from train.video.causal import CHUNK
 from train.video.codecs import STAGE, load_codecs, measure_codecs
 from train.video.distill import train_scorer, train_student
 from train.video.judge import train_judge
 from train.video.sheets import codec_sheet
 from train.video.teacher import train_teacher
 from train.video.tokenizer import build_tokenizer
+from train.video.words import train_words
 from train.vocabulary_world import PLACES, STYLES
 
 LOGGER = logging.getLogger("train.video")
@@ -45,33 +47,39 @@ class Workshop:
     session: Session
     source: Source
     tokenizer: Any
-    _bank: ClipBank | None = None
+    _banks: dict[BankSize, ClipBank] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> int:
         """Token ids."""
         return len(self.tokenizer)
 
-    def bank(self) -> ClipBank:
-        """Clips encoded by the current stock autoencoder."""
-        if self._bank is None:
+    def bank(self, size: BankSize | None = None) -> ClipBank:
+        """Clips encoded by the current stock autoencoder; None: the long ones."""
+        size = size or long_clips(self.session.scale)
+        if size not in self._banks:
             encode = load_codecs(self.session).encode()
-            self._bank = clip_bank(self.session, self.source.sprites, encode, self.tokenizer)
-        return self._bank
+            self._banks[size] = clip_bank(self.session, self.source.sprites, encode, self.tokenizer, size)
+        return self._banks[size]
 
     def autoencoder(self, seconds: float) -> None:
-        """Both autoencoders; a bank of older latents is dropped."""
+        """Both autoencoders; banks of older latents are dropped."""
         train_autoencoder(self.session, self.source, seconds)
-        self._bank = None
+        self._banks.clear()
 
     def judge(self, seconds: float) -> None:
         """The classifier that judges pictures of clips; it does not know the generator."""
         sizes = (self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES))
         train_judge(self.session, self.source, sizes, seconds)
 
+    def words(self, seconds: float) -> None:
+        """The text encoder, on captions alone."""
+        train_words(self.session, self.tokenizer, self.source.sprites.shape[0], seconds)
+
     def teacher(self, seconds: float) -> None:
         """The causal many-step model, with the text encoder."""
-        train_teacher(self.session, self.bank(), self.vocabulary, seconds)
+        beginnings = self.bank(openings(self.session.scale, CHUNK))
+        train_teacher(self.session, self.bank(), beginnings, self.vocabulary, seconds)
 
     def scorer(self, seconds: float) -> None:
         """The network that judges whole windows for the student."""
@@ -93,6 +101,7 @@ class Workshop:
 STAGES: dict[str, Callable[[Workshop, float], None]] = {
     "autoencoder": Workshop.autoencoder,
     "judge": Workshop.judge,
+    "words": Workshop.words,
     "teacher": Workshop.teacher,
     "scorer": Workshop.scorer,
     "student": Workshop.student,

@@ -1,0 +1,102 @@
+"""Owns the text encoder's first lesson: every token of a caption learns what the whole caption says.
+
+A denoiser that trains for minutes hears its text at first as a mean over tokens (attention that knows no better weighs
+them alike), in which a subject is one word of many. So the encoder first learns, alone and on captions only, to say
+subject, place, light, style and motion from each of its states by linear maps; these are then dropped. Knows no
+pictures and no denoiser.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from train.clips.captions import clip_caption
+from train.clips.motions import MOTIONS, sample_clip_specs
+from train.crew import CrewClock
+from train.session import Budget, Session, adamw, set_rate, warm_cosine
+from train.video.causal import VideoNetworks, make_networks
+from train.video.networks import TEXT_WIDTH
+from train.video.tokenizer import text_mask, token_ids
+from train.vocabulary_world import LIGHTS, PLACES, STYLES
+
+STAGE = "words"
+PEAK_RATE = 2e-3
+BATCH = 256
+_SALT = 91
+
+
+class Reader(nn.Module):
+    """Linear maps from a state of the text encoder to what the caption says, in the order of ClipSpec."""
+
+    def __init__(self, subjects: int) -> None:
+        super().__init__()
+        sizes = (subjects + 1, len(PLACES) + 1, len(LIGHTS), len(STYLES), len(MOTIONS))
+        self.maps = nn.ModuleList(nn.Linear(TEXT_WIDTH, size) for size in sizes)
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        """[..., 128] -> five tensors of logits [..., classes]; class 0 of subject and place is none."""
+        return [linear(states) for linear in self.maps]
+
+
+def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, salt: int) -> tuple[Tensor, Tensor]:
+    """(ids int64 [count, 32], truth int64 [count, 5]) of random clips, held-out combinations left out."""
+    generator = torch.Generator().manual_seed(session.seed * 1000 + salt + 1_000_003 * session.crew.rank)
+    spec = sample_clip_specs(count, generator, torch.device("cpu"), False, subjects=subjects)
+    rows = torch.stack(tuple(spec), 1)
+    rng = random.Random(salt + session.crew.rank)
+    ids = token_ids(tokenizer, [clip_caption(*row, rng) for row in rows.tolist()])
+    truth = rows + torch.tensor([1, 1, 0, 0, 0])
+    return ids.to(session.device), truth.to(session.device)
+
+
+def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float) -> VideoNetworks:
+    """Train for seconds; save words.safetensors; log the share of fresh captions that are read right from any token."""
+    count = session.scale.video_captions
+    ids, truth = captions_of(session, tokenizer, count, subjects, _SALT)
+    networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)
+    session.restore(STAGE, text=networks.text)
+    reader = Reader(subjects).to(session.device)
+    parameters = [*networks.text.parameters(), *reader.parameters()]
+    optimiser = adamw(parameters, 0.0, session.device)
+    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    while running:
+        set_rate(optimiser, session.rate * PEAK_RATE * warm_cosine(budget.steps, budget.fraction()))
+        rows = torch.randint(ids.shape[0], (BATCH,), device=session.device)
+        loss = _loss(networks, reader, ids[rows], truth[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        session.crew.average(gradients)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        running = budget.tick()
+        if budget.steps % (4 * session.scale.log_every) == 0 or not running:
+            session.log(STAGE, step=float(budget.steps), loss=float(loss.detach()), rate=budget.rate)
+    session.save(STAGE, text=networks.text)
+    session.log(STAGE, **shares_right(networks, reader, *captions_of(session, tokenizer, 512, subjects, _SALT + 1)))
+    return networks
+
+
+def _loss(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> Tensor:
+    """Cross entropies of all five, the mean over the tokens of the captions."""
+    kept = text_mask(ids)
+    states = networks.encode(ids)[kept]
+    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
+    parts = [functional.cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(reader(states))]
+    return torch.stack(parts).sum()
+
+
+@torch.no_grad()
+def shares_right(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> dict[str, float]:
+    """Share of tokens from which each of the five is read right."""
+    kept = text_mask(ids)
+    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
+    found = reader(networks.encode(ids)[kept])
+    names = ("subject", "place", "light", "style", "motion")
+    return {name: float((logits.argmax(-1) == wanted[:, i]).float().mean())
+            for i, (name, logits) in enumerate(zip(names, found, strict=True))}  # fmt: skip
