@@ -164,7 +164,7 @@ class Trainer:
         session.seed_draws()
         set_rate(self.optimiser, 0.0)
         clips = session.scale.video_batch
-        self.steps = {
+        self.steps: dict[str, OpeningStep | TeacherStep] = {
             "picture": OpeningStep(self, 1, PICTURES * clips),
             "opening": OpeningStep(self, CHUNK, CHUNKS * clips),
             "chunks": TeacherStep(self, CHUNK),

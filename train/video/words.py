@@ -49,7 +49,9 @@ def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, sal
     spec = sample_clip_specs(count, generator, torch.device("cpu"), False, subjects=subjects)
     rows = torch.stack(tuple(spec), 1)
     rng = random.Random(salt + session.crew.rank)
-    ids = token_ids(tokenizer, [clip_caption(*row, rng) for row in rows.tolist()])
+    texts = [clip_caption(subject, place, light, style, motion, rng)
+             for subject, place, light, style, motion in rows.tolist()]  # fmt: skip
+    ids = token_ids(tokenizer, texts)
     truth = rows + torch.tensor([1, 1, 0, 0, 0])
     return ids.to(session.device), truth.to(session.device)
 
