@@ -88,7 +88,12 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
 
     Of a model that takes actions also what lies between a key press and the picture, see `_action_figures`.
     """
-    options = VideoOptions(max_streams=1, backend=settings.backend)
+    options = VideoOptions(
+        max_streams=1,
+        backend=settings.backend,
+        chunk_frames=settings.chunk_frames,
+        window_frames=settings.window_frames,
+    )
     births: list[BirthRecord] = []
     log = TickLog(sink=lambda record: births.append(record) if isinstance(record, BirthRecord) else None)
     engine = VideoEngine(model, options, tick_log=log)
@@ -97,7 +102,7 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         _frames(engine, stream, 4 * settings.chunk_frames * (filling + 3))
         wanted = 4 * settings.chunk_frames * settings.chunks
         start, first_tick = time.perf_counter(), engine.core.next_tick
-        made = len(_frames(engine, stream, wanted))
+        made, seconds = _timed_chunks(engine, stream, wanted)
         fps, last_tick = made / (time.perf_counter() - start), engine.core.next_tick
         actions = _action_figures(engine, stream, births, fps) if model.takes_actions else {}
         stream.flush()
@@ -116,7 +121,10 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         "window_latents": settings.window_frames,
         "chunk_latents": settings.chunk_frames,
         "end_to_end_fps": round(fps, 2),
+        "chunk_ms_p50": round(1e3 * statistics.median(seconds), 1),
+        "chunk_ms_p95": round(1e3 * sorted(seconds)[int(0.95 * len(seconds))], 1),
         "pass_ms": round(statistics.median(t.denoise_ms for t in timings), 2),
+        "kv_mib": round(engine.core.cache.bytes / 2**20, 2),
         "control_to_frame_ms_at_best": round(statistics.median(change_ms[1:]), 1),
         "first_frame_ms": round(first_ms[-1], 1),
         **actions,
@@ -131,6 +139,19 @@ def _frames(engine: VideoEngine, stream: VideoStream, count: int) -> list[Frame]
     while len(frames) < count:
         frames += _tick(engine, stream)
     return frames
+
+
+def _timed_chunks(engine: VideoEngine, stream: VideoStream, count: int) -> tuple[int, list[float]]:
+    """At least `count` frames: (how many, seconds from each chunk's pictures to the next one's)."""
+    made, seconds, last = 0, [], time.perf_counter()
+    while made < count:
+        found = len(_tick(engine, stream))
+        if found:
+            made += found
+            now = time.perf_counter()
+            seconds.append(now - last)
+            last = now
+    return made, seconds
 
 
 def _tick(engine: VideoEngine, stream: VideoStream) -> list[Frame]:

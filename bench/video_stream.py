@@ -1,5 +1,7 @@
 """Owns the figures of the causal video engine: frames a second with and without the decoder, latencies, memory.
 
+`python -m bench.video_stream --json`: the bundled mini-video (or `--model FOLDER`) through the engine, from its prompt
+and from a camera.
 `python -m bench.video_stream --shape wan-1.3b --device cuda --json`: Wan 2.1 1.3B's shape at 480×832 with random
 weights, 4 denoising steps and a clean pass, for each window; beside the arithmetic floor, and beside the transformer of
 diffusers' AnyFlowFARPipeline at the same shape. `--shape tiny` runs on the CPU in seconds.
@@ -18,8 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.model_stream import measure_model
 from bench.video_engine import EngineSettings, measure_engine, random_model
 from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
+from bench.video_options import MODEL
 from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
 from bench.video_profile import matmul_tflops, profile
 from bench.video_shapes import VIDEO_SHAPES, VideoShape, build_codec, build_transformer
@@ -294,7 +298,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="one JSON line instead of a table")
-    options.add_argument("--shape", choices=tuple(VIDEO_SHAPES), default="tiny", help="random weights in this shape")
+    options.add_argument("--shape", choices=tuple(VIDEO_SHAPES), help="random weights in this shape, and not a model")
+    options.add_argument("--model", default=str(MODEL), help="a model folder, without --shape")
+    options.add_argument("--dtype", default="auto", help="of a model: auto, float32, bfloat16 or float16")
+    options.add_argument("--autoencoder", default="auto", help="of a model: auto, stock or tiny")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     options.add_argument("--backend", choices=tuple(VIDEO_BACKENDS), help="default: the fastest of the device")
     options.add_argument("--windows", type=int, nargs="+", help="latent frames; default: those of the shape")
@@ -315,7 +322,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
-    figures = run(options)
+    figures = run(options) if options.shape else measure_model(options)
     if options.json:
         print(json.dumps(figures))
         return 0

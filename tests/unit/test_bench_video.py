@@ -7,8 +7,10 @@ import json
 import pytest
 import torch
 
+from bench.model_stream import measure_camera, moving_pictures
 from bench.video_shapes import VIDEO_SHAPES
 from bench.video_stream import main
+from tests.fakes.video_engine import small_engine
 
 
 def test_the_command_prints_a_row_for_each_measurement(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,6 +34,23 @@ def test_the_command_prints_a_row_for_each_measurement(capsys: pytest.CaptureFix
     assert 0 < rows[2]["action_to_picture_ms_at_best"] < rows[2]["action_to_picture_ms_mean"]
     assert figures["device"] == "cpu"
     assert figures["attention"] == "flash"
+
+
+def test_a_camera_s_rows_count_its_pictures() -> None:
+    model = small_engine().core.model
+    row = measure_camera(model, chunk_frames=2, chunks=2, backend="eager")
+    assert row["chunk_latents"] == 2
+    assert isinstance(row["end_to_end_fps"], float)
+    assert row["end_to_end_fps"] > 0
+    assert isinstance(row["input_to_picture_ms_p50"], float)
+
+
+def test_the_camera_moves() -> None:
+    camera = moving_pictures(16, 24)
+    first, second = next(camera), next(camera)
+    assert first.image.shape == (16, 24, 3)
+    assert (first.seq, second.seq) == (0, 1)
+    assert (first.image != second.image).any()
 
 
 @pytest.mark.filterwarnings("default:flex_attention called without torch.compile")

@@ -1,0 +1,108 @@
+"""Owns the figures of a video model that can be loaded, through the engine: from its prompt and from a camera.
+
+Knows no shapes and no random weights: those are bench.video_stream's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from bench.video_engine import EngineSettings, measure_engine
+from bench.video_options import load_model
+from pipelines.controls import Control
+from pipelines.types import Frame
+from pipelines.video.engine import VideoEngine
+from pipelines.video.model import VideoModel
+from pipelines.video.options import VideoOptions
+
+PROMPT = "a robot on the beach at sunset"
+STRENGTH = 0.75
+"""Of video to video: the noise level at which the camera's chunk begins."""
+
+Figures = dict[str, object]
+
+
+def moving_pictures(height: int, width: int) -> Iterator[Frame]:
+    """An endless camera: soft blobs that drift, uint8."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) / max(height, width)
+    number = 0
+    while True:
+        angle = 2 * np.pi * (number / 48 + np.arange(3) / 3)
+        near = (x[..., None] - 0.5 - 0.3 * np.cos(angle)) ** 2 + (y[..., None] - 0.5 - 0.3 * np.sin(angle)) ** 2
+        image = (255 * np.exp(-12 * near)).astype(np.uint8)
+        yield Frame(image=image, pts=number, time_base=Fraction(1, 16), seq=number)
+        number += 1
+
+
+def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int, backend: str) -> Figures:
+    """Frames a second of video to video in the steady state, and from a chunk's last input to its first picture."""
+    engine = VideoEngine(model, VideoOptions(max_streams=1, backend=backend, chunk_frames=chunk_frames))
+    control = Control.of({"prompt": PROMPT, "strength": STRENGTH})
+    made, waits, starts = 0, [], 0.0
+    with engine.open(control) as stream:
+        camera = moving_pictures(stream.info.height, stream.info.width)
+        for number in range(chunks + 6):
+            if number == 6:
+                made, starts = 0, time.perf_counter()
+            for _ in range(stream.info.frames_per_chunk):
+                assert stream.push(next(camera))
+            pushed = time.perf_counter()
+            frames: list[Frame] = []
+            while not frames:
+                engine.tick()
+                frames = stream.pull()
+            waits.append(time.perf_counter() - pushed)
+            made += len(frames)
+            while stream.busy:
+                engine.tick()
+        fps = made / (time.perf_counter() - starts)
+        steps = len(engine.core.preset.steps)
+    engine.close()
+    return {
+        "what": "camera",
+        "chunk_latents": chunk_frames,
+        "strength": STRENGTH,
+        "steps_of_the_prompt": steps,
+        "end_to_end_fps": round(fps, 2),
+        "input_to_picture_ms_p50": round(1e3 * statistics.median(waits[6:]), 1),
+        "input_to_picture_ms_p95": round(1e3 * sorted(waits[6:])[int(0.95 * (len(waits) - 6))], 1),
+    }
+
+
+def measure_model(options: argparse.Namespace) -> Figures:
+    """Load the folder, and every row: prompt alone and camera, for each length of a chunk.
+
+    options: bench.video_stream's.
+    """
+    started = time.perf_counter()
+    model = load_model(options)
+    load_s = time.perf_counter() - started
+    backend = options.backend or "auto"
+    runs: list[Figures] = []
+    for frames in options.chunk_latents:
+        asked = EngineSettings(
+            window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks, backend=backend
+        )
+        runs.append(measure_engine(model, asked))
+        runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks, backend=backend))
+    cuda = model.device.type == "cuda"
+    return {
+        "bench": "video_stream",
+        "model": model.name,
+        "size_px": list(model.size_px),
+        "device": torch.cuda.get_device_name(model.device) if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "passes": f"{len(model.preset.steps)} denoising steps and a clean pass",
+        "policy": model.preset.policy,
+        "torch": torch.__version__,
+        "load_s": round(load_s, 2),
+        "runs": runs,
+    }
