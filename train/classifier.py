@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -146,10 +146,16 @@ Render = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 def fit_classifier(
-    session: Session, stage: str, render: Render, sizes: tuple[int, int, int], seconds: float
+    session: Session,
+    stage: str,
+    render: Render,
+    sizes: tuple[int, int, int],
+    seconds: float,
+    *,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
     """Train for seconds (rendering included) on what `render` gives; save it as stage and return it in evaluation
-    mode.
+    mode. start: weights to begin with where the stage has no checkpoint.
     """
     device, budget = session.device, Budget(seconds)
     generator = torch.Generator(device).manual_seed(SEED)
@@ -159,6 +165,9 @@ def fit_classifier(
     model = Classifier(sizes)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     continued = session.restore(stage, model=model)
+    if start is not None and not continued:
+        model.load_state_dict(start)
+        continued = True
     peak = PEAK_RATE * (0.4 if continued else 1.0)
     optimiser = adamw(list(model.parameters()), peak, device)
     average = Average(model.parameters(), decay=0.998)

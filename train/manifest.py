@@ -53,7 +53,12 @@ def describe(path: str) -> dict[str, str]:
         source = "; ".join(credit(find(shot.title)) for shot in SHOTS)
         made = "python -m train.make_sample: the pictures in motion, with a tune synthesised by that script"
         return {"spdx": "CC-BY-4.0", "source": source, "made": made}
-    makers = (("mini-image", "train.run"), ("mini-classifier", "train.run"), ("mini-video", "train.video.run"))
+    makers = (
+        ("mini-image", "train.run"),
+        ("mini-classifier", "train.run"),
+        ("mini-video", "train.video.run"),
+        ("mini-video-judge", "train.video.run"),
+    )
     for model, maker in makers:
         if path.startswith(f"models/{model}/"):
             source = "this project; trained from random weights on training_sources and on scenes that train/ renders"

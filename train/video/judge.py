@@ -1,4 +1,4 @@
-"""Owns the training of mini-video's judge: mini-image's classifier, on single frames of rendered clips.
+"""Owns mini-video's judge: mini-image's classifier, trained on for single frames of rendered clips, and its files.
 
 Clips show what still scenes do not: subjects upside down, near and far, places that the camera has moved along.
 Knows nothing of the generator.
@@ -6,12 +6,15 @@ Knows nothing of the generator.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
 from train.bank import Source
-from train.classifier import Classifier, fit_classifier, predict
+from train.classifier import Classifier, fit_classifier, load_classifier, predict, save_classifier
 from train.clips.actions import sample_actions
 from train.clips.motions import sample_clip_specs
 from train.clips.render import render_clips
@@ -20,6 +23,8 @@ from train.session import Session
 from train.video.networks import VIDEO_SIZE_PX
 
 STAGE = "judge"
+CLASSIFIER = Path("assets/models/mini-classifier")
+JUDGE = Path("assets/models/mini-video-judge")
 _SALT = 71
 
 
@@ -46,14 +51,34 @@ def enlarged(frames: Tensor) -> Tensor:
 
 
 def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
-    """Train for seconds, rendering included; log the shares that it names right on fresh clips of all combinations."""
+    """Train for seconds, rendering included, from mini-image's classifier on where there is no checkpoint; log the
+    shares that it names right on fresh clips of all combinations.
+    """
 
     def render(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return frame_bank(session, source, session.scale.classifier_bank, generator)
 
-    model = fit_classifier(session, STAGE, render, sizes, seconds)
+    still = load_classifier(CLASSIFIER)
+    start = still.state_dict() if still.sizes == sizes else None
+    model = fit_classifier(session, STAGE, render, sizes, seconds, start=start)
     fresh = session.generator(_SALT)
     pictures, truth = frame_bank(session, source, session.scale.eval_scenes, fresh, held_out=None)
     right = (predict(model, pictures.float() / 255) == truth).float().mean(0).tolist()
     session.log(STAGE, subject=right[0], place=right[1], style=right[2])
     return model
+
+
+def publish_judge(session: Session, sizes: tuple[int, int, int], folder: Path, right: Mapping[str, float]) -> None:
+    """Write the model folder from the stage's checkpoint; right: what it names right, for its card."""
+    model = Classifier(sizes)
+    session.require(STAGE, model=model)
+    save_classifier(model, folder)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in right.items())
+    (folder / "README.md").write_text(
+        "# mini-video-judge\n\n"
+        "The independent judge of mini-video: mini-classifier, trained on for single frames of the rendered clips\n"
+        "of train/clips/ (128x128, enlarged to 192x192): subjects that turn, near and far, other views of a place.\n"
+        "It has never seen what a generator draws. Load it with `train.classifier.load_classifier`. Apache-2.0.\n\n"
+        f"Named right on single frames of fresh clips, held-out combinations included: {shares}.\n",
+        encoding="utf-8",
+    )

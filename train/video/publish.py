@@ -18,7 +18,10 @@ from train.video.causal import make_networks
 from train.video.checkpoints import require_parts
 from train.video.codecs import load_codecs
 from train.video.export import export_model
+from train.video.judge import JUDGE, publish_judge
 from train.video.tokenizer import build_tokenizer
+from train.vocabulary import SUBJECTS
+from train.vocabulary_world import PLACES, STYLES
 
 MODEL = Path("assets/models/mini-video")
 
@@ -51,7 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--transformer", choices=["student", "teacher"], default="student")
     parser.add_argument("--figures", type=Path, help="JSON of names and texts for the card")
+    parser.add_argument(
+        "--judge", nargs=3, type=float, metavar=("SUBJECT", "PLACE", "STYLE"),
+        help="write the judge's folder instead; the shares that stage judge logged, for its card",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
+    if options.judge:
+        session = Session(device=torch.device("cpu"), out=options.checkpoints, resume=options.checkpoints, scale=TINY)
+        sizes = (len(SUBJECTS) + 1, len(PLACES) + 1, len(STYLES))
+        publish_judge(session, sizes, JUDGE, dict(zip(("subject", "place", "style"), options.judge, strict=True)))
+        print(JUDGE)
+        return
     size = publish(options.checkpoints, options.out, transformer=options.transformer, figures=options.figures)
     print(f"{size:.1f} MiB: {options.out}")
 
