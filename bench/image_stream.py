@@ -19,6 +19,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from bench.machine import device_name
 from pipelines.controls import Control
 from pipelines.image_engine import ImageEngine
 from pipelines.image_stream import ImageStream
@@ -179,12 +180,11 @@ def random_shape(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _machine(model: ImageModel) -> dict[str, object]:
-    cuda = model.device.type == "cuda"
     return {
         "bench": "image_stream",
         "model": model.name,
         "size_px": list(model.size_px),
-        "device": torch.cuda.get_device_name(model.device) if cuda else "cpu",
+        "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "cpu_flags": list(cpu_flags()),

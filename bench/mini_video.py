@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.machine import device_name
 from bench.motion_judge import load_motion_judge
 from bench.rollouts import Rollout, RolloutSettings
 from bench.sheets import Keeper, write_png
@@ -122,7 +123,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "bench": "mini_video",
         "model": model.name,
         "model_mib": folder_mib(Path(options.model)),
-        "device": model.device.type if model.device.type == "cpu" else torch.cuda.get_device_name(model.device),
+        "device": device_name(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "captions": len(captions),

@@ -14,7 +14,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from bench.video_engine import EngineSettings, measure_engine
+from bench.machine import device_name
+from bench.video_engine import EngineSettings, measure_engine, p95
 from bench.video_options import load_model
 from pipelines.controls import Control
 from pipelines.types import Frame
@@ -24,7 +25,9 @@ from pipelines.video.options import VideoOptions
 
 PROMPT = "a robot on the beach at sunset"
 STRENGTH = 0.75
-"""Of video to video: the noise level at which the camera's chunk begins."""
+"""The control of video to video that `measure_camera` sets."""
+WARM_CHUNKS = 6
+"""Before the first one that is timed."""
 
 Figures = dict[str, object]
 
@@ -45,12 +48,13 @@ def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int, backend
     """Frames a second of video to video in the steady state, and from a chunk's last input to its first picture."""
     engine = VideoEngine(model, VideoOptions(max_streams=1, backend=backend, chunk_frames=chunk_frames))
     control = Control.of({"prompt": PROMPT, "strength": STRENGTH})
-    made, waits, starts = 0, [], 0.0
+    made, starts = 0, 0.0
+    waits: list[float] = []
     with engine.open(control) as stream:
         camera = moving_pictures(stream.info.height, stream.info.width)
-        for number in range(chunks + 6):
-            if number == 6:
-                made, starts = 0, time.perf_counter()
+        for number in range(WARM_CHUNKS + chunks):
+            if number == WARM_CHUNKS:
+                made, waits, starts = 0, [], time.perf_counter()
             for _ in range(stream.info.frames_per_chunk):
                 assert stream.push(next(camera))
             pushed = time.perf_counter()
@@ -63,16 +67,14 @@ def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int, backend
             while stream.busy:
                 engine.tick()
         fps = made / (time.perf_counter() - starts)
-        steps = len(engine.core.preset.steps)
     engine.close()
     return {
         "what": "camera",
         "chunk_latents": chunk_frames,
         "strength": STRENGTH,
-        "steps_of_the_prompt": steps,
         "end_to_end_fps": round(fps, 2),
-        "input_to_picture_ms_p50": round(1e3 * statistics.median(waits[6:]), 1),
-        "input_to_picture_ms_p95": round(1e3 * sorted(waits[6:])[int(0.95 * (len(waits) - 6))], 1),
+        "input_to_picture_ms_p50": round(1e3 * statistics.median(waits), 1),
+        "input_to_picture_ms_p95": round(1e3 * p95(waits), 1),
     }
 
 
@@ -92,12 +94,11 @@ def measure_model(options: argparse.Namespace) -> Figures:
         )
         runs.append(measure_engine(model, asked))
         runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks, backend=backend))
-    cuda = model.device.type == "cuda"
     return {
         "bench": "video_stream",
         "model": model.name,
         "size_px": list(model.size_px),
-        "device": torch.cuda.get_device_name(model.device) if cuda else "cpu",
+        "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "passes": f"{len(model.preset.steps)} denoising steps and a clean pass",

@@ -35,7 +35,12 @@ def add_options(parser: argparse.ArgumentParser, *, captions: int, seconds: int)
 
 
 def load_model(options: argparse.Namespace, *, autoencoder: str = "") -> VideoModel:
-    """The model of the options; what loading has to say goes to stderr."""
+    """The model of the options; what loading has to say goes to stderr.
+
+    Raises FileNotFoundError where the bundled one is asked for and has not been made: a hub does not have it.
+    """
+    if Path(options.model) == MODEL and not MODEL.is_dir():
+        raise FileNotFoundError(f"{MODEL} is not there; make it (docs/mini-video.md), or give another --model")
     wanted = VideoLoadOptions(
         device=options.device,
         dtype=options.dtype,

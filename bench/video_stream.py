@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.machine import device_name
 from bench.model_stream import measure_model
-from bench.video_engine import EngineSettings, measure_engine, random_model
+from bench.video_engine import EngineSettings, measure_engine, p95, random_model
 from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
 from bench.video_options import MODEL
 from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
@@ -76,7 +77,7 @@ def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[Ch
         "chunk_latents": frames,
         "loop_fps": round(fps, 2),
         "chunk_ms": round(1e3 * together, 2),
-        "chunk_p95_ms": round(1e3 * _p95(seconds), 2),
+        "chunk_p95_ms": round(1e3 * p95(seconds), 2),
         "tflop_per_pass": round(bench.shape.pass_tflop(frames, window), 2),
         "tflops": round(loop.passes * bench.shape.pass_tflop(frames, window) / together, 1),
         "floor_fps_at_990_tflops": round(floor, 1),
@@ -168,10 +169,6 @@ def _first_frame_seconds(
     loop.reset()
     decoder.decoder.reset()
     return seconds
-
-
-def _p95(seconds: list[float]) -> float:
-    return sorted(seconds)[min(len(seconds) - 1, int(0.95 * len(seconds)))]
 
 
 def _memory(bench: Bench) -> Figures:
@@ -279,13 +276,12 @@ def _tidy(device: torch.device) -> None:
 
 
 def _machine(bench: Bench, shape: str) -> Figures:
-    cuda = bench.device.type == "cuda"
     return {
         "bench": "video_stream",
         "shape": shape,
         "size_px": [bench.shape.width_px, bench.shape.height_px],
         "weights": "random; random embeddings stand in for the text encoder",
-        "device": torch.cuda.get_device_name(bench.device) if cuda else "cpu",
+        "device": device_name(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
         "attention": bench.transformer.attention.name,
         "passes": "4 denoising steps and a clean pass",

@@ -79,8 +79,8 @@ class Scale:
         )
 
     def for_processes(self, count: int) -> Scale:
-        """The same for one of count processes that train mini-video together: fewer clips in each one's step, more in
-        all.
+        """The same for one of count processes that train mini-video together: half the clips in each one's step, in
+        all as many with two processes and more with others.
         """
         if count == 1:
             return self
@@ -150,9 +150,9 @@ class Session:
     records: list[dict[str, float | str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
-    def generator(self, salt: int) -> torch.Generator:
-        """A generator on the device whose numbers differ with salt, and from process to process."""
-        return torch.Generator(self.device).manual_seed(self.seed * 1000 + salt + 1_000_003 * self.crew.rank)
+    def generator(self, salt: int, device: torch.device | None = None) -> torch.Generator:
+        """A generator on the device (None: the session's) whose numbers differ with salt, and with the process."""
+        return torch.Generator(device or self.device).manual_seed(self.seed * 1000 + salt + 1_000_003 * self.crew.rank)
 
     def seed_draws(self) -> None:
         """Seed torch's default generators, other in each process: once the weights are made, which must be alike."""

@@ -6,7 +6,6 @@ Knows nothing of the generator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from train.bank import Source
-from train.classifier import Classifier, fit_classifier, load_classifier, predict, save_classifier
+from train.classifier import HEADS, Classifier, fit_classifier, load_classifier, predict, save_classifier
 from train.clips.actions import sample_actions
 from train.clips.motions import sample_clip_specs
 from train.clips.render import render_clips
@@ -61,19 +60,24 @@ def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], s
     still = load_classifier(CLASSIFIER)
     start = still.state_dict() if still.sizes == sizes else None
     model = fit_classifier(session, STAGE, render, sizes, seconds, start=start)
-    fresh = session.generator(_SALT)
-    pictures, truth = frame_bank(session, source, session.scale.eval_scenes, fresh, held_out=None)
-    right = (predict(model, pictures.float() / 255) == truth).float().mean(0).tolist()
-    session.log(STAGE, subject=right[0], place=right[1], style=right[2])
+    session.log(STAGE, **shares_right(session, source, model))
     return model
 
 
-def publish_judge(session: Session, sizes: tuple[int, int, int], folder: Path, right: Mapping[str, float]) -> None:
-    """Write the model folder from the stage's checkpoint; right: what it names right, for its card."""
+def shares_right(session: Session, source: Source, model: Classifier) -> dict[str, float]:
+    """What it names right on fresh frames of all combinations."""
+    fresh = session.generator(_SALT)
+    pictures, truth = frame_bank(session, source, session.scale.eval_scenes, fresh, held_out=None)
+    right = (predict(model, pictures.float() / 255) == truth).float().mean(0).tolist()
+    return dict(zip(HEADS, right, strict=True))
+
+
+def publish_judge(session: Session, source: Source, sizes: tuple[int, int, int], folder: Path) -> None:
+    """Write the model folder from the stage's checkpoint, with what it names right on its card."""
     model = Classifier(sizes)
     session.require(STAGE, model=model)
     save_classifier(model, folder)
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in right.items())
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in shares_right(session, source, model.eval()).items())
     (folder / "README.md").write_text(
         "# mini-video-judge\n\n"
         "The independent judge of mini-video: mini-classifier, trained on for single frames of the rendered clips\n"

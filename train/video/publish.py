@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,13 @@ from train.video.checkpoints import require_parts
 from train.video.codecs import load_codecs
 from train.video.export import export_model
 from train.video.judge import JUDGE, publish_judge
+from train.video.run import open_workshop
 from train.video.tokenizer import build_tokenizer
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import PLACES, STYLES
 
 MODEL = Path("assets/models/mini-video")
+JUDGED_FRAMES = 1024
 
 
 def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", figures: Path | None = None) -> float:
@@ -54,15 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--transformer", choices=["student", "teacher"], default="student")
     parser.add_argument("--figures", type=Path, help="JSON of names and texts for the card")
-    parser.add_argument(
-        "--judge", nargs=3, type=float, metavar=("SUBJECT", "PLACE", "STYLE"),
-        help="write the judge's folder instead; the shares that stage judge logged, for its card",
-    )  # fmt: skip
+    parser.add_argument("--judge", action="store_true", help="measure the judge, and write its folder instead")
+    parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"), help="for --judge")
     options = parser.parse_args(arguments)
     if options.judge:
-        session = Session(device=torch.device("cpu"), out=options.checkpoints, resume=options.checkpoints, scale=TINY)
+        scale = replace(TINY, eval_scenes=JUDGED_FRAMES)
+        session = Session(device=torch.device("cpu"), out=options.checkpoints, resume=options.checkpoints, scale=scale)
         sizes = (len(SUBJECTS) + 1, len(PLACES) + 1, len(STYLES))
-        publish_judge(session, sizes, JUDGE, dict(zip(("subject", "place", "style"), options.judge, strict=True)))
+        publish_judge(session, open_workshop(session, options.pack).source, sizes, JUDGE)
         print(JUDGE)
         return
     size = publish(options.checkpoints, options.out, transformer=options.transformer, figures=options.figures)

@@ -45,8 +45,8 @@ class Reader(nn.Module):
 
 def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, salt: int) -> tuple[Tensor, Tensor]:
     """(ids int64 [count, 32], truth int64 [count, 5]) of random clips, held-out combinations left out."""
-    generator = torch.Generator().manual_seed(session.seed * 1000 + salt + 1_000_003 * session.crew.rank)
-    spec = sample_clip_specs(count, generator, torch.device("cpu"), False, subjects=subjects)
+    cpu = torch.device("cpu")
+    spec = sample_clip_specs(count, session.generator(salt, cpu), cpu, False, subjects=subjects)
     rows = torch.stack(tuple(spec), 1)
     rng = random.Random(salt + session.crew.rank)
     texts = [clip_caption(subject, place, light, style, motion, rng)
