@@ -83,8 +83,9 @@ def full_speed(side_px: int) -> Tensor:
 def compared(commands: Tensor, measured: Tensor, side_px: int) -> dict[str, dict[str, float]]:
     """Correlation and slope (least squares through the origin, in units of the commanded) by axis.
 
-    commands: [N, latents, 5]; measured: [N, latents - 1, 5], as `by_latent`.
+    commands: [N, latents, 5]; measured: [N, latents - 1 or more, 5], as `by_latent`: whole chunks may be longer.
     """
+    measured = measured[:, : commands.shape[1] - 1]
     wanted = (commands[:, 1 : 1 + measured.shape[1]] * full_speed(side_px)).double()
     result = {}
     for axis, name in enumerate(ACTION_NAMES):

@@ -15,7 +15,7 @@ from pipelines.video.options import VideoOptions
 from train.classifier import Classifier, load_classifier
 
 MODEL = Path("assets/models/mini-video")
-CLASSIFIER = Path("assets/models/mini-classifier")
+CLASSIFIER = Path("assets/models/mini-video-judge")
 
 
 def add_options(parser: argparse.ArgumentParser, *, captions: int, seconds: int) -> None:

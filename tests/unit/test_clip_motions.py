@@ -111,3 +111,13 @@ def test_what_cannot_be_said_is_refused() -> None:
         canonical_clip_caption(-1, 0, 0, 0, 3)
     with pytest.raises(IndexError, match="motion 11"):
         clip_caption(0, 0, 0, 0, 11, random.Random(0))
+
+
+def test_motions_begin_at_rest_unless_any_phase_is_wanted() -> None:
+    motion = torch.full((64,), NAMES.index("spinning"))
+    at_rest, anywhere = (
+        motion_curves(motion, 2, torch.Generator().manual_seed(1), any_phase=any_phase).channel("turn")[:, 0]
+        for any_phase in (False, True)
+    )
+    assert (at_rest == 0).all()
+    assert float(anywhere.std()) > 1

@@ -144,7 +144,7 @@ def test_a_bouncing_subjects_shadow_stays_on_the_ground(sprites: torch.Tensor) -
     spec = clip_spec((0, MEADOW, 0, 0, 1))
     with_subject = render(spec, sprites, torch.zeros(1, 7, 5))
     without = render(spec, sprites * torch.tensor([1, 1, 1, 0.0]).view(1, 4, 1, 1), torch.zeros(1, 7, 5))
-    darker = (without.frames - with_subject.frames)[0].amin(0)
+    darker = (without.frames - with_subject.frames)[0].mean(0)
     disc_bottom = with_subject.subject[0, :, 1] + 0.45 * 0.58 * SIZE_PX
     high = int(with_subject.subject[0, :, 1].argmin())
     column = darker[high, :, round(float(with_subject.subject[0, high, 0]))]

@@ -12,8 +12,10 @@ from pipelines.video.transformer import CausalWanTransformer
 from pipelines.video.wan_config import WanConfig
 from train.session import TINY, Session
 from train.video.bank import ClipBank, draw_windows
-from train.video.causal import CHUNK, GRID, WINDOW, few_step_levels, make_networks
-from train.video.distill import Game, make_players, train_scorer, train_student
+from train.video.carry_over import carry_over, weights_of
+from train.video.causal import CHUNK, GRID, SINK, WINDOW, few_step_levels, make_networks
+from train.video.checkpoints import save_parts
+from train.video.distill import ALONE_SHARE, Game, _seen, make_players, train_scorer, train_student
 from train.video.rollouts import Pool
 from train.video.teacher import (
     OPENING_SHARE,
@@ -83,13 +85,23 @@ def test_a_cut_window_has_another_clip_s_frames_and_no_loss_on_them(bank: ClipBa
         assert counted[row].tolist() == [index >= first for index in range(9)]
 
 
+def test_a_window_with_a_sink_keeps_its_clip_s_beginning(bank: ClipBank) -> None:
+    torch.manual_seed(3)
+    windows = draw_windows(bank, 64, 9, sink=SINK)
+    place = ((windows.latents[:, 0, :, 0, 0] % 1) * 12).round()
+    assert (place[:, :SINK] == torch.arange(3.0)).all()
+    assert torch.equal(place[:, SINK:], windows.first[:, None] + torch.arange(3.0, 9.0))
+    assert len(set(windows.first.tolist())) > 2
+
+
 def make_pool(session: Session, bank: ClipBank) -> Pool:
     networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
     prepare_transformer(networks.transformer, compile_blocks=False)
     levels = few_step_levels(session.device)
     return Pool(
-        networks.transformer, bank, networks.encode, 4, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK, levels=levels
-    )
+        networks.transformer, bank, networks.encode, 4, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK, sink=SINK,
+        levels=levels,
+    )  # fmt: skip
 
 
 def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(session: Session, bank: ClipBank) -> None:
@@ -119,14 +131,15 @@ def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipB
     pool = make_pool(session, bank)
     transformer = pool._transformer
     pool.begin()
-    policy = make_policy("window", grid=GRID, window_frames=WINDOW, chunk_frames=CHUNK)
+    policy = make_policy("sink", grid=GRID, window_frames=WINDOW, sink_frames=SINK, chunk_frames=CHUNK)
     shape = KVShape(
         layers=2, heads=2, head_dim=16, grid=GRID, cache_rows=4, dtype=torch.float32, device=torch.device("cpu")
     )
     cache = KVCache(shape, policy, rotary=transformer.rotary)
     pool._limit.fill_(10_000)
+    made: list[torch.Tensor] = []
     with torch.no_grad():
-        for number in range(6):
+        for number in range(7):
             if number:
                 pool.begin()
             cache_rows = [0, 1, 2, 3]
@@ -140,6 +153,9 @@ def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipB
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
             pool.x0.copy_(torch.randn_like(pool.x0))
             pool.finish()
+            made.append(pool.x0.clone())
+            kept = made if len(made) < 5 else [made[0], *made[-3:]]
+            assert torch.equal(pool.latents[:, :, -CHUNK * len(kept) :], torch.cat(kept, 2))
             transformer(pool.x, torch.zeros(4, 3), text, cache.view(cache_rows), actions)
 
 
@@ -169,3 +185,30 @@ def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) 
     game.on_streams()
     changed = [not torch.equal(a, b) for a, b in zip(before, game.student.full, strict=True)]
     assert all(changed)
+
+
+def test_some_windows_show_only_their_newest_chunk() -> None:
+    torch.manual_seed(1)
+    there = torch.arange(WINDOW) >= torch.tensor([0, 6])[:, None].repeat(200, 1)
+    seen = _seen(there)
+    assert (seen <= there).all()
+    alone = seen.sum(1) == CHUNK
+    assert torch.equal(seen[~alone], there[~alone])
+    assert seen[:, -CHUNK:].all()
+    assert float(alone.double().mean()) == pytest.approx(ALONE_SHARE, abs=0.08)
+
+
+def test_what_a_student_has_learnt_is_carried_over_to_a_newer_teacher(tmp_path: Path) -> None:
+    for folder, stage, seed in (("old", "teacher", 1), ("old", "student", 2), ("new", "teacher", 3)):
+        made = Session(device=torch.device("cpu"), out=tmp_path / folder, resume=tmp_path, scale=TINY)
+        made.out.mkdir(exist_ok=True)
+        networks = make_networks(made.device, vocabulary=VOCABULARY, seed=seed)
+        save_parts(made, stage, transformer=networks.transformer)
+    carry_over(tmp_path / "old", tmp_path / "new", tmp_path / "out", 0.25)
+    old, student = (weights_of(tmp_path / "old", stage) for stage in ("teacher", "student"))
+    new, carried = weights_of(tmp_path / "new", "teacher"), weights_of(tmp_path / "out", "student")
+    for name, value in carried.items():
+        torch.testing.assert_close(value, new[name] + 0.25 * (student[name] - old[name]), atol=2e-3, rtol=2e-3)
+    assert not torch.equal(new["blocks.0.attn1.to_q.weight"], carried["blocks.0.attn1.to_q.weight"])
+    with pytest.raises(FileNotFoundError, match="run stage 'student'"):
+        carry_over(tmp_path / "new", tmp_path / "new", tmp_path / "out", 0.25)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.video.wan_codec import WanCodec
-from train.bank import Source
+from train.bank import PHOTO_SUBJECT, Source
 from train.clips.motions import ClipSpec
 from train.clips.render import Clips
 from train.session import FULL, TINY, Session
@@ -22,9 +23,11 @@ from train.video.codec_losses import latent_loss, pixel_loss
 from train.video.codecs import Codecs, Moments, codecs_in_use, load_codecs, measure_codecs, set_posterior_noise
 from train.video.first_weights import begin_stock, begin_tiny
 from train.video.networks import make_tiny_autoencoder, make_wan_autoencoder
-from train.video.pixel_bank import draw_clips, moving_views, pixel_bank
+from train.video.photo_clips import moving_views, photo_caption, styled_views
+from train.video.pixel_bank import draw_clips, pixel_bank
 from train.video.tokenizer import build_tokenizer, token_ids
 from train.video.whole_clip import WholeClips, use_lean_norms
+from train.vocabulary_world import STYLES
 
 NARROW = {"base_dim": 8, "decoder_base_dim": 8}
 CPU = torch.device("cpu")
@@ -40,7 +43,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def make_session(folder: Path) -> Session:
-    scale = replace(TINY, video_clips=3, video_latents=3, video_chunk=2, video_codec_clips=4, video_codec_latents=2)
+    scale = replace(TINY, video_clips=12, video_latents=3, video_chunk=4, video_codec_clips=4, video_codec_latents=2)
     return Session(device=CPU, out=folder, resume=folder / "none", scale=scale)
 
 
@@ -172,12 +175,27 @@ def test_clip_bank_renders_encodes_and_captions(tmp_path: Path) -> None:
             .expand(-1, 16, -1, -1, -1)
         )
 
-    bank = clip_bank(session, make_source().sprites, encode, tokenizer, long_clips(session.scale))
-    assert bank.latents.shape == (3, 16, 3, 16, 16)
-    assert bank.ids.shape == (3, 4, 32)
-    assert bank.actions.shape == (3, 3, 5)
+    bank = clip_bank(session, make_source(), encode, tokenizer, long_clips(session.scale))
+    assert bank.latents.shape == (12, 16, 3, 16, 16)
+    assert bank.ids.shape == (12, 4, 32)
+    assert bank.actions.shape == (12, 3, 5)
+    assert (bank.spec[:, 0] == PHOTO_SUBJECT).tolist() == [True] + [False] * 11
+    assert not bank.coverage[0].any()
     assert torch.equal(bank.empty_ids, token_ids(tokenizer, [""])[0])
-    assert json.loads((tmp_path / "curve.jsonl").read_text(encoding="utf-8"))["clips"] == 3
+    assert json.loads((tmp_path / "curve.jsonl").read_text(encoding="utf-8"))["clips"] == 12
+
+
+def test_photographs_in_motion_are_drawn_in_the_styles_that_their_captions_name() -> None:
+    source, generator = make_source(), torch.Generator().manual_seed(2)
+    groups = list(styled_views(source, 5, 2, generator, group=3))
+    assert [frames.shape for _, frames in groups] == [(3, 3, 5, 128, 128), (2, 3, 5, 128, 128)]
+    assert all(float(frames.min()) >= 0 and float(frames.max()) <= 1 for _, frames in groups)
+    assert all((spec.subject == PHOTO_SUBJECT).all() and (spec.motion == 0).all() for spec, _ in groups)
+    rng, names = random.Random(0), {style.name for style in STYLES[1:]}
+    told = [photo_caption(2, rng) for _ in range(60)]
+    assert "pixel art" in names & set(told)
+    assert all("pixel" in text for text in told)
+    assert any("photo" in text for text in told)
 
 
 def test_a_bank_of_openings_holds_more_and_shorter_clips() -> None:

@@ -18,7 +18,7 @@ SPEED = 1.5 / 128
 ZOOM_SPEED = 0.012
 """Of camera_zoom at full deflection: logarithm of the factor of a pixel frame."""
 
-IDLE_CLIPS = 0.5
+IDLE_CLIPS = 0.4
 """Share of clips without any action."""
 HELD_LATENTS = (2, 8)
 """How long a command is held."""
@@ -32,7 +32,7 @@ def frame_count(latents: int) -> int:
 
 
 def sample_actions(n: int, latents: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Actions float32 [n, latents, 5] in -1..1 on `device` (the generator's): half of the clips have none, the others
+    """Actions float32 [n, latents, 5] in -1..1 on `device` (the generator's): two of five have none, the others
     commands on one or two axes, each held for 2 to 8 latents.
     """
     if n < 1 or latents < 1:

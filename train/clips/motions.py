@@ -204,9 +204,10 @@ def _amplitudes() -> Tensor:
     return table
 
 
-def motion_curves(motion: Tensor, frames: int, generator: torch.Generator) -> MotionCurves:
-    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude, period (1.2 to 3 s), phase and direction
-    of turning.
+def motion_curves(motion: Tensor, frames: int, generator: torch.Generator, *, any_phase: bool = False) -> MotionCurves:
+    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude, period (1.2 to 3 s) and direction. They
+    begin at the beginning of a period, so that the first picture of a clip shows the subject as it stands; any_phase:
+    anywhere in it.
     """
     n, device = motion.shape[0], motion.device
     u = torch.rand(4, n, 1, generator=generator, device=device)
@@ -214,10 +215,10 @@ def motion_curves(motion: Tensor, frames: int, generator: torch.Generator) -> Mo
     shortest, longest = torch.tensor([m.period_s for m in MOTIONS], device=device)[motion].unsqueeze(-1).unbind(1)
     period_s = shortest + (longest - shortest) * u[0]
     direction = torch.where(u[1] < 0.5, -1.0, 1.0)
-    theta = 2 * math.pi * (direction * frame / (period_s * FRAMES_PER_SECOND) + u[2])
+    theta = 2 * math.pi * (direction * frame / (period_s * FRAMES_PER_SECOND) + (u[3] if any_phase else 0))
     waves = torch.stack([wave(theta, frame) for wave in WAVES], -1)
     low, high = _amplitudes().to(device).index_select(1, motion).unbind(0)
-    amplitude = low + (high - low) * u[3].unsqueeze(-1)
+    amplitude = low + (high - low) * u[2].unsqueeze(-1)
     swinging = amplitude[..., : WAVES.index(turn)].abs().sum(-1)
     return MotionCurves(torch.einsum("bfw,bcw->bfc", waves, amplitude), swinging)
 

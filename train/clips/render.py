@@ -119,7 +119,9 @@ def _fit_sprites(layer: Tensor, size: int) -> Tensor:
     return functional.interpolate(layer, size=layer.shape[-1] // factor, mode="area") if factor > 1 else layer
 
 
-def _gather_cast(spec: ClipSpec, sprites: Tensor, actions: Tensor, generator: torch.Generator, size: int) -> _Cast:
+def _gather_cast(
+    spec: ClipSpec, sprites: Tensor, actions: Tensor, generator: torch.Generator, size: int, *, any_phase: bool
+) -> _Cast:
     """Paint the places and trace the paths of all clips."""
     count, device = spec.subject.shape[0], sprites.device
     painting, grounded = paint_places(spec.place, generator, round(OVERSAMPLING * size / VIEW))
@@ -127,7 +129,7 @@ def _gather_cast(spec: ClipSpec, sprites: Tensor, actions: Tensor, generator: to
     foot, left, right = (
         (side.view(-1, 1) - 0.5).index_select(0, who) for side in find_foot(sprites[:, 3:], FOOT_DEPTH)
     )
-    curves = motion_curves(spec.motion, frame_count(actions.shape[1]), generator)
+    curves = motion_curves(spec.motion, frame_count(actions.shape[1]), generator, any_phase=any_phase)
     there = (spec.subject >= 0).view(-1, 1, 1, 1)
     return _Cast(
         painting=painting,
@@ -167,19 +169,21 @@ def render_clips(
     latents: int,
     size_px: int = 128,
     group_frames: int = 512,
+    any_phase: bool = False,
 ) -> Clips:
     """Render a batch of clips.
 
     spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1. actions: [B, latents, 5] in -1..1.
-    group_frames: frames drawn at once (one clip at least), which bounds memory and changes nothing else. Everything
-    lies on the generator's device. Raises ValueError for other shapes.
+    group_frames: frames drawn at once (one clip at least), which bounds memory and changes nothing else. any_phase:
+    whether motions begin anywhere in their period. Everything lies on the generator's device. Raises ValueError for
+    other shapes.
     """
     count, device, frames = spec.subject.shape[0], sprites.device, frame_count(latents)
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
         raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
     if actions.shape != (count, latents, len(ACTION_NAMES)):
         raise ValueError(f"actions must be {(count, latents, len(ACTION_NAMES))}, got {tuple(actions.shape)}")
-    cast = _gather_cast(spec, sprites, actions, generator, size_px)
+    cast = _gather_cast(spec, sprites, actions, generator, size_px, any_phase=any_phase)
     result = torch.empty(count, 3, frames, size_px, size_px, device=device)
     tables = draw_tables(result[:, :, 0], generator)
     time_s = torch.arange(frames, device=device, dtype=torch.float32) / FRAMES_PER_SECOND

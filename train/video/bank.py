@@ -1,4 +1,4 @@
-"""Owns the training clips: rendered on the device, as pixels for the autoencoders and as latents for the denoiser.
+"""Owns the training clips of the denoiser: rendered on the device, and photographs in motion among them, as latents.
 
 Knows no losses and no networks but the encoder that it is given. Windows are drawn on the device with index tensors:
 nothing waits for it, so a draw can be part of a captured training step.
@@ -14,15 +14,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pipelines.video.actions import ACTION_NAMES
+from train.bank import PHOTO_SUBJECT, Source
 from train.clips.actions import sample_actions
 from train.clips.captions import clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
 from train.clips.render import Clips, render_clips
 from train.session import Scale, Session
 from train.video.networks import VIDEO_SIZE_PX
+from train.video.photo_clips import photo_caption, styled_views
 from train.video.tokenizer import text_mask, token_ids
 
 CAPTIONS_PER_CLIP = 4
+PHOTO_SHARE = 0.1
+"""Of a bank's clips."""
 BEGIN_SHARE, EMPTY_SHARE = 0.25, 0.1
 SUBJECT_RADIUS = 0.3
 """Of a subject, in widths of the frame, before the camera zooms."""
@@ -34,7 +39,8 @@ Encode = Callable[[Tensor], Tensor]
 class Windows(NamedTuple):
     """A batch for the denoiser.
 
-    latents: [n, 16, W, h, w] float32. first: int64 [n], the place of a window's first latent in its clip; begins: bool
+    latents: [n, 16, W, h, w] float32. first: int64 [n], the place of a window's first latent in its clip (or of the
+    one that stood there without a sink); begins: bool
     [n], whether that is 0 (then it is the latent of a single frame, and its action does nothing). ids: int64 [n, 32]
     and mask: bool [n, 32], for `networks.encode_text`. actions: [n, W, 5] float32 in -1..1. coverage: [n, 1, W, h, w]
     float32 in 0..1, how far the subject covers each cell. spec: int64 [n, 5], as ClipSpec (the caption may be empty all
@@ -92,11 +98,14 @@ def draw_windows(
     *,
     begin_share: float = BEGIN_SHARE,
     empty_share: float = EMPTY_SHARE,
+    sink: int = 0,
 ) -> Windows:
     """n random windows of `window` latents, begin_share of them from their clip's beginning (and further ones by
     chance), each with one of its clip's captions, or with "" in empty_share of cases.
 
-    generator: None takes the device's default one, which a CUDA graph may replay. Does not wait for the device.
+    sink: the first so many latents of a window are its clip's first ones instead: what a stream sees that keeps its
+    beginning. generator: None takes the device's default one, which a CUDA graph may replay. Does not wait for the
+    device.
     """
     assert 1 <= window <= bank.length, f"a window of {window} latents out of clips of {bank.length}"
     device = bank.latents.device
@@ -105,6 +114,7 @@ def draw_windows(
     first = _choose(u[1], bank.length - window + 1) * (u[2] >= begin_share)
     caption = _choose(u[3], bank.ids.shape[1])
     times = first[:, None] + torch.arange(window, device=device)
+    times[:, :sink] = torch.arange(sink, device=device)
     ids = torch.where((u[4] < empty_share)[:, None], bank.empty_ids, bank.ids[clip, caption].long())
     rows = clip[:, None]
     return Windows(
@@ -173,24 +183,19 @@ def openings(scale: Scale, latents: int) -> BankSize:
     )
 
 
-def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any, size: BankSize) -> ClipBank:
+def clip_bank(session: Session, source: Source, encode: Encode, tokenizer: Any, size: BankSize) -> ClipBank:
     """Render and encode clips until size is reached or its time used up; logs what they took.
 
-    sprites: [S, 4, h, h] straight-alpha RGBA in 0..1 on the session's device. encode: see `codecs.Codecs.encode`.
+    source: on the session's device; without photographs there are none. encode: see `codecs.Codecs.encode`.
     """
     generator = session.generator(size.salt)
     rng = random.Random(session.seed)
     began = session.seconds()
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     texts: list[str] = []
-    groups = rendered_groups(session, sprites, size.clips, size.latents, generator, group=size.group)
-    for spec, actions, clip in groups:
-        latents = encode(clip.frames).half()
-        rows = torch.stack(tuple(spec), 1)
-        parts.append((latents, actions.half(), subject_coverage(spec, clip, latents.shape[-1]), rows))
-        texts += [_caption(row, rng) for row in rows.tolist() for _ in range(CAPTIONS_PER_CLIP)]
-        if session.seconds() - began > size.seconds:
-            break
+    for spec, actions, frames, coverage in _any_clips(session, source, size, generator, began):
+        parts.append((encode(frames).half(), actions.half(), coverage, torch.stack(tuple(spec), 1)))
+        texts += [_caption(row, rng) for row in parts[-1][3].tolist() for _ in range(CAPTIONS_PER_CLIP)]
     empty = token_ids(tokenizer, [""])[0]
     bank = ClipBank(
         latents=torch.cat([part[0] for part in parts]),
@@ -204,8 +209,30 @@ def clip_bank(session: Session, sprites: Tensor, encode: Encode, tokenizer: Any,
     return bank
 
 
+def _any_clips(
+    session: Session, source: Source, size: BankSize, generator: torch.Generator, began: float
+) -> Iterator[tuple[ClipSpec, Tensor, Tensor, Tensor]]:
+    """Groups of photographs in motion, then of scenes, until the time is used up: (spec, actions, frames, coverage)."""
+    photos = int(PHOTO_SHARE * size.clips) if source.photos else 0
+    cells = VIDEO_SIZE_PX // 8
+    for spec, frames in styled_views(source, photos, size.latents, generator, group=size.group):
+        n = frames.shape[0]
+        still = torch.zeros(n, size.latents, len(ACTION_NAMES), device=session.device)
+        nowhere = torch.zeros(n, 1, size.latents, cells, cells, dtype=torch.uint8, device=session.device)
+        yield spec, still, frames, nowhere
+        if session.seconds() - began > PHOTO_SHARE * size.seconds:
+            break
+    groups = rendered_groups(session, source.sprites, size.clips - photos, size.latents, generator, group=size.group)
+    for spec, actions, clip in groups:
+        yield spec, actions, clip.frames, subject_coverage(spec, clip, cells)
+        if session.seconds() - began > size.seconds:
+            break
+
+
 def _caption(row: list[int], rng: random.Random) -> str:
     subject, place, light, style, motion = row
+    if subject == PHOTO_SUBJECT:
+        return photo_caption(style, rng)
     return clip_caption(subject, place, light, style, motion, rng)
 
 

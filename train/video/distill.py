@@ -1,10 +1,10 @@
 """Owns the distillation into a few steps on the student's own streams. Knows no pixels.
 
 Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has made itself (Huang et
-al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, the
-scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As the past is noised
-with it, what has drifted is pulled back. Every second update instead noises real chunks at the lower levels, with
-regression to the real ones, so that a camera's picture is held.
+al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, or of
+itself alone: the scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As
+the past is noised with it or left away, what has drifted is pulled back. Every second update instead noises real chunks
+at the lower levels, with regression to the real ones, so that a camera's picture is held.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from train.crew import CrewClock
 from train.graphs import Replay
 from train.session import Average, Budget, Master, Session, adamw, set_rate, trapezoid, warm_cosine
 from train.video.bank import ClipBank, draw_windows
-from train.video.causal import CHUNK, GRID, SHIFT, WINDOW, VideoNetworks, few_step_levels, make_networks
+from train.video.causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
 from train.video.checkpoints import require_parts, restore_parts, save_parts
 from train.video.forcing import (
     Condition,
@@ -37,12 +37,17 @@ from train.video.teacher import Batch, as_batch, prepare_transformer
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 3e-4, 1e-4, 3e-4
 GUIDANCE = 1.5
+"""Away from what the scorer sees without a prompt and without actions."""
 FAKE_UPDATES = 2
 SCORE_RANGE = (0.02, 0.98)
 LOW_LEVELS = 2
 """How many of the few-step levels, from the last, real chunks are noised to."""
 INDEPENDENT_SHARE = 0.2
 """Share of the scorer's windows with a level for each chunk instead of one for all."""
+ALONE_SHARE = 0.4
+"""Share of the windows of which only the newest chunk is scored and seen: beside a past that has drifted, more of the
+same looks right.
+"""
 
 
 def _levels(batch: int, frames: int, device: torch.device) -> Tensor:
@@ -66,7 +71,14 @@ def _there(batch: Batch, begins: Tensor) -> tuple[Tensor, Tensor]:
     there = index >= frames - length
     source = (index - (frames - length)).clamp(min=0)
     moved = latents.gather(2, source[:, None, :, None, None].expand_as(latents))
-    return moved, there
+    return moved, _seen(there)
+
+
+def _seen(there: Tensor) -> Tensor:
+    """bool [B, F]: of the frames that are there all, or in some windows only the newest chunk."""
+    newest = torch.arange(there.shape[1], device=there.device) >= there.shape[1] - CHUNK
+    alone = torch.rand(there.shape[0], 1, device=there.device) < ALONE_SHARE
+    return there & (newest | ~alone)
 
 
 def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
@@ -84,7 +96,7 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     total = torch.zeros((), device=session.device)
 
     def step() -> None:
-        windows = draw_windows(bank, session.scale.video_batch, WINDOW)
+        windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
         batch = as_batch(windows, CHUNK)
         latents, there = _there(batch, windows.begins)
         rows = latents.shape[0]
@@ -159,7 +171,7 @@ class Game:
         batch = session.scale.video_streams
         self.pool = Pool(
             players.student.transformer, bank, self._states, batch, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK,
-            levels=self.levels,
+            sink=SINK, levels=self.levels,
         )  # fmt: skip
         self.fake_joint = JointPass(players.fake.transformer, GRID, frames=WINDOW)
         self.real_joint = JointPass(players.scorer.transformer, GRID, frames=WINDOW)
@@ -209,7 +221,7 @@ class Game:
         pool, dtype = self.pool, self.session.dtype
         velocity = pool.velocity(self.players.student.transformer, self.entry, self.entry_level)
         x0 = clean_of(self.entry, velocity, self.entry_level)
-        window, there = self._window(x0.detach()), pool.there
+        window, there = self._window(x0.detach()), _seen(pool.there)
         condition, weight = self._condition(), there[:, None, :, None, None].float()
         for _ in range(FAKE_UPDATES):
             levels = _levels(window.shape[0], WINDOW, self.session.device)
@@ -232,7 +244,7 @@ class Game:
         noisy = noised(window, torch.randn_like(window), levels)
         low, times = noisy.to(dtype), 1000 * levels
         fake = clean_of(noisy, self.fake_joint(low, times, condition, there), levels)
-        without = Condition(states=self.empty.expand_as(condition.states), actions=condition.actions)
+        without = Condition(states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions))
         given = self.real_joint(low, times, condition, there).float()
         free = self.real_joint(low, times, without, there).float()
         real = clean_of(noisy, free + GUIDANCE * (given - free), levels)

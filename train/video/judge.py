@@ -36,10 +36,8 @@ def frame_bank(
         n = min(session.scale.video_chunk * 8, count - start)
         spec = sample_clip_specs(n, generator, session.device, held_out, subjects=source.sprites.shape[0])
         actions = sample_actions(n, 1, generator, session.device)
-        frames = render_clips(spec, source.sprites, actions, generator, latents=1, size_px=VIDEO_SIZE_PX).frames[
-            :, :, 0
-        ]
-        pictures.append((enlarged(frames).clamp(0, 1) * 255).round().byte())
+        clips = render_clips(spec, source.sprites, actions, generator, latents=1, size_px=VIDEO_SIZE_PX, any_phase=True)
+        pictures.append((enlarged(clips.frames[:, :, 0]).clamp(0, 1) * 255).round().byte())
         truth.append(torch.stack([spec.subject + 1, spec.place + 1, spec.style], 1))
     return torch.cat(pictures), torch.cat(truth)
 

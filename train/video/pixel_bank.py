@@ -6,19 +6,16 @@ Knows no networks. The world alone would make an autoencoder that blurs what a c
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-from train.bank import Source, dead_leaves, photo_crops, uniform
+from train.bank import Source, dead_leaves, photo_crops
 from train.session import Session
 from train.video.bank import rendered_groups
 from train.video.networks import VIDEO_SIZE_PX
+from train.video.photo_clips import moving_views
 
 WORLD_SHARE, PHOTO_SHARE = 0.75, 0.15
 """Of the clips; the rest is dead leaves, and the photographs' share too where there are none."""
-SMALLEST_VIEW, LARGEST_VIEW = 0.55, 0.95
-"""Side of a view of a picture, in sides of the picture."""
-STILL_VIEWS = 0.1
 
 
 def pixel_bank(session: Session, source: Source, generator: torch.Generator, clips: int | None = None) -> Tensor:
@@ -42,31 +39,6 @@ def pixel_bank(session: Session, source: Source, generator: torch.Generator, cli
 def _put(bank: Tensor, done: int, frames: Tensor) -> int:
     bank[done : done + frames.shape[0]] = (frames.clamp(0, 1) * 255).round().byte()
     return done + frames.shape[0]
-
-
-def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.Generator) -> Tensor:
-    """Clips [n, 3, frames, size, size] of a square view that glides over each of pictures [n, 3, h, h] and zooms, from
-    one random place to another; a tenth stands still.
-    """
-    n, device = pictures.shape[0], pictures.device
-    sides = [uniform(n, SMALLEST_VIEW, LARGEST_VIEW, generator).view(n, 1) for _ in range(2)]
-    ends = [(1 - side) * (2 * torch.rand(n, 2, generator=generator, device=device) - 1) for side in sides]
-    still = (torch.rand(n, 1, generator=generator, device=device) < STILL_VIEWS).float()
-    line = torch.linspace(0, 1, frames, device=device)
-    share = (line * (1 - still)).view(n, frames, 1)
-    side = torch.lerp(sides[0].view(n, 1, 1), sides[1].view(n, 1, 1), share)
-    centre = torch.lerp(ends[0].view(n, 1, 2), ends[1].view(n, 1, 2), share)
-    steps = (torch.arange(size_px, device=device) + 0.5) / size_px * 2 - 1
-    x = centre[..., :1, None] + side[..., None] * steps.view(1, 1, 1, -1)
-    y = centre[..., 1:, None] + side[..., None] * steps.view(1, 1, -1, 1)
-    grid = torch.stack([x.expand(-1, -1, size_px, -1), y.expand(-1, -1, -1, size_px)], -1)
-    views = [
-        functional.grid_sample(
-            pictures, grid[:, frame], mode="bilinear", padding_mode="reflection", align_corners=False
-        )
-        for frame in range(frames)
-    ]
-    return torch.stack(views, 2)
 
 
 def draw_clips(bank: Tensor, n: int, frames: int, size_px: int) -> Tensor:

@@ -36,15 +36,17 @@ class PoolView:
     """The cached past of all streams, as one pass of the transformer sees it (pipelines.video.wan_blocks.KeyValueView).
 
     keys, values: [layers, B, past tokens, heads, D], without rotation; record: whether passes leave theirs in `fresh`.
+    The past's first `sink` latents stay once a stream fills it.
     """
 
     observes = False
 
     def __init__(
-        self, transformer: CausalWanTransformer, batch: int, grid: tuple[int, int], *, past: int, chunk: int
+        self, transformer: CausalWanTransformer, batch: int, grid: tuple[int, int], *, past: int, chunk: int, sink: int
     ) -> None:
         self._transformer = transformer
         tokens = grid[0] * grid[1]
+        self._sink = sink * tokens
         heads, width, device = transformer.heads, transformer.head_dim, transformer.device
         self._past = make_view(transformer, list(range(past)), grid).query_rotation
         self.query_rotation = make_view(transformer, list(range(past, past + chunk)), grid).query_rotation
@@ -67,16 +69,27 @@ class PoolView:
         rotated = self._transformer.rotary.rotate(keys, *self.query_rotation)
         return torch.cat([self._rotated[layer], rotated], 1), torch.cat([self.values[layer], values], 1)
 
-    def advance(self) -> None:
-        """What the last pass left becomes the newest of the past; the oldest goes."""
+    def advance(self, full: Tensor) -> None:
+        """What the last pass left becomes the newest of the past; the oldest goes, of streams that are `full` (bool
+        [B]) the oldest after the sink.
+        """
+        rows = full[None, :, None, None, None]
         for kept, fresh in zip((self.keys, self.values), self._fresh, strict=True):
-            kept.copy_(torch.cat([kept[:, :, self._new :], fresh], 2))
+            kept.copy_(torch.cat([_shifted(kept, self._new, self._sink, rows, dim=2), fresh], 2))
         for layer in range(self.keys.shape[0]):
             self._rotated[layer].copy_(self._transformer.rotary.rotate(self.keys[layer], *self._past))
 
 
+def _shifted(kept: Tensor, by: int, sink: int, full: Tensor, *, dim: int) -> Tensor:
+    """`kept` without `by` of its places along dim: the first ones, or where `full` says so those after the sink."""
+    size = kept.shape[dim]
+    front = torch.where(full, kept.narrow(dim, 0, sink), kept.narrow(dim, by, sink))
+    return torch.cat([front, kept.narrow(dim, by + sink, size - by - sink)], dim)
+
+
 class Pool:
-    """`batch` streams. latents: [B, C, past + chunk, h, w], the newest chunk last; age: [B] latents before it.
+    """`batch` streams. latents: [B, C, past + chunk, h, w], the newest chunk last; age: [B] latents before it. Of a
+    stream longer than the past the first `sink` latents stay in their places.
 
     ids, states: the prompts as tokens and as text states; actions: [B, past + chunk, 5].
     """
@@ -91,13 +104,14 @@ class Pool:
         grid: tuple[int, int],
         past: int,
         chunk: int,
+        sink: int,
         levels: Tensor,
     ) -> None:
         self._transformer, self._bank, self._encode = transformer, bank, encode
-        self.past, self.chunk, self.levels = past, chunk, levels
+        self.past, self.chunk, self.sink, self.levels = past, chunk, sink, levels
         device, dtype = transformer.device, transformer.dtype
         self._tokens = grid[0] * grid[1]
-        self.view = PoolView(transformer, batch, grid, past=past, chunk=chunk)
+        self.view = PoolView(transformer, batch, grid, past=past, chunk=chunk, sink=sink)
         windows = draw_windows(bank, batch, past, begin_share=1.0)
         shape = (batch, windows.latents.shape[1], past + chunk, *windows.latents.shape[3:])
         self.latents = torch.zeros(shape, device=device)
@@ -145,7 +159,7 @@ class Pool:
         self._true_actions.copy_(_where(over, windows.actions, self._true_actions))
         forced = torch.rand_like(self.age, dtype=torch.float32) < FORCED_SHARE
         self._forced.copy_(torch.where(over, forced, self._forced))
-        self.latents.copy_(self.latents.roll(-self.chunk, 2))
+        self.latents[:, :, : self.past] = self._moved_on(self.latents, 2)
         self._act(over)
         self.x.normal_()
 
@@ -160,8 +174,13 @@ class Pool:
         change = torch.rand_like(actions[:, :1]) < ACTION_CHANGE
         actions = torch.where(change, drawn, actions)[:, None].expand(-1, self.chunk, -1)
         true = self._of_truth(self._true_actions[:, :, :, None], 1)[..., 0]
-        self.actions.copy_(self.actions.roll(-self.chunk, 1))
+        self.actions[:, : self.past] = self._moved_on(self.actions, 1)
         self.actions[:, self.past :] = _where(self.is_forced, true, actions)
+
+    def _moved_on(self, window: Tensor, dim: int) -> Tensor:
+        """The past of the next chunk, out of the window of the last one."""
+        full = (self.age > self.past).view(-1, *[1] * (window.dim() - 1))
+        return _shifted(window, self.chunk, self.sink, full, dim=dim)
 
     @property
     def is_forced(self) -> Tensor:
@@ -213,7 +232,7 @@ class Pool:
         self.view.record = True
         self.velocity(self._transformer, self.x, self.level)
         self.view.record = False
-        self.view.advance()
+        self.view.advance(self.age >= self.past)
         self.age.add_(self.chunk)
 
 

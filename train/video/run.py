@@ -59,7 +59,7 @@ class Workshop:
         size = size or long_clips(self.session.scale)
         if size not in self._banks:
             encode = load_codecs(self.session).encode()
-            self._banks[size] = clip_bank(self.session, self.source.sprites, encode, self.tokenizer, size)
+            self._banks[size] = clip_bank(self.session, self.source, encode, self.tokenizer, size)
         return self._banks[size]
 
     def autoencoder(self, seconds: float) -> None:

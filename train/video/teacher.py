@@ -45,11 +45,11 @@ BEGIN_SHARE = 0.35
 """Share of the windows that begin where a clip does."""
 OPENINGS_UNTIL = 0.4
 """Share of the budget that goes to openings alone, pictures and chunks in turn; later some steps are openings still."""
-OPENING_SHARE, SINGLE_SHARE = 0.25, 0.2
+OPENING_SHARE, SINGLE_SHARE = 0.35, 0.15
 """Shares of the later steps: openings, and windows in chunks of one latent."""
 NOISE_SHARE = 0.3
 """Share of the openings that are pure noise."""
-PICTURES, CHUNKS = 16, 5
+PICTURES, CHUNKS = 8, 3
 """Openings of a step in clips of a window's step: pictures, and chunks."""
 SUBJECT_WEIGHT = 2.0
 """Added to the weight of cells that the subject covers."""
