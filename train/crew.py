@@ -5,6 +5,7 @@ Started by `torchrun --nproc-per-node N -m train.video.run ...`; alone otherwise
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,11 @@ class Crew:
             distributed.barrier()
 
     def leave(self) -> None:
-        """The end of the run."""
+        """The end of the run. Steps captured in CUDA graphs must be gone: while one holds the communicator, leaving
+        waits for ever.
+        """
         if self.size > 1:
+            gc.collect()
             distributed.barrier()
             distributed.destroy_process_group()
 

@@ -15,12 +15,13 @@ from train.video.bank import ClipBank, draw_windows
 from train.video.carry_over import carry_over, weights_of
 from train.video.causal import CHUNK, GRID, SINK, WINDOW, few_step_levels, make_networks
 from train.video.checkpoints import save_parts
-from train.video.distill import ALONE_SHARE, Game, _seen, make_players, train_scorer, train_student
+from train.video.distill import ALONE_SHARE, Game, _seen, make_players, train_scorer, train_student, young_streams
 from train.video.rollouts import Pool
 from train.video.teacher import (
     OPENING_SHARE,
     OPENINGS_UNTIL,
     SINGLE_SHARE,
+    Batch,
     as_batch,
     kind_of_step,
     prepare_transformer,
@@ -185,6 +186,32 @@ def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) 
     game.on_streams()
     changed = [not torch.equal(a, b) for a, b in zip(before, game.student.full, strict=True)]
     assert all(changed)
+
+
+def test_a_young_stream_s_frames_keep_their_actions_and_their_subject() -> None:
+    torch.manual_seed(2)
+    rows = 64
+    number = torch.arange(rows * WINDOW).view(rows, WINDOW).float()
+    batch = Batch(
+        latents=number[:, None, :, None, None].expand(-1, 2, -1, 3, 3),
+        ids=torch.zeros(rows, 32, dtype=torch.int64),
+        actions=number[:, :, None].expand(-1, -1, 5),
+        coverage=number[:, None, :, None, None].expand(-1, 1, -1, 3, 3),
+        counted=torch.ones(rows, WINDOW, dtype=torch.bool),
+    )
+    begins = torch.arange(rows) % 2 == 0
+    young, there = young_streams(batch, begins)
+    frames = young.latents[:, 0, :, 0, 0]
+    assert torch.equal(young.actions[:, :, 0], frames)
+    assert torch.equal(young.coverage[:, 0, :, 0, 0], frames)
+    assert torch.equal(frames[~begins], number[~begins])
+    assert there[~begins].all()
+    lengths = there.sum(1)
+    assert set(lengths[begins].tolist()) == set(range(CHUNK, WINDOW + 1, CHUNK))
+    for row in range(rows):
+        length = int(lengths[row])
+        assert there[row, WINDOW - length :].all()
+        assert torch.equal(frames[row, WINDOW - length :], number[row, :length])
 
 
 def test_some_windows_show_only_their_newest_chunk() -> None:

@@ -10,13 +10,14 @@ at the lower levels, with regression to the real ones, so that a camera's pictur
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from train.crew import CrewClock
 from train.graphs import Replay
+from train.muon import Muon
 from train.session import Average, Budget, Master, Session, adamw, set_rate, trapezoid, warm_cosine
 from train.video.bank import ClipBank, draw_windows
 from train.video.causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
@@ -32,11 +33,11 @@ from train.video.forcing import (
 )
 from train.video.rollouts import Pool
 from train.video.teacher import STAGE as TEACHER
-from train.video.teacher import Batch, as_batch, prepare_transformer
+from train.video.teacher import Batch, as_batch, prepare_transformer, subject_weight
 
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
-SCORER_RATE, STUDENT_RATE, FAKE_RATE = 3e-4, 1e-4, 3e-4
-GUIDANCE = 1.5
+SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1e-4, 3e-4
+GUIDANCE = 3.0
 """Away from what the scorer sees without a prompt and without actions."""
 FAKE_UPDATES = 2
 SCORE_RANGE = (0.02, 0.98)
@@ -57,21 +58,30 @@ def _levels(batch: int, frames: int, device: torch.device) -> Tensor:
     return shifted_levels(raw, SHIFT).expand(-1, frames)
 
 
-def _there(batch: Batch, begins: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows of a young stream: of those that begin a video only the first chunks, moved to the window's end.
+def young_streams(batch: Batch, begins: Tensor) -> tuple[Batch, Tensor]:
+    """Of the windows that begin a video (bool [B]) only the first chunks, moved to the window's end with all that
+    belongs to them: what a stream's window holds before it is full.
 
-    Returns latents [B, C, F, h, w] and which frames there are, bool [B, F].
+    Returns the windows and which of their frames there are, bool [B, F].
     """
-    latents = batch.latents
-    rows, _, frames = latents.shape[:3]
-    index = torch.arange(frames, device=latents.device)
-    chunks = frames // CHUNK
-    length = CHUNK * torch.randint(1, chunks + 1, (rows, 1), device=latents.device)
+    rows, frames = batch.latents.shape[0], batch.latents.shape[2]
+    index = torch.arange(frames, device=begins.device)
+    length = CHUNK * torch.randint(1, frames // CHUNK + 1, (rows, 1), device=begins.device)
     length = torch.where(begins[:, None], length, torch.full_like(length, frames))
-    there = index >= frames - length
     source = (index - (frames - length)).clamp(min=0)
-    moved = latents.gather(2, source[:, None, :, None, None].expand_as(latents))
-    return moved, _seen(there)
+
+    def moved(of_frames: Tensor, dim: int) -> Tensor:
+        shape = [rows if i == 0 else frames if i == dim else 1 for i in range(of_frames.dim())]
+        return of_frames.gather(dim, source.view(shape).expand_as(of_frames))
+
+    batch = replace(
+        batch,
+        latents=moved(batch.latents, 2),
+        actions=moved(batch.actions, 1),
+        coverage=moved(batch.coverage, 2),
+        counted=moved(batch.counted, 1),
+    )
+    return batch, index >= frames - length
 
 
 def _seen(there: Tensor) -> Tensor:
@@ -90,15 +100,15 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     networks.text.requires_grad_(False).to(session.dtype)
     master = Master(networks.transformer, dtype=session.dtype, crew=session.crew)
     session.seed_draws()
-    optimiser = adamw(master.full, 0.0, session.device)
-    average = Average(master.full, decay=0.995)
+    optimiser = Muon(master.full, set(), 0.0)
+    average = Average(master.full, decay=0.998)
     joint = JointPass(networks.transformer, GRID, frames=WINDOW)
     total = torch.zeros((), device=session.device)
 
     def step() -> None:
         windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
-        batch = as_batch(windows, CHUNK)
-        latents, there = _there(batch, windows.begins)
+        batch, there = young_streams(as_batch(windows, CHUNK), windows.begins)
+        latents, there = batch.latents, _seen(there)
         rows = latents.shape[0]
         levels = _levels(rows, WINDOW, session.device)
         apart = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
@@ -108,7 +118,8 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
             states = networks.encode(batch.ids)
         condition = Condition(states=states, actions=batch.actions.to(session.dtype))
         velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, there)
-        loss = velocity_loss(velocity, latents, noise, there[:, None, :, None, None].float())
+        weight = there[:, None, :, None, None] * subject_weight(batch.coverage)
+        loss = velocity_loss(velocity, latents, noise, weight)
         loss.backward()  # type: ignore[no-untyped-call]
         master.step(optimiser)
         total.add_(loss.detach())

@@ -57,12 +57,25 @@ SUBJECT_WEIGHT = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """latents: float32 [B, C, F, h, w]; ids: int64 [B, 32]; actions: [B, F, 5]; weight: [B, 1, F, h, w]."""
+    """latents: float32 [B, C, F, h, w]; ids: int64 [B, 32]; actions: [B, F, 5]; coverage: [B, 1, F, h, w] in 0..1,
+    where subjects are; counted: bool [B, F], the frames whose loss counts.
+    """
 
     latents: Tensor
     ids: Tensor
     actions: Tensor
-    weight: Tensor
+    coverage: Tensor
+    counted: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the loss, [B, 1, F, h, w]."""
+        return self.counted[:, None, :, None, None] * subject_weight(self.coverage)
+
+
+def subject_weight(coverage: Tensor) -> Tensor:
+    """Of the loss: cells that the subject covers weigh more. coverage: in 0..1, of any shape."""
+    return 1 + SUBJECT_WEIGHT * coverage
 
 
 def as_batch(windows: Windows, chunk: int, *, cut_share: float = CUT_SHARE) -> Batch:
@@ -81,10 +94,10 @@ def as_batch(windows: Windows, chunk: int, *, cut_share: float = CUT_SHARE) -> B
     foreign = index < cut
     latents = torch.where(foreign[:, None, :, None, None], latents.roll(1, 0), latents)
     actions = torch.where(foreign[:, :, None], actions.roll(1, 0), actions)
+    coverage = torch.where(foreign[:, None, :, None, None], windows.coverage.roll(1, 0), windows.coverage)
     begins = windows.begins[:, None] & (cut == 0)
     counted = ~foreign & ((index >= chunk) | begins)
-    weight = counted[:, None, :, None, None] * (1 + SUBJECT_WEIGHT * windows.coverage)
-    return Batch(latents=latents, ids=windows.ids, actions=actions, weight=weight)
+    return Batch(latents=latents, ids=windows.ids, actions=actions, coverage=coverage, counted=counted)
 
 
 def prepare_transformer(transformer: CausalWanTransformer, *, compile_blocks: bool) -> None:
@@ -143,7 +156,7 @@ class OpeningStep:
         noisy = noised(windows.latents, noise, levels)
         condition = Condition(states=networks.encode(windows.ids), actions=windows.actions.to(session.dtype))
         velocity = self._pass(noisy.to(session.dtype), 1000 * levels, condition)
-        loss = velocity_loss(velocity, windows.latents, noise, 1 + SUBJECT_WEIGHT * windows.coverage)
+        loss = velocity_loss(velocity, windows.latents, noise, subject_weight(windows.coverage))
         loss.backward()  # type: ignore[no-untyped-call]
         trainer.master.step(trainer.optimiser)
         trainer.opening_total.add_(loss.detach())
