@@ -25,7 +25,7 @@ from .prompts import Prompts
 from .warm_up import warm_up
 
 if TYPE_CHECKING:
-    from .worker_client import WorkerClient
+    from .worker_pool import Workers
 
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
@@ -69,7 +69,7 @@ class PromptText(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
 
 
-def page_routes(client: WorkerClient, prompts: Prompts) -> fastapi.APIRouter:
+def page_routes(client: Workers, prompts: Prompts) -> fastapi.APIRouter:
     """What only the page asks: how the worker stands, in words; what its controls begin with; a word on a prompt."""
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 

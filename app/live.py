@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from .api.context import ApiContext
     from .guard_rules import GuardOptions
     from .tls import TlsFiles
-    from .worker_client import WorkerClient
+    from .worker import WorkerOptions
+    from .worker_pool import Workers
 
 _PAGE_CLOSE_S = 2
 _CODEC_THREADS = 2
@@ -45,8 +46,8 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = doors.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model (default: the cores)")
-    parser.add_argument("--max-sessions", type=int, default=4, help="sessions that may stream at once (default 4)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model in each worker (default: the cores)")
+    parser.add_argument("--max-sessions", type=int, default=4, help="sessions at once, on all devices together (default 4)")
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of takes, recordings and jobs")
     parser.add_argument(
         "--open",
@@ -109,8 +110,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     from .outputs.controllers import controllers
     from .session_table import SessionTable
     from .tls import tls_files
-    from .worker import WorkerOptions
-    from .worker_client import WorkerClient
+    from .worker_pool import WorkerPool
 
     hand_over_soon()
     cv2.setNumThreads(1)  # the cores belong to the worker
@@ -121,9 +121,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     tls = tls_files(options, options.data, options.host)
     engine = engine_options(options)
     model = str(engine.pop("model"))
-    client = WorkerClient(
-        WorkerOptions(model=model, engine=engine, threads=options.threads), max_sessions=options.max_sessions
-    )
+    client = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
     client.start()  # loads while the page is being built
     table = SessionTable(client)
     codecs = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
@@ -149,6 +147,21 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     if error is not None:
         raise error
     return 0
+
+
+def worker_options(model: str, engine: Mapping[str, object], threads: int) -> list[WorkerOptions]:
+    """A worker for each of the devices, which commas part. threads: of each; 0 shares the cores among several.
+
+    Raises InputError for a list with nothing between two commas.
+    """
+    from .worker import WorkerOptions
+
+    devices = [part.strip() for part in str(engine["device"]).split(",")]
+    if not all(devices):
+        raise InputError(f"--device cannot be {engine['device']!r}.", "Part devices by single commas: cuda:0,cuda:1.")
+    if len(devices) > 1 and not threads:
+        threads = max(1, (os.cpu_count() or 1) // len(devices))
+    return [WorkerOptions(model=model, engine={**engine, "device": device}, threads=threads) for device in devices]
 
 
 def _serve_until_stopped(
@@ -218,7 +231,7 @@ def wants_browser(asked: bool | None) -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _announce(client: WorkerClient, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
+def _announce(client: Workers, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
     """Say where the page is once it answers, what the worker chose, and stop the server if that failed."""
     from .worker_client import Phase
 

@@ -17,7 +17,7 @@ from pipelines.control_table import CONTROLS
 
 from .page_controls import SECTIONS, label_of, make_widget, section_id, send_changes
 from .prompts import Prompts
-from .worker_client import WorkerClient
+from .worker_pool import Workers
 
 _PARTS = Path(__file__).parent / "page_parts"
 _STAGE_SCRIPTS = (
@@ -54,7 +54,7 @@ def page_theme() -> gr.themes.Base:
 class Page:
     """Builds the Blocks. client: only asked how the worker stands and which values its controls begin with."""
 
-    def __init__(self, client: WorkerClient, prompts: Prompts) -> None:
+    def __init__(self, client: Workers, prompts: Prompts) -> None:
         self._client = client
         self._prompts = prompts
 

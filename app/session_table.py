@@ -1,6 +1,6 @@
 """All sessions of the front process: who may open one, who is taken away, and the end of all of them.
 
-Owns the limits on number, rate and idleness. Knows the worker client; knows no protocol.
+Owns the limits on number, rate and idleness. Knows the workers; knows no protocol.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pipelines.controls import Control
 from pipelines.errors import ZoetropeError
 
 from .session import Session
-from .worker_client import BusyError, WorkerClient
+from .worker_client import BusyError
+from .worker_pool import Workers
 
 _SWEEP_S = 1.0
 _RETRY_S = 5
@@ -47,7 +48,7 @@ class SessionLimits:
 class SessionTable:
     """Opens, finds and ends sessions. Safe from several threads; a thread of its own takes unused ones away."""
 
-    def __init__(self, client: WorkerClient, limits: SessionLimits | None = None) -> None:
+    def __init__(self, client: Workers, limits: SessionLimits | None = None) -> None:
         self.client = client
         self.limits = limits or SessionLimits()
         self._lock = threading.Lock()

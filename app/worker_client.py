@@ -172,6 +172,19 @@ class WorkerClient:
         """Number of open sessions."""
         return len(self._sessions)
 
+    def has(self, session: str) -> bool:
+        """Whether that session is open here."""
+        return session in self._sessions
+
+    @property
+    def workers(self) -> tuple[WorkerClient, ...]:
+        """This one: the same door as a pool's."""
+        return (self,)
+
+    def status_of(self, session: str) -> WorkerStatus:
+        """`status`, whatever the session: there is one worker."""
+        return self._status
+
     def _attach(self, session: ClientSession) -> None:
         assert self._status.ready is not None
         self._send(session.attach(self._status.ready.info))
@@ -230,11 +243,15 @@ class WorkerClient:
             return not self._stopping and self._restart(process.exitcode)
 
     def _restart(self, exit_code: int | None) -> bool:
+        failed = self._status.phase is Phase.FAILED
+        reason = f"The worker process ended ({_exit_text(exit_code)})."
+        text = f"{reason} Restarting it…"
+        if not failed:
+            self._set(phase=Phase.RESTARTING, text=text)  # before the sessions say so
         self._detach_all(SessionState.OPENING)
-        if self._status.phase is Phase.FAILED:
+        if failed:
             return False
         now = time.monotonic()
-        reason = f"The worker process ended ({_exit_text(exit_code)})."
         if len(self._deaths) == _MOST_RESTARTS and now - self._deaths[0] < _RESTART_WINDOW_S:
             error = WorkerError(
                 f"{reason} It was restarted {_MOST_RESTARTS} times within {_RESTART_WINDOW_S:.0f} s.",
@@ -245,7 +262,7 @@ class WorkerClient:
         self._deaths.append(now)
         assert self._pipe is not None
         self._pipe.close()
-        self._spawn(Phase.RESTARTING, f"{reason} Restarting it…")
+        self._spawn(Phase.RESTARTING, text)
         self._set(restarts=self._status.restarts + 1)
         return True
 

@@ -24,7 +24,7 @@ from app.client_session import SessionAccounting
 from app.loop_watch import BLOCKED_MS, LoopReading, LoopWatch, log_blocked
 from app.session import Session, SessionReading
 from app.session_table import SessionTable
-from app.worker_client import Phase
+from app.worker_client import Phase, WorkerClient
 
 from .access import off_loop
 from .context import ApiContext
@@ -162,25 +162,34 @@ class TableCollector(Collector):
 
     def _process(self) -> Iterator[Metric]:
         status = self._table.client.status
-        yield GaugeMetricFamily("zoetrope_ready", "1 while the worker is ready.", value=status.phase is Phase.READY)
+        yield GaugeMetricFamily("zoetrope_ready", "1 while a worker is ready.", value=status.phase is Phase.READY)
         yield CounterMetricFamily("zoetrope_worker_restarts", "Workers replaced.", value=float(status.restarts))
         yield GaugeMetricFamily("zoetrope_start_time_seconds", "Start, Unix time.", value=self._began_s)
         memory = GaugeMetricFamily("zoetrope_resident_bytes", "Memory of a process.", labels=["process"])
         memory.add_metric(["front"], float(_resident_bytes(os.getpid())))
-        if status.pid is not None:
-            with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees its successor
-                memory.add_metric(["worker"], float(_resident_bytes(status.pid)))
+        for name, worker in self._workers():
+            pid = worker.status.pid
+            if pid is not None:
+                with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees its successor
+                    memory.add_metric([name], float(_resident_bytes(pid)))
         yield memory
 
     def _gpu(self) -> Iterator[Metric]:
-        """The worker's GPU memory; absent where it computes on the CPU."""
-        gpu = self._table.client.gpu_memory
-        if gpu is None:
-            return
-        memory = GaugeMetricFamily("zoetrope_gpu_bytes", "GPU memory of the worker's tensor library.", labels=["kind"])
-        memory.add_metric(["allocated"], float(gpu.allocated_bytes))
-        memory.add_metric(["reserved"], float(gpu.reserved_bytes))
-        yield memory
+        """The workers' GPU memory; absent where they compute on the CPU."""
+        memory = GaugeMetricFamily(
+            "zoetrope_gpu_bytes", "GPU memory of a worker's tensor library.", labels=["process", "kind"]
+        )
+        for name, worker in self._workers():
+            if (gpu := worker.gpu_memory) is not None:
+                memory.add_metric([name, "allocated"], float(gpu.allocated_bytes))
+                memory.add_metric([name, "reserved"], float(gpu.reserved_bytes))
+        if memory.samples:
+            yield memory
+
+    def _workers(self) -> list[tuple[str, WorkerClient]]:
+        """Each by its name in labels: "worker", or "worker-1" and so on where there are several."""
+        workers = self._table.client.workers
+        return [(f"worker-{i}" if len(workers) > 1 else "worker", worker) for i, worker in enumerate(workers, 1)]
 
 
 def _event_loop(reading: LoopReading) -> Iterator[Metric]:

@@ -126,7 +126,7 @@ def opened(context: ApiContext, session: Session) -> SessionOpened:
 def view(context: ApiContext, session: Session) -> SessionView:
     """The session at this moment. controls: those of a fresh stream with all changes applied."""
     reading = session.read()
-    ready = context.table.client.status.ready
+    ready = context.table.client.status_of(session.id).ready
     fresh = ready.controls if ready is not None else {}
     return SessionView(
         id=session.id,
@@ -179,6 +179,6 @@ def model_arguments(running: str) -> dict[str, str]:
 
 
 def _facts(context: ApiContext, session: Session) -> StreamFacts | None:
-    ready = context.table.client.status.ready
+    ready = context.table.client.status_of(session.id).ready
     info = session.stream.info or (ready.info if ready is not None else None)
     return stream_facts(info) if info is not None else None

@@ -62,7 +62,7 @@ class StreamStates:
 
     async def _tell(self) -> None:
         await self._tell_taken()
-        stream, status = self._session.stream, self._context.table.client.status
+        stream, status = self._session.stream, self._context.table.client.status_of(self._session.id)
         live, was_live = stream.state is SessionState.LIVE, self._live
         self._live = live
         if live and not was_live:
@@ -87,7 +87,7 @@ class StreamStates:
                 await self._line.send(Taken(seq=header.seq))
 
     async def _greet(self) -> None:
-        info, ready = self._session.stream.info, self._context.table.client.status.ready
+        info, ready = self._session.stream.info, self._context.table.client.status_of(self._session.id).ready
         assert info is not None, "a live stream knows its facts"
         fresh = ready.controls if ready is not None else {}
         controls = plain_controls({**fresh, **self._session.stream.control.changes()})

@@ -177,7 +177,7 @@ class ControlChannel:
         state, info = stream.state, stream.info
         if state is SessionState.LIVE and self._state is not SessionState.LIVE:
             assert info is not None
-            fresh = self._context.table.client.status.ready
+            fresh = self._context.table.client.status_of(self._session.id).ready
             controls = {**(fresh.controls if fresh is not None else {}), **stream.control.changes()}
             self._send(Ready(session=self._session.id, info=stream_facts(info), controls=plain_controls(controls)))
         elif state is SessionState.OPENING and self._state is SessionState.LIVE:

@@ -44,7 +44,8 @@ class VideoPreset:
     cache.kv_policies.POLICIES, policy_options its fields beside these sizes. stream: "chunk" (n steps, then a clean
     pass), "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler:
     "renoise" (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative
-    prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. width, height: pixels.
+    prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. strength: how far input frames are
+    noised. width, height: pixels.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -61,6 +62,7 @@ class VideoPreset:
     clean_pass: bool = True
     guidance: float = 1.0
     negative_prompt: str = ""
+    strength: float = 0.8
     frame_rate: int = 16
     width: int = 832
     height: int = 480

@@ -36,7 +36,7 @@ def default_controls(core: VideoCore) -> Controls:
         "guidance_scale": preset.guidance,
         "negative_prompt": preset.negative_prompt,
         "seed_lock": False,
-        "strength": 0.8,
+        "strength": preset.strength,
     }
     return Controls().updated(Control.of({**fixed, **own}))
 

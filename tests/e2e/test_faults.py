@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ def test_who_comes_back_within_the_grace_time_finds_the_session_as_it_was(
 
 
 def test_a_killed_worker_is_told_within_a_second_and_every_session_goes_on(live: LiveProcess) -> None:
-    """There is one worker, so every session is told."""
+    """One worker for one device: every session is told."""
     sessions = [live.open(strength=0.6), live.open(strength=0.7)]
     with Streamer(live, sessions[0], rate=15, size=SIZE) as one, Streamer(live, sessions[1], rate=15, size=SIZE) as two:
         wait_for(lambda: len(one.seen) > 2 < len(two.seen))
@@ -256,6 +256,30 @@ def test_a_killed_worker_is_told_within_a_second_and_every_session_goes_on(live:
             closes(client)
     for session in sessions:
         live.end(session)
+
+
+def test_a_killed_worker_leaves_the_other_device_s_sessions_alone(tmp_path: Path) -> None:
+    with live_process("--data", str(tmp_path), "--model", "identity", "--size", "64x48", "--device", "cpu,cpu") as live:
+        wait_for(lambda: "".join(live.output).count("ready: ") > 1)
+        assert len(live.workers()) == 2
+        sessions = [live.open(strength=0.6), live.open(strength=0.7)]
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Streamer(live, made, rate=15, size=SIZE)) for made in sessions]
+            wait_for(lambda: all(len(client.seen) > 10 for client in clients))
+            live.workers()[0].kill()
+            wait_for(lambda: any(client.heard("restarting") for client in clients), 1.0)
+            hit, unhurt = sorted(clients, key=lambda client: -len(client.heard("restarting")))
+            assert hit.hear("ready", after=1)["controls"]["strength"] == (0.6 if hit is clients[0] else 0.7)
+            seen = len(hit.seen)
+            wait_for(lambda: len(hit.seen) > seen + 2)
+            assert not unhurt.heard("restarting")
+            assert len(unhurt.heard("ready")) == 1
+            assert unhurt.gap_s() < 1.0
+            assert live.metric("zoetrope_worker_restarts_total") == 1
+            for number in (1, 2):
+                assert live.metric("zoetrope_resident_bytes", f'{{process="worker-{number}"}}')
+            for client in clients:
+                closes(client)
 
 
 # ---- the front is killed ----

@@ -41,8 +41,12 @@ class LiveProcess:
         self.front = psutil.Process(process.pid)
 
     def worker(self) -> psutil.Process:
-        """The worker process: the child that is no resource tracker."""
-        return next(child for child in self.front.children() if "spawn_main" in " ".join(child.cmdline()))
+        """The worker process, or the first of several."""
+        return self.workers()[0]
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes, as they were started: the children that are no resource tracker."""
+        return [child for child in self.front.children() if "spawn_main" in " ".join(child.cmdline())]
 
     def open(self, *, prompt_only: bool = False, **controls: object) -> dict[str, Any]:
         """A new session, as POST /v1/sessions answers."""

@@ -298,8 +298,8 @@ def test_metrics_watch_the_event_loop_and_the_gpu(server: ApiServer, monkeypatch
     memory = GpuMemory(allocated_bytes=3 << 20, reserved_bytes=5 << 20)
     monkeypatch.setattr(server.table.client, "_gpu_memory", memory)
     text = server.http.get("/metrics").text
-    assert figure(text, 'zoetrope_gpu_bytes{kind="allocated"}') == 3 << 20
-    assert figure(text, 'zoetrope_gpu_bytes{kind="reserved"}') == 5 << 20
+    assert figure(text, 'zoetrope_gpu_bytes{kind="allocated",process="worker"}') == 3 << 20
+    assert figure(text, 'zoetrope_gpu_bytes{kind="reserved",process="worker"}') == 5 << 20
 
 
 def figure(text: str, name: str) -> float:
