@@ -46,8 +46,8 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = doors.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of the model in each worker (default: the cores)")
-    parser.add_argument("--max-sessions", type=int, default=4, help="sessions at once, on all devices together (default 4)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each worker (default: the cores)")
+    parser.add_argument("--max-sessions", type=int, default=4, help="sessions at once, of all devices (default 4)")
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of takes, recordings and jobs")
     parser.add_argument(
         "--open",

@@ -56,7 +56,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a model and how it runs."""
     group = parser.add_argument_group("engine")
     group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(CONTROLS["model"].help))
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live takes several, cuda:0,cuda:1 (default auto)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live: cuda:0,cuda:1 (auto)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     group.add_argument("--backend", default="auto", help="auto, eager or cuda-graph (default auto)")
     group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
