@@ -69,7 +69,7 @@ WAN_NEGATIVE_PROMPT = (
     "legs, many people in the background, walking backwards"
 )
 
-MINI_VIDEO = VideoPreset(shift=3.0, policy="sink", window_frames=12, sink_frames=3, width=128, height=128)
+MINI_VIDEO = VideoPreset(shift=3.0, policy="sink", window_frames=12, sink_frames=3, strength=0.4, width=128, height=128)
 """As train/video trains it; docs/mini-video.md has how window and sink were chosen."""
 
 # Order matters where two hints find the same path: the more particular family stands first.
