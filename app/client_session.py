@@ -372,8 +372,8 @@ class ClientSession:
         frame = self._outputs.read(message.index, message.generation)
         self._send(OutputRelease(session=self.name, index=message.index, generation=message.generation))
         if frame is not None:
-            if message.recorded:
-                self._take.handed_out(frame)
+            if message.take:
+                self._take.handed_out(frame, message.take)
             self._newest = self.count + 1, frame
             self._meter.arrived(time.monotonic_ns(), frame.captured_ns)
 

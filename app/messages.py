@@ -65,18 +65,21 @@ class OutputRelease:
 class StartTake:
     """Begin a fresh stream with the controls of this one, and tell all that happens to it.
 
-    first_seq: the number that the first input in this worker's mailbox had, or will have.
+    take: the number of the session's take, from 1. first_seq: the number that the first input in this worker's mailbox
+    had, or will have.
     """
 
     session: str
+    take: int
     first_seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTake:
-    """Tell no more; the stream goes on."""
+    """Tell no more of that take, where it is still the one that runs; the stream goes on."""
 
     session: str
+    take: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,12 +165,13 @@ class InputAdmitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReady:
-    """A finished frame stands in the session's output buffer `index` as `generation`. recorded: it is the take's."""
+    """A finished frame stands in the session's output buffer `index` as `generation`. take: whose it is; 0: no
+    take's."""
 
     session: str
     index: int
     generation: int
-    recorded: bool = False
+    take: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,7 @@ class TakeRecords:
     """What happened to a recorded session, in order. Sent before any frame that came of it."""
 
     session: str
+    take: int
     records: tuple[TakeRecord, ...]
 
 

@@ -209,9 +209,9 @@ class Worker:
             case InputPosted():
                 self._send(InputTaken(session=session.name))
             case StartTake():
-                self._guarded(session, partial(self._start_take, session, message.first_seq))
+                self._guarded(session, partial(self._start_take, session, message))
             case StopTake():
-                self._stop_take(session, "")
+                self._send_if(session.stop_take("", message.take))
             case OutputRelease():
                 session.release(message.index, message.generation)
             case CloseSession():
@@ -245,7 +245,7 @@ class Worker:
             if session is not by and session.recorder is not None:
                 session.apply(self._wide)
 
-    def _start_take(self, session: WorkerSession, first_seq: int) -> None:
+    def _start_take(self, session: WorkerSession, message: StartTake) -> None:
         """Let what is in flight come out (a few ticks), then begin."""
         for _ in range(session.stream.info.latency_ticks + 2):
             if not session.busy or session.name not in self._sessions:
@@ -253,7 +253,7 @@ class Worker:
             self._tick()
             session.collect()
         if session.name in self._sessions:
-            session.start_take(first_seq, self._engine.open, self._machine, self._wide)
+            session.start_take(message, self._engine.open, self._machine, self._wide)
             self._send_if(session.records())
 
     def _stop_take(self, session: WorkerSession, reason: str) -> None:

@@ -14,7 +14,7 @@ from pipelines.ticklog import TimingRecord
 from pipelines.types import Frame, Stream
 
 from .frames import FrameBuffers, InputMailbox, OutputPool
-from .messages import InputAdmitted, OpenSession, OutputReady, SessionStats, TakeRecords
+from .messages import InputAdmitted, OpenSession, OutputReady, SessionStats, StartTake, TakeRecords
 from .pacer import Pacer
 from .takes.recorder import Recorder, complete_control
 from .takes.records import TakeRecord
@@ -44,6 +44,7 @@ class WorkerSession:
         self._out = 0
         self._skipped = 0  # by streams before this one
         self._recorder: Recorder | None = None
+        self._take = 0  # the number of the recorder's
         self._unrecorded = 0  # the first of `_finished` and of the pacer's that came before the take
         self._next_due_ns = 0
         self._reported: SessionStats | None = None
@@ -93,7 +94,7 @@ class WorkerSession:
     # ---- the take ----
 
     def start_take(
-        self, first_seq: int, open_stream: Callable[[Control], Stream], machine: Mapping[str, object], wide: Control
+        self, message: StartTake, open_stream: Callable[[Control], Stream], machine: Mapping[str, object], wide: Control
     ) -> None:
         """Go on with a fresh stream of the same controls and tell all that happens to it.
 
@@ -110,7 +111,7 @@ class WorkerSession:
         control = Control(**{**control.changes(), **wide.changes()})  # type: ignore[arg-type]  # names of Control
         self.stream = open_stream(control)
         self._unrecorded = len(self._finished) + self._paced
-        self._recorder = Recorder(first_seq)
+        self._recorder, self._take = Recorder(message.first_seq), message.take
         self._recorder.opened(
             self.stream.info,
             control,
@@ -119,12 +120,12 @@ class WorkerSession:
             posted=self._inputs.buffers.newest,
         )
 
-    def stop_take(self, reason: str) -> TakeRecords | None:
-        """Tell no more. Returns the last records; None: nothing is being recorded."""
-        if self._recorder is None:
+    def stop_take(self, reason: str, take: int | None = None) -> TakeRecords | None:
+        """Tell no more (of that take; None: of whichever runs). Returns the last records; None: it does not run."""
+        if self._recorder is None or take not in (None, self._take):
             return None
         self._recorder.stopped(reason)
-        last = TakeRecords(session=self.name, records=self._recorder.take_batch())
+        last = TakeRecords(session=self.name, take=self._take, records=self._recorder.take_batch())
         self._recorder = None
         return last
 
@@ -139,7 +140,7 @@ class WorkerSession:
         if recorder is None or (now_ns is not None and not recorder.due(now_ns)):
             return None
         batch: tuple[TakeRecord, ...] = recorder.take_batch()
-        return TakeRecords(session=self.name, records=batch) if batch else None
+        return TakeRecords(session=self.name, take=self._take, records=batch) if batch else None
 
     # ---- the output ----
 
@@ -180,11 +181,11 @@ class WorkerSession:
         self.collect()
         ready = []
         while self._finished and (place := self._outputs.put(self._finished[0])) is not None:
-            recorded = self._recorder is not None and not self._unrecorded
+            take = self._take if self._recorder is not None and not self._unrecorded else 0
             self._finished.popleft()
             self._unrecorded = max(0, self._unrecorded - 1)
             self._out += 1
-            ready.append(OutputReady(session=self.name, index=place[0], generation=place[1], recorded=recorded))
+            ready.append(OutputReady(session=self.name, index=place[0], generation=place[1], take=take))
         while len(self._finished) > self._outputs.buffers.spec.count:
             self._lose(self._finished.popleft(), ahead=0)
         return ready

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipelines.errors import InputError
@@ -45,6 +46,7 @@ class SessionTake:
         self._name, self._changed = name, changed
         self._send, self._live, self._first_seq, self._tell = send, live, first_seq, tell
         self._writer: TakeWriter | None = None
+        self._number = 0  # of the newest take: what the worker says of an earlier one comes too late
         self._starting = False
         self._begun = False  # the worker has
 
@@ -53,11 +55,13 @@ class SessionTake:
     def start(self, folder: Path, may_grow: Callable[[int], bool]) -> None:
         """Record into `folder`; waits until the worker has begun, at most a second. Raises InputError, OutputError."""
         with self._changed:
-            if self._starting or self._writer is not None:
+            if self._starting or self.recording:
                 raise TakeRunsError("This session is being recorded already.", "Stop that take first.")
             self._starting = True
+            self._number = number = self._number + 1
         try:
-            writer = TakeWriter(folder, session=self._name, may_grow=may_grow, on_trouble=self._failed)
+            trouble = partial(self._failed, number)
+            writer = TakeWriter(folder, session=self._name, may_grow=may_grow, on_trouble=trouble)
         finally:
             with self._changed:
                 self._starting = False
@@ -76,7 +80,7 @@ class SessionTake:
             if writer is None:
                 return
             if self._live():
-                self._send(StopTake(session=self._name))
+                self._send(StopTake(session=self._name, take=self._number))
                 self._changed.wait_for(lambda: self._writer is not writer, _STOP_S)
             self._writer = None
         writer.close()
@@ -92,7 +96,7 @@ class SessionTake:
     def opened(self) -> None:
         """The worker has a stream for the session."""
         if self._writer is not None:
-            self._send(StartTake(session=self._name, first_seq=self._first_seq()))
+            self._send(StartTake(session=self._name, take=self._number, first_seq=self._first_seq()))
 
     def offered(self, seq: int, captured_ns: int, image: Picture, received: bytes | None) -> None:
         """An input; to be told before the worker can know of it, so that the log has it before its push."""
@@ -104,14 +108,14 @@ class SessionTake:
         if self._writer is not None:
             self._writer.add_undecoded(captured_ns, received)
 
-    def handed_out(self, frame: Frame) -> None:
-        """A frame that the worker recorded."""
-        if self._writer is not None:
+    def handed_out(self, frame: Frame, take: int) -> None:
+        """A frame, and whose take's it is to the worker."""
+        if self._writer is not None and take == self._number:
             self._writer.add_frame(frame.seq, frame.source_seq, frame.image)
 
     def told(self, message: TakeRecords) -> None:
         """What happened in the worker."""
-        if self._writer is None:
+        if self._writer is None or message.take != self._number:
             return
         self._begun = True
         self._writer.add_records(message.records)
@@ -127,13 +131,13 @@ class SessionTake:
 
     # ---- from the writer's thread ----
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, number: int, text: str) -> None:
         """The take has ended by itself; the session goes on."""
         with self._changed:
-            stale = self._writer is not None and self._writer.ended
+            stale = self._writer is not None and number == self._number
             if stale:
                 self._writer = None
             live = self._live()
             self._tell(text)
-        if live and stale:
-            self._send(StopTake(session=self._name))
+        if live and stale:  # another take may have begun since
+            self._send(StopTake(session=self._name, take=number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from app.client_session import ClientSession, SessionState
+from app.messages import StartTake, StopTake, TakeRecords, ToWorker
 from app.picture import Picture, jpeg
 from app.takes.inputs import InputArchive, load_input
 from app.takes.machine import describe_machine, differences, loader_words
@@ -23,6 +25,7 @@ from app.takes.records import (
     HandedOut,
     Opened,
     Pushed,
+    Sourced,
     Stopped,
     StoredInput,
     Ticked,
@@ -30,6 +33,7 @@ from app.takes.records import (
     to_line,
 )
 from app.takes.replay import Replay, ReplayOptions
+from app.takes.session_take import SessionTake
 from app.takes.store import TakesFullError, TakeStore
 from app.takes.writer import LOCK_NAME, LOG_NAME, TakeWriter
 from app.worker import WorkerOptions
@@ -233,6 +237,39 @@ def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: ClientSe
     with pytest.raises(InputError, match="already"):
         session.start_take(tmp_path / "third")
     session.stop_take()
+
+
+def test_what_the_worker_says_of_an_earlier_take_comes_too_late(tmp_path: Path) -> None:
+    sent: list[ToWorker] = []
+    told: list[str] = []
+    changed = threading.Condition(threading.RLock())
+    take = SessionTake("s", changed, send=sent.append, live=lambda: True, first_seq=lambda: 0, tell=told.append)
+
+    def begun(number: int) -> None:
+        wait_for(lambda: any(isinstance(m, StartTake) and m.take == number for m in sent))
+        with changed:
+            take.told(TakeRecords(session="s", take=number, records=(Sourced(prompt_only=True, after=0),)))
+            changed.notify_all()
+
+    for number, folder in ((1, "one"), (2, "two")):
+        starting = threading.Thread(target=take.start, args=(tmp_path / folder, lambda size: True))
+        starting.start()
+        begun(number)
+        starting.join()
+        if number == 1:
+            writer = take._writer
+            assert writer is not None
+            with writer._changed:
+                writer._give_up("the disk is full")
+            wait_for(lambda: not take.recording)
+    wait_for(lambda: told == ["the disk is full"])
+    assert {message.take for message in sent if isinstance(message, StopTake)} <= {1}
+    with changed:
+        take.told(TakeRecords(session="s", take=1, records=(Stopped(reason=""),)))
+    assert take.recording
+    with changed:
+        take.told(TakeRecords(session="s", take=2, records=(Stopped(reason=""),)))
+    assert not take.recording
 
 
 def test_the_store_deletes_the_oldest_finished_take_and_never_a_running_one(tmp_path: Path) -> None:
