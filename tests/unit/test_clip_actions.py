@@ -9,12 +9,14 @@ import torch
 
 from pipelines.video.actions import ACTION_NAMES
 from train.clips.actions import (
+    REACH,
     SPEED,
     ZOOM_SPEED,
     bounded_sum,
     frame_actions,
     frame_count,
     sample_actions,
+    within_reach,
 )
 from train.clips.motions import MOTIONS, motion_curves
 from train.clips.paths import (
@@ -160,6 +162,24 @@ def test_sampled_actions_are_held_commands_on_one_or_two_axes() -> None:
     assert not bool((changes[:, 1:] & changes[:, :-1]).any()), "a command is held for two latents at least"
     assert 0.05 < float(changes.double().mean()) < 0.2
     assert torch.equal(actions, sample_actions(400, 12, torch.Generator().manual_seed(7), CPU))
+
+
+def test_commands_stay_within_reach_and_only_sideways_the_camera_goes_on() -> None:
+    actions = sample_actions(400, 24, torch.Generator().manual_seed(9), CPU)
+    farthest = actions.cumsum(1).abs().amax(1)
+    inside = (farthest[:, 1:] <= torch.tensor(REACH[1:]) + 1e-4).all(1)
+    assert 0.9 < float(inside.double().mean()) < 1
+    assert float(farthest[:, 0].max()) > 10
+
+
+def test_a_command_that_would_leave_turns_back_as_far_as_there_is_room() -> None:
+    up = torch.zeros(1, 4, 5)
+    up[..., 1] = torch.tensor([1.0, 1.0, -0.5, 1.0])
+    kept = within_reach(up, torch.tensor([[2, 2, 2, 8]]))
+    assert kept[0, :, 1].tolist() == [1.0, -1.0, -0.5, -0.25]
+    far = torch.zeros(1, 2, 5)
+    far[..., 0] = 1.0
+    assert torch.equal(within_reach(far, torch.tensor([[8, 8]])), far)
 
 
 def test_starts_are_in_the_middle_unless_actions_led_away() -> None:

@@ -38,6 +38,15 @@ def test_combinations_keep_to_their_side_and_empty_scenes_to_the_camera(held_out
     assert 0.05 < sum(row[4] == 0 for row in rows) / 400 < 0.20
 
 
+def test_hard_motions_are_drawn_more_often_for_training() -> None:
+    counts = [
+        torch.bincount(sample_clip_specs(4000, torch.Generator().manual_seed(2), CPU, None, emphasised=on).motion)
+        for on in (False, True)
+    ]
+    shares = [(count[NAMES.index("spinning")] / count[NAMES.index("bouncing")]).item() for count in counts]
+    assert shares == pytest.approx([1.0, 2.5], rel=0.2)
+
+
 def test_specs_repeat_under_a_seed() -> None:
     one, same, other = (sample_clip_specs(20, torch.Generator().manual_seed(seed), CPU, None) for seed in (3, 3, 4))
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
@@ -65,6 +74,15 @@ def curves_of(name: str) -> torch.Tensor:
 def test_every_motion_can_be_seen_within_two_and_a_half_seconds(name: str, least: float) -> None:
     curves = curves_of(name)
     assert bool((curves.amax(1) - curves.amin(1) > least).all())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["moving from side to side", "rocking", "growing and shrinking", "zooming in and out", "tilting up and down"],
+)
+def test_motions_begin_in_one_direction(name: str) -> None:
+    begins = curves_of(name)[:, 1]
+    assert bool((begins > 0).all())
 
 
 def test_still_is_still_and_pans_keep_their_direction() -> None:

@@ -84,6 +84,7 @@ def test_a_cut_window_has_another_clip_s_frames_and_no_loss_on_them(bank: ClipBa
         begins = windows.begins[row] and starts[row] == 0
         first = 0 if begins else max(int(starts[row]), CHUNK)
         assert counted[row].tolist() == [index >= first for index in range(9)]
+        assert batch.follows[row].tolist() == [index >= starts[row] + CHUNK for index in range(9)]
 
 
 def test_a_window_with_a_sink_keeps_its_clip_s_beginning(bank: ClipBank) -> None:
@@ -198,6 +199,7 @@ def test_a_young_stream_s_frames_keep_their_actions_and_their_subject() -> None:
         actions=number[:, :, None].expand(-1, -1, 5),
         coverage=number[:, None, :, None, None].expand(-1, 1, -1, 3, 3),
         counted=torch.ones(rows, WINDOW, dtype=torch.bool),
+        follows=torch.ones(rows, WINDOW, dtype=torch.bool),
     )
     begins = torch.arange(rows) % 2 == 0
     young, there = young_streams(batch, begins)

@@ -26,7 +26,7 @@ PERIOD_S = (1.2, 3.0)
 TURN_PERIOD_S = (2.0, 3.0)
 """Of full turns, in which the outline of a subject would otherwise move by ten pixels a frame."""
 STILL_SHARE = 0.12
-"""Share of clips in which nothing moves by itself; the other motions are equally likely."""
+"""Share of clips in which nothing moves by itself; the other motions are equally likely, but for their emphasis."""
 PAN_SPEED = (1.1 / 128, 1.3 / 128)
 """Of a panning camera, in frame widths a pixel frame: about 0.8 of an action's full speed."""
 
@@ -98,24 +98,31 @@ class Part:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
     """One motion. needs_subject: it is the subject that moves, so its phrases follow the noun ("bouncing"); otherwise
-    they stand between commas, like its labels. period_s: shortest and longest.
+    they stand between commas, like its labels. period_s: shortest and longest. emphasis: how often it is drawn for
+    training, against the others.
     """
 
     term: Term
     needs_subject: bool
     parts: tuple[Part, ...] = ()
     period_s: tuple[float, float] = PERIOD_S
+    emphasis: float = 1.0
 
 
 def _subject_motion(
-    phrases: tuple[str, ...], labels: tuple[str, ...], *parts: Part, period_s: tuple[float, float] = PERIOD_S
+    phrases: tuple[str, ...],
+    labels: tuple[str, ...],
+    *parts: Part,
+    period_s: tuple[float, float] = PERIOD_S,
+    emphasis: float = 1.0,
 ) -> Motion:
     term = Term(name=phrases[0], phrases=phrases, labels=labels)
-    return Motion(term=term, needs_subject=True, parts=parts, period_s=period_s)
+    return Motion(term=term, needs_subject=True, parts=parts, period_s=period_s, emphasis=emphasis)
 
 
-def _camera_motion(labels: tuple[str, ...], phrases: tuple[str, ...], *parts: Part) -> Motion:
-    return Motion(term=Term(name=labels[0], phrases=phrases, labels=labels), needs_subject=False, parts=parts)
+def _camera_motion(labels: tuple[str, ...], phrases: tuple[str, ...], *parts: Part, emphasis: float = 1.0) -> Motion:
+    term = Term(name=labels[0], phrases=phrases, labels=labels)
+    return Motion(term=term, needs_subject=False, parts=parts, emphasis=emphasis)
 
 
 MOTIONS: tuple[Motion, ...] = (
@@ -135,11 +142,13 @@ MOTIONS: tuple[Motion, ...] = (
         ("spinning", "turning"),
         Part(channel="turn", wave=turn, low=1.0, high=1.0),
         period_s=TURN_PERIOD_S,
+        emphasis=2.5,
     ),
     _subject_motion(
         ("rocking", "rocking to and fro", "wobbling"),
         ("rocking", "wobbling"),
         Part(channel="lean", wave=sine, low=math.radians(12), high=math.radians(18)),
+        emphasis=2.5,
     ),
     _subject_motion(
         ("growing and shrinking", "getting bigger and smaller"),
@@ -166,6 +175,7 @@ MOTIONS: tuple[Motion, ...] = (
         ("zooming in and out", "zoom in and out"),
         ("the camera zooms in and out",),
         Part(channel="zoom", wave=sine, low=0.14, high=0.19),
+        emphasis=1.5,
     ),
     _camera_motion(
         ("tilting up and down", "tilt up and down"),
@@ -205,33 +215,41 @@ def _amplitudes() -> Tensor:
 
 
 def motion_curves(motion: Tensor, frames: int, generator: torch.Generator, *, any_phase: bool = False) -> MotionCurves:
-    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude, period (1.2 to 3 s) and direction. They
-    begin at the beginning of a period, so that the first picture of a clip shows the subject as it stands; any_phase:
-    anywhere in it.
+    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude and period (1.2 to 3 s). They begin at the
+    beginning of a period, so that the first picture of a clip shows the subject as it stands, and all in the same
+    direction: to the right, up, in, bigger, clockwise. What a caption leaves open, a few steps cannot decide.
+    any_phase: anywhere in the period.
     """
     n, device = motion.shape[0], motion.device
-    u = torch.rand(4, n, 1, generator=generator, device=device)
+    u = torch.rand(3, n, 1, generator=generator, device=device)
     frame = torch.arange(frames, device=device, dtype=torch.float32).view(1, -1)
     shortest, longest = torch.tensor([m.period_s for m in MOTIONS], device=device)[motion].unsqueeze(-1).unbind(1)
     period_s = shortest + (longest - shortest) * u[0]
-    direction = torch.where(u[1] < 0.5, -1.0, 1.0)
-    theta = 2 * math.pi * (direction * frame / (period_s * FRAMES_PER_SECOND) + (u[3] if any_phase else 0))
+    theta = 2 * math.pi * (frame / (period_s * FRAMES_PER_SECOND) + (u[2] if any_phase else 0))
     waves = torch.stack([wave(theta, frame) for wave in WAVES], -1)
     low, high = _amplitudes().to(device).index_select(1, motion).unbind(0)
-    amplitude = low + (high - low) * u[2].unsqueeze(-1)
+    amplitude = low + (high - low) * u[1].unsqueeze(-1)
     swinging = amplitude[..., : WAVES.index(turn)].abs().sum(-1)
     return MotionCurves(torch.einsum("bfw,bcw->bfc", waves, amplitude), swinging)
 
 
 def sample_clip_specs(
-    n: int, generator: torch.Generator, device: torch.device, held_out: bool | None, *, subjects: int = len(SUBJECTS)
+    n: int,
+    generator: torch.Generator,
+    device: torch.device,
+    held_out: bool | None,
+    *,
+    subjects: int = len(SUBJECTS),
+    emphasised: bool = False,
 ) -> ClipSpec:
     """Draw n combinations on `device` (the generator's); subject, place, light and style as train.world.sample_specs
-    does, which also decides what is held out. A clip without a subject is still or has a camera motion.
+    does, which also decides what is held out. A clip without a subject is still or has a camera motion. emphasised:
+    motions that are hard to learn are drawn more often than others.
     """
     scene = sample_specs(n, generator, device, held_out, subjects=subjects)
-    free = [not motion.needs_subject for motion in MOTIONS[1:]]
-    shares = torch.tensor([[float(f) for f in free], [1.0] * len(free)], device=device)
+    weights = [motion.emphasis if emphasised else 1.0 for motion in MOTIONS[1:]]
+    free = [0.0 if motion.needs_subject else weight for motion, weight in zip(MOTIONS[1:], weights, strict=True)]
+    shares = torch.tensor([free, weights], device=device)
     shares = shares / shares.sum(1, keepdim=True) * (1 - STILL_SHARE)
     shares = torch.cat([torch.full((2, 1), STILL_SHARE, device=device), shares], 1)
     rows = shares.index_select(0, (scene.subject >= 0).long())

@@ -151,7 +151,7 @@ def rendered_groups(
     device, group = session.device, group or session.scale.video_chunk
     for start in range(0, clips, group):
         n = min(group, clips - start)
-        spec = sample_clip_specs(n, generator, device, held_out, subjects=sprites.shape[0])
+        spec = sample_clip_specs(n, generator, device, held_out, subjects=sprites.shape[0], emphasised=not held_out)
         actions = sample_actions(n, latents, generator, device)
         yield spec, actions, render_clips(spec, sprites, actions, generator, latents=latents, size_px=VIDEO_SIZE_PX)
 

@@ -3,8 +3,8 @@
 Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has made itself (Huang et
 al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, or of
 itself alone: the scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As
-the past is noised with it or left away, what has drifted is pulled back. Every second update instead noises real chunks
-at the lower levels, with regression to the real ones, so that a camera's picture is held.
+the past is noised with it or left away, what has drifted is pulled back. Every second update noises real chunks instead,
+with regression to the real ones: past, caption and actions say where everything goes, and a camera's picture is held.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ from train.video.teacher import Batch, as_batch, prepare_transformer, subject_we
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1e-4, 3e-4
 GUIDANCE = 3.0
-"""Away from what the scorer sees without a prompt and without actions."""
+"""Away from what the scorer sees without a prompt."""
+STILL_SHARE = 0.25
+"""Share of the windows in which the guidance goes away from no actions as well; everywhere, it would move things three
+times as far as commanded, as a world without actions is as sharp as one with them.
+"""
 FAKE_UPDATES = 2
 SCORE_RANGE = (0.02, 0.98)
 LOW_LEVELS = 2
-"""How many of the few-step levels, from the last, real chunks are noised to."""
+"""How many of the few-step levels, from the last, real chunks are noised to that do not go on from an earlier one."""
 INDEPENDENT_SHARE = 0.2
 """Share of the scorer's windows with a level for each chunk instead of one for all."""
 ALONE_SHARE = 0.4
@@ -80,6 +84,7 @@ def young_streams(batch: Batch, begins: Tensor) -> tuple[Batch, Tensor]:
         actions=moved(batch.actions, 1),
         coverage=moved(batch.coverage, 2),
         counted=moved(batch.counted, 1),
+        follows=moved(batch.follows, 1),
     )
     return batch, index >= frames - length
 
@@ -255,7 +260,8 @@ class Game:
         noisy = noised(window, torch.randn_like(window), levels)
         low, times = noisy.to(dtype), 1000 * levels
         fake = clean_of(noisy, self.fake_joint(low, times, condition, there), levels)
-        without = Condition(states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions))
+        acts = torch.rand_like(condition.actions[:, :1, :1]) >= STILL_SHARE
+        without = Condition(states=self.empty.expand_as(condition.states), actions=condition.actions * acts)
         given = self.real_joint(low, times, condition, there).float()
         free = self.real_joint(low, times, without, there).float()
         real = clean_of(noisy, free + GUIDANCE * (given - free), levels)
@@ -265,13 +271,14 @@ class Game:
         return gradient
 
     def _on_clips(self) -> None:
-        """The student's update by regression to real chunks that were noised to its lower levels."""
+        """The student's update by regression to real chunks that were noised to its levels: any, where they go on."""
         session = self.session
         windows = draw_windows(self.bank, session.scale.video_batch, session.scale.video_window)
         batch = as_batch(windows, CHUNK)
         rows, _, frames = batch.latents.shape[:3]
-        chosen = torch.randint(LOW_LEVELS, (rows, frames // CHUNK), device=session.device)
-        levels = self.levels[-LOW_LEVELS:][chosen].repeat_interleave(CHUNK, 1)
+        drawn = torch.rand(rows, frames // CHUNK, device=session.device).repeat_interleave(CHUNK, 1)
+        choice = torch.where(batch.follows, self.levels.shape[0], LOW_LEVELS)
+        levels = self.levels.flip(0)[(choice * drawn).long().clamp(max=choice - 1)]
         noise = torch.randn_like(batch.latents)
         condition = Condition(states=self._states(batch.ids), actions=batch.actions.to(session.dtype))
         clean, noisy = batch.latents.to(session.dtype), noised(batch.latents, noise, levels).to(session.dtype)

@@ -12,8 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipelines.video.actions import ACTION_NAMES
 from pipelines.video.text_cache import PlainText
 from pipelines.video.transformer import CausalWanTransformer
+from train.clips.actions import REACH
 from train.video.bank import ClipBank, draw_windows
 from train.video.forcing import clean_of, make_view, noised
 
@@ -26,8 +28,8 @@ FORCED_SHARE = 0.3
 """Share of the streams that begin with a real clip's latents."""
 SWITCH_SHARE = 0.03
 """Share of the chunks before which the prompt changes."""
-ACTION_CHANGE, NO_ACTION = 0.35, 0.5
-ACTIONS = 5
+ACTION_CHANGE, NO_ACTION = 0.15, 0.5
+"""Share of the latents before which the actions change, and of the changes to none at all."""
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -116,11 +118,13 @@ class Pool:
         shape = (batch, windows.latents.shape[1], past + chunk, *windows.latents.shape[3:])
         self.latents = torch.zeros(shape, device=device)
         self.states = encode(windows.ids).to(dtype)
-        self.actions = torch.zeros(batch, past + chunk, ACTIONS, device=device)
+        self.actions = torch.zeros(batch, past + chunk, len(ACTION_NAMES), device=device)
+        self._moved = torch.zeros(batch, len(ACTION_NAMES), device=device)
+        self._reach = torch.tensor(REACH, device=device)
         self.age = torch.zeros(batch, dtype=torch.int64, device=device)
         self._limit = torch.zeros_like(self.age)  # all begin at the first iteration
         self._truth = torch.zeros(batch, shape[1], past, *shape[3:], device=device)
-        self._true_actions = torch.zeros(batch, past, ACTIONS, device=device)
+        self._true_actions = torch.zeros(batch, past, len(ACTION_NAMES), device=device)
         self._forced = torch.zeros(batch, dtype=torch.bool, device=device)
         self.x = torch.zeros(batch, shape[1], chunk, *shape[3:], device=device)
         self.x0 = torch.zeros_like(self.x)
@@ -164,18 +168,28 @@ class Pool:
         self.x.normal_()
 
     def _act(self, over: Tensor) -> None:
-        """The new chunk's actions: those of the last one, or others; while a stream is forced, the clip's."""
-        last = self.actions[:, -1]
-        actions = torch.where(over[:, None], torch.zeros_like(last), last)
-        axes = torch.rand_like(actions) < 0.3
-        drawn = axes * torch.where(torch.rand_like(actions) < 0.5, torch.sign(torch.rand_like(actions) - 0.5),
-                                   2 * torch.rand_like(actions) - 1)  # fmt: skip
-        drawn = drawn * (torch.rand_like(drawn[:, :1]) >= NO_ACTION)
-        change = torch.rand_like(actions[:, :1]) < ACTION_CHANGE
-        actions = torch.where(change, drawn, actions)[:, None].expand(-1, self.chunk, -1)
+        """The new chunk's actions: those of the last one, or others, which turn back at the clips' reach; while a
+        stream is forced, the clip's.
+        """
+        self._moved.masked_fill_(over[:, None], 0)
+        now = self.actions[:, -1].masked_fill(over[:, None], 0)
+        drawn: list[Tensor] = []
+        for _ in range(self.chunk):
+            now = torch.where(torch.rand_like(now[:, :1]) < ACTION_CHANGE, self._command(now), now)
+            now = torch.where((self._moved + sum(drawn, now)).abs() > self._reach, -now, now)
+            drawn.append(now)
         true = self._of_truth(self._true_actions[:, :, :, None], 1)[..., 0]
+        actions = _where(self.is_forced, true, torch.stack(drawn, 1))
         self.actions[:, : self.past] = self._moved_on(self.actions, 1)
-        self.actions[:, self.past :] = _where(self.is_forced, true, actions)
+        self.actions[:, self.past :] = actions
+        self._moved.add_(actions.sum(1)).clamp_(-self._reach, self._reach)
+
+    def _command(self, like: Tensor) -> Tensor:
+        """New actions [B, 5]: on some axes, half of them at full deflection."""
+        axes = torch.rand_like(like) < 0.3
+        size = torch.where(torch.rand_like(like) < 0.5, torch.ones_like(like), torch.rand_like(like))
+        sign = torch.where(torch.rand_like(like) < 0.5, -1.0, 1.0)
+        return axes * sign * size * (torch.rand_like(like[:, :1]) >= NO_ACTION)
 
     def _moved_on(self, window: Tensor, dim: int) -> Tensor:
         """The past of the next chunk, out of the window of the last one."""

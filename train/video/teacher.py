@@ -58,7 +58,8 @@ SUBJECT_WEIGHT = 2.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """latents: float32 [B, C, F, h, w]; ids: int64 [B, 32]; actions: [B, F, 5]; coverage: [B, 1, F, h, w] in 0..1,
-    where subjects are; counted: bool [B, F], the frames whose loss counts.
+    where subjects are; counted: bool [B, F], the frames whose loss counts; follows: bool [B, F], the frames before
+    whose chunk the window has one of the same clip.
     """
 
     latents: Tensor
@@ -66,6 +67,7 @@ class Batch:
     actions: Tensor
     coverage: Tensor
     counted: Tensor
+    follows: Tensor
 
     @property
     def weight(self) -> Tensor:
@@ -97,7 +99,8 @@ def as_batch(windows: Windows, chunk: int, *, cut_share: float = CUT_SHARE) -> B
     coverage = torch.where(foreign[:, None, :, None, None], windows.coverage.roll(1, 0), windows.coverage)
     begins = windows.begins[:, None] & (cut == 0)
     counted = ~foreign & ((index >= chunk) | begins)
-    return Batch(latents=latents, ids=windows.ids, actions=actions, coverage=coverage, counted=counted)
+    follows = index >= cut + chunk
+    return Batch(latents=latents, ids=windows.ids, actions=actions, coverage=coverage, counted=counted, follows=follows)
 
 
 def prepare_transformer(transformer: CausalWanTransformer, *, compile_blocks: bool) -> None:
