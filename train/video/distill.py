@@ -3,8 +3,9 @@
 Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has made itself (Huang et
 al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, or of
 itself alone: the scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As
-the past is noised with it or left away, what has drifted is pulled back. Every second update noises real chunks instead,
-with regression to the real ones: past, caption and actions say where everything goes, and a camera's picture is held.
+the past is noised with it or left away, what has drifted is pulled back. Every second update noises real chunks
+instead, with regression to the real ones: past, caption and actions say where everything goes, and a camera's picture
+is held.
 """
 
 from __future__ import annotations
