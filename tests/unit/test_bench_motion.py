@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.actions import axis_commands, by_latent, compared, measured_of, passed, residual_px, scenes
+from bench.actions import axis_commands, by_latent, calibrated, compared, measured_of, passed, residual_px, scenes
 from bench.fit_motion import degraded, fit, gather, shares_right
 from bench.motion import Transitions, despeckled, fit_background, fit_subject, subject_region, transitions
 from bench.motion_judge import (
@@ -182,6 +182,13 @@ def test_correlation_and_slope_by_hand() -> None:
     deaf = compared(commands, 0.01 * torch.randn(5, 19, 5), 128)
     missed = {bar.name for bar in passed(deaf, residual_px(torch.full((5, 19, 5), 0.3))) if not bar.met}
     assert {"camera_x_slope", "push_y_correlation", "camera_px", "subject_px"} <= missed
+
+
+def test_a_slope_is_a_share_of_what_the_meter_finds_in_the_truth() -> None:
+    found = calibrated({"push_x": {"correlation": 0.9, "slope": 0.6}}, {"push_x": {"correlation": 1.0, "slope": 0.8}})
+    assert found == {
+        "push_x": {"correlation": 0.9, "slope": 0.75, "measured_slope": 0.6, "truth_slope": 0.8},
+    }
 
 
 def test_displacements_point_to_the_right_and_up() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.video.wan_codec import WanCodec
@@ -242,6 +243,32 @@ def test_both_autoencoders_learn_from_a_clip_and_come_back_from_the_checkpoint(t
     trainer.make_step(PHASES[2])()
     assert all(torch.equal(a, b) for a, b in zip(frozen, trainer.masters[0].full, strict=True))
     trainer.save(frozen=True)
+
+
+def test_decoders_learn_on_latents_that_stay_as_they_are(tmp_path: Path) -> None:
+    session = make_session(tmp_path)
+    codecs = Codecs(vae=make_wan_autoencoder(**NARROW), tiny=make_tiny_autoencoder(), moments=Moments())
+    before = {name: values.clone() for name, values in codecs.vae.state_dict().items()}
+    bank = torch.randint(0, 256, (2, 3, 5, 32, 32), dtype=torch.uint8)
+    trainer = CodecTrainer(session, codecs, bank, encoder=False)
+    step = trainer.make_step(PHASES[1])
+    for optimiser in trainer.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3
+    step()
+    trainer.after_step(PHASES[1])
+    trainer.save(frozen=False)
+    saved = {
+        name.removeprefix("vae."): values
+        for name, values in load_file(tmp_path / "video_autoencoder.safetensors").items()
+        if name.startswith("vae.")
+    }
+    assert saved.keys() == before.keys()
+    trainer.finish(frozen=False)
+    for name, values in codecs.vae.state_dict().items():
+        assert torch.equal(values, before[name]) == (not name.startswith(("decoder.", "post_quant_conv."))), name
+        torch.testing.assert_close(values, saved[name].float(), atol=1e-3, rtol=1e-3)
+    assert torch.equal(codecs.moments.mean, torch.zeros(16))
 
 
 def test_what_was_trained_comes_back_for_inference(tmp_path: Path) -> None:

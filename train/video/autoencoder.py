@@ -1,8 +1,9 @@
 """Owns the training of mini-video's autoencoders: AutoencoderKLWan on short clips, the tiny one on its latents.
 
 Both learn in the same step, from the same clips: the tiny encoder to give the stock one's normalised latents, the tiny
-decoder to decode them. In the last phase the stock one stands still, so that the tiny one fits what it became. Knows no
-text and no noise schedule.
+decoder to decode them. In the last phase the stock one stands still, so that the tiny one fits what it became. Once a
+denoiser has been trained on the latents, `train_decoders` goes on with the stock encoder standing still. Knows no text
+and no noise schedule.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.bank import Source
 from train.crew import CrewClock
@@ -46,6 +47,10 @@ MOMENTS_SHARE = 0.02
 MOMENT_DRAWS = 16
 SHARP_FROM, SHARP_OVER = 0.5, 0.3
 """Share of the budget after which squared errors take over, and over which."""
+DECODERS_FALL_FROM = 0.5
+"""Share of the budget after which the rates fall where the latents stand still; there squared errors count from the
+beginning.
+"""
 MEASURED_CLIPS = 16
 
 
@@ -70,13 +75,23 @@ PHASES = (
 
 
 class CodecTrainer:
-    """What a step reads and writes: networks, their float32 parameters and averages, and sums for the log."""
+    """What a step reads and writes: networks, their float32 parameters and averages, and sums for the log.
 
-    def __init__(self, session: Session, codecs: Codecs, bank: Tensor) -> None:
-        self.session, self.codecs, self.bank = session, codecs, bank
-        device = session.device
-        use_lean_norms(codecs.vae)
-        self.masters = [Master(net, dtype=session.dtype, crew=session.crew) for net in (codecs.vae, codecs.tiny)]
+    encoder: False leaves the stock encoder and the moments, and with them the latents, as they are.
+    """
+
+    def __init__(self, session: Session, codecs: Codecs, bank: Tensor, *, encoder: bool = True) -> None:
+        self.session, self.codecs, self.bank, self.encoder = session, codecs, bank, encoder
+        device, vae = session.device, codecs.vae
+        use_lean_norms(vae)
+        learning: nn.Module = vae
+        self.still: dict[str, Tensor] = {}
+        if not encoder:
+            learning = nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+            learns = {name for name, _ in learning.named_parameters()}
+            self.still = {name: values.clone() for name, values in vae.state_dict().items() if name not in learns}
+        self.masters = [Master(net, dtype=session.dtype, crew=session.crew) for net in (learning, codecs.tiny)]
+        vae.to(session.dtype)
         self.optimisers = [adamw(list(master.full), 0.0, device, decay=0.0) for master in self.masters]
         self.averages = [Average(master.full, decay=0.998) for master in self.masters]
         self.sharp = torch.zeros((), device=device)
@@ -90,7 +105,7 @@ class CodecTrainer:
 
         def step() -> None:
             clips = draw_clips(self.bank, n, scale.video_codec_frames, size_px)
-            with torch.set_grad_enabled(phase.joint):
+            with torch.set_grad_enabled(phase.joint and self.encoder):
                 raw = whole.encode((clips * 2 - 1).to(session.dtype)).float()
             losses = [self._stock_loss(whole, raw, clips)] if phase.joint else []
             losses.append(self._tiny_loss(raw.detach(), clips))
@@ -107,15 +122,16 @@ class CodecTrainer:
         return replay
 
     def _stock_loss(self, whole: WholeClips, raw: Tensor, clips: Tensor) -> Tensor:
-        moments = self.codecs.moments
-        moments.move_towards(raw.detach(), MOMENTS_SHARE)
-        self.session.crew.average([moments.mean, moments.std])
+        if self.encoder:
+            moments = self.codecs.moments
+            moments.move_towards(raw.detach(), MOMENTS_SHARE)
+            self.session.crew.average([moments.mean, moments.std])
         noisy = raw + POSTERIOR_STD * torch.randn_like(raw)
         decoded = whole.decode(noisy.to(self.session.dtype)).float() / 2 + 0.5
         loss, squared = pixel_loss(decoded, clips, self.sharp)
         self.sums[0] += squared
         self.sums[1] += loss.detach()
-        return loss + LATENT_WEIGHT * latent_loss(raw)
+        return loss + LATENT_WEIGHT * latent_loss(raw) if self.encoder else loss
 
     def _tiny_loss(self, raw: Tensor, clips: Tensor) -> Tensor:
         tiny = self.codecs.tiny
@@ -158,7 +174,16 @@ class CodecTrainer:
             master.named(master.full if frozen and index == 0 else average.values)[0]
             for index, (master, average) in enumerate(zip(self.masters, self.averages, strict=True))
         ]
-        self.session.save(STAGE, vae=states[0], tiny=states[1], moments=self.codecs.moments)
+        self.session.save(STAGE, vae=self.still | states[0], tiny=states[1], moments=self.codecs.moments)
+
+    def finish(self, *, frozen: bool) -> None:
+        """The averaged weights in the modules, in float32; of a frozen stock autoencoder its own."""
+        for index, (master, average) in enumerate(zip(self.masters, self.averages, strict=True)):
+            if not (frozen and index == 0):
+                average.swap()
+                master.write()
+            master.release()
+        self.codecs.vae.float().load_state_dict(self.still, strict=False)
 
     def log(self, step: int, rate: float) -> None:
         """One line: means over the steps since the last one, or since the phase began. Waits for the device.
@@ -191,11 +216,29 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - took)))
     peaks = [session.rate * (CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
     _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peaks)
-    trainer.averages[1].swap()
-    trainer.masters[1].write()
-    for master in trainer.masters:
-        master.release()
+    trainer.finish(frozen=True)
     set_posterior_noise(codecs.vae)
+    return _trained(session, source, codecs, budget)
+
+
+def train_decoders(session: Session, source: Source, seconds: float) -> Codecs:
+    """Train both decoders and the tiny encoder for seconds on the latents as they are, which a denoiser knows; save and
+    return as train_autoencoder, whose file there must be.
+    """
+    began = session.seconds()
+    codecs = make_codecs(session)
+    session.require(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
+    trainer = CodecTrainer(session, codecs, pixel_bank(session, source, session.generator(13)), encoder=False)
+    session.seed_draws()
+    budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - (session.seconds() - began))))
+    peaks = [session.rate * CONTINUED_RATE * rate for rate in PEAK_RATES]
+    _run_phases(trainer, [Phase(until=1.0, share=1.0, clips=1, joint=True)], budget, peaks)
+    trainer.finish(frozen=False)
+    return _trained(session, source, codecs, budget)
+
+
+def _trained(session: Session, source: Source, codecs: Codecs, budget: CrewClock) -> Codecs:
+    """Save, measure, and return for inference."""
     save_codecs(session, codecs)
     trained = codecs_in_use(session, codecs)
     session.log(STAGE, step=float(budget.steps), **measure_codecs(trained, measured_clips(session, source)))
@@ -207,6 +250,7 @@ def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewCloc
     session = trainer.session
     every = 4 * session.scale.log_every
     joint_until = max(phase.until for phase in phases if phase.joint)
+    falls = (0.5 * joint_until, joint_until) if trainer.encoder else (DECODERS_FALL_FROM, DECODERS_FALL_FROM)
     for phase in phases:
         if not phase.joint:
             trainer.freeze_stock()
@@ -214,9 +258,10 @@ def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewCloc
         session.log(STAGE, event="phase", share=phase.share, took=budget.budget.elapsed())
         while True:
             fraction, warm = budget.fraction(), min(1.0, (budget.steps + 1) / WARMUP_STEPS)
-            set_rate(trainer.optimisers[0], warm * peaks[0] * _falling(fraction, 0.5 * joint_until, joint_until))
-            set_rate(trainer.optimisers[1], warm * peaks[1] * _falling(fraction, joint_until, 1.0))
-            trainer.sharp.fill_(min(1.0, max(0.0, (fraction - SHARP_FROM) / SHARP_OVER)))
+            set_rate(trainer.optimisers[0], warm * peaks[0] * _falling(fraction, falls[0], joint_until))
+            set_rate(trainer.optimisers[1], warm * peaks[1] * _falling(fraction, falls[1], 1.0))
+            sharp = min(1.0, max(0.0, (fraction - SHARP_FROM) / SHARP_OVER)) if trainer.encoder else 1.0
+            trainer.sharp.fill_(sharp)
             replay()
             trainer.after_step(phase)
             budget.tick()

@@ -3,9 +3,10 @@
 python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
-Stages: autoencoder, judge, words, teacher, scorer, student, scores; quick runs all of them at a tiny size. Each
-continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for them, and
-shared by those that follow in the same process; the minutes are given in the order of the stages and do not count it.
+Stages: autoencoder, decoders, judge, words, teacher, scorer, student, scores; quick runs all of them at a tiny size.
+Each continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for
+them, and shared by those that follow in the same process; the minutes are given in the order of the stages and do not
+count it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from train.crew import join
 from train.pack import load_pack
 from train.run import configure_torch
 from train.session import FULL, TINY, Session
-from train.video.autoencoder import measured_clips, train_autoencoder
+from train.video.autoencoder import measured_clips, train_autoencoder, train_decoders
 from train.video.bank import BankSize, ClipBank, clip_bank, long_clips, openings
 from train.video.causal import CHUNK
 from train.video.codecs import STAGE, load_codecs, measure_codecs
@@ -67,6 +68,10 @@ class Workshop:
         train_autoencoder(self.session, self.source, seconds)
         self._banks.clear()
 
+    def decoders(self, seconds: float) -> None:
+        """Both decoders and the tiny encoder, on latents that stay as they are."""
+        train_decoders(self.session, self.source, seconds)
+
     def judge(self, seconds: float) -> None:
         """The classifier that judges pictures of clips; it does not know the generator."""
         sizes = (self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES))
@@ -100,6 +105,7 @@ class Workshop:
 
 STAGES: dict[str, Callable[[Workshop, float], None]] = {
     "autoencoder": Workshop.autoencoder,
+    "decoders": Workshop.decoders,
     "judge": Workshop.judge,
     "words": Workshop.words,
     "teacher": Workshop.teacher,
