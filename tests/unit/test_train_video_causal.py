@@ -14,7 +14,7 @@ from train.session import TINY, Session
 from train.video.bank import ClipBank, draw_windows
 from train.video.carry_over import carry_over, weights_of
 from train.video.causal import CHUNK, GRID, SINK, WINDOW, few_step_levels, make_networks
-from train.video.checkpoints import save_parts
+from train.video.checkpoints import read_parts, save_parts
 from train.video.distill import ALONE_SHARE, Game, _seen, make_players, train_scorer, train_student, young_streams
 from train.video.rollouts import Pool
 from train.video.teacher import (
@@ -169,6 +169,20 @@ def test_openings_come_alone_and_then_now_and_then() -> None:
     assert {kind: later.count(kind) / 2000 for kind in set(later)} == pytest.approx(
         {"opening": OPENING_SHARE, "singles": SINGLE_SHARE, "chunks": 1 - OPENING_SHARE - SINGLE_SHARE}, abs=0.04
     )
+
+
+def test_a_teacher_that_goes_on_keeps_its_text_encoder(session: Session, bank: ClipBank) -> None:
+    session.save(WORDS, text=make_networks(session.device, vocabulary=VOCABULARY, seed=1).text)
+    first = train_teacher(session, bank, bank, VOCABULARY, 0.0)
+    written = read_parts(session.out, "teacher")
+    assert any(not torch.equal(p.half().float(), p) for p in first.text.parameters())
+    then = train_teacher(session, bank, bank, VOCABULARY, 0.0)
+    again = read_parts(session.out, "teacher")
+    assert written.keys() == again.keys()
+    same = {name: torch.equal(values, again[name]) for name, values in written.items()}
+    assert all(same[name] for name in same if name.startswith("text."))
+    assert not all(same[name] for name in same if name.startswith("transformer."))
+    assert all(parameter.dtype == torch.float32 for parameter in then.text.parameters())
 
 
 def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) -> None:

@@ -123,7 +123,7 @@ class TeacherStep:
 
     def _step(self) -> None:
         trainer, chunk = self._trainer, self._chunk
-        session, networks = trainer.session, trainer.networks
+        session = trainer.session
         windows = draw_windows(
             trainer.bank, session.scale.video_batch, session.scale.video_window, begin_share=BEGIN_SHARE
         )
@@ -132,7 +132,7 @@ class TeacherStep:
         levels = chunk_levels(batch.latents.shape[0], frames, chunk, shift=SHIFT, steps=trainer.levels)
         noise = torch.randn_like(batch.latents)
         noisy = noised(batch.latents, noise, levels)
-        condition = Condition(states=networks.encode(batch.ids), actions=batch.actions.to(session.dtype))
+        condition = Condition(states=trainer.encode(batch.ids), actions=batch.actions.to(session.dtype))
         velocity = self._pass(batch.latents.to(session.dtype), noisy.to(session.dtype), 1000 * levels, condition)
         loss = velocity_loss(velocity, batch.latents, noise, batch.weight)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -150,14 +150,14 @@ class OpeningStep:
 
     def _step(self) -> None:
         trainer, frames = self._trainer, self._frames
-        session, networks = trainer.session, trainer.networks
+        session = trainer.session
         windows = draw_windows(trainer.openings, self._clips, frames, begin_share=1.0)
         levels = shifted_levels(torch.rand(self._clips, 1, device=session.device), SHIFT)
         pure = torch.rand(self._clips, 1, device=session.device) < NOISE_SHARE
         levels = torch.where(pure, torch.ones_like(levels), levels).expand(-1, frames)
         noise = torch.randn_like(windows.latents)
         noisy = noised(windows.latents, noise, levels)
-        condition = Condition(states=networks.encode(windows.ids), actions=windows.actions.to(session.dtype))
+        condition = Condition(states=trainer.encode(windows.ids), actions=windows.actions.to(session.dtype))
         velocity = self._pass(noisy.to(session.dtype), 1000 * levels, condition)
         loss = velocity_loss(velocity, windows.latents, noise, subject_weight(windows.coverage))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -166,12 +166,22 @@ class OpeningStep:
 
 
 class Trainer:
-    """Networks, optimiser and average of the teacher's training."""
+    """Networks, optimiser and average of the teacher's training.
 
-    def __init__(self, session: Session, bank: ClipBank, openings: ClipBank, networks: VideoNetworks) -> None:
+    reads: the text encoder learns too; otherwise it stays as it is.
+    """
+
+    def __init__(
+        self, session: Session, bank: ClipBank, openings: ClipBank, networks: VideoNetworks, *, reads: bool
+    ) -> None:
         self.session, self.bank, self.openings, self.networks = session, bank, openings, networks
         self.levels = few_step_levels(session.device)
-        self.master = Master(*networks.modules, dtype=session.dtype, crew=session.crew)
+        self.reads = reads
+        self.text = {name: values.clone() for name, values in networks.text.state_dict().items()}
+        if not reads:
+            networks.text.requires_grad_(False).to(session.dtype)
+        learning = networks.modules if reads else (networks.transformer,)
+        self.master = Master(*learning, dtype=session.dtype, crew=session.crew)
         table = networks.text.get_input_embeddings().weight
         tables = {id(full) for full, low in zip(self.master.full, self.master.low, strict=True) if low is table}
         self.optimiser = Muon(self.master.full, tables, PEAK_RATE)
@@ -189,18 +199,36 @@ class Trainer:
         self.total.zero_()
         self.opening_total.zero_()
 
+    def encode(self, ids: Tensor) -> Tensor:
+        """Text states [B, 32, 128] of token ids int64 [B, 32]."""
+        with torch.set_grad_enabled(self.reads):
+            return self.networks.encode(ids)
+
     def save(self) -> None:
         """The averaged weights as they stand."""
-        names = ("transformer", "text")
-        save_parts(self.session, STAGE, **dict(zip(names, self.master.named(self.average.values), strict=True)))
+        transformer, *text = self.master.named(self.average.values)
+        save_parts(self.session, STAGE, transformer=transformer, text=text[0] if text else self._kept_text())
+
+    def finish(self) -> None:
+        """The averaged weights in the modules, in float32."""
+        self.average.swap()
+        self.master.release()
+        if not self.reads:
+            self.networks.text.float().load_state_dict(self.text)
+
+    def _kept_text(self) -> dict[str, Tensor]:
+        return {name: self.text[name] for name, _ in self.networks.text.named_parameters()}
 
 
-def load_teacher(session: Session, vocabulary: int) -> VideoNetworks:
-    """The networks of this run's or resume's teacher, else untrained ones with the text encoder of the stage words."""
+def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool]:
+    """The networks of this run's or resume's teacher and True, else untrained ones with the text encoder of the stage
+    words and False.
+    """
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
-    if not restore_parts(session, STAGE, transformer=networks.transformer, text=networks.text):
+    continued = restore_parts(session, STAGE, transformer=networks.transformer, text=networks.text)
+    if not continued:
         session.require(WORDS, text=networks.text)
-    return networks
+    return networks, continued
 
 
 def kind_of_step(fraction: float, step: int, rng: random.Random) -> str:
@@ -216,10 +244,13 @@ def kind_of_step(fraction: float, step: int, rng: random.Random) -> str:
 def train_teacher(
     session: Session, bank: ClipBank, openings: ClipBank, vocabulary: int, seconds: float
 ) -> VideoNetworks:
-    """Train for seconds; save the averages; return the networks with them."""
-    networks = load_teacher(session, vocabulary)
+    """Train for seconds; save the averages; return the networks with them.
+
+    Continued, the text encoder stands still: scorers and students have learnt to read what it writes.
+    """
+    networks, continued = load_teacher(session, vocabulary)
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
-    trainer = Trainer(session, bank, openings, networks)
+    trainer = Trainer(session, bank, openings, networks, reads=not continued)
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
     budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     counted = {"opening": 0, "window": 0}
@@ -239,7 +270,6 @@ def train_teacher(
                 counted[name] = 0
         if budget.budget.due():
             trainer.save()
-    trainer.average.swap()
-    trainer.master.release()
+    trainer.finish()
     save_parts(session, STAGE, transformer=networks.transformer, text=networks.text)
     return networks
