@@ -44,11 +44,14 @@ class Prompts:
 
 
 def world_examples(world: Path) -> tuple[str, ...]:
-    """Prompts that walk through a world's subjects, places, lights and styles; the last is for camera pictures."""
+    """Prompts that walk through a world's subjects, places, lights, styles and motions; the last is for camera
+    pictures.
+    """
     content: dict[str, Any] = json.loads(world.read_text(encoding="utf-8"))
     names = (str(entry["name"]) for entry in content.get("subjects", ()))
     subjects = [name for name in names if not name.endswith("s")]  # "a fries" reads badly
     styles = [str(entry["name"]) for entry in content.get("styles", ())][1:]  # the first is the plain one
+    motions = [str(entry["name"]) for entry in content.get("motions", ())][1:]  # the first is standing still
     places, lights = (_phrases(content.get(kind, ())) for kind in ("places", "lights"))
     prompts = [str(content["example"])] if content.get("example") else []
     for i in range(1, min(_MOST_EXAMPLES - 1, len(subjects))):
@@ -56,7 +59,7 @@ def world_examples(world: Path) -> tuple[str, ...]:
         article = "an" if subject[0] in "aeiou" else "a"
         light = _turn(lights, i) if i % 2 else ""
         text = " ".join(part for part in (article, subject, _turn(places, i), light) if part)
-        prompts.append(", ".join(part for part in (text, _turn(styles, i)) if part))
+        prompts.append(", ".join(part for part in (text, _turn(styles, i), _turn(motions, 3 * i - 2)) if part))
     if content.get("photo_words") and styles:
         prompts.append(f"{content['photo_words'][0]}, {styles[-1]}")
     return tuple(prompts)

@@ -16,7 +16,7 @@ from .hub import BUNDLED_FOLDER, bundled_names
 from .layout import read_json
 
 WORLD_FILE = "world.json"
-_KINDS = ("subjects", "places", "lights", "styles")
+_KINDS = ("subjects", "places", "lights", "styles", "motions")
 _WORD = re.compile(r"[a-z]+")
 _MAX_NEAR = 3
 _MAX_TOLD = 5

@@ -35,12 +35,13 @@ student alone bleaches plain scenes, the teacher alone blurs pixel art; docs/log
 """
 
 
+def term(item: Term) -> dict[str, Any]:
+    """A component's name and accepted words."""
+    return {"name": item.name, "words": list(dict.fromkeys((*item.labels, *item.phrases)))}
+
+
 def world() -> dict[str, Any]:
     """What a prompt can name, for world.json: every component with its accepted words, and all words known."""
-
-    def term(item: Term) -> dict[str, Any]:
-        return {"name": item.name, "words": list(dict.fromkeys((*item.labels, *item.phrases)))}
-
     return {
         "subjects": [{"name": s.name, "words": list(s.words)} for s in SUBJECTS],
         "places": [term(place) for place in PLACES],

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from app.prompts import Prompts
 from pipelines.errors import ModelLayoutError
-from pipelines.hub import BUNDLED_FOLDER
+from pipelines.hub import BUNDLED_FOLDER, bundled_names
 from pipelines.vocabulary import Vocabulary, world_file
 from tests.fakes.tiny_models import write_json
 
@@ -55,6 +56,24 @@ def test_the_bundled_world_is_readable() -> None:
     words = Vocabulary.read(BUNDLED_FOLDER / "mini-image" / "world.json")
     assert {"robot", "cat"} <= words.words
     assert words.notice("a cat") == ""
+
+
+@pytest.mark.parametrize("name", bundled_names())
+def test_a_bundled_model_knows_what_its_page_suggests(name: str) -> None:
+    world = world_file(name)
+    assert world is not None
+    prompts = Prompts.of_world(world)
+    assert len(prompts.examples) == 6
+    assert [prompts.notice(example) for example in prompts.examples] == [""] * 6
+    assert "lighthouse" in prompts.notice("a lighthouse in a storm")
+
+
+def test_motions_are_suggested_where_a_world_has_them() -> None:
+    world = world_file("mini-video")
+    assert world is not None
+    examples = Prompts.of_world(world).examples
+    assert examples[0] == "a robot bouncing on the beach at sunset"
+    assert examples[1].endswith(", moving from side to side")
 
 
 def test_a_missing_world_is_named(tmp_path: Path) -> None:

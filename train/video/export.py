@@ -51,11 +51,13 @@ def export_model(
     text_encoder: UMT5EncoderModel,
     tokenizer: Any,
     card: str,
+    world: Mapping[str, Any] | None = None,
     preset: Mapping[str, Any] | None = None,
 ) -> float:
     """Write the whole model folder with float16 weights; return its size in MiB. The networks are not changed.
 
     transformer: with an action_embedder, or without one: then there is no folder actions/. card: Markdown of README.md.
+    world: what prompts can name, for world.json.
     preset: what zoetrope.json changes of the family's preset, by the names of VideoPreset. Raises ValueError if the
     folder is larger than MAX_SIZE_MIB.
     """
@@ -69,6 +71,8 @@ def export_model(
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config())
     write_json(folder / "model_index.json", _PIPELINE_INDEX)
     write_json(folder / "zoetrope.json", settings(preset or {}))
+    if world is not None:
+        write_json(folder / "world.json", {"size_px": VIDEO_SIZE_PX, **world})
     (folder / "README.md").write_text(card, encoding="utf-8")
     size = folder_mib(folder)
     if size > MAX_SIZE_MIB:

@@ -10,9 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from train.clips.captions import clip_words
+from train.clips.motions import MOTIONS
+from train.publish import term, world
 from train.session import TINY, Session
 from train.video.card import model_card
 from train.video.causal import make_networks
@@ -27,6 +31,16 @@ from train.vocabulary_world import PLACES, STYLES
 
 MODEL = Path("assets/models/mini-video")
 JUDGED_FRAMES = 1024
+
+
+def clip_world() -> dict[str, Any]:
+    """What a prompt can name, for world.json: mini-image's world, and motions."""
+    return {
+        **world(),
+        "motions": [term(motion.term) for motion in MOTIONS],
+        "known_words": list(clip_words()),
+        "example": "a robot bouncing on the beach at sunset",
+    }
 
 
 def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", figures: Path | None = None) -> float:
@@ -47,6 +61,7 @@ def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", fi
         text_encoder=networks.text,
         tokenizer=tokenizer,
         card=model_card(measured),
+        world=clip_world(),
     )
 
 
