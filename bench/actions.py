@@ -151,9 +151,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     frames = 1 + 4 * (latents - 1)
 
     def rendered(actions: Tensor | None) -> Iterable[Tensor]:
-        generator = torch.Generator().manual_seed(options.seed)
+        device = torch.device(options.device)
+        generator = torch.Generator(device).manual_seed(options.seed)
         told = no_actions(options.captions, latents) if actions is None else actions
-        yield as_bytes(render_clips(spec, sprites, told, generator, latents=latents).frames)
+        world = ClipSpec(*(part.to(device) for part in spec))
+        clips = render_clips(world, sprites.to(device), told.to(device), generator, latents=latents)
+        yield as_bytes(clips.frames)
 
     truth = compared(commands, measured_of(rendered(commands)), 128)
     if options.rendered:
