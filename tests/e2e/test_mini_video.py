@@ -70,7 +70,7 @@ def test_arrow_keys_on_the_page_move_the_picture(live: LiveProcess, tmp_path: Pa
     with browse(str(CHROMIUM), live.url) as page:
         page.screen(1360, 860)
         page.until("document.querySelector('.zt-stage')?.dataset.acts === ''", 60)
-        page.evaluate("window.zoetrope.setControl('prompt', 'a penguin in the forest, daytime, standing still')")
+        page.evaluate("window.zoetrope.setControl('prompt', 'a penguin in the forest, standing still')")
         page.click("#zt-start")
         page.until("Number(document.querySelector('.zt-picture').dataset.number) > 30", 60)
         speed = {"none": camera_speed(page.evaluate(WATCH))}
@@ -92,7 +92,7 @@ def test_arrow_keys_on_the_page_move_the_picture(live: LiveProcess, tmp_path: Pa
 def test_a_prompt_becomes_a_file_that_shows_it(tmp_path: Path) -> None:
     file = tmp_path / "out.mp4"
     command = ["render", "--model", "mini-video", "--device", "cpu", "--prompt-only", "--seconds", "2", "--seed", "1"]
-    prompt = ("--prompt", "a ghost in the desert, daytime, bouncing")
+    prompt = ("--prompt", "a ghost in the desert, bouncing")
     done = subprocess.run(
         [sys.executable, "-m", "app", *command, *prompt, str(file)],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
