@@ -59,7 +59,8 @@ def world_examples(world: Path) -> tuple[str, ...]:
         article = "an" if subject[0] in "aeiou" else "a"
         light = _turn(lights, i) if i % 2 else ""
         text = " ".join(part for part in (article, subject, _turn(places, i), light) if part)
-        prompts.append(", ".join(part for part in (text, _turn(styles, i), _turn(motions, 3 * i - 2)) if part))
+        motion = _turn(motions, 3 * i - 2)  # far apart in the list, where the subject's come before the camera's
+        prompts.append(", ".join(part for part in (text, _turn(styles, i), motion) if part))
     if content.get("photo_words") and styles:
         prompts.append(f"{content['photo_words'][0]}, {styles[-1]}")
     return tuple(prompts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as functional
@@ -45,12 +45,6 @@ WARMUP_STEPS = 100
 LATENT_WEIGHT = 0.05
 MOMENTS_SHARE = 0.02
 MOMENT_DRAWS = 16
-SHARP_FROM, SHARP_OVER = 0.5, 0.3
-"""Share of the budget after which squared errors take over, and over which."""
-DECODERS_FALL_FROM = 0.5
-"""Share of the budget after which the rates fall where the latents stand still; there squared errors count from the
-beginning.
-"""
 MEASURED_CLIPS = 16
 
 
@@ -72,6 +66,26 @@ PHASES = (
     Phase(until=1.00, share=1.0, clips=1, joint=False),
 )
 """Crops first: at a quarter of the pixels there are many more steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """phases, and shares of the budget: between which two the rates of the stock autoencoder and of the tiny one fall,
+    and squared errors take over.
+    """
+
+    phases: tuple[Phase, ...]
+    stock_falls: tuple[float, float]
+    tiny_falls: tuple[float, float]
+    sharpens: tuple[float, float]
+
+
+FIRST = Course(phases=PHASES, stock_falls=(0.375, 0.75), tiny_falls=(0.75, 1.0), sharpens=(0.5, 0.8))
+CONTINUED = replace(FIRST, phases=PHASES[1:])
+DECODERS = Course(
+    phases=(Phase(until=1.0, share=1.0, clips=1, joint=True),),
+    stock_falls=(0.5, 1.0), tiny_falls=(0.5, 1.0), sharpens=(-1.0, 0.0),
+)  # fmt: skip
 
 
 class CodecTrainer:
@@ -215,7 +229,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     session.seed_draws()
     budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - took)))
     peaks = [session.rate * (CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
-    _run_phases(trainer, PHASES[1:] if continued else PHASES, budget, peaks)
+    _run(trainer, CONTINUED if continued else FIRST, budget, peaks)
     trainer.finish(frozen=True)
     set_posterior_noise(codecs.vae)
     return _trained(session, source, codecs, budget)
@@ -232,7 +246,7 @@ def train_decoders(session: Session, source: Source, seconds: float) -> Codecs:
     session.seed_draws()
     budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - (session.seconds() - began))))
     peaks = [session.rate * CONTINUED_RATE * rate for rate in PEAK_RATES]
-    _run_phases(trainer, [Phase(until=1.0, share=1.0, clips=1, joint=True)], budget, peaks)
+    _run(trainer, DECODERS, budget, peaks)
     trainer.finish(frozen=False)
     return _trained(session, source, codecs, budget)
 
@@ -245,23 +259,21 @@ def _trained(session: Session, source: Source, codecs: Codecs, budget: CrewClock
     return trained
 
 
-def _run_phases(trainer: CodecTrainer, phases: Sequence[Phase], budget: CrewClock, peaks: Sequence[float]) -> None:
+def _run(trainer: CodecTrainer, course: Course, budget: CrewClock, peaks: Sequence[float]) -> None:
     """Each phase makes a step at least."""
     session = trainer.session
     every = 4 * session.scale.log_every
-    joint_until = max(phase.until for phase in phases if phase.joint)
-    falls = (0.5 * joint_until, joint_until) if trainer.encoder else (DECODERS_FALL_FROM, DECODERS_FALL_FROM)
-    for phase in phases:
+    for phase in course.phases:
         if not phase.joint:
             trainer.freeze_stock()
         replay = trainer.make_step(phase)
         session.log(STAGE, event="phase", share=phase.share, took=budget.budget.elapsed())
         while True:
             fraction, warm = budget.fraction(), min(1.0, (budget.steps + 1) / WARMUP_STEPS)
-            set_rate(trainer.optimisers[0], warm * peaks[0] * _falling(fraction, falls[0], joint_until))
-            set_rate(trainer.optimisers[1], warm * peaks[1] * _falling(fraction, falls[1], 1.0))
-            sharp = min(1.0, max(0.0, (fraction - SHARP_FROM) / SHARP_OVER)) if trainer.encoder else 1.0
-            trainer.sharp.fill_(sharp)
+            set_rate(trainer.optimisers[0], warm * peaks[0] * _falling(fraction, *course.stock_falls))
+            set_rate(trainer.optimisers[1], warm * peaks[1] * _falling(fraction, *course.tiny_falls))
+            begin, end = course.sharpens
+            trainer.sharp.fill_(min(1.0, max(0.0, (fraction - begin) / (end - begin))))
             replay()
             trainer.after_step(phase)
             budget.tick()

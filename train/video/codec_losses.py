@@ -20,19 +20,19 @@ def pixel_loss(decoded: Tensor, clip: Tensor, sharp: Tensor) -> tuple[Tensor, Te
 
     Absolute errors of pixels, of slopes at two scales (edges, and textures that are a little displaced) and of changes
     from frame to frame (flicker). sharp: 0..1 on the device; towards 1 squared errors count more (they are what PSNR
-    measures) and the absolute ones half. Squared errors of the changes keep a latent's four frames apart: without them
-    they were drawn close together, and a camera went 1.3 to 1.5 times too far into the first of them.
+    measures) and the absolute ones half. Squared errors of the changes are to keep a latent's four frames apart, which
+    without them were drawn too close together (docs/log.md).
     """
     squared = functional.mse_loss(decoded, clip)
+    changed, change = decoded.diff(dim=2), clip.diff(dim=2)
     coarse = [functional.avg_pool3d(x, (1, 2, 2)) for x in (decoded, clip)]
     gentle = (
         functional.l1_loss(decoded, clip)
         + SLOPES * _distance(slopes(decoded), slopes(clip))
         + COARSE_SLOPES * _distance(slopes(coarse[0]), slopes(coarse[1]))
-        + CHANGES * functional.l1_loss(decoded.diff(dim=2), clip.diff(dim=2))
+        + CHANGES * functional.l1_loss(changed, change)
     )
-    changes = functional.mse_loss(decoded.diff(dim=2), clip.diff(dim=2))
-    sharper = (1 + SQUARED * sharp) * squared + SQUARED_CHANGES * sharp * changes
+    sharper = (1 + SQUARED * sharp) * squared + SQUARED_CHANGES * sharp * functional.mse_loss(changed, change)
     return (1 - 0.5 * sharp) * gentle + sharper, squared.detach()
 
 

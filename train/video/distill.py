@@ -39,9 +39,9 @@ from train.video.teacher import Batch, as_batch, prepare_transformer, subject_we
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1.5e-4, 4.5e-4
 GUIDANCE = 1.5
-"""Away from what the scorer sees without a prompt and without actions. By 3 streams became flat areas of colour within
-1,000 iterations: at high noise levels it asks for more than any picture has, and no lower level corrects that as it
-does in sampling.
+"""Away from what the scorer sees without a prompt and without actions. By 3 the student was lost within 2,000
+iterations: at high noise levels it asks for more than any picture has, and no lower level corrects that as it does in
+sampling.
 """
 FAKE_UPDATES = 2
 SCORE_RANGE = (0.02, 0.98)

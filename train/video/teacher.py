@@ -177,9 +177,7 @@ class Trainer:
         self.session, self.bank, self.openings, self.networks = session, bank, openings, networks
         self.levels = few_step_levels(session.device)
         self.reads = reads
-        self.text = {name: values.clone() for name, values in networks.text.state_dict().items()}
-        if not reads:
-            networks.text.requires_grad_(False).to(session.dtype)
+        networks.text.requires_grad_(reads)
         learning = networks.modules if reads else (networks.transformer,)
         self.master = Master(*learning, dtype=session.dtype, crew=session.crew)
         table = networks.text.get_input_embeddings().weight
@@ -202,22 +200,17 @@ class Trainer:
     def encode(self, ids: Tensor) -> Tensor:
         """Text states [B, 32, 128] of token ids int64 [B, 32]."""
         with torch.set_grad_enabled(self.reads):
-            return self.networks.encode(ids)
+            return self.networks.encode(ids).to(self.session.dtype)
 
     def save(self) -> None:
         """The averaged weights as they stand."""
         transformer, *text = self.master.named(self.average.values)
-        save_parts(self.session, STAGE, transformer=transformer, text=text[0] if text else self._kept_text())
+        save_parts(self.session, STAGE, transformer=transformer, text=text[0] if text else self.networks.text)
 
     def finish(self) -> None:
         """The averaged weights in the modules, in float32."""
         self.average.swap()
         self.master.release()
-        if not self.reads:
-            self.networks.text.float().load_state_dict(self.text)
-
-    def _kept_text(self) -> dict[str, Tensor]:
-        return {name: self.text[name] for name, _ in self.networks.text.named_parameters()}
 
 
 def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool]:
