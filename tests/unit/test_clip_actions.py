@@ -158,7 +158,7 @@ def test_sampled_actions_are_held_commands_on_one_or_two_axes() -> None:
     assert 0.40 < float((actions == 0).flatten(1).all(1).double().mean()) < 0.62
     assert int((actions != 0).sum(-1).max()) == 2
     assert set((actions != 0).any(1).sum(0).clamp(max=1).tolist()) == {1}
-    changes = (actions.diff(dim=1) != 0).any(-1)
+    changes = (actions.abs().diff(dim=1) != 0).any(-1)
     assert not bool((changes[:, 1:] & changes[:, :-1]).any()), "a command is held for two latents at least"
     assert 0.05 < float(changes.double().mean()) < 0.2
     assert torch.equal(actions, sample_actions(400, 12, torch.Generator().manual_seed(7), CPU))
@@ -172,14 +172,20 @@ def test_commands_stay_within_reach_and_only_sideways_the_camera_goes_on() -> No
     assert float(farthest[:, 0].max()) > 10
 
 
-def test_a_command_that_would_leave_turns_back_as_far_as_there_is_room() -> None:
-    up = torch.zeros(1, 4, 5)
-    up[..., 1] = torch.tensor([1.0, 1.0, -0.5, 1.0])
-    kept = within_reach(up, torch.tensor([[2, 2, 2, 8]]))
-    assert kept[0, :, 1].tolist() == [1.0, -1.0, -0.5, -0.25]
-    far = torch.zeros(1, 2, 5)
+def test_a_command_that_would_leave_turns_back_as_fast() -> None:
+    up = torch.zeros(1, 9, 5)
+    up[..., 1] = torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 0.5, 0.5])
+    kept = within_reach(up, torch.tensor([[0, 0, 0, 0, 0, 0, 0, 1, 1]]))
+    assert kept[0, :, 1].tolist() == [1, 1, -1, -1, -1, -1, 1, 0.5, 0.5]
+    far = torch.zeros(1, 8, 5)
     far[..., 0] = 1.0
-    assert torch.equal(within_reach(far, torch.tensor([[8, 8]])), far)
+    assert torch.equal(within_reach(far, torch.zeros(1, 8, dtype=torch.int64)), far)
+
+
+def test_full_speed_is_as_frequent_on_axes_with_a_bound() -> None:
+    actions = sample_actions(2000, 24, torch.Generator().manual_seed(4), CPU)
+    full = (actions.abs() == 1).double().mean((0, 1))
+    assert float(full.min()) > 0.8 * float(full.max())
 
 
 def test_starts_are_in_the_middle_unless_actions_led_away() -> None:

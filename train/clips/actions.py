@@ -24,11 +24,11 @@ IDLE_CLIPS = 0.4
 """Share of clips without any action."""
 HELD_LATENTS = (2, 8)
 """How long a command is held."""
-REACH = (math.inf, 3.0, 3.0, 3.0, 3.0)
+REACH = (math.inf, 2.4, 3.0, 3.0, 3.0)
 """How far, in latents at full deflection, an axis goes from where it began: within the world's bounds, mostly. Where
 commands ran into them, 24 to 42 % of what was commanded did not happen, and a model answered all of it too weakly.
 """
-HEEDLESS_CLIPS = 0.1
+HEEDLESS_CLIPS = 0.05
 """Share of clips whose commands run into the bounds all the same."""
 RELEASED, TWO_AXES, FULL_DEFLECTION = 0.25, 0.4, 0.5
 """Shares of commands: none at all, two axes at once, values of exactly -1 or 1 (others are at least 0.2)."""
@@ -41,7 +41,8 @@ def frame_count(latents: int) -> int:
 
 def sample_actions(n: int, latents: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Actions float32 [n, latents, 5] in -1..1 on `device` (the generator's): two of five have none, the others
-    commands on one or two axes, each held for 2 to 8 latents, that turn back at REACH.
+    commands on one or two axes, each held for 2 to 8 latents, that turn back at REACH. Full speed is as frequent on
+    axes with a bound as on the others.
     """
     if n < 1 or latents < 1:
         raise ValueError(f"n={n} and latents={latents} must be at least 1")
@@ -63,22 +64,29 @@ def sample_actions(n: int, latents: int, generator: torch.Generator, device: tor
     size = torch.where(uniform(n, count, 1) < FULL_DEFLECTION, torch.ones_like(partial), partial)
     values = sign * size * (order < axes) * (uniform(n, count, 1) >= RELEASED)
     values = values * (uniform(n, 1, 1) >= IDLE_CLIPS)
-    values = torch.where(uniform(n, 1, 1) < HEEDLESS_CLIPS, values, within_reach(values, held))
-    return values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
+    given = values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
+    heedless = uniform(n, 1, 1) < HEEDLESS_CLIPS
+    return torch.where(heedless, given, within_reach(given, command))
 
 
-def within_reach(values: Tensor, held: Tensor) -> Tensor:
-    """Commands [n, K, 5], held for so many latents each (int64 [n, K]), as they stay within REACH: one that would leave
-    it goes the other way, as far as there is room.
+def within_reach(actions: Tensor, command: Tensor) -> Tensor:
+    """Actions [n, L, 5] of commands numbered int64 [n, L], as they stay within REACH: a command that would leave it
+    goes on the other way, as fast.
     """
-    reach = torch.tensor(REACH, device=values.device)
-    place, kept = torch.zeros_like(values[:, 0]), []
-    for value, latents in zip(values.unbind(1), held.unsqueeze(-1).unbind(1), strict=True):
-        way = torch.where((place + value * latents).abs() > reach, -value, value)
-        room = (reach - place * way.sign()) / latents.clamp(min=1)
-        kept.append(torch.minimum(way.abs(), room.clamp(min=0)) * way.sign())
-        place = place + kept[-1] * latents
+    reach = torch.tensor(REACH, device=actions.device)
+    place, way, kept = torch.zeros_like(actions[:, 0]), torch.ones_like(actions[:, 0]), []
+    begins = torch.cat([torch.ones_like(command[:, :1]), command.diff(dim=1)], 1) != 0
+    for value, new in zip(actions.unbind(1), begins.unsqueeze(-1).unbind(1), strict=True):
+        ahead = torch.where(new, value, value * way)
+        kept.append(turned_back(ahead, place, reach))
+        way = torch.where(kept[-1] == value, 1.0, -1.0)
+        place = place + kept[-1]
     return torch.stack(kept, 1)
+
+
+def turned_back(action: Tensor, place: Tensor, reach: Tensor) -> Tensor:
+    """The action; the other way on axes that it would take from `place` beyond `reach`, in latents at full speed."""
+    return torch.where((place + action).abs() > reach, -action, action)
 
 
 def frame_actions(actions: Tensor) -> Tensor:

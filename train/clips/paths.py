@@ -27,7 +27,7 @@ BORDER = 0.02
 """What a subject pushed to its bound keeps from the frame's border, in frame sides."""
 LEAST_ROOM = 0.03
 """How far a subject can always be pushed from the middle, however large it is."""
-WANDERED_IDLE, WANDERED_ACTIVE = 0.03, 0.15
+WANDERED_IDLE, WANDERED_ACTIVE = 0.03, 0.08
 """Shares of the clips without and with actions that begin where earlier actions may have led: anywhere, at any zoom."""
 
 

@@ -40,7 +40,7 @@ _PIPELINE_INDEX = {
     "transformer_2": [None, None],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-_ACTIONS = "action_embedder."
+ACTIONS = "action_embedder."
 
 
 def export_model(
@@ -109,7 +109,7 @@ def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
 def _save_transformer(transformer: CausalWanTransformer, folder: Path) -> None:
     """The stock weights in transformer/, those of actions in actions/."""
     stock = make_stock_transformer()
-    state = {name: value for name, value in transformer.state_dict().items() if not name.startswith(_ACTIONS)}
+    state = {name: value for name, value in transformer.state_dict().items() if not name.startswith(ACTIONS)}
     stock.load_state_dict(state)
     _save(stock, folder / "transformer")
     if transformer.action_embedder is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.video.actions import ACTION_NAMES
 from pipelines.video.text_cache import PlainText
 from pipelines.video.transformer import CausalWanTransformer
-from train.clips.actions import REACH
+from train.clips.actions import REACH, turned_back
 from train.video.bank import ClipBank, draw_windows
 from train.video.forcing import clean_of, make_view, noised
 
@@ -176,7 +176,7 @@ class Pool:
         drawn: list[Tensor] = []
         for _ in range(self.chunk):
             now = torch.where(torch.rand_like(now[:, :1]) < ACTION_CHANGE, self._command(now), now)
-            now = torch.where((self._moved + sum(drawn, now)).abs() > self._reach, -now, now)
+            now = turned_back(now, self._moved + sum(drawn, torch.zeros_like(now)), self._reach)
             drawn.append(now)
         true = self._of_truth(self._true_actions[:, :, :, None], 1)[..., 0]
         actions = _where(self.is_forced, true, torch.stack(drawn, 1))

@@ -6,7 +6,8 @@ torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one h
 Stages: autoencoder, decoders, judge, words, teacher, scorer, student, scores; quick runs all of them at a tiny size.
 Each continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for
 them, and shared by those that follow in the same process; the minutes are given in the order of the stages and do not
-count it.
+count it. "teacher+scorer" runs stages side by side, each alone on one of the processes with whole steps, of which small
+networks make more a second that way.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 
 from train.bank import Source, make_source
-from train.crew import join
+from train.crew import ALONE, join
 from train.pack import load_pack
 from train.run import configure_torch
-from train.session import FULL, TINY, Session
+from train.session import FULL, TINY, Scale, Session
 from train.video.autoencoder import measured_clips, train_autoencoder, train_decoders
 from train.video.bank import BankSize, ClipBank, clip_bank, long_clips, openings
 from train.video.causal import CHUNK
@@ -115,6 +116,30 @@ STAGES: dict[str, Callable[[Workshop, float], None]] = {
 }
 
 
+def named_stages(name: str) -> list[str]:
+    """Of "teacher" or "teacher+scorer". argparse.ArgumentTypeError names those that there are."""
+    names = name.split("+")
+    if name != "quick" and not all(part in STAGES for part in names):
+        raise argparse.ArgumentTypeError(f"{name!r} is not a stage, nor stages joined by '+': {', '.join(STAGES)}")
+    return names
+
+
+def run_stages(workshop: Workshop, names: Sequence[str], scale: Scale, seconds: Sequence[float]) -> None:
+    """One stage by the whole crew, or each of several alone by the process of its place, for so long each.
+
+    scale: of a process alone. Raises ValueError for stages side by side on another number of processes.
+    """
+    session, crew = workshop.session, workshop.session.crew
+    if len(names) == 1:
+        STAGES[names[0]](workshop, seconds[0])
+        return
+    if len(names) != crew.size:
+        raise ValueError(f"{'+'.join(names)} needs {len(names)} processes, not {crew.size}: use torchrun")
+    workshop.session = replace(session, crew=ALONE, seed=session.seed + crew.rank, scale=scale)
+    STAGES[names[crew.rank]](workshop, seconds[crew.rank])
+    workshop.session = session
+
+
 def open_workshop(session: Session, pack_file: Path) -> Workshop:
     """Decode the pack onto the session's device and build the tokenizer from the vocabulary."""
     pack = load_pack(pack_file)
@@ -126,7 +151,7 @@ def open_workshop(session: Session, pack_file: Path) -> Workshop:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.video.run", description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=[*STAGES, "quick"])
+    parser.add_argument("stages", nargs="+", type=named_stages, help="quick: all; one+other: side by side")
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one for each stage")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
@@ -136,9 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks against the full size")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rates, for trials")
     options = parser.parse_args(arguments)
-    quick = "quick" in options.stages
-    stages = list(STAGES) if quick else options.stages
-    minutes = options.minutes if len(options.minutes) == len(stages) else [options.minutes[0]] * len(stages)
+    quick = ["quick"] in options.stages
+    stages = [[name] for name in STAGES] if quick else options.stages
+    count = sum(map(len, stages))
+    minutes = iter(options.minutes if len(options.minutes) == count else [options.minutes[0]] * count)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.out.mkdir(parents=True, exist_ok=True)
     crew, device = join(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -153,10 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
     session.log("start", device=device.type, torch=torch.__version__, processes=float(crew.size))
-    for stage, share in zip(stages, minutes, strict=True):
-        STAGES[stage](workshop, share * 60)
+    for names in stages:
+        run_stages(workshop, names, scale, [60 * next(minutes) for _ in names])
         crew.wait()
-        LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1:])
+        LOGGER.info("%s done at %.0f s: %s", "+".join(names), session.seconds(), session.records[-1:])
     crew.leave()
 
 

@@ -43,8 +43,10 @@ PEAK_RATE = 1.5e-3
 CUT_SHARE = 0.25
 BEGIN_SHARE = 0.35
 """Share of the windows that begin where a clip does."""
-OPENINGS_UNTIL = 0.4
-"""Share of the budget that goes to openings alone, pictures and chunks in turn; later some steps are openings still."""
+OPENINGS_UNTIL, CONTINUED_OPENINGS_UNTIL = 0.4, 0.2
+"""Share of the budget that goes to openings alone, pictures and chunks in turn; later some steps are openings still. A
+teacher that goes on knows its words.
+"""
 OPENING_SHARE, SINGLE_SHARE = 0.35, 0.15
 """Shares of the later steps: openings, and windows in chunks of one latent."""
 NOISE_SHARE = 0.3
@@ -224,9 +226,9 @@ def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool
     return networks, continued
 
 
-def kind_of_step(fraction: float, step: int, rng: random.Random) -> str:
+def kind_of_step(fraction: float, step: int, rng: random.Random, openings_until: float = OPENINGS_UNTIL) -> str:
     """Which step comes next, by the share of the budget that is spent."""
-    if fraction < OPENINGS_UNTIL:
+    if fraction < openings_until:
         return "opening" if step % 2 else "picture"
     drawn = rng.random()
     if drawn < OPENING_SHARE:
@@ -245,11 +247,12 @@ def train_teacher(
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     trainer = Trainer(session, bank, openings, networks, reads=not continued)
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
+    until = CONTINUED_OPENINGS_UNTIL if continued else OPENINGS_UNTIL
     budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
     counted = {"opening": 0, "window": 0}
     while running:
         set_rate(trainer.optimiser, session.rate * PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
-        kind = kind_of_step(budget.fraction(), budget.steps, rng)
+        kind = kind_of_step(budget.fraction(), budget.steps, rng, until)
         trainer.steps[kind].replay()
         counted["opening" if kind in ("picture", "opening") else "window"] += 1
         trainer.average.update()
