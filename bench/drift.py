@@ -68,7 +68,9 @@ CASES: Mapping[str, Case] = MappingProxyType(
                 "pool_blocks": 16,
             },
         ),
-        "dual": Case(policy="dual", options={"context_frames": 3, "local_frames": 9}),
+        "dual": Case(
+            policy="dual", options={"context_frames": 3, "local_frames": 9, "theta": 0.0, "empty_context": False}
+        ),
         "rebuild": Case(policy="rebuild", options={"context_frames": 9}),
         "sink-3-absolute": Case(
             policy="sink", options={"window_frames": 12, "sink_frames": 3, "positions": "absolute"}

@@ -110,5 +110,5 @@ def choose_context(model: VideoModel, policy: KVPolicy, shape: Shape, size: tupl
     if isinstance(policy, RebuildPolicy):
         return Rebuilding(model, policy, shape, size)
     if isinstance(policy, DualPolicy):
-        return EmptyShot(policy.context_frames, shape, model.device)
+        return EmptyShot(policy.context_of(0), shape, model.device)
     return NoContext()

@@ -18,12 +18,14 @@ class DualPolicy(KVPolicy):
     positions 0 to context_frames - 1. What follows is the shot, from position context_frames on; of it the latest
     `local_frames` stay, the chunk included. All temporal angles of a frame are turned by shot index * theta: context
     frames carry the index of their shot, the current shot one more than the last. theta = 0 is plain rotary attention.
-    A stream's first shot has an all-zero context of index 0.
+    A stream's first shot has an all-zero context of index 0, as ShotStream's weights expect; without `empty_context` it
+    has none, for weights that have never seen one.
     """
 
     context_frames: int = 6
     local_frames: int = 21
     theta: float = 1 / 6
+    empty_context: bool = True
 
     def validate(self) -> None:
         KVPolicy.validate(self)
@@ -49,6 +51,10 @@ class DualPolicy(KVPolicy):
     def anchors(self, past: Sequence[Span]) -> int:
         return min(len(past), self.context_frames)
 
+    def context_of(self, earlier_shots: int) -> int:
+        """Frames of context of a shot with so many earlier ones."""
+        return self.context_frames if earlier_shots or self.empty_context else 0
+
     def context_shots(self, earlier_shots: int) -> tuple[int, ...]:
         """Of which earlier shot each context frame is: an equal share each, the rest to the most recent shot.
 
@@ -65,8 +71,9 @@ class DualPolicy(KVPolicy):
         self, ledger: Ledger, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None
     ) -> Plan:
         past = standing(ledger)
-        missing = self.context_frames - self.anchors(past)
-        context = [replace(s, kind=Kind.CONTEXT) for s in past[: self.anchors(past)]]
+        wanted = self.context_of(ledger.shot)
+        context = [replace(s, kind=Kind.CONTEXT) for s in past[: min(wanted, self.anchors(past))]]
+        missing = wanted - len(context)
         if missing:
             phases = self._context_phases(ledger, frames, missing, keep, shots)
         else:

@@ -69,7 +69,21 @@ WAN_NEGATIVE_PROMPT = (
     "legs, many people in the background, walking backwards"
 )
 
-MINI_VIDEO = VideoPreset(shift=3.0, policy="sink", window_frames=12, sink_frames=3, strength=0.4, width=128, height=128)
+MINI_VIDEO = VideoPreset(
+    shift=3.0,
+    policy="sink",
+    window_frames=12,
+    sink_frames=6,
+    other_policies={
+        "dual": {"context_frames": 3, "local_frames": 9, "theta": 0.0, "empty_context": False},
+        "participative": {"sink_frames": 3, "budget_frames": 9, "recent_frames": 3},
+        "heavy-hitter": {"heavy_frames": 4, "recent_frames": 5},
+        "rebuild": {"context_frames": 9},
+    },
+    strength=0.4,
+    width=128,
+    height=128,
+)
 """As train/video trains it; docs/mini-video.md has how window and sink were chosen."""
 
 # Order matters where two hints find the same path: the more particular family stands first.

@@ -56,7 +56,8 @@ class VideoOptions:
 
 
 def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
-    """The preset with the user's choices. Another policy brings none of the preset's policy options along.
+    """The preset with the user's choices. Another policy brings along what the preset says of it, and none of the
+    options of the preset's own.
 
     Raises ModelError when the window cannot hold sink and chunk.
     """
@@ -75,7 +76,7 @@ def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
     elif options.policy == "window":
         changes["sink_frames"] = 0
     if options.policy and options.policy != preset.policy:
-        changes["policy_options"] = dict(options.policy_options)
+        changes["policy_options"] = {**preset.other_policies.get(options.policy, {}), **options.policy_options}
     elif options.policy_options:
         changes["policy_options"] = {**preset.policy_options, **options.policy_options}
     if options.stream and options.stream != preset.stream:

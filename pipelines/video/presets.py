@@ -41,7 +41,8 @@ class VideoPreset:
     warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
     network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
     for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
-    cache.kv_policies.POLICIES, policy_options its fields beside these sizes. stream: "chunk" (n steps, then a clean
+    cache.kv_policies.POLICIES, policy_options its fields beside these sizes, other_policies those that suit the weights
+    where the user chooses another policy, by its name. stream: "chunk" (n steps, then a clean
     pass), "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler:
     "renoise" (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative
     prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. strength: how far input frames are
@@ -57,6 +58,7 @@ class VideoPreset:
     sink_frames: int = 0
     policy: str = "window"
     policy_options: Mapping[str, Any] = field(default_factory=dict)
+    other_policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stream: str = "chunk"
     sampler: str = "renoise"
     clean_pass: bool = True

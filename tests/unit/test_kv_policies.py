@@ -159,6 +159,20 @@ def test_a_shot_of_a_dual_cache_carries_one_more_than_its_context() -> None:
     assert cells(dual, dual.plan(chosen, 1).ledger) == "X5@0!1 X6@1 X7@2!4 C8@3!5 -- -- --"
 
 
+def test_without_an_empty_context_only_later_shots_have_one() -> None:
+    dual = policy("dual", context_frames=3, local_frames=4, chunk_frames=2, empty_context=False)
+    assert walk(dual, [2, 2, 2]) == [
+        "C0@0 C1@1 -- -- -- -- --",
+        "R0@0 R1@1 C2@2 C3@3 -- -- --",
+        "C4@2 C5@3 R2@0 R3@1 -- -- --",
+    ]
+    ledger = dual.scene_cut(plans(dual, [2, 2, 2])[-1].ledger)
+    with pytest.raises(KVError, match="3 of the 3 context frames of a shot are missing"):
+        dual.plan(ledger, 3, keep=0)
+    context = dual.plan(ledger, 3).ledger
+    assert cells(dual, dual.plan(context, 2).ledger) == "X6@0 X7@1 X8@2 C9@3!1 C10@4!1 -- --"
+
+
 def test_the_context_is_shared_among_earlier_shots() -> None:
     dual = DualPolicy(grid=(1, 1))
     assert [dual.context_shots(n) for n in (0, 1, 2, 4, 6, 8)] == [

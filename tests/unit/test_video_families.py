@@ -7,12 +7,13 @@ from pathlib import PurePath
 
 import pytest
 
-from cache.kv_policies import make_policy
+from cache.kv_policies import POLICIES, make_policy
 from pipelines.errors import ModelError, ModelLayoutError
 from pipelines.video import checkpoint_keys
 from pipelines.video.checkpoint_keys import KeyReport, match, module_to_diffusers, refuse_others, strip, to_diffusers
 from pipelines.video.companion_keys import umt5_to_transformers, vae_to_diffusers
-from pipelines.video.families import FAMILIES, family_named, family_of_containers, family_of_path
+from pipelines.video.families import FAMILIES, MINI_VIDEO, family_named, family_of_containers, family_of_path
+from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.presets import Licence, VideoPreset
 from tests.fakes.published_checkpoints import PUBLISHED, lora_state, wan_shapes
 from tests.fakes.published_components import umt5_shapes, vae_shapes
@@ -255,3 +256,13 @@ def test_names_of_companions() -> None:
     assert umt5_to_transformers("token_embedding.weight") == "shared.weight"
     assert umt5_to_transformers("blocks.9.ffn.gate.0.weight") == "encoder.block.9.layer.1.DenseReluDense.wi_0.weight"
     assert umt5_to_transformers("blocks.9.ffn.gate.1.weight") is None
+
+
+def test_another_policy_brings_what_the_preset_says_of_it() -> None:
+    grid = (8, 8)
+    dual = chosen_preset(MINI_VIDEO, VideoOptions(policy="dual", policy_options={"local_frames": 6}))
+    assert dual.policy_options == {"context_frames": 3, "local_frames": 6, "theta": 0.0, "empty_context": False}
+    for name in POLICIES:
+        chosen = chosen_policy(chosen_preset(MINI_VIDEO, VideoOptions(policy=name)), grid)
+        assert chosen.chunk_frames == 3
+    assert chosen_preset(MINI_VIDEO, VideoOptions()).policy_options == {}

@@ -193,6 +193,19 @@ def test_each_shot_of_a_story_sees_pictures_of_the_earlier_ones() -> None:
     assert stream._lane.ledger().shot == 1
 
 
+def test_a_first_shot_without_an_empty_context_begins_at_once() -> None:
+    options = {"context_frames": 2, "local_frames": 6, "empty_context": False}
+    engine = engine_of("dual", policy_options=options)
+    stream = engine.open(Control.of({"prompt": "one"}))
+    run_chunks(stream, engine, 2)
+    assert "context" not in tasks(engine)
+    assert [span.phase for span in stream._lane.ledger().spans] == [0, 0, 0, 0]
+    stream.apply(Control.of({"prompt": "two", "prompt_change": "cut"}))
+    run_chunks(stream, engine, 1)
+    assert "context" in tasks(engine)
+    assert [span.phase for span in stream._lane.ledger().spans] == [0, 0, 1, 1]
+
+
 def test_an_album_of_a_long_shot_is_evenly_spaced_and_bounded() -> None:
     album = ShotAlbum(4, (1, 1), torch.device("cpu"))
     for number in range(100):

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.video.actions import ACTION_NAMES
 from pipelines.video.text_cache import PlainText
 from pipelines.video.transformer import CausalWanTransformer
-from train.clips.actions import REACH, turned_back
+from train.clips.actions import MOST, REACH, turned_back
 from train.video.bank import ClipBank, draw_windows
 from train.video.forcing import clean_of, make_view, noised
 
@@ -187,7 +187,7 @@ class Pool:
     def _command(self, like: Tensor) -> Tensor:
         """New actions [B, 5]: on some axes, half of them at full deflection."""
         axes = torch.rand_like(like) < 0.3
-        size = torch.where(torch.rand_like(like) < 0.5, torch.ones_like(like), torch.rand_like(like))
+        size = torch.where(torch.rand_like(like) < 0.5, torch.ones_like(like), MOST * torch.rand_like(like))
         sign = torch.where(torch.rand_like(like) < 0.5, -1.0, 1.0)
         return axes * sign * size * (torch.rand_like(like[:, :1]) >= NO_ACTION)
 

@@ -1,7 +1,7 @@
 """Owns the memory of stories in several shots: pictures of earlier shots, encoded alone, before each new one.
 
 ShotStream (2603.25746): context frames are spread evenly over each earlier shot; the first shot has an empty context
-(latents of zero). A cut of the prompt begins a new shot, as its stories have one caption for each.
+(latents of zero), or none. A cut of the prompt begins a new shot, as its stories have one caption for each.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class ShotMemory(Memory):
         self._begun = False  # the current shot has its context
 
     def context(self) -> list[CleanFrames]:
-        if self._begun or not self._policy.context_frames:
+        if self._begun or not self._policy.context_of(self._shots):
             self._begun = True
             return []
         self._begun = True
