@@ -1,0 +1,159 @@
+"""Owns the run of all of mini-video's benches at once: a queue of commands, taken by every GPU in turn.
+
+`python -m bench.video_report --out DIR`: bench.mini_video for a minute and for ten, bench.actions, bench.prompt_switch
+and bench.drift, each to DIR/NAME.json with what it said beside it (NAME.log), the drift cases in DIR/drift/, a sheet of
+rollouts; then a line for each bench with the bars that it misses. Some 3 minutes of two H200. What it does not measure:
+speed on two cores (bench.video_stream), which wants a machine of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.drift import CASES
+from bench.video_options import MODEL
+
+FAILED = 124
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """name: of its files; command: arguments of `python -m`."""
+
+    name: str
+    command: Sequence[str]
+
+
+def jobs_of(options: argparse.Namespace, parts: int) -> list[Job]:
+    """The longest first. parts: drift is measured in so many, side by side."""
+    out, short = Path(options.out), ["--no-photographs", "--no-autoencoders"]
+    shared = ["--model", str(options.model), "--json", *options.bench]
+    few, cases = ["--captions", str(options.drift_captions)], list(CASES)
+    minute = ["--seconds", str(options.seconds)]
+    drift = [
+        Job(
+            name=f"drift_{part}",
+            command=[
+                "bench.drift",
+                *shared,
+                *few,
+                *minute,
+                "--out",
+                str(out / "drift"),
+                "--cases",
+                *cases[part::parts],
+            ],
+        )
+        for part in range(min(parts, len(cases)))
+    ]
+    sheet = ["--captions", str(options.captions), *minute, "--no-photographs", "--sheet", str(out / "rollouts.png")]
+    long = [*few, "--seconds", str(10 * options.seconds), *short]
+    return [
+        Job(name="mini_video", command=["bench.mini_video", *shared, *sheet]),
+        Job(name="ten_times_as_long", command=["bench.mini_video", *shared, *long]),
+        *drift,
+        Job(name="actions", command=["bench.actions", *shared]),
+        Job(name="prompt_switch", command=["bench.prompt_switch", *shared]),
+    ]
+
+
+def run_job(job: Job, out: Path, device: int | None, stop_at: float) -> int:
+    """Its exit code; FAILED where the time was over. device: of CUDA, None: none is named."""
+    environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
+    left = stop_at - time.monotonic()
+    if left <= 0:
+        return FAILED
+    unfinished = out / f"{job.name}.part"
+    with unfinished.open("wb") as told, (out / f"{job.name}.log").open("wb") as log:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", *job.command],
+                env=environment,
+                stdout=told,
+                stderr=log,
+                timeout=left,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return FAILED
+    if not done.returncode:
+        unfinished.replace(out / f"{job.name}.json")
+    return done.returncode
+
+
+def run_all(jobs: Sequence[Job], out: Path, devices: Sequence[int | None], stop_at: float) -> dict[str, int]:
+    """Exit codes by name. Each device takes the next job as soon as it is free."""
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    codes: dict[str, int] = {}
+
+    def work(device: int | None) -> None:
+        while True:
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            began = time.monotonic()
+            codes[job.name] = run_job(job, out, device, stop_at)
+            print(f"{job.name}: {codes[job.name]} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    workers = [threading.Thread(target=work, args=(device,)) for device in devices]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return codes
+
+
+def missed_bars(found: Mapping[str, Any]) -> list[str]:
+    """ "name value (least .., most ..)" of each bar of a bench's result that is not met."""
+    return [
+        f"{name} {bar['value']} ({', '.join(f'{k} {bar[k]}' for k in ('least', 'most') if k in bar)})"
+        for name, bar in found.get("bars", {}).items()
+        if not bar["met"]
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and print; 1 where a job failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.video_report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--minutes", type=float, default=1e6, help="what has not ended by then is stopped")
+    parser.add_argument("--captions", type=int, default=128, help="of bench.mini_video")
+    parser.add_argument("--drift-captions", type=int, default=32, help="of bench.drift and of the long streams")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("bench", nargs="*", help="after --: options for every bench, as -- --threads 1")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    devices: list[int | None] = [*range(torch.cuda.device_count())] or [None]
+    jobs = jobs_of(options, len(devices))
+    codes = run_all(jobs, options.out, devices, time.monotonic() + 60 * options.minutes)
+    for job in jobs:
+        file = options.out / f"{job.name}.json"
+        if codes[job.name] or not file.is_file():
+            print(f"{job.name}: no result (exit code {codes[job.name]}); see {file.with_suffix('.log')}")
+            continue
+        missed = missed_bars(json.loads(file.read_text(encoding="utf-8")))
+        print(f"{job.name}: {'; '.join(missed) or 'every bar is met'}")
+    return int(any(codes.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
