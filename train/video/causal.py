@@ -24,7 +24,7 @@ CHUNK = 3
 """Latents that are denoised together."""
 WINDOW = 12
 """Latents that a chunk attends to, itself included."""
-SINK = 3
+SINK = 6
 """Of these, the first latents of a stream, once it is longer than the window."""
 GRID = (LATENT_SIZE // 2, LATENT_SIZE // 2)
 """Rows and columns of tokens of a latent frame."""

@@ -125,7 +125,8 @@ def named_stages(name: str) -> list[str]:
 
 
 def run_stages(workshop: Workshop, names: Sequence[str], scale: Scale, seconds: Sequence[float]) -> None:
-    """One stage by the whole crew, or each of several alone by the process of its place, for so long each.
+    """One stage by the whole crew, or each of several alone by the process of its place, for so long each; those render
+    the long clips first, so that nobody waits for another's later.
 
     scale: of a process alone. Raises ValueError for stages side by side on another number of processes.
     """
@@ -136,6 +137,7 @@ def run_stages(workshop: Workshop, names: Sequence[str], scale: Scale, seconds: 
     if len(names) != crew.size:
         raise ValueError(f"{'+'.join(names)} needs {len(names)} processes, not {crew.size}: use torchrun")
     workshop.session = replace(session, crew=ALONE, seed=session.seed + crew.rank, scale=scale)
+    workshop.bank()
     STAGES[names[crew.rank]](workshop, seconds[crew.rank])
     workshop.session = session
 
