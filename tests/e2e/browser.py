@@ -75,6 +75,13 @@ class Page:
         self.until(f"document.querySelector({selector!r}) !== null")
         self.evaluate(f"document.querySelector({selector!r}).click()")
 
+    def say(self, prompt: str) -> None:
+        """Type a prompt and leave the box."""
+        box = "document.querySelector('#zt-prompt textarea')"
+        typed = f"{box}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        self.evaluate(f"{box}.focus(), {box}.value = {json.dumps(prompt)}, {typed}")
+        self.evaluate(f"{box}.blur()")
+
     def screen(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Set the size of the window in pixels."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)

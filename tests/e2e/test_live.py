@@ -6,7 +6,6 @@ With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a t
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import shutil
@@ -142,14 +141,6 @@ def counts_are_exact(page: Page) -> None:
     assert out > 0
 
 
-def say(page: Page, text: str) -> None:
-    """Type a prompt and leave the box."""
-    box = "document.querySelector('#zt-prompt textarea')"
-    typed = f"{box}.dispatchEvent(new Event('input', {{bubbles: true}}))"
-    page.evaluate(f"{box}.focus(), {box}.value = {json.dumps(text)}, {typed}")
-    page.evaluate(f"{box}.blur()")
-
-
 @pytest.fixture(scope="module")
 def camera_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample clip as Chromium's fake camera reads it."""
@@ -190,14 +181,14 @@ def test_prompt_and_camera_with_the_bundled_model(pictures: Path, camera_clip: P
         page.until(f"{NUMBER} > 0", 40)
         see_frames_change(page, 4)
         page.until(f"{RATE} > 0")
-        say(page, "a qwrtzp cat")
+        page.say("a qwrtzp cat")
         page.until("document.querySelector('#zt-notice').innerText.includes('qwrtzp')")
         see_frames_change(page, 3)
         page.click(".zt-examples button")
         page.until("!document.querySelector('#zt-prompt textarea').value.includes('qwrtzp')")
         see_frames_change(page, 4)  # past the slots that were born with the old prompt
         page.screenshot(pictures / "live-prompt.png")
-        say(page, "a photo, pencil sketch")
+        page.say("a photo, pencil sketch")
         choose(page, "Camera")
         page.until("Number(document.querySelector('[data-zt=latency_ms]').textContent) > 0", 30)
         see_frames_change(page, 6)
@@ -208,7 +199,7 @@ def test_prompt_and_camera_with_the_bundled_model(pictures: Path, camera_clip: P
         page.evaluate("document.querySelector('[data-tool=view]').value = 'overlay'")
         page.evaluate("document.querySelector('[data-tool=view]').dispatchEvent(new Event('change', {bubbles: true}))")
         page.screenshot(pictures / "live-camera.png")
-        say(page, "a photo, neon lines")
+        page.say("a photo, neon lines")
         see_frames_change(page, 6)
         after = styles_shown(page, 6)
         assert after.count("neon lines") >= 5, after

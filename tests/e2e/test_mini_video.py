@@ -70,7 +70,7 @@ def test_arrow_keys_on_the_page_move_the_picture(live: LiveProcess, tmp_path: Pa
     with browse(str(CHROMIUM), live.url) as page:
         page.screen(1360, 860)
         page.until("document.querySelector('.zt-stage')?.dataset.acts === ''", 60)
-        page.evaluate("window.zoetrope.setControl('prompt', 'a penguin in the forest, standing still')")
+        page.say("a penguin in the forest, standing still")
         page.click("#zt-start")
         page.until("Number(document.querySelector('.zt-picture').dataset.number) > 30", 60)
         speed = {"none": camera_speed(page.evaluate(WATCH))}
