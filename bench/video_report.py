@@ -119,13 +119,19 @@ def run_all(jobs: Sequence[Job], out: Path, devices: Sequence[int | None], stop_
     return codes
 
 
-def missed_bars(found: Mapping[str, Any]) -> list[str]:
-    """ "name value (least .., most ..)" of each bar of a bench's result that is not met."""
-    return [
+def verdict(found: Mapping[str, Any]) -> str:
+    """Of a bench's result: each bar that is not met, as "name value (least .., most ..)"; of drift, each case's."""
+    if "cases" in found:
+        missed = {case: row["bars_missed"] for case, row in found["cases"].items()}
+        return "; ".join(f"{case}: {', '.join(names) or 'every bar is met'}" for case, names in missed.items())
+    if "bars" not in found:
+        return "measured; it has no bars"
+    told = [
         f"{name} {bar['value']} ({', '.join(f'{k} {bar[k]}' for k in ('least', 'most') if k in bar)})"
-        for name, bar in found.get("bars", {}).items()
+        for name, bar in found["bars"].items()
         if not bar["met"]
     ]
+    return "; ".join(told) or "every bar is met"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,8 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if codes[job.name] or not file.is_file():
             print(f"{job.name}: no result (exit code {codes[job.name]}); see {file.with_suffix('.log')}")
             continue
-        missed = missed_bars(json.loads(file.read_text(encoding="utf-8")))
-        print(f"{job.name}: {'; '.join(missed) or 'every bar is met'}")
+        print(f"{job.name}: {verdict(json.loads(file.read_text(encoding='utf-8')))}")
     return int(any(codes.values()))
 
 

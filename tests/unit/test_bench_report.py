@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import actions, drift, mini_video, prompt_switch, video_report
-from bench.video_report import FAILED, Job, jobs_of, main, missed_bars, run_all
+from bench.video_report import FAILED, Job, jobs_of, main, run_all, verdict
 
 MODULES = {"bench.drift": drift, "bench.mini_video": mini_video, "bench.actions": actions,
            "bench.prompt_switch": prompt_switch}  # fmt: skip
@@ -63,7 +63,10 @@ def test_missed_bars_are_named_and_a_missing_result_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bars = {"a": {"value": 0.5, "least": 0.7, "met": False}, "b": {"value": 1.0, "most": 2.0, "met": True}}
-    assert missed_bars({"bars": bars}) == ["a 0.5 (least 0.7)"]
+    assert verdict({"bars": bars}) == "a 0.5 (least 0.7)"
+    assert verdict({"modes": {}}) == "measured; it has no bars"
+    cases = {"full": {"bars_missed": ["degree_kept", "motion"]}, "window": {"bars_missed": []}}
+    assert verdict({"cases": cases}) == "full: degree_kept, motion; window: every bar is met"
 
     def run(jobs: list[Job], out: Path, devices: list[int | None], stop_at: float) -> dict[str, int]:
         (out / "mini_video.json").write_text(json.dumps({"bars": bars}))
