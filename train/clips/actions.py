@@ -20,7 +20,7 @@ SPEED = 1.5 / 128
 ZOOM_SPEED = 0.012
 """Of camera_zoom at full deflection: logarithm of the factor of a pixel frame."""
 
-IDLE_CLIPS = 0.4
+IDLE_CLIPS = 0.3
 """Share of clips without any action."""
 HELD_LATENTS = (2, 8)
 """How long a command is held."""
@@ -30,7 +30,7 @@ commands ran into them, 24 to 42 % of what was commanded did not happen, and a m
 """
 HEEDLESS_CLIPS = 0.05
 """Share of clips whose commands run into the bounds all the same."""
-RELEASED, TWO_AXES, FULL_DEFLECTION = 0.25, 0.4, 0.5
+RELEASED, TWO_AXES, FULL_DEFLECTION = 0.2, 0.4, 0.5
 """Shares of commands: none at all, two axes at once, values of exactly -1 or 1."""
 LEAST, MOST = 0.2, 1.3
 """Of other values. Beyond full deflection nobody commands: a model draws the edge of what it has seen too weakly (0.71
@@ -44,7 +44,7 @@ def frame_count(latents: int) -> int:
 
 
 def sample_actions(n: int, latents: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Actions float32 [n, latents, 5] within MOST on `device` (the generator's): two of five have none, the others
+    """Actions float32 [n, latents, 5] within MOST on `device` (the generator's): three of ten have none, the others
     commands on one or two axes, each held for 2 to 8 latents, that turn back at REACH. Full speed is as frequent on
     axes with a bound as on the others.
     """
