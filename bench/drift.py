@@ -26,6 +26,7 @@ from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
 from bench.world_clips import held_out_captions, load_sprites
+from pipelines.video.families import MINI_VIDEO
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 
@@ -53,25 +54,12 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "adaptive-sink": Case(policy="adaptive-sink", options={"window_frames": 12, "sink_frames": 3}),
         "deep-sink": Case(policy="deep-sink", options={"window_frames": 12, "sink_frames": 6, "positions": "slot"}),
         "participative": Case(
-            policy="participative",
-            options={"window_frames": 12, "sink_frames": 3, "budget_frames": 9, "recent_frames": 3},
+            policy="participative", options={"window_frames": 12, **MINI_VIDEO.other_policies["participative"]}
         ),
-        "heavy-hitter": Case(policy="heavy-hitter", options={"heavy_frames": 4, "recent_frames": 5}),
-        "packed": Case(
-            policy="packed",
-            options={
-                "sink_frames": 1,
-                "mid_blocks": 2,
-                "block_frames": 3,
-                "recent_frames": 2,
-                "pooling": (1, 2, 2),
-                "pool_blocks": 16,
-            },
-        ),
-        "dual": Case(
-            policy="dual", options={"context_frames": 3, "local_frames": 9, "theta": 0.0, "empty_context": False}
-        ),
-        "rebuild": Case(policy="rebuild", options={"context_frames": 9}),
+        **{
+            policy: Case(policy=policy, options=MINI_VIDEO.other_policies[policy])
+            for policy in ("heavy-hitter", "packed", "dual", "rebuild")
+        },
         "sink-3-absolute": Case(
             policy="sink", options={"window_frames": 12, "sink_frames": 3, "positions": "absolute"}
         ),

@@ -2,7 +2,7 @@
 
 `python -m bench.video_report --out DIR`: bench.mini_video for a minute and for ten, bench.actions, bench.prompt_switch
 and bench.drift, each to DIR/NAME.json with what it said beside it (NAME.log), the drift cases in DIR/drift/, a sheet of
-rollouts; then a line for each bench with the bars that it misses. Some 3 minutes of two H200. What it does not measure:
+rollouts; then a line for each bench with the bars that it misses. What it does not measure:
 speed on two cores (bench.video_stream), which wants a machine of its own.
 """
 
@@ -14,9 +14,9 @@ import os
 import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import torch
 from bench.drift import CASES
 from bench.video_options import MODEL
 
-FAILED = 124
+OUT_OF_TIME = 124
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,21 +43,9 @@ def jobs_of(options: argparse.Namespace, parts: int) -> list[Job]:
     shared = ["--model", str(options.model), "--json", *options.bench]
     few, cases = ["--captions", str(options.drift_captions)], list(CASES)
     minute = ["--seconds", str(options.seconds)]
+    measured = ["bench.drift", *shared, *few, *minute, "--out", str(out / "drift"), "--cases"]
     drift = [
-        Job(
-            name=f"drift_{part}",
-            command=[
-                "bench.drift",
-                *shared,
-                *few,
-                *minute,
-                "--out",
-                str(out / "drift"),
-                "--cases",
-                *cases[part::parts],
-            ],
-        )
-        for part in range(min(parts, len(cases)))
+        Job(name=f"drift_{part}", command=[*measured, *cases[part::parts]]) for part in range(min(parts, len(cases)))
     ]
     sheet = ["--captions", str(options.captions), *minute, "--no-photographs", "--sheet", str(out / "rollouts.png")]
     long = [*few, "--seconds", str(10 * options.seconds), *short]
@@ -71,24 +59,18 @@ def jobs_of(options: argparse.Namespace, parts: int) -> list[Job]:
 
 
 def run_job(job: Job, out: Path, device: int | None, stop_at: float) -> int:
-    """Its exit code; FAILED where the time was over. device: of CUDA, None: none is named."""
+    """Its exit code; OUT_OF_TIME where the time was over. device: of CUDA, None: none is named."""
     environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
     left = stop_at - time.monotonic()
     if left <= 0:
-        return FAILED
+        return OUT_OF_TIME
     unfinished = out / f"{job.name}.part"
     with unfinished.open("wb") as told, (out / f"{job.name}.log").open("wb") as log:
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", *job.command],
-                env=environment,
-                stdout=told,
-                stderr=log,
-                timeout=left,
-                check=False,
-            )
+            command = [sys.executable, "-m", *job.command]
+            done = subprocess.run(command, env=environment, stdout=told, stderr=log, timeout=left, check=False)
         except subprocess.TimeoutExpired:
-            return FAILED
+            return OUT_OF_TIME
     if not done.returncode:
         unfinished.replace(out / f"{job.name}.json")
     return done.returncode
@@ -96,27 +78,21 @@ def run_job(job: Job, out: Path, device: int | None, stop_at: float) -> int:
 
 def run_all(jobs: Sequence[Job], out: Path, devices: Sequence[int | None], stop_at: float) -> dict[str, int]:
     """Exit codes by name. Each device takes the next job as soon as it is free."""
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    codes: dict[str, int] = {}
+    free: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
 
-    def work(device: int | None) -> None:
-        while True:
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
-            began = time.monotonic()
-            codes[job.name] = run_job(job, out, device, stop_at)
-            print(f"{job.name}: {codes[job.name]} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    def work(job: Job) -> int:
+        device, began = free.get(), time.monotonic()
+        try:
+            code = run_job(job, out, device, stop_at)
+        finally:
+            free.put(device)
+        print(f"{job.name}: {code} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        return code
 
-    workers = [threading.Thread(target=work, args=(device,)) for device in devices]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return codes
+    with ThreadPoolExecutor(len(devices)) as pool:
+        return dict(zip([job.name for job in jobs], pool.map(work, jobs), strict=True))
 
 
 def verdict(found: Mapping[str, Any]) -> str:

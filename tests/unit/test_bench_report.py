@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import actions, drift, mini_video, prompt_switch, video_report
-from bench.video_report import FAILED, Job, jobs_of, main, run_all, verdict
+from bench.video_report import OUT_OF_TIME, Job, jobs_of, main, run_all, verdict
 
 MODULES = {"bench.drift": drift, "bench.mini_video": mini_video, "bench.actions": actions,
            "bench.prompt_switch": prompt_switch}  # fmt: skip
@@ -53,7 +53,7 @@ def test_jobs_share_the_devices_and_what_fails_leaves_no_result(
     slow.write_text("import time; time.sleep(60)")
     jobs = [Job(name=path.stem, command=[path.stem]) for path in (slow, good, bad)]
     codes = run_all(jobs, tmp_path, [0, 1], time.monotonic() + 3)
-    assert codes == {"good": 0, "bad": 1, "slow": FAILED}
+    assert codes == {"good": 0, "bad": 1, "slow": OUT_OF_TIME}
     assert json.loads((tmp_path / "good.json").read_text())["device"] == "1"
     assert not (tmp_path / "bad.json").exists()
     assert "no" in (tmp_path / "bad.log").read_text()
@@ -71,7 +71,7 @@ def test_missed_bars_are_named_and_a_missing_result_is_said(
     def run(jobs: list[Job], out: Path, devices: list[int | None], stop_at: float) -> dict[str, int]:
         (out / "mini_video.json").write_text(json.dumps({"bars": bars}))
         (out / "actions.json").write_text(json.dumps({"bars": {"b": bars["b"]}}))
-        return {job.name: 0 if job.name in ("mini_video", "actions") else FAILED for job in jobs}
+        return {job.name: 0 if job.name in ("mini_video", "actions") else OUT_OF_TIME for job in jobs}
 
     monkeypatch.setattr(video_report, "run_all", run)
     assert main(["--out", str(tmp_path)]) == 1
