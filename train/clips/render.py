@@ -173,7 +173,7 @@ def render_clips(
 ) -> Clips:
     """Render a batch of clips.
 
-    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1. actions: [B, latents, 5] in -1..1.
+    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1. actions: [B, latents, 5] within MOST.
     group_frames: frames drawn at once (one clip at least), which bounds memory and changes nothing else. any_phase:
     whether motions begin anywhere in their period. Everything lies on the generator's device. Raises ValueError for
     other shapes.

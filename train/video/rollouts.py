@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.video.actions import ACTION_NAMES
 from pipelines.video.text_cache import PlainText
 from pipelines.video.transformer import CausalWanTransformer
-from train.clips.actions import MOST, REACH, turned_back
+from train.clips.actions import FULL_DEFLECTION, MOST, REACH, turned_back
 from train.video.bank import ClipBank, draw_windows
 from train.video.forcing import clean_of, make_view, noised
 
@@ -185,9 +185,10 @@ class Pool:
         self._moved.add_(actions.sum(1)).clamp_(-self._reach, self._reach)
 
     def _command(self, like: Tensor) -> Tensor:
-        """New actions [B, 5]: on some axes, half of them at full deflection."""
+        """New actions [B, 5]: on some axes, half of them at full deflection or beyond it."""
         axes = torch.rand_like(like) < 0.3
-        size = torch.where(torch.rand_like(like) < 0.5, torch.ones_like(like), MOST * torch.rand_like(like))
+        least = torch.where(torch.rand_like(like) < FULL_DEFLECTION, 1.0, 0.0)
+        size = least + (MOST - least) * torch.rand_like(like)
         sign = torch.where(torch.rand_like(like) < 0.5, -1.0, 1.0)
         return axes * sign * size * (torch.rand_like(like[:, :1]) >= NO_ACTION)
 

@@ -162,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
     parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks against the full size")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rates, for trials")
+    parser.add_argument("--seed", type=int, help="of the clips and of all draws: another one brings other clips")
     options = parser.parse_args(arguments)
     quick = ["quick"] in options.stages
     stages = [[name] for name in STAGES] if quick else options.stages
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = replace(scale, compile=scale.compile and not options.no_compile)
     session = Session(
         device=device, out=options.out, resume=options.resume, scale=scale.for_processes(crew.size), crew=crew,
-        rate=options.rate,
+        rate=options.rate, **({} if options.seed is None else {"seed": options.seed}),
     )  # fmt: skip
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
