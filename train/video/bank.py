@@ -40,11 +40,10 @@ class Windows(NamedTuple):
     """A batch for the denoiser.
 
     latents: [n, 16, W, h, w] float32. first: int64 [n], the place of a window's first latent in its clip (or of the
-    one that stood there without a sink); begins: bool
-    [n], whether that is 0 (then it is the latent of a single frame, and its action does nothing). ids: int64 [n, 32]
-    and mask: bool [n, 32], for `networks.encode_text`. actions: [n, W, 5] float32 within MOST. coverage: [n, 1, W, h, w]
-    float32 in 0..1, how far the subject covers each cell. spec: int64 [n, 5], as ClipSpec (the caption may be empty all
-    the same).
+    one that stood there without a sink); begins: bool [n], whether that is 0 (then it is the latent of a single
+    frame, and its action does nothing). ids: int64 [n, 32] and mask: bool [n, 32], for `networks.encode_text`.
+    actions: [n, W, 5] float32 within MOST. coverage: float32 [n, 1, W, h, w] in 0..1, how far the subject covers
+    each cell. spec: int64 [n, 5], as ClipSpec (the caption may be empty all the same).
     """
 
     latents: Tensor
