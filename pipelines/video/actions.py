@@ -7,7 +7,10 @@ stock transformer, which loads without them. Knows no stream, no cache and no sc
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +61,18 @@ def action_of(controls: Controls) -> Action:
     return tuple(controls.number(name) for name in ACTION_NAMES)
 
 
-def save_actions(embedder: ActionEmbedder, folder: Path) -> None:
-    """Write config.json and model.safetensors into `folder` (a model's `actions/`), in the weights' format."""
+def save_actions(embedder: ActionEmbedder, folder: Path, gains: Sequence[float] | None = None) -> None:
+    """Write config.json and model.safetensors into `folder` (a model's `actions/`), in the weights' format.
+
+    gains: what `load_actions` multiplies each action by, in their order, where a model answers them too weakly; None:
+    nothing.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"names": list(ACTION_NAMES), "dim": embedder.dim, "hidden": embedder.hidden}
+    config: dict[str, Any] = {"names": list(ACTION_NAMES), "dim": embedder.dim, "hidden": embedder.hidden}
+    if gains is not None:
+        config["gains"] = list(gains)
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in embedder.state_dict().items()}
     save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -72,10 +81,10 @@ def save_actions(embedder: ActionEmbedder, folder: Path) -> None:
 def load_actions(folder: Path, *, dim: int, device: torch.device, dtype: torch.dtype) -> ActionEmbedder:
     """The embedder of a model folder, for inference, at least in float32 as the time embedding is.
 
-    dim: of the transformer's time embedding. Raises ModelLayoutError: other names, sizes or weights, or numbers that
-    are not finite.
+    dim: of the transformer's time embedding. The configuration's gains are in its weights. Raises ModelLayoutError:
+    other names, sizes, gains or weights, or numbers that are not finite.
     """
-    hidden = _checked_config(folder / _CONFIG, dim)
+    hidden, gains = _checked_config(folder / _CONFIG, dim)
     checkpoint = read_checkpoint(folder / _WEIGHTS)
     with torch.device("meta"):
         embedder = ActionEmbedder(dim, hidden)
@@ -93,12 +102,13 @@ def load_actions(folder: Path, *, dim: int, device: torch.device, dtype: torch.d
             raise ModelLayoutError(f"{checkpoint.source}: {name} has numbers that are not finite.", _TRAIN_AGAIN)
     format_ = torch.promote_types(dtype, torch.float32)
     weights = {name: tensor.to(device=device, dtype=format_) for name, tensor in checkpoint.tensors.items()}
+    weights["linear_1.weight"] = weights["linear_1.weight"] * torch.tensor(gains, device=device, dtype=format_)
     embedder.load_state_dict(weights, assign=True)
     return embedder.eval().requires_grad_(False)
 
 
-def _checked_config(file: Path, dim: int) -> int:
-    """The width between the layers."""
+def _checked_config(file: Path, dim: int) -> tuple[int, list[float]]:
+    """The width between the layers, and the gains."""
     config = read_json(file)
     names = config.get("names")
     if names != list(ACTION_NAMES):
@@ -113,4 +123,10 @@ def _checked_config(file: Path, dim: int) -> int:
     hidden = config.get("hidden")
     if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
         raise ModelLayoutError(f"{file} has hidden {hidden!r}.", "It is the width between the two layers, 1 or more.")
-    return hidden
+    gains = config.get("gains", [1.0] * len(ACTION_NAMES))
+    fit = isinstance(gains, list) and len(gains) == len(ACTION_NAMES)
+    if not fit or not all(type(gain) in (int, float) and 0 < gain < math.inf for gain in gains):
+        raise ModelLayoutError(
+            f"{file} has gains {gains!r}.", f"They are {len(ACTION_NAMES)} numbers above 0, one for each name."
+        )
+    return hidden, gains

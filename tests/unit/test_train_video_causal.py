@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,18 @@ from train.video.bank import ClipBank, draw_windows
 from train.video.carry_over import carry_over, weights_of
 from train.video.causal import CHUNK, GRID, SINK, WINDOW, few_step_levels, make_networks
 from train.video.checkpoints import read_parts, save_parts
-from train.video.distill import ALONE_SHARE, Game, _seen, make_players, train_scorer, train_student, young_streams
+from train.video.distill import (
+    ALONE_SHARE,
+    STUDENT,
+    Game,
+    _seen,
+    make_players,
+    train_scorer,
+    train_student,
+    young_streams,
+)
 from train.video.rollouts import Pool
+from train.video.steering import steered, train_actions
 from train.video.teacher import (
     OPENING_SHARE,
     OPENINGS_UNTIL,
@@ -27,6 +38,7 @@ from train.video.teacher import (
     prepare_transformer,
     train_teacher,
 )
+from train.video.teacher import STAGE as TEACHER
 from train.video.words import STAGE as WORDS
 
 VOCABULARY = 40
@@ -201,6 +213,23 @@ def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) 
     game.on_streams()
     changed = [not torch.equal(a, b) for a, b in zip(before, game.student.full, strict=True)]
     assert all(changed)
+
+
+def test_commands_are_learnt_and_streams_without_any_stay_to_the_bit(session: Session, bank: ClipBank) -> None:
+    torch.manual_seed(5)
+    networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
+    save_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
+    save_parts(session, STUDENT, transformer=networks.transformer)
+    before = read_parts(session.out, STUDENT)
+    moving = replace(bank, actions=bank.actions.clone())
+    moving.actions[1::2] = torch.randn(4, 12, 5).half()
+    assert steered(moving).clips == 4
+    assert (steered(moving).latents[1] == moving.latents[3]).all()
+    train_actions(replace(session, rate=100.0), moving, VOCABULARY, 0.0)
+    after = read_parts(session.out, STUDENT)
+    assert before.keys() == after.keys()
+    changed = {name for name, values in before.items() if not torch.equal(values, after[name])}
+    assert changed == {f"transformer.action_embedder.linear_{layer}.weight" for layer in (1, 2)}
 
 
 def test_a_young_stream_s_frames_keep_their_actions_and_their_subject() -> None:

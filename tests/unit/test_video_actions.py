@@ -67,6 +67,13 @@ def test_a_folder_is_written_and_read(tmp_path: Path) -> None:
     assert load(tmp_path / "narrow").hidden == 8
 
 
+def test_gains_multiply_the_actions(tmp_path: Path) -> None:
+    embedder, gains = random_actions(32), [1.5, 1, 2.0, 0.5, 1.25]
+    save_actions(embedder, tmp_path, gains)
+    actions = torch.rand(2, 3, 5) * 2 - 1
+    torch.testing.assert_close(load(tmp_path)(actions), embedder(actions * torch.tensor(gains)))
+
+
 def rewritten(folder: Path, **config: object) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
@@ -88,6 +95,9 @@ def reweighted(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]
         (lambda f: rewritten(f, names=list(ACTION_NAMES[::-1])), "names the actions"),
         (lambda f: rewritten(f, dim=64), "dim 64; the transformer's time embedding is 32 wide"),
         (lambda f: rewritten(f, hidden="x"), "hidden 'x'"),
+        (lambda f: rewritten(f, gains=[1, 1, 1]), r"gains \[1, 1, 1\]"),
+        (lambda f: rewritten(f, gains=[1, 1, 1, 1, 0]), "5 numbers above 0"),
+        (lambda f: rewritten(f, gains=[1, 1, 1, 1, "2"]), "gains"),
         (lambda f: rewritten(f, hidden=16), r"linear_1.weight is \(32, 5\), not \(16, 5\)"),
         (lambda f: (f / "config.json").unlink(), "config.json is missing"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),

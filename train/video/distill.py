@@ -273,19 +273,23 @@ class Game:
         """The student's update by regression to real chunks that were noised to its levels: any, where they go on."""
         session = self.session
         windows = draw_windows(self.bank, session.scale.video_batch, session.scale.video_window)
-        batch = as_batch(windows, CHUNK)
-        rows, _, frames = batch.latents.shape[:3]
-        drawn = torch.rand(rows, frames // CHUNK, device=session.device).repeat_interleave(CHUNK, 1)
-        choice = torch.where(batch.follows, self.levels.shape[0], LOW_LEVELS)
-        levels = self.levels.flip(0)[(choice * drawn).long().clamp(max=choice - 1)]
-        noise = torch.randn_like(batch.latents)
-        condition = Condition(states=self._states(batch.ids), actions=batch.actions.to(session.dtype))
-        clean, noisy = batch.latents.to(session.dtype), noised(batch.latents, noise, levels).to(session.dtype)
-        velocity = self.forced(clean, noisy, 1000 * levels, condition)
-        loss = velocity_loss(velocity, batch.latents, noise, batch.weight)
+        loss = clip_loss(self.forced, as_batch(windows, CHUNK), self._states(windows.ids), self.levels, session.dtype)
         loss.backward()  # type: ignore[no-untyped-call]
         self.student.step(self.student_optimiser)
         self.measures[2].copy_(loss.detach())
+
+
+def clip_loss(forced: ForcedPass, batch: Batch, states: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Regression to real chunks that were noised to few-step levels [n]: to any, where they go on from earlier ones."""
+    rows, _, frames = batch.latents.shape[:3]
+    device = batch.latents.device
+    drawn = torch.rand(rows, frames // CHUNK, device=device).repeat_interleave(CHUNK, 1)
+    choice = torch.where(batch.follows, levels.shape[0], LOW_LEVELS)
+    chosen = levels.flip(0)[(choice * drawn).long().clamp(max=choice - 1)]
+    noise = torch.randn_like(batch.latents)
+    condition = Condition(states=states, actions=batch.actions.to(dtype))
+    clean, noisy = batch.latents.to(dtype), noised(batch.latents, noise, chosen).to(dtype)
+    return velocity_loss(forced(clean, noisy, 1000 * chosen, condition), batch.latents, noise, batch.weight)
 
 
 def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:

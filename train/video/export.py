@@ -6,7 +6,7 @@ Knows nothing of how the weights came to be; the model card is written by train.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,15 +53,16 @@ def export_model(
     card: str,
     world: Mapping[str, Any] | None = None,
     preset: Mapping[str, Any] | None = None,
+    gains: Sequence[float] | None = None,
 ) -> float:
     """Write the whole model folder with float16 weights; return its size in MiB. The networks are not changed.
 
     transformer: with an action_embedder, or without one: then there is no folder actions/. card: Markdown of README.md.
     world: what prompts can name, for world.json.
-    preset: what zoetrope.json changes of the family's preset, by the names of VideoPreset. Raises ValueError if the
-    folder is larger than MAX_SIZE_MIB.
+    preset: what zoetrope.json changes of the family's preset, by the names of VideoPreset. gains: of the actions, for
+    inference (pipelines.video.actions.save_actions). Raises ValueError if the folder is larger than MAX_SIZE_MIB.
     """
-    _save_transformer(transformer, folder)
+    _save_transformer(transformer, folder, gains)
     codecs.write_moments()
     _save(codecs.vae, folder / "vae")
     _save_tiny(codecs, folder / "tiny_vae")
@@ -106,14 +107,14 @@ def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
     return {**told, **({"preset": dict(preset)} if preset else {})}
 
 
-def _save_transformer(transformer: CausalWanTransformer, folder: Path) -> None:
+def _save_transformer(transformer: CausalWanTransformer, folder: Path, gains: Sequence[float] | None) -> None:
     """The stock weights in transformer/, those of actions in actions/."""
     stock = make_stock_transformer()
     state = {name: value for name, value in transformer.state_dict().items() if not name.startswith(ACTIONS)}
     stock.load_state_dict(state)
     _save(stock, folder / "transformer")
     if transformer.action_embedder is not None:
-        save_actions(_half(transformer.action_embedder), folder / "actions")
+        save_actions(_half(transformer.action_embedder), folder / "actions", gains)
 
 
 def _save_tiny(codecs: Codecs, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipelines.video.actions import ACTION_NAMES
 from train.clips.captions import clip_words
 from train.clips.motions import MOTIONS
 from train.publish import term, world
@@ -43,10 +44,18 @@ def clip_world() -> dict[str, Any]:
     }
 
 
-def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", figures: Path | None = None) -> float:
+def publish(
+    checkpoints: Path,
+    folder: Path,
+    *,
+    transformer: str = "student",
+    figures: Path | None = None,
+    gains: Sequence[float] | None = None,
+) -> float:
     """Write the model folder from the checkpoints of a stage ("student" or "teacher"); return its size in MiB.
 
-    The text encoder is the teacher's: the student learnt with it. Raises FileNotFoundError for a stage that never ran.
+    gains: of the actions. The text encoder is the teacher's: the student learnt with it. Raises FileNotFoundError
+    for a stage that never ran.
     """
     session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
     tokenizer = build_tokenizer()
@@ -62,6 +71,7 @@ def publish(checkpoints: Path, folder: Path, *, transformer: str = "student", fi
         tokenizer=tokenizer,
         card=model_card(measured),
         world=clip_world(),
+        gains=gains,
     )
 
 
@@ -72,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=MODEL)
     parser.add_argument("--transformer", choices=["student", "teacher"], default="student")
     parser.add_argument("--figures", type=Path, help="JSON of names and texts for the card")
+    parser.add_argument(
+        "--gains", type=float, nargs=len(ACTION_NAMES), help="of the actions (bench.actions says which)"
+    )
     parser.add_argument("--judge", action="store_true", help="measure the judge, and write its folder instead")
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"), help="for --judge")
     options = parser.parse_args(arguments)
@@ -82,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         publish_judge(session, open_workshop(session, options.pack).source, sizes, JUDGE)
         print(JUDGE)
         return
-    size = publish(options.checkpoints, options.out, transformer=options.transformer, figures=options.figures)
+    size = publish(
+        options.checkpoints,
+        options.out,
+        transformer=options.transformer,
+        figures=options.figures,
+        gains=options.gains,
+    )
     print(f"{size:.1f} MiB: {options.out}")
 
 

@@ -3,7 +3,7 @@
 python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
-Stages: autoencoder, decoders, judge, words, teacher, scorer, student, scores; quick runs all of them at a tiny size.
+Stages: autoencoder, decoders, judge, words, teacher, scorer, student, actions, scores; quick runs all at a tiny size.
 Each continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for
 them, and shared by those that follow in the same process; the minutes are given in the order of the stages and do not
 count it. "teacher+scorer" runs stages side by side, each alone on one of the processes with whole steps, of which small
@@ -33,6 +33,7 @@ from train.video.codecs import STAGE, load_codecs, measure_codecs
 from train.video.distill import train_scorer, train_student
 from train.video.judge import train_judge
 from train.video.sheets import codec_sheet
+from train.video.steering import train_actions
 from train.video.teacher import train_teacher
 from train.video.tokenizer import build_tokenizer
 from train.video.words import train_words
@@ -95,6 +96,10 @@ class Workshop:
         """The few-step model, on its own rollouts."""
         train_student(self.session, self.bank(), self.vocabulary, seconds)
 
+    def actions(self, seconds: float) -> None:
+        """The student's action embedder alone."""
+        train_actions(self.session, self.bank(), self.vocabulary, seconds)
+
     def scores(self, seconds: float) -> None:
         """How held-out clips come back through the autoencoders, and a sheet of them; takes as long as it takes."""
         clips = measured_clips(self.session, self.source)
@@ -112,6 +117,7 @@ STAGES: dict[str, Callable[[Workshop, float], None]] = {
     "teacher": Workshop.teacher,
     "scorer": Workshop.scorer,
     "student": Workshop.student,
+    "actions": Workshop.actions,
     "scores": Workshop.scores,
 }
 
