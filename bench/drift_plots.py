@@ -1,6 +1,7 @@
-"""Owns the plots of bench.drift: ``python -m bench.drift_plots docs/drift --out docs/images/drift.png``.
+"""Owns the plots of bench.drift: ``python -m bench.drift_plots docs/drift --out docs/images/drift.png --bold sink-6``.
 
-A panel for each figure, a line for each case, over the seconds of the stream. Draws with OpenCV alone.
+A panel for each figure, a line for each case, over the seconds of the stream; --bold: cases as thick black lines, above
+the others. Draws with OpenCV alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ FIGURES = (
     "sharpness", "saturation", "degree", "flicker", "histogram_drift", "subject", "place", "style",
 )  # fmt: skip
 
+THICK_PX = 3
+
 Lines = Mapping[str, Sequence[float]]
+Ink = tuple[int, int, int]
+BLACK = (0, 0, 0)
 
 
 def read_lines(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -31,16 +36,17 @@ def read_lines(folder: Path) -> dict[str, dict[str, list[float]]]:
     return {name: {case: c[name] for case, c in curves.items() if name in c} for name in FIGURES}
 
 
-def inks(cases: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """A colour (BGR) for each case."""
-    found = {}
-    for number, case in enumerate(cases):
-        red, green, blue = colorsys.hsv_to_rgb(number / max(1, len(cases)), 0.85, 0.55 + 0.3 * (number % 2))
+def inks(cases: Sequence[str], bold: Sequence[str] = ()) -> dict[str, Ink]:
+    """A colour (BGR) for each case, in the order of drawing: the bold ones last, black."""
+    thin = [case for case in cases if case not in bold]
+    found: dict[str, Ink] = {}
+    for number, case in enumerate(thin):
+        red, green, blue = colorsys.hsv_to_rgb(number / len(thin), 0.85, (0.45, 0.95, 0.7)[number % 3])
         found[case] = (int(255 * blue), int(255 * green), int(255 * red))
-    return found
+    return found | {case: BLACK for case in cases if case in bold}
 
 
-def draw_panel(title: str, lines: Lines, ink: Mapping[str, tuple[int, int, int]]) -> np.ndarray:
+def draw_panel(title: str, lines: Lines, ink: Mapping[str, Ink]) -> np.ndarray:
     """uint8 BGR [h, w, 3]; the value axis begins at 0."""
     width, height = PANEL_PX
     panel = np.full((height, width, 3), 255, np.uint8)
@@ -48,35 +54,41 @@ def draw_panel(title: str, lines: Lines, ink: Mapping[str, tuple[int, int, int]]
     seconds = max((len(line) for line in lines.values()), default=1)
     corner = (MARGIN_PX, MARGIN_PX), (width - MARGIN_PX, height - MARGIN_PX)
     cv2.rectangle(panel, *corner, (210, 210, 210), 1)
-    for case, line in lines.items():
+    for case in (case for case in ink if case in lines):
+        line = np.array(lines[case])
         x = MARGIN_PX + np.arange(len(line)) / max(1, seconds - 1) * (width - 2 * MARGIN_PX)
-        y = height - MARGIN_PX - np.array(line) / most * (height - 2 * MARGIN_PX)
-        cv2.polylines(panel, [np.stack([x, y], 1).round().astype(np.int32)], False, ink[case], 1, cv2.LINE_AA)
+        y = height - MARGIN_PX - line / most * (height - 2 * MARGIN_PX)
+        points = np.stack([x, y], 1).round().astype(np.int32)
+        cv2.polylines(panel, [points], False, ink[case], _thickness(ink[case]), cv2.LINE_AA)
     labels = ((title, 8, 20), (f"{most:.3g}", 2, MARGIN_PX + 4), ("0", 2, height - MARGIN_PX))
     for text, left, base in (*labels, (f"{seconds} s", width - MARGIN_PX - 20, height - 14)):
         _write(panel, text, left, base, (40, 40, 40))
     return panel
 
 
-def draw_key(ink: Mapping[str, tuple[int, int, int]]) -> np.ndarray:
+def _thickness(colour: Ink) -> int:
+    return THICK_PX if colour == BLACK else 1
+
+
+def draw_key(ink: Mapping[str, Ink]) -> np.ndarray:
     """Which colour is which case."""
     width, height = PANEL_PX
     panel = np.full((height, width, 3), 255, np.uint8)
     for number, (case, colour) in enumerate(ink.items()):
         base = 20 + LINE_PX * number
-        cv2.line(panel, (12, base - 4), (40, base - 4), colour, 2, cv2.LINE_AA)
+        cv2.line(panel, (12, base - 4), (40, base - 4), colour, _thickness(colour) + 1, cv2.LINE_AA)
         _write(panel, case, 48, base, (40, 40, 40))
     return panel
 
 
-def _write(panel: np.ndarray, text: str, left: int, base: int, colour: tuple[int, int, int]) -> None:
+def _write(panel: np.ndarray, text: str, left: int, base: int, colour: Ink) -> None:
     cv2.putText(panel, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
 
 
-def plot(folder: Path, out: Path, *, columns: int = 3) -> None:
+def plot(folder: Path, out: Path, *, bold: Sequence[str] = (), columns: int = 3) -> None:
     """Write all panels and the key as one picture."""
     lines = read_lines(folder)
-    ink = inks(sorted({case for cases in lines.values() for case in cases}))
+    ink = inks(sorted({case for cases in lines.values() for case in cases}), bold)
     panels = [draw_panel(name, cases, ink) for name, cases in lines.items() if cases] + [draw_key(ink)]
     panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
     rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]
@@ -89,8 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.drift_plots", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--bold", nargs="+", default=[], metavar="CASE")
     options = parser.parse_args(arguments)
-    plot(options.folder, options.out)
+    plot(options.folder, options.out, bold=options.bold)
 
 
 if __name__ == "__main__":
