@@ -22,7 +22,7 @@ from train.video.forcing import ForcedPass
 from train.video.teacher import STAGE as TEACHER
 from train.video.teacher import as_batch, prepare_transformer
 
-STAGE = "actions"
+STAGE, PREFIX = "actions", "action_embedder."
 RATE = 1e-3
 LEVELS = 3
 """Of the few-step levels, from the noisiest: below them the noised picture itself shows how far things went."""
@@ -46,6 +46,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, text=networks.text)
     require_parts(session, STUDENT, transformer=networks.transformer)
+    kept = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     for module in networks.modules:
         module.requires_grad_(False).to(session.dtype)
@@ -84,5 +85,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
             total.zero_()
     average.swap()
     master.release()
-    save_parts(session, STUDENT, transformer=networks.transformer.float())
+    kept |= {f"{PREFIX}{name}": values for name, values in embedder.state_dict().items()}
+    networks.transformer.float().load_state_dict(kept)
+    save_parts(session, STUDENT, transformer=networks.transformer)
     return networks
