@@ -227,6 +227,8 @@ def test_commands_are_learnt_and_streams_without_any_stay_to_the_bit(
     moving = replace(bank, actions=bank.actions.clone())
     moving.actions[1::2] = torch.randn(4, 12, 5).half()
     assert steered(moving).clips == 4
+    with pytest.raises(ValueError, match="none of the bank's 8 clips has actions"):
+        steered(bank)
     assert (steered(moving).latents[1] == moving.latents[3]).all()
     train_actions(replace(session, rate=100.0), moving, VOCABULARY, 0.0)
     after = read_parts(session.out, STUDENT)

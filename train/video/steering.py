@@ -18,19 +18,22 @@ from train.video.bank import ClipBank, draw_windows
 from train.video.causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_networks
 from train.video.checkpoints import require_parts, save_parts
 from train.video.distill import STUDENT, clip_loss
+from train.video.export import ACTIONS
 from train.video.forcing import ForcedPass
 from train.video.teacher import STAGE as TEACHER
 from train.video.teacher import as_batch, prepare_transformer
 
-STAGE, PREFIX = "actions", "action_embedder."
+STAGE = "actions"
 RATE = 1e-3
 LEVELS = 3
 """Of the few-step levels, from the noisiest: below them the noised picture itself shows how far things went."""
 
 
 def steered(bank: ClipBank) -> ClipBank:
-    """The clips that have actions."""
+    """The clips that have actions. Raises ValueError where none has."""
     rows = (bank.actions != 0).flatten(1).any(1).nonzero().flatten()
+    if not len(rows):
+        raise ValueError(f"none of the bank's {bank.clips} clips has actions: make it larger (--bank-share)")
     return replace(
         bank,
         latents=bank.latents[rows],
@@ -85,7 +88,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
             total.zero_()
     average.swap()
     master.release()
-    kept |= {f"{PREFIX}{name}": values for name, values in embedder.state_dict().items()}
+    kept |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
     networks.transformer.float().load_state_dict(kept)
     save_parts(session, STUDENT, transformer=networks.transformer)
     return networks
