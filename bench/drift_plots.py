@@ -86,9 +86,12 @@ def _write(panel: np.ndarray, text: str, left: int, base: int, colour: Ink) -> N
 
 
 def plot(folder: Path, out: Path, *, bold: Sequence[str] = (), columns: int = 3) -> None:
-    """Write all panels and the key as one picture."""
+    """Write all panels and the key as one picture. Raises ValueError for a bold case that is not there."""
     lines = read_lines(folder)
-    ink = inks(sorted({case for cases in lines.values() for case in cases}), bold)
+    known = sorted({case for cases in lines.values() for case in cases})
+    if unknown := sorted({*bold} - {*known}):
+        raise ValueError(f"{folder} has no case {', '.join(unknown)}; it has {', '.join(known)}")
+    ink = inks(known, bold)
     panels = [draw_panel(name, cases, ink) for name, cases in lines.items() if cases] + [draw_key(ink)]
     panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
     rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]

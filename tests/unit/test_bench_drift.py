@@ -85,6 +85,10 @@ def test_two_prompts_under_two_policies_and_on_from_there(
     assert json.loads(capsys.readouterr().out)["cases"] == first["cases"]
     plot(out, tmp_path / "drift.png")
     assert (tmp_path / "drift.png").stat().st_size > 2000
+    plot(out, tmp_path / "bold.png", bold=["window"])
+    assert (tmp_path / "bold.png").read_bytes() != (tmp_path / "drift.png").read_bytes()
+    with pytest.raises(ValueError, match="has no case sink-6; it has full, window"):
+        plot(out, tmp_path / "none.png", bold=["sink-6"])
     assert "| window |" in drift.table({"window": stored})
     with pytest.raises(ValueError, match="give another --out"):
         read_case(out / "full.json", {"captions": 3})

@@ -13,18 +13,23 @@ from bench.video_options import MODEL
 from train.session import TINY, Session
 from train.video.adopt import adopt
 from train.video.checkpoints import read_parts
-from train.video.publish import publish
+from train.video.publish import gains_of, publish
 from train.video.run import Workshop, named_stages, run_stages
 
 
 def test_what_ships_comes_back_from_checkpoints_to_the_bit(tmp_path: Path) -> None:
     adopt(MODEL, tmp_path / "checkpoints", ["student", "teacher"])
-    publish(tmp_path / "checkpoints", tmp_path / "model")
+    gains = gains_of(MODEL)
+    assert gains is not None
+    publish(tmp_path / "checkpoints", tmp_path / "model", gains=gains)
     files = sorted(file.relative_to(MODEL) for file in MODEL.rglob("*.safetensors"))
     assert len(files) == 5
     for file in files:
         assert (tmp_path / "model" / file).read_bytes() == (MODEL / file).read_bytes(), file
-    assert (tmp_path / "model" / "vae" / "config.json").read_text() == (MODEL / "vae" / "config.json").read_text()
+    for config in (Path("vae", "config.json"), Path("actions", "config.json")):
+        assert (tmp_path / "model" / config).read_text() == (MODEL / config).read_text()
+    with pytest.raises(ValueError, match=r"has gains of the actions: say --gains 1.25 1.2"):
+        publish(tmp_path / "checkpoints", tmp_path / "model")
 
 
 def test_a_teacher_alone_can_be_adopted(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -17,6 +18,18 @@ from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.presets import Licence, VideoPreset
 from tests.fakes.published_checkpoints import PUBLISHED, lora_state, wan_shapes
 from tests.fakes.published_components import umt5_shapes, vae_shapes
+
+
+def test_the_table_in_the_docs_says_the_sizes_of_the_presets() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "video-models.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|.*\| (\d+), (\d+), (\d+), (sink|deep-sink|adaptive-sink)\b", table, re.MULTILINE
+    )
+    assert {"self-forcing", "longlive", "rolling-forcing", "mini-video"} <= {name for name, *_ in rows}
+    for name, chunk, window, sink, policy in rows:
+        preset = FAMILIES[name].preset
+        told = (int(chunk), int(window), int(sink), policy)
+        assert told == (preset.chunk_frames, preset.window_frames, preset.sink_frames, preset.policy), name
 
 
 @pytest.mark.parametrize(

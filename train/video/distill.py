@@ -32,12 +32,16 @@ from train.video.forcing import (
     shifted_levels,
     velocity_loss,
 )
+from train.video.loop import Course, train_for
 from train.video.rollouts import Pool
 from train.video.teacher import STAGE as TEACHER
 from train.video.teacher import Batch, as_batch, prepare_transformer, subject_weight
 
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1.5e-4, 4.5e-4
+SCORER_COURSE = Course(
+    stage=SCORER, optimiser=lambda full: Muon(full, set(), 0.0), peak=SCORER_RATE, factor=trapezoid, decay=0.998
+)
 GUIDANCE = 1.5
 """Away from what the scorer sees without a prompt and without actions. By 3 the student was lost within 2,000
 iterations: at high noise levels it asks for more than any picture has, and no lower level corrects that as it does in
@@ -103,14 +107,9 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     restore_parts(session, SCORER, transformer=networks.transformer)
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     networks.text.requires_grad_(False).to(session.dtype)
-    master = Master(networks.transformer, dtype=session.dtype, crew=session.crew)
-    session.seed_draws()
-    optimiser = Muon(master.full, set(), 0.0)
-    average = Average(master.full, decay=0.998)
     joint = JointPass(networks.transformer, GRID, frames=WINDOW)
-    total = torch.zeros((), device=session.device)
 
-    def step() -> None:
+    def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
         batch, there = young_streams(as_batch(windows, CHUNK), windows.begins)
         latents, there = batch.latents, _seen(there)
@@ -124,26 +123,9 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
         condition = Condition(states=states, actions=batch.actions.to(session.dtype))
         velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, there)
         weight = there[:, None, :, None, None] * subject_weight(batch.coverage)
-        loss = velocity_loss(velocity, latents, noise, weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        master.step(optimiser)
-        total.add_(loss.detach())
+        return velocity_loss(velocity, latents, noise, weight)
 
-    replay = Replay(step, session.device)
-    total.zero_()
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
-    every = 4 * session.scale.log_every
-    while running:
-        set_rate(optimiser, session.rate * SCORER_RATE * trapezoid(budget.steps, budget.fraction()))
-        replay()
-        average.update()
-        running = budget.tick()
-        if budget.steps % every == 0 or not running:
-            mean = float(total) / ((budget.steps - 1) % every + 1)
-            session.log(SCORER, step=float(budget.steps), loss=mean, rate=budget.rate)
-            total.zero_()
-    average.swap()
-    master.release()
+    train_for(session, SCORER_COURSE, [networks.transformer], loss, seconds)
     save_parts(session, SCORER, transformer=networks.transformer)
     return networks
 

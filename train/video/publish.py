@@ -44,6 +44,13 @@ def clip_world() -> dict[str, Any]:
     }
 
 
+def gains_of(folder: Path) -> list[float] | None:
+    """Of the actions of a model folder; None: it has none."""
+    file = folder / "actions" / "config.json"
+    found: list[float] | None = json.loads(file.read_text(encoding="utf-8")).get("gains") if file.is_file() else None
+    return found
+
+
 def publish(
     checkpoints: Path,
     folder: Path,
@@ -54,9 +61,13 @@ def publish(
 ) -> float:
     """Write the model folder from the checkpoints of a stage ("student" or "teacher"); return its size in MiB.
 
-    gains: of the actions. The text encoder is the teacher's: the student learnt with it. Raises FileNotFoundError
-    for a stage that never ran.
+    gains: of the actions; needed where the folder has some, which were measured on other weights. The text encoder is
+    the teacher's: the student learnt with it. Raises FileNotFoundError for a stage that never ran, ValueError for
+    gains that would be lost.
     """
+    if gains is None and (old := gains_of(folder)):
+        told = " ".join(map(str, old))
+        raise ValueError(f"{folder} has gains of the actions: say --gains {told}, or 1 for each that needs none")
     session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
     tokenizer = build_tokenizer()
     networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)

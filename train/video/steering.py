@@ -10,16 +10,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from train.crew import CrewClock
-from train.graphs import Replay
-from train.session import Average, Budget, Master, Session, adamw, set_rate, warm_cosine
+from train.session import Session, adamw, warm_cosine
 from train.video.bank import ClipBank, draw_windows
 from train.video.causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_networks
 from train.video.checkpoints import require_parts, save_parts
 from train.video.distill import STUDENT, clip_loss
 from train.video.export import ACTIONS
 from train.video.forcing import ForcedPass
+from train.video.loop import Course, train_for
 from train.video.teacher import STAGE as TEACHER
 from train.video.teacher import as_batch, prepare_transformer
 
@@ -55,39 +55,20 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
         module.requires_grad_(False).to(session.dtype)
     embedder = networks.transformer.action_embedder
     assert embedder is not None, "make_networks gives one"
-    master = Master(embedder.requires_grad_(True), dtype=session.dtype, crew=session.crew)
-    session.seed_draws()
-    bank = steered(bank)
-    optimiser = adamw(master.full, 0.0, session.device)
-    average = Average(master.full, decay=0.99)
+    bank, embedder = steered(bank), embedder.requires_grad_(True)
     levels, frames = few_step_levels(session.device)[:LEVELS], session.scale.video_window
     forced = ForcedPass(networks.transformer, GRID, frames=frames, chunk=CHUNK, window=WINDOW)
-    total = torch.zeros((), device=session.device)
 
-    def step() -> None:
+    def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, frames)
         with torch.no_grad():
             states = networks.encode(windows.ids)
-        loss = clip_loss(forced, as_batch(windows, CHUNK), states, levels, session.dtype)
-        loss.backward()  # type: ignore[no-untyped-call]
-        master.step(optimiser)
-        total.add_(loss.detach())
+        return clip_loss(forced, as_batch(windows, CHUNK), states, levels, session.dtype)
 
-    replay = Replay(step, session.device)
-    total.zero_()
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
-    every = 4 * session.scale.log_every
-    while running:
-        set_rate(optimiser, session.rate * RATE * warm_cosine(budget.steps, budget.fraction()))
-        replay()
-        average.update()
-        running = budget.tick()
-        if budget.steps % every == 0 or not running:
-            mean = float(total) / ((budget.steps - 1) % every + 1)
-            session.log(STAGE, step=float(budget.steps), loss=mean, rate=budget.rate)
-            total.zero_()
-    average.swap()
-    master.release()
+    course = Course(
+        stage=STAGE, optimiser=lambda full: adamw(full, 0.0, session.device), peak=RATE, factor=warm_cosine, decay=0.99
+    )
+    train_for(session, course, [embedder], loss, seconds)
     kept |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
     networks.transformer.float().load_state_dict(kept)
     save_parts(session, STUDENT, transformer=networks.transformer)

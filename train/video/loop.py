@@ -1,0 +1,64 @@
+"""Owns the loop of the stages that train one network by one loss: captured step, rate, average, log.
+
+Knows no network's shape and no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from train.crew import CrewClock
+from train.graphs import Replay
+from train.session import Average, Budget, Master, Session, Steps, set_rate
+
+Factor = Callable[[int, float], float]
+"""On the peak rate, by steps so far and the share of the budget that is spent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """How a stage learns. optimiser: makes one of the float32 parameters, at rate 0; decay: of the average."""
+
+    stage: str
+    optimiser: Callable[[list[nn.Parameter]], Steps]
+    peak: float
+    factor: Factor
+    decay: float
+
+
+def train_for(
+    session: Session, course: Course, modules: Sequence[nn.Module], loss: Callable[[], Tensor], seconds: float
+) -> None:
+    """Train all parameters of modules by `loss` (draws its own batch; captured on a GPU); afterwards they hold their
+    averages, in float32.
+    """
+    master = Master(*modules, dtype=session.dtype, crew=session.crew)
+    session.seed_draws()
+    optimiser, average = course.optimiser(master.full), Average(master.full, decay=course.decay)
+    total = torch.zeros((), device=session.device)
+
+    def step() -> None:
+        found = loss()
+        found.backward()  # type: ignore[no-untyped-call]
+        master.step(optimiser)
+        total.add_(found.detach())
+
+    replay = Replay(step, session.device)
+    total.zero_()
+    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    every = 4 * session.scale.log_every
+    while running:
+        set_rate(optimiser, session.rate * course.peak * course.factor(budget.steps, budget.fraction()))
+        replay()
+        average.update()
+        running = budget.tick()
+        if budget.steps % every == 0 or not running:
+            mean = float(total) / ((budget.steps - 1) % every + 1)
+            session.log(course.stage, step=float(budget.steps), loss=mean, rate=budget.rate)
+            total.zero_()
+    average.swap()
+    master.release()
