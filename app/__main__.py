@@ -9,9 +9,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipelines.errors import ZoetropeError
+from pipelines.core.errors import ZoetropeError
 
-from . import doctor, live, models, render
+from .cli import doctor, live, models, render
 
 
 def build_parser() -> argparse.ArgumentParser:

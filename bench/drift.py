@@ -26,7 +26,7 @@ from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
 from bench.world_clips import held_out_captions, load_sprites
-from pipelines.video.families import MINI_VIDEO
+from pipelines.video.loading.families import MINI_VIDEO
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 
@@ -35,7 +35,7 @@ OUT = Path("docs/drift")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A policy of cache.kv_policies with options that suit a window of 12 latent frames, a chunk of 3 included."""
+    """A policy of cache.kv.policies with options that suit a window of 12 latent frames, a chunk of 3 included."""
 
     policy: str
     options: Mapping[str, Any] = field(default_factory=dict)

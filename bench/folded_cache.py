@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import KVPolicy
-from cache.kv_policies.adaptive import AdaptiveSinkPolicy
-from cache.kv_view import KVView
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import KVPolicy
+from cache.kv.policies.adaptive import AdaptiveSinkPolicy
+from cache.kv.view import KVView
 from pipelines.video.backends import VideoBackend
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 
 def mixes_heads(policy: KVPolicy) -> bool:

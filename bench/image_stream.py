@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from bench.machine import device_name
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.model import Condition, ImageModel
-from pipelines.precision import cpu_flags
-from pipelines.schedule import levels, timesteps
-from pipelines.types import Frame
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
+from pipelines.files.precision import cpu_flags
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import Condition, ImageModel
+from pipelines.image.schedule import levels, timesteps
+from pipelines.image.stream import ImageStream
 
 STRENGTH = 0.5
 

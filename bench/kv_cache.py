@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_bank import STORAGES
-from cache.kv_kernels import PLAIN_KERNELS, compiled_kernels
-from cache.kv_policies import make_policy
+from cache.kv.bank import STORAGES
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.kernels import PLAIN_KERNELS, compiled_kernels
+from cache.kv.policies import make_policy
 from cache.rotary import Rotary
 
 SHAPES: Mapping[str, dict[str, Any]] = {

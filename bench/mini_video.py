@@ -26,7 +26,7 @@ from bench.video_options import add_options, classifier_of, folder_mib, load_mod
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
 from bench.world_clips import held_out_captions, load_sprites, motion_clips
-from pipelines.video.codec import VideoCodec, decode_clip, encode_clip
+from pipelines.video.codecs.codec import VideoCodec, decode_clip, encode_clip
 from pipelines.video.model import VideoModel
 from train.clips.motions import ClipSpec
 

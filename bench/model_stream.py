@@ -17,8 +17,8 @@ import torch
 from bench.machine import device_name
 from bench.video_engine import EngineSettings, measure_engine, p95
 from bench.video_options import load_model
-from pipelines.controls import Control
-from pipelines.types import Frame
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
 from pipelines.video.engine import VideoEngine
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions

@@ -22,7 +22,7 @@ from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import classify
 from bench.video_scores import truth_of
 from bench.world_clips import load_sprites
-from pipelines.controls import Control
+from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions

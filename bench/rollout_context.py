@@ -1,6 +1,6 @@
 """Owns what a rollout passes again before a chunk, for the two policies that ask for it.
 
-As pipelines/video/memories has it, for streams in step: `rebuild` encodes its context anew before every chunk, `dual`
+As pipelines/video/past has it, for streams in step: `rebuild` encodes its context anew before every chunk, `dual`
 begins a shot with an empty one. Knows no cache and no step.
 """
 
@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cache.kv_policies import KVPolicy
-from cache.kv_policies.dual import DualPolicy
-from cache.kv_policies.windows import RebuildPolicy
+from cache.kv.policies import KVPolicy
+from cache.kv.policies.dual import DualPolicy
+from cache.kv.policies.windows import RebuildPolicy
 from pipelines.video.model import VideoModel
 
 Shape = tuple[int, int, int, int]

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from bench.folded_cache import StreamsInStep
 from bench.rollout_context import Context, choose_context
-from pipelines.errors import InputError
-from pipelines.video.attention import choose_attention
+from pipelines.core.errors import InputError
 from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
 from pipelines.video.chunk_noise import draw_noise
-from pipelines.video.codec_backends import FrameDecoder
+from pipelines.video.codecs.frame_decoder import FrameDecoder
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.sampling import SAMPLERS
-from pipelines.video.text_cache import TextCache
+from pipelines.video.wan.attention import choose_attention
+from pipelines.video.wan.text_cache import TextCache
 
 Noise = Callable[[int, int, int], Tensor]
 """(step: 0 for the start, i for what follows the i-th; index of the first latent frame; frames) -> [N, C, F, h, w]."""

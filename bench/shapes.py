@@ -15,8 +15,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from pipelines.model import ImageModel, ScheduleConfig, TextCondition
-from pipelines.parts import TinyCodec, UNetDenoiser
+from pipelines.core.conditions import TextCondition
+from pipelines.image.loading.networks import TinyCodec, UNetDenoiser
+from pipelines.image.model import ImageModel, ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

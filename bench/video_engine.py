@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import torch
 
 from bench.video_shapes import VideoShape
-from pipelines.controls import Control
-from pipelines.ticklog import BirthRecord, TickLog
-from pipelines.types import Frame
-from pipelines.video.actions import ActionEmbedder
-from pipelines.video.checkpoint_keys import KeyReport
-from pipelines.video.codec import VideoCodec
+from pipelines.core.controls import Control
+from pipelines.core.tick_log import BirthRecord, TickLog
+from pipelines.core.types import Frame
+from pipelines.video.codecs.codec import VideoCodec
 from pipelines.video.engine import VideoEngine
+from pipelines.video.loading.checkpoint_keys import KeyReport
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan.actions import ActionEmbedder
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 
 from bench.video_shapes import VideoShape
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
 from pipelines.video.backends import VideoBackend
-from pipelines.video.codec_backends import FrameDecoder
+from pipelines.video.codecs.frame_decoder import FrameDecoder
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep, StepList, denoised, noised
-from pipelines.video.text_cache import TextCache
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 STEPS = StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True)
 

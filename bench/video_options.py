@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.video.load_video import VideoLoadOptions, load_video_model
+from pipelines.video.loading.load import VideoLoadOptions, load_video_model
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from train.classifier import Classifier, load_classifier

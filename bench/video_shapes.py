@@ -16,13 +16,13 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
-from pipelines.video.attention import choose_attention
-from pipelines.video.codec import VideoCodec
-from pipelines.video.tiny_codec import TinyCodec, TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_codec import WanCodec
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.codecs.codec import VideoCodec
+from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import TinyCodecConfig
+from pipelines.video.codecs.wan import WanCodec
+from pipelines.video.wan.attention import choose_attention
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 H100_DENSE_TFLOPS = 990.0
 """Data sheet, bfloat16, without sparsity: of H100 SXM and H200 alike."""

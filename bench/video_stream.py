@@ -29,8 +29,8 @@ from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
 from bench.video_profile import matmul_tflops, profile
 from bench.video_shapes import VIDEO_SHAPES, VideoShape, build_codec, build_transformer
 from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
-from pipelines.video.codec_backends import FrameDecoder
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 Figures = dict[str, object]
 

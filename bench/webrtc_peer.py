@@ -25,7 +25,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessi
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
-from app.api.webrtc_tracks import yuv_of
+from app.webrtc.tracks import yuv_of
 from bench.live_page import BITS, median, percentile, serving
 
 CODECS = ("VP8", "H264")

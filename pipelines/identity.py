@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from .controls import Control, Controls
-from .errors import InputError
-from .ticklog import TickLog
-from .types import Accounting, Frame, StreamInfo
+from .core.controls import Control, Controls
+from .core.errors import InputError
+from .core.tick_log import TickLog
+from .core.types import Accounting, Frame, StreamInfo
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,20 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import hub
-from .betas import schedule_config
-from .errors import ModelError, ModelLayoutError
-from .layout import Component, ModelLayout, read_autoencoder, read_layout
-from .lora_files import LoraFile
-from .memory import Budget, check_memory
-from .model import ImageModel, LatentCodec, LoraControl, PromptEncoder, SafetyChecker
-from .precision import Precision, choose_device, choose_precision
-from .presets import ModelFacts, Preset, choose_preset
-from .vocabulary import WORLD_FILE
+from pipelines.core.conditions import PromptEncoder
+
+from .core.errors import ModelError, ModelLayoutError
+from .files import hub
+from .files.layout import Component, ModelLayout, read_autoencoder, read_layout
+from .files.lora_files import LoraFile
+from .files.memory import Budget, check_memory
+from .files.precision import Precision, choose_device, choose_precision
+from .files.vocabulary import WORLD_FILE
+from .image.loading.betas import schedule_config
+from .image.loading.presets import ModelFacts, Preset, choose_preset
+from .image.model import ImageModel, LatentCodec, LoraControl, SafetyChecker
 
 if TYPE_CHECKING:
-    from .ticklog import TickLog
-    from .types import Engine
+    from pipelines.core.contracts import Engine
+
+    from .core.tick_log import TickLog
 
 logger = logging.getLogger(__name__)
 Notice = Callable[[str], None]
@@ -78,10 +81,10 @@ def load_engine(
         from .identity import IdentityEngine
 
         return IdentityEngine(width=width or 192, height=height or 192, max_slots=max_slots)
-    from .video.source import is_video_model
+    from .video.loading.source import is_video_model
 
     if is_video_model(model):
-        from .video.load_engine import load_video_engine
+        from .video.loading.engine import load_video_engine
 
         common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
         chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
@@ -100,7 +103,7 @@ def load_engine(
         notice=notice,
     )
     image_model = load_image_model(model, options)
-    from .image_engine import ImageEngine
+    from .image.engine import ImageEngine
 
     return ImageEngine(
         image_model,
@@ -146,7 +149,7 @@ class _Networks:
 def _assemble(
     source: hub.ModelSource, facts: ModelFacts, preset: Preset, precision: Precision, networks: _Networks
 ) -> ImageModel:
-    from .parts import UNetDenoiser, guidance_scale_embedding
+    from .image.loading.networks import UNetDenoiser, guidance_scale_embedding
 
     layout, config = facts.layout, networks.unet.config
     schedule = schedule_config(layout.scheduler)
@@ -188,8 +191,8 @@ def _load_networks(
 ) -> _Networks:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    from .parts import channels_last
-    from .weights import load_component
+    from .files.weights import load_component
+    from .image.loading.networks import channels_last
 
     def load(network: Any, component: Component, dtype: torch.dtype) -> Any:
         return load_component(
@@ -201,7 +204,7 @@ def _load_networks(
     text_models = tuple(load(_text_class(part), part, text_dtype) for part in layout.text_encoders)
     lora: LoraControl | None = None
     if options.loras:
-        from .lora import MergedLora
+        from .image.loading.lora import MergedLora
 
         lora = MergedLora(
             unet, text_models, [(hub.resolve_lora(lora, notice=options.notice), lora.weight) for lora in options.loras]
@@ -221,7 +224,7 @@ def _load_codec(
     precision: Precision,
     load: Callable[[Any, Component, torch.dtype], Any],
 ) -> LatentCodec:
-    from .parts import KLCodec, TinyCodec, channels_last
+    from .image.loading.networks import KLCodec, TinyCodec, channels_last
 
     dtype = codec_dtype(autoencoder, layout, precision.dtype)
     if autoencoder.class_name == "AutoencoderTiny":
@@ -257,7 +260,7 @@ def _text_class(component: Component) -> Any:
 def _prompt_encoder(layout: ModelLayout, text_models: tuple[Any, ...], device: torch.device) -> PromptEncoder:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-    from .clip_text import ClipPromptEncoder, DualClipPromptEncoder
+    from .image.loading.clip_text import ClipPromptEncoder, DualClipPromptEncoder
 
     tokenizers = tuple(CLIPTokenizer.from_pretrained(part.folder, local_files_only=True) for part in layout.tokenizers)
     if len(tokenizers) == 1:
@@ -268,7 +271,7 @@ def _prompt_encoder(layout: ModelLayout, text_models: tuple[Any, ...], device: t
 def _load_safety(layout: ModelLayout, precision: Precision, options: LoadOptions) -> SafetyChecker | None:
     if layout.safety_checker is None or not options.safety:
         return None
-    from .safety import ClipSafetyChecker
+    from .image.loading.safety import ClipSafetyChecker
 
     return ClipSafetyChecker.load(
         layout.safety_checker,

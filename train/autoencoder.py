@@ -10,9 +10,10 @@ import torch.nn.functional as functional
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from train.bank import Source, image_bank, random_scenes
-from train.networks import IMAGE_SIZE_PX, make_autoencoder
-from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
+from .bank import Source, image_bank, random_scenes
+from .budget import Budget
+from .networks import IMAGE_SIZE_PX, make_autoencoder
+from .session import Average, Session, adamw, set_rate, warm_cosine
 
 STAGE = "autoencoder"
 PEAK_RATE = 2e-3

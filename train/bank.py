@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from train.captions import caption
-from train.networks import IMAGE_SIZE_PX, LATENT_SIZE
-from train.tokenizer import token_ids
-from train.vocabulary_world import LIGHTS, STYLES
-from train.world import SceneSpec, apply_lights, apply_styles, render_covered, sample_specs
+from .captions import caption
+from .networks import IMAGE_SIZE_PX, LATENT_SIZE
+from .tokenizer import token_ids
+from .vocabulary_world import LIGHTS, STYLES
+from .world import SceneSpec, apply_lights, apply_styles, render_covered, sample_specs
 
 CAPTIONS_PER_ITEM = 2
 PHOTO_SUBJECT = -2

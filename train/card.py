@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from train.vocabulary import SUBJECTS
-from train.vocabulary_world import LIGHTS, PLACES, STYLES
+from .vocabulary import SUBJECTS
+from .vocabulary_world import LIGHTS, PLACES, STYLES
 
 _HEAD = """---
 license: apache-2.0

@@ -15,10 +15,11 @@ import torch.nn.functional as functional
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from train.bank import Source, random_scenes, uniform
-from train.networks import IMAGE_SIZE_PX
-from train.session import Average, Budget, Session, adamw, set_rate, warm_cosine
-from train.world import SceneSpec
+from .bank import Source, random_scenes, uniform
+from .budget import Budget
+from .networks import IMAGE_SIZE_PX
+from .session import Average, Session, adamw, set_rate, warm_cosine
+from .world import SceneSpec
 
 STAGE = "classifier"
 SEED = 20_011

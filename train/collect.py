@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from train.pack import Pack, save_pack, split
-from train.photo_table import PACKAGES, Package
-from train.photos import package_folder
+from .pack import Pack, save_pack, split
+from .photo_table import PACKAGES, Package
+from .photos import package_folder
 
 DATA = Path(__file__).parent / "data"
 PACK_LIMIT_BYTES = 26 * 2**20

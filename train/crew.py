@@ -9,16 +9,13 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from train.graphs import SYNCHRONISE_EVERY
-
-if TYPE_CHECKING:
-    from train.session import Budget
+from .budget import Budget
+from .graphs import SYNCHRONISE_EVERY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

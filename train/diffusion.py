@@ -14,12 +14,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from train.bank import LatentBank
-from train.graphs import Replay
-from train.muon import Muon
-from train.networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
-from train.session import Average, Budget, Master, Session, set_rate, trapezoid
-from train.tokenizer import token_ids
+from .bank import LatentBank
+from .budget import Budget
+from .graphs import Replay
+from .muon import Muon
+from .networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
+from .session import Average, Master, Session, set_rate, trapezoid
+from .tokenizer import token_ids
 
 STAGE = "diffusion"
 PEAK_RATE = 2e-3

@@ -19,21 +19,15 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from train.bank import LatentBank
-from train.diffusion import STAGE as TEACHER
-from train.diffusion import (
-    Forward,
-    Schedule,
-    denoising_loss,
-    draw_batch,
-    fast_forward,
-    make_models,
-)
-from train.graphs import Replay
-from train.networks import LATENT_CHANNELS, LATENT_SIZE, UNetShape, make_unet, signal_and_noise, text_forward
-from train.sampling import Denoise, lcm_steps
-from train.session import Average, Budget, Master, Session, adamw, set_rate, warm_cosine
-from train.tokenizer import token_ids
+from .bank import LatentBank
+from .budget import Budget
+from .diffusion import STAGE as TEACHER
+from .diffusion import Forward, Schedule, denoising_loss, draw_batch, fast_forward, make_models
+from .graphs import Replay
+from .networks import LATENT_CHANNELS, LATENT_SIZE, UNetShape, make_unet, signal_and_noise, text_forward
+from .sampling import Denoise, lcm_steps
+from .session import Average, Master, Session, adamw, set_rate, warm_cosine
+from .tokenizer import token_ids
 
 STAGE = "distill"
 STUDENT_RATE, FAKE_RATE = 3e-4, 6e-4

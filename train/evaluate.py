@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from train.captions import canonical_caption, caption
-from train.classifier import Classifier, labels, predict
-from train.lights import luminance
-from train.styles import gradient_magnitude
-from train.vocabulary_world import STYLES
-from train.world import SceneSpec, sample_specs
+from .captions import canonical_caption, caption
+from .classifier import Classifier, labels, predict
+from .lights import luminance
+from .styles import gradient_magnitude
+from .vocabulary_world import STYLES
+from .world import SceneSpec, sample_specs
 
 Generate = Callable[[list[str], int], Tensor]
 """Pictures [B, 3, 192, 192] in 0..1 from captions and a number of steps."""

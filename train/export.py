@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from train.networks import IMAGE_SIZE_PX, make_scheduler
+from .networks import IMAGE_SIZE_PX, make_scheduler
 
 MAX_SIZE_MIB = 14.0
 _PIPELINE_INDEX = {

@@ -20,8 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from train.photo_table import PHOTOS, Photo
-from train.photos import Picture, read_picture
+from .photo_table import PHOTOS, Photo
+from .photos import Picture, read_picture
 
 WIDTH_PX, HEIGHT_PX, FPS, FRAMES = 384, 288, 24, 144
 SAMPLE_RATE_HZ = 48000

@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.make_sample import SHOTS, find
-from train.photo_table import PACKAGES, PHOTOS, Photo
-from train.photos import test_sources
+from .make_sample import SHOTS, find
+from .photo_table import PACKAGES, PHOTOS, Photo
+from .photos import test_sources
 
 ASSETS = Path(__file__).parent.parent / "assets"
 FORMAT = "zoetrope-assets/1"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from train.tokenizer import MAX_LENGTH_TOKENS
+from .tokenizer import MAX_LENGTH_TOKENS
 
 IMAGE_SIZE_PX = 192
 LATENT_CHANNELS = 4

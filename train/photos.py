@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from train.pack import Bytes, encode_jpeg, join
-from train.panorama import read_exr, tone_map, view
-from train.photo_table import PHOTOS, Photo
+from .pack import Bytes, encode_jpeg, join
+from .panorama import read_exr, tone_map, view
+from .photo_table import PHOTOS, Photo
 
 TRAIN_SIDE_PX = 368
 TEST_SIDE_PX = 256

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from train.captions import EMPTY_WORDS, PHOTO_WORDS, template_words
-from train.card import classifier_card, model_card
-from train.classifier import Classifier, save_classifier
-from train.export import export_model
-from train.networks import make_autoencoder, make_text_encoder, make_unet
-from train.session import TINY, Session
-from train.tokenizer import build_tokenizer
-from train.vocabulary import SUBJECTS
-from train.vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
+from .captions import EMPTY_WORDS, PHOTO_WORDS, template_words
+from .card import classifier_card, model_card
+from .classifier import Classifier, save_classifier
+from .export import export_model
+from .networks import make_autoencoder, make_text_encoder, make_unet
+from .session import TINY, Session
+from .tokenizer import build_tokenizer
+from .vocabulary import SUBJECTS
+from .vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
 
 MODEL = Path("assets/models/mini-image")
 CLASSIFIER = Path("assets/models/mini-classifier")

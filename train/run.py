@@ -17,18 +17,18 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from train.autoencoder import encode_pictures, train_autoencoder
-from train.bank import LatentBank, Source, latent_bank, make_source
-from train.captions import template_words
-from train.classifier import Classifier, train_classifier
-from train.diffusion import train_teacher
-from train.distill import train_student
-from train.networks import LATENT_SCALE, make_autoencoder
-from train.pack import load_pack
-from train.scores import score_everything
-from train.session import FULL, TINY, Session
-from train.tokenizer import build_tokenizer
-from train.vocabulary_world import PLACES, STYLES
+from .autoencoder import encode_pictures, train_autoencoder
+from .bank import LatentBank, Source, latent_bank, make_source
+from .captions import template_words
+from .classifier import Classifier, train_classifier
+from .diffusion import train_teacher
+from .distill import train_student
+from .networks import LATENT_SCALE, make_autoencoder
+from .pack import load_pack
+from .scores import score_everything
+from .session import FULL, TINY, Session
+from .tokenizer import build_tokenizer
+from .vocabulary_world import PLACES, STYLES
 
 LOGGER = logging.getLogger("train")
 
@@ -113,7 +113,7 @@ def open_workshop(session: Session, pack_file: Path) -> Workshop:
     limit = 1 << 30 if session.device.type == "cuda" else 6
     train_photos = [pack.decode(data) for data in pack.photo_train[:limit]]
     test_photos = [pack.decode(data) for data in pack.photo_test[:limit]]
-    from train.evaluate import square_photos
+    from .evaluate import square_photos
 
     return Workshop(
         session,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from train.diffusion import Schedule
-from train.networks import LCM_ORIGIN_STEPS, TRAIN_STEPS
+from .diffusion import Schedule
+from .networks import LCM_ORIGIN_STEPS, TRAIN_STEPS
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """x0 [B, 4, 48, 48] from x_t and t int64 [B]."""

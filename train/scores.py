@@ -12,18 +12,18 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from train.autoencoder import decode_latents, encode_pictures, measure_autoencoder
-from train.bank import Source, random_scenes
-from train.classifier import Classifier, labels, predict
-from train.distill import Players, make_players
-from train.evaluate import held_out_captions, recognition, score_captions, score_photos, sheet
-from train.networks import LATENT_CHANNELS, LATENT_SCALE, LATENT_SIZE
-from train.sampling import Denoise, ddim_chain, lcm_chain, lcm_steps
-from train.session import Session
-from train.styles import apply_styles
-from train.tokenizer import token_ids
-from train.vocabulary_world import STYLES
-from train.world import SceneSpec
+from .autoencoder import decode_latents, encode_pictures, measure_autoencoder
+from .bank import Source, random_scenes
+from .classifier import Classifier, labels, predict
+from .distill import Players, make_players
+from .evaluate import held_out_captions, recognition, score_captions, score_photos, sheet
+from .networks import LATENT_CHANNELS, LATENT_SCALE, LATENT_SIZE
+from .sampling import Denoise, ddim_chain, lcm_chain, lcm_steps
+from .session import Session
+from .styles import apply_styles
+from .tokenizer import token_ids
+from .vocabulary_world import STYLES
+from .world import SceneSpec
 
 STAGE = "scores"
 TEACHER_STEPS = 20

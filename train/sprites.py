@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from train.vocabulary import SUBJECTS, Subject
+from .vocabulary import SUBJECTS, Subject
 
 SPRITE_SIZE_PX = 160
 MARGIN_PX = 4

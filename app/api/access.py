@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import fastapi
 
-from app.session import Session
-from app.tokens import sign, verify
+from app.guard.tokens import sign, verify
+from app.session.session import Session
 
 from .context import ApiContext
 from .errors import UnauthorisedError

@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from pydantic.json_schema import models_json_schema
 
 from .context import ApiContext
-from .messages import PROTOCOL_VERSION, ClientMessage, CloseCode, Message, ServerMessage
-from .wire import HEADER_BYTES, VERSION
+from .stream.messages import PROTOCOL_VERSION, ClientMessage, CloseCode, Message, ServerMessage
+from .stream.wire import HEADER_BYTES, VERSION
 
 _SCHEMAS = "#/components/schemas/{model}"
 _INPUT = "input_picture"

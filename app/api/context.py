@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.outputs.push_hosts import PushHosts
-from app.session_table import SessionTable
-
-from .webrtc_options import WebRtcOptions
+from app.session.table import SessionTable
+from app.webrtc.options import WebRtcOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,16 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from app.outputs.virtual_camera import NoVirtualCameraError
-from app.session_table import UnknownSessionError
-from app.takes.session_take import TakeRunsError
-from app.worker_client import BusyError
-from pipelines.errors import ControlError, InputError, ModelError, WorkerError, ZoetropeError
+from app.session.table import UnknownSessionError
+from app.worker.handle import BusyError
+from app.worker.take import TakeRunsError
+from pipelines.core.errors import ControlError, InputError, ModelError, TooLargeError, WorkerError, ZoetropeError
 
 from .context import ApiContext
-
-
-class TooLargeError(InputError):
-    """A body, an upload or a field is larger than allowed."""
 
 
 class UnauthorisedError(ZoetropeError):

@@ -14,10 +14,10 @@ from functools import partial
 import cv2
 from fastapi import APIRouter, Request, Response
 
-from app.picture import Picture, jpeg
-from app.session import Session
-from pipelines.controls import Control
-from pipelines.errors import WorkerError, ZoetropeError
+from app.media.picture import Picture, jpeg
+from app.session.session import Session
+from pipelines.core.controls import Control
+from pipelines.core.errors import WorkerError, ZoetropeError
 
 from .access import off_loop
 from .context import ApiContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.worker_client import Phase
+from app.worker.handle import Phase
 
 from .context import ApiContext
 from .schema import Health

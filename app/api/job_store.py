@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from app.worker_client import BusyError
+from app.worker.handle import BusyError
 
 from .errors import NotReadyError, UnknownJobError
 

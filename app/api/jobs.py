@@ -15,8 +15,8 @@ import fastapi
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from pipelines.controls import Control, WeightedPrompt
-from pipelines.errors import InputError
+from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.errors import InputError
 
 from .access import off_loop
 from .context import ApiContext

@@ -20,14 +20,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.client_session import SessionAccounting
-from app.loop_watch import BLOCKED_MS, LoopReading, LoopWatch, log_blocked
-from app.session import Session, SessionReading
-from app.session_table import SessionTable
-from app.worker_client import Phase, WorkerClient
+from app.session.session import Session, SessionReading
+from app.session.table import SessionTable
+from app.worker.handle import Phase, WorkerClient
+from app.worker.proxy import SessionAccounting
 
 from .access import off_loop
 from .context import ApiContext
+from .loop_watch import BLOCKED_MS, LoopReading, LoopWatch, log_blocked
 
 _LOOK_S = 0.5  # a session that is shorter may be missed in the totals
 _KINDS = ("taken", "out", "dropped", "skipped")

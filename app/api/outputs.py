@@ -27,8 +27,8 @@ from app.outputs.transports import address_of
 from app.outputs.virtual_camera import VirtualCamera, VirtualCameraOptions
 from app.outputs.whip_output import WhipOutput
 from app.outputs.whip_push import WhipPushOptions
-from app.session import Session
-from pipelines.errors import InputError
+from app.session.session import Session
+from pipelines.core.errors import InputError
 
 from .access import session_of, session_path
 from .context import ApiContext

@@ -17,10 +17,10 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
-from app.picture import Picture
-from pipelines.errors import InputError
+from app.media.picture import Picture
+from pipelines.core.errors import InputError
 
-from .wire import PictureFormat
+from .stream.wire import PictureFormat
 
 _MOST_SCANS = (
     64  # of a progressive JPEG; encoders make about 10, and a scan costs a pass over all pixels for a few bytes

@@ -10,21 +10,12 @@ from collections.abc import Callable
 import fastapi
 from fastapi import APIRouter
 
-from . import (
-    asyncapi,
-    generate,
-    health,
-    jobs,
-    metrics,
-    mjpeg,
-    outputs,
-    sessions,
-    stream_socket,
-    takes,
-    whip,
-)
+from . import asyncapi, generate, health, jobs, metrics, outputs, sessions, takes
 from .context import ApiContext
 from .errors import install_errors
+from .stream import mjpeg
+from .stream import socket as stream_socket
+from .webrtc import routes as whip
 
 
 def _whip(context: ApiContext) -> APIRouter:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
 
-from app.options import STREAM_CONTROLS
-from app.session import SessionReading
-from pipelines.control_table import CONTROLS, ControlSpec
-from pipelines.controls import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
-from pipelines.types import StreamInfo
+from app.session.session import SessionReading
+from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
+from pipelines.core.controls import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
+from pipelines.core.types import StreamInfo
 
 MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"

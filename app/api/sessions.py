@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Request, Response
 from fastapi.security import HTTPBearer
 
-from app.session import Session
-from pipelines.controls import Control
+from app.session.session import Session
+from pipelines.core.controls import Control
 
 from .access import MJPEG, off_loop, session_of, session_path, signed_path
 from .context import ApiContext
@@ -148,7 +148,7 @@ def view(context: ApiContext, session: Session) -> SessionView:
 
 def models(running: str) -> list[ModelView]:
     """Bundled, cached and built-in models, and the one that runs. Reads folders: not for the event loop."""
-    from pipelines.hub import bundled_names
+    from pipelines.files.hub import bundled_names
 
     bundled = bundled_names()
     found = []
@@ -169,7 +169,7 @@ def model_arguments(running: str) -> dict[str, str]:
 
     A folder given at the start goes by its last name: no path of the server is shown or taken.
     """
-    from pipelines.hub import bundled_names, cached_repositories, is_hub_id
+    from pipelines.files.hub import bundled_names, cached_repositories, is_hub_id
 
     names = (*bundled_names(), *(cached.hub_id for cached in cached_repositories()), TEST_PATTERN)
     known = {name: name for name in names}

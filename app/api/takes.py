@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 
-from app.session import Session
+from app.session.session import Session
 from app.takes.store import TakeStore
 
 from .access import session_of

@@ -14,11 +14,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from pipelines.errors import ControlError, InputError
+from pipelines.core.errors import ControlError, InputError, TooLargeError
 
 from .access import off_loop
 from .context import ApiContext
-from .errors import TooLargeError, validation_text
+from .errors import validation_text
 from .schema import PROMPT_SCHEMA
 
 M = TypeVar("M", bound=BaseModel)

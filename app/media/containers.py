@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 
-from pipelines.errors import OutputError
+from pipelines.core.errors import OutputError
 
 from .pieces import trim_boxes, trim_nothing
 

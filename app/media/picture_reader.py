@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from pipelines.errors import InputError
+from pipelines.core.errors import InputError
 
 from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 

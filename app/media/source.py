@@ -1,6 +1,6 @@
 """What a renderer reads: the contract of a source of pictures, its facts, and the limits that all sources share.
 
-Knows no file format; `open_source` picks the reader.
+Knows no file format; open_source.py picks the reader.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import InputError
+from pipelines.core.errors import InputError
 
 MAX_PICTURE_PIXELS = 64 * 2**20
 """Largest picture that is decoded (64 megapixels): three bytes a pixel, several copies of it in memory at once."""
-
-DEFAULT_FOLDER_FRAME_RATE = Fraction(24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,26 +78,3 @@ def check_pixels(name: str, width: int, height: int) -> None:
             f"{name} is {width}x{height} pixels ({width * height / 1e6:.0f} megapixels).",
             f"Scale it down first: at most {MAX_PICTURE_PIXELS / 1e6:.0f} megapixels are read.",
         )
-
-
-def open_source(path: Path, frame_rate: Fraction | None) -> Source:
-    """A reader for a video file, a picture file or a folder of pictures.
-
-    frame_rate: for folders (default 24); a video has its own. Raises InputError.
-    """
-    from .picture_reader import PictureReader, is_picture
-    from .video_reader import VideoReader
-
-    if not path.exists():
-        raise InputError(f"There is no file or folder {path}.", "Check the spelling of the input.")
-    if path.is_dir():
-        return PictureReader.folder(path, frame_rate or DEFAULT_FOLDER_FRAME_RATE)
-    if not path.is_file():
-        raise InputError(f"{path} is neither a file nor a folder.", "Give a video file or a folder of pictures.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes).", "Download or export it again.")
-    if is_picture(path):
-        return PictureReader(str(path), [path], frame_rate or DEFAULT_FOLDER_FRAME_RATE)
-    if frame_rate is not None:
-        raise InputError("--fps was given with a video file.", "Leave it out: a video keeps its own frame rate.")
-    return VideoReader(path)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
-from pipelines.errors import InputError
+from pipelines.core.errors import InputError
 
 from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 

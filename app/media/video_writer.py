@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
-from pipelines.errors import OutputError
+from pipelines.core.errors import OutputError
 
 from .colours import ToYuv
 from .containers import Container

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import OutputError
+from pipelines.core.errors import OutputError
 
 
 class FrameWriter(Protocol):

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from app.session import Session
-from pipelines.errors import InputError
-from pipelines.types import Frame
+from app.session.session import Session
+from pipelines.core.errors import InputError
+from pipelines.core.types import Frame
 
 from .output import Attachment, Offer, Output, OutputReading, Phase, tap
 

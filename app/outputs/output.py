@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from app.client_session import ClientSession
-from app.feed import Delivery
-from pipelines.types import Frame
+from app.session.feed import Delivery
+from app.worker.proxy import ClientSession
+from pipelines.core.types import Frame
 
 Offer = Callable[[Frame, int], None]
 """Takes a frame and the monotonic time in ns at which it arrived; returns at once."""

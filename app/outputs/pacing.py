@@ -9,8 +9,8 @@ import threading
 import time
 from fractions import Fraction
 
-from app.picture import Picture
-from pipelines.types import Frame
+from app.media.picture import Picture
+from pipelines.core.types import Frame
 
 
 class PacedFrames:

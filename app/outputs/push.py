@@ -14,9 +14,9 @@ from fractions import Fraction
 
 import av
 
-from app.picture import Picture
-from pipelines.errors import InputError, OutputError
-from pipelines.types import Frame
+from app.media.picture import Picture
+from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Frame
 
 from .live_encoder import LiveEncoder, LiveEncoding
 from .output import OutputReading, Phase

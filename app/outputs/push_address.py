@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pipelines.errors import InputError
+from pipelines.core.errors import InputError
 
 _HIDDEN = "…"
 _SHORTEST_SECRET = 3  # characters; hiding shorter pieces would only garble messages

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from app.guard_rules import host_pair
-from pipelines.errors import InputError
+from app.guard.rules import host_pair
+from pipelines.core.errors import InputError
 
 ANY = "*"
 _PORTS: Mapping[str, int] = MappingProxyType({"rtmp": 1935, "rtmps": 443, "http": 80, "https": 443, "srt": 0})

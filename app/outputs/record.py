@@ -15,8 +15,8 @@ from pathlib import Path
 
 import av
 
-from pipelines.errors import InputError, OutputError
-from pipelines.types import Frame
+from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Frame
 
 from .output import OutputReading, Phase
 from .recording_file import TICKS_A_SECOND, RecordingFile

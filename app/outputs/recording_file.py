@@ -19,8 +19,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from app.media.colours import ToYuv
 from app.media.containers import CONTAINERS
-from app.picture import Picture, cover
-from pipelines.errors import OutputError
+from app.media.picture import Picture, cover
+from pipelines.core.errors import OutputError
 
 from .recording_sound import SoundFormat
 

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.errors import InputError
+from pipelines.core.errors import InputError
 
 _SLACK_S = 0.1  # chunks this close to where the last one ended follow it at once: clocks and networks jitter
 _LONGEST_WAIT_S = 30.0

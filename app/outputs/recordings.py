@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import InputError, OutputError
+from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30
 LEAST_BYTES = 64 * 2**20

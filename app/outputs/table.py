@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from weakref import WeakKeyDictionary
 
-from app.session import Session
+from app.session.session import Session
 
 from .manager import SessionOutputs
 

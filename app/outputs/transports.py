@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol
 
 import av
 
-from pipelines.errors import InputError, OutputError
+from pipelines.core.errors import InputError, OutputError
 
 from .push_address import PushAddress
 

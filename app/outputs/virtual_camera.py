@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from app.picture import Picture, cover
-from pipelines.errors import InputError, OutputError
-from pipelines.types import Frame
+from app.media.picture import Picture, cover
+from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Frame
 
 from .output import OutputReading, Phase
 from .pacing import PacedFrames

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from pipelines.types import Frame
+from pipelines.core.types import Frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,9 @@ import threading
 from concurrent.futures import Executor
 from contextlib import suppress
 
-from app.session import Session
-from pipelines.errors import ZoetropeError
-from pipelines.types import Frame
+from app.session.session import Session
+from pipelines.core.errors import ZoetropeError
+from pipelines.core.types import Frame
 
 from .output import OutputReading, Phase
 from .push_address import PushAddress

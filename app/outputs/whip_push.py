@@ -23,13 +23,13 @@ from aiortc import (
 )
 from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateError, OperationError
 
-from app.api.webrtc import ice_servers
-from app.api.webrtc_encoders import tune_encoder
-from app.api.webrtc_options import WebRtcOptions
-from app.api.webrtc_sdp import sent_codecs
-from app.api.webrtc_tracks import SessionVideo
-from app.session import Session
-from pipelines.errors import InputError, OutputError, ZoetropeError
+from app.session.session import Session
+from app.webrtc.encoders import tune_encoder
+from app.webrtc.ice import ice_servers
+from app.webrtc.options import WebRtcOptions
+from app.webrtc.sdp import sent_codecs
+from app.webrtc.tracks import SessionVideo
+from pipelines.core.errors import InputError, OutputError, ZoetropeError
 
 _SDP = "application/sdp"
 _MOST_ANSWER_BYTES = 64 << 10

@@ -18,9 +18,9 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
-from pipelines.errors import InputError
+from app.media.picture import Picture, cover
+from pipelines.core.errors import InputError
 
-from ..picture import Picture, cover
 from .records import StoredInput
 
 _SEGMENT_BYTES = 256 * 2**20

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
-from pipelines.errors import InputError
-from pipelines.lora_files import LoraFile
-from pipelines.types import StreamInfo
+from pipelines.core.errors import InputError
+from pipelines.core.types import StreamInfo
+from pipelines.files.lora_files import LoraFile
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
@@ -76,9 +76,9 @@ def _flat(machine: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 def _weights(model: str, engine: Mapping[str, object]) -> str:
     """Names, sizes and the first and last MiB of every weight file of the model, in one digest."""
-    from pipelines import hub
-    from pipelines.layout import find_weights, read_layout
-    from pipelines.video.source import is_video_model, video_weight_files
+    from pipelines.files import hub
+    from pipelines.files.layout import find_weights, read_layout
+    from pipelines.video.loading.source import is_video_model, video_weight_files
 
     pickle = bool(engine.get("allow_pickle", False))
     digest = hashlib.sha256()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.types import Propagation, Stream, StreamInfo
+from pipelines.core.contracts import Stream
+from pipelines.core.control_table import CONTROLS, Propagation
+from pipelines.core.controls import Control
+from pipelines.core.types import StreamInfo
 
 from .records import (
     Changed,

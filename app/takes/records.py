@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from pipelines.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control, WeightedPrompt
 
 TAKE_SCHEMA = 1
 Outcome = Literal["accepted", "skipped", "refused"]

@@ -14,11 +14,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pipelines.controls import Control
-from pipelines.errors import InputError
-from pipelines.types import Engine, Frame, Stream
+from app.media.picture import Picture
+from pipelines.core.contracts import Engine, Stream
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
+from pipelines.core.types import Frame
 
-from ..picture import Picture
 from .inputs import fingerprint, load_input
 from .reader import FrameKey, Take
 from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, TakeRecord, Ticked

@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import InputError, OutputError
+from pipelines.core.errors import InputError, OutputError
 
 from .writer import LOCK_NAME, LOG_NAME
 

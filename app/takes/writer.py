@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.errors import OutputError
+from app.media.picture import Picture
+from pipelines.core.errors import OutputError
 
-from ..picture import Picture
 from .inputs import InputArchive, fingerprint
 from .records import TAKE_SCHEMA, Ended, HandedOut, Line, TakeRecord, to_line
 

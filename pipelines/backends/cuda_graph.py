@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-from ..errors import ModelError
+from pipelines.core.errors import ModelError
 
 
 class CudaGraphBackend:

@@ -13,15 +13,15 @@ from types import MappingProxyType
 
 import torch
 
-from cache.kv_kernels import PLAIN_KERNELS, KVKernels, compiled_kernels
-from cache.kv_view import KVView
-from pipelines.errors import ModelError
+from cache.kv.kernels import PLAIN_KERNELS, KVKernels, compiled_kernels
+from cache.kv.view import KVView
+from pipelines.core.errors import ModelError
 
 from .captured import CapturedCalls
 from .compiling import compiled
-from .text_cache import TextView
-from .transformer import CausalWanTransformer
-from .wan_blocks import AS_WRITTEN, BlockHalves, WanBlock
+from .wan.blocks import AS_WRITTEN, BlockHalves, WanBlock
+from .wan.text_cache import TextView
+from .wan.transformer import CausalWanTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from ..controls import Controls
+from pipelines.core.controls import Controls
+
 from .chunk_steps import ChunkSteps
 from .chunks import ChunkBirth, ChunkSlot, FullChunk, HeldText
-from .core import VideoCore
+from .controls import chunk_plan, number_of_steps
 from .flow import noised
-from .history import Checkpoint, History, Room
 from .input_latents import InputLatents
 from .lane import Lane
-from .memories import Memory
 from .motion import MotionNoise
+from .past import Memory
+from .past.rewind import Checkpoint, History, Room
 from .sampling import SAMPLERS
-from .streams import Flight
-from .video_controls import chunk_plan, number_of_steps
+from .schedules import Flight
+from .state import VideoCore
 
 
 class Births:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.errors import ModelError
+from pipelines.core.errors import ModelError
 
 Call = Callable[..., torch.Tensor]
 

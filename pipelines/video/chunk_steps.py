@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import ControlError
+from pipelines.core.errors import ControlError
+
 from .flow import FlowSchedule, FlowStep, StepList, camera_steps, spaced_steps
 from .presets import VideoPreset
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..conditions import ConditionPair
-from ..controls import Controls
-from ..transfers import Mark, Readback
-from ..types import Frame
-from .actions import NO_ACTION, Action, action_of
+from pipelines.core.conditions import ConditionPair
+from pipelines.core.controls import Controls
+from pipelines.core.transfers import Mark, Readback
+from pipelines.core.types import Frame
+
 from .chunk_noise import draw_noise
 from .chunk_steps import ChunkSteps
-from .codec import frames_of
+from .codecs.codec import frames_of
 from .flow import FlowStep
 from .sampling import Sampler
+from .wan.actions import NO_ACTION, Action, action_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from ..types import Frame
+from pipelines.core.types import Frame
+
 from .chunks import FullChunk
-from .codec import frames_of
+from .codecs.codec import frames_of
 
 _MOST_FULL = 1  # full chunks that wait while another one is denoised
 

@@ -12,20 +12,20 @@ from fractions import Fraction
 
 import torch
 
-from cache.kv_plan import KVError
+from cache.kv.plan import KVError
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
+from pipelines.core.tick_log import TickLog, TickRecord, TimingRecord
+from pipelines.core.transfers import Mark
+from pipelines.files.memory import is_out_of_memory
 
-from ..controls import Control
-from ..errors import InputError, OutOfMemoryError, StreamError
-from ..memory import is_out_of_memory
-from ..ticklog import TickLog, TickRecord, TimingRecord
-from ..transfers import Mark
 from .chunks import ChunkSlot
-from .core import VideoCore
 from .model import VideoModel
 from .options import VideoOptions
 from .passes import PassRequest
+from .schedules import Task
+from .state import VideoCore
 from .stream import VideoStream
-from .streams import Task
 from .video_log import row_records
 
 Found = list[tuple[PassRequest, tuple[Task, ...]]]

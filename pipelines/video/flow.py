@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.errors import ControlError
+from pipelines.core.errors import ControlError
 
 CLEAN_TIMESTEP = 0.0
 """The timestep of the pass that writes a finished chunk's keys and values."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .chunks import FullChunk
-from .core import VideoCore
+from .state import VideoCore
 
 
 class InputLatents:

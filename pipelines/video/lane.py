@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.kv import KVCache
-from cache.kv_plan import Ledger
+from cache.kv.cache import KVCache
+from cache.kv.plan import Ledger
 
-from .actions import Action
 from .passes import PassRequest
+from .wan.actions import Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

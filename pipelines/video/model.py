@@ -1,6 +1,6 @@
 """The seam between loading and the video engine: what a causal video model is.
 
-pipelines/video/load_video.py builds a `VideoModel`, the engine runs one: neither knows the other's inside.
+pipelines/video/loading/load.py builds a `VideoModel`, the engine runs one: neither knows the other's inside.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
-from .checkpoint_keys import KeyReport
-from .codec import VideoCodec
+from .codecs.codec import VideoCodec
+from .loading.checkpoint_keys import KeyReport
 from .presets import VideoPreset
-from .transformer import CausalWanTransformer
-from .umt5 import TextEncoder
+from .wan.transformer import CausalWanTransformer
+from .wan.umt5 import TextEncoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VideoModel:
     """A loaded causal video model.
 
-    name: what to call it. family: of pipelines/video/families.py, and why it was taken for that: both are shown.
+    name: what to call it. family: of loading/families.py, and why it was taken for that: both are shown.
     text: prompts to embeddings [512, D] on the device. preset: defaults that suit the weights. licence: one line.
     commercial: False where the licence forbids commercial use. weights: what became of the checkpoint's names.
     """

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from cache.kv_plan import KVError
-from cache.kv_policies import KVPolicy, make_policy
+from cache.kv.plan import KVError
+from cache.kv.policies import KVPolicy, make_policy
+from pipelines.core.errors import ControlError, InputError
 
-from ..errors import ControlError, InputError
 from .presets import VideoPreset
 
 
@@ -22,10 +22,10 @@ from .presets import VideoPreset
 class VideoOptions:
     """0, "" and -1 stand for what suits the model.
 
-    width, height: pixels. stream: a name of streams.STREAMS. policy, policy_options: of cache.kv_policies.
+    width, height: pixels. stream: a name of streams.STREAMS. policy, policy_options: of cache.kv.policies.
     chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams that are open at once, 0: up to 4, as
     memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
-    storage: of keys and values (cache.kv_bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
+    storage: of keys and values (cache.kv.bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
     backend: how the transformer is executed. rewind_bytes: memory of a stream's snapshots to rewind to.
     work_dtype: of latents between passes; float32 except in tests.
     """

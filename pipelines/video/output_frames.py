@@ -10,9 +10,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from ..errors import InputError
-from ..transfers import Readback
-from ..types import Frame
+from pipelines.core.errors import InputError
+from pipelines.core.transfers import Readback
+from pipelines.core.types import Frame
+
 from .chunks import ChunkSlot
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.kv import KVCache
-from cache.kv_view import KVView
+from cache.kv.cache import KVCache
+from cache.kv.view import KVView
 
-from .actions import Action
 from .flow import guided
-from .text_cache import TextCache, TextView
+from .wan.actions import Action
+from .wan.text_cache import TextCache, TextView
 
 Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
 """(latents [B, C, F, h, w], timesteps [B, F], text, past, actions [B, F, 5] or None) -> velocity [B, C, F, h, w], valid

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from pipelines.core.errors import ModelError
 
 if TYPE_CHECKING:
     from .flow import StepList
@@ -41,7 +41,7 @@ class VideoPreset:
     warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
     network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
     for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
-    cache.kv_policies.POLICIES, policy_options its fields beside these sizes, other_policies those that suit the weights
+    cache.kv.policies.POLICIES, policy_options its fields beside these sizes, other_policies those that suit the weights
     where the user chooses another policy, by its name. stream: "chunk" (n steps, then a clean
     pass), "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler:
     "renoise" (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative
@@ -103,8 +103,8 @@ class VideoPreset:
         return StepList(raw=raw, shift=self.shift, warp=self.warp)
 
     def cache_options(self) -> dict[str, Any]:
-        """What cache.kv_policies.make_policy takes beside the name and the grid. Raises ModelError: no such policy."""
-        from cache.kv_policies import POLICIES
+        """What cache.kv.policies.make_policy takes beside the name and the grid. Raises ModelError: no such policy."""
+        from cache.kv.policies import POLICIES
 
         if self.policy not in POLICIES:
             raise ModelError(f"There is no cache policy {self.policy!r}.", f"Use one of: {', '.join(POLICIES)}.")

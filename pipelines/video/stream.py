@@ -12,33 +12,27 @@ from typing import Self
 
 import torch
 
-from ..conditions import encode_controls
-from ..controls import Control, Controls
-from ..errors import InputError
-from ..transfers import Mark
-from ..types import Accounting, Frame, StreamInfo
+from pipelines.core.conditions import encode_controls
+from pipelines.core.controls import Control, Controls
+from pipelines.core.errors import InputError
+from pipelines.core.stream_log import StreamLog
+from pipelines.core.transfers import Mark
+from pipelines.core.types import Accounting, Frame, StreamInfo
+
 from .births import Births
 from .chunks import ChunkSlot
 from .collector import Collector
-from .core import VideoCore
+from .controls import EVENTS, TEXT_CONTROLS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
 from .output_frames import Outputs, check_image
 from .passes import PassRequest
-from .stream_info import stream_info
-from .streams import Task
+from .schedules import Flight, Task
+from .state import VideoCore
 from .text_rows import TextRows
-from .video_controls import (
-    EVENTS,
-    TEXT_CONTROLS,
-    check_rewind,
-    checked,
-    chunk_latents,
-    default_controls,
-)
-from .video_log import VideoLog
+from .video_log import birth_record
 
 
 class VideoStream:
-    """See pipelines.types.Stream for the contract of every method. Made by VideoEngine.open."""
+    """See pipelines.core.types.Stream for the contract of every method. Made by VideoEngine.open."""
 
     def __init__(
         self,
@@ -62,7 +56,7 @@ class VideoStream:
         self._text = TextRows(core, self._lane, encode_controls(core.prompts, self._controls))
         self._text_changed = False  # by a cut or a flush that no chunk has been born after
         self._outputs = Outputs(core.make_readback(), frame_rate)
-        self._log = VideoLog(core, number)
+        self._log = StreamLog(core, number)
         self._collector = Collector(self._chunk_size, core.model.codec.time_factor)
         self._open, self._flushing = True, False
         self._taken = 0
@@ -218,7 +212,7 @@ class VideoStream:
         self._text.write()
         slot = births.bear(content, self._controls, self._text.now, rest)
         self._outputs.add(slot)
-        self._log.birth_of(slot, self._lane.kv_rows[0][0])
+        self._log.birth(birth_record(self._core, slot, self._lane.kv_rows[0][0]))
 
     def _place_to_return(self) -> object:
         """What a rewind to the chunk that is born now puts back of the prompt."""
@@ -302,3 +296,22 @@ class VideoStream:
     def _check_open(self) -> None:
         if not self._open:
             raise InputError("The stream is closed.", "Open a new one.")
+
+
+def stream_info(core: VideoCore, flight: Flight, controls: Controls, *, rate: Fraction, frames: int) -> StreamInfo:
+    """rate: of prompt-only frames. frames: that the chunk which is filled next still lacks."""
+    steps = number_of_steps(core, controls, first=False)
+    return StreamInfo(
+        width=core.width,
+        height=core.height,
+        frame_rate=rate,
+        frames_per_chunk=frames,
+        most_frames_per_chunk=core.most_frames,
+        latency_ticks=flight.latency_ticks(steps),
+        model=core.model.name,
+        dtype=str(core.model.dtype).removeprefix("torch."),
+        device=str(core.model.device),
+        backend=core.backend.name,
+        engine="video",
+        takes_actions=core.model.takes_actions,
+    )

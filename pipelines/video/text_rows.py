@@ -9,11 +9,12 @@ import copy
 
 import torch
 
-from ..conditions import BLENDS, ConditionPair, Transition
-from ..controls import Controls
+from pipelines.core.conditions import BLENDS, ConditionPair, Transition
+from pipelines.core.controls import Controls
+
 from .chunks import HeldText
-from .core import VideoCore
 from .lane import Lane
+from .state import VideoCore
 
 
 class TextRows:

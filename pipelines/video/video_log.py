@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..stream_log import StreamLog
-from ..ticklog import BirthRecord, RowRecord
+from pipelines.core.tick_log import BirthRecord, RowRecord
+
 from .chunks import ChunkSlot
-from .core import VideoCore
 from .passes import PassRequest
-from .streams import Task
+from .schedules import Task
+from .state import VideoCore
 
 
-class VideoLog(StreamLog):
-    """The records of one stream."""
-
-    def __init__(self, core: VideoCore, number: int) -> None:
-        super().__init__(core, number)
-        self._shared = core
-
-    def birth_of(self, slot: ChunkSlot, row: int) -> None:
-        """A new chunk."""
-        birth, controls = slot.birth, slot.birth.controls
-        content = birth.content
-        self._shared.log.add(
-            BirthRecord(
-                tick=self._shared.next_tick,
-                stream=birth.stream,
-                slot=birth.number,
-                row=row,
-                source_seqs=tuple(None if f is None else f.seq for f in content.frames[: content.kept]),
-                timesteps=tuple(step.timestep for step in slot.steps),
-                strength=birth.strength,
-                step_function=self._shared.preset.sampler,
-                guidance_mode="full" if self._shared.branches == 2 else "none",
-                seed=controls.integer("seed"),
-                seed_lock=controls.flag("seed_lock"),
-            )
-        )
+def birth_record(core: VideoCore, slot: ChunkSlot, row: int) -> BirthRecord:
+    """A new chunk, whose first row in the cache is `row`."""
+    birth, controls = slot.birth, slot.birth.controls
+    content = birth.content
+    return BirthRecord(
+        tick=core.next_tick,
+        stream=birth.stream,
+        slot=birth.number,
+        row=row,
+        source_seqs=tuple(None if f is None else f.seq for f in content.frames[: content.kept]),
+        timesteps=tuple(step.timestep for step in slot.steps),
+        strength=birth.strength,
+        step_function=core.preset.sampler,
+        guidance_mode="full" if core.branches == 2 else "none",
+        seed=controls.integer("seed"),
+        seed_lock=controls.flag("seed_lock"),
+    )
 
 
 def row_records(stream: int, found: Sequence[tuple[PassRequest, tuple[Task, ...]]], *, guided: bool) -> list[RowRecord]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.guard_rules import GuardOptions
+from app.guard.rules import GuardOptions
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import worker_client
 

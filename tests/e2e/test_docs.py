@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.guard_rules import GuardOptions
+from app.guard.rules import GuardOptions
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip
 from tests.fakes.stream_server import worker_client

@@ -31,7 +31,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from app.api.wire import Header, PictureFormat, pack_header
+from app.api.stream.wire import Header, PictureFormat, pack_header
 from app.takes.reader import read_take
 from tests.fakes.live_engines import RAISES
 from tests.fakes.live_process import ROOT, LiveProcess, Streamer, bearer, live_process, wait_for

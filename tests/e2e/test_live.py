@@ -28,7 +28,7 @@ import psutil
 import pytest
 import torch
 
-from pipelines.hub import BUNDLED_FOLDER
+from pipelines.files.hub import BUNDLED_FOLDER
 from train.classifier import load_classifier, predict
 from train.vocabulary_world import STYLES
 

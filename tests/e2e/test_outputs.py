@@ -23,21 +23,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from app.__main__ import main
-from app.api.messages import Hello, dump
 from app.api.pictures import pack
-from app.api.wire import Header, PictureFormat, pack_header
+from app.api.stream.messages import Hello, dump
+from app.api.stream.wire import Header, PictureFormat, pack_header
 from tests.e2e.browser import Page, browse
 from tests.e2e.test_live import CHROMIUM, NUMBER, choose, open_page, pictures, see_frames_change, serving
-from tests.e2e.test_push import (
-    COLOURS,
-    KEY,
-    SIZE,
-    assert_both_colours,
-    free_port,
-    rtmp_server,
-    soon,
-    speaks,
-)
+from tests.e2e.test_push import COLOURS, KEY, SIZE, assert_both_colours, free_port, rtmp_server, soon, speaks
 
 __all__ = ["pictures"]  # a fixture
 

@@ -18,7 +18,7 @@ import pytest
 from app.outputs.output import Phase
 from app.outputs.push import Push, PushOptions
 from app.outputs.transports import address_of
-from pipelines.types import Frame
+from pipelines.core.types import Frame
 
 SIZE = (64, 48)
 KEY = "s3cret-stream-key"

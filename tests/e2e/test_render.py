@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.render_job import RenderRequest, render
-from app.render_record import part_folder
-from pipelines.controls import Control
+from app.render.job import render
+from app.render.record import part_folder
+from app.render.request import RenderRequest
+from pipelines.core.contracts import Engine, Stream
+from pipelines.core.controls import Control
 from pipelines.load import load_engine
-from pipelines.types import Engine, Stream
 from tests.fakes.clips import make_clip, play
 
 ROOT = Path(__file__).resolve().parents[2]

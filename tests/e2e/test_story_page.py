@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from app.client import ZoetropeClient
-from app.client_errors import RefusedControlError
+from app.client.errors import RefusedControlError
 from tests.fakes.live_process import LiveProcess, bearer, live_process, wait_for
 from tests.fakes.tiny_video_model import tiny_video_model
 

@@ -18,14 +18,14 @@ import cv2
 import numpy as np
 import pytest
 
-from app.client_session import ClientSession, SessionState
+from app.media.picture import Picture, jpeg
 from app.media.video_reader import VideoReader
-from app.picture import Picture, jpeg
 from app.takes.reader import read_take
 from app.takes.records import Changed, Pushed
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.controls import Control
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import ClientSession, SessionState
+from pipelines.core.controls import Control
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLIP = ROOT / "assets" / "samples" / "camera.mp4"

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import render as door
-from app.client_session import ClientSession, SessionAccounting, SessionState
+from app.cli import render as door
 from app.media.video_reader import VideoReader
-from app.render_job import render
+from app.render.job import render
 from app.takes.reader import read_take
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.controls import Control
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import ClientSession, SessionAccounting, SessionState
+from pipelines.core.controls import Control
 from pipelines.load import load_engine
 from tests.fakes.clips import make_clip
 from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model

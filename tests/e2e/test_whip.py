@@ -27,14 +27,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from app.api import whip
 from app.api.context import ApiContext
 from app.api.errors import install_errors
-from app.client_session import SessionState
-from app.session import Session
-from app.session_table import SessionTable
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.api.webrtc import routes as whip
+from app.session.session import Session
+from app.session.table import SessionTable
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import SessionState
 
 COLOUR = (200, 60, 40)
 ARGB = 255 << 24 | COLOUR[0] << 16 | COLOUR[1] << 8 | COLOUR[2]

@@ -16,13 +16,12 @@ import uvicorn
 
 from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
-from app.guard import Guard
-from app.guard_rules import GuardOptions
+from app.guard.middleware import Guard
+from app.guard.rules import GuardOptions
 from app.outputs.push_hosts import PushHosts
-from app.session_table import SessionLimits, SessionTable
-from app.worker_client import WorkerClient
-
-from .stream_server import WAIT_S, wait_until
+from app.session.table import SessionLimits, SessionTable
+from app.worker.handle import WorkerClient
+from tests.fakes.stream_server import WAIT_S, wait_until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

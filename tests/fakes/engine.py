@@ -16,9 +16,9 @@ from typing import Self
 
 import numpy as np
 
-from pipelines.controls import Control, Controls
-from pipelines.ticklog import TickLog
-from pipelines.types import Accounting, Frame, StreamInfo
+from pipelines.core.controls import Control, Controls
+from pipelines.core.tick_log import TickLog
+from pipelines.core.types import Accounting, Frame, StreamInfo
 
 
 @dataclass(slots=True, kw_only=True)

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import httpx
 from starlette.types import Receive, Scope, Send
 
-from app.guard import Guard
-from app.guard_options import add_guard_options
-from app.guard_rules import GuardOptions
+from app.cli.guard_options import add_guard_options
+from app.guard.middleware import Guard
+from app.guard.rules import GuardOptions
 
 TOKEN = "correct-horse-battery"  # of tests
 LOCAL = GuardOptions(port=7860, hosts=frozenset({"localhost:7860", "127.0.0.1:7860", "[::1]:7860"}))

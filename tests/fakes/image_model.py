@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from pipelines.model import Condition, ImageModel, ScheduleConfig, TextCondition
-from pipelines.parts import UNetDenoiser
-from pipelines.types import Frame
+from pipelines.core.conditions import TextCondition
+from pipelines.core.types import Frame
+from pipelines.image.loading.networks import UNetDenoiser
+from pipelines.image.model import Condition, ImageModel, ScheduleConfig
 
 SIDE_PX = 16
 TEXT_SHAPE = (3, 16)

@@ -8,19 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cache.kv_plan import (
-    Kind,
-    Ledger,
-    Move,
-    Operation,
-    Plan,
-    PoolFrames,
-    Refresh,
-    SelectBlocks,
-    SelectTokens,
-    Span,
-)
-from cache.kv_policies import KVPolicy
+from cache.kv.plan import Kind, Ledger, Move, Operation, Plan, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span
+from cache.kv.policies import KVPolicy
 
 _LETTERS = {
     Kind.SINK: "S",

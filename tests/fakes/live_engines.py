@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import app.worker_client
+import app.worker.handle
 from app.__main__ import main
-from app.worker import run_worker
-from app.worker_engine import WorkerOptions
-from pipelines.errors import StreamError
+from app.worker.engine import WorkerOptions
+from app.worker.process import run_worker
+from pipelines.core.contracts import Engine
+from pipelines.core.errors import StreamError
 from pipelines.identity import IdentityEngine
-from pipelines.types import Engine
 
 RAISES = "please fail"
 """A prompt that makes its stream fail in a tick."""
@@ -56,7 +56,7 @@ def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], Non
     """
     import torch
 
-    from pipelines.image_engine import ImageEngine
+    from pipelines.image.engine import ImageEngine
     from tests.fakes.image_model import ArithmeticDenoiser, cheap_model
 
     class Hungry(ArithmeticDenoiser):
@@ -78,7 +78,7 @@ def live_with(engine: str, arguments: list[str]) -> int:
     """`zoetrope live` with that engine."""
     kind, _, number = engine.partition(":")
     opens = partial(OPENERS[kind], float(number))
-    app.worker_client.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by its name
+    app.worker.handle.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by its name
     return main(["live", *arguments])
 
 

@@ -23,7 +23,7 @@ import psutil
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from app.api.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
+from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
 
 ROOT = Path(__file__).parents[2]
 START_S = 120.0

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
 from cache.rotary import Rotary
 
 HEADS, HEAD_DIM, GRID, TOKENS, LAYERS = 2, 16, (2, 3), 6, 2

@@ -21,12 +21,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from app.api.context import ApiContext
-from app.api.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
-from app.picture import Picture
-from app.session import Session
-from app.session_table import SessionLimits, SessionTable
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
+from app.media.picture import Picture
+from app.session.session import Session
+from app.session.table import SessionLimits, SessionTable
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
 
 WAIT_S = 20.0
 WIDTH_PX, HEIGHT_PX = 32, 24

@@ -23,9 +23,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-from pipelines.video.actions import ActionEmbedder, save_actions
-from pipelines.video.tiny_codec import TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import TinyCodecConfig
+from pipelines.video.wan.actions import ActionEmbedder, save_actions
 
 WIDTH_PX, HEIGHT_PX = 48, 32
 TEXT_DIM = 32

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
-from pipelines.video.tiny_codec import TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import TinyCodecConfig
 
 MEAN, STD = (0.3, -0.7, 0.1, 1.2), (1.5, 0.4, 2.5, 0.8)
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.types import Frame
-from pipelines.video.checkpoint_keys import KeyReport
-from pipelines.video.codec import VideoCodec
+from pipelines.core.types import Frame
+from pipelines.video.codecs.codec import VideoCodec
+from pipelines.video.codecs.tiny import TinyCodec
 from pipelines.video.engine import VideoEngine
+from pipelines.video.loading.checkpoint_keys import KeyReport
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
-from pipelines.video.tiny_codec import TinyCodec
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.fakes.image_model import frames as pictures
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import tiny_autoencoder

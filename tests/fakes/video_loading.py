@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from pipelines.video.load_video import VideoLoadOptions, load_video_model
+from pipelines.video.loading.load import VideoLoadOptions, load_video_model
 from pipelines.video.model import VideoModel
 from tests.fakes.hub_server import COMMIT
 from tests.fakes.published_checkpoints import wan_state

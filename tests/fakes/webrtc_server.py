@@ -12,14 +12,15 @@ from pathlib import Path
 import fastapi
 import uvicorn
 
-from app.api import sessions, whip
+from app.api import sessions
 from app.api.context import ApiContext, ApiLimits
 from app.api.errors import install_errors
-from app.api.webrtc_options import WebRtcOptions
-from app.client_session import SessionState
-from app.session import Session
-from app.session_table import SessionLimits, SessionTable
-from app.worker_client import WorkerClient
+from app.api.webrtc import routes as whip
+from app.session.session import Session
+from app.session.table import SessionLimits, SessionTable
+from app.webrtc.options import WebRtcOptions
+from app.worker.handle import WorkerClient
+from app.worker.proxy import SessionState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from app.frames import FrameBuffers, InputMailbox
-from app.messages import (
+from app.media.picture import Picture
+from app.worker.messages import (
     ChangeControl,
     CloseSession,
     FromWorker,
@@ -21,10 +21,11 @@ from app.messages import (
     SessionStats,
     ToWorker,
 )
-from app.picture import Picture
-from app.worker import Worker
-from pipelines.controls import Control
-from pipelines.types import Engine, Frame
+from app.worker.process import Worker
+from app.worker.shared_frames import FrameBuffers, InputMailbox
+from pipelines.core.contracts import Engine
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
 
 
 @dataclass

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
-from pipelines.types import Frame
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
-from cache.kv_view import KVView
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
+from cache.kv.view import KVView
 from cache.rotary import Rotary
 from tests.fakes.small_kv import GRID, HEAD_DIM, HEADS, LAYERS, TOKENS
 from tests.fakes.small_kv import POLICIES as SMALL

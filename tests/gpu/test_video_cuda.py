@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
 from bench.video_shapes import VIDEO_SHAPES, build_codec, build_transformer
-from pipelines.video.attention import ATTENTION_BACKENDS
-from pipelines.video.attention_parts import cudnn_in_parts
 from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
-from pipelines.video.codec_backends import FrameDecoder
-from pipelines.video.wan_blocks import linear_gelu
+from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.video.wan.attention import ATTENTION_BACKENDS
+from pipelines.video.wan.attention_parts import cudnn_in_parts
+from pipelines.video.wan.blocks import linear_gelu
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.controls import Control
+from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from pipelines.video.options import VideoOptions
 from pipelines.video.stream import VideoStream

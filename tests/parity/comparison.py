@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.model import ImageModel
-from pipelines.noise import NoiseSource
-from pipelines.types import Frame
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import ImageModel
+from pipelines.image.noise import NoiseSource
+from pipelines.image.stream import ImageStream
 from tests.fakes.image_model import BlockCodec, HashPrompts, frames
 from tests.parity.observed import Observer
 from tests.parity.reference import Sequential, Trace, lcm_timesteps

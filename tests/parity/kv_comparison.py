@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
 from cache.rotary import Rotary
 from tests.parity import kv_reference as plain
 from tests.parity import kv_reference_blocks as blocks

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import denoise
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.types import Frame
+from pipelines.core.types import Frame
+from pipelines.image import denoise
+from pipelines.image.engine import ImageEngine
+from pipelines.image.stream import ImageStream
 
 
 @dataclass(kw_only=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from cache import kv_bank, kv_ops
-from cache.kv_plan import KVError
-from cache.kv_policies import adaptive, base, dual, packed, selective, windows
-from cache.kv_tables import PhaseTables
+from cache.kv import bank as kv_bank
+from cache.kv import ops as kv_ops
+from cache.kv.plan import KVError
+from cache.kv.policies import adaptive, base, dual, packed, selective, windows
+from cache.kv.tables import PhaseTables
 from tests.parity.kv_comparison import CASES, compare
 
 TOLERANCE = 1e-12
@@ -61,7 +62,7 @@ def apply(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
     for rule, function in list(base.POSITION_RULES.items()):
         if function is original:
             patch.setitem(base.POSITION_RULES, rule, changed)  # type: ignore[arg-type]
-    users = [adaptive, dual, packed, selective, windows, sys.modules["cache.kv"], sys.modules["cache.kv_view"]]
+    users = [adaptive, dual, packed, selective, windows, sys.modules["cache.kv.cache"], sys.modules["cache.kv.view"]]
     for module in users:
         if vars(module).get(mutation.name) is original:
             patch.setattr(module, mutation.name, changed)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import denoise
-from pipelines.denoise import Real, StepTerms, Whole
-from pipelines.tick import TickRunner
+from pipelines.image import denoise
+from pipelines.image.denoise import Real, StepTerms, Whole
+from pipelines.image.tick import TickRunner
 from tests.fakes.image_model import unet_model
 from tests.parity.comparison import Case, compare
 

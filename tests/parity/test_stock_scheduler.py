@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_lcm
 
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
+from pipelines.core.controls import Control
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import ImageModel
+from pipelines.image.noise import NoiseSource
 from pipelines.load import LoadOptions, load_image_model
-from pipelines.model import ImageModel
-from pipelines.noise import NoiseSource
 from tests.fakes.image_model import frames
 from tests.parity.conftest import Report
 from tests.parity.observed import Observer

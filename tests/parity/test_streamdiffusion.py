@@ -17,10 +17,10 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
-from pipelines.model import ScheduleConfig
-from pipelines.noise import NoiseSource
+from pipelines.core.controls import Control
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import ScheduleConfig
+from pipelines.image.noise import NoiseSource
 from tests.fakes.image_model import BlockCodec, HashPrompts, frames, tiny_unet, unet_model
 from tests.parity.conftest import Report
 from tests.parity.observed import Observer

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
-from pipelines.video.actions import ActionEmbedder
-from pipelines.video.text_cache import PlainText
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
+from pipelines.video.wan.actions import ActionEmbedder
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.text_cache import PlainText
+from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.parity.conftest import Report
 from train.video.forcing import (
     Condition,

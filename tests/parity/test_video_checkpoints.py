@@ -16,17 +16,17 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from pipelines.precision import Precision
-from pipelines.video import load_transformer as loading
-from pipelines.video.checkpoint_files import Checkpoint, read_checkpoint
-from pipelines.video.families import FAMILIES, family_of_path
-from pipelines.video.load_companions import load_original_encoder, load_stock_autoencoder
-from pipelines.video.load_transformer import load_transformer
-from pipelines.video.lora_merge import read_adapter
-from pipelines.video.text_cache import PlainText
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
-from pipelines.video.wan_sizes import config_of
+from pipelines.files.checkpoints import Checkpoint, read_checkpoint
+from pipelines.files.precision import Precision
+from pipelines.video.loading import transformer as loading
+from pipelines.video.loading.companions import load_original_encoder, load_stock_autoencoder
+from pipelines.video.loading.families import FAMILIES, family_of_path
+from pipelines.video.loading.lora_merge import read_adapter
+from pipelines.video.loading.sizes import config_of
+from pipelines.video.loading.transformer import load_transformer
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.text_cache import PlainText
+from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.fakes.published_checkpoints import (
     PUBLISHED,
     TINY,

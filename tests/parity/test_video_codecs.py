@@ -10,11 +10,13 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanUpsample
 
-from pipelines.video import tiny_codec, tiny_codec_layers, wan_codec_layers
-from pipelines.video.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of
-from pipelines.video.codec_memory import Pass
-from pipelines.video.tiny_codec import TinyCodec
-from pipelines.video.wan_codec import WanCodec, WanCodecOptions
+from pipelines.video.codecs import tiny as tiny_codec
+from pipelines.video.codecs import tiny_layers as tiny_codec_layers
+from pipelines.video.codecs import wan_layers as wan_codec_layers
+from pipelines.video.codecs.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of
+from pipelines.video.codecs.memory import Pass
+from pipelines.video.codecs.tiny import TinyCodec
+from pipelines.video.codecs.wan import WanCodec, WanCodecOptions
 from tests.fakes.video_codecs import PlainTiny, stock_decode, stock_encode, tiny_autoencoder, wan_vae
 from tests.parity.conftest import Report
 

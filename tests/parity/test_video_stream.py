@@ -13,16 +13,16 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from pipelines.controls import Control
-from pipelines.video.actions import ACTION_NAMES, ActionEmbedder
-from pipelines.video.checkpoint_keys import KeyReport
+from pipelines.core.controls import Control
 from pipelines.video.chunks import ChunkSlot
+from pipelines.video.codecs.wan import WanCodec
 from pipelines.video.engine import VideoEngine
+from pipelines.video.loading.checkpoint_keys import KeyReport
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
-from pipelines.video.wan_codec import WanCodec
+from pipelines.video.wan.actions import ACTION_NAMES, ActionEmbedder
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import stock_decode, wan_vae
 from tests.parity import plain_video as plain

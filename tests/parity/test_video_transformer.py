@@ -15,11 +15,11 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pipelines.errors import ModelLayoutError
-from pipelines.video.text_cache import PlainText, TextCache
-from pipelines.video.transformer import CausalWanTransformer, time_sinusoid
-from pipelines.video.wan_blocks import WanBlock
-from pipelines.video.wan_config import WanConfig
+from pipelines.core.errors import ModelLayoutError
+from pipelines.video.wan.blocks import WanBlock
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.text_cache import PlainText, TextCache
+from pipelines.video.wan.transformer import CausalWanTransformer, time_sinusoid
 from tests.fakes.tiny_video_model import random_actions
 from tests.parity.conftest import Report
 from tests.parity.plain_video import act

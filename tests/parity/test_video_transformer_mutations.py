@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from cache.rotary import Rotary
-from pipelines.video import attention, transformer, wan_blocks
-from pipelines.video.transformer import CausalWanTransformer, ConditionEmbedder
-from pipelines.video.wan_blocks import WanAttention, WanBlock
+from pipelines.video.wan import attention, transformer
+from pipelines.video.wan import blocks as wan_blocks
+from pipelines.video.wan.blocks import WanAttention, WanBlock
+from pipelines.video.wan.transformer import CausalWanTransformer, ConditionEmbedder
 from tests.parity import wan_pair
 from tests.parity.wan_pair import PROMPT_TOKENS, GrowingView, Inputs, blockwise, one_forward, our_model, stock_model
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from cache.kv import KVCache, KVShape
-from cache.kv_policies import make_policy
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.policies import make_policy
 from cache.rotary import Rotary
-from pipelines.video.attention import block_causal
-from pipelines.video.text_cache import PlainText, TextView
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.wan.attention import block_causal
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.text_cache import PlainText, TextView
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 TINY: dict[str, Any] = {
     "num_attention_heads": 2,
@@ -142,7 +142,7 @@ def blockwise(model: CausalWanTransformer, inputs: Inputs, chunks: tuple[int, ..
 
 
 def over_the_cache(model: CausalWanTransformer, inputs: Inputs, chunk_frames: int) -> torch.Tensor:
-    """As `blockwise`, over cache/kv.py's cache that keeps everything, a row for each entry of the batch."""
+    """As `blockwise`, over cache/kv/cache.py's cache that keeps everything, a row for each entry of the batch."""
     frames, height, width = inputs.latents.shape[2:]
     grid, rows = model.grid(height, width), range(inputs.latents.shape[0])
     shape = KVShape(layers=model.layers, heads=model.heads, head_dim=model.head_dim, grid=grid, cache_rows=len(rows))

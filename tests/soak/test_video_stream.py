@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cache.kv_policies import POLICIES
-from pipelines.controls import Control
+from cache.kv.policies import POLICIES
+from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from tests.fakes.video_engine import SMALL, small_engine
 from tests.unit.test_video_memory import OPTIONS

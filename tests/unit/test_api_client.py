@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from app.client import ZoetropeClient
-from app.client_errors import (
+from app.client.errors import (
     GoneError,
     RefusedControlError,
     ServerBusyError,
@@ -23,7 +23,7 @@ from app.client_errors import (
     UnreachableError,
     server_error,
 )
-from app.picture import Picture
+from app.media.picture import Picture
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip, play
 from tests.fakes.stream_server import noise, wait_until, worker_client

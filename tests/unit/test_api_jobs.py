@@ -16,13 +16,12 @@ import psutil
 import pytest
 
 from app.api.context import ApiLimits
-from app.api.errors import TooLargeError
 from app.api.job_store import Job
 from app.api.jobs import RunningModel, render_arguments
 from app.api.schema import JobOptions
 from app.api.uploads import Multipart
-from app.worker_client import WorkerClient
-from pipelines.errors import InputError
+from app.worker.handle import WorkerClient
+from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip, play
 from tests.fakes.stream_server import wait_until, worker_client

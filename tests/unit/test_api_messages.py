@@ -10,7 +10,9 @@ import jsonschema
 import pytest
 
 from app.api.asyncapi import asyncapi_document
-from app.api.messages import (
+from app.api.schema import StageView
+from app.api.stream.line import RateLimit, StreamLimits
+from app.api.stream.messages import (
     CLIENT_MESSAGES,
     SERVER_MESSAGES,
     Applied,
@@ -26,11 +28,8 @@ from app.api.messages import (
     parse_client,
     parse_server,
 )
-from app.api.schema import StageView
-from app.api.stream_line import RateLimit, StreamLimits
-from app.options import STREAM_CONTROLS
-from pipelines.control_table import CONTROLS
-from pipelines.errors import ControlError
+from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS
+from pipelines.core.errors import ControlError
 
 STATS = Stats(
     accounting=StreamCounts(taken=6, out=2, dropped=3, skipped=0, in_flight=1),

@@ -16,7 +16,7 @@ from app.api import outputs as outputs_module
 from app.outputs.push_hosts import PushHosts
 from app.outputs.recordings import LEAST_BYTES, RecordingStore
 from app.outputs.virtual_camera import NoVirtualCameraError, VirtualCamera, VirtualCameraOptions
-from pipelines.errors import InputError, OutputError
+from pipelines.core.errors import InputError, OutputError
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import wait_until, worker_client
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from app.api.pictures import PictureError, pack, read_picture, unpack
-from app.api.wire import PictureFormat
-from app.picture import Picture
+from app.api.stream.wire import PictureFormat
+from app.media.picture import Picture
 
 MOST_PX = 64 * 64
 

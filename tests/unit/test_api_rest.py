@@ -22,13 +22,13 @@ from PIL import Image
 from app.api.access import MJPEG, signed_path
 from app.api.metrics import TableCollector
 from app.api.schema import ControlChanges, OpenRequest
-from app.client_session import SessionAccounting
-from app.messages import GpuMemory
-from app.options import STREAM_CONTROLS
-from app.session import Session
-from app.tokens import sign
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.guard.tokens import sign
+from app.session.session import Session
+from app.worker.handle import WorkerClient
+from app.worker.messages import GpuMemory
+from app.worker.process import WorkerOptions
+from app.worker.proxy import SessionAccounting
+from pipelines.core.control_table import STREAM_CONTROLS
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import WAIT_S, wait_until, worker_client
 

@@ -10,9 +10,9 @@ import numpy as np
 from websockets.sync.client import connect
 
 from app.__main__ import main
-from app.api.messages import Hello, dump
 from app.api.pictures import pack
-from app.api.wire import Header, PictureFormat, pack_header
+from app.api.stream.messages import Hello, dump
+from app.api.stream.wire import Header, PictureFormat, pack_header
 from tests.fakes.api_server import api_server
 from tests.fakes.stream_server import worker_client
 

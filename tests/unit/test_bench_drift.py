@@ -15,7 +15,7 @@ from bench.drift import CASES, Case, read_case
 from bench.drift_plots import plot
 from bench.prompt_switch import chunks_until, pairs, told, verdict
 from bench.video_scores import truth_of
-from cache.kv_policies import POLICIES, make_policy
+from cache.kv.policies import POLICIES, make_policy
 from tests.fakes.sprites import made_up_pack
 from tests.fakes.tiny_video_model import tiny_video_model
 
@@ -127,7 +127,7 @@ def test_mini_video_says_every_figure_and_bar(
 
 
 def test_a_model_without_actions_is_refused(model: Path) -> None:
-    from pipelines.errors import InputError
+    from pipelines.core.errors import InputError
 
     with pytest.raises(InputError, match="takes no actions"):
         actions.main([*_arguments(model, 5), "--seconds", "1"])

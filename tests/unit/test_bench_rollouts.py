@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench.rollouts import Rollout, RolloutSettings, engine_noise
-from pipelines.controls import Control
-from pipelines.errors import InputError
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
 from pipelines.video.options import VideoOptions
 from tests.fakes.video_engine import CHANNELS, HEIGHT_PX, SMALL, WIDTH_PX, run_chunks, small_engine, small_model
 

@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control, Controls, WeightedPrompt, parse_prompts
-from pipelines.errors import ControlError
+from pipelines.core.control_table import CONTROLS
+from pipelines.core.controls import Control, Controls, WeightedPrompt, parse_prompts
+from pipelines.core.errors import ControlError
 
 
 def test_record_and_table_have_the_same_names_in_the_same_order() -> None:

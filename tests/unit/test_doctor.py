@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app import doctor
-from app.doctor import Finding, Package, State
+from app.cli import doctor
+from app.cli.doctor import Finding, Package, State
 
 
 def options(*arguments: str) -> argparse.Namespace:

@@ -10,8 +10,8 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import pytest
 
-from app.frames import FrameBuffers, InputMailbox, OutputPool
-from pipelines.types import Frame
+from app.worker.shared_frames import FrameBuffers, InputMailbox, OutputPool
+from pipelines.core.types import Frame
 
 
 def frame(seq: int, **changes: object) -> Frame:

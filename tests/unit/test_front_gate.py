@@ -15,11 +15,11 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp
 
 from app.api.context import ApiContext
-from app.front import make_application
-from app.guard import Guard
-from app.guard_rules import GuardOptions
-from app.prompts import Prompts
-from app.session_table import SessionTable
+from app.guard.middleware import Guard
+from app.guard.rules import GuardOptions
+from app.page.prompts import Prompts
+from app.server.front import make_application
+from app.session.table import SessionTable
 from tests.fakes.guarded import BASE, LOCAL, REMOTE, bearer
 from tests.fakes.stream_server import worker_client
 

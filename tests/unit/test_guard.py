@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from app.guard_options import guard_options
-from app.guard_rules import Buckets, client_key
+from app.cli.guard_options import guard_options
+from app.guard.rules import Buckets, client_key
 from tests.fakes.guarded import BASE, LOCAL, PAGE, REMOTE, SESSION, TOKEN, Site, bearer, parsed
 
 

@@ -19,12 +19,12 @@ from starlette.types import Message
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from app.guard import Guard
-from app.guard_body import BodyGate
-from app.guard_options import guard_options, links
-from app.guard_rules import GuardOptions
-from app.log_secrets import HideTokens, hidden_tokens
-from pipelines.errors import InputError
+from app.cli.guard_options import guard_options, links
+from app.guard.body import BodyGate
+from app.guard.middleware import Guard
+from app.guard.rules import GuardOptions
+from app.server.log_secrets import HideTokens, hidden_tokens
+from pipelines.core.errors import InputError
 from tests.fakes.guarded import LOCAL, SESSION, TOKEN, Echo, Site, bearer, parsed
 
 

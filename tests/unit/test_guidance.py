@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.controls import Control
-from pipelines.guidance import GUIDANCE_MODES
-from pipelines.image_engine import ImageEngine
+from pipelines.core.controls import Control
+from pipelines.image.engine import ImageEngine
+from pipelines.image.guidance import GUIDANCE_MODES
 from tests.fakes.image_model import ArithmeticDenoiser, HashPrompts, cheap_model, frames
 
 

@@ -24,8 +24,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.guard_rules import GuardOptions
-from app.worker_client import WorkerClient
+from app.guard.rules import GuardOptions
+from app.worker.handle import WorkerClient
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import wait_until, worker_client
 

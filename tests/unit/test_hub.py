@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from pipelines import hub
-from pipelines.errors import HubUnreachableError, ModelLayoutError, ModelNotFoundError, UnsafeWeightsError
-from pipelines.hub_files import select_files
+from pipelines.core.errors import HubUnreachableError, ModelLayoutError, ModelNotFoundError, UnsafeWeightsError
+from pipelines.files import hub
+from pipelines.files.hub_files import select_files
+from pipelines.files.lora_files import LoraFile
 from pipelines.load import LoadOptions, load_image_model
-from pipelines.lora_files import LoraFile
 from tests.fakes.tiny_models import tiny_sd15
 
 CLOSED = "http://127.0.0.1:9"

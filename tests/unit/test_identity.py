@@ -7,10 +7,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipelines.controls import Control
-from pipelines.errors import InputError
+from pipelines.core.contracts import Engine, Stream
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
+from pipelines.core.types import Accounting, Frame
 from pipelines.identity import IdentityEngine
-from pipelines.types import Accounting, Engine, Frame, Stream
 
 
 def frame(seq: int, size: int = 4) -> Frame:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.errors import ControlError, InputError, ModelError, OutOfMemoryError
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.ticklog import StreamRecord
-from pipelines.types import Frame
+from pipelines.core.control_table import CONTROLS
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, InputError, ModelError, OutOfMemoryError
+from pipelines.core.tick_log import StreamRecord
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
+from pipelines.image.stream import ImageStream
 from tests.fakes.image_model import ArithmeticDenoiser, BlackList, HashPrompts, cheap_model, frames
 
 

@@ -11,11 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cache.kv import KVCache, KVShape
-from cache.kv_integrity import check_row
-from cache.kv_plan import Kind, KVError, Ledger
-from cache.kv_policies import make_policy
-from cache.kv_store import quantise
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.integrity import check_row
+from cache.kv.plan import Kind, KVError, Ledger
+from cache.kv.policies import make_policy
+from cache.kv.store import quantise
 from cache.rotary import Rotary
 from tests.fakes.small_kv import (
     GRID,

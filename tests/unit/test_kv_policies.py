@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cache.kv_plan import KVError, Ledger
-from cache.kv_policies import POLICIES, KVPolicy, make_policy
-from cache.kv_policies.dual import DualPolicy
-from cache.kv_policies.windows import RebuildPolicy
+from cache.kv.plan import KVError, Ledger
+from cache.kv.policies import POLICIES, KVPolicy, make_policy
+from cache.kv.policies.dual import DualPolicy
+from cache.kv.policies.windows import RebuildPolicy
 from tests.fakes.kv_notation import cells, operations, plans, walk
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache.kv_plan import Kind, KVError
+from cache.kv.plan import Kind, KVError
 from cache.rotary import Rotary
-from tests.fakes.small_kv import (
-    HEAD_DIM,
-    POLICIES,
-    TOKENS,
-    chunks,
-    make,
-    one_pass,
-    tokens,
-)
+from tests.fakes.small_kv import HEAD_DIM, POLICIES, TOKENS, chunks, make, one_pass, tokens
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from cache.kv_policies import make_policy
-from cache.kv_policies.packed import PackedPolicy
+from cache.kv.policies import make_policy
+from cache.kv.policies.packed import PackedPolicy
 from tests.fakes.kv_notation import cells, operations, plans, walk
 
 

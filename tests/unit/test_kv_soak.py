@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from cache.kv import KVCache, KVShape
-from cache.kv_plan import KVError
-from cache.kv_policies import POLICIES, make_policy
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.plan import KVError
+from cache.kv.policies import POLICIES, make_policy
 from cache.rotary import Rotary
 
 HEADS, HEAD_DIM, GRID, LAYERS, TOKENS = 2, 16, (2, 3), 2, 6

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ModelLayoutError, UnsafeWeightsError
-from pipelines.layout import Component, find_weights, read_layout
-from pipelines.presets import LCM_LORA_SD15, ModelFacts, choose_preset
+from pipelines.core.errors import ModelLayoutError, UnsafeWeightsError
+from pipelines.files.layout import Component, find_weights, read_layout
+from pipelines.image.loading.presets import LCM_LORA_SD15, ModelFacts, choose_preset
 from tests.fakes.tiny_models import SD15_SCHEDULER, TURBO_SCHEDULER, XL_TURBO_SCHEDULER, write_json
 
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import pytest
 
-from app import live
-from app.front import PolicyHeaders
-from app.worker_client import Phase, WorkerStatus
-from pipelines.errors import InputError
+from app.cli import live
+from app.server.front import PolicyHeaders
+from app.worker.handle import Phase, WorkerStatus
+from pipelines.core.errors import InputError
 
 
 def options(*arguments: str) -> argparse.Namespace:

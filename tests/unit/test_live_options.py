@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
-from app import live
-from app.live_options import api_limits, controller_options, push_hosts, webrtc_options
-from app.outputs.controllers import ControllerOptions, NewestSession, controllers
-from app.outputs.osc import OscInput
-from app.session_table import SessionTable
-from pipelines.errors import InputError
+from app.cli import live
+from app.cli.live_options import api_limits, controller_options, push_hosts, webrtc_options
+from app.controllers.opening import ControllerOptions, NewestSession, controllers
+from app.controllers.osc import OscInput
+from app.session.table import SessionTable
+from pipelines.core.errors import InputError
 from tests.fakes.stream_server import wait_until, worker_client
 
 MAPPINGS = [

@@ -18,12 +18,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from pipelines import hub
-from pipelines.betas import schedule_config
-from pipelines.errors import ModelError, ModelLayoutError, UnsafeWeightsError
+from pipelines.core.errors import ModelError, ModelLayoutError, UnsafeWeightsError
+from pipelines.files import hub
+from pipelines.image.loading.betas import schedule_config
+from pipelines.image.loading.networks import guidance_scale_embedding
+from pipelines.image.model import Condition, ImageModel
 from pipelines.load import LoadOptions, load_engine, load_image_model
-from pipelines.model import Condition, ImageModel
-from pipelines.parts import guidance_scale_embedding
 from tests.fakes.tiny_models import (
     SD15_SCHEDULER,
     XL_TURBO_SCHEDULER,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from app.loop_watch import LoopReading, LoopWatch
+from app.api.loop_watch import LoopReading, LoopWatch
 
 
 def spin(seconds: float) -> None:

@@ -13,11 +13,11 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors.torch import save_file
 from torch import nn
 
-from pipelines.errors import InputError, ModelLayoutError, UnsafeWeightsError
+from pipelines.core.errors import InputError, ModelLayoutError, UnsafeWeightsError
+from pipelines.files.lora_files import LoraFile
+from pipelines.files.lora_keys import read_lora
+from pipelines.image.loading.lora import MergedLora
 from pipelines.load import LoadOptions, load_image_model
-from pipelines.lora import MergedLora
-from pipelines.lora_files import LoraFile
-from pipelines.lora_keys import read_lora
 from tests.fakes.tiny_models import tiny_sd15, tiny_sdxl_turbo
 
 RANK = 2

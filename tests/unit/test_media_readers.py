@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.media.source import SourceBrokenError, open_source
-from pipelines.errors import InputError
+from app.media.open_source import open_source
+from app.media.source import SourceBrokenError
+from pipelines.core.errors import InputError
 from tests.fakes.clips import Picture, grey, make_clip
 
 

@@ -19,7 +19,7 @@ from app.media.picture_writer import PictureWriter
 from app.media.sound import Sound
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import writing
-from pipelines.errors import OutputError
+from pipelines.core.errors import OutputError
 from tests.fakes.clips import grey, make_clip, picture, play
 
 TIME_BASE = Fraction(1, 12800)

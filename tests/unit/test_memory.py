@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines import memory
-from pipelines.errors import ModelLayoutError, OutOfMemoryError
-from pipelines.layout import Component
-from pipelines.memory import WORKING_BYTES, Budget, check_memory, count_parameters, free_memory_bytes
+from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
+from pipelines.files import memory
+from pipelines.files.layout import Component
+from pipelines.files.memory import WORKING_BYTES, Budget, check_memory, count_parameters, free_memory_bytes
 
 CPU = torch.device("cpu")
 GIB = 2**30

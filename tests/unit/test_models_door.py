@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from app import models
-from pipelines import hub
-from pipelines.errors import HubUnreachableError, ModelError
+from app.cli import models
+from pipelines.core.errors import HubUnreachableError, ModelError
+from pipelines.files import hub
 from tests.fakes.hub_server import COMMIT, hub_of
 from tests.fakes.tiny_models import tiny_sd_turbo, tiny_taesd
 from tests.fakes.tiny_video_model import tiny_video_model
 from tests.unit.test_hub import put_in_cache
 
-ROOT = Path(models.__file__).resolve().parent.parent
+ROOT = Path(models.__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)

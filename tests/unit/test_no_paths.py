@@ -17,9 +17,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from app.api.context import ApiContext
-from app.front import make_application
-from app.prompts import Prompts
-from app.session_table import SessionTable
+from app.page.prompts import Prompts
+from app.server.front import make_application
+from app.session.table import SessionTable
 from tests.fakes.guarded import BASE
 from tests.fakes.stream_server import worker_client
 

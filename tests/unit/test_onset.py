@@ -12,13 +12,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.errors import ControlError
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.ticklog import RowRecord
-from pipelines.types import Frame, Propagation
+from pipelines.core.control_table import CONTROLS, Propagation
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError
+from pipelines.core.tick_log import RowRecord
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
+from pipelines.image.stream import ImageStream
 from tests.fakes.image_model import cheap_model, frames
 
 STEPS = 4
@@ -72,7 +72,7 @@ class Bench:
 
     @property
     def births(self) -> dict[int, dict[str, object]]:
-        from pipelines.ticklog import BirthRecord
+        from pipelines.core.tick_log import BirthRecord
 
         return {
             r.slot: {

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.options import (
-    STREAM_CONTROLS,
+from app.cli.options import (
     add_control_options,
     add_engine_options,
     control_from_options,
@@ -16,11 +15,10 @@ from app.options import (
     parse_lora,
     parse_size,
 )
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control, WeightedPrompt
-from pipelines.errors import ControlError, InputError
-from pipelines.lora_files import LoraFile
-from pipelines.types import Propagation
+from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, Propagation
+from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.errors import ControlError, InputError
+from pipelines.files.lora_files import LoraFile
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
-from app.client_session import SessionState
-from app.feed import Delivery
+from app.controllers.osc import OscInput, OscOptions
 from app.outputs.manager import OutputsError, SessionOutputs
-from app.outputs.osc import OscInput, OscOptions
 from app.outputs.output import OutputReading, Phase, pump
 from app.outputs.record import Recording, RecordingOptions
-from app.session import Session
-from app.session_table import SessionTable
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.errors import InputError
-from pipelines.types import Frame
+from app.session.feed import Delivery
+from app.session.session import Session
+from app.session.table import SessionTable
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import SessionState
+from pipelines.core.errors import InputError
+from pipelines.core.types import Frame
 from tests.fakes.clips import grey, picture, play
 
 WAIT_S = 30.0

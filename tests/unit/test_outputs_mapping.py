@@ -15,16 +15,15 @@ import mido
 import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
-from app.outputs.controller import Controller
-from app.outputs.mapping import ControlMapping, load_mappings
-from app.outputs.midi import MidiInput, MidiOptions, midi_ports
-from app.outputs.osc import OscInput, OscOptions
+from app.controllers.controller import Controller
+from app.controllers.mapping import ControlMapping, load_mappings
+from app.controllers.midi import MidiInput, MidiOptions, midi_ports
+from app.controllers.osc import OscInput, OscOptions
+from app.controllers.smoothing import Smoother
 from app.outputs.output import Phase
-from app.outputs.smoothing import Smoother
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control, WeightedPrompt
-from pipelines.errors import ControlError, InputError
-from pipelines.types import Propagation
+from pipelines.core.control_table import CONTROLS, Propagation
+from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.errors import ControlError, InputError
 from tests.fakes import midi_backend
 
 BLEND = (WeightedPrompt(text="a cat", weight=2.0), WeightedPrompt(text="a robot"))

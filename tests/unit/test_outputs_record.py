@@ -22,8 +22,8 @@ from app.outputs.output import Phase
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recording_sound import SoundFormat, SoundTrack
 from app.outputs.waiting_room import WaitingRoom
-from pipelines.errors import InputError, OutputError
-from pipelines.types import Frame
+from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Frame
 from tests.fakes.clips import grey, picture, play
 
 MS = 1_000_000

@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from app.pacer import Pacer
-from pipelines.types import Frame
+from app.worker.pacer import Pacer
+from pipelines.core.types import Frame
 
 MS = 1_000_000
 RATE, CHUNK = 20, 8

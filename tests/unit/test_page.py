@@ -14,11 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
-from app import page as page_module
-from app.front import page_routes
-from app.meter import Meter
-from app.page import Page
-from app.page_controls import (
+from app.media.picture import cover
+from app.page import page as page_module
+from app.page.page import Page
+from app.page.prompts import Prompts, world_examples
+from app.page.widgets import (
     ACTIONS,
     ELSEWHERE,
     SECTIONS,
@@ -28,12 +28,12 @@ from app.page_controls import (
     propagation_text,
     stream_controls,
 )
-from app.picture import cover
-from app.prompts import Prompts, world_examples
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.control_table import CONTROLS
-from pipelines.hub import BUNDLED_FOLDER
+from app.server.front import page_routes
+from app.worker.handle import WorkerClient
+from app.worker.meter import Meter
+from app.worker.process import WorkerOptions
+from pipelines.core.control_table import CONTROLS
+from pipelines.files.hub import BUNDLED_FOLDER
 
 WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
 
@@ -115,10 +115,10 @@ def test_the_page_s_own_routes(client: WorkerClient) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    sorted(file.name for file in (Path(page_module.__file__).parent / "page_parts").glob("*.js")),
+    sorted(file.name for file in (Path(page_module.__file__).parent / "web").glob("*.js")),
 )
 def test_the_page_s_scripts_name_no_other_host(name: str) -> None:
-    text = (Path(page_module.__file__).parent / "page_parts" / name).read_text(encoding="utf-8")
+    text = (Path(page_module.__file__).parent / "web" / name).read_text(encoding="utf-8")
     assert not re.findall(r"(?:https?|wss?)://", text)
 
 

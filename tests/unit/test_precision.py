@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from pipelines import precision
-from pipelines.errors import ModelError
-from pipelines.precision import choose_device, choose_precision
+from pipelines.core.errors import ModelError
+from pipelines.files import precision
+from pipelines.files.precision import choose_device, choose_precision
 
 CPU = torch.device("cpu")
 

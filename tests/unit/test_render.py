@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app import render as door
+from app.cli import render as door
 from app.media.geometry import Aspect
 from app.media.source import SourceFrame
-from app.render_job import RenderRequest, render
-from app.render_loop import StopSignal
-from app.render_record import part_folder
-from pipelines.controls import Control, WeightedPrompt
-from pipelines.errors import InputError, OutputError
+from app.render.job import render
+from app.render.loop import StopSignal
+from app.render.record import part_folder
+from app.render.request import RenderRequest
+from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.errors import InputError, OutputError
 from tests.fakes.clips import make_clip, play
 from tests.fakes.engine import FakeEngine
 

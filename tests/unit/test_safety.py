@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers.models.clip.configuration_clip import CLIPConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pipelines.errors import ModelLayoutError
+from pipelines.core.errors import ModelLayoutError
+from pipelines.image.model import ImageModel
 from pipelines.load import LoadOptions, load_image_model
-from pipelines.model import ImageModel
 from tests.fakes.tiny_models import rename_keys, tiny_sd15, write_json
 
 

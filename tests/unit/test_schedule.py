@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from diffusers.schedulers.scheduling_lcm import LCMScheduler
 
-from pipelines.errors import ControlError
-from pipelines.schedule import levels, timesteps
+from pipelines.core.errors import ControlError
+from pipelines.image.schedule import levels, timesteps
 from tests.fakes.image_model import stable_diffusion_schedule
 
 CONFIG = stable_diffusion_schedule()

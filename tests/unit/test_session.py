@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from app.client_session import SessionState
-from app.session import Session
-from app.session_table import SessionLimits, SessionTable, TooManyError, UnknownSessionError
-from app.stages import Stage, StageTimes
-from app.worker import WorkerOptions
-from app.worker_client import BusyError, WorkerClient
-from pipelines.errors import ControlError
+from app.session.session import Session
+from app.session.table import SessionLimits, SessionTable, TooManyError, UnknownSessionError
+from app.worker.handle import BusyError, WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import SessionState
+from app.worker.stage_times import Stage, StageTimes
+from pipelines.core.errors import ControlError
 
 WAIT_S = 20.0
 

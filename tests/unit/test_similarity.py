@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.similarity import SimilarityFilter
+from pipelines.image.similarity import SimilarityFilter
 
 SHAPE = (4, 4, 3)
 STILL = np.full(SHAPE, 200, dtype=np.uint8)

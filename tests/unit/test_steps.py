@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_lcm, scheduling_tcd
 
-from pipelines.model import ScheduleConfig
-from pipelines.steps import STEP_FUNCTIONS, StepCoefficients, StepFunction, TcdStep, plan
+from pipelines.image.model import ScheduleConfig
+from pipelines.image.steps import STEP_FUNCTIONS, StepCoefficients, StepFunction, TcdStep, plan
 
 SCHEDULER_TIMES = (999, 739, 499, 259)
 

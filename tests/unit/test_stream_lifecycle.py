@@ -20,10 +20,10 @@ import pytest
 from app.api.asyncapi import router as asyncapi_router
 from app.api.context import ApiContext
 from app.api.sessions import router as sessions_router
-from app.api.stream_socket import router
-from app.worker import WorkerOptions, run_worker
-from app.worker_client import WorkerClient
-from pipelines.controls import Control
+from app.api.stream.socket import router
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions, run_worker
+from pipelines.core.controls import Control
 from tests.fakes.live_engines import open_hungry
 from tests.fakes.stream_server import noise, peer, stream_server, wait_until, worker_client
 
@@ -97,7 +97,7 @@ def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real worker with a real image engine; its denoiser raises torch.OutOfMemoryError for more than 4 slots."""
-    monkeypatch.setattr("app.worker_client.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
+    monkeypatch.setattr("app.worker.handle.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
     plan = Control(steps=3, depth=3)
     with WorkerClient(WorkerOptions(model="identity")) as client, stream_server(client, tmp_path, routes) as server:
         client.wait_ready(60)

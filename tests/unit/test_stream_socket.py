@@ -15,11 +15,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from app.api.pictures import pack, unpack
-from app.api.stream_line import StreamLimits
-from app.api.stream_socket import router
-from app.api.wire import Header, PictureFormat, pack_header
-from app.session import Session
-from app.worker_client import WorkerClient
+from app.api.stream.line import StreamLimits
+from app.api.stream.socket import router
+from app.api.stream.wire import Header, PictureFormat, pack_header
+from app.session.session import Session
+from app.worker.handle import WorkerClient
 from tests.fakes.stream_server import (
     HEIGHT_PX,
     WIDTH_PX,

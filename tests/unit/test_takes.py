@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.client_session import ClientSession, SessionState
-from app.messages import StartTake, StopTake, TakeRecords, ToWorker
-from app.picture import Picture, jpeg
+from app.media.picture import Picture, jpeg
 from app.takes.inputs import InputArchive, load_input
 from app.takes.machine import describe_machine, differences, loader_words
 from app.takes.reader import read_take
@@ -33,13 +31,15 @@ from app.takes.records import (
     to_line,
 )
 from app.takes.replay import Replay, ReplayOptions
-from app.takes.session_take import SessionTake
 from app.takes.store import TakesFullError, TakeStore
 from app.takes.writer import LOCK_NAME, LOG_NAME, TakeWriter
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.controls import Control
-from pipelines.errors import InputError, OutputError
+from app.worker.handle import WorkerClient
+from app.worker.messages import StartTake, StopTake, TakeRecords, ToWorker
+from app.worker.process import WorkerOptions
+from app.worker.proxy import ClientSession, SessionState
+from app.worker.take import SessionTake
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError, OutputError
 from pipelines.identity import IdentityEngine
 
 WIDTH, HEIGHT = 32, 24

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.threads import share_the_cores
+from app.worker.threads import share_the_cores
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from pipelines.controls import Control
-from pipelines.image_engine import ImageEngine
-from pipelines.ticklog import SCHEMA_VERSION, Record, StreamRecord, TickLog, to_json
+from pipelines.core.controls import Control
+from pipelines.core.tick_log import SCHEMA_VERSION, Record, StreamRecord, TickLog, to_json
+from pipelines.image.engine import ImageEngine
 from tests.fakes.image_model import cheap_model, frames
 
 

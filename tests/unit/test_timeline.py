@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.render_job import RenderRequest, render
-from app.render_loop import StopSignal
-from app.timeline import Timeline, TimelineError
-from pipelines.controls import Control
-from pipelines.errors import InputError
-from pipelines.image_engine import ImageEngine
-from pipelines.ticklog import BirthRecord
-from pipelines.types import Engine
+from app.render.job import render
+from app.render.loop import StopSignal
+from app.render.request import RenderRequest
+from app.render.timeline import Timeline, TimelineError
+from pipelines.core.contracts import Engine
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
+from pipelines.core.tick_log import BirthRecord
+from pipelines.image.engine import ImageEngine
 from pipelines.video.engine import VideoEngine
 from tests.fakes.clips import make_clip
 from tests.fakes.image_model import cheap_model

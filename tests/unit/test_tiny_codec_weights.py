@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.errors import ModelLayoutError
-from pipelines.video.tiny_codec import TinyVideoAutoencoder, load_tiny_autoencoder
-from pipelines.video.tiny_codec_layers import infer_config
+from pipelines.core.errors import ModelLayoutError
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder, load_tiny_autoencoder
+from pipelines.video.codecs.tiny_layers import infer_config
 from tests.fakes.video_codecs import tiny_autoencoder
 
 

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from app import tls
-from app.tls import TlsFiles, add_tls_options, check_files, self_signed, tls_files
-from pipelines.errors import InputError
+from app.server import tls
+from app.server.tls import TlsFiles, add_tls_options, check_files, self_signed, tls_files
+from pipelines.core.errors import InputError
 
 NOW = datetime.now(UTC)
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from app.tokens import new_secret, new_token, same, sign, verify
+from app.guard.tokens import new_secret, new_token, same, sign, verify
 
 SECRET = b"k" * 32
 NOW_S = 1_790_000_000.25

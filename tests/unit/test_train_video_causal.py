@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.transformer import CausalWanTransformer
 from train.session import TINY, Session
 from train.video.bank import ClipBank, draw_windows
 from train.video.carry_over import carry_over, weights_of
@@ -138,9 +138,9 @@ def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(sessio
 
 
 def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipBank) -> None:
-    from cache.kv import KVCache, KVShape
-    from cache.kv_policies import make_policy
-    from pipelines.video.text_cache import PlainText
+    from cache.kv.cache import KVCache, KVShape
+    from cache.kv.policies import make_policy
+    from pipelines.video.wan.text_cache import PlainText
 
     pool = make_pool(session, bank)
     transformer = pool._transformer

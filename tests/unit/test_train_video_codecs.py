@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.video.wan_codec import WanCodec
+from pipelines.video.codecs.wan import WanCodec
 from train.bank import PHOTO_SUBJECT, Source
 from train.clips.motions import ClipSpec
 from train.clips.render import Clips

@@ -12,9 +12,9 @@ from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from safetensors.torch import load_file
 
 from app.__main__ import main as zoetrope
-from pipelines.video.actions import ActionEmbedder
 from pipelines.video.engine import VideoEngine
-from pipelines.video.load_video import VideoLoadOptions, load_video_model
+from pipelines.video.loading.load import VideoLoadOptions, load_video_model
+from pipelines.video.wan.actions import ActionEmbedder
 from train.session import TINY, Session
 from train.video.card import model_card
 from train.video.codecs import Codecs, codecs_in_use, make_codecs

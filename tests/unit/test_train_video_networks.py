@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import T5TokenizerFast
 
-from pipelines.video.umt5 import Umt5TextEncoder, read_tokenizer
+from pipelines.video.wan.umt5 import Umt5TextEncoder, read_tokenizer
 from train.captions import words_of
 from train.clips.captions import clip_words
 from train.video.networks import (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.session import TINY, Budget, Session
+from train.budget import Budget
+from train.session import TINY, Session
 from train.video import words
 from train.video.tokenizer import build_tokenizer
 from train.video.words import STAGE, captions_of, train_words

@@ -14,17 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.takes.recorder import complete_control
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.errors import ControlError, ModelLayoutError
-from pipelines.ticklog import ControlRecord
-from pipelines.types import Propagation
-from pipelines.video.actions import ACTION_NAMES, NO_ACTION, Action, ActionEmbedder, load_actions, save_actions
+from pipelines.core.control_table import CONTROLS, Propagation
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, ModelLayoutError
+from pipelines.core.tick_log import ControlRecord
 from pipelines.video.backends import choose_backend
 from pipelines.video.engine import VideoEngine
 from pipelines.video.passes import PassRequest
 from pipelines.video.stream import VideoStream
-from pipelines.video.text_cache import TextCache
+from pipelines.video.wan.actions import ACTION_NAMES, NO_ACTION, Action, ActionEmbedder, load_actions, save_actions
+from pipelines.video.wan.text_cache import TextCache
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_engine import (
     KINDS,

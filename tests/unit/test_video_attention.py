@@ -7,17 +7,17 @@ import importlib.util
 import pytest
 import torch
 
-from pipelines.errors import ModelError
-from pipelines.video.attention import (
+from pipelines.core.errors import ModelError
+from pipelines.video.wan.attention import (
     ATTENTION_BACKENDS,
     block_causal,
     block_frame_mask,
     choose_attention,
     dense_frame_mask,
 )
-from pipelines.video.text_cache import TextCache
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 CPU = torch.device("cpu")
 SMALL = WanConfig(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2, text_dim=8, freq_dim=16)

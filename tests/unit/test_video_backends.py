@@ -8,15 +8,15 @@ import torch.nn.functional as F
 
 from bench.video_loop import ChunkLoop, LoopSettings
 from bench.video_shapes import VIDEO_SHAPES, build_codec, build_transformer
-from cache.kv_kernels import PLAIN_KERNELS, compiled_kernels
-from pipelines.errors import ModelError
-from pipelines.video.attention_parts import best_parts, join, parts_of_keys
+from cache.kv.kernels import PLAIN_KERNELS, compiled_kernels
+from pipelines.core.errors import ModelError
 from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
 from pipelines.video.captured import CapturedCalls
-from pipelines.video.codec_backends import FrameDecoder
-from pipelines.video.text_cache import TextCache
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_blocks import AS_WRITTEN
+from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.video.wan.attention_parts import best_parts, join, parts_of_keys
+from pipelines.video.wan.blocks import AS_WRITTEN
+from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 SHAPE = VIDEO_SHAPES["tiny"]
 CPU = torch.device("cpu")

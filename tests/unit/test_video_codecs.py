@@ -14,12 +14,12 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipelines.errors import InputError, ModelLayoutError
-from pipelines.video.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of, latents_of
-from pipelines.video.pixels import to_bytes, to_frames, to_pixels
-from pipelines.video.tiny_codec import TinyCodec, TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
-from pipelines.video.wan_codec import WanCodec, WanCodecOptions
+from pipelines.core.errors import InputError, ModelLayoutError
+from pipelines.video.codecs.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of, latents_of
+from pipelines.video.codecs.pixels import to_bytes, to_frames, to_pixels
+from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import TinyCodecConfig
+from pipelines.video.codecs.wan import WanCodec, WanCodecOptions
 from tests.fakes.video_codecs import tiny_autoencoder, wan_vae
 
 KINDS: dict[str, Callable[[torch.dtype], VideoCodec]] = {

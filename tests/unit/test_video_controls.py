@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from app.client_session import ClientSession
 from app.takes.recorder import complete_control
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.ticklog import BirthRecord, RowRecord
-from pipelines.types import Propagation
-from pipelines.video.actions import ACTION_NAMES
+from app.worker.proxy import ClientSession
+from pipelines.core.control_table import CONTROLS, Propagation
+from pipelines.core.controls import Control
+from pipelines.core.tick_log import BirthRecord, RowRecord
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
 from pipelines.video.presets import VideoPreset
-from pipelines.video.streams import Task
+from pipelines.video.schedules import Task
+from pipelines.video.wan.actions import ACTION_NAMES
 from tests.fakes.video_engine import SMALL, acting_engine, run_chunks, small_engine, video_frames
 
 GUIDED = replace(SMALL, guidance=3.0, negative_prompt="dull")

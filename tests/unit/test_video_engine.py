@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.controls import Control
-from pipelines.errors import InputError
-from pipelines.ticklog import BirthRecord, PushRecord, StreamRecord, TimingRecord
-from pipelines.types import Frame
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
+from pipelines.core.tick_log import BirthRecord, PushRecord, StreamRecord, TimingRecord
+from pipelines.core.types import Frame
 from pipelines.video.engine import VideoEngine
 from pipelines.video.stream import VideoStream
 from tests.fakes.video_engine import HEIGHT_PX, KINDS, WIDTH_PX, run_chunks, small_engine, video_frames

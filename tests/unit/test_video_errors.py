@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.controls import Control
-from pipelines.errors import ControlError, InputError, ModelError, OutOfMemoryError, StreamError
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, InputError, ModelError, OutOfMemoryError, StreamError
 from pipelines.video.engine import VideoEngine
 from tests.fakes.image_model import frames as other_pictures
 from tests.fakes.video_engine import KINDS, run_chunks, small_engine
@@ -129,7 +129,7 @@ def test_out_of_memory_while_the_engine_is_made(monkeypatch: pytest.MonkeyPatch)
     def short(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("pipelines.video.core.KVCache", short)
+    monkeypatch.setattr("pipelines.video.state.KVCache", short)
     with pytest.raises(OutOfMemoryError, match=r"too little memory for the engine. Use a smaller --size"):
         small_engine()
 

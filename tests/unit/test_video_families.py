@@ -8,12 +8,19 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from cache.kv_policies import POLICIES, make_policy
-from pipelines.errors import ModelError, ModelLayoutError
-from pipelines.video import checkpoint_keys
-from pipelines.video.checkpoint_keys import KeyReport, match, module_to_diffusers, refuse_others, strip, to_diffusers
-from pipelines.video.companion_keys import umt5_to_transformers, vae_to_diffusers
-from pipelines.video.families import FAMILIES, MINI_VIDEO, family_named, family_of_containers, family_of_path
+from cache.kv.policies import POLICIES, make_policy
+from pipelines.core.errors import ModelError, ModelLayoutError
+from pipelines.video.loading import checkpoint_keys
+from pipelines.video.loading.checkpoint_keys import (
+    KeyReport,
+    match,
+    module_to_diffusers,
+    refuse_others,
+    strip,
+    to_diffusers,
+)
+from pipelines.video.loading.companion_keys import umt5_to_transformers, vae_to_diffusers
+from pipelines.video.loading.families import FAMILIES, MINI_VIDEO, family_named, family_of_containers, family_of_path
 from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.presets import Licence, VideoPreset
 from tests.fakes.published_checkpoints import PUBLISHED, lora_state, wan_shapes

@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
-from pipelines.errors import ControlError
-from pipelines.video.families import FAMILIES
+from pipelines.core.errors import ControlError
 from pipelines.video.flow import (
     FlowSchedule,
     FlowStep,
@@ -22,6 +21,7 @@ from pipelines.video.flow import (
     spaced_steps,
     velocity_of,
 )
+from pipelines.video.loading.families import FAMILIES
 
 SHIFT_5, SHIFT_8 = FlowSchedule(shift=5.0), FlowSchedule(shift=8.0)
 CAMERA = StepList(raw=(700, 500, 400, 200), shift=8.0, warp=False)

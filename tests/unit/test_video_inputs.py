@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.controls import Control
-from pipelines.ticklog import BirthRecord
+from pipelines.core.controls import Control
+from pipelines.core.tick_log import BirthRecord
 from pipelines.video.chunks import ChunkSlot
-from pipelines.video.codec import encode_clip, encode_image
+from pipelines.video.codecs.codec import encode_clip, encode_image
+from pipelines.video.codecs.pixels import to_pixels
 from pipelines.video.motion import MotionNoise
-from pipelines.video.pixels import to_pixels
 from tests.fakes.video_engine import HEIGHT_PX, SMALL, WIDTH_PX, random_codec, run_chunks, small_engine, video_frames
 
 

@@ -11,15 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.errors import (
-    ModelError,
-    ModelLayoutError,
-    ModelNotFoundError,
-)
-from pipelines.video.actions import save_actions
-from pipelines.video.families import FAMILIES
-from pipelines.video.folders import folders_near, is_video_folder, read_video_folder
-from pipelines.video.source import is_video_model, video_weight_files
+from pipelines.core.errors import ModelError, ModelLayoutError, ModelNotFoundError
+from pipelines.video.loading.families import FAMILIES
+from pipelines.video.loading.folders import folders_near, is_video_folder, read_video_folder
+from pipelines.video.loading.source import is_video_model, video_weight_files
+from pipelines.video.wan.actions import save_actions
 from tests.fakes.published_checkpoints import Dims, prefixed, wan_state
 from tests.fakes.tiny_models import tiny_sd15
 from tests.fakes.tiny_video_model import random_actions, tiny_video_model

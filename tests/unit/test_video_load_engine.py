@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.takes.machine import describe_machine
-from pipelines.control_table import CONTROLS
-from pipelines.controls import Control
-from pipelines.errors import ControlError, InputError, ModelError
+from pipelines.core.control_table import CONTROLS
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, InputError, ModelError
 from pipelines.load import load_engine
 from pipelines.video.engine import VideoEngine
 from tests.fakes.tiny_video_model import tiny_video_model

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.errors import (
-    ModelError,
-    ModelLayoutError,
-    ModelNotFoundError,
-    OutOfMemoryError,
-    UnsafeWeightsError,
-)
-from pipelines.video import load_transformer as loading
-from pipelines.video.checkpoint_files import read_checkpoint
+from pipelines.core.errors import ModelError, ModelLayoutError, ModelNotFoundError, OutOfMemoryError, UnsafeWeightsError
+from pipelines.files.checkpoints import read_checkpoint
+from pipelines.video.loading import transformer as loading
 from tests.fakes.published_checkpoints import Dims, lora_state, prefixed, wan_state
 from tests.fakes.published_components import random_state, umt5_shapes, vae_shapes
 from tests.fakes.tiny_video_model import tiny_transformer
@@ -87,7 +81,7 @@ def test_old_pickles_load_and_pickled_code_does_not(files: Path) -> None:
 
 
 def test_the_wrong_size_for_a_family(base: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.video.recognise.SIZES", {32: "1.3B"})
+    monkeypatch.setattr("pipelines.video.loading.recognise.SIZES", {32: "1.3B"})
     file = write(files / "krea-realtime-video-14b.safetensors", prefixed(wan_state()))
     with pytest.raises(ModelError, match=r"size of Wan 2\.1 1\.3B.*taken for Krea.*14B only.*--family.*self-forcing"):
         load(file, base=str(base))

@@ -11,13 +11,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from pipelines.errors import (
-    HubUnreachableError,
-    ModelLayoutError,
-    ModelNotFoundError,
-)
-from pipelines.lora_files import LoraFile
-from pipelines.video.source import BASE_ID
+from pipelines.core.errors import HubUnreachableError, ModelLayoutError, ModelNotFoundError
+from pipelines.files.lora_files import LoraFile
+from pipelines.video.loading.source import BASE_ID
 from tests.fakes.hub_server import COMMIT, hub_of
 from tests.fakes.published_checkpoints import TINY, Dims, lora_state, prefixed, wan_state
 from tests.fakes.tiny_video_model import tiny_transformer, tiny_video_model
@@ -122,7 +118,7 @@ def test_a_repository_of_several_models_asks_for_a_file() -> None:
 def resolve_elsewhere(endpoint: str, home: Path, model: str, base: str = "") -> subprocess.CompletedProcess[str]:
     """Find a model's files in a process of its own, whose hub is `endpoint`; prints checkpoint, folder and notices."""
     code = (
-        "import sys; from pipelines.video.source import resolve_video; said = [];"
+        "import sys; from pipelines.video.loading.source import resolve_video; said = [];"
         "found = resolve_video(sys.argv[1], base=sys.argv[2], notice=said.append);"
         "print(found.checkpoint, found.folder.folder, *said, sep='\\n')"
     )

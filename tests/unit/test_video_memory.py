@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from cache.kv_policies import POLICIES
-from pipelines.controls import Control
-from pipelines.errors import ControlError
-from pipelines.video.actions import NO_ACTION
-from pipelines.video.codec import encode_image
+from cache.kv.policies import POLICIES
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError
+from pipelines.video.codecs.codec import encode_image
+from pipelines.video.codecs.pixels import to_pixels
 from pipelines.video.engine import VideoEngine
-from pipelines.video.history import History
-from pipelines.video.memories.rebuild import RebuildMemory
-from pipelines.video.memories.shots import ShotAlbum
-from pipelines.video.pixels import to_pixels
+from pipelines.video.past.rebuild import RebuildMemory
+from pipelines.video.past.rewind import History
+from pipelines.video.past.shots import ShotAlbum
 from pipelines.video.stream import VideoStream
+from pipelines.video.wan.actions import NO_ACTION
 from tests.fakes.video_engine import random_codec, run_chunks, small_engine, video_frames
 
 OPTIONS: dict[str, dict[str, Any]] = {

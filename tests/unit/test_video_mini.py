@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import hub
-from pipelines.errors import ModelLayoutError, ModelNotFoundError
-from pipelines.video.families import FAMILIES
-from pipelines.video.folders import read_video_folder
-from pipelines.video.load_video import VideoLoadOptions, load_video_model
-from pipelines.video.source import is_video_model, resolve_video
+from pipelines.core.errors import ModelLayoutError, ModelNotFoundError
+from pipelines.files import hub
+from pipelines.video.loading.families import FAMILIES
+from pipelines.video.loading.folders import read_video_folder
+from pipelines.video.loading.load import VideoLoadOptions, load_video_model
+from pipelines.video.loading.source import is_video_model, resolve_video
 from tests.fakes.tiny_video_model import tiny_video_model
 
 QUIET = VideoLoadOptions(device="cpu", dtype="float32", notice=lambda text: None)

@@ -11,11 +11,11 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from tokenizers import Tokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
-from pipelines.errors import ModelError, ModelLayoutError
-from pipelines.precision import Precision
-from pipelines.video.folders import read_video_folder
-from pipelines.video.load_companions import load_codec, load_text
-from pipelines.video.umt5 import RESIDENCES, Umt5TextEncoder, clean_text, read_tokenizer
+from pipelines.core.errors import ModelError, ModelLayoutError
+from pipelines.files.precision import Precision
+from pipelines.video.loading.companions import load_codec, load_text
+from pipelines.video.loading.folders import read_video_folder
+from pipelines.video.wan.umt5 import RESIDENCES, Umt5TextEncoder, clean_text, read_tokenizer
 from tests.fakes.tiny_video_model import (
     SCHEDULER,
     tiny_autoencoder,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.prompts import Prompts
-from pipelines.errors import ModelLayoutError
-from pipelines.hub import BUNDLED_FOLDER, bundled_names
-from pipelines.vocabulary import Vocabulary, world_file
+from app.page.prompts import Prompts
+from pipelines.core.errors import ModelLayoutError
+from pipelines.files.hub import BUNDLED_FOLDER, bundled_names
+from pipelines.files.vocabulary import Vocabulary, world_file
 from tests.fakes.tiny_models import write_json
 
 WORLD = {

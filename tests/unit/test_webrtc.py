@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.webrtc_options import IceServer, WebRtcOptions
 from app.outputs.whip_push import PushRefusedError, PushState, WhipPush, WhipPushOptions
-from app.session import Session
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
-from pipelines.errors import InputError
+from app.session.session import Session
+from app.webrtc.options import IceServer, WebRtcOptions
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from pipelines.core.errors import InputError
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import Server, serve
 

@@ -13,8 +13,8 @@ from aiortc.jitterbuffer import JitterBuffer, JitterFrame
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 
-from app.api.webrtc_jitter import AiortcError, DecodeQueue, MarkerJitterBuffer, bound_decoder, release_on_marker
-from pipelines.errors import InputError
+from app.webrtc.jitter import AiortcError, DecodeQueue, MarkerJitterBuffer, bound_decoder, release_on_marker
+from pipelines.core.errors import InputError
 
 FIRST_SEQUENCE = 65500  # so that numbers wrap
 FRAME_TICKS = 3000

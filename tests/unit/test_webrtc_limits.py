@@ -17,11 +17,11 @@ from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
 from app.api.context import ApiLimits
-from app.api.webrtc_tracks import PeerVideo
-from app.session import Session
-from app.stages import StageTimes
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.session.session import Session
+from app.webrtc.tracks import PeerVideo
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.stage_times import StageTimes
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
 

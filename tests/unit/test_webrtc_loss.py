@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.webrtc_options import WebRtcOptions
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.webrtc.options import WebRtcOptions
+from app.worker.handle import WorkerClient
+from app.worker.process import WorkerOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
 

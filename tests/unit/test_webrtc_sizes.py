@@ -11,7 +11,7 @@ from av import CodecContext
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from app.api.webrtc_sizes import PictureSizeError, coded_size_px
+from app.webrtc.sizes import PictureSizeError, coded_size_px
 
 X264 = {"tune": "zerolatency", "preset": "ultrafast"}
 

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from app.api.wire import HEADER_BYTES, Header, PictureFormat, WireError, pack_header, parse_header
+from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, WireError, pack_header, parse_header
 
 HEADER = Header(
     format=PictureFormat.JPEG, seq=0x01020304, source_seq=5, captured_ms=1.5, width=640, height=360, server_us=12_000

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from app.messages import (
+from app.worker.messages import (
     ChangeControl,
     ChangeSource,
     CloseSession,
@@ -21,9 +21,9 @@ from app.messages import (
     SessionOpened,
     SessionStats,
 )
-from app.worker import WorkerOptions, describe, open_engine
-from pipelines.controls import Control
-from pipelines.errors import ControlError, ModelError
+from app.worker.process import WorkerOptions, describe, open_engine
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, ModelError
 from pipelines.identity import IdentityEngine
 from tests.fakes.worker_bench import Bench
 

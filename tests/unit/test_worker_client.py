@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from app.client_session import ClientSession, SessionState
-from app.picture import Picture
-from app.worker import WorkerOptions
-from app.worker_client import BusyError, Phase, WorkerClient
-from pipelines.controls import Control
-from pipelines.errors import WorkerError
+from app.media.picture import Picture
+from app.worker.handle import BusyError, Phase, WorkerClient
+from app.worker.process import WorkerOptions
+from app.worker.proxy import ClientSession, SessionState
+from pipelines.core.controls import Control
+from pipelines.core.errors import WorkerError
 
 OPTIONS = WorkerOptions(model="identity", engine={"width": 16, "height": 12})
 
@@ -135,5 +135,5 @@ def test_stopping_unlinks_everything() -> None:
 
 
 def test_the_front_needs_no_torch() -> None:
-    code = "import sys, app.worker_client; sys.exit('torch' in sys.modules)"
+    code = "import sys, app.worker.handle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from app.messages import FromWorker, GpuMemory, SessionEnded
-from app.picture import Picture
-from app.worker import Worker
-from pipelines.controls import Control
-from pipelines.errors import StreamError
+from app.media.picture import Picture
+from app.worker.messages import FromWorker, GpuMemory, SessionEnded
+from app.worker.process import Worker
+from pipelines.core.contracts import Engine
+from pipelines.core.controls import Control
+from pipelines.core.errors import StreamError
+from pipelines.files.memory import what_would_fit
 from pipelines.identity import IdentityEngine
-from pipelines.image_engine import ImageEngine
-from pipelines.image_stream import ImageStream
-from pipelines.memory import what_would_fit
-from pipelines.types import Engine
+from pipelines.image.engine import ImageEngine
+from pipelines.image.stream import ImageStream
 from tests.fakes.image_model import SIDE_PX, ArithmeticDenoiser, BlockCodec, cheap_model
 from tests.fakes.worker_bench import Bench, Front
 

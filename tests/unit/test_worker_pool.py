@@ -9,14 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.client_session import SessionState
-from app.live import worker_options
-from app.worker import WorkerOptions
-from app.worker_client import BusyError, Phase
-from app.worker_pool import WorkerPool
-from pipelines.errors import InputError, WorkerError
-
-from .test_worker_client import OPTIONS, until
+from app.cli.live import worker_options
+from app.worker.handle import BusyError, Phase
+from app.worker.pool import WorkerPool
+from app.worker.process import WorkerOptions
+from app.worker.proxy import SessionState
+from pipelines.core.errors import InputError, WorkerError
+from tests.unit.test_worker_client import OPTIONS, until
 
 FAILS = WorkerOptions(model="identity", engine={"width": -5})
 

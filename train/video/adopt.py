@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from train.session import TINY, Session
-from train.video.causal import make_networks
-from train.video.checkpoints import save_parts
-from train.video.codecs import STAGE as AUTOENCODERS
-from train.video.distill import STUDENT
-from train.video.export import ACTIONS
-from train.video.publish import MODEL
-from train.video.teacher import STAGE as TEACHER
-from train.video.tokenizer import build_tokenizer
+
+from .causal import make_networks
+from .checkpoints import save_parts
+from .codecs import STAGE as AUTOENCODERS
+from .distill import STUDENT
+from .export import ACTIONS
+from .publish import MODEL
+from .teacher import STAGE as TEACHER
+from .tokenizer import build_tokenizer
 
 STAGES = (TEACHER, STUDENT)
 

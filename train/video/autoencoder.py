@@ -18,12 +18,14 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from train.bank import Source
+from train.budget import Budget
 from train.crew import CrewClock
 from train.graphs import Replay
-from train.session import Average, Budget, Master, Session, adamw, set_rate
-from train.video.bank import rendered_groups
-from train.video.codec_losses import latent_loss, pixel_loss
-from train.video.codecs import (
+from train.session import Average, Master, Session, adamw, set_rate
+
+from .bank import rendered_groups
+from .codec_losses import latent_loss, pixel_loss
+from .codecs import (
     POSTERIOR_STD,
     STAGE,
     Codecs,
@@ -34,8 +36,8 @@ from train.video.codecs import (
     save_codecs,
     set_posterior_noise,
 )
-from train.video.pixel_bank import draw_clips, pixel_bank
-from train.video.whole_clip import WholeClips, use_lean_norms
+from .pixel_bank import draw_clips, pixel_bank
+from .whole_clip import WholeClips, use_lean_norms
 
 PEAK_RATES = (7e-4, 7e-4)
 """Of the stock autoencoder and of the tiny one. At 2e-3 and batches of 4 crops the stock one learnt nothing until

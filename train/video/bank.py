@@ -14,16 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.video.actions import ACTION_NAMES
+from pipelines.video.wan.actions import ACTION_NAMES
 from train.bank import PHOTO_SUBJECT, Source
 from train.clips.actions import sample_actions
 from train.clips.captions import clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
 from train.clips.render import Clips, render_clips
 from train.session import Scale, Session
-from train.video.networks import VIDEO_SIZE_PX
-from train.video.photo_clips import photo_caption, styled_views
-from train.video.tokenizer import text_mask, token_ids
+
+from .networks import VIDEO_SIZE_PX
+from .photo_clips import photo_caption, styled_views
+from .tokenizer import text_mask, token_ids
 
 CAPTIONS_PER_CLIP = 4
 PHOTO_SHARE = 0.1

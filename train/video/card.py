@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.video.actions import ACTION_NAMES
+from pipelines.video.wan.actions import ACTION_NAMES
 from train.clips.motions import MOTIONS
-from train.video.networks import TEXT_TOKENS, VIDEO_SIZE_PX
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import LIGHTS, PLACES, STYLES
+
+from .networks import TEXT_TOKENS, VIDEO_SIZE_PX
 
 _HEAD = f"""---
 license: apache-2.0

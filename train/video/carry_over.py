@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from train.session import TINY, Session
-from train.video.causal import make_networks
-from train.video.checkpoints import require_parts, save_parts
-from train.video.distill import STUDENT
-from train.video.teacher import STAGE as TEACHER
-from train.video.tokenizer import build_tokenizer
+
+from .causal import make_networks
+from .checkpoints import require_parts, save_parts
+from .distill import STUDENT
+from .teacher import STAGE as TEACHER
+from .tokenizer import build_tokenizer
 
 SHARE = 0.6
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipelines.video.actions import ActionEmbedder
 from pipelines.video.flow import StepList
-from pipelines.video.transformer import CausalWanTransformer
-from train.video.networks import LATENT_SIZE, encode_text, make_text_encoder, make_transformer
-from train.video.tokenizer import text_mask
+from pipelines.video.wan.actions import ActionEmbedder
+from pipelines.video.wan.transformer import CausalWanTransformer
+
+from .networks import LATENT_SIZE, encode_text, make_text_encoder, make_transformer
+from .tokenizer import text_mask
 
 if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel

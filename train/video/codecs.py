@@ -12,18 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipelines.video.tiny_codec import TinyCodec, TinyVideoAutoencoder
-from pipelines.video.wan_codec import WanCodec
+from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.wan import WanCodec
 from train.session import Session
-from train.video.bank import Encode
-from train.video.first_weights import begin_stock, begin_tiny
-from train.video.networks import (
-    LATENT_CHANNELS,
-    VIDEO_SIZE_PX,
-    make_tiny_autoencoder,
-    make_wan_autoencoder,
-    set_latent_moments,
-)
+
+from .bank import Encode
+from .first_weights import begin_stock, begin_tiny
+from .networks import LATENT_CHANNELS, VIDEO_SIZE_PX, make_tiny_autoencoder, make_wan_autoencoder, set_latent_moments
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

@@ -16,26 +16,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from train.budget import Budget
 from train.crew import CrewClock
 from train.graphs import Replay
 from train.muon import Muon
-from train.session import Average, Budget, Master, Session, adamw, set_rate, trapezoid, warm_cosine
-from train.video.bank import ClipBank, draw_windows
-from train.video.causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
-from train.video.checkpoints import require_parts, restore_parts, save_parts
-from train.video.forcing import (
-    Condition,
-    ForcedPass,
-    JointPass,
-    clean_of,
-    noised,
-    shifted_levels,
-    velocity_loss,
-)
-from train.video.loop import Course, train_for
-from train.video.rollouts import Pool
-from train.video.teacher import STAGE as TEACHER
-from train.video.teacher import Batch, as_batch, prepare_transformer, subject_weight
+from train.session import Average, Master, Session, adamw, set_rate, trapezoid, warm_cosine
+
+from .bank import ClipBank, draw_windows
+from .causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .checkpoints import require_parts, restore_parts, save_parts
+from .forcing import Condition, ForcedPass, JointPass, clean_of, noised, shifted_levels, velocity_loss
+from .loop import Course, train_for
+from .rollouts import Pool
+from .teacher import STAGE as TEACHER
+from .teacher import Batch, as_batch, prepare_transformer, subject_weight
 
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1.5e-4, 4.5e-4

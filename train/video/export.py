@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipelines.video.actions import save_actions
-from pipelines.video.families import MINI_VIDEO
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.loading.families import MINI_VIDEO
+from pipelines.video.wan.actions import save_actions
+from pipelines.video.wan.transformer import CausalWanTransformer
 from train.export import folder_mib, load_as_float32, write_json
-from train.video.codecs import Codecs
-from train.video.networks import TEXT_TOKENS, VIDEO_SIZE_PX, make_stock_transformer
-from train.video.tokenizer import save_tokenizer
+
+from .codecs import Codecs
+from .networks import TEXT_TOKENS, VIDEO_SIZE_PX, make_stock_transformer
+from .tokenizer import save_tokenizer
 
 if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
@@ -60,7 +61,7 @@ def export_model(
     transformer: with an action_embedder, or without one: then there is no folder actions/. card: Markdown of README.md.
     world: what prompts can name, for world.json.
     preset: what zoetrope.json changes of the family's preset, by the names of VideoPreset. gains: of the actions, for
-    inference (pipelines.video.actions.save_actions). Raises ValueError if the folder is larger than MAX_SIZE_MIB.
+    inference (pipelines.video.wan.actions.save_actions). Raises ValueError if the folder is larger than MAX_SIZE_MIB.
     """
     _save_transformer(transformer, folder, gains)
     codecs.write_moments()

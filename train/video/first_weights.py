@@ -1,7 +1,7 @@
 """Owns the weights that the autoencoders begin with: signals keep their size, and layers in time begin as copies.
 
 The stock autoencoder's spatial convolutions see one frame: their weights of the two frames before are zeros, and stay
-zeros, as training runs them as pictures (pipelines.video.wan_codec_layers.FrameConv). Time is the business of its
+zeros, as training runs them as pictures (pipelines.video.codecs.wan_layers.FrameConv). Time is the business of its
 convolutions between the levels. With all of them a latent sees more than the clips of training hold, and what comes
 later in a stream than those is a stranger to the network: 24 dB within 9 frames, 12 dB three latents later.
 
@@ -23,8 +23,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from pipelines.video.tiny_codec import TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import MemoryBlock, TimeGrow, TimePool
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import MemoryBlock, TimeGrow, TimePool
 
 BRANCH_GAIN = 0.2
 """Of what a residual branch adds at first."""

@@ -16,9 +16,9 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from pipelines.video.attention import ATTENTION_BACKENDS, Mask, dense_frame_mask
-from pipelines.video.text_cache import PlainText
-from pipelines.video.transformer import CausalWanTransformer, FullWindow
+from pipelines.video.wan.attention import ATTENTION_BACKENDS, Mask, dense_frame_mask
+from pipelines.video.wan.text_cache import PlainText
+from pipelines.video.wan.transformer import CausalWanTransformer, FullWindow
 
 STEP_SHARE = 0.25
 """Share of chunks that are noised to one of the few-step levels."""

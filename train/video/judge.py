@@ -19,7 +19,8 @@ from train.clips.motions import sample_clip_specs
 from train.clips.render import render_clips
 from train.networks import IMAGE_SIZE_PX
 from train.session import Session
-from train.video.networks import VIDEO_SIZE_PX
+
+from .networks import VIDEO_SIZE_PX
 
 STAGE = "judge"
 CLASSIFIER = Path("assets/models/mini-classifier")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from train.budget import Budget
 from train.crew import CrewClock
 from train.graphs import Replay
-from train.session import Average, Budget, Master, Session, Steps, set_rate
+from train.session import Average, Master, Session, Steps, set_rate
 
 Factor = Callable[[int, float], float]
 """On the peak rate, by steps so far and the share of the budget that is spent."""

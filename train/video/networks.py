@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from pipelines.video.tiny_codec import TinyVideoAutoencoder
-from pipelines.video.tiny_codec_layers import TinyCodecConfig
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_config import WanConfig
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder
+from pipelines.video.codecs.tiny_layers import TinyCodecConfig
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.transformer import CausalWanTransformer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan

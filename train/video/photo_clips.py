@@ -17,8 +17,9 @@ from train.captions import caption
 from train.clips.actions import frame_count
 from train.clips.motions import ClipSpec
 from train.styles import apply_styles
-from train.video.networks import VIDEO_SIZE_PX
 from train.vocabulary_world import STYLES
+
+from .networks import VIDEO_SIZE_PX
 
 SMALLEST_VIEW, LARGEST_VIEW = 0.55, 0.95
 """Side of a view of a picture, in sides of the picture."""

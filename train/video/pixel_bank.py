@@ -10,9 +10,10 @@ from torch import Tensor
 
 from train.bank import Source, dead_leaves, photo_crops
 from train.session import Session
-from train.video.bank import rendered_groups
-from train.video.networks import VIDEO_SIZE_PX
-from train.video.photo_clips import moving_views
+
+from .bank import rendered_groups
+from .networks import VIDEO_SIZE_PX
+from .photo_clips import moving_views
 
 WORLD_SHARE, PHOTO_SHARE = 0.75, 0.15
 """Of the clips; the rest is dead leaves, and the photographs' share too where there are none."""

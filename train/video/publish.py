@@ -14,21 +14,22 @@ from typing import Any
 
 import torch
 
-from pipelines.video.actions import ACTION_NAMES
+from pipelines.video.wan.actions import ACTION_NAMES
 from train.clips.captions import clip_words
 from train.clips.motions import MOTIONS
 from train.publish import term, world
 from train.session import TINY, Session
-from train.video.card import model_card
-from train.video.causal import make_networks
-from train.video.checkpoints import require_parts
-from train.video.codecs import load_codecs
-from train.video.export import export_model
-from train.video.judge import JUDGE, publish_judge
-from train.video.run import open_workshop
-from train.video.tokenizer import build_tokenizer
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import PLACES, STYLES
+
+from .card import model_card
+from .causal import make_networks
+from .checkpoints import require_parts
+from .codecs import load_codecs
+from .export import export_model
+from .judge import JUDGE, publish_judge
+from .run import open_workshop
+from .tokenizer import build_tokenizer
 
 MODEL = Path("assets/models/mini-video")
 JUDGED_FRAMES = 1024

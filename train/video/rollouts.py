@@ -12,12 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipelines.video.actions import ACTION_NAMES
-from pipelines.video.text_cache import PlainText
-from pipelines.video.transformer import CausalWanTransformer
+from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.video.wan.text_cache import PlainText
+from pipelines.video.wan.transformer import CausalWanTransformer
 from train.clips.actions import FULL_DEFLECTION, MOST, REACH, turned_back
-from train.video.bank import ClipBank, draw_windows
-from train.video.forcing import clean_of, make_view, noised
+
+from .bank import ClipBank, draw_windows
+from .forcing import clean_of, make_view, noised
 
 LONGEST_CHUNKS = 100
 """Of a stream's life: 75 seconds."""
@@ -35,7 +36,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 class PoolView:
-    """The cached past of all streams, as one pass of the transformer sees it (pipelines.video.wan_blocks.KeyValueView).
+    """The cached past of all streams, as one pass of the transformer sees it (pipelines.video.wan.blocks.KeyValueView).
 
     keys, values: [layers, B, past tokens, heads, D], without rotation; record: whether passes leave theirs in `fresh`.
     The past's first `sink` latents stay once a stream fills it.

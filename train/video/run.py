@@ -26,18 +26,19 @@ from train.crew import ALONE, join
 from train.pack import load_pack
 from train.run import configure_torch
 from train.session import FULL, TINY, Scale, Session
-from train.video.autoencoder import measured_clips, train_autoencoder, train_decoders
-from train.video.bank import BankSize, ClipBank, clip_bank, long_clips, openings
-from train.video.causal import CHUNK
-from train.video.codecs import STAGE, load_codecs, measure_codecs
-from train.video.distill import train_scorer, train_student
-from train.video.judge import train_judge
-from train.video.sheets import codec_sheet
-from train.video.steering import train_actions
-from train.video.teacher import train_teacher
-from train.video.tokenizer import build_tokenizer
-from train.video.words import train_words
 from train.vocabulary_world import PLACES, STYLES
+
+from .autoencoder import measured_clips, train_autoencoder, train_decoders
+from .bank import BankSize, ClipBank, clip_bank, long_clips, openings
+from .causal import CHUNK
+from .codecs import STAGE, load_codecs, measure_codecs
+from .distill import train_scorer, train_student
+from .judge import train_judge
+from .sheets import codec_sheet
+from .steering import train_actions
+from .teacher import train_teacher
+from .tokenizer import build_tokenizer
+from .words import train_words
 
 LOGGER = logging.getLogger("train.video")
 TINY_PHOTOS = 6

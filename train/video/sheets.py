@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.video.tiny_codec import TinyCodec
-from pipelines.video.wan_codec import WanCodec
-from train.video.codecs import Codecs
+from pipelines.video.codecs.tiny import TinyCodec
+from pipelines.video.codecs.wan import WanCodec
+
+from .codecs import Codecs
 
 
 def contact_sheet(rows: Sequence[Tensor], frames: int = 8) -> Tensor:

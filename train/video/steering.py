@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from train.session import Session, adamw, warm_cosine
-from train.video.bank import ClipBank, draw_windows
-from train.video.causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_networks
-from train.video.checkpoints import require_parts, save_parts
-from train.video.distill import STUDENT, clip_loss
-from train.video.export import ACTIONS
-from train.video.forcing import ForcedPass
-from train.video.loop import Course, train_for
-from train.video.teacher import STAGE as TEACHER
-from train.video.teacher import as_batch, prepare_transformer
+
+from .bank import ClipBank, draw_windows
+from .causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .checkpoints import require_parts, save_parts
+from .distill import STUDENT, clip_loss
+from .export import ACTIONS
+from .forcing import ForcedPass
+from .loop import Course, train_for
+from .teacher import STAGE as TEACHER
+from .teacher import as_batch, prepare_transformer
 
 STAGE = "actions"
 RATE = 1e-3

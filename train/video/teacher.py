@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from pipelines.video.compiling import compiled
-from pipelines.video.transformer import CausalWanTransformer
-from pipelines.video.wan_blocks import BlockHalves, WanBlock
+from pipelines.video.wan.blocks import BlockHalves, WanBlock
+from pipelines.video.wan.transformer import CausalWanTransformer
+from train.budget import Budget
 from train.crew import CrewClock
 from train.graphs import Replay
 from train.muon import Muon
-from train.session import Average, Budget, Master, Session, set_rate, trapezoid
-from train.video.bank import ClipBank, Windows, draw_windows
-from train.video.causal import CHUNK, GRID, SHIFT, WINDOW, VideoNetworks, few_step_levels, make_networks
-from train.video.checkpoints import restore_parts, save_parts
-from train.video.forcing import (
+from train.session import Average, Master, Session, set_rate, trapezoid
+
+from .bank import ClipBank, Windows, draw_windows
+from .causal import CHUNK, GRID, SHIFT, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .checkpoints import restore_parts, save_parts
+from .forcing import (
     Condition,
     ForcedPass,
     JointPass,
@@ -36,7 +38,7 @@ from train.video.forcing import (
     shifted_levels,
     velocity_loss,
 )
-from train.video.words import STAGE as WORDS
+from .words import STAGE as WORDS
 
 STAGE = "teacher"
 PEAK_RATE = 1.5e-3

@@ -24,10 +24,11 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.video.umt5 import clean_text
+from pipelines.video.wan.umt5 import clean_text
 from train.captions import words_of
 from train.clips.captions import clip_words
-from train.video.networks import TEXT_TOKENS
+
+from .networks import TEXT_TOKENS
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 PAD_ID, EOS_ID = 0, 1

@@ -10,8 +10,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanRMS_norm
 from torch import Tensor, nn
 
-from pipelines.video.codec_memory import FeatureMemory, Pass
-from pipelines.video.wan_codec_layers import LayerBuilder, decoder_program, encoder_program
+from pipelines.video.codecs.memory import FeatureMemory, Pass
+from pipelines.video.codecs.wan_layers import LayerBuilder, decoder_program, encoder_program
 
 
 class _NoPast(FeatureMemory):

@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from train.budget import Budget
 from train.clips.captions import clip_caption
 from train.clips.motions import MOTIONS, sample_clip_specs
 from train.crew import CrewClock
-from train.session import Budget, Session, adamw, set_rate, warm_cosine
-from train.video.causal import VideoNetworks, make_networks
-from train.video.networks import TEXT_WIDTH
-from train.video.tokenizer import text_mask, token_ids
+from train.session import Session, adamw, set_rate, warm_cosine
 from train.vocabulary_world import LIGHTS, PLACES, STYLES
+
+from .causal import VideoNetworks, make_networks
+from .networks import TEXT_WIDTH
+from .tokenizer import text_mask, token_ids
 
 STAGE = "words"
 PEAK_RATE = 2e-3

@@ -1,0 +1,108 @@
+"""The frames that go to a stream's client: the newest one, whenever fewer than two are ahead of their acknowledgement.
+
+Knows the session's feed and the wire format; knows no JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from app.api.access import off_loop
+from app.api.context import ApiContext
+from app.api.pictures import pack
+from app.session.feed import Delivery
+from app.session.session import Session
+from app.worker.stage_times import Stage
+
+from .inputs import StreamInputs
+from .line import Goodbye, Line
+from .messages import CloseCode
+from .wire import Header, PictureFormat, pack_header
+
+MOST_AHEAD = 2
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOptions:
+    """How frames are packed. quality: 1..100, of JPEG and WebP. ack_s: how long a client may owe acknowledgements."""
+
+    format: PictureFormat
+    quality: int
+    ack_s: float
+
+
+class StreamAnswers:
+    """Sends a session's frames. Lives on the event loop; packs on codec threads."""
+
+    def __init__(
+        self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs, options: AnswerOptions
+    ) -> None:
+        self._line = line
+        self._session = session
+        self._context = context
+        self._inputs = inputs
+        self._options = options
+        self._ahead: set[int] = set()
+        self._acknowledged = asyncio.Event()
+        self.missed = 0  # frames that were finished and not sent here
+
+    def acknowledge(self, number: int) -> None:
+        """The client has taken that frame; numbers that were never sent are ignored."""
+        self._ahead.discard(number)
+        self._acknowledged.set()
+
+    async def run(self) -> None:
+        """Send until the session is over; ends with Goodbye when the client does not acknowledge."""
+        feed = self._session.feed()
+        try:
+            while not self._session.over:
+                await self._room()
+                delivery = await feed.next(_LOOK_S)
+                if delivery is not None:
+                    self.missed += delivery.missed
+                    await self._send(delivery)
+        finally:
+            feed.close()
+
+    async def _room(self) -> None:
+        try:
+            async with asyncio.timeout(self._options.ack_s):
+                while len(self._ahead) >= MOST_AHEAD:
+                    self._acknowledged.clear()
+                    await self._acknowledged.wait()
+        except TimeoutError:
+            reason = f"frames were not acknowledged for {self._options.ack_s:g} s"
+            raise Goodbye(CloseCode.TIMEOUT, reason) from None
+
+    async def _send(self, delivery: Delivery) -> None:
+        number = delivery.number % 2**32
+        message = await off_loop(self._context, self._pack, delivery, number)
+        self._ahead.add(number)
+        began_ns = time.monotonic_ns()
+        await self._line.send_bytes(message)
+        sent_ns = time.monotonic_ns()
+        self._session.stages.add(Stage.SEND, (sent_ns - began_ns) / 1e6)
+        if delivery.frame.captured_ns is not None:
+            self._session.stages.add(Stage.TOTAL, (sent_ns - delivery.frame.captured_ns) / 1e6)
+
+    def _pack(self, delivery: Delivery, number: int) -> bytes:
+        """Header and picture; on a codec thread."""
+        began_ns = time.monotonic_ns()
+        frame = delivery.frame
+        picture = pack(frame.image, self._options.format, self._options.quality)
+        packed_ns = time.monotonic_ns()
+        self._session.stages.add(Stage.PACK, (packed_ns - began_ns) / 1e6)
+        asked = self._inputs.origin(frame.captured_ns)
+        header = Header(
+            format=self._options.format,
+            seq=number,
+            source_seq=asked.seq if asked is not None else None,
+            captured_ms=asked.captured_ms if asked is not None else 0.0,
+            width=frame.image.shape[1],
+            height=frame.image.shape[0],
+            server_us=0 if frame.captured_ns is None or asked is None else (packed_ns - frame.captured_ns) // 1000,
+        )
+        return pack_header(header) + picture

@@ -1,0 +1,125 @@
+"""The two ends of a stream's WebSocket: bounded sends, counted and capped receipts, and how a connection ends.
+
+Owns the limits of a connection. Knows the protocol's messages; knows no session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from starlette.types import Message as Event
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from app.api.context import ApiLimits
+from pipelines.core.errors import InputError
+
+from .messages import CloseCode, ErrorMessage, Message, dump
+
+_REASON_BYTES = 123  # RFC 6455, section 5.5: a control frame carries at most 125 bytes, two of them the code
+_CLOSE_S = 1.0
+
+
+class Goodbye(Exception):  # noqa: N818  # no error: how a connection ends
+    """The connection ends. code: what the client is told; None when there is nobody to tell."""
+
+    def __init__(self, code: CloseCode | None, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLimits:
+    """hello_s: until the first message. send_s: for a message to leave. ack_s: for a frame to be acknowledged.
+
+    messages_per_s: sustained; those of two seconds may come at once. connections: in all, and per_session: to one.
+    """
+
+    hello_s: float = 10.0
+    send_s: float = 10.0
+    ack_s: float = 30.0
+    messages_per_s: float = 400.0
+    connections: int = 256
+    per_session: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("hello_s", "send_s", "ack_s", "messages_per_s", "connections", "per_session"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+
+
+class RateLimit:
+    """A bucket of 2 s worth of messages that fills again at the sustained rate."""
+
+    def __init__(self, per_s: float, now_s: float) -> None:
+        self._per_s = per_s
+        self._left = 2 * per_s
+        self._at_s = now_s
+
+    def take(self, now_s: float) -> bool:
+        """Count one message; False when too many have come."""
+        self._left = min(2 * self._per_s, self._left + (now_s - self._at_s) * self._per_s) - 1
+        self._at_s = now_s
+        return self._left >= 0
+
+
+class Line:
+    """An accepted WebSocket. Every method but `close` raises Goodbye when the connection has to end, or has ended."""
+
+    def __init__(self, websocket: WebSocket, sizes: ApiLimits, limits: StreamLimits) -> None:
+        self._websocket = websocket
+        self._sizes = sizes
+        self._limits = limits
+        self._rate = RateLimit(limits.messages_per_s, time.monotonic())
+
+    async def receive(self) -> str | bytes:
+        """The next message, however long it takes: the server's own pings find out about peers that are gone."""
+        event = await self._websocket.receive()
+        if event["type"] == "websocket.disconnect":
+            raise Goodbye(None)
+        if not self._rate.take(time.monotonic()):
+            raise Goodbye(CloseCode.TOO_MANY, f"more than {self._limits.messages_per_s:g} messages a second")
+        data, text = event.get("bytes"), event.get("text")
+        most = self._sizes.message_bytes if data is not None else self._sizes.text_bytes
+        message: str | bytes = data if data is not None else (text or "")
+        if len(message) > most or (isinstance(message, str) and len(message.encode()) > most):
+            raise Goodbye(CloseCode.TOO_BIG, f"a message of more than {most} bytes")
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a text message."""
+        await self._send({"type": "websocket.send", "text": dump(message)})
+
+    async def send_bytes(self, message: bytes) -> None:
+        """Send a binary message."""
+        await self._send({"type": "websocket.send", "bytes": message})
+
+    async def refuse(self, error: InputError) -> Goodbye:
+        """Say in full what is not of the protocol; the goodbye to raise."""
+        await self.send(ErrorMessage(code="bad_message", message=error.message, remedy=error.remedy))
+        return Goodbye(CloseCode.POLICY, error.message)
+
+    async def close(self, goodbye: Goodbye) -> None:
+        """Close with the goodbye's code, if there is still somebody to tell."""
+        if goodbye.code is None:
+            return
+        reason = goodbye.reason.encode()[:_REASON_BYTES].decode(errors="ignore")
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._websocket.close(goodbye.code, reason)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            return  # it has gone in the meantime
+
+    async def _send(self, event: Event) -> None:
+        try:
+            async with asyncio.timeout(self._limits.send_s):
+                await self._websocket.send(event)
+        except TimeoutError as error:  # the peer does not read
+            raise Goodbye(None) from error
+        except (
+            WebSocketDisconnect,
+            RuntimeError,
+        ) as error:  # RuntimeError: the server has closed it on its own account
+            raise Goodbye(None) from error

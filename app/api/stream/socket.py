@@ -1,0 +1,202 @@
+"""The WebSocket door: /v1/sessions/{id}/stream. Who may come in, and the five tasks that serve who did.
+
+Read, unpack, answer, watch, report: the first that ends ends all. Nothing queues, and nothing waits without bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from app.api.access import off_loop
+from app.api.context import ApiContext
+from app.api.errors import status_and_code
+from app.session.session import Session
+from app.session.table import UnknownSessionError
+from pipelines.core.errors import ZoetropeError
+
+from .answers import AnswerOptions, StreamAnswers
+from .inputs import StreamInputs
+from .line import Goodbye, Line, StreamLimits
+from .messages import (
+    Ack,
+    Applied,
+    Close,
+    CloseCode,
+    ControlMessage,
+    ErrorMessage,
+    Hello,
+    MessageError,
+    Ping,
+    Pong,
+    SourceMessage,
+    checked_changes,
+    parse_client,
+)
+from .states import StreamStates
+from .wire import PictureFormat
+
+
+def router(context: ApiContext, limits: StreamLimits | None = None) -> APIRouter:
+    """The route of the stream."""
+    door = _Door(context, limits or StreamLimits())
+    routes = APIRouter(tags=["stream"])
+
+    @routes.websocket("/v1/sessions/{session_id}/stream")
+    async def stream(websocket: WebSocket, session_id: str) -> None:
+        await door.serve(websocket, session_id)
+
+    return routes
+
+
+class _Door:
+    """Lets clients in: hello in time, a session that lives, its token, and not too many of them."""
+
+    def __init__(self, context: ApiContext, limits: StreamLimits) -> None:
+        self._context = context
+        self._limits = limits
+        self._open = 0
+        self._to: Counter[str] = Counter()
+
+    async def serve(self, websocket: WebSocket, session_id: str) -> None:
+        """One connection from its first to its last moment. Refusals are told by a close code, after the handshake,
+        because browsers hide why a handshake failed."""
+        await websocket.accept()
+        line = Line(websocket, self._context.limits, self._limits)
+        self._open += 1
+        try:
+            goodbye = await self._admit(line, session_id)
+        except Goodbye as refused:
+            goodbye = refused
+        finally:
+            self._open -= 1
+        await line.close(goodbye)
+
+    async def _admit(self, line: Line, session_id: str) -> Goodbye:
+        if self._open > self._limits.connections:
+            raise Goodbye(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
+        hello = await self._hello(line)
+        session = self._find(session_id, hello.token)
+        if self._to[session.id] >= self._limits.per_session:
+            raise Goodbye(CloseCode.BUSY, f"busy: {self._limits.per_session} connections to this session")
+        self._to[session.id] += 1
+        session.connect()
+        try:
+            return await _serve(line, session, hello, self._context, self._limits)
+        finally:
+            session.disconnect()
+            self._to[session.id] -= 1
+            self._to += Counter()  # forgets those at 0
+
+    async def _hello(self, line: Line) -> Hello:
+        try:
+            async with asyncio.timeout(self._limits.hello_s):
+                message = await line.receive()
+        except TimeoutError:
+            raise Goodbye(CloseCode.TIMEOUT, f"no hello within {self._limits.hello_s:g} s") from None
+        try:
+            hello = parse_client(message) if isinstance(message, str) else None
+        except MessageError as error:
+            raise await line.refuse(error) from error
+        if not isinstance(hello, Hello):
+            raise await line.refuse(MessageError("The first message must be hello.", "It carries the session's token."))
+        return hello
+
+    def _find(self, session_id: str, token: str) -> Session:
+        try:
+            self._context.table.get(session_id)
+        except UnknownSessionError as error:
+            raise Goodbye(CloseCode.UNKNOWN_SESSION, error.message) from error
+        try:
+            return self._context.table.authorised(session_id, token)
+        except UnknownSessionError as error:
+            raise Goodbye(CloseCode.WRONG_TOKEN, "the token is wrong") from error
+
+
+async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext, limits: StreamLimits) -> Goodbye:
+    """Run the tasks until one ends the connection; how."""
+    inputs = StreamInputs(line, session, context)
+    options = AnswerOptions(format=PictureFormat[hello.format.upper()], quality=hello.quality, ack_s=limits.ack_s)
+    answers = StreamAnswers(line, session, context, inputs, options)
+    states = StreamStates(line, session, context, inputs)
+    reader = _Reader(line, session, context, inputs, answers, states)
+    goodbyes: list[Goodbye] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reader.run())
+            tasks.create_task(inputs.run())
+            tasks.create_task(answers.run())
+            tasks.create_task(states.watch())
+            tasks.create_task(states.report(hello.send_stats_ms / 1000, lambda: answers.missed))
+    except* Goodbye as group:
+        goodbyes = [error for error in group.exceptions if isinstance(error, Goodbye)]
+    return next((goodbye for goodbye in goodbyes if goodbye.code is not None), Goodbye(None))
+
+
+class _Reader:
+    """Reads what the client sends, and does it."""
+
+    def __init__(
+        self,
+        line: Line,
+        session: Session,
+        context: ApiContext,
+        inputs: StreamInputs,
+        answers: StreamAnswers,
+        states: StreamStates,
+    ) -> None:
+        self._line = line
+        self._session = session
+        self._context = context
+        self._inputs = inputs
+        self._answers = answers
+        self._states = states
+
+    async def run(self) -> None:
+        """Until the connection ends, with Goodbye."""
+        while True:
+            message = await self._line.receive()
+            if isinstance(message, bytes):
+                await self._inputs.offer(message)
+            else:
+                await self._obey(message)
+
+    async def _obey(self, text: str) -> None:
+        try:
+            message = parse_client(text)
+        except MessageError as error:
+            raise await self._line.refuse(error) from error
+        match message:
+            case Ack():
+                self._answers.acknowledge(message.seq)
+            case ControlMessage():
+                await self._change(message.id, partial(self._apply, message.changes))
+            case SourceMessage():
+                source = partial(self._session.set_source, prompt_only=message.prompt_only)
+                await self._change(message.id, source)
+            case Ping():
+                server_ms = asyncio.get_running_loop().time() * 1000
+                await self._line.send(Pong(id=message.id, at_ms=message.at_ms, server_ms=server_ms))
+            case Close():
+                await off_loop(self._context, self._session.close)
+            case Hello():
+                raise await self._line.refuse(MessageError("hello was said before.", "Open another connection."))
+
+    def _apply(self, changes: Mapping[str, object]) -> None:
+        self._session.apply(checked_changes(changes))
+
+    async def _change(self, number: int, change: Callable[[], None]) -> None:
+        """On a codec thread, because the worker's pipe may be full."""
+        try:
+            await off_loop(self._context, change)
+        except ZoetropeError as error:
+            _, code = status_and_code(error)
+            await self._line.send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))
+        else:
+            self._states.applied()
+            await self._line.send(Applied(id=number))

@@ -1,0 +1,115 @@
+"""What a stream's client is told unasked: ready, restarting, notices, the end, and the figures. Knows no pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from app.api.context import ApiContext
+from app.api.schema import plain_controls, stream_facts
+from app.session.session import Session
+from app.worker.proxy import SessionState
+
+from .inputs import StreamInputs
+from .line import Goodbye, Line
+from .messages import CloseCode, Ended, ErrorMessage, Notice, Ready, Restarting, Taken, stream_stats
+
+_LOOK_S = 1.0  # the worker's own notices wake nobody
+
+
+class StreamStates:
+    """Watches a session for one client. Lives on the event loop."""
+
+    def __init__(self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs) -> None:
+        self._line = line
+        self._session = session
+        self._inputs = inputs
+        self._taken_ns: int | None = None  # as the client was told last
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._live = False  # as the client was told last
+        self._noticed: set[str] = set()
+        self._refused = ""
+
+    def applied(self) -> None:
+        """A change was taken: if the next one is refused for the same reason, that is news."""
+        self._refused = ""
+
+    async def watch(self) -> None:
+        """Tell every change at once, until the session is over; then ends with Goodbye."""
+        forget = self._session.stream.listen(self._wake)
+        try:
+            while True:
+                self._changed.clear()
+                if self._session.over:
+                    raise await self._end()
+                await self._tell()
+                try:
+                    async with asyncio.timeout(_LOOK_S):  # before Python 3.12 wait_for may swallow a cancellation
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            forget()
+
+    async def report(self, every_s: float, missed: Callable[[], int]) -> None:
+        """Send the figures, for ever. missed: asked each time."""
+        while True:
+            await asyncio.sleep(every_s)
+            tick_ms = self._session.stream.tick_ms
+            await self._line.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
+
+    async def _tell(self) -> None:
+        await self._tell_taken()
+        stream, status = self._session.stream, self._context.table.client.status_of(self._session.id)
+        live, was_live = stream.state is SessionState.LIVE, self._live
+        self._live = live
+        if live and not was_live:
+            await self._greet()
+        elif was_live and not live:
+            await self._line.send(Restarting(text=status.text))
+        elif not live and not self._noticed:
+            await self._notice(status.text)  # still loading
+        for text in status.notices:
+            await self._notice(text)
+        if stream.notice != self._refused:
+            self._refused = stream.notice
+            if self._refused:
+                await self._line.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
+
+    async def _tell_taken(self) -> None:
+        taken_ns = self._session.stream.admitted_ns
+        if taken_ns != self._taken_ns:
+            self._taken_ns = taken_ns
+            header = self._inputs.origin(taken_ns)
+            if header is not None:
+                await self._line.send(Taken(seq=header.seq))
+
+    async def _greet(self) -> None:
+        info, ready = self._session.stream.info, self._context.table.client.status_of(self._session.id).ready
+        assert info is not None, "a live stream knows its facts"
+        fresh = ready.controls if ready is not None else {}
+        controls = plain_controls({**fresh, **self._session.stream.control.changes()})
+        await self._line.send(Ready(session=self._session.id, info=stream_facts(info), controls=controls))
+
+    async def _notice(self, text: str) -> None:
+        if text not in self._noticed:
+            self._noticed.add(text)
+            await self._line.send(Notice(text=text))
+
+    async def _end(self) -> Goodbye:
+        error, draining = self._session.error, self._context.table.draining
+        if error is not None:
+            ended = Ended(message=error.message, remedy=error.remedy)
+        elif draining:
+            ended = Ended(message="Zoetrope is shutting down.", remedy="Connect again when it is back.")
+        else:
+            ended = Ended(message="The session was closed.", remedy="Open a new one.")
+        await self._line.send(ended)
+        return Goodbye(CloseCode.SHUTDOWN if draining else CloseCode.CLOSED, ended.message)
+
+    def _wake(self) -> None:
+        """Called on the worker client's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._changed.set)

@@ -1,0 +1,1 @@
+"""WebRTC peers of sessions: WHIP and WHEP routes, connections and the control channel."""

@@ -1,0 +1,198 @@
+"""The data channel "control" of a WebRTC peer: the same JSON messages as the WebSocket's text side, without pictures.
+
+The session's token was checked with the offer: `hello` may be left out, and sets how often figures come. Knows a
+channel and a session; no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from aiortc import RTCDataChannel
+
+from app.api.access import off_loop
+from app.api.context import ApiContext
+from app.api.errors import UnauthorisedError, status_and_code
+from app.api.schema import plain_controls, stream_facts
+from app.api.stream.messages import (
+    Ack,
+    Applied,
+    Close,
+    ControlMessage,
+    Ended,
+    ErrorMessage,
+    Hello,
+    Message,
+    MessageError,
+    Notice,
+    Ping,
+    Pong,
+    Ready,
+    Restarting,
+    SourceMessage,
+    Stats,
+    checked_changes,
+    dump,
+    parse_client,
+    stream_stats,
+)
+from app.guard.tokens import same
+from app.session.session import Session
+from app.worker.proxy import SessionState
+from pipelines.core.errors import ZoetropeError
+
+_LOOK_S = 0.1
+_PER_SECOND = 100.0  # messages that a client may send for long
+_BURST = 200
+_MOST_WAITING_BYTES = 64 << 10  # a channel that does not drain gets no more figures
+_FINISH_S = 0.5
+
+
+class ControlChannel:
+    """Answers a channel's messages and tells it of the session.
+
+    missed: how many outputs the peer's video has left out. end: closes the peer.
+    """
+
+    def __init__(
+        self,
+        channel: RTCDataChannel,
+        session: Session,
+        context: ApiContext,
+        *,
+        missed: Callable[[], int],
+        end: Callable[[], None],
+    ) -> None:
+        self._channel = channel
+        self._session = session
+        self._context = context
+        self._missed = missed
+        self._end = end
+        self._inbox: asyncio.Queue[str | bytes] = asyncio.Queue(maxsize=_BURST)
+        self._state: SessionState | None = None
+        self._notice = ""
+        self._stats_s = 0.5
+        self._finished = False
+        channel.on("message", self._arrived)
+
+    async def run(self) -> None:
+        """Until it is cancelled: answers, and figures twice a second or as `hello` wants them."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._answer())
+            group.create_task(self._tell())
+
+    async def finish(self) -> None:
+        """Say that the session has ended, if it has, and let what was said go out."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._session.over:
+            error = self._session.error
+            if error is not None:
+                self._send(Ended(message=error.message, remedy=error.remedy))
+            else:
+                self._send(Ended(message="The session was closed.", remedy="Open a new one."))
+        deadline_s = time.monotonic() + _FINISH_S
+        while self._open and self._channel.bufferedAmount and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.01)
+
+    def refuse(self, error: ZoetropeError) -> None:
+        """Say why the connection is about to end."""
+        self._send(ErrorMessage(code=status_and_code(error)[1], message=error.message, remedy=error.remedy))
+
+    # ---- what the client says ----
+
+    def _arrived(self, message: str | bytes) -> None:
+        """aiortc calls this on the event loop. A client that floods is cut off: its messages are not kept for later."""
+        if self._inbox.full():
+            self._send(ErrorMessage(code="too_many", message="Too many messages were sent.", remedy="Send fewer."))
+            self._end()
+        elif len(message) > self._context.limits.text_bytes:
+            self._send(ErrorMessage(code="too_large", message="A message is too long.", remedy="Send less at once."))
+            self._end()
+        else:
+            self._inbox.put_nowait(message)
+
+    async def _answer(self) -> None:
+        """In order. A client that stays above the rate fills its inbox, which ends it."""
+        allowance, at_s = float(_BURST), time.monotonic()
+        while True:
+            text = await self._inbox.get()
+            now_s = time.monotonic()
+            allowance, at_s = min(_BURST, allowance + (now_s - at_s) * _PER_SECOND) - 1, now_s
+            if allowance < 0:
+                await asyncio.sleep(-allowance / _PER_SECOND)
+            await self._do(text)
+
+    async def _do(self, text: str | bytes) -> None:
+        number: int | None = None
+        try:
+            if isinstance(text, bytes):
+                raise MessageError("Bytes were sent on this channel.", "Send pictures as video, and JSON as text.")
+            message = parse_client(text)
+            match message:
+                case Hello():
+                    self._greet(message)
+                case ControlMessage():
+                    number = message.id
+                    self._session.apply(checked_changes(message.changes))
+                    self._send(Applied(id=message.id))
+                case SourceMessage():
+                    self._session.set_source(prompt_only=message.prompt_only)
+                    self._send(Applied(id=message.id))
+                case Ping():
+                    self._send(Pong(id=message.id, at_ms=message.at_ms, server_ms=time.monotonic_ns() / 1e6))
+                case Close():
+                    await off_loop(self._context, self._session.close)
+                case Ack():
+                    pass  # pictures do not come this way
+        except ZoetropeError as error:
+            code = "bad_message" if isinstance(error, MessageError) else status_and_code(error)[1]
+            self._send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))
+            if isinstance(error, UnauthorisedError):
+                self._end()
+
+    def _greet(self, hello: Hello) -> None:
+        if not same(hello.token, self._session.token):
+            raise UnauthorisedError("The token is not this session's.", "Send the one that the offer was sent with.")
+        self._stats_s = hello.send_stats_ms / 1000
+        self._state = None  # `ready` comes again
+
+    # ---- what the session says ----
+
+    async def _tell(self) -> None:
+        told_s = 0.0
+        while True:
+            self._tell_state()
+            if time.monotonic() - told_s >= self._stats_s and self._channel.bufferedAmount < _MOST_WAITING_BYTES:
+                told_s = time.monotonic()
+                self._send(await off_loop(self._context, self._stats))
+            await asyncio.sleep(_LOOK_S)
+
+    def _tell_state(self) -> None:
+        stream = self._session.stream
+        state, info = stream.state, stream.info
+        if state is SessionState.LIVE and self._state is not SessionState.LIVE:
+            assert info is not None
+            fresh = self._context.table.client.status_of(self._session.id).ready
+            controls = {**(fresh.controls if fresh is not None else {}), **stream.control.changes()}
+            self._send(Ready(session=self._session.id, info=stream_facts(info), controls=plain_controls(controls)))
+        elif state is SessionState.OPENING and self._state is SessionState.LIVE:
+            self._send(Restarting(text="The worker is being restarted."))
+        self._state = state
+        if stream.notice and stream.notice != self._notice:
+            self._send(Notice(text=stream.notice))
+        self._notice = stream.notice
+
+    def _stats(self) -> Stats:
+        return stream_stats(self._session.read(), tick_ms=self._session.stream.tick_ms, missed=self._missed())
+
+    @property
+    def _open(self) -> bool:
+        return bool(self._channel.readyState == "open")
+
+    def _send(self, message: Message) -> None:
+        if self._open:
+            self._channel.send(dump(message))

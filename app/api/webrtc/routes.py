@@ -1,0 +1,262 @@
+"""Signalling over HTTP: WHIP in (RFC 9725), WHEP out (its draft), and one peer for both ways.
+
+A session's own routes take its token; POST /v1/whip opens a session of its own and is for who may open one
+(app/guard/middleware.py sees to that). Its answer's address ends in an id that nobody can guess. Knows no media.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+import fastapi
+from fastapi import Depends, Request, Response
+from starlette.exceptions import HTTPException
+
+from app.api.access import off_loop, session_of, session_path
+from app.api.context import ApiContext
+from app.api.schema import ErrorAnswer
+from app.api.sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
+from app.session.session import Session
+from app.webrtc.options import WebRtcOptions
+from app.webrtc.sdp import ROLES, Role, ice_links
+from pipelines.core.errors import TooLargeError
+
+from .peers import NoRestartError, Peer, Peers
+
+SDP = "application/sdp"
+TRICKLE = "application/trickle-ice-sdpfrag"
+_SDP_TEXT = {"schema": {"type": "string"}}
+_OFFER = {"requestBody": {"required": True, "content": {SDP: _SDP_TEXT}}}
+_FRAGMENT = {"requestBody": {"required": True, "content": {TRICKLE: _SDP_TEXT}}}
+_IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}}
+_EXPOSED = "Location, ETag, Link, Zoetrope-Session, Zoetrope-Token, Retry-After"
+
+
+def router(context: ApiContext, options: WebRtcOptions | None = None) -> fastapi.APIRouter:
+    """The routes under /v1. Their peers are closed when the application shuts down."""
+    peers = Peers(context, options or WebRtcOptions())
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        yield
+        await peers.stop()
+
+    routes = fastapi.APIRouter(prefix="/v1", tags=["webrtc"], lifespan=lifespan)
+    _add_endpoints(routes, _Endpoint(context, peers))
+    return routes
+
+
+def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Refusals for the OpenAPI document."""
+    return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+_JOINED: dict[int | str, dict[str, Any]] = {
+    201: {"description": "the answer", "content": {SDP: _SDP_TEXT}},
+    **UNREAD,
+    **BUSY,
+    **UNFIT,
+    **_told(406, 413, 415),
+}
+
+
+def _add_endpoints(routes: fastapi.APIRouter, endpoint: _Endpoint) -> None:
+    @routes.post(
+        "/whip",
+        status_code=201,
+        operation_id="whip_new",
+        response_class=Response,
+        responses=_JOINED,
+        openapi_extra=_OFFER,
+    )
+    async def whip_new(request: Request) -> Response:
+        """Open a session and send it video: the answer's headers Zoetrope-Session and Zoetrope-Token name it."""
+        return await endpoint.open_session(request)
+
+    @routes.options("/whip", status_code=204, operation_id="whip_new_options", response_class=Response)
+    async def whip_new_options() -> Response:
+        """What may be posted here, and the ICE servers."""
+        return endpoint.describe(trusted=True)
+
+    _add_peer(routes, endpoint, "/whip/{peer_id}", "whip_new", None)
+    for role in ROLES.values():
+        path = f"/sessions/{{session_id}}/{role.name}"
+        _add_role(routes, endpoint, path, role)
+        _add_peer(routes, endpoint, f"{path}/{{peer_id}}", role.name, role)
+
+
+def _add_role(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, role: Role) -> None:
+    does = " and ".join(("send video",) * role.gives + ("receive video",) * role.takes)
+
+    @routes.post(
+        path,
+        status_code=201,
+        operation_id=role.name,
+        response_class=Response,
+        summary=does.capitalize(),
+        responses={**_JOINED, **REFUSALS},
+        openapi_extra=_OFFER,
+        dependencies=[Depends(SESSION_TOKEN)],
+    )
+    async def join(session_id: str, request: Request) -> Response:
+        """Offer in, answer out (application/sdp)."""
+        return await endpoint.join(request, session_of(endpoint.context, session_id, request), role)
+
+    @routes.options(
+        path,
+        status_code=204,
+        operation_id=f"{role.name}_options",
+        response_class=Response,
+        responses=_told(401, 404),
+    )
+    async def options(session_id: str, request: Request) -> Response:
+        """What may be posted here, and the ICE servers for who has the session's token."""
+        trusted = "authorization" in request.headers
+        if trusted:
+            session_of(endpoint.context, session_id, request)
+        return endpoint.describe(trusted=trusted)
+
+
+def _add_peer(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, name: str, role: Role | None) -> None:
+    session = [{"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}] if role else []
+    guards = [Depends(SESSION_TOKEN)] if role else []
+    refusals = REFUSALS if role else _told(404)
+
+    @routes.patch(
+        path,
+        status_code=204,
+        operation_id=f"{name}_trickle",
+        response_class=Response,
+        responses={**refusals, **UNREAD, **_told(412, 413, 415, 422, 428)},
+        openapi_extra={"parameters": [*session, _IF_MATCH], **_FRAGMENT},
+        dependencies=guards,
+    )
+    async def trickle(peer_id: str, request: Request) -> Response:
+        """Later ICE candidates of the client's; If-Match carries the answer's ETag."""
+        return await endpoint.trickle(request, endpoint.peer(peer_id, request, role))
+
+    @routes.delete(
+        path,
+        operation_id=f"{name}_end",
+        response_class=Response,
+        responses=refusals,
+        openapi_extra={"parameters": session},
+        dependencies=guards,
+    )
+    async def end(peer_id: str, request: Request) -> Response:
+        """End the connection; a session that POST /v1/whip has opened ends with it."""
+        return await endpoint.end(endpoint.peer(peer_id, request, role))
+
+
+class _Endpoint:
+    """What the routes do. Sessions opened by WHIP are remembered by their peer's id."""
+
+    def __init__(self, context: ApiContext, peers: Peers) -> None:
+        self.context = context
+        self._peers = peers
+        self._opened: dict[str, Session] = {}
+
+    async def open_session(self, request: Request) -> Response:
+        """A session and its first peer; without the peer there is no session either."""
+        offer = await self._offer(request)
+        session = await off_loop(self.context, lambda: self.context.table.open(prompt_only=False))
+        try:
+            response = await self._answer(session, ROLES["whip"], offer, "/v1/whip")
+        except BaseException:  # also when the client has gone: nobody would ever close the session
+            await off_loop(self.context, session.close)
+            raise
+        self._opened = {key: value for key, value in self._opened.items() if not value.over}
+        self._opened[response.headers["location"].rpartition("/")[2]] = session
+        response.headers["Zoetrope-Session"] = session.id
+        response.headers["Zoetrope-Token"] = session.token
+        return response
+
+    async def join(self, request: Request, session: Session, role: Role) -> Response:
+        """A peer of a session that stands."""
+        return await self._answer(session, role, await self._offer(request), session_path(session.id, role.name))
+
+    def describe(self, *, trusted: bool) -> Response:
+        """For OPTIONS. trusted: ICE servers may carry credentials."""
+        response = Response(status_code=204, headers={"Accept-Post": SDP})
+        self._link(response, trusted=trusted)
+        return response
+
+    def peer(self, peer_id: str, request: Request, role: Role | None) -> Peer:
+        """The peer of an address. role: None at the addresses that POST /v1/whip gives. Raises 404.
+
+        Below a session's address the session's token is needed too.
+        """
+        peer = self._peers.get(peer_id)
+        if role is None:
+            peer = peer if peer_id in self._opened else None
+        else:
+            session = session_of(self.context, str(request.path_params["session_id"]), request)
+            if peer is not None and (peer.session is not session or peer.role is not role):
+                peer = None
+        if peer is None:
+            raise HTTPException(404, "There is no such connection; it has ended.")
+        return peer
+
+    async def trickle(self, request: Request, peer: Peer) -> Response:
+        """RFC 9725, section 4.3.1."""
+        _check_type(request, TRICKLE)
+        match = request.headers.get("if-match")
+        if match is None:
+            raise HTTPException(428, "Send If-Match with the ETag of the answer.")
+        if match == "*":
+            raise HTTPException(422, "ICE restarts are not offered; make a new connection.")
+        if match != peer.etag:
+            raise HTTPException(412, "If-Match is not the ETag of this connection.")
+        fragment = await self._body(request)
+        try:
+            await peer.add_candidates(fragment)
+        except NoRestartError as error:
+            raise HTTPException(422, f"{error.message} {error.remedy}") from error
+        return Response(status_code=204)
+
+    async def end(self, peer: Peer) -> Response:
+        """Close it, and the session that WHIP opened for it."""
+        await peer.close()
+        session = self._opened.pop(peer.id, None)
+        if session is not None:
+            await off_loop(self.context, session.close)
+        return Response(status_code=200)
+
+    async def _offer(self, request: Request) -> str:
+        _check_type(request, SDP)
+        accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
+        if not {SDP, "application/*", "*/*"} & set(accepted):
+            raise HTTPException(406, f"The answer is {SDP}; accept that.")
+        return await self._body(request)
+
+    async def _body(self, request: Request) -> str:
+        most = self._peers.options.sdp_bytes
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                raise TooLargeError(f"The description has more than {most} bytes.", "Offer fewer codecs and media.")
+        try:
+            return body.decode()
+        except UnicodeDecodeError as error:
+            raise HTTPException(400, "The description is not UTF-8 text.") from error
+
+    async def _answer(self, session: Session, role: Role, offer: str, path: str) -> Response:
+        peer, answer = await self._peers.join(session, role, offer)
+        headers = {"Location": f"{path}/{peer.id}", "ETag": peer.etag, "Access-Control-Expose-Headers": _EXPOSED}
+        response = Response(answer, 201, headers, SDP)
+        self._link(response, trusted=True)
+        return response
+
+    def _link(self, response: Response, *, trusted: bool) -> None:
+        for link in ice_links(self._peers.options.ice_servers) if trusted else ():
+            response.headers.append("Link", link)
+
+
+def _check_type(request: Request, wanted: str) -> None:
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != wanted:
+        raise HTTPException(415, f"Send it as {wanted}.")

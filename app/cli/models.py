@@ -1,0 +1,192 @@
+"""`zoetrope models`: what is bundled and cached, downloading, and where the cache is.
+
+Reads configurations and names only; loads no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from pipelines.image.loading.presets import Preset
+
+_KNOWN = (
+    "stabilityai/sd-turbo",
+    "stabilityai/sdxl-turbo",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5 with --lora latent-consistency/lcm-lora-sdv1-5",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One line of the list. kind: what the folder says it is. note: why it cannot be used, or nothing."""
+
+    name: str
+    origin: str
+    size_bytes: int
+    kind: str
+    licence: str
+
+
+def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `models` and its actions to the command line."""
+    parser = doors.add_parser(
+        "models", help="list, download and find models", description="List, download and find models."
+    )
+    parser.set_defaults(run=run, action="list")
+    actions = parser.add_subparsers(metavar="ACTION")
+    actions.add_parser("list", help="bundled and cached models (the default)").set_defaults(action="list")
+    actions.add_parser("where", help="the folders that models are read from").set_defaults(action="where")
+    download = actions.add_parser("download", help="fetch a model from the hub into the cache")
+    download.add_argument("name", metavar="ID", help="hub id (owner/name), or a bundled name")
+    download.add_argument(
+        "--kind", choices=tuple(_DOWNLOADS), default="model", help="what the repository holds (default model)"
+    )
+    download.add_argument("--allow-pickle", action="store_true", help="also fetch pickled weights, which can run code")
+    download.set_defaults(action="download")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked; returns the exit status."""
+    return _ACTIONS[options.action](options)
+
+
+def _list(_: argparse.Namespace) -> int:
+    rows = [*_bundled(), *_cached()]
+    table = [("NAME", "FROM", "SIZE", "KIND", "LICENCE")]
+    table += [(row.name, row.origin, _size(row.size_bytes), row.kind, row.licence) for row in rows]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    _say(f"\nPublished models that are known to work: {'; '.join(_KNOWN)}.")
+    from pipelines.video.loading.families import FAMILIES
+
+    _say(f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences.")
+    _say("Fetch one with `zoetrope models download ID`, or give a folder in diffusers layout to --model.")
+    return 0
+
+
+def _where(_: argparse.Namespace) -> int:
+    from pipelines.files import hub
+
+    _say(f"bundled: {hub.BUNDLED_FOLDER}")
+    _say(f"cache:   {hub.cache_folder()}  (change it with HF_HOME or HF_HUB_CACHE)")
+    return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    from pipelines.files import hub
+    from pipelines.video.loading.source import is_video_model
+
+    if options.name in hub.bundled_names():
+        _say(f"{options.name} came with Zoetrope: {hub.BUNDLED_FOLDER / options.name}")
+        return 0
+    if not hub.is_hub_id(options.name) and not is_video_model(options.name):
+        raise ModelError(f"{options.name!r} is not a hub id.", "Give owner/name, for example stabilityai/sd-turbo.")
+    place = _DOWNLOADS[options.kind](options)
+    _say(f"{options.name} is in {place}")
+    return 0
+
+
+def _download_model(options: argparse.Namespace) -> Path:
+    from pipelines.files import hub
+    from pipelines.video.loading.source import is_video_model, resolve_video
+
+    if is_video_model(options.name):
+        source = resolve_video(options.name, notice=_say)
+        return source.checkpoint or source.folder.folder
+    folder = hub.download(options.name, allow_pickle=options.allow_pickle, notice=_say)
+    kind = _describe(folder)
+    _say(f"{options.name} is a {kind} model; licence: {hub.licence_of(folder)}")
+    preset = _preset(folder)
+    if preset.notice:
+        _say(preset.notice)
+    return folder
+
+
+def _download_autoencoder(options: argparse.Namespace) -> Path:
+    from pipelines.files import hub
+
+    return hub.download(options.name, parts=hub.AUTOENCODER_PARTS, allow_pickle=options.allow_pickle, notice=_say)
+
+
+def _download_lora(options: argparse.Namespace) -> Path:
+    from pipelines.files import hub
+    from pipelines.files.lora_files import LoraFile
+
+    return hub.resolve_lora(LoraFile(source=options.name), notice=_say)
+
+
+_DOWNLOADS: Mapping[str, Callable[[argparse.Namespace], Path]] = {
+    "model": _download_model,
+    "autoencoder": _download_autoencoder,
+    "lora": _download_lora,
+}
+_ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {"list": _list, "where": _where, "download": _download}
+
+
+def _bundled() -> Iterator[_Row]:
+    from pipelines.files import hub
+
+    for name in hub.bundled_names():
+        folder = hub.BUNDLED_FOLDER / name
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        yield _row(name, "bundled", size, folder)
+
+
+def _cached() -> Iterator[_Row]:
+    from pipelines.files import hub
+
+    for repository in hub.cached_repositories():
+        yield _row(repository.hub_id, "cache", repository.size_bytes, repository.folder)
+
+
+def _row(name: str, origin: str, size: int, folder: Path) -> _Row:
+    from pipelines.files import hub
+
+    try:
+        kind = _describe(folder)
+    except ModelError as error:
+        kind = f"not usable as a model: {error.message}"
+    return _Row(name=name, origin=origin, size_bytes=size, kind=kind, licence=hub.licence_of(folder))
+
+
+def _describe(folder: Path) -> str:
+    """What a folder holds: a model (its preset and pipeline class), an autoencoder, or LoRA files."""
+    from pipelines.files.layout import INDEX_FILE, read_autoencoder, read_layout
+    from pipelines.video.loading.folders import is_video_folder
+
+    if is_video_folder(folder):
+        return "video (Wan)"
+    if (folder / INDEX_FILE).is_file():
+        return f"{_preset(folder).name} ({read_layout(folder).pipeline_class})"
+    if (folder / "config.json").is_file():
+        return f"autoencoder ({read_autoencoder(folder).class_name})"
+    if any(folder.glob("*.safetensors")):
+        return "LoRA"
+    raise ModelError("no model_index.json", "Download it again.")
+
+
+def _preset(folder: Path) -> Preset:
+    from pipelines.files import hub
+    from pipelines.files.layout import read_layout
+    from pipelines.image.loading.presets import ModelFacts, choose_preset
+
+    bundled = folder.parent == hub.BUNDLED_FOLDER
+    return choose_preset(ModelFacts(layout=read_layout(folder), bundled=bundled))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

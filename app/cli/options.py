@@ -1,0 +1,174 @@
+"""Command-line options made from the control table, and the options that say which engine to load.
+
+Values are checked by the table itself, so that a mistake reads the same on the command line, the page and the API.
+Knows no door and loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
+from pipelines.core.controls import Control
+from pipelines.core.errors import ControlError, InputError
+
+VIDEO_ENGINE_CONTROLS = tuple(
+    name for name, spec in CONTROLS.items() if name not in STREAM_CONTROLS and spec.engines == ("video",)
+)
+"""The controls that choose how a video model's engine is made."""
+
+_PREFIX = "control_"  # keeps the names of controls apart from those of a door's own options
+_SIZE = re.compile(r"(\d+)[xX×](\d+)")
+
+
+def add_control_options(parser: argparse.ArgumentParser, names: Iterable[str] = STREAM_CONTROLS) -> None:
+    """Add one option for each named control: `--strength X`, `--seed-lock` / `--no-seed-lock`, ..."""
+    group = parser.add_argument_group("controls", "What is not given is the model's own default.")
+    for name in names:
+        spec = CONTROLS[name]
+        flag = "--" + name.replace("_", "-")
+        if spec.kind == "bool":
+            group.add_argument(
+                flag,
+                dest=_PREFIX + name,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=_help_text(spec),
+            )
+        else:
+            group.add_argument(flag, dest=_PREFIX + name, metavar=_placeholder(spec), help=_help_text(spec))
+
+
+def control_from_options(options: argparse.Namespace) -> Control:
+    """The controls that were given. Raises ControlError, in the table's wording, for a value that does not fit."""
+    given = {name: value for name in CONTROLS if (value := getattr(options, _PREFIX + name, None)) is not None}
+    return Control.of({name: _typed(CONTROLS[name], value) for name, value in given.items()})
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a model and how it runs."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(CONTROLS["model"].help))
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live: cuda:0,cuda:1 (auto)")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
+    group.add_argument("--backend", default="auto", help="auto, eager or cuda-graph (default auto)")
+    group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
+    group.add_argument(
+        "--frames-per-slot", default="1", metavar="N", help=_escaped(CONTROLS["frames_per_slot"].help) + " (default 1)"
+    )
+    group.add_argument(
+        "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
+    )
+    group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
+    video = parser.add_argument_group("video models", "What is not given is what suits the model.")
+    for name in VIDEO_ENGINE_CONTROLS:
+        spec = CONTROLS[name]
+        video.add_argument("--" + name.replace("_", "-"), metavar=_placeholder(spec), help=_escaped(spec.help))
+    video.add_argument("--video-stream", metavar="KIND", help="chunk, step-batch or rolling")
+    video.add_argument("--family", metavar="NAME", help="how a checkpoint was trained, where its name does not say")
+    video.add_argument("--base", metavar="FOLDER", help="the Wan 2.1 folder that goes with a checkpoint")
+    group.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
+    group.add_argument(
+        "--no-safety", action="store_true", help="leave out the model's safety checker, which blackens what it flags"
+    )
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, object]:
+    """The keywords of `pipelines.load.load_engine`, `model` among them.
+
+    Raises InputError for a size or LoRA that cannot be read, ControlError for one out of the table's range.
+    """
+    from pipelines.files.lora_files import LoraFile
+
+    width, height = parse_size(options.size) if options.size is not None else (0, 0)
+    video = _video_options(options)
+    frames = _typed(CONTROLS["frames_per_slot"], options.frames_per_slot)
+    checked = Control.of({"model": options.model, "width": width, "height": height, "frames_per_slot": frames})
+    return {
+        **checked.changes(),
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "loras": tuple(LoraFile(source=source, weight=weight) for source, weight in map(parse_lora, options.lora)),
+        "autoencoder": options.autoencoder,
+        "allow_pickle": options.allow_pickle,
+        "safety": not options.no_safety,
+        **({"video": video} if video else {}),
+    }
+
+
+def _video_options(options: argparse.Namespace) -> dict[str, object]:
+    """What was given of a video model, by the names of pipelines.video.loading.engine."""
+    given = {name: value for name in VIDEO_ENGINE_CONTROLS if (value := getattr(options, name)) is not None}
+    typed = {name: _typed(CONTROLS[name], value) for name, value in given.items()}
+    others = {"stream": options.video_stream, "family": options.family, "base": options.base}
+    return {**Control.of(typed).changes(), **{name: value for name, value in others.items() if value is not None}}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x288' -> (512, 288). Raises InputError."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or "0" in (found[1], found[2]):
+        raise InputError(f"{text!r} is not a size.", "Give width x height in pixels, for example 512x288.")
+    return int(found[1]), int(found[2])
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """'style.safetensors:0.8' -> ('style.safetensors', 0.8). Without a number the weight is 1; an existing path is one
+    as a whole."""
+    source, colon, weight = text.rpartition(":")
+    if colon and not Path(text).exists():
+        try:
+            return source, float(weight)
+        except ValueError:
+            pass  # a colon inside the path
+    return text, 1.0
+
+
+def _typed(spec: ControlSpec, value: object) -> object:
+    """The text of an option as the type of its control; the range is checked later."""
+    if not isinstance(value, str) or spec.kind not in ("int", "float"):
+        return value
+    try:
+        return int(value) if spec.kind == "int" else float(value)
+    except ValueError:
+        wanted = "a whole number" if spec.kind == "int" else "a number"
+        raise ControlError(f"{spec.name} must be {wanted}, not {value!r}.") from None
+
+
+def _placeholder(spec: ControlSpec) -> str:
+    match spec.kind:
+        case "choice":
+            return "|".join(spec.choices)
+        case "int":
+            return "N"
+        case "float":
+            return "X"
+    return "TEXT"
+
+
+def _help_text(spec: ControlSpec) -> str:
+    """Help, unit, range, default and when a change is felt."""
+    facts = []
+    if spec.minimum is not None and spec.maximum is not None:
+        shown = ".0f" if spec.kind == "int" else "g"
+        facts.append(f"{spec.minimum:{shown}} to {spec.maximum:{shown}}{' ' + spec.unit if spec.unit else ''}")
+    elif spec.unit:
+        facts.append(spec.unit)
+    if spec.kind == "bool":
+        facts.append(f"default {'on' if spec.default else 'off'}")
+    elif spec.default not in ((), ""):
+        facts.append(f"default {spec.default}")
+    felt = spec.propagation.value
+    if spec.cut_propagation is not None:
+        felt += f", {spec.cut_propagation.value} with prompt_change cut"
+    facts.append(f"felt at the {felt}")
+    return _escaped(f"{spec.help} [{'; '.join(facts)}]")
+
+
+def _escaped(text: str) -> str:
+    """argparse formats help texts with %."""
+    return text.replace("%", "%%")

@@ -1,0 +1,187 @@
+"""A typed asyncio client of Zoetrope's API: live streams, single pictures, render jobs.
+
+    async with ZoetropeClient("http://127.0.0.1:7860") as client, client.stream(prompt="a robot") as stream:
+        await stream.send(picture)
+        async for frame in stream: ...
+
+Needs httpx and websockets; never torch. Errors are those of client_errors.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from app.api.pictures import pack, read_picture
+from app.api.schema import JobView, ModelList, ModelView, SessionOpened, SessionView
+from app.api.stream.wire import PictureFormat
+from app.media.picture import Picture
+
+from .errors import ServerError, UnreachableError, server_error
+from .stream import ClientStream, StreamFrame
+
+__all__ = ["ClientStream", "StreamFrame", "ZoetropeClient"]
+
+M = TypeVar("M", bound=BaseModel)
+_MOST_PX = 4096 * 4096
+_POLL_S = 0.5
+
+
+class ZoetropeClient:
+    """One server. url: its address, http or https. token: the server's own, where it demands one.
+
+    timeout_s: of one request, and of waiting until a stream stands.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(base_url=self._url, timeout=timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+
+    async def ready(self) -> bool:
+        """Whether the server's worker is ready for streams. Raises UnreachableError."""
+        answer = await self._send("GET", "/readyz", self._headers)
+        return answer.status_code == 200
+
+    async def models(self) -> list[ModelView]:
+        """The models that render jobs may name."""
+        return (await self._ask(ModelList, "GET", "/v1/models")).models
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        prompt_only: bool = False,
+        picture_format: Literal["jpeg", "webp", "rgb"] = "jpeg",
+        quality: int = 90,
+        **controls: object,
+    ) -> AsyncIterator[ClientStream]:
+        """A live stream in a session of its own, which ends with the block. controls: as in `ClientStream.control`.
+
+        picture_format, quality: of pictures both ways. Raises ServerBusyError, RefusedControlError, UnreachableError.
+        """
+        body = {"controls": _with_prompt(prompt, controls), "prompt_only": prompt_only}
+        session = await self._ask(SessionOpened, "POST", "/v1/sessions", json=body)
+        address = "ws" + self._url.removeprefix("http") + session.stream_url
+        stream = ClientStream(session, address, headers=self._headers, picture_format=picture_format, quality=quality)
+        try:
+            await stream.open(self._timeout_s)
+            yield stream
+        finally:
+            await stream.close()
+            with suppress(ServerError, UnreachableError):  # it has ended already, or the server has
+                await self.close_session(session)
+
+    async def read_session(self, session: SessionOpened) -> SessionView:
+        """State, count, rates and times of a session."""
+        return await self._ask(SessionView, "GET", f"/v1/sessions/{session.id}", token=session.token)
+
+    async def close_session(self, session: SessionOpened) -> None:
+        """End a session."""
+        await self._checked("DELETE", f"/v1/sessions/{session.id}", token=session.token)
+
+    async def generate(
+        self, prompt: str | None = None, *, picture: Picture | None = None, **controls: object
+    ) -> Picture:
+        """One picture [H, W, 3] uint8 RGB: from the prompt alone, or made of `picture`."""
+        parts = _options({"controls": _with_prompt(prompt, controls)})
+        if picture is not None:
+            coded = await asyncio.to_thread(pack, picture, PictureFormat.JPEG, 95)
+            parts["picture"] = ("picture", coded)
+        answer = await self._checked("POST", "/v1/generate", files=parts)
+        return await asyncio.to_thread(lambda: read_picture(answer.content, most_px=_MOST_PX))
+
+    async def start_job(
+        self,
+        prompt: str | None = None,
+        *,
+        video: Path | None = None,
+        seconds: float | None = None,
+        options: Mapping[str, object] | None = None,
+        **controls: object,
+    ) -> JobView:
+        """Render `video`, or `seconds` from the prompt alone. options: of JobOptions in the OpenAPI document."""
+        content: dict[str, object] = {**(options or {}), "controls": _with_prompt(prompt, controls)}
+        if seconds is not None:
+            content["seconds"] = seconds
+        parts = _options(content)
+        if video is None:
+            return await self._ask(JobView, "POST", "/v1/jobs", files=parts)
+        with await asyncio.to_thread(video.open, "rb") as file:
+            parts["video"] = ("video", file)
+            return await self._ask(JobView, "POST", "/v1/jobs", files=parts)
+
+    async def read_job(self, job: JobView) -> JobView:
+        """How far a job is."""
+        return await self._ask(JobView, "GET", job.url)
+
+    async def finished_job(self, job: JobView) -> JobView:
+        """The job when it is over: done, failed or cancelled."""
+        while job.state in ("waiting", "running"):
+            await asyncio.sleep(_POLL_S)
+            job = await self.read_job(job)
+        return job
+
+    async def download(self, job: JobView, target: Path) -> None:
+        """Write the video of a job that is done to `target`."""
+        answer = await self._checked("GET", job.file_url)
+        await asyncio.to_thread(target.write_bytes, answer.content)
+
+    async def delete_job(self, job: JobView) -> None:
+        """Cancel a job, and delete its files on the server."""
+        await self._checked("DELETE", job.url)
+
+    async def _ask(self, model: type[M], method: str, path: str, **content: Any) -> M:
+        return model.model_validate_json((await self._checked(method, path, **content)).content)
+
+    async def _checked(self, method: str, path: str, token: str | None = None, **content: Any) -> httpx.Response:
+        """The answer. token: a session's, in place of the server's. Raises ServerError, UnreachableError."""
+        headers = self._headers if token is None else {"Authorization": f"Bearer {token}"}
+        answer = await self._send(method, path, headers, **content)
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer
+
+    async def _send(self, method: str, path: str, headers: Mapping[str, str], **content: Any) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, headers=headers, **content)
+        except httpx.TransportError as error:
+            raise UnreachableError(
+                f"{self._url} does not answer ({type(error).__name__}).", "Is Zoetrope running there?"
+            ) from error
+
+
+def _with_prompt(prompt: str | None, controls: Mapping[str, object]) -> dict[str, object]:
+    return {**controls, **({} if prompt is None else {"prompt": prompt})}
+
+
+def _options(content: Mapping[str, object]) -> dict[str, Any]:
+    """The options as a part of a multipart body."""
+    return {"options": (None, json.dumps(content).encode())}
+
+
+def _refusal(answer: httpx.Response) -> ServerError:
+    retry_after_s = float(answer.headers.get("retry-after", "5"))
+    try:
+        error = answer.json()["error"]
+        return server_error(error["code"], error["message"], error["remedy"], retry_after_s)
+    except (ValueError, KeyError, TypeError):
+        return ServerError("failed", f"The server answered {answer.status_code} {answer.reason_phrase}.")

@@ -1,0 +1,1 @@
+"""Hardware and programs that change controls: OSC and MIDI, their mapping and smoothing."""

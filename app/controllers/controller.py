@@ -1,0 +1,132 @@
+"""Controllers' messages on their way to a session: mapped, smoothed, joined, and applied at most 30 times a second.
+
+However many messages come, one pending value is kept for each control: newest wins. Owns a thread. Knows no OSC and no
+MIDI; sees the session as a function that takes changes by name.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from app.outputs.output import OutputReading, Phase
+from pipelines.core.control_table import CONTROLS
+from pipelines.core.errors import ZoetropeError
+
+from .mapping import ControlMapping, by_address, live_control, plain_value
+from .smoothing import Smoother
+
+Apply = Callable[[Mapping[str, object]], None]
+"""Changes controls by name, as Session.apply does; raises ZoetropeError when refused."""
+
+_PERIOD_S = 1 / 30
+
+
+class Controller:
+    """One source of control messages. Its methods may be called from any thread, and return at once."""
+
+    def __init__(self, apply: Apply, mappings: Sequence[ControlMapping], *, name: str) -> None:
+        self._apply = apply
+        self._mappings = by_address(mappings)
+        self._changed = threading.Condition()
+        self._pending: dict[str, object] = {}
+        self._moving: dict[str, Smoother] = {}  # by control
+        self._smoothers: dict[ControlMapping, Smoother] = {}
+        self._sent: dict[str, object] = {}
+        self._stopped = False
+        self.received = 0
+        self.refused = 0
+        self.trouble = ""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def move(self, address: str, position: object) -> bool:
+        """A controller stands at `position` (0 to 1; text for text controls). False: nothing is mapped to it."""
+        mappings = self._mappings.get(address, ())
+        for mapping in mappings:
+            try:
+                target = mapping.target(position)
+            except ZoetropeError as error:
+                self._refuse(error)
+                continue
+            if isinstance(target, float):
+                self._aim(mapping, target)
+            else:
+                self._put(mapping.control, target)
+        return bool(mappings)
+
+    def set(self, control: str, value: object) -> None:
+        """A control in its own unit. What is wrong is refused, counted, and kept in `trouble`."""
+        try:
+            self._put(control, plain_value(live_control(control), value))
+        except ZoetropeError as error:
+            self._refuse(error)
+
+    def stop(self) -> None:
+        """Apply nothing more. Stopping twice is fine."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _aim(self, mapping: ControlMapping, target: float) -> None:
+        with self._changed:
+            smoother = self._smoothers.setdefault(mapping, Smoother(mapping.smoothing_ms))
+            smoother.aim(target, time.monotonic())
+            self._pending.pop(mapping.control, None)
+            self._moving[mapping.control] = smoother
+            self._sent.pop(mapping.control, None)  # the page may have changed it since
+            self.received += 1
+            self._changed.notify_all()
+
+    def reading(self, kind: str, text: str, *, unknown: int) -> OutputReading:
+        """What OSC and MIDI say of themselves. unknown: messages that no mapping names."""
+        with self._changed:
+            trouble = f"; last refused: {self.trouble}" if self.trouble else ""
+            phase = Phase.STOPPED if self._stopped else Phase.RUNNING
+            return OutputReading(
+                kind=kind, phase=phase, done=self.received, dropped=self.refused + unknown, text=text + trouble
+            )
+
+    def _put(self, control: str, value: object) -> None:
+        with self._changed:
+            self._moving.pop(control, None)
+            self._pending[control] = value
+            self.received += 1
+            self._changed.notify_all()
+
+    def _refuse(self, error: ZoetropeError) -> None:
+        with self._changed:
+            self.refused += 1
+            self.trouble = str(error)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._pending or self._moving)
+                if self._stopped:
+                    return
+                changes = self._due(time.monotonic())
+            if changes:
+                try:
+                    self._apply(changes)
+                except ZoetropeError as error:
+                    self._refuse(error)
+            time.sleep(_PERIOD_S)
+
+    def _due(self, now_s: float) -> dict[str, object]:
+        """What has changed since the last time; holds the condition."""
+        changes = self._pending
+        self._pending = {}
+        for control, smoother in list(self._moving.items()):
+            value: object = smoother.at(now_s)
+            if CONTROLS[control].kind == "int":
+                value = round(smoother.at(now_s))
+            if self._sent.get(control) != value:
+                changes[control] = value
+            if smoother.settled:
+                del self._moving[control]
+        self._sent |= changes
+        return changes

@@ -1,0 +1,248 @@
+"""The guard in front of everything: /v1, health, metrics, the page, and Gradio's own upload, file and API routes.
+
+ASGI, HTTP and WebSocket. Decides on Host, Origin, token, rate and body, in this order (app/guard/rules.py); a session's
+own routes check the session's token themselves. Knows no route's meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .answers import Refusal, answer_hop, answer_json, answer_page, answer_preflight, answer_redirect, deny_socket
+from .body import BodyGate, too_large
+from .request import GuardedRequest
+from .rules import (
+    SAFE_METHODS,
+    Buckets,
+    GuardOptions,
+    body_cap,
+    checks_itself,
+    host_allowed,
+    opens_session,
+    origin_allowed,
+)
+from .tokens import same, sign, verify
+
+_COOKIE_S = 30 * 24 * 3600
+_FORM_BYTES = 4096
+_SUBJECT = "page"
+_PREFLIGHT = (
+    (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, OPTIONS"),
+    (b"access-control-allow-headers", b"Authorization, Content-Type, If-Match"),
+    (b"access-control-max-age", b"600"),
+)
+_HOST = Refusal(
+    status=403,
+    code="forbidden",
+    message="This server does not go by the name in the address.",
+    remedy="Use the address that it printed, or start it with --allow-host NAME:PORT.",
+    close_code=4403,
+)
+_ORIGIN = Refusal(
+    status=403,
+    code="forbidden",
+    message="Pages of other sites may not use this server.",
+    remedy="Start it with --allow-origin SCHEME://HOST:PORT if that page is yours.",
+    close_code=4403,
+)
+_NO_TOKEN = Refusal(
+    status=401,
+    code="unauthorised",
+    message="This server asks for its token.",
+    remedy="Send the header Authorization: Bearer TOKEN, or open the link that it printed.",
+    close_code=4401,
+)
+_WRONG_TOKEN = replace(_NO_TOKEN, message="Wrong token.", remedy="It is the one that the server printed at its start.")
+
+
+class Guard:
+    """ASGI middleware. clock: seconds since the epoch; tests move it."""
+
+    def __init__(self, app: ASGIApp, options: GuardOptions, *, clock: Callable[[], float] = time.time) -> None:
+        self._app = app
+        self._options = options
+        self._clock = clock
+        self._cookie = f"zoetrope-{options.port}"  # cookies do not tell ports apart
+        self._cookie_key = hashlib.sha256(b"zoetrope page cookie\0" + (options.token or "").encode()).digest()
+        self._openings = Buckets(options.sessions_per_minute)
+        self._guesses = Buckets(options.guesses_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        request = GuardedRequest(scope)
+        refusal = self._foreign(request)
+        if scope["type"] == "websocket":
+            await self._socket(request, refusal, receive, send)
+            return
+        if refusal is not None:
+            await _refuse(request, send, refusal)
+            return
+        if request.foreign_page:
+            if request.method == "OPTIONS" and request.header("access-control-request-method"):
+                await answer_preflight(send, [*_cors(request), *_PREFLIGHT])
+                return
+            send = _with_headers(send, _cors(request))
+        if self._options.token is not None and request.path == "/" and request.asks_to_enter:
+            await self._enter(request, receive, send)
+            return
+        refusal = self._stranger(request) or self._rate(request)
+        if refusal is not None:
+            await _refuse(request, send, refusal)
+            return
+        await self._body(request, receive, send)
+
+    # ---- the rules, in order; None: nothing against it ----
+
+    def _foreign(self, request: GuardedRequest) -> Refusal | None:
+        """A foreign name of ours (DNS rebinding), or a foreign page."""
+        if request.host is None or not host_allowed(self._options, request.host, request.scheme):
+            return _HOST
+        if len(request.origins) > 1:
+            return _ORIGIN
+        if not request.origins:  # not all browsers send it with forms; Sec-Fetch-Site no page can forge
+            other_site = request.header("sec-fetch-site") in ("cross-site", "same-site")
+            return _ORIGIN if other_site and request.method not in SAFE_METHODS else None
+        origin = request.origins[0]
+        if origin == "null" and request.path == "/" and request.asks_to_enter:
+            return None  # our form below a no-referrer policy; who knows the token may enter from anywhere
+        if not origin_allowed(self._options, origin, request.host, request.scheme):
+            return _ORIGIN
+        request.foreign_page = origin.lower() in self._options.origins
+        return None
+
+    def _stranger(self, request: GuardedRequest) -> Refusal | None:
+        """No token, or a wrong one, where one is asked for."""
+        token = self._options.token
+        if token is None or self._remembered(request):
+            return None
+        given = request.bearer
+        signed = any(name == "token" for name, _ in request.query)
+        if checks_itself(request.kind, request.method, request.path, bearer=bool(given), signed=signed):
+            return None
+        return self._guess(request, given) if given else _NO_TOKEN
+
+    def _guess(self, request: GuardedRequest, given: str) -> Refusal | None:
+        """Compare a token, unless this client has given too many wrong ones: then right ones wait as well."""
+        assert self._options.token is not None
+        wait_s = self._guesses.wait_s(request.client, self._clock())
+        if wait_s > 0:
+            return _too_many("Too many wrong tokens.", wait_s)
+        if same(given, self._options.token):
+            return None
+        self._guesses.take(request.client, self._clock())
+        return _WRONG_TOKEN
+
+    def _rate(self, request: GuardedRequest) -> Refusal | None:
+        if not opens_session(request.method, request.path):
+            return None
+        wait_s = self._openings.take(request.client, self._clock())
+        return _too_many("Too many sessions from this address.", wait_s) if wait_s > 0 else None
+
+    def _remembered(self, request: GuardedRequest) -> bool:
+        return any(verify(self._cookie_key, _SUBJECT, value, self._clock()) for value in request.cookies(self._cookie))
+
+    # ---- what is done ----
+
+    async def _socket(self, request: GuardedRequest, refusal: Refusal | None, receive: Receive, send: Send) -> None:
+        refusal = refusal or self._stranger(request)
+        if refusal is None:
+            await self._app(request.scope, receive, send)
+            return
+        message = await receive()
+        if message["type"] == "websocket.connect":
+            await deny_socket(request.scope, send, refusal)
+
+    async def _enter(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
+        """/?token=... or the form: remember the browser by a cookie, and go to the address without the token."""
+        given, others = request.entry(request.query)
+        if request.method == "POST":
+            gate = self._gate(receive, send, _FORM_BYTES)
+            form = await _whole_body(gate)
+            if form is None:
+                return
+            given, _ = request.entry(parse_qsl(form.decode("utf-8", "replace")))
+        refusal = self._guess(request, given)
+        if refusal is not None:
+            await _refuse(request, send, refusal)
+            return
+        value = sign(self._cookie_key, _SUBJECT, _COOKIE_S, self._clock())
+        cookie = f"{self._cookie}={value}; Path=/; Max-Age={_COOKIE_S}; HttpOnly; SameSite=Strict"
+        cookie += "; Secure" if request.scheme == "https" else ""
+        if request.began_elsewhere:
+            await answer_hop(send, cookie.encode())
+        else:
+            await answer_redirect(send, f"/?{urlencode(others)}" if others else "/", cookie.encode())
+
+    def _gate(self, receive: Receive, send: Send, cap_bytes: int) -> BodyGate:
+        patience_s, rate = self._options.body_s, self._options.body_bytes_per_s
+        return BodyGate(receive, send, cap_bytes=cap_bytes, patience_s=patience_s, bytes_per_s=rate)
+
+    async def _body(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
+        cap_bytes = body_cap(self._options, request.path)
+        if request.body_bytes > cap_bytes:
+            await _refuse(request, send, too_large(cap_bytes))
+            return
+        gate = self._gate(receive, send, cap_bytes)
+        try:
+            await self._app(request.scope, gate.receive, gate.send)
+        except Exception:  # whatever an application makes of a client that has gone, as it must seem
+            if not gate.refused:
+                raise
+
+
+async def _whole_body(gate: BodyGate) -> bytes | None:
+    """The body; None when it was refused or the client has gone."""
+    body = b""
+    while True:
+        message = await gate.receive()
+        if message["type"] != "http.request":
+            return None
+        body += bytes(message.get("body", b""))
+        if not message.get("more_body", False):
+            return body
+
+
+async def _refuse(request: GuardedRequest, send: Send, refusal: Refusal) -> None:
+    refusal = replace(refusal, hang_up=request.method not in SAFE_METHODS)  # there may be a body: it is not read
+    if not request.wants_page or refusal.status not in (401, 429):
+        await answer_json(send, refusal)
+    elif refusal.message == _NO_TOKEN.message and request.began_elsewhere:
+        await answer_hop(send, None)
+    else:
+        await answer_page(send, refusal)
+
+
+def _too_many(message: str, wait_s: float) -> Refusal:
+    retry_s = max(1, math.ceil(wait_s))
+    return Refusal(
+        status=429,
+        code="busy",
+        message=message,
+        remedy=f"Try again in {retry_s} s.",
+        close_code=1013,
+        retry_after_s=retry_s,
+    )
+
+
+def _cors(request: GuardedRequest) -> list[tuple[bytes, bytes]]:
+    return [(b"access-control-allow-origin", request.origins[0].encode("latin-1")), (b"vary", b"Origin")]
+
+
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [pair for pair in message.get("headers", []) if pair[0].lower() != b"access-control-allow-origin"]
+            message = {**message, "headers": [*kept, *headers]}
+        await send(message)
+
+    return send_with_headers

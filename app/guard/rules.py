@@ -1,0 +1,194 @@
+"""The rules of the guard as pure functions: names, origins, which routes check a session's token, caps, rates.
+
+Knows no ASGI and no secret's value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pipelines.core.errors import InputError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+WILDCARDS = ("0.0.0.0", "::", "")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+MIN_TOKEN_CHARACTERS = 12
+_PORTS = {"http": 80, "https": 443}
+_SESSION_ROUTE = re.compile(r"/v1/sessions/[A-Za-z0-9_-]{1,64}((?:/[A-Za-z0-9_-]{1,64}){0,3})/?")
+_SESSION_SOCKETS = ("/stream",)
+_SIGNED_PARTS = ("/mjpeg", "/picture", "/snapshot")  # what an <img> shows: it cannot send headers
+_UPLOADS = ("/v1/jobs",)
+_OPENINGS = ("/v1/sessions", "/v1/whip", "/v1/generate", "/v1/jobs")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardOptions:
+    """Who may use this server. token: None asks nobody for one (loopback only).
+
+    hosts: names that a request's Host header may carry, "name:port" ("*" as the port for any), lower case, IPv6 in
+    brackets. any_address: an IP address with the right port will do too, for a server that listens on all of them:
+    DNS rebinding needs a name. origins: pages of other servers that may call this one, "scheme://host[:port]".
+    per_minute: sessions, and wrong tokens, of one client address. body_s: how long a body may keep us waiting.
+    """
+
+    port: int
+    hosts: frozenset[str]
+    token: str | None = None
+    token_is_new: bool = False
+    any_address: bool = False
+    origins: frozenset[str] = frozenset()
+    body_bytes: int = 4 << 20
+    upload_bytes: int = 2 << 30
+    body_s: float = 30.0
+    body_bytes_per_s: float = 4096.0
+    sessions_per_minute: int = 60
+    guesses_per_minute: int = 10
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
+        for name in ("body_bytes", "upload_bytes", "body_s", "body_bytes_per_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give more than 0")
+        for name in ("sessions_per_minute", "guesses_per_minute"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+
+
+def check_token(token: str) -> None:
+    """Raise InputError for a server token that is short or that a header cannot carry; its value is not repeated."""
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        raise InputError(
+            f"--token has {len(token)} characters.",
+            f"Give {MIN_TOKEN_CHARACTERS} or more, or leave it out on another host: one is made and printed.",
+        )
+    if not all("!" <= character <= "~" for character in token):
+        raise InputError("--token has a space or a character beyond ASCII.", "Use letters, digits and signs.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reachable from this machine alone."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_pair(text: str, default_port: int) -> tuple[str, int] | None:
+    """Host header or netloc -> (lower-case name without brackets, port); None for what is neither name nor address."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
+    if found is None:
+        return None
+    name = found[1].lower().strip("[]").rstrip(".")
+    if found[1][0] != "[" and not _NAME.fullmatch(name):
+        return None
+    return name, int(found[2]) if found[2] else default_port
+
+
+def host_allowed(options: GuardOptions, host: str, scheme: str) -> bool:
+    """Whether a request may be meant for us: against DNS rebinding, where a foreign name points to this machine."""
+    pair = host_pair(host, _PORTS[scheme])
+    if pair is None:
+        return False
+    name, port = pair
+    shown = f"[{name}]" if ":" in name else name
+    if f"{shown}:{port}" in options.hosts or f"{shown}:*" in options.hosts:
+        return True
+    return options.any_address and port == options.port and _is_address(name)
+
+
+def origin_allowed(options: GuardOptions, origin: str, host: str, scheme: str) -> bool:
+    """Whether a page of `origin` may use us: our own pages (same host and port as the Host header), or an allowed one.
+
+    scheme: "http" or "https", of the request. A proxy may add TLS in front of http; the reverse is refused.
+    """
+    if origin.lower() in options.origins:
+        return True
+    parts = urlsplit(origin)
+    if parts.scheme not in _PORTS or parts.path or parts.query or (scheme == "https" and parts.scheme != "https"):
+        return False
+    default = _PORTS[parts.scheme]
+    theirs = host_pair(parts.netloc, default)
+    return theirs is not None and theirs == host_pair(host, default)
+
+
+def checks_itself(kind: str, method: str, path: str, *, bearer: bool, signed: bool) -> bool:
+    """Whether the route behind `path` is a session's own and checks the session token that the request carries.
+
+    kind: "http" or "websocket", which gives it in its first message. bearer: there is a Bearer header. signed: there
+    is a `token` in the query. OPTIONS carries none: it tells strangers nothing of the session.
+    """
+    found = _SESSION_ROUTE.fullmatch(path)
+    if found is None:
+        return False
+    part = found[1]
+    if kind == "websocket":
+        return part in _SESSION_SOCKETS
+    return bearer or (signed and method in ("GET", "HEAD") and part in _SIGNED_PARTS) or method == "OPTIONS"
+
+
+def body_cap(options: GuardOptions, path: str) -> int:
+    """Bytes that the body of a request to `path` may have."""
+    return options.upload_bytes if path.rstrip("/") in _UPLOADS else options.body_bytes
+
+
+def opens_session(method: str, path: str) -> bool:
+    """Whether the request would take a place or a job."""
+    return method == "POST" and path.rstrip("/") in _OPENINGS
+
+
+def client_key(address: str | None) -> str:
+    """What counts as one client: an IPv4 address, or an IPv6 network of 64 bits (one customer has all of it)."""
+    try:
+        parsed = ipaddress.ip_address((address or "").partition("%")[0])
+    except ValueError:
+        return address or "?"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class Buckets:
+    """Token buckets, one a client: `per_minute` at once, then as many a minute. Of 4096 clients the last seen stay."""
+
+    _CLIENTS = 4096
+
+    def __init__(self, per_minute: int) -> None:
+        self._full = float(per_minute)
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> level, at which second
+
+    def wait_s(self, client: str, now_s: float) -> float:
+        """Seconds until this client may go on; 0 now. Takes nothing."""
+        level = self._level(client, now_s)
+        return 0.0 if level >= 1 else (1 - level) * 60 / self._full
+
+    def take(self, client: str, now_s: float) -> float:
+        """`wait_s`, and one is taken where it is 0."""
+        wait_s = self.wait_s(client, now_s)
+        if wait_s == 0:
+            self._levels[client] = (self._level(client, now_s) - 1, now_s)
+            self._levels.move_to_end(client)
+            if len(self._levels) > self._CLIENTS:
+                self._levels.popitem(last=False)
+        return wait_s
+
+    def _level(self, client: str, now_s: float) -> float:
+        level, then_s = self._levels.get(client, (self._full, now_s))
+        return min(self._full, level + max(0.0, now_s - then_s) * self._full / 60)

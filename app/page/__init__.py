@@ -1,0 +1,1 @@
+"""The Gradio page: layout, widgets made from the control table, suggested prompts, and its scripts in web/."""

@@ -1,0 +1,262 @@
+"""One render from request to finished file: opens source, engine and writer, runs the loop, ends it in every case.
+
+Knows no command line. The engine is made by a function that the caller gives.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from app.media.containers import Container, container_for
+from app.media.geometry import Placement, Size, even, output_placement
+from app.media.open_source import open_source
+from app.media.picture import Picture
+from app.media.picture_reader import read_picture
+from app.media.picture_writer import PictureWriter
+from app.media.sound import Sound
+from app.media.source import Source, SourceBrokenError
+from app.media.video_writer import VideoPlan, VideoWriter
+from app.media.writer import FrameWriter
+from pipelines.core.contracts import Engine, Stream
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError, OutputError
+
+from .loop import Job, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
+from .record import RenderRecord, check_apart, has_frames
+from .request import RenderRequest
+from .settings import asked_settings, chosen_settings
+from .timeline import Timeline
+from .timeline_player import TimelinePlayer, rehearse, states
+
+Say = Callable[[str], object]
+
+
+def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int:
+    """Returns the exit status: 0 done, 1 the source broke off (what came before is finished), 130 interrupted.
+
+    load: called with the keywords `request.engine`. say: told sentences for the user. Raises ZoetropeError.
+    """
+    kind = container_for(request.output, named_as_folder=request.as_folder)
+    if request.source is not None:
+        check_apart(request.source, request.output)
+    timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
+    source = open_source(request.source, request.frame_rate) if request.source is not None else None
+    record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
+    record.agree(asked_settings(request, kind))
+    engine = load(**request.engine)
+    try:
+        rehearse(timeline, engine, request.control)
+        rate = source.info.frame_rate if source is not None else request.frame_rate
+        with engine.open(control=request.control, frame_rate=rate) as stream:
+            record.agree(chosen_settings(stream.info))
+            return _Render(request, kind, source, record, engine, stream, timeline, say).run()
+    finally:
+        engine.close()
+
+
+class _Render:
+    """A render whose parts are open."""
+
+    def __init__(
+        self,
+        request: RenderRequest,
+        kind: Container | None,
+        source: Source | None,
+        record: RenderRecord,
+        engine: Engine,
+        stream: Stream,
+        timeline: Timeline,
+        say: Say,
+    ) -> None:
+        self._request = request
+        self._kind = kind
+        self._source = source
+        self._record = record
+        self._engine = engine
+        self._stream = stream
+        self._timeline = timeline
+        self._say = say
+        info = stream.info
+        self._native = (info.width, info.height)
+        self._rate = source.info.frame_rate if source is not None else info.frame_rate
+        self._time_base = source.info.time_base if source is not None else 1 / info.frame_rate
+        self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
+        self._placement = self._placed(source.info.size) if source is not None else None
+        self._frames = request.frames
+        if request.seconds is not None and request.frames is None:
+            self._frames = max(1, round(request.seconds * info.frame_rate))
+        self._total = source.info.frames if source is not None else self._frames
+        self._redoes = info.engine == "video"  # every chunk rests on those before it
+
+    def run(self) -> int:
+        """From opening the writer to the end of the file. Returns the exit status."""
+        info = self._stream.info
+        self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
+        to_output = output_placement(self._native, self._placement, self._output_size(), self._request.aspect)
+        keep = self._record.resumed and has_frames(self._request.output)
+        self._record.begin()
+        writer = self._open_writer(to_output.target, keep)
+        with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
+            try:
+                start = writer.frames
+                if not self._redoes:
+                    self._catch_up(start)
+                loop = RenderLoop(
+                    self._engine,
+                    self._stream,
+                    writer,
+                    self._player,
+                    finish=to_output.apply,
+                    progress=lambda: bar.update(1),
+                    first=start,
+                )
+                complete = loop.run(self._jobs(0 if self._redoes else start), stop)
+            except SourceBrokenError as error:
+                if writer.frames == 0:
+                    self._discard(writer)
+                    raise
+                return self._end_broken(writer, error)
+            except OutputError:
+                writer.abandon()
+                raise
+            except BaseException:  # whatever else happens, what was rendered is kept for --resume
+                self._suspend(writer)
+                raise
+        return self._end_complete(writer) if complete else self._end_stopped(writer)
+
+    # -- the parts -----------------------------------------------------------------------------------------------------
+
+    def _open_writer(self, size: Size, keep: bool) -> FrameWriter:
+        output = self._request.output
+        source = self._source
+        has_sound = source is not None and source.info.has_sound
+        if self._kind is None:
+            if has_sound:
+                self._say("A folder of pictures has no sound: the source's sound is left out.")
+            return PictureWriter(output, resume=keep)
+        sound = None
+        if source is not None and self._request.source is not None and has_sound:
+            sound = Sound(path=self._request.source, origin_s=source.info.origin_s)
+        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate, time_base=self._time_base, sound=sound)
+        last_is_whole = self._record.whole_frames is not None
+        return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
+
+    def _jobs(self, start: int) -> Iterator[Job]:
+        if self._source is None:
+            assert self._frames is not None
+            if self._request.first_picture is not None:
+                yield Job(index=0, image=self._first_picture(self._request.first_picture), pts=0, duration=1)
+                start = 1
+            yield from prompt_jobs(start, self._frames)
+            return
+        placement, size = self._placement, self._source.info.size
+        for frame in self._source.frames(start):
+            found = (frame.image.shape[1], frame.image.shape[0])
+            if placement is None or found != size:
+                placement, size = self._placed(found), found
+            yield Job(index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration)
+
+    def _first_picture(self, file: Path) -> Picture:
+        """The picture with which the video begins, in the engine's size."""
+        self._stream.apply(Control(input_use="first-frame"))
+        image = read_picture(file)
+        size = (image.shape[1], image.shape[0])
+        return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
+
+    def _placed(self, size: Size) -> Placement:
+        assert self._source is not None
+        return Placement.plan(size, self._native, self._request.aspect, self._source.info.pixel_aspect)
+
+    def _output_size(self) -> Size:
+        wanted = self._request.out_size
+        if wanted == "native":
+            size = self._native
+        elif wanted == "source":
+            if self._source is None or self._placement is None:
+                raise InputError("--out-size source was given without an input.", "Give native or WxH.")
+            taken = self._placement.taken
+            size = (max(1, round(taken.width * self._source.info.pixel_aspect)), taken.height)
+        else:
+            assert not isinstance(wanted, str)
+            size = wanted
+        return size if self._kind is None else even(size)
+
+    def _catch_up(self, frames: int) -> None:
+        """Bring the stream to where it was after so many frames."""
+        prompt_only, controls = self._source is None, states(self._timeline, self._stream.controls)
+        if not frames or not needs_catching_up(controls, prompt_only=prompt_only):
+            return
+        times: Iterable[int] = range(frames)
+        if self._source is not None and self._timeline.cues:
+            times = (frame.pts for frame in islice(self._source.frames(), frames))
+        with tqdm(total=frames, unit="frame", desc="catching up", leave=False, file=sys.stderr) as bar:
+            catch_up(
+                self._engine,
+                self._stream,
+                times,
+                self._player,
+                prompt_only=prompt_only,
+                progress=lambda: bar.update(1),
+            )
+
+    def _progress_bar(self, done: int) -> tqdm[None]:
+        slow = not sys.stderr.isatty()  # in a log, a line now and then
+        return tqdm(
+            total=self._total,
+            initial=done,
+            unit="frame",
+            desc=self._request.output.name,
+            mininterval=5.0 if slow else 0.2,
+            file=sys.stderr,
+        )
+
+    # -- the ends ------------------------------------------------------------------------------------------------------
+
+    def _end_complete(self, writer: FrameWriter) -> int:
+        if writer.frames == 0:
+            self._discard(writer)
+            raise InputError(f"{self._request.source} has no frames.", "Give a video or pictures.")
+        self._finish(writer, complete=True)
+        self._say(f"{self._request.output}: {writer.frames} frames.")
+        return 0
+
+    def _end_broken(self, writer: FrameWriter, error: SourceBrokenError) -> int:
+        self._finish(writer, complete=False)
+        self._say(str(error))
+        self._say(f"{self._request.output}: {writer.frames} frames, up to where the input broke off.")
+        return 1
+
+    def _end_stopped(self, writer: FrameWriter) -> int:
+        writer.suspend()
+        self._record.pause(writer.frames)
+        self._say(
+            f"Interrupted. {self._request.output} has {writer.frames} frames and plays; --resume goes on from there."
+        )
+        return 130
+
+    def _finish(self, writer: FrameWriter, *, complete: bool) -> None:
+        try:
+            writer.finish(complete=complete)
+        except OutputError:
+            writer.abandon()
+            raise
+        self._record.end()
+
+    def _suspend(self, writer: FrameWriter) -> None:
+        try:
+            writer.suspend()
+            self._record.pause(writer.frames)
+        except OutputError:
+            writer.abandon()  # the error that led here is already on its way
+
+    def _discard(self, writer: FrameWriter) -> None:
+        """Nothing was rendered: leave nothing behind."""
+        writer.abandon()
+        if self._request.output.is_file():
+            self._request.output.unlink()
+        self._record.end()

@@ -1,0 +1,164 @@
+"""The record of a render that is under way: OUTPUT.part/, with the settings that a resumed run must share.
+
+Owns what may be overwritten and what may be resumed. Knows no engine and no frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import av
+
+from app.media.containers import container_for
+from app.media.picture_reader import natural_key
+from app.media.picture_writer import numbered_pictures
+from app.media.writer import writing
+from pipelines.core.errors import InputError, OutputError
+
+_VERSION = 1
+_PROBE_BYTES = 2**20
+Settings = dict[str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class RenderRecord:
+    """settings: what a resumed run must share, by the name a user knows it by. resumed: an earlier run is continued.
+
+    whole_frames: frames in the output when it was last closed in order; None while it is being written and after a
+    crash, when its last piece may be cut off.
+    """
+
+    output: Path
+    settings: Settings
+    resumed: bool = False
+    whole_frames: int | None = None
+
+    @classmethod
+    def open(cls, output: Path, *, is_folder: bool, force: bool, resume: bool) -> Self:
+        """Check that `output` may be written. Touches nothing. Raises OutputError, InputError."""
+        _check_place(output, is_folder=is_folder)
+        file = part_folder(output) / "job.json"
+        if resume:
+            return cls._read(output, file)
+        if force:
+            return cls(output=output, settings={})
+        if file.exists():
+            raise OutputError(
+                f"An interrupted render of {output} is there.", "Go on with --resume, or start again with --force."
+            )
+        if is_folder and output.exists() and any(output.iterdir()):
+            raise OutputError(f"The folder {output} is not empty.", "Give another folder, or --force.")
+        if not is_folder and output.exists():
+            raise OutputError(f"{output} is there already.", "Give another name, or --force to overwrite it.")
+        return cls(output=output, settings={})
+
+    @classmethod
+    def _read(cls, output: Path, file: Path) -> Self:
+        if not file.is_file():
+            state = f"{output} is not an interrupted render" if output.exists() else f"There is no {output} to resume"
+            raise InputError(f"{state}: {file.parent} is missing.", "Leave out --resume to start from the beginning.")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            version, settings, whole = content["version"], content["settings"], content["whole_frames"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged: {error}.", "Start again with --force.") from error
+        if version != _VERSION:
+            raise InputError(f"{file} was written by another version of Zoetrope.", "Start again with --force.")
+        return cls(output=output, settings=settings, resumed=True, whole_frames=whole)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for files that are not ready yet."""
+        return part_folder(self.output)
+
+    def agree(self, settings: Mapping[str, str]) -> None:
+        """Add settings; when an earlier run is continued, refuse one that differs. Raises InputError."""
+        if self.resumed:
+            for name in settings:
+                before, now = self.settings.get(name, "not given"), settings[name]
+                if before != now:
+                    raise InputError(
+                        f"The interrupted render had another {name}: {before}; now it is {now}.",
+                        "Give the same options to resume, or --force to start again.",
+                    )
+        self.settings.update(settings)
+
+    def begin(self) -> None:
+        """Write the record, as that of a render that is being written."""
+        with writing(self.scratch):
+            if not self.resumed:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir(exist_ok=True)
+            self._write(None)
+
+    def pause(self, frames: int) -> None:
+        """The output was closed in order with this many frames."""
+        with writing(self.scratch):
+            self._write(frames)
+
+    def end(self) -> None:
+        """The output is final: remove the record."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _write(self, whole_frames: int | None) -> None:
+        content = {"version": _VERSION, "settings": self.settings, "whole_frames": whole_frames}
+        unfinished = self.scratch / "job.writing"
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        unfinished.replace(self.scratch / "job.json")
+
+
+def part_folder(output: Path) -> Path:
+    """Where the record of an unfinished `output` lies: beside it."""
+    return output.with_name(output.name + ".part")
+
+
+def _check_place(output: Path, *, is_folder: bool) -> None:
+    parent = output.parent
+    if not parent.is_dir():
+        raise OutputError(f"The folder {parent} does not exist.", f"Make it first: mkdir -p {parent}")
+    if is_folder and output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file.", "Give a name that ends in .mp4, .mkv or .webm, or another folder.")
+    if not is_folder and output.is_dir():
+        raise OutputError(f"{output} is a folder.", "Give a file name, or end it in / for a folder of pictures.")
+
+
+def check_apart(source: Path, output: Path) -> None:
+    """Raise OutputError when the output would overwrite the input."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise OutputError(f"{output} is the input itself.", "Give another output.")
+
+
+def fingerprint(source: Path) -> str:
+    """Name, size and contents (first and last MiB; of a folder the names and sizes) in one line."""
+    digest = hashlib.sha256()
+    if source.is_dir():
+        files = sorted((file for file in source.iterdir() if file.is_file()), key=natural_key)
+        for file in files:
+            digest.update(f"{file.name}\0{file.stat().st_size}\n".encode())
+        return f"{source.name}, {len(files)} files, {digest.hexdigest()[:16]}"
+    size = source.stat().st_size
+    with source.open("rb") as opened:
+        digest.update(opened.read(_PROBE_BYTES))
+        opened.seek(max(0, size - _PROBE_BYTES))
+        digest.update(opened.read(_PROBE_BYTES))
+    return f"{source.name}, {size} bytes, {digest.hexdigest()[:16]}"
+
+
+def has_frames(output: Path) -> bool:
+    """Whether an interrupted output holds anything that can be continued."""
+    if output.is_dir():
+        return bool(numbered_pictures(output))
+    try:
+        kind = container_for(output, named_as_folder=False)
+        if kind is not None:
+            kind.trim(output)
+        with av.open(str(output)) as container:
+            return bool(container.streams.video)
+    except (av.error.FFmpegError, OSError):
+        return False

@@ -1,0 +1,192 @@
+"""`zoetrope render --take`: loads the engine that a take names, replays it and writes the frames.
+
+Says what differs from the machine that recorded it, and how many frames came out identical. Knows no command line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from tqdm import tqdm
+
+from app.media.containers import container_for
+from app.media.geometry import Aspect, Placement, even, output_placement
+from app.media.picture_writer import PictureWriter
+from app.media.video_writer import VideoPlan, VideoWriter
+from app.media.writer import FrameWriter
+from app.takes.machine import describe_machine, differences, loader_words
+from app.takes.reader import Take, read_take
+from app.takes.records import Opened
+from app.takes.replay import Replay, ReplayCounts, ReplayedFrame, ReplayOptions
+from pipelines.core.contracts import Engine
+from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import StreamInfo
+
+from .loop import StopSignal
+from .record import RenderRecord
+
+_TIME_BASE = Fraction(1, 1000)
+_KEY_FRAME_RATE = Fraction(24)
+_LONGEST_LAST_MS = 1000
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeRequest:
+    """take: its folder. steps: 0 for the take's own. size: (width, height), None for the take's own. runs_on: device,
+    dtype and backend where they are to differ from the take's."""
+
+    take: Path
+    output: Path
+    as_folder: bool = False
+    fill_drops: bool = False
+    steps: int = 0
+    size: tuple[int, int] | None = None
+    runs_on: Mapping[str, str]
+    allow_pickle: bool = False
+    force: bool = False
+
+
+def render_take(request: TakeRequest, load: Callable[..., Engine], say: Say) -> int:
+    """Returns the exit status: 0 done, 130 interrupted (what came before is finished).
+
+    load: pipelines.load.load_engine or one like it. say: told sentences for the user. Raises ZoetropeError.
+    """
+    take = read_take(request.take)
+    record = RenderRecord.open(
+        request.output,
+        is_folder=container_for(request.output, named_as_folder=request.as_folder) is None,
+        force=request.force,
+        resume=False,
+    )
+    words = _words(take.opened, request)
+    threads = _use_threads(take.opened.machine)
+    engine = load(**words, notice=say)
+    try:
+        with engine.open() as probe:
+            info = probe.info
+        _warn(take, describe_machine(str(words["model"]), words, info, threads), say)
+        resized = (info.width, info.height) != (take.opened.width, take.opened.height)
+        options = ReplayOptions(fill_drops=request.fill_drops, steps=request.steps, resized=resized)
+        replay = Replay(take, engine, options)
+        complete = _write(request, replay, record, info)
+        say(_verdict(replay.counts, same=options.same))
+    finally:
+        engine.close()
+    return 0 if complete else 130
+
+
+def _words(opened: Opened, request: TakeRequest) -> dict[str, object]:
+    """The loader's keywords: the take's own, but for what was asked for."""
+    machine = opened.machine
+    width, height = request.size or (opened.width, opened.height)
+    words = {**loader_words(machine), "width": width, "height": height, "allow_pickle": request.allow_pickle}
+    if machine["model"] == "identity":
+        return words
+    return {
+        **words,
+        **{name: str(machine.get(name, "auto")) for name in ("device", "dtype", "backend")},
+        **request.runs_on,
+    }
+
+
+def _use_threads(machine: Mapping[str, object]) -> int:
+    """As many threads as live: sums over other parts have other roundings."""
+    threads = machine.get("threads", 1)
+    if machine["model"] == "identity" or not isinstance(threads, int) or threads < 1:
+        return 1
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def _warn(take: Take, now: Mapping[str, object], say: Say) -> None:
+    found = [text for text in differences(take.opened.machine, now) if not text.startswith(("loader ", "size "))]
+    if found:
+        say(f"Not as it was live, so frames may differ: {'; '.join(found)}.")
+    if not take.complete:
+        say("The recording was cut off; what was written of it is rendered.")
+
+
+def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: StreamInfo) -> bool:
+    """True: to the end. False: interrupted."""
+    kind = container_for(request.output, named_as_folder=request.as_folder)
+    native = (info.width, info.height)
+    placement = output_placement(native, None, native if kind is None else even(native), Aspect.PAD)
+    record.agree({"take": request.take.name})
+    record.begin()
+    writer: FrameWriter
+    if kind is None:
+        writer = PictureWriter(request.output, resume=False)
+    else:
+        plan = VideoPlan(kind=kind, size=placement.target, frame_rate=_KEY_FRAME_RATE, time_base=_TIME_BASE, sound=None)
+        writer = VideoWriter(request.output, record.scratch, plan, keep=False, keep_last_piece=False)
+    try:
+        with StopSignal() as stop, closing(replay.frames()) as frames:
+            complete = _copy(frames, writer, placement, stop, request.output.name)
+        if writer.frames == 0:
+            raise InputError("No frame was finished in this take.", "It was too short.")
+        writer.finish(complete=complete)
+    except BaseException as error:  # also an interrupt: nothing half open is left behind; raised again
+        _give_up(writer, request.output, error)
+        record.end()
+        raise
+    record.end()
+    return complete
+
+
+def _give_up(writer: FrameWriter, output: Path, error: BaseException) -> None:
+    writer.abandon()
+    if isinstance(error, InputError) and writer.frames == 0 and output.is_file():
+        output.unlink()
+    elif not isinstance(error, OutputError) and output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
+
+
+def _copy(
+    frames: Generator[ReplayedFrame], writer: FrameWriter, placement: Placement, stop: Callable[[], bool], name: str
+) -> bool:
+    """Write each frame with the time at which its source was captured, until the next one's."""
+    slow = not sys.stderr.isatty()
+    waiting: ReplayedFrame | None = None
+    start_ns, at_ms, duration_ms = 0, 0, round(1000 / _KEY_FRAME_RATE)
+    with tqdm(unit="frame", desc=name, mininterval=5.0 if slow else 0.2, file=sys.stderr) as bar:
+        for frame in frames:
+            if stop():
+                break
+            if waiting is None:
+                start_ns = frame.time_ns
+            else:
+                next_ms = max(at_ms + 1, round((frame.time_ns - start_ns) / 1e6))
+                duration_ms = next_ms - at_ms
+                writer.write(placement.apply(waiting.image), at_ms, duration_ms)
+                at_ms = next_ms
+            waiting = frame
+            bar.update(1)
+        else:
+            if waiting is not None:
+                writer.write(placement.apply(waiting.image), at_ms, min(duration_ms, _LONGEST_LAST_MS))
+            return True
+    return False
+
+
+def _verdict(counts: ReplayCounts, *, same: bool) -> str:
+    notes = []
+    if counts.batches:
+        notes.append(f"{counts.batches} ticks shared the batch with other sessions, which changes roundings")
+    if counts.inputs:
+        notes.append(f"{counts.inputs} inputs have other pixels than live")
+    if counts.verdicts:
+        notes.append(f"the similarity filter judged {counts.verdicts} inputs otherwise")
+    if not same:
+        text = "The take was rendered with changes, so its frames are not compared with the live ones"
+    else:
+        text = f"{counts.identical} frames identical to the live ones, {counts.different} different"
+        text += f", {counts.unknown} without a live one to compare with" if counts.unknown else ""
+    return "; ".join([text, *notes]) + "."

@@ -1,0 +1,121 @@
+"""The front's HTTP application: the API's routes, the page's own, the page, and who may use them.
+
+Owns nothing that lives longer than the application; live.py starts and stops what it uses. Knows no socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import fastapi
+import gradio as gr
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.context import ApiContext
+from app.api.routes import OPENAPI_URL, include_all, new_application
+from app.api.schema import plain_controls
+from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
+from app.page.prompts import Prompts
+from app.page.widgets import foreign_elements, stream_controls
+from pipelines.core.controls import MAX_PROMPT_CHARACTERS
+
+from .gate import FrontGate
+from .warm_up import warm_up
+
+if TYPE_CHECKING:
+    from app.worker.pool import Workers
+
+_CONTENT_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "frame-ancestors 'self'; form-action 'self'"
+)
+_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
+
+
+def make_application(
+    context: ApiContext, prompts: Prompts, *, guard: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """Everything behind one port: /v1, health, metrics, the page at /. guard: wraps it all, Gradio's routes too."""
+    application = new_application()
+    client = context.table.client
+    include_all(application, context)
+    application.include_router(page_routes(client, prompts))
+    mounted: ASGIApp = gr.mount_gradio_app(
+        application,
+        Page(client, prompts).build(),
+        path="/",
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        max_file_size="1mb",
+        theme=page_theme(),
+        css=page_style(),
+        head=HEAD,
+        js=DARK_SCRIPT,
+    )
+    warm_up(mounted, ("/", OPENAPI_URL))
+    gated = FrontGate(mounted)
+    return PolicyHeaders(guard(gated) if guard is not None else gated)
+
+
+class PromptText(BaseModel):
+    """A prompt as it stands in the page's box."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+
+
+def page_routes(client: Workers, prompts: Prompts) -> fastapi.APIRouter:
+    """What only the page asks: how the worker stands, in words; what its controls begin with; a word on a prompt."""
+    routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
+
+    @routes.get("/status")
+    async def status() -> dict[str, object]:
+        """phase: for the stage's colours. text: for the user, with everything that "auto" chose."""
+        now = client.status
+        restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
+        return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
+
+    @routes.get("/controls")
+    async def controls() -> dict[str, object]:
+        """controls: of a fresh stream, without the prompt; null until the worker is ready. engine: "image" or "video".
+        hidden: elements of the page that mean nothing to it. takes_actions: whether camera and subject can be moved.
+        momentary: controls that ask for something once, at rest."""
+        ready = client.status.ready
+        if ready is None:
+            return {"controls": None}
+        values = {name: value for name, value in plain_controls(ready.controls).items() if name != "prompt"}
+        info = ready.info
+        return {
+            "controls": values,
+            "engine": info.engine,
+            "hidden": foreign_elements(info.engine),
+            "takes_actions": info.takes_actions,
+            "momentary": {spec.name: spec.default for spec in stream_controls() if spec.momentary},
+        }
+
+    @routes.post("/notice")
+    async def notice(text: PromptText) -> dict[str, str]:
+        """html: what the user should know about the prompt; empty when it is fine."""
+        return {"html": prompts.notice(text.prompt)}
+
+    return routes
+
+
+class PolicyHeaders:
+    """Adds the two headers to every answer; plain ASGI, so that streamed answers stay streamed."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)

@@ -1,0 +1,145 @@
+"""All sessions of the front process: who may open one, who is taken away, and the end of all of them.
+
+Owns the limits on number, rate and idleness. Knows the workers; knows no protocol.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from app.worker.handle import BusyError
+from app.worker.pool import Workers
+from pipelines.core.controls import Control
+from pipelines.core.errors import ZoetropeError
+
+from .session import Session
+
+_SWEEP_S = 1.0
+_RETRY_S = 5
+_REMEMBERED = 1024  # sessions that have ended
+
+
+class UnknownSessionError(ZoetropeError):
+    """No session of that name, or one that has ended."""
+
+
+class TooManyError(BusyError):
+    """Sessions are opened faster than allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionLimits:
+    """grace_s: how long a session outlives its last connection. per_minute: how many may be opened in a minute."""
+
+    grace_s: float = 30.0
+    per_minute: int = 60
+
+    def __post_init__(self) -> None:
+        if self.grace_s <= 0:
+            raise ValueError(f"grace_s is {self.grace_s}; give seconds above 0")
+        if self.per_minute < 1:
+            raise ValueError(f"per_minute is {self.per_minute}; give 1 or more")
+
+
+class SessionTable:
+    """Opens, finds and ends sessions. Safe from several threads; a thread of its own takes unused ones away."""
+
+    def __init__(self, client: Workers, limits: SessionLimits | None = None) -> None:
+        self.client = client
+        self.limits = limits or SessionLimits()
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self._ended: OrderedDict[str, str] = OrderedDict()  # id -> token
+        self._opened_s: deque[float] = deque()
+        self._draining = False
+        self._stopped = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep_forever, name="sessions", daemon=True)
+        self._sweeper.start()
+
+    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> Session:
+        """A new session. Raises BusyError (all taken, or too many in a minute) and WorkerError.
+
+        At once: it never waits for a free place.
+        """
+        now_s = time.monotonic()
+        with self._lock:
+            if self._draining:
+                raise BusyError("Zoetrope is shutting down.", "Connect again when it is back.")
+            while self._opened_s and now_s - self._opened_s[0] > 60:
+                self._opened_s.popleft()
+            if len(self._opened_s) >= self.limits.per_minute:
+                raise TooManyError(
+                    f"Busy: {self.limits.per_minute} sessions were opened within a minute.", "Try again in a minute."
+                )
+            session = Session(self.client.open(control=control, prompt_only=prompt_only), self._forget)
+            self._opened_s.append(now_s)
+            self._sessions[session.id] = session
+            return session
+
+    def get(self, session_id: str) -> Session:
+        """The session of that name. Raises UnknownSessionError."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise UnknownSessionError(f"There is no session {session_id!r}.", "It has ended; open a new one.")
+        return session
+
+    def authorised(self, session_id: str, token: str) -> Session:
+        """`get`, for who knows the session's token; who does not learns nothing of what exists."""
+        session = self._sessions.get(session_id)
+        expected = session.token if session is not None else "-" * 32
+        if not hmac.compare_digest(expected.encode(), token.encode()) or session is None:
+            raise UnknownSessionError("There is no such session, or the token is wrong.", "Open a new one.")
+        return session
+
+    def knows(self, session_id: str, token: str) -> bool:
+        """Whether that is the token of this session, or was of one that has ended not long ago."""
+        with self._lock:
+            session = self._sessions.get(session_id)
+            expected = session.token if session is not None else self._ended.get(session_id)
+        return hmac.compare_digest((expected or "-" * 32).encode(), token.encode()) and expected is not None
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """All open ones."""
+        with self._lock:
+            return tuple(self._sessions.values())
+
+    @property
+    def draining(self) -> bool:
+        """No session is opened any more: the server stops."""
+        return self._draining
+
+    @property
+    def retry_after_s(self) -> int:
+        """What a client that was told "busy" should wait before it asks again."""
+        return _RETRY_S
+
+    def sweep(self, now_s: float) -> None:
+        """Take away sessions that nobody has been connected to for the grace time, and those that have ended."""
+        for session in self.sessions:
+            if session.over or session.unused_s(now_s) > self.limits.grace_s:
+                session.close()
+
+    def stop(self) -> None:
+        """Refuse new sessions and end all. Stopping twice is fine."""
+        with self._lock:
+            self._draining = True
+        self._stopped.set()
+        self._sweeper.join()
+        for session in self.sessions:
+            session.close()
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.pop(session.id, None)
+            self._ended[session.id] = session.token
+            if len(self._ended) > _REMEMBERED:
+                self._ended.popitem(last=False)
+
+    def _sweep_forever(self) -> None:
+        while not self._stopped.wait(_SWEEP_S):
+            self.sweep(time.monotonic())

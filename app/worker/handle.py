@@ -1,0 +1,334 @@
+"""The front's handle on one worker process: start, watch, restart, stop; open and close sessions.
+
+Owns the process, the pipe's reader thread and the list of sessions. A worker that dies takes no session with it: a new
+one is started and every session is opened again with its last controls. Never imports torch; knows no page.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, replace
+from enum import Enum
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+from pipelines.core.controls import Control
+from pipelines.core.errors import WorkerError, ZoetropeError
+
+from .messages import (
+    CloseSession,
+    FromWorker,
+    GpuMemory,
+    SessionClosed,
+    SessionEnded,
+    StopWorker,
+    ToWorker,
+    WorkerFailed,
+    WorkerNotice,
+    WorkerProgress,
+    WorkerReady,
+)
+from .process import WorkerOptions, run_worker
+from .proxy import ClientSession, SessionState
+
+_MOST_RESTARTS = 3
+_RESTART_WINDOW_S = 60.0
+_STOP_TIMEOUT_S = 5.0
+
+
+class BusyError(ZoetropeError):
+    """All sessions are taken."""
+
+
+class Phase(Enum):
+    """Where the worker stands."""
+
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """text: for the user. notices: what the user should know of the engine, while it runs. ready: what was chosen, kept
+    during a restart. error: why it failed for good."""
+
+    phase: Phase = Phase.STOPPED
+    text: str = "not started"
+    notices: tuple[str, ...] = ()
+    ready: WorkerReady | None = None
+    error: ZoetropeError | None = None
+    restarts: int = 0
+    pid: int | None = None
+
+
+class WorkerClient:
+    """One worker process for one device. Its methods may be called from any thread."""
+
+    def __init__(self, options: WorkerOptions, *, max_sessions: int = 4) -> None:
+        self.options = options
+        self.max_sessions = max_sessions
+        self._changed = threading.Condition(threading.RLock())
+        self._sending = threading.Lock()
+        self._status = WorkerStatus()
+        self._sessions: dict[str, ClientSession] = {}
+        self._closing: dict[str, ClientSession] = {}  # closed here, memory still attached there
+        self._gpu_memory: GpuMemory | None = None
+        self._deaths: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._reader: threading.Thread | None = None
+        self._stopping = False
+
+    # ---- process ----
+
+    def start(self) -> None:
+        """Start the worker and return at once; `status` and `wait_ready` tell how it goes."""
+        assert self._reader is None, "started twice"
+        self._spawn(Phase.LOADING, f"loading {self.options.model}…")
+        self._reader = threading.Thread(target=self._read_forever, name="worker-reader", daemon=True)
+        self._reader.start()
+
+    def stop(self) -> None:
+        """End the worker and every session, and unlink all shared memory. Stopping twice is fine."""
+        with self._changed:
+            if self._stopping or self._reader is None:
+                return
+            self._stopping = True
+            ready = self._status.phase is Phase.READY
+        process = self._process
+        assert process is not None
+        if ready:
+            self._send(StopWorker())
+            process.join(_STOP_TIMEOUT_S)
+        if process.is_alive():  # still loading, or stuck
+            process.kill()
+        process.join()
+        self._reader.join(_STOP_TIMEOUT_S)
+        self._detach_all(SessionState.CLOSED)
+        assert self._pipe is not None
+        self._pipe.close()
+        self._set(phase=Phase.STOPPED, text="stopped", pid=None)
+
+    def __enter__(self) -> WorkerClient:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def status(self) -> WorkerStatus:
+        return self._status
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """As the worker said last; None before that, and for a worker without a GPU."""
+        return self._gpu_memory
+
+    def wait_ready(self, timeout_s: float) -> WorkerReady:
+        """Block until the engine stands. Raises what the worker failed with, or WorkerError after `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._status.phase in (Phase.READY, Phase.FAILED), timeout_s)
+            status = self._status
+        if status.phase is Phase.READY and status.ready is not None:
+            return status.ready
+        if status.error is not None:
+            raise status.error
+        raise WorkerError(f"The worker is not ready after {timeout_s:g} s ({status.text}).")
+
+    # ---- sessions ----
+
+    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> ClientSession:
+        """A new session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
+        with self._changed:
+            if self._status.phase in (Phase.FAILED, Phase.STOPPED):
+                raise self._status.error or WorkerError("The worker is not running.", "Start zoetrope live again.")
+            if len(self._sessions) >= self.max_sessions:
+                raise BusyError(
+                    f"Busy: all {self.max_sessions} sessions are in use.",
+                    "Try again when one has ended, or start with a larger --max-sessions.",
+                )
+            session = ClientSession(
+                uuid.uuid4().hex[:12],
+                control=control or Control(),
+                prompt_only=prompt_only,
+                send=self._send,
+                on_close=self._close_session,
+            )
+            self._sessions[session.name] = session
+            if self._status.phase is Phase.READY:
+                self._attach(session)
+            return session
+
+    @property
+    def sessions(self) -> int:
+        """Number of open sessions."""
+        return len(self._sessions)
+
+    def has(self, session: str) -> bool:
+        """Whether that session is open here."""
+        return session in self._sessions
+
+    @property
+    def workers(self) -> tuple[WorkerClient, ...]:
+        """This one: the same door as a pool's."""
+        return (self,)
+
+    def status_of(self, session: str) -> WorkerStatus:
+        """`status`, whatever the session: there is one worker."""
+        return self._status
+
+    def _attach(self, session: ClientSession) -> None:
+        assert self._status.ready is not None
+        self._send(session.attach(self._status.ready.info))
+
+    def _close_session(self, session: ClientSession) -> None:
+        with self._changed:
+            if self._sessions.pop(session.name, None) is None:
+                return
+            if self._status.phase is Phase.READY:
+                self._closing[session.name] = session  # its memory goes with SessionClosed
+                session.end(SessionState.CLOSED)
+                self._send(CloseSession(session=session.name))
+            else:
+                session.detach(SessionState.CLOSED)
+
+    def _detach_all(self, state: SessionState) -> None:
+        with self._changed:
+            for session in self._closing.values():
+                session.detach(SessionState.CLOSED)
+            self._closing.clear()
+            for session in self._sessions.values():
+                session.detach(state)
+            if state is SessionState.CLOSED:
+                self._sessions.clear()
+
+    # ---- the pipe ----
+
+    def _send(self, message: ToWorker) -> None:
+        with self._sending:
+            pipe = self._pipe
+            assert pipe is not None
+            try:
+                pipe.send(message)
+            except OSError:
+                return  # the worker has just died; the reader thread sees it and opens the sessions again
+
+    def _read_forever(self) -> None:
+        while self._read_until_death():
+            pass
+
+    def _read_until_death(self) -> bool:
+        """Handle messages until the pipe breaks; True when a new worker was started."""
+        pipe, process = self._pipe, self._process
+        assert pipe is not None
+        assert process is not None
+        try:
+            while True:
+                self._handle(pipe.recv())
+        except (EOFError, OSError):
+            pass
+        process.join(_STOP_TIMEOUT_S)
+        if process.is_alive():  # it closed its pipe but hangs
+            process.kill()
+            process.join()
+        with self._changed:
+            return not self._stopping and self._restart(process.exitcode)
+
+    def _restart(self, exit_code: int | None) -> bool:
+        failed = self._status.phase is Phase.FAILED
+        reason = f"The worker process ended ({_exit_text(exit_code)})."
+        text = f"{reason} Restarting it…"
+        if not failed:
+            self._set(phase=Phase.RESTARTING, text=text)  # before the sessions say so
+        self._detach_all(SessionState.OPENING)
+        if failed:
+            return False
+        now = time.monotonic()
+        if len(self._deaths) == _MOST_RESTARTS and now - self._deaths[0] < _RESTART_WINDOW_S:
+            error = WorkerError(
+                f"{reason} It was restarted {_MOST_RESTARTS} times within {_RESTART_WINDOW_S:.0f} s.",
+                "Its messages are on the terminal; zoetrope doctor may help.",
+            )
+            self._fail(error)
+            return False
+        self._deaths.append(now)
+        assert self._pipe is not None
+        self._pipe.close()
+        self._spawn(Phase.RESTARTING, text)
+        self._set(restarts=self._status.restarts + 1)
+        return True
+
+    def _spawn(self, phase: Phase, text: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=run_worker, args=(theirs, self.options), name="zoetrope-worker", daemon=True)
+        process.start()
+        theirs.close()
+        with self._sending:
+            self._pipe, self._process = ours, process
+        self._gpu_memory = None
+        self._set(phase=phase, text=text, notices=(), pid=process.pid)
+
+    def _handle(self, message: FromWorker) -> None:
+        match message:
+            case WorkerProgress():
+                if self._status.phase is Phase.LOADING:
+                    self._set(text=message.text)
+            case WorkerNotice():
+                self._set(notices=(*self._status.notices, message.text))
+            case WorkerReady():
+                self._ready(message)
+            case WorkerFailed():
+                self._fail(WorkerError(message.message, message.remedy))
+            case GpuMemory():
+                self._gpu_memory = message
+            case SessionClosed():
+                self._let_go(message.session)
+            case _:
+                with self._changed:
+                    session = self._sessions.get(message.session) or self._closing.get(message.session)
+                if session is not None:
+                    session.receive(message)
+                if isinstance(message, SessionEnded):
+                    self._let_go(message.session)
+
+    def _ready(self, message: WorkerReady) -> None:
+        info = message.info
+        facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {info.backend}"
+        with self._changed:
+            text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
+            self._set(phase=Phase.READY, text=text, ready=message)
+            for session in self._sessions.values():
+                self._attach(session)
+
+    def _fail(self, error: ZoetropeError) -> None:
+        with self._changed:
+            self._set(phase=Phase.FAILED, text=str(error), error=error, pid=None)
+            for session in self._sessions.values():
+                session.receive(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
+
+    def _let_go(self, name: str) -> None:
+        with self._changed:
+            session = self._closing.pop(name, None) or self._sessions.pop(name, None)
+        if session is not None:
+            session.detach(SessionState.CLOSED)
+
+    def _set(self, **changes: object) -> None:
+        with self._changed:
+            self._status = replace(self._status, **changes)  # type: ignore[arg-type]  # names of WorkerStatus
+            self._changed.notify_all()
+
+
+def _exit_text(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        hint = "; out of memory?" if exit_code == -9 else ""
+        return f"killed by signal {-exit_code}{hint}"
+    return f"exit status {exit_code}"

@@ -1,0 +1,314 @@
+"""The worker process: owns one engine and its streams on one device.
+
+One thread and one loop: take messages, offer inputs, tick, hand out finished frames. Knows no HTTP and no page; speaks
+only the words of messages.py over a pipe, and pixels through frames.py. Spawned by WorkerClient.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from app.takes.machine import describe_machine
+from pipelines.core.contracts import Engine, Stream
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError, ModelError, StreamError, ZoetropeError
+
+from .engine import OpenEngine, describe, open_engine
+from .engine import WorkerOptions as WorkerOptions  # for those who start a worker
+from .gpu_meter import gpu_meter
+from .messages import (
+    ChangeControl,
+    ChangeSource,
+    CloseSession,
+    FromWorker,
+    GpuMemory,
+    InputPosted,
+    InputTaken,
+    OpenSession,
+    OutputRelease,
+    SessionClosed,
+    SessionEnded,
+    SessionNotice,
+    SessionOpened,
+    StartTake,
+    StopTake,
+    StopWorker,
+    ToWorker,
+    WorkerFailed,
+    WorkerNotice,
+    WorkerProgress,
+)
+from .session import WorkerSession
+from .threads import share_the_cores
+
+Made = TypeVar("Made")
+_log = logging.getLogger(__name__)
+_LONGEST_WAIT_S = 0.1
+_STATS_PERIOD_NS = 100_000_000
+_GPU_PERIOD_NS = 1_000_000_000
+_TICK_MEAN_WEIGHT = 0.1
+
+
+def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | None = None) -> None:
+    """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes.
+
+    opens: what makes the engine; None: `open_engine`.
+    """
+    share_the_cores()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
+    try:
+        pipe.send(WorkerProgress(text=f"loading {options.model}…"))
+        try:
+            engine, threads = (opens or open_engine)(options, lambda text: pipe.send(WorkerNotice(text=text)))
+            ready = describe(engine, threads)
+            machine = describe_machine(options.model, options.engine, ready.info, threads)
+        except ZoetropeError as error:
+            pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
+            return
+        pipe.send(ready)
+        Worker(pipe, engine, machine, gpu_meter(ready.info.device)).run()
+        engine.close()
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the front is gone; so is the reason to run
+
+
+class Worker:
+    """The loop. `run_once` is one round of it."""
+
+    def __init__(
+        self,
+        pipe: Connection,
+        engine: Engine,
+        machine: Mapping[str, object] | None = None,
+        gpu: Callable[[], GpuMemory] | None = None,
+    ) -> None:
+        """machine: what is written into takes about this engine. gpu: reads the memory of its device."""
+        self._pipe = pipe
+        self._engine = engine
+        self._sessions: dict[str, WorkerSession] = {}  # oldest first
+        self._turns: dict[str, None] = {}  # names; whose last input was admitted longest ago comes first
+        self._gpu = gpu
+        self._next_gpu_ns = 0
+        self._running = True
+        self._tick_ms = 0.0
+        self._barren_ticks = 0  # in a row, without a finished frame
+        self._next_stats_ns = 0
+        self._machine = machine or {}
+        self._wide = Control()  # controls that hold for the whole engine, as some session set them
+
+    def run(self) -> None:
+        """Until StopWorker; EOFError when the front is gone."""
+        try:
+            while self._running:
+                self.run_once()
+        finally:
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
+            self._turns.clear()
+
+    def run_once(self) -> None:
+        """Take all messages, offer inputs, tick if anything is in flight, hand out, report."""
+        self._take_messages()
+        self._admit(time.monotonic_ns())
+        if any(session.busy for session in self._sessions.values()):
+            self._tick()
+        for session in tuple(self._sessions.values()):
+            self._guarded(session, partial(self._publish, session))
+        self._report(time.monotonic_ns())
+
+    def _admit(self, now_ns: int) -> None:
+        """Offer what is due. When rows are scarce, each session gets its turn."""
+        for name in tuple(self._turns):
+            session = self._sessions[name]
+            if self._guarded(session, partial(session.admit, now_ns)):
+                del self._turns[name]
+                self._turns[name] = None
+            self._send_if(session.admitted())
+
+    def _take_messages(self) -> None:
+        timeout_s = self._idle_s()
+        while self._running and self._pipe.poll(timeout_s):
+            self._handle(self._pipe.recv())
+            timeout_s = 0.0
+
+    def _idle_s(self) -> float:
+        """How long to wait for a message: not at all while ticks bring something on."""
+        sessions = self._sessions.values()
+        patience = max((session.stream.info.latency_ticks + 2 for session in sessions), default=0)
+        if any(session.busy for session in sessions) and self._barren_ticks <= patience:
+            return 0.0
+        longest_s = 0.002 if any(session.busy for session in sessions) else _LONGEST_WAIT_S
+        now_ns = time.monotonic_ns()
+        return min([longest_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
+
+    def _tick(self) -> None:
+        """One tick of whoever has something in flight. Whose session makes it fail is ended, and the others tick."""
+        while any(session.busy for session in self._sessions.values()):
+            try:
+                self._run_tick()
+            except ZoetropeError as error:
+                self._end(session_to_end(self._sessions.values(), error), error)
+            else:
+                return
+
+    def _run_tick(self) -> None:
+        recorders = [s.recorder for s in self._sessions.values() if s.recorder is not None and s.busy]
+        before = self._engine.log.last_tick
+        started_ns = time.perf_counter_ns()
+        self._engine.tick()
+        tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
+        self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
+        self._barren_ticks += 1
+        record = self._engine.log.last_tick
+        for recorder in recorders:
+            ran = record is not None and record is not before
+            recorder.ticked(record.tick if record and ran else 0, len(record.rows) if record and ran else 0)
+
+    def _publish(self, session: WorkerSession) -> None:
+        ready = session.publish()
+        self._send_if(session.records(None if ready else time.monotonic_ns()))  # no frame before what it came of
+        for message in ready:
+            self._barren_ticks = 0
+            self._send(message)
+
+    def _report(self, now_ns: int) -> None:
+        if self._gpu is not None and now_ns >= self._next_gpu_ns:
+            self._next_gpu_ns = now_ns + _GPU_PERIOD_NS
+            self._send(self._gpu())
+        if now_ns < self._next_stats_ns:
+            return
+        self._next_stats_ns = now_ns + _STATS_PERIOD_NS
+        for session in self._sessions.values():
+            stats = session.changed_stats(self._tick_ms, self._engine.log.last_timing)
+            if stats is not None:
+                self._send(stats)
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, StopWorker):
+            self._running = False
+            return
+        if isinstance(message, OpenSession):
+            self._open(message)
+            return
+        session = self._sessions.get(message.session)
+        if session is None:  # it ended by an error while the message was under way
+            if isinstance(message, CloseSession):
+                self._send(SessionClosed(session=message.session))
+            return
+        match message:
+            case ChangeControl():
+                self._guarded(session, partial(self._apply, session, message.control))
+            case ChangeSource():
+                session.change_source(prompt_only=message.prompt_only, posted=message.posted)
+            case InputPosted():
+                self._send(InputTaken(session=session.name))
+            case StartTake():
+                self._guarded(session, partial(self._start_take, session, message))
+            case StopTake():
+                self._send_if(session.stop_take("", message.take))
+            case OutputRelease():
+                session.release(message.index, message.generation)
+            case CloseSession():
+                self._close(session)
+
+    def _open(self, message: OpenSession) -> None:
+        try:
+            stream: Stream = self._engine.open(control=message.control)
+            self._widen(message.control)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
+            known = error if isinstance(error, ZoetropeError) else unforeseen(error)
+            self._send(SessionEnded(session=message.session, message=known.message, remedy=known.remedy))
+            return
+        self._sessions[message.session] = WorkerSession(message, stream)
+        self._turns[message.session] = None
+        self._send(SessionOpened(session=message.session, info=stream.info))
+
+    def _apply(self, session: WorkerSession, control: Control) -> None:
+        try:
+            session.apply(control)
+            self._widen(control, session)
+        except InputError as error:  # nothing was changed
+            self._send(SessionNotice(session=session.name, text=str(error)))
+
+    def _widen(self, control: Control, by: WorkerSession | None = None) -> None:
+        """Remember what holds for the whole engine, and tell it to the takes of the other sessions."""
+        if control.lora_scale is None:
+            return
+        self._wide = Control(lora_scale=control.lora_scale)
+        for session in self._sessions.values():
+            if session is not by and session.recorder is not None:
+                session.apply(self._wide)
+
+    def _start_take(self, session: WorkerSession, message: StartTake) -> None:
+        """Let what is in flight come out (a few ticks), then begin."""
+        for _ in range(session.stream.info.latency_ticks + 2):
+            if not session.busy or session.name not in self._sessions:
+                break
+            self._tick()
+            session.collect()
+        if session.name in self._sessions:
+            session.start_take(message, self._engine.open, self._machine, self._wide)
+            self._send_if(session.records())
+
+    def _stop_take(self, session: WorkerSession, reason: str) -> None:
+        self._send_if(session.stop_take(reason))
+
+    def _send_if(self, message: FromWorker | None) -> None:
+        if message is not None:
+            self._send(message)
+
+    def _guarded(self, session: WorkerSession, step: Callable[[], Made]) -> Made | None:
+        """Run one session's step; an error of it ends that session, and leaves the others. None: it did."""
+        try:
+            return step()
+        except ZoetropeError as error:
+            self._end(session, error)
+        except (OSError, EOFError):  # the pipe: the front is gone
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
+            self._end(session, unforeseen(error))
+        return None
+
+    def _end(self, session: WorkerSession, error: ZoetropeError) -> None:
+        self._stop_take(session, error.message)
+        self._send(session.stats(self._tick_ms))
+        del self._sessions[session.name], self._turns[session.name]
+        session.close()
+        self._send(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
+
+    def _close(self, session: WorkerSession) -> None:
+        self._stop_take(session, "the session was closed")
+        self._send(session.stats(self._tick_ms))
+        del self._sessions[session.name], self._turns[session.name]
+        session.close()
+        self._send(SessionClosed(session=session.name))
+
+    def _send(self, message: FromWorker) -> None:
+        self._pipe.send(message)
+
+
+def session_to_end(sessions: Collection[WorkerSession], error: ZoetropeError) -> WorkerSession:
+    """The one whose stream failed. Where that cannot be said (memory ran out for all of them): the one with the most in
+    flight, and among equals the youngest, since without it the tick ran before.
+
+    sessions: at least one, oldest first.
+    """
+    if isinstance(error, StreamError):
+        for session in sessions:
+            if session.stream is error.stream:
+                return session
+    busy = [session for session in sessions if session.busy] or list(sessions)
+    return max(reversed(busy), key=lambda session: session.stream.accounting.in_flight)
+
+
+def unforeseen(error: Exception) -> ModelError:
+    """An exception that is no ZoetropeError, from one session's own part, as its user is told; the log has it whole."""
+    _log.error("a session ends by an error that should not be", exc_info=error)
+    return ModelError(f"The stream failed: {type(error).__name__}: {error}", "Open a new session.")

@@ -1,0 +1,171 @@
+"""Shared memory for frames: a fixed number of generation-numbered picture buffers, written by one process, read by one.
+
+The front creates and unlinks every block; the worker attaches. Each buffer's header carries the generation of the
+picture in it, so that a reader who was told (index, generation) never takes a newer, older or half-written picture for
+the one it was told of: `read` checks the generation before and after its copy. `InputMailbox` is the one-slot mailbox
+for live input on top: newest wins. Knows no engine and no messages.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.core.types import Frame
+
+_HEADER_WORDS = 8  # int64: generation, seq, source_seq, captured_ns, pts, time base numerator and denominator, spare
+_NONE = -1  # stands for None in source_seq and captured_ns
+_MAILBOX_BUFFERS = 3  # one being read, one being written, one complete: the writer never waits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferSpec:
+    """What a second process needs to attach: the name and the layout (pictures: height x width x 3 uint8)."""
+
+    name: str
+    count: int
+    width: int
+    height: int
+
+
+class FrameBuffers:
+    """`count` buffers of one picture each. Row 0 of the headers belongs to `InputMailbox`."""
+
+    def __init__(self, spec: BufferSpec, memory: SharedMemory, *, owner: bool) -> None:
+        self.spec = spec
+        self._memory = memory
+        self._owner = owner
+        header_bytes = (spec.count + 1) * _HEADER_WORDS * 8
+        self._headers: npt.NDArray[np.int64] = np.ndarray((spec.count + 1, _HEADER_WORDS), np.int64, buffer=memory.buf)
+        self._pictures: npt.NDArray[np.uint8] = np.ndarray(
+            (spec.count, spec.height, spec.width, 3), np.uint8, buffer=memory.buf, offset=header_bytes
+        )
+
+    @classmethod
+    def create(cls, *, count: int, width: int, height: int) -> FrameBuffers:
+        """A new block, filled with zeros: generation 0 means "nothing yet"."""
+        size = (count + 1) * _HEADER_WORDS * 8 + count * width * height * 3
+        memory = SharedMemory(create=True, size=size)
+        spec = BufferSpec(name=memory.name, count=count, width=width, height=height)
+        return cls(spec, memory, owner=True)
+
+    @classmethod
+    def attach(cls, spec: BufferSpec) -> FrameBuffers:
+        """The same block from the other process. It must share the owner's resource tracker (be spawned by it)."""
+        return cls(spec, SharedMemory(name=spec.name), owner=False)
+
+    def write(self, index: int, generation: int, frame: Frame) -> None:
+        """Put `frame` into buffer `index` as `generation` (> 0 and never used before)."""
+        assert frame.image.shape == self._pictures.shape[1:], f"{frame.image.shape} into {self.spec}"
+        header = self._headers[index + 1]
+        header[0] = 0  # a reader of the old picture notices
+        self._pictures[index] = frame.image
+        header[1:7] = (
+            frame.seq,
+            _NONE if frame.source_seq is None else frame.source_seq,
+            _NONE if frame.captured_ns is None else frame.captured_ns,
+            frame.pts,
+            frame.time_base.numerator,
+            frame.time_base.denominator,
+        )
+        header[0] = generation
+
+    def read(self, index: int, generation: int) -> Frame | None:
+        """A copy of buffer `index`, or None when it does not hold `generation` from first to last byte."""
+        header = self._headers[index + 1]
+        if generation <= 0 or header[0] != generation:
+            return None
+        image = self._pictures[index].copy()
+        seq, source_seq, captured_ns, pts, numerator, denominator = (int(word) for word in header[1:7])
+        if header[0] != generation:
+            return None
+        return Frame(
+            image=image,
+            pts=pts,
+            time_base=Fraction(numerator, denominator),
+            seq=seq,
+            source_seq=None if source_seq == _NONE else source_seq,
+            captured_ns=None if captured_ns == _NONE else captured_ns,
+        )
+
+    @property
+    def newest(self) -> int:
+        """Generation of the newest picture posted to a mailbox; 0 before the first."""
+        return int(self._headers[0, 0])
+
+    @newest.setter
+    def newest(self, generation: int) -> None:
+        self._headers[0, 0] = generation
+
+    def close(self) -> None:
+        """Detach; the owner also unlinks the block. Closing twice is fine."""
+        if self._headers.size == 0:
+            return
+        self._headers = np.empty((0, _HEADER_WORDS), np.int64)  # views must go before the mapping can
+        self._pictures = np.empty((0, 0, 0, 3), np.uint8)
+        self._memory.close()
+        if self._owner:
+            self._memory.unlink()
+
+
+class InputMailbox:
+    """A one-slot mailbox of frames in shared memory: posting never waits, taking gives the newest.
+
+    Buffers are written in turn, so a picture that is being read is overwritten only if two more arrive within its
+    copy; the generation check then makes the reader take the newer one.
+    """
+
+    def __init__(self, buffers: FrameBuffers) -> None:
+        self.buffers = buffers
+
+    @classmethod
+    def create(cls, *, width: int, height: int) -> InputMailbox:
+        return cls(FrameBuffers.create(count=_MAILBOX_BUFFERS, width=width, height=height))
+
+    def post(self, frame: Frame) -> None:
+        """Make `frame` the newest (the writer's side)."""
+        generation = self.buffers.newest + 1
+        self.buffers.write(generation % self.buffers.spec.count, generation, frame)
+        self.buffers.newest = generation
+
+    def take(self, after: int) -> tuple[int, Frame] | None:
+        """The newest generation and frame if newer than generation `after` (the reader's side)."""
+        for _ in range(_MAILBOX_BUFFERS):
+            generation = self.buffers.newest
+            if generation <= after:
+                return None
+            frame = self.buffers.read(generation % self.buffers.spec.count, generation)
+            if frame is not None:
+                return generation, frame
+        return None  # the writer laps the reader; the next look finds it
+
+
+class OutputPool:
+    """Which output buffers are free (the worker's side): taken for a frame, given back by message."""
+
+    def __init__(self, buffers: FrameBuffers) -> None:
+        self.buffers = buffers
+        self._free: deque[int] = deque(range(buffers.spec.count))
+        self._lent: dict[int, int] = {}
+        self._generation = 0
+
+    def put(self, frame: Frame) -> tuple[int, int] | None:
+        """Write `frame` into a free buffer; returns (index, generation), or None while the reader holds them all."""
+        if not self._free:
+            return None
+        index = self._free.popleft()
+        self._generation += 1
+        self._lent[index] = self._generation
+        self.buffers.write(index, self._generation, frame)
+        return index, self._generation
+
+    def release(self, index: int, generation: int) -> None:
+        """The reader is done with (index, generation); a release of anything else is ignored."""
+        if self._lent.get(index) == generation:
+            del self._lent[index]
+            self._free.append(index)

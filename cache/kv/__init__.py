@@ -1,0 +1,1 @@
+"""The key/value cache of causal transformers and the policies that decide what it keeps."""

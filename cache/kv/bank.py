@@ -1,0 +1,224 @@
+"""Owns all memory of a cache and the copies in it: stored keys and values, rotated ones, and what selection needs.
+
+Knows tensors, slots and the words of plans; never decides. Two ways to keep rotated keys stand in one table: `Resident`
+rotates a key once a chunk and keeps it for all layers; `PerPass` rotates every layer's keys in every pass into memory
+that the layers share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from cache.kv.kernels import KVKernels
+from cache.kv.plan import Kind, SelectBlocks, SelectTokens, Span
+from cache.kv.policies.base import KVPolicy
+from cache.kv.store import Int8Store, KVShape, NativeStore, Store
+from cache.kv.tables import PhaseTables, upload
+from cache.rotary import Rotary
+
+TensorPair = tuple[torch.Tensor, torch.Tensor]
+
+
+class Bank:
+    """The memory of a cache. `rotate`: the function that rotates."""
+
+    def __init__(self, shape: KVShape, policy: KVPolicy, rotary: Rotary, store: Store, kernels: KVKernels) -> None:
+        self.shape, self.policy, self.store = shape, policy, store
+        self.kernels, self.rotate = kernels, kernels.rotate
+        self.capacity = policy.capacity_tokens
+        self.frame_cells = policy.frame_cells
+        wide = torch.float64 if shape.dtype == torch.float64 else torch.float32
+        self.tables = PhaseTables(
+            rotary, policy.regions, shape.cache_rows, phase_step=policy.phase_step, dtype=wide, device=shape.device
+        )
+        size = (shape.layers, shape.cache_rows, self.capacity)
+        chosen_heads = shape.heads if policy.selects < 0 else policy.selects
+        frame = torch.arange(self.capacity, dtype=torch.int32, device=shape.device) - self.frame_cells.start
+        frame = torch.remainder(frame, self.frame_cells.tokens).to(torch.int32)
+        self.origins = frame[:, None].expand(*size, chosen_heads).contiguous() if chosen_heads else None
+        """[layers, rows, capacity, 1 or heads] int32: which place of a frame a slot's token came from."""
+        self.attention = (
+            torch.zeros((*size, shape.heads), dtype=torch.float32, device=shape.device) if policy.accumulates else None
+        )
+        """[layers, rows, capacity, heads]: the attention that each token has received."""
+        cells = sum(region.cells for region in policy.regions) if chosen_heads or policy.scores_queries else 0
+        self.starts = torch.zeros((shape.cache_rows, cells), dtype=torch.int64, device=shape.device)
+        """First slots of the candidates of a selection."""
+        self.candidate_times = torch.zeros(
+            (shape.cache_rows, 2, cells, self.tables.time_pairs), dtype=wide, device=shape.device
+        )
+        """Temporal (cos, sin) of where the candidates stand while they are scored."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory but the rotated keys."""
+        optional = tuple(t for t in (self.origins, self.attention) if t is not None)
+        return (*self.store.tensors, *self.tables.tensors, *optional, self.starts, self.candidate_times)
+
+    @property
+    def by_slot(self) -> tuple[torch.Tensor, ...]:
+        """What belongs to the tokens and moves with them: each [layers, rows, capacity, ...]."""
+        return (*self.store.tensors, *(t for t in (self.origins, self.attention) if t is not None))
+
+    def prepare(self, row: int, op: SelectTokens | SelectBlocks) -> None:
+        """Upload which candidates a selection has and where they stand while they are scored."""
+        count = len(op.candidates)
+        upload(torch.tensor([span.start for span in op.candidates]), self.starts[row, :count])
+        step = self.policy.phase_step
+        times = self.tables.times([s.position for s in op.candidates], [s.phase * step for s in op.candidates])
+        for part, host in zip(self.candidate_times[row], times, strict=True):
+            upload(host, part[:count])
+
+    def fresh(self, row: int, chunk: Sequence[Span]) -> None:
+        """The chunk's slots hold whole frames that nobody has attended yet."""
+        for span in chunk:
+            if self.origins is not None:
+                places = torch.arange(span.length, dtype=torch.int32, device=self.shape.device)
+                self.origins[:, row, span.start : span.stop] = places[:, None]
+            if self.attention is not None:
+                self.attention[:, row, span.start : span.stop] = 0
+
+    def rotation(self, layer: int, row: int, start: int, stop: int, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin), each [slots, 1 or heads, D/2], of slots that are all selected tokens, or all not."""
+        cos, sin = self.tables.cos[row, start:stop], self.tables.sin[row, start:stop]
+        if kind is not Kind.SELECTED:
+            return cos, sin
+        assert self.origins is not None
+        return self.with_origins(cos, sin, self.origins[layer, row, start:stop])
+
+    def with_origins(
+        self, cos: torch.Tensor, sin: torch.Tensor, origins: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The temporal part of cos, sin [n, 1, time pairs or more] with the spatial part of origins [n, heads]."""
+        pairs, heads = self.tables.time_pairs, origins.shape[1]
+        return tuple(  # type: ignore[return-value]
+            torch.cat((time[..., :pairs].expand(-1, heads, -1), place[origins.long()]), dim=-1)
+            for time, place in zip((cos, sin), self.tables.places(self.frame_cells), strict=True)
+        )
+
+
+def runs(spans: Sequence[Span]) -> list[tuple[int, int, Kind]]:
+    """The spans' slots as few half-open ranges; selected tokens apart from all others."""
+    out: list[tuple[int, int, Kind]] = []
+    for span in sorted(spans, key=lambda s: s.start):
+        kind = Kind.SELECTED if span.kind is Kind.SELECTED else Kind.RECENT
+        if out and out[-1][1] == span.start and out[-1][2] is kind:
+            out[-1] = (out[-1][0], span.stop, kind)
+        else:
+            out.append((span.start, span.stop, kind))
+    return out
+
+
+class Rotated(Protocol):
+    """Where rotated keys stand, and what attention reads."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory."""
+        ...
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        """These spans' keys were moved or stand elsewhere now."""
+        ...
+
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """A layer of a pass begins: all that it attends, but for its own chunk, must be readable."""
+        ...
+
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        """Store the chunk's keys and values [B, N, H, D] and make them readable, keys rotated by (cos, sin).
+
+        index: flat slots [B, N] of the store (row * capacity + slot) and here (row * attended_tokens + slot).
+        """
+        ...
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotated keys and values [rows, slots, H, D]: views of memory that keeps its address."""
+        ...
+
+
+class Resident:
+    """One rotated copy of all keys of all layers, renewed once a chunk where positions changed. Values as stored."""
+
+    def __init__(self, bank: Bank) -> None:
+        shape = bank.shape
+        size = (shape.layers, shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
+        assert isinstance(bank.store, NativeStore), bank.store
+        self._bank = bank
+        self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self._keys,)
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        bank = self._bank
+        for start, stop, kind in runs(spans):
+            keys = bank.store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
+            rotation = bank.rotation(layer, row, start, stop, kind)
+            bank.kernels.rotate_into(self._keys[layer, row, start:stop], keys, *rotation)
+
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """Nothing to do."""
+
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        targets = (tensor[layer].flatten(0, 1) for tensor in (*self._bank.store.tensors, self._keys))
+        self._bank.kernels.place(keys, values, *rotation, *index, *targets)
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
+
+
+class PerPass:
+    """One layer's rotated keys and plain values, made anew in every layer of every pass."""
+
+    def __init__(self, bank: Bank) -> None:
+        shape = bank.shape
+        size = (shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
+        self._bank = bank
+        self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+        self._values = torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._keys, self._values
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        """Nothing to do: `load` rotates what stands there."""
+
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """The chunk's own slots are read too, so that the ranges stay the same when the chunk moves on in the ring."""
+        bank = self._bank
+        for start, stop, kind in runs(attended):
+            one, slots = slice(row, row + 1), slice(start, stop)
+            rotation = bank.rotation(layer, row, start, stop, kind)
+            bank.kernels.rotate_into(self._keys[row, start:stop], bank.store.keys(layer, one, slots)[0], *rotation)
+            self._values[row, start:stop] = bank.store.values(layer, one, slots)[0]
+
+    def place(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        stored, here = (slots.reshape(-1) for slots in index)
+        flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
+        self._bank.store.write(layer, stored, flat_keys, flat_values)
+        turned = self._bank.rotate(keys, *rotation).flatten(0, 1)
+        self._keys.flatten(0, 1).index_copy_(0, here, turned.to(self._keys.dtype))
+        self._values.flatten(0, 1).index_copy_(0, here, flat_values.to(self._values.dtype))
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._keys[rows, slots], self._values[rows, slots]
+
+
+STORAGES: Mapping[str, tuple[Callable[[KVShape, int], Store], Callable[[Bank], Rotated]]] = {
+    "native": (NativeStore, Resident),
+    "lean": (NativeStore, PerPass),
+    "int8": (Int8Store, PerPass),
+}
+"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit: all layers' keys."""

@@ -1,0 +1,46 @@
+"""The policies of the key/value cache, in one table. They decide with host integers and know no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from cache.kv.plan import KVError
+from cache.kv.policies.adaptive import AdaptiveSinkPolicy
+from cache.kv.policies.base import KVPolicy
+from cache.kv.policies.dual import DualPolicy
+from cache.kv.policies.packed import PackedPolicy
+from cache.kv.policies.selective import HeavyHitterPolicy, ParticipativePolicy
+from cache.kv.policies.windows import DeepSinkPolicy, FullPolicy, RebuildPolicy, SinkPolicy, WindowPolicy
+
+POLICIES: Mapping[str, type[KVPolicy]] = {
+    "full": FullPolicy,
+    "window": WindowPolicy,
+    "sink": SinkPolicy,
+    "adaptive-sink": AdaptiveSinkPolicy,
+    "deep-sink": DeepSinkPolicy,
+    "participative": ParticipativePolicy,
+    "heavy-hitter": HeavyHitterPolicy,
+    "packed": PackedPolicy,
+    "dual": DualPolicy,
+    "rebuild": RebuildPolicy,
+}
+
+
+def make_policy(name: str, *, grid: tuple[int, int], **options: Any) -> KVPolicy:
+    """A policy by name. grid: (rows, columns) of tokens in a latent frame; options: the fields of its class.
+
+    Raises KVError for an unknown name or option and for numbers that cannot work.
+    """
+    if name not in POLICIES:
+        raise KVError(f"unknown key/value policy {name!r}; there are {', '.join(POLICIES)}")
+    policy = POLICIES[name]
+    known = {field.name for field in fields(policy)} - {"grid"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise KVError(f"the policy {name!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return policy(grid=grid, **options)
+
+
+__all__ = ["POLICIES", "KVPolicy", "make_policy"]

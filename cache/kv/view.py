@@ -1,0 +1,121 @@
+"""Owns what one forward pass sees of the cache: a chunk's rotation, and the exchange of its keys and values.
+
+Knows tensors and slots. A view is made for one pass and thrown away; its tensors are the cache's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cache.kv.bank import Bank, Rotated
+from cache.kv.ops import accumulate, run, shape_of
+from cache.kv.plan import Operation, Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPass:
+    """What a pass does in one row: the operations due in each layer, and of the past what they put somewhere new.
+
+    first: whether it is the first pass of the row's chunk.
+    """
+
+    row: int
+    first: bool
+    attended: tuple[Span, ...]
+    first_pass: tuple[Operation, ...]
+    moved: tuple[Span, ...]
+
+
+class KVView:
+    """One forward pass of some rows. B is their number, N the pass's tokens, M the attended tokens, N included.
+
+    In every layer: if `observes`, `observe(layer, rotated queries)` first; then `exchange(layer, keys, values)`.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        rotated: Rotated,
+        passes: Sequence[RowPass],
+        *,
+        slots: tuple[int, int],
+        tokens: int,
+        index: tuple[torch.Tensor, torch.Tensor],
+        rotation: tuple[torch.Tensor, torch.Tensor],
+    ) -> None:
+        self._bank, self._rotated, self._passes = bank, rotated, tuple(passes)
+        self._slots, self._tokens, self._index, self._rotation = slice(*slots), tokens, index, rotation
+        self._queries: dict[int, torch.Tensor] = {}
+        self._accumulates = bank.policy.accumulates and any(p.first for p in passes)
+        self.rows = tuple(p.row for p in passes)
+        self.observes = self._accumulates or any(p.first_pass for p in passes)
+        """Whether this pass must call `observe` in every layer."""
+        rows = self.rows
+        self._adjacent = slice(rows[0], rows[-1] + 1) if rows == tuple(range(rows[0], rows[-1] + 1)) else None
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        return self._tokens
+
+    @property
+    def attended_tokens(self) -> int:
+        """M."""
+        return self._slots.stop - self._slots.start
+
+    @property
+    def query_rotation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cos, sin) of the pass's own tokens, queries and keys alike: [B, N, 1, D/2] float32. Address is stable."""
+        return self._rotation
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Equal for passes that run the same kernels on the same addresses: the key of a captured CUDA graph.
+
+        A graph captured from one pass may be replayed for a later one of equal signature: the later one's `begin` has
+        put its slots and rotations into the tensors that the graph reads. Make the view all the same: it notes that the
+        chunk's first pass was taken. None of this holds for rows that are not adjacent.
+        """
+        due = tuple(shape_of(op) for p in self._passes for op in p.first_pass)
+        firsts = tuple(p.first for p in self._passes) if self._accumulates else ()
+        return (self.rows, self._slots.start, self._slots.stop, self._tokens, firsts, due)
+
+    def observe(self, layer: int, queries: torch.Tensor) -> None:
+        """Rotated queries [B, N, H, D] of a layer, before its `exchange`. Needed where `observes`, else ignored."""
+        if self.observes:
+            self._queries[layer] = queries
+
+    def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the pass's un-rotated keys and values [B, N, H, D]; return all rotated keys and values [B, M, H, D].
+
+        A later pass of the same chunk overwrites its place. The result is the cache's own memory: read it before the
+        next `exchange` (of another layer, where the storage shares memory between layers) and do not write to it.
+        """
+        assert keys.shape[:2] == (len(self.rows), self._tokens), (keys.shape, self.rows, self._tokens)
+        queries = None
+        if self.observes:
+            assert layer in self._queries, "observe(layer, queries) comes before exchange in a pass that observes"
+            queries = self._queries.pop(layer)
+        for i, row_pass in enumerate(self._passes):
+            for op in row_pass.first_pass:
+                run(self._bank, layer, row_pass.row, op, None if queries is None else queries[i])
+            if row_pass.moved:
+                self._rotated.rotate(layer, row_pass.row, row_pass.moved)
+            self._rotated.load(layer, row_pass.row, row_pass.attended)
+        self._rotated.place(layer, self._index, keys, values, self._rotation)
+        attended = self._read(layer)
+        if self._accumulates:
+            assert queries is not None
+            for i, row_pass in enumerate(self._passes):
+                if row_pass.first:
+                    accumulate(self._bank, layer, row_pass.row, self._slots, queries[i], attended[0][i])
+        return attended
+
+    def _read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._adjacent is not None:
+            return self._rotated.read(layer, self._adjacent, self._slots)
+        parts = [self._rotated.read(layer, slice(row, row + 1), self._slots) for row in self.rows]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

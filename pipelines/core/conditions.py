@@ -1,0 +1,163 @@
+"""Owns what a stream is told: encoded texts (cached), weighted blends and timed transitions.
+
+Knows no ring and no slots: it says which condition holds now, and the stream writes it to rows.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+
+from .controls import Controls
+
+_CACHED_TEXTS = 64
+_PARALLEL = 1e-4  # sine of the angle below which the arc is a straight line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TextCondition:
+    """One encoded prompt, float32 on the model's device.
+
+    embeds: [L, D]. pooled: [P], or None where the model takes none (SDXL-class models take it).
+    """
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+
+class PromptEncoder(Protocol):
+    """Text to condition. Runs outside of ticks; results may be cached by text."""
+
+    def encode(self, text: str) -> TextCondition: ...
+
+
+class TextCache:
+    """Encoded texts by text; the least recently used goes first. Bounded."""
+
+    def __init__(self, encoder: PromptEncoder, capacity: int = _CACHED_TEXTS) -> None:
+        self._encoder = encoder
+        self._capacity = capacity
+        self._conditions: OrderedDict[str, TextCondition] = OrderedDict()
+
+    def encode(self, text: str) -> TextCondition:
+        """The condition of one text."""
+        condition = self._conditions.get(text)
+        if condition is None:
+            condition = self._encoder.encode(text)
+            if len(self._conditions) >= self._capacity:
+                self._conditions.popitem(last=False)
+            self._conditions[text] = condition
+        self._conditions.move_to_end(text)
+        return condition
+
+    def clear(self) -> None:
+        """Forget everything (the text encoder has changed)."""
+        self._conditions.clear()
+
+
+Mix = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def linear(start: torch.Tensor, end: torch.Tensor, fraction: float) -> torch.Tensor:
+    """start + fraction (end - start). [..., D] -> [..., D]."""
+    return torch.lerp(start, end, fraction)
+
+
+def slerp(start: torch.Tensor, end: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Spherical linear interpolation of each vector along the last axis (Shoemake 1985); norms go linearly.
+
+    Vectors that are (nearly) parallel are mixed along a straight line. [..., D] -> [..., D].
+    """
+    norm_start, norm_end = (v.norm(dim=-1, keepdim=True) for v in (start, end))
+    tiny = torch.finfo(start.dtype).tiny
+    u, v = start / norm_start.clamp_min(tiny), end / norm_end.clamp_min(tiny)
+    angle = torch.acos((u * v).sum(-1, keepdim=True).clamp(-1.0, 1.0))
+    sine = torch.sin(angle)
+    safe = torch.where(sine.abs() < _PARALLEL, torch.ones_like(sine), sine)
+    arc = (torch.sin((1.0 - fraction) * angle) * u + torch.sin(fraction * angle) * v) / safe
+    arc = arc * torch.lerp(norm_start, norm_end, fraction)
+    return torch.where(sine.abs() < _PARALLEL, torch.lerp(start, end, fraction), arc)
+
+
+BLENDS: Mapping[str, Mix] = MappingProxyType({"linear": linear, "slerp": slerp})
+"""By the names of the control `prompt_blend`."""
+
+
+def mix_conditions(start: TextCondition, end: TextCondition, fraction: float, mix: Mix) -> TextCondition:
+    """The condition `fraction` of the way from start to end; exactly start at 0 and end at 1."""
+    if fraction <= 0.0:
+        return start
+    if fraction >= 1.0:
+        return end
+    pooled = None
+    if start.pooled is not None and end.pooled is not None:
+        pooled = mix(start.pooled, end.pooled, fraction)
+    return TextCondition(embeds=mix(start.embeds, end.embeds, fraction), pooled=pooled)
+
+
+def blend(conditions: Sequence[TextCondition], weights: Sequence[float], mix: Mix) -> TextCondition:
+    """The weighted blend; weights (> 0) are relative. Each one is mixed in by its share of the weight so far."""
+    result, total = conditions[0], weights[0]
+    for condition, weight in zip(conditions[1:], weights[1:], strict=True):
+        total += weight
+        result = mix_conditions(result, condition, weight / total, mix)
+    return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ConditionPair:
+    """What to show and what to steer away from."""
+
+    positive: TextCondition
+    negative: TextCondition
+
+
+def encode_controls(texts: TextCache, controls: Controls) -> ConditionPair:
+    """The pair that a state of the controls asks for. No prompt: the empty text."""
+    prompts = controls.prompts
+    encoded = [texts.encode(p.text) for p in prompts] or [texts.encode("")]
+    positive = blend(encoded, [p.weight for p in prompts] or [1.0], BLENDS[controls.text("prompt_blend")])
+    return ConditionPair(positive=positive, negative=texts.encode(controls.text("negative_prompt")))
+
+
+class Transition:
+    """The condition of a stream as it moves to its target. version grows with every change of `now`."""
+
+    def __init__(self, pair: ConditionPair) -> None:
+        self._start = pair
+        self._target = pair
+        self._mix: Mix = linear
+        self._frames = 0
+        self._done = 0
+        self.now = pair
+        self.version = 0
+
+    @property
+    def moving(self) -> bool:
+        """Whether `advance` still changes anything."""
+        return self.now is not self._target
+
+    def aim(self, target: ConditionPair, *, frames: int, mix: Mix) -> None:
+        """Move to `target` over `frames` calls' worth of frames, from where it is now; 0: with the next call."""
+        self._start, self._target = self.now, target
+        self._frames, self._done, self._mix = frames, 0, mix
+
+    def advance(self, frames: int) -> None:
+        """Move on by `frames`."""
+        if not self.moving:
+            return
+        self._done += frames
+        fraction = 1.0 if self._done >= self._frames else self._done / self._frames
+        self.now = self._target if fraction >= 1.0 else self._between(fraction)
+        self.version += 1
+
+    def _between(self, fraction: float) -> ConditionPair:
+        return ConditionPair(
+            positive=mix_conditions(self._start.positive, self._target.positive, fraction, self._mix),
+            negative=mix_conditions(self._start.negative, self._target.negative, fraction, self._mix),
+        )

@@ -1,0 +1,31 @@
+"""Owns what a user says about a LoRA file: where it is and how much of it. Knows no tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipelines.core.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraFile:
+    """One LoRA and its own weight, which the live scale multiplies.
+
+    source: a local .safetensors file, or a hub id such as latent-consistency/lcm-lora-sdv1-5 (optionally followed by
+    the file's name inside the repository: owner/name/file.safetensors).
+    """
+
+    source: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise InputError("A LoRA was given without a name.", "Give a .safetensors file or a hub id.")
+        if not math.isfinite(self.weight) or abs(self.weight) > 10:
+            raise InputError(f"The LoRA weight {self.weight} is out of range.", "Give a number from -10 to 10.")
+
+    @property
+    def hub_id(self) -> str:
+        """The source without a file's name: owner/name for a hub id; of no meaning for a local path."""
+        return "/".join(self.source.split("/", 2)[:2])

@@ -1,0 +1,145 @@
+"""Owns the check before loading (how many bytes a model will take, and whether the device has them), and what is said
+when memory runs out later.
+
+Reads the headers of safetensors files only; loads no weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
+
+from .layout import Component, find_weights
+
+_MAX_HEADER_BYTES = 100_000_000
+# Room for activations, the ring and libraries beside the weights. A guess that errs on the small side.
+WORKING_BYTES = 256 * 2**20
+_CGROUP_FOLDER = Path("/sys/fs/cgroup")
+
+
+def count_parameters(file: Path) -> int:
+    """Numbers stored in a safetensors file, from its header. Raises ModelLayoutError for a damaged file."""
+    damaged = ModelLayoutError(f"{file} is not a complete safetensors file.", "Download it again.")
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise damaged
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(_MAX_HEADER_BYTES, file.stat().st_size):
+            raise damaged
+        try:
+            header = json.loads(stream.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError):
+            raise damaged from None
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+    if 8 + length + end > file.stat().st_size:
+        raise damaged
+    return sum(math.prod(entry["shape"]) for entry in tensors)
+
+
+class Budget:
+    """Adds up what the parts of a model will take."""
+
+    def __init__(self, *, allow_pickle: bool = False) -> None:
+        self.weights_bytes = 0
+        self._parameters = 0
+        self._allow_pickle = allow_pickle
+
+    def add(self, component: Component, dtype: torch.dtype) -> None:
+        """Count a part that will be held in dtype. Pickles have no header: their size on the disk counts."""
+        weights = find_weights(component, allow_pickle=self._allow_pickle, prefer_half=dtype is torch.float16)
+        if weights.pickled:
+            self.weights_bytes += sum(file.stat().st_size for file in weights.files)
+            return
+        parameters = sum(count_parameters(file) for file in weights.files)
+        self._parameters += parameters
+        self.weights_bytes += parameters * dtype.itemsize
+
+    @property
+    def half_bytes(self) -> int:
+        """What the same parts would take in a 16-bit format."""
+        return self._parameters * 2
+
+    @property
+    def needed_bytes(self) -> int:
+        """Weights and working room."""
+        return self.weights_bytes + WORKING_BYTES
+
+
+def check_memory(
+    budget: Budget, device: torch.device, *, free_bytes: Callable[[torch.device], int] | None = None
+) -> None:
+    """Raise OutOfMemoryError, saying what would fit, when a model needs more than the device has free."""
+    free = (free_bytes or free_memory_bytes)(device)
+    if budget.needed_bytes <= free:
+        return
+    kind = "GPU memory" if device.type == "cuda" else "memory"
+    remedies = []
+    if 0 < budget.half_bytes + WORKING_BYTES <= free:
+        half = "float16" if device.type == "cuda" else "bfloat16"
+        remedies.append(f"--dtype {half} would fit ({_gib(budget.half_bytes + WORKING_BYTES)})")
+    remedies.append("the bundled mini-image fits in 1 GiB")
+    raise OutOfMemoryError(
+        f"The model needs about {_gib(budget.needed_bytes)} of {kind}, and {_gib(free)} are free.",
+        f"Close other programs, or choose a smaller model: {'; '.join(remedies)}.",
+    )
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Bytes a process can still take: the device's own report, or the host's (its container's limit included)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
+    return available if limit is None or used is None else min(available, max(limit - used, 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of the tensor library, or Python's own, says that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px: int, depth: int, steps: int) -> str:
+    """What to do when a batch of `slots` slots at width x height pixels did not fit: numbers, not only directions.
+
+    ran: slots of the largest batch that did run. Activations grow in proportion to slots and pixels; where no smaller
+    batch has run, half of it is taken for what fits. depth, steps: as they are set now.
+    """
+    known = 0 < ran < slots
+    fits = ran if known else slots // 2
+    share = (fits if fits else 0.5) / slots
+    side = math.sqrt(share)
+    small = [max(multiple_px, int(size * side) // multiple_px * multiple_px) for size in (width, height)]
+    size = f"{small[0]}x{small[1]}"
+    if not fits:
+        return f"Start with --size {size} or smaller, or with a 16-bit dtype, or close other programs that use it."
+    said = f"{fits} slots {'have' if fits > 1 else 'has'} run" if known else f"About {fits} would fit"
+    lower = [f"{name} {max(1, int(now * share))}" for name, now in (("depth", depth), ("steps", steps)) if now > 1]
+    choices = [*([f"set {' or '.join(lower)}"] if lower else []), f"start with --size {size} to keep all {slots}"]
+    return f"{said}: {', or '.join(choices)}."
+
+
+def _cgroup_number(name: str) -> int | None:
+    """A number of the container's control group (version 2); None when there is no limit or no such group."""
+    try:
+        text = (_CGROUP_FOLDER / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,100 @@
+"""Owns strict loading: every key of a file finds its place and every parameter gets a value, or an error lists them.
+
+Knows the loading functions of diffusers and transformers; knows nothing of what the networks calculate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.core.errors import ModelLayoutError
+
+from .layout import Component, find_weights
+
+_MAX_LISTED = 8
+# Buffers that older transformers releases wrote into checkpoints and that later ones compute.
+_HARMLESS = re.compile(r"(^|\.)embeddings\.position_ids$")
+
+
+def load_component(
+    network: Any, component: Component, *, dtype: torch.dtype, device: torch.device, allow_pickle: bool = False
+) -> Any:
+    """Load `network` (a class of diffusers or transformers) from a model's sub-folder, strictly.
+
+    Returns the module in eval mode, without gradients, in dtype on device. Raises ModelLayoutError listing the keys
+    that are missing, unexpected or of another shape, and UnsafeWeightsError as `find_weights` does.
+    """
+    weights = find_weights(component, allow_pickle=allow_pickle, prefer_half=dtype is torch.float16)
+    with quiet_loading():
+        try:
+            module, report = network.from_pretrained(
+                component.folder,
+                variant=weights.variant,
+                use_safetensors=not weights.pickled,
+                torch_dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelLayoutError(
+                f"The {component.name} in {component.folder} cannot be loaded: {_first_line(error)}",
+                "Its config.json and its weights do not belong together, or a file is damaged: download it again.",
+            ) from error
+    check_report(component, report)
+    assert isinstance(module, nn.Module)
+    return module.to(device=device).eval().requires_grad_(False)
+
+
+def check_report(component: Component, report: Mapping[str, Any]) -> None:
+    """Raise ModelLayoutError unless a loading report (missing, unexpected, mismatched keys) is empty."""
+    problems = [
+        f"{kind} {_listed(keys)}"
+        for kind, name in (("missing", "missing_keys"), ("unexpected", "unexpected_keys"), ("shape", "mismatched_keys"))
+        if (keys := _meaningful(report.get(name, ())))
+    ]
+    if problems:
+        raise ModelLayoutError(
+            f"The weights of the {component.name} in {component.folder} do not fit its configuration: "
+            f"{'; '.join(problems)}.",
+            "The config.json and the weights come from different models: download it again.",
+        )
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence the reports and progress bars of both libraries while a part loads: `check_report` reads them."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _meaningful(keys: Iterable[Any]) -> list[str]:
+    names = [str(key[0]) if isinstance(key, tuple) else str(key) for key in keys]
+    return sorted(name for name in names if not _HARMLESS.search(name))
+
+
+def _listed(keys: list[str]) -> str:
+    rest = len(keys) - _MAX_LISTED
+    return ", ".join(keys[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,1 @@
+"""From a diffusers folder to an image model: recognise, check, load, adapt."""

@@ -1,0 +1,174 @@
+"""Owns the adapters that make diffusers' networks obey pipelines/image/model.py: denoiser and latent codecs.
+
+Everything outside of the networks is float32 (float64 for a float64 model); the networks get casts, no autocast.
+Knows no files, no prompts and no ring.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.core.errors import ModelLayoutError
+from pipelines.image.model import Condition, ScheduleConfig
+
+# (latents, prediction, a, b) -> x0, where x_t = a x0 + b eps, a = sqrt(abar_t), b = sqrt(1 - abar_t).
+_ToClean = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _from_epsilon(x: torch.Tensor, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x0 = (x_t - b eps) / a (Ho et al. 2020, equation 15)."""
+    return (x - b * out) / a
+
+
+def _from_velocity(x: torch.Tensor, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """x0 = a x_t - b v (Salimans and Ho 2022, appendix D)."""
+    return a * x - b * out
+
+
+def _from_sample(x: torch.Tensor, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The network predicts x0 itself."""
+    return out
+
+
+_PREDICTIONS: Mapping[str, _ToClean] = {
+    "epsilon": _from_epsilon,
+    "v_prediction": _from_velocity,
+    "sample": _from_sample,
+}
+
+
+class UNetDenoiser:
+    """A UNet2DConditionModel as a `Denoiser`: latents in, x0 out. Creates no state after construction."""
+
+    def __init__(
+        self,
+        unet: Any,
+        *,
+        schedule: ScheduleConfig,
+        prediction_type: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        guidance_embedding: torch.Tensor | None = None,
+    ) -> None:
+        """guidance_embedding: [1, K], for networks distilled with guidance as an input (time_cond_proj_dim)."""
+        if prediction_type not in _PREDICTIONS:
+            raise ModelLayoutError(
+                f"The scheduler's prediction_type {prediction_type!r} is unknown.",
+                f"Known: {', '.join(_PREDICTIONS)}.",
+            )
+        self.unet = unet
+        self._to_clean = _PREDICTIONS[prediction_type]
+        self._dtype = dtype
+        self._outer = torch.float64 if dtype is torch.float64 else torch.float32
+        abar = torch.from_numpy(schedule.alphas_cumprod)
+        self._a = abar.sqrt().to(device=device, dtype=self._outer)
+        self._b = (1 - abar).sqrt().to(device=device, dtype=self._outer)
+        self._guidance = None if guidance_embedding is None else guidance_embedding.to(device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """See `pipelines.image.model.Denoiser`."""
+        added = None
+        if condition.pooled is not None:
+            assert condition.time_ids is not None, "a model with pooled prompts needs time_ids"
+            added = {"text_embeds": condition.pooled.to(self._dtype), "time_ids": condition.time_ids.to(self._dtype)}
+        guidance = None if self._guidance is None else self._guidance.expand(latents.shape[0], -1)
+        prediction = self.unet(
+            latents.to(self._dtype).contiguous(memory_format=torch.channels_last),
+            timestep,
+            encoder_hidden_states=condition.embeds.to(self._dtype),
+            timestep_cond=guidance,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        a = self._a.index_select(0, timestep).view(-1, 1, 1, 1)
+        b = self._b.index_select(0, timestep).view(-1, 1, 1, 1)
+        clean = self._to_clean(latents.to(self._outer), prediction.to(self._outer), a, b)
+        return clean.contiguous()
+
+
+class _Codec:
+    """What the two codecs share: casts and the numbers of the interface."""
+
+    def __init__(self, autoencoder: Any, *, factor: int, dtype: torch.dtype) -> None:
+        self.autoencoder = autoencoder
+        self.latent_channels = int(autoencoder.config.latent_channels)
+        self.factor = factor
+        self._dtype = dtype
+        self._outer = torch.float64 if dtype is torch.float64 else torch.float32
+
+    def _inward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype).contiguous(memory_format=torch.channels_last)
+
+    def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._outer).contiguous()
+
+
+class KLCodec(_Codec):
+    """AutoencoderKL as a `LatentCodec`. Encoding gives the posterior mean: noise would make streams flicker.
+
+    latents = (z - shift) * scaling, or (z - mean) * scaling / std per channel where the configuration has
+    latents_mean and latents_std (as diffusers' pipelines do).
+    """
+
+    def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
+        config = autoencoder.config
+        super().__init__(autoencoder, factor=2 ** (len(config.block_out_channels) - 1), dtype=dtype)
+        scaling = float(config.scaling_factor)
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            shifts, scales = [float(m) for m in mean], [scaling / float(s) for s in std]
+        else:
+            shifts, scales = [float(config.get("shift_factor") or 0.0)], [scaling]
+        self._shift = torch.tensor(shifts, device=device, dtype=self._outer).view(1, -1, 1, 1)
+        self._scale = torch.tensor(scales, device=device, dtype=self._outer).view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        moments = self.autoencoder.encode(self._inward(images), return_dict=False)[0]
+        return (self._outward(moments.mode()) - self._shift) * self._scale
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        z = latents.to(self._outer) / self._scale + self._shift
+        return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
+
+
+class TinyCodec(_Codec):
+    """AutoencoderTiny (TAESD and its kin) as a `LatentCodec`; its latents are in the denoiser's range already."""
+
+    def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
+        config = autoencoder.config
+        super().__init__(autoencoder, factor=2 ** (len(config.encoder_block_out_channels) - 1), dtype=dtype)
+        self._scaling = float(config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        return self._outward(self.autoencoder.encode(self._inward(images), return_dict=False)[0]) * self._scaling
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        z = latents.to(self._outer) / self._scaling
+        return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Convolution weights in the memory order that CPUs and tensor cores prefer; values are unchanged."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def guidance_scale_embedding(guidance: float, width: int) -> torch.Tensor:
+    """[1, width] float32: sines and cosines of 1000 w (Luo et al. 2023, section 4.2; as in diffusers' LCM pipeline)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
+    angles = guidance * 1000.0 * frequencies
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]

@@ -1,0 +1,87 @@
+"""Owns the record of one slot: what was fixed when it was born, and how far it has got.
+
+Knows no tensors but the host copy of its noise; its latents live in the ring, in its row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.core.controls import Controls
+from pipelines.core.tick_log import BirthRecord
+from pipelines.core.transfers import Mark, Readback
+from pipelines.core.types import Frame
+
+from .guidance import Guidance
+from .noise import SlotNoise
+from .steps import StepCoefficients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Birth:
+    """What stays the same for a slot's whole life.
+
+    number: position among the slots of its stream. frames: its F input frames, None where prompt-only; the first `kept`
+    give outputs, the rest is padding. first_ordinal: position of its first frame
+    among the prompt-only frames of the stream.
+    plan: the coefficients of its steps. controls: the state of the stream at birth.
+    strength: the one its plan was made with; 1 where prompt-only.
+    """
+
+    stream: int
+    number: int
+    frames: tuple[Frame | None, ...]
+    kept: int
+    controls: Controls
+    strength: float
+    guidance: Guidance
+    plan: tuple[StepCoefficients, ...]
+    noise: SlotNoise
+    first_ordinal: int
+
+    @property
+    def has_picture(self) -> bool:
+        """False: prompt-only. The frames of one slot are of one kind."""
+        return self.frames[0] is not None
+
+
+class Slot:
+    """A slot in flight or waiting to be pulled.
+
+    row: its ring row, while it is in flight. readback, buffer: where its pictures land. step: index of the next step.
+    condition_version: which state of its stream's condition its row holds. done: passed when the pictures are there.
+    """
+
+    __slots__ = ("birth", "buffer", "condition_version", "done", "readback", "row", "step")
+
+    def __init__(self, birth: Birth, row: int, readback: Readback, condition_version: int) -> None:
+        self.birth = birth
+        self.row = row
+        self.readback = readback
+        self.buffer = readback.acquire()
+        self.step = 0
+        self.condition_version = condition_version
+        self.done: Mark | None = None
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether the next step is the last."""
+        return self.step == len(self.birth.plan) - 1
+
+
+def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
+    """What the tick log says of a new slot. tick: the next to run."""
+    birth, controls = slot.birth, slot.birth.controls
+    return BirthRecord(
+        tick=tick,
+        stream=birth.stream,
+        slot=birth.number,
+        row=slot.row,
+        source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
+        timesteps=tuple(step.timestep for step in birth.plan),
+        strength=birth.strength,
+        step_function=controls.text("step_function"),
+        guidance_mode=controls.text("guidance_mode"),
+        seed=controls.integer("seed"),
+        seed_lock=controls.flag("seed_lock"),
+    )

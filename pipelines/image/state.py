@@ -1,0 +1,123 @@
+"""Owns what the streams of one image engine share: the ring, the text cache, the tick count, sizes and the log.
+
+Knows no single stream and runs no tick.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cache.ring import Ring, RingField
+from pipelines.backends.base import Backend
+from pipelines.backends.cuda_graph import CudaGraphBackend
+from pipelines.backends.eager import EagerBackend
+from pipelines.core.conditions import ConditionPair, TextCache, TextCondition
+from pipelines.core.control_table import CONTROLS
+from pipelines.core.errors import ControlError, InputError
+from pipelines.core.tick_log import TickLog
+from pipelines.core.transfers import Readback
+
+from .model import ImageModel
+
+
+def max_steps() -> int:
+    """Most steps that a slot can have: the control table's maximum."""
+    maximum = CONTROLS["steps"].maximum
+    assert maximum is not None
+    return int(maximum)
+
+
+def make_backend(name: str, device: torch.device) -> Backend:
+    """The backend of that name. Raises InputError for an unknown one, ModelError where the device cannot run it."""
+    if name == "eager":
+        return EagerBackend()
+    if name == "cuda-graph":
+        return CudaGraphBackend(device)
+    raise InputError(f"There is no backend {name!r}.", "Choose eager or cuda-graph.")
+
+
+class ImageCore:
+    """The shared state of an image engine. Latents and formula have the dtype `work_dtype`, text fields float32."""
+
+    def __init__(
+        self,
+        model: ImageModel,
+        *,
+        width: int,
+        height: int,
+        frames_per_slot: int,
+        max_slots: int,
+        backend: str,
+        tick_log: TickLog | None,
+        work_dtype: torch.dtype,
+    ) -> None:
+        self.model = model
+        self.width, self.height = width or model.size_px[0], height or model.size_px[1]
+        self.frames_per_slot, self.max_slots, self.work_dtype = frames_per_slot, max_slots, work_dtype
+        _check_sizes(self.width, self.height, model.codec.factor, frames_per_slot, max_slots)
+        factor = model.codec.factor
+        self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
+        self.backend = make_backend(backend, model.device)
+        self.texts = TextCache(model.prompts)
+        self.log = tick_log if tick_log is not None else TickLog()
+        self.next_tick = 0
+        self.lora_scale = float(str(CONTROLS["lora_scale"].default))
+        self.ring = Ring(max_slots, self._fields(self.texts.encode("")), model.device)
+
+    def _fields(self, text: TextCondition) -> dict[str, RingField]:
+        latents = (self.frames_per_slot, *self.latent_shape)
+        fields = {
+            "latents": RingField(shape=latents, dtype=self.work_dtype),
+            "stock": RingField(shape=latents, dtype=self.work_dtype),
+            "noise": RingField(shape=(max_steps(), *latents), dtype=self.work_dtype),
+            "embeds": RingField(shape=(2, *text.embeds.shape)),
+        }
+        if text.pooled is not None:
+            fields["pooled"] = RingField(shape=(2, *text.pooled.shape))
+        return fields
+
+    def time_ids(self) -> torch.Tensor | None:
+        """[1, 6] original size, crop and target size of SDXL-class models (Podell et al. 2023, section 2.2)."""
+        if not self.model.wants_time_ids:
+            return None
+        size = (self.height, self.width)
+        return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=self.model.device)
+
+    def make_readback(self) -> Readback:
+        """Buffers for one stream: its slots in flight and twice as many finished ones."""
+        shape = (self.frames_per_slot, self.height, self.width, 3)
+        return Readback(3 * self.max_slots, shape, self.model.device)
+
+    def write_condition(self, row: int, pair: ConditionPair) -> None:
+        """Copy a condition into a ring row."""
+        for cell, condition in enumerate((pair.positive, pair.negative)):
+            self.ring.tensor("embeds")[row, cell].copy_(condition.embeds)
+            if condition.pooled is not None:
+                self.ring.tensor("pooled")[row, cell].copy_(condition.pooled)
+
+    def check_lora_scale(self, scale: float) -> None:
+        """Raise ControlError when `scale` asks for a change that this engine cannot make."""
+        if scale != self.lora_scale and self.model.lora is None:
+            raise ControlError("No LoRA is loaded, so lora_scale has nothing to scale.", "Open the model with a LoRA.")
+
+    def set_lora_scale(self, scale: float) -> None:
+        """Holds from the next tick for every stream of the engine; captured graphs are captured again."""
+        if scale != self.lora_scale and self.model.lora is not None:
+            self.model.lora.set_scale(scale)
+            self.lora_scale = scale
+            self.backend.invalidate()
+
+
+def _check_sizes(width: int, height: int, factor: int, frames_per_slot: int, max_slots: int) -> None:
+    for name, value in (("width", width), ("height", height)):
+        if value <= 0 or value % factor:
+            nearest = max(factor, round(value / factor) * factor)
+            raise ControlError(
+                f"{name} cannot be {value} pixels.", f"It must be a multiple of {factor}: try {nearest}."
+            )
+    most = CONTROLS["frames_per_slot"].maximum
+    assert most is not None
+    if not 1 <= frames_per_slot <= most:
+        raise ControlError(f"frames_per_slot cannot be {frames_per_slot}.", f"Give a value from 1 to {most:g}.")
+    if not 1 <= max_slots <= 64:
+        raise InputError(f"max_slots cannot be {max_slots}.", "Give a value from 1 to 64.")

@@ -1,0 +1,218 @@
+"""Owns the execution of one tick: upload, encode what is new, one step of every slot, decode what is finished.
+
+Knows slots, not streams; which slots take part and what becomes of finished ones is the engine's business. All state is
+made in __init__; nothing in `run` waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.core.tick_log import RowRecord, TickRecord, TimingRecord
+from pipelines.core.transfers import Mark, Uploads
+
+from .denoise import DenoiseBatch, Real, Whole
+from .guidance import ExtraRow
+from .slots import Slot
+from .state import ImageCore, max_steps
+
+_REALS_OF_PLAN = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+_ENTRY_AXES = (1, 1, 1, 1)
+
+
+class TickRunner:
+    """Runs ticks for one engine. `run` takes the slots in batch order with the guidance scale and delta of each."""
+
+    def __init__(self, core: ImageCore) -> None:
+        self._core, self._ring, self._codec = core, core.ring, core.model.codec
+        slots, frames, device = core.max_slots, core.frames_per_slot, core.model.device
+        noise_shape = (slots, max_steps(), frames, *core.latent_shape)
+        picture = (frames, core.height, core.width, 3)
+        self._uploads = Uploads(
+            {
+                "reals": ((len(Real), 2 * slots), core.work_dtype),
+                "wholes": ((len(Whole), 2 * slots), torch.int64),
+                "noise": (noise_shape, core.work_dtype),
+                "pictures": ((slots, *picture), torch.uint8),
+            },
+            device,
+        )
+        self._reals, self._wholes = self._uploads.device("reals"), self._uploads.device("wholes")
+        self._decoded = torch.zeros((slots * frames, *picture[1:]), dtype=torch.uint8, device=device)
+        self._batch = DenoiseBatch(
+            core.ring,
+            core.model.denoiser,
+            self._reals,
+            self._wholes,
+            pooled=core.texts.encode("").pooled is not None,
+            time_ids=core.time_ids(),
+        )
+        self._timings: deque[tuple[int, list[Mark]]] = deque()
+        self._stepped: frozenset[Slot] = frozenset()  # by a tick that failed after its step
+
+    def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
+        """One step of each slot. Returns those it finished, with the mark that passes when their pictures are there.
+
+        When it fails, nothing of it counts, and it can be run again with fewer slots.
+        """
+        core, run = self._core, self._core.backend.run
+        marks = [Mark(core.model.device) for _ in range(4)]
+        marks[0].record()
+        pictures = [s for s in slots if s.step == 0 and s.birth.has_picture]
+        new = [*pictures, *(s for s in slots if s.step == 0 and not s.birth.has_picture)]
+        finished = [s for s in slots if s.is_last_step]
+        extra = [i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])]
+        self._upload(slots, scales, deltas, extra, new, finished, len(pictures))
+        stepped = self._stepped.issuperset(slots)  # all that is missing is the pictures
+        self._stepped = frozenset()
+        if new and not stepped:
+            run(("admit", len(pictures), len(new)), lambda: self._admit(len(pictures), len(new)))
+        marks[1].record()
+        use_stock = any(s.birth.guidance.uses_stock for s in slots)
+        if not stepped:
+            key = ("denoise", len(slots), len(extra), use_stock)
+            run(key, lambda: self._batch.run(len(slots), len(extra), use_stock))
+        marks[2].record()
+        if finished:
+            self._stepped = frozenset(slots)
+            run(("finish", len(finished)), lambda: self._finish(len(finished)))
+            self._read_back(finished)
+            self._stepped = frozenset()
+        marks[3].record()
+        self._log(slots, scales, deltas, set(extra), finished)
+        self._timings.append((core.next_tick, marks))
+        self.log_timings()
+        for slot in slots:
+            slot.step += 1
+        core.next_tick += 1
+        return [(slot, marks[3]) for slot in finished]
+
+    def log_timings(self) -> None:
+        """Log the timings of the ticks that the device has finished."""
+        while self._timings and self._timings[0][1][-1].passed():
+            tick, (start, encoded, stepped, decoded) = self._timings.popleft()
+            self._core.log.add(
+                TimingRecord(
+                    tick=tick,
+                    encode_ms=encoded.ms_since(start),
+                    denoise_ms=stepped.ms_since(encoded),
+                    decode_ms=decoded.ms_since(stepped),
+                )
+            )
+
+    def _upload(
+        self,
+        slots: Sequence[Slot],
+        scales: Sequence[float],
+        deltas: Sequence[float],
+        extra: Sequence[int],
+        new: Sequence[Slot],
+        finished: Sequence[Slot],
+        pictures: int,
+    ) -> None:
+        uploads = self._uploads
+        uploads.begin()
+        for column, slot in enumerate(slots):
+            self._fill_column(column, slot, scales[column], deltas[column])
+        wholes = uploads.host("wholes").numpy()
+        reals = uploads.host("reals").numpy()
+        for entry, column in enumerate(extra, start=len(slots)):
+            reals[:, entry] = reals[:, column]
+            wholes[:, entry] = wholes[:, column]
+            wholes[Whole.EMBED, entry] += 1
+            wholes[Whole.EXTRA, column] = entry
+        for index, slot in enumerate(new):
+            self._fill_entry(index, slot)
+        wholes[Whole.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
+        uploads.send("reals")
+        uploads.send("wholes")
+        uploads.send("noise", len(new))
+        uploads.send("pictures", pictures)
+        uploads.end()
+
+    def _fill_column(self, column: int, slot: Slot, scale: float, delta: float) -> None:
+        reals, wholes = self._uploads.host("reals").numpy(), self._uploads.host("wholes").numpy()
+        step, guidance = slot.birth.plan[slot.step], slot.birth.guidance
+        for real, name in enumerate(_REALS_OF_PLAN):
+            reals[real, column] = getattr(step, name)
+        reals[Real.GAIN, column] = guidance.gain(scale)
+        reals[Real.DELTA, column] = delta
+        reals[Real.FULL, column] = guidance.extra is ExtraRow.EVERY_STEP
+        reals[Real.STOCK, column] = guidance.uses_stock
+        reals[Real.STOCK_START, column] = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
+        wholes[Whole.ROW, column] = slot.row
+        wholes[Whole.EMBED, column] = 2 * slot.row
+        wholes[Whole.TIMESTEP, column] = step.timestep
+        wholes[Whole.STEP, column] = slot.step
+        # The last step adds no noise; it reads some cell of its own row.
+        wholes[Whole.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
+        wholes[Whole.EXTRA, column] = column
+
+    def _fill_entry(self, index: int, slot: Slot) -> None:
+        uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
+        reals, wholes = uploads.host("reals").numpy(), uploads.host("wholes").numpy()
+        reals[Real.ENTRY_A, index] = first.a if birth.has_picture else 0.0
+        reals[Real.ENTRY_B, index] = first.b if birth.has_picture else 1.0
+        wholes[Whole.ENTRY_ROW, index] = slot.row
+        noise = uploads.host("noise")[index]
+        noise[0] = birth.noise.entry
+        noise[1 : len(birth.plan)] = birth.noise.later
+        if birth.has_picture:
+            pictures = uploads.host("pictures")[index].numpy()
+            for place, frame in enumerate(birth.frames):
+                assert frame is not None
+                pictures[place] = frame.image
+
+    def _admit(self, pictures: int, new: int) -> None:
+        """Entry latents a z + b n of the slots that are new in this tick (n alone where there is no picture)."""
+        noise = self._uploads.device("noise")[:new]
+        entry = noise[:, 0]
+        latents = self._reals[Real.ENTRY_B, :new].view(new, *_ENTRY_AXES) * entry
+        if pictures:
+            images = self._uploads.device("pictures")[:pictures].flatten(0, 1).permute(0, 3, 1, 2)
+            images = images.to(self._core.work_dtype).div(127.5).sub(1.0)
+            encoded = self._codec.encode(images).view(pictures, *entry.shape[1:])
+            latents[:pictures] += self._reals[Real.ENTRY_A, :pictures].view(pictures, *_ENTRY_AXES) * encoded
+        rows = self._wholes[Whole.ENTRY_ROW, :new]
+        self._ring.scatter("latents", rows, latents)
+        self._ring.scatter("stock", rows, entry)
+        self._ring.scatter("noise", rows, noise)
+
+    def _finish(self, finished: int) -> None:
+        """Pictures [finished F, H, W, 3] uint8 of the slots that ended."""
+        latents = self._ring.gather("latents", self._wholes[Whole.FINISHED_ROW, :finished])
+        images = self._codec.decode(latents.flatten(0, 1))
+        pixels = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        self._decoded[: len(pixels)].copy_(pixels.permute(0, 2, 3, 1))
+
+    def _read_back(self, finished: Sequence[Slot]) -> None:
+        frames = self._core.frames_per_slot
+        for index, slot in enumerate(finished):
+            slot.readback.receive(slot.buffer, self._decoded[index * frames : (index + 1) * frames])
+
+    def _log(
+        self,
+        slots: Sequence[Slot],
+        scales: Sequence[float],
+        deltas: Sequence[float],
+        extra: set[int],
+        finished: Sequence[Slot],
+    ) -> None:
+        rows = tuple(
+            RowRecord(
+                stream=slot.birth.stream,
+                slot=slot.birth.number,
+                row=slot.row,
+                step=slot.step,
+                timestep=slot.birth.plan[slot.step].timestep,
+                extra=column in extra,
+                guidance_scale=scales[column],
+                guidance_delta=deltas[column],
+            )
+            for column, slot in enumerate(slots)
+        )
+        ended = tuple((slot.birth.stream, slot.birth.number) for slot in finished)
+        self._core.log.add(TickRecord(tick=self._core.next_tick, rows=rows, finished=ended))

@@ -1,0 +1,1 @@
+"""Video autoencoders that code a stream chunk by chunk."""

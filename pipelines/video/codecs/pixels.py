@@ -1,0 +1,49 @@
+"""Owns the way between frames as the doors know them (uint8 [F, H, W, 3]) and pixels as video autoencoders do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipelines.core.errors import InputError
+
+
+def to_pixels(frames: np.ndarray, *, device: torch.device | None = None) -> torch.Tensor:
+    """uint8 frames [F, H, W, 3] -> pixels [1, 3, F, H, W] float32 in [0, 1]: x / 255. The bytes travel, not the floats.
+
+    Raises InputError for an image [H, W, 3] or anything that is not uint8 RGB.
+    """
+    if frames.ndim == 3:
+        raise InputError(
+            f"An image {frames.shape} was given where a video [F, H, W, 3] is needed.",
+            "Make it a video of one frame: image[None].",
+        )
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise InputError(
+            f"Frames of shape {frames.shape} and type {frames.dtype} are not [F, H, W, 3] uint8.",
+            "Give RGB frames in bytes.",
+        )
+    bytes_ = torch.from_numpy(np.ascontiguousarray(frames)).to(device or torch.device("cpu"))
+    return bytes_.permute(3, 0, 1, 2)[None].to(torch.float32) / 255
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, F, H, W] in [0, 1] -> uint8 [B, F, H, W, 3], contiguous, on the same device; rounded to nearest.
+
+    Does not wait for the device: copy the result where it is needed. Numbers outside [0, 1] are clamped; NaN is 0.
+    """
+    if pixels.dim() != 5 or pixels.shape[1] != 3:
+        raise InputError(
+            f"Pixels of shape {tuple(pixels.shape)} are not [B, 3, F, H, W].",
+            "An image [B, 3, H, W] becomes a video of one frame by unsqueeze(2).",
+        )
+    scaled = torch.nan_to_num(pixels.float()).clamp(0, 1) * 255
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def to_frames(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels [1, 3, F, H, W] in [0, 1] -> uint8 frames [F, H, W, 3] on the host (waits for the device)."""
+    if pixels.dim() == 5 and pixels.shape[0] != 1:
+        raise InputError(f"{pixels.shape[0]} streams cannot become one video.", "Give one: pixels[row : row + 1].")
+    frames: np.ndarray = to_bytes(pixels)[0].cpu().numpy()
+    return frames

@@ -1,0 +1,1 @@
+"""From a name to a causal video model: find, recognise, check, load."""

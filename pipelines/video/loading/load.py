@@ -1,0 +1,183 @@
+"""Owns the way from a name to a `VideoModel`: find, recognise, check, load, and say what was chosen.
+
+Knows which loader goes with which file; knows no stream, no cache and no control.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.core.errors import ModelLayoutError
+from pipelines.files.hub import licence_of, resolve_lora
+from pipelines.files.lora_files import LoraFile
+from pipelines.files.precision import choose_device
+from pipelines.video.model import VideoModel
+from pipelines.video.presets import Licence, VideoPreset
+from pipelines.video.wan.actions import load_actions
+from pipelines.video.wan.config import WanConfig
+
+from .companions import load_codec, load_text
+from .families import Family
+from .folders import SETTINGS_FILE, VideoFolder
+from .lora_merge import Adapter, read_adapter
+from .recognise import Recognised, check_size, recognise
+from .sizes import config_of
+from .source import Notice, VideoSource, resolve_video
+from .transformer import choose_video_precision, load_transformer
+
+logger = logging.getLogger(__name__)
+_UNKNOWN_LICENCE = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoLoadOptions:
+    """What a user may ask of loading.
+
+    family: a name of FAMILIES; "" recognises it. base: the Wan folder that goes with a checkpoint. autoencoder: "auto"
+    (the folder's tiny one where it has one, else the stock one), "stock", "tiny", or the path of a tiny one's weights.
+    text_encoder: where it is between two prompts: "auto", "keep", "host" or "drop" (umt5.RESIDENCES).
+    notice: gets sentences that the user should see.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    family: str = ""
+    base: str = ""
+    autoencoder: str = "auto"
+    loras: tuple[LoraFile, ...] = ()
+    text_encoder: str = "auto"
+    notice: Notice = logger.warning
+
+
+def load_video_model(model: str, options: VideoLoadOptions | None = None) -> VideoModel:
+    """Load a causal video model. model: see `source.resolve_video`.
+
+    Raises ModelError and its kinds, each with the remedy: not found, another kind of file, damaged, weights that do
+    not fit, a LoRA of another model, too little memory.
+    """
+    options = options or VideoLoadOptions()
+    precision = choose_video_precision(choose_device(options.device), options.dtype)
+    source = resolve_video(model, base=options.base, notice=options.notice)
+    found = recognise(source, options.family)
+    config = config_of(found.checkpoint.shapes, _beside(source.folder), str(found.checkpoint.source))
+    check_size(found, config)
+    preset, licence = _preset(source, found.family), _licence(source, found.family)
+    adapters = _adapters(source, found.family, options)
+    transformer, report = load_transformer(found.checkpoint, config, precision, adapters)
+    if source.folder.actions is not None:
+        transformer.action_embedder = load_actions(
+            source.folder.actions, dim=config.dim, device=precision.device, dtype=precision.dtype
+        )
+    codec = load_codec(source.folder, options.autoencoder, precision, options.notice)
+    text = load_text(source.folder, precision, options.text_encoder)
+    _check_parts(config, codec.latent_channels, text.text_dim)
+    _say(found, licence, options.notice)
+    logger.info("%s: %s (%s) on %s, %s", source.name, found.family.title, found.why, precision.device, precision.reason)
+    return VideoModel(
+        name=source.name,
+        family=found.family.name,
+        why=found.why,
+        transformer=transformer,
+        codec=codec,
+        text=text,
+        preset=preset,
+        dtype=precision.dtype,
+        device=precision.device,
+        licence=licence.summary,
+        commercial=licence.commercial,
+        weights=report,
+    )
+
+
+def _beside(folder: VideoFolder) -> Mapping[str, Any]:
+    """The transformer's configuration with the prompt's rows, of which diffusers' knows nothing."""
+    tokens = folder.text_tokens
+    return folder.transformer_config if tokens is None else {**folder.transformer_config, "text_len": tokens}
+
+
+def _preset(source: VideoSource, family: Family) -> VideoPreset:
+    """The family's preset; a folder's own scheduler and zoetrope.json count more."""
+    settings = source.folder.settings if source.checkpoint is None else {}
+    changes: dict[str, Any] = {name: settings[name] for name in ("width", "height") if name in settings}
+    if family.name == "wan" and source.checkpoint is None and source.folder.shift is not None:
+        changes["shift"] = source.folder.shift
+    own = settings.get("preset", {})
+    known = {entry.name for entry in fields(VideoPreset)}
+    unknown = sorted(own.keys() - known) if isinstance(own, dict) else [str(own)]
+    if unknown:
+        raise ModelLayoutError(
+            f"{source.folder.folder / SETTINGS_FILE}: the preset has no {unknown[0]!r}.",
+            f"Known: {', '.join(sorted(known))}.",
+        )
+    changes |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    try:
+        return replace(family.preset, **changes)
+    except TypeError as error:
+        raise ModelLayoutError(
+            f"{source.folder.folder / SETTINGS_FILE} has a value of the wrong kind ({error}).",
+            "Sizes are whole numbers, steps a list of them.",
+        ) from None
+
+
+def _licence(source: VideoSource, family: Family) -> Licence:
+    """As zoetrope.json or a model card beside the weights says, else as it was published."""
+    if source.checkpoint is None and "licence" in source.folder.settings:
+        return _named_licence(str(source.folder.settings["licence"]))
+    places = (source.folder.folder,) if source.checkpoint is None else source.checkpoint.parents[:2]
+    cards = [card for place in places if not (card := licence_of(place)).startswith(_UNKNOWN_LICENCE)]
+    if not cards or not family.licence.commercial:
+        return family.licence
+    return _named_licence(cards[0])
+
+
+def _named_licence(name: str) -> Licence:
+    return Licence(name=name, commercial="-nc" not in name.lower() and "non-commercial" not in name.lower())
+
+
+def _adapters(source: VideoSource, family: Family, options: VideoLoadOptions) -> tuple[Adapter, ...]:
+    """The user's LoRA files, or the one that belongs to the family where it lies beside the checkpoint."""
+    if options.loras:
+        return tuple(read_adapter(_path(lora), weight=lora.weight) for lora in options.loras)
+    if not family.lora or source.checkpoint is None:
+        return ()
+    file = source.checkpoint.parent / family.lora
+    if not file.is_file():
+        options.notice(
+            f"{family.title} is published as a base and {family.lora}, which is not beside {source.checkpoint.name}: "
+            "without it longer streams drift."
+        )
+        return ()
+    options.notice(f"{file.name} is merged into {source.checkpoint.name}, as {family.title} is published.")
+    return (read_adapter(file, alpha=family.lora_alpha),)
+
+
+def _path(lora: LoraFile) -> Path:
+    path = Path(lora.source).expanduser()
+    return path if path.exists() else resolve_lora(lora)
+
+
+def _check_parts(config: WanConfig, latent_channels: int, text_dim: int) -> None:
+    if latent_channels != config.in_channels:
+        raise ModelLayoutError(
+            f"The autoencoder has {latent_channels} latent channels, the transformer {config.in_channels}.",
+            "Use the autoencoder of the model that the transformer was made on.",
+        )
+    if text_dim != config.text_dim:
+        raise ModelLayoutError(
+            f"The text encoder's embeddings are {text_dim} wide, the transformer reads {config.text_dim}.",
+            "Use the text encoder of the model that the transformer was made on.",
+        )
+
+
+def _say(found: Recognised, licence: Licence, notice: Notice) -> None:
+    family = found.family
+    if not found.asked:
+        notice(f"{found.checkpoint.source.name} is taken for {family.title} ({found.why}); --family names another.")
+    if family.notice:
+        notice(family.notice)
+    if not licence.commercial:
+        notice(f"Licence of {family.title}: {licence.summary}.")

@@ -1,0 +1,76 @@
+"""Owns the building of a transformer from a checkpoint: names matched, adapters merged, format and device.
+
+Knows no family, no codec and no text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.core.errors import OutOfMemoryError
+from pipelines.files.checkpoints import Checkpoint
+from pipelines.files.memory import WORKING_BYTES, free_memory_bytes
+from pipelines.files.precision import Precision, choose_precision
+from pipelines.video.wan.config import WanConfig
+from pipelines.video.wan.transformer import CausalWanTransformer
+
+from .checkpoint_keys import KeyReport, match
+from .lora_merge import Adapter, merged
+
+logger = logging.getLogger(__name__)
+
+
+def choose_video_precision(device: torch.device, requested: str) -> Precision:
+    """As `choose_precision`, but auto takes bfloat16 on CUDA, in which the published causal video models run."""
+    if requested == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision(device=device, dtype=torch.bfloat16, reason="bfloat16: CUDA device")
+    return choose_precision(device, requested)
+
+
+def load_transformer(
+    checkpoint: Checkpoint, config: WanConfig, precision: Precision, adapters: Sequence[Adapter] = ()
+) -> tuple[CausalWanTransformer, KeyReport]:
+    """The transformer with a checkpoint's weights, adapters merged, for inference; and what became of the names.
+
+    Raises ModelLayoutError listing what does not fit, OutOfMemoryError before anything is moved.
+    """
+    with torch.device("meta"):
+        transformer = CausalWanTransformer(config)
+    state = transformer.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    report = match(checkpoint.shapes, expected, ignored=checkpoint.ignored)
+    report.raise_unless_complete(str(checkpoint.source))
+    for adapter in adapters:
+        adapter.check(expected)
+        logger.info("merging %s", adapter.summary)
+    formats = {name: weight_format(name, precision.dtype) for name in expected}
+    _check_memory(sum(tensor.numel() * formats[name].itemsize for name, tensor in state.items()), precision)
+    weights = {
+        target: merged(target, checkpoint.tensors[name], adapters).to(
+            device=precision.device, dtype=formats[target], copy=True
+        )
+        for name, target in report.mapped.items()
+    }
+    transformer.load_state_dict(weights, assign=True)
+    return transformer.eval().requires_grad_(False), report
+
+
+def weight_format(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The format of one weight in a model of `dtype`: at least float32 where diffusers keeps float32 too."""
+    return torch.promote_types(dtype, torch.float32) if CausalWanTransformer.keeps_float32(name) else dtype
+
+
+def _check_memory(weight_bytes: int, precision: Precision) -> None:
+    free = free_memory_bytes(precision.device)
+    if weight_bytes + WORKING_BYTES <= free:
+        return
+    kind = "GPU memory" if precision.device.type == "cuda" else "memory"
+    smaller = " Use --dtype bfloat16." if precision.dtype.itemsize > 2 else " Use a 1.3B model."
+    raise OutOfMemoryError(
+        f"The transformer alone needs {weight_bytes / 2**30:.1f} GiB of {kind} in {precision.dtype_name}, and "
+        f"{free / 2**30:.1f} GiB are free.",
+        f"Close other programs, or use a device with more memory.{smaller}",
+    )

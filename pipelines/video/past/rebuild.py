@@ -1,0 +1,85 @@
+"""Owns the memory of streams that rebuild their cache before every chunk: the last clean latents, and an anchor.
+
+Krea realtime-video (2025): the context is an anchor and the latest frames, passed once at timestep 0. Once the stream's
+true first frame has left the window, the anchor is an old picture, in 8 bits as it was shown, encoded as a stream's
+first frame again.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cache.kv.policies.windows import RebuildPolicy
+from pipelines.video.wan.actions import NO_ACTION
+
+from .base import Memory, MemoryParts
+from .clean_latents import Cell, CleanFrames, CleanLatents
+
+
+class RebuildMemory(Memory):
+    """Latent frames and pictures since the last scene cut, as far as the policy can ask for them."""
+
+    def __init__(self, parts: MemoryParts) -> None:
+        super().__init__(parts)
+        assert isinstance(parts.policy, RebuildPolicy), parts.policy
+        self._policy = parts.policy
+        cells = self._policy.context_frames + self._policy.chunk_frames + 1
+        self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
+        size = (self._policy.anchor_pixels_back, *parts.size, 3)
+        self._pixels = torch.zeros(size, dtype=torch.uint8, device=parts.device)
+        self._frames = 0
+        self._pictures = 0
+
+    def context(self) -> list[CleanFrames]:
+        self._parts.lane.reset()
+        if not self._frames:
+            return []
+        latents, actions = self._clean.take(self._policy.context(self._frames))
+        if self._policy.anchor_is_encoded(self._frames) and self._pictures >= len(self._pixels):
+            oldest = self._pictures % len(self._pixels)
+            picture = self._pixels[oldest].permute(2, 0, 1).float() / 255
+            latents[:, :1] = self._parts.encode(picture[None]).to(latents.dtype)
+            actions = (NO_ACTION, *actions[1:])
+        return [CleanFrames(latents, actions)]
+
+    def finished(self, clean: CleanFrames) -> None:
+        frames = list(range(self._frames, self._frames + len(clean.actions)))
+        self._frames = frames[-1] + 1
+        standing = set(self._policy.context(self._frames)) | {0}
+        kept = [frame for frame in frames if frame in standing] or frames[-1:]
+        places = [frame - frames[0] for frame in kept]
+        chosen = CleanFrames(clean.latents[:, places], tuple(clean.actions[place] for place in places))
+        self._clean.put(kept, chosen, standing=standing)
+
+    def decoded(self, frames: torch.Tensor) -> None:
+        for picture in frames[-len(self._pixels) :]:
+            self._pixels[self._pictures % len(self._pixels)].copy_(picture)
+            self._pictures += 1
+
+    def new_text(self) -> None:
+        """The next rebuilding sees the new prompt."""
+
+    def flush(self) -> None:
+        if self._frames:
+            self._clean.rename([self._frames - 1])
+            self._frames = 1
+            self._pictures = 0
+
+    def scene_cut(self) -> None:
+        self._clean.clear()
+        self._frames = self._pictures = 0
+
+    def restart(self) -> None:
+        super().restart()
+        self.scene_cut()
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self._clean.store, self._pixels
+
+    def facts(self) -> tuple[dict[int, Cell], int, int]:
+        return self._clean.cells, self._frames, self._pictures
+
+    def restore(self, facts: tuple[dict[int, Cell], int, int]) -> None:
+        cells, self._frames, self._pictures = facts
+        self._clean.restore(cells)

@@ -1,0 +1,62 @@
+"""Owns the memory of streams whose cache keeps what it has seen: the clean latents of what stands there.
+
+After a cut of the prompt they are passed again, chunk by chunk at timestep 0, with the new prompt. That is LongLive's
+re-cache (2509.22622) with the block-causal order in which the frames were made.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .base import Memory, MemoryParts, groups_of
+from .clean_latents import Cell, CleanFrames, CleanLatents
+
+
+class WindowMemory(Memory):
+    """Frames that a policy has pooled or chosen token by token cannot be passed again: after a cut they are gone."""
+
+    def __init__(self, parts: MemoryParts) -> None:
+        super().__init__(parts)
+        cells = parts.policy.frame_cells.cells
+        self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
+        self._recache = False
+
+    def context(self) -> list[CleanFrames]:
+        if not self._recache:
+            return []
+        self._recache = False
+        frames = [frame for frame in self._standing() if frame in self._clean.frames]
+        groups = [self._clean.take(group) for group in groups_of(frames, self._parts.chunk_frames)]
+        self._parts.lane.reset()
+        self._clean.rename(frames)
+        return groups
+
+    def finished(self, clean: CleanFrames) -> None:
+        chunk = [span.frame for span in self._parts.lane.ledger().chunk][: len(clean.actions)]
+        self._clean.put(chunk, clean, standing=self._standing())
+
+    def decoded(self, frames: torch.Tensor) -> None:
+        """Latents are enough."""
+
+    def new_text(self) -> None:
+        self._recache = True
+
+    def restart(self) -> None:
+        super().restart()
+        self._clean.clear()
+        self._recache = False
+
+    def _standing(self) -> list[int]:
+        """Frames that stand whole in the cache and stay there."""
+        return [s.frame for s in self._parts.lane.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self._clean.store,)
+
+    def facts(self) -> tuple[dict[int, Cell], bool]:
+        return self._clean.cells, self._recache
+
+    def restore(self, facts: tuple[dict[int, Cell], bool]) -> None:
+        cells, self._recache = facts
+        self._clean.restore(cells)

@@ -1,0 +1,110 @@
+"""Owns the rolling joint window: chunks at falling noise levels that see each other, the cleanest first.
+
+Rolling Forcing (2509.25161): one pass over the whole window, then one over the finished first chunk, clean, which
+leaves its keys and values. Without that pass nothing of the past is kept: StreamDiT's moving buffer (2507.03745).
+RAIN's groups (2412.19489) of K / p frames that share a noise level and attend across levels are chunks of that size in
+p steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from pipelines.video.chunks import ChunkSlot
+from pipelines.video.passes import PassRequest
+from pipelines.video.past.clean_latents import CleanFrames
+from pipelines.video.presets import VideoPreset
+
+from .base import Flight, Job, Task
+
+
+class RollingFlight(Flight):
+    """The window moves when a chunk comes in, or when it is drained. It grows at a stream's beginning."""
+
+    _entered = False  # a chunk was born and the window has not moved since
+    _begun = False
+
+    @staticmethod
+    def most_slots(preset: VideoPreset) -> int:
+        return len(preset.steps)
+
+    @property
+    def fixed_steps(self) -> bool:
+        return True
+
+    @property
+    def recaches(self) -> bool:
+        return self._preset.clean_pass
+
+    def latency_ticks(self, steps: int) -> int:
+        """With a chunk born whenever there is room."""
+        return steps * (1 + self._preset.clean_pass) - 1
+
+    def ready(self, steps: int) -> bool:
+        room = len(self.slots) < len(self._preset.steps) and steps <= len(self._preset.steps)
+        return room and not self._jobs and not self._entered and all(slot.remaining < steps for slot in self.slots)
+
+    def has_work(self, *, draining: bool) -> bool:
+        return bool(self._jobs) or self._entered or (draining and bool(self.slots))
+
+    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
+        self._queue_context(context)
+        if not slot.steps:
+            self._jobs.append(Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=True))
+            return
+        self.slots.append(slot)
+        self._entered = True
+
+    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
+        lane = self._lane
+        if self._jobs:
+            return [self._job_request(self._jobs[0], lane.text_rows[0], scale)]
+        if not self.has_work(draining=draining):
+            return []
+        latents = torch.cat([slot.latents for slot in self.slots], dim=1)
+        if not self._begun:
+            lane.begin(0, latents.shape[1], keep=self._kept_frames())
+            self._begun = True
+        timesteps = [slot.timestep for slot in self.slots for _ in range(slot.latents.shape[1])]
+        actions = [action for slot in self.slots for action in slot.actions]
+        request = lane.request(0, latents, timesteps, lane.text_rows[0], actions=actions, scale=scale)
+        row = lane.kv_rows[0][0]
+        tasks = tuple(
+            Task(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep) for slot in self.slots
+        )
+        return [(request, tasks)]
+
+    def _kept_frames(self) -> int:
+        """Of the window's frames, those that the next window finds in the cache: the chunk that this one finishes."""
+        first = self.slots[0]
+        return first.latents.shape[1] if self._preset.clean_pass and first.remaining == 1 else 0
+
+    def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
+        if self._jobs:
+            return self._land_job(self._jobs.popleft())
+        self._entered = self._begun = False
+        parts = torch.split(velocities[0], [slot.latents.shape[1] for slot in self.slots], dim=1)
+        for slot, velocity in zip(self.slots, parts, strict=True):
+            slot.advance(velocity)
+        if self.slots[0].remaining:
+            return []
+        slot = self.slots.pop(0)
+        if self._preset.clean_pass:
+            frames = slot.latents.shape[1]
+            self._jobs.append(
+                Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, view_frames=frames)
+            )
+            self._memory.finished(CleanFrames(slot.latents, slot.actions))
+        return [slot]
+
+    def _land_job(self, job: Job) -> list[ChunkSlot]:
+        if job.slot is None or not job.begins:
+            return []
+        self._memory.finished(CleanFrames(job.latents, job.actions))
+        return [job.slot]
+
+    def drop(self) -> None:
+        super().drop()
+        self._entered = self._begun = False

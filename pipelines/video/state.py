@@ -1,0 +1,201 @@
+"""Owns what the streams of one video engine share: sizes, caches, codec state, text, the tick count and the log.
+
+All memory for streams is allocated here, at the beginning, but for encoders (at the first input frame). Knows no single
+stream and runs no tick.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cache.kv.cache import KVCache, KVShape
+from cache.kv.plan import KVError
+from pipelines.core.conditions import TextCache as Prompts
+from pipelines.core.conditions import TextCondition
+from pipelines.core.errors import InputError
+from pipelines.core.tick_log import TickLog
+from pipelines.core.transfers import Readback
+
+from .backends import VIDEO_BACKENDS, choose_backend
+from .codecs.codec import VideoEncoder, frames_of
+from .codecs.frame_decoder import FrameDecoder
+from .lane import Lane
+from .model import VideoModel
+from .options import VideoOptions, check_size, chosen_policy, chosen_preset
+from .passes import PassRunner
+from .past import Memory, MemoryParts, make_memory
+from .schedules import FLIGHTS
+from .wan.attention import choose_attention
+from .wan.text_cache import TextCache
+
+_MOST_STREAMS = 4
+_SHARE_OF_FREE_MEMORY = 0.6
+_BUFFERS = 4  # of finished chunks, for each stream
+
+
+class PromptEmbeddings:
+    """A text encoder as pipelines.image.model.PromptEncoder."""
+
+    def __init__(self, model: VideoModel) -> None:
+        self._text = model.text
+
+    def encode(self, text: str) -> TextCondition:
+        """[512, D] embeddings."""
+        return TextCondition(embeds=self._text.encode(text))
+
+
+class VideoCore:
+    """The shared state of a video engine. Raises ControlError and ModelError for choices that cannot be."""
+
+    def __init__(self, model: VideoModel, options: VideoOptions, tick_log: TickLog | None) -> None:
+        self.model, self.options = model, options
+        self.preset = chosen_preset(model.preset, options)
+        self.width, self.height = options.width or model.size_px[0], options.height or model.size_px[1]
+        check_size(self.width, self.height, model.multiple_px)
+        factor, transformer = model.codec.factor, model.transformer
+        self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
+        self.policy = chosen_policy(self.preset, transformer.grid(*self.latent_shape[1:]))
+        self.flight = FLIGHTS[self.preset.stream]
+        self._check_policy()
+        self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)
+        choice = choose_attention(
+            options.attention, device=model.device, dtype=model.dtype, head_dim=transformer.head_dim
+        )
+        transformer.attention, self.attention_reason = choice.backend, choice.reason
+        self.backend = choose_backend(options.backend, transformer)
+        self.rows = self.flight.most_rows(self.preset)
+        self.streams = options.max_streams or self._fitting_streams()
+        self.cache = self._make_cache()
+        self._text_rows = self.flight.text_rows(self.preset) + self.branches - 1
+        self.text_rows = TextCache(transformer, rows=self.streams * self._text_rows, tokens=transformer.config.text_len)
+        self.prompts = Prompts(PromptEmbeddings(model))
+        self.decoders = tuple(self._make_decoder() for _ in range(self.streams))
+        self._encoder: VideoEncoder | None = None
+        self._picture_encoders: dict[int, VideoEncoder] = {}
+        self.passes = PassRunner(
+            self.backend, self.cache, self.text_rows, device=model.device, takes_actions=model.takes_actions
+        )
+        self.log = tick_log if tick_log is not None else TickLog()
+        self.next_tick = 0
+        self.latents = self._latent_memory()
+
+    def _check_policy(self) -> None:
+        chunkwise = self.preset.stream == "chunk"
+        if not chunkwise and self.preset.policy in ("rebuild", "dual"):
+            raise InputError(
+                f"The cache policy {self.preset.policy!r} passes context before a chunk or a shot; a stream of the "
+                f"kind {self.preset.stream!r} cannot.",
+                "Use the kind 'chunk', or another policy.",
+            )
+
+    def _make_decoder(self) -> FrameDecoder:
+        """Of one stream: alone in its rows, a decoder can be captured."""
+        decoder = self.model.codec.decoder(height=self.height, width=self.width)
+        return FrameDecoder(decoder, VIDEO_BACKENDS[self.backend.name], device=self.model.device)
+
+    def _make_cache(self) -> KVCache:
+        shape = self._kv_shape(self.streams * self.rows * self.branches)
+        try:
+            return KVCache(
+                shape,
+                self.policy,
+                rotary=self.model.transformer.rotary,
+                storage=self.options.storage,
+                kernels=self.backend.kernels,
+            )
+        except KVError as error:
+            raise InputError(f"The cache cannot be made: {error}.") from error
+
+    def _kv_shape(self, rows: int) -> KVShape:
+        transformer = self.model.transformer
+        return KVShape(
+            layers=transformer.layers,
+            heads=transformer.heads,
+            head_dim=transformer.head_dim,
+            grid=transformer.grid(*self.latent_shape[1:]),
+            cache_rows=rows,
+            dtype=transformer.dtype,
+            device=self.model.device,
+        )
+
+    def _fitting_streams(self) -> int:
+        """As many as fit into most of the free memory of a GPU, at least one and at most four."""
+        if self.model.device.type != "cuda":
+            return _MOST_STREAMS
+        shape, units = self._kv_shape(self.rows * self.branches), {"native": 3, "lean": 2, "int8": 1}
+        numbers = shape.layers * shape.cache_rows * self.policy.capacity_tokens * shape.heads * shape.head_dim
+        needed = numbers * shape.dtype.itemsize * units[self.options.storage]
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        return max(1, min(_MOST_STREAMS, int(free * _SHARE_OF_FREE_MEMORY / needed)))
+
+    def _latent_memory(self) -> torch.Tensor:
+        channels, height, width = self.latent_shape
+        chunks = self.flight.most_slots(self.preset) + 1
+        size = (self.streams, chunks, channels, self.preset.chunk_frames, height, width)
+        return torch.zeros(size, device=self.model.device, dtype=self.options.work_dtype)
+
+    # -- for one stream ------------------------------------------------------------------------------------------------
+
+    def lane(self, place: int) -> Lane:
+        """The rows and the latents of the stream at a place."""
+        first = place * self.rows * self.branches
+        pairs = [tuple(first + b * self.rows + i for b in range(self.branches)) for i in range(self.rows)]
+        texts = range(place * self._text_rows, (place + 1) * self._text_rows)
+        positive = self.flight.text_rows(self.preset)
+        return Lane(
+            cache=self.cache,
+            kv_rows=tuple(pairs),
+            text_rows=tuple(texts[:positive]),
+            negative_text=texts[positive] if self.branches == 2 else None,
+            latents=self.latents[place],
+        )
+
+    def memory(self, lane: Lane) -> Memory:
+        """What the stream remembers beside the cache."""
+        parts = MemoryParts(
+            lane=lane,
+            policy=self.policy,
+            chunk_frames=self.preset.chunk_frames,
+            latent_shape=self.latent_shape,
+            size=(self.height, self.width),
+            dtype=self.options.work_dtype,
+            device=self.model.device,
+            encode=self.encode_pictures,
+        )
+        return make_memory(self.policy, parts)
+
+    @property
+    def most_frames(self) -> int:
+        """Pictures of the largest chunk."""
+        return frames_of(self.preset.chunk_frames, first=False, time_factor=self.model.codec.time_factor)
+
+    def make_readback(self) -> Readback:
+        """Buffers for one stream's finished chunks."""
+        buffers = _BUFFERS + self.flight.most_slots(self.preset)
+        return Readback(buffers, (self.most_frames, self.height, self.width, 3), self.model.device)
+
+    # -- pictures to latents -------------------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """With a row for each stream; made when the first input frame comes."""
+        if self._encoder is None:
+            self._encoder = self.model.codec.encoder(height=self.height, width=self.width, rows=self.streams)
+        return self._encoder
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether input frames have come."""
+        return self._encoder is not None
+
+    def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+        """[k, 3, H, W] in [0, 1] -> latents [C, k, h, w], each encoded alone as the first frame of a video."""
+        count = pictures.shape[0]
+        encoder = self._picture_encoders.get(count)
+        if encoder is None:
+            encoder = self.model.codec.encoder(height=self.height, width=self.width, rows=count)
+            self._picture_encoders[count] = encoder
+        encoder.reset()
+        repeated = 1 + self.model.codec.encoder_delay_frames
+        latents = encoder.encode(pictures[:, :, None].expand(-1, -1, repeated, -1, -1))
+        return latents[:, :, 0].transpose(0, 1)

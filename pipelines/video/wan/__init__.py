@@ -1,0 +1,1 @@
+"""The causal Wan transformer: blocks, attention kernels, text and actions."""
