@@ -136,9 +136,9 @@ def measured_of(pieces: Iterable[Tensor]) -> Tensor:
 
 def passed(axes: dict[str, dict[str, float]], rest: dict[str, float]) -> list[Bar]:
     """The bars: correlation at least 0.9, slope 0.8 to 1.2, less than 0.2 px a frame where nothing is commanded."""
-    found = [Bar(name=f"{name}_correlation", value=axis["correlation"], least=0.9) for name, axis in axes.items()]
-    found += [Bar(name=f"{name}_slope", value=axis["slope"], least=0.8, most=1.2) for name, axis in axes.items()]
-    return [*found, *(Bar(name=name, value=rest[name], most=0.2) for name in ("camera_px", "subject_px"))]
+    found = [Bar(name=f"{name}_correlation", value=axis["correlation"], minimum=0.9) for name, axis in axes.items()]
+    found += [Bar(name=f"{name}_slope", value=axis["slope"], minimum=0.8, maximum=1.2) for name, axis in axes.items()]
+    return [*found, *(Bar(name=name, value=rest[name], maximum=0.2) for name in ("camera_px", "subject_px"))]
 
 
 @torch.no_grad()

@@ -50,17 +50,17 @@ def draw_panel(title: str, lines: Lines, ink: Mapping[str, Ink]) -> np.ndarray:
     """uint8 BGR [h, w, 3]; the value axis begins at 0."""
     width, height = PANEL_PX
     panel = np.full((height, width, 3), 255, np.uint8)
-    most = max((max(line) for line in lines.values()), default=1.0) or 1.0
+    maximum = max((max(line) for line in lines.values()), default=1.0) or 1.0
     seconds = max((len(line) for line in lines.values()), default=1)
     corner = (MARGIN_PX, MARGIN_PX), (width - MARGIN_PX, height - MARGIN_PX)
     cv2.rectangle(panel, *corner, (210, 210, 210), 1)
     for case in (case for case in ink if case in lines):
         line = np.array(lines[case])
         x = MARGIN_PX + np.arange(len(line)) / max(1, seconds - 1) * (width - 2 * MARGIN_PX)
-        y = height - MARGIN_PX - line / most * (height - 2 * MARGIN_PX)
+        y = height - MARGIN_PX - line / maximum * (height - 2 * MARGIN_PX)
         points = np.stack([x, y], 1).round().astype(np.int32)
         cv2.polylines(panel, [points], False, ink[case], _thickness(ink[case]), cv2.LINE_AA)
-    labels = ((title, 8, 20), (f"{most:.3g}", 2, MARGIN_PX + 4), ("0", 2, height - MARGIN_PX))
+    labels = ((title, 8, 20), (f"{maximum:.3g}", 2, MARGIN_PX + 4), ("0", 2, height - MARGIN_PX))
     for text, left, base in (*labels, (f"{seconds} s", width - MARGIN_PX - 20, height - 14)):
         _write(panel, text, left, base, (40, 40, 40))
     return panel

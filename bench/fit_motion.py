@@ -20,7 +20,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from bench.motion import Transitions, transitions
-from bench.motion_judge import FEATURES, LEAST_FRAMES, MOTION_NAMES, WEIGHTS, MotionJudge, features, load_motion_judge
+from bench.motion_judge import FEATURES, MIN_FRAMES, MOTION_NAMES, WEIGHTS, MotionJudge, features, load_motion_judge
 from bench.world_clips import load_sprites, motion_clips
 
 STEPS, RATE, DECAY, JITTER = 600, 0.02, 1e-2, 0.1
@@ -100,7 +100,7 @@ def gather(clips: int, seed: int, device: torch.device, *, with_degraded: bool) 
             motion = Transitions(*(part.cpu() for part in transitions(drawn)))
             whole.append(motion)
             motions.append(spec.motion.cpu())
-            for window in windows_of(motion, (LEAST_FRAMES - 1, 60, motion.degree.shape[1]), windows):
+            for window in windows_of(motion, (MIN_FRAMES - 1, 60, motion.degree.shape[1]), windows):
                 found.append(features(window))
                 truth.append(spec.motion.cpu())
     return Gathered(torch.cat(found), torch.cat(truth), whole, torch.cat(motions))

@@ -89,8 +89,8 @@ def loop_figures(url: str) -> dict[str, float]:
     values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
     prefix = "zoetrope_event_loop_"
     return {
-        "longest_ms": round(values[f"{prefix}longest_seconds"] * 1000, 2),
-        "longest_cpu_ms": round(values[f"{prefix}longest_cpu_seconds"] * 1000, 2),
+        "max_ms": round(values[f"{prefix}max_seconds"] * 1000, 2),
+        "max_cpu_ms": round(values[f"{prefix}max_cpu_seconds"] * 1000, 2),
         "callbacks": values[f"{prefix}callbacks_total"],
         "over_5_ms": values[f'{prefix}blocked_total{{clock="wall"}}'],
         "over_5_ms_cpu": values[f'{prefix}blocked_total{{clock="cpu"}}'],
@@ -163,8 +163,8 @@ def browser_row(options: argparse.Namespace, model: str, transport: str) -> dict
         "model": model,
         "size": options.size if model == "identity" else None,
         **{name: median([run[name] for run in runs]) for name in FIGURES},
-        "loop_longest_ms": max(run["loop"]["longest_ms"] for run in runs),
-        "loop_longest_cpu_ms": max(run["loop"]["longest_cpu_ms"] for run in runs),
+        "loop_longest_ms": max(run["loop"]["max_ms"] for run in runs),
+        "loop_longest_cpu_ms": max(run["loop"]["max_cpu_ms"] for run in runs),
         "loop_over_5_ms": sum(run["loop"]["over_5_ms"] for run in runs),
         "loop_over_5_ms_cpu": sum(run["loop"]["over_5_ms_cpu"] for run in runs),
         "loop_callbacks": sum(run["loop"]["callbacks"] for run in runs),

@@ -23,7 +23,7 @@ MOTION_NAMES = (
     "panning left", "panning right", "zooming in and out", "tilting up and down",
 )  # fmt: skip
 """In the order of their indices in train.clips."""
-LEAST_FRAMES = 40
+MIN_FRAMES = 40
 """2.5 seconds at 16 frames a second: shorter clips may not show a whole period."""
 WEIGHTS = Path(__file__).parent / "motion_judge.json"
 
@@ -36,7 +36,7 @@ FEATURES = (
     "direction_camera_x", "circularity", "turn_per_x", "bounce", "sameness_of_zooms", "log_degree",
 )  # fmt: skip
 """What `features` gives, in order."""
-_PX_OF_ZOOM, _PX_OF_TURN, _FLOOR_PX, _MOST_PX = 40.0, 30.0, 0.05, 12.0
+_PX_OF_ZOOM, _PX_OF_TURN, _FLOOR_PX, _MAX_PX = 40.0, 30.0, 0.05, 12.0
 
 
 def series(window: Transitions) -> Tensor:
@@ -45,7 +45,7 @@ def series(window: Transitions) -> Tensor:
     A magnification counts as what it moves 40 px from the middle, a turn as what it moves 30 px from there.
     """
     scale = torch.tensor([1, 1, _PX_OF_ZOOM, 1, 1, _PX_OF_ZOOM, _PX_OF_TURN], device=window.background.device)
-    raw = (torch.cat([window.background, window.subject], -1) * scale).clamp(-_MOST_PX, _MOST_PX)
+    raw = (torch.cat([window.background, window.subject], -1) * scale).clamp(-_MAX_PX, _MAX_PX)
     smooth = functional.avg_pool1d(
         functional.pad(raw.transpose(1, 2), (2, 2), mode="replicate"), kernel_size=5, stride=1
     )
@@ -54,9 +54,9 @@ def series(window: Transitions) -> Tensor:
 
 def features(window: Transitions) -> Tensor:
     """[B, len(FEATURES)] of transitions [B, T, k], T >= LEAST_FRAMES - 1. ValueError for fewer."""
-    if window.degree.shape[1] < LEAST_FRAMES - 1:
+    if window.degree.shape[1] < MIN_FRAMES - 1:
         raise ValueError(
-            f"motion is judged over at least {LEAST_FRAMES} frames, not {window.degree.shape[1] + 1}: give more"
+            f"motion is judged over at least {MIN_FRAMES} frames, not {window.degree.shape[1] + 1}: give more"
         )
     values = series(window)
     rms, mean, size = values.square().mean(1).sqrt(), values.mean(1), values.abs().mean(1)

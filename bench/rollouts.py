@@ -24,7 +24,7 @@ from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.sampling import SAMPLERS
 from pipelines.video.wan.attention import choose_attention
-from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.text_cache import TextKVCache
 
 Noise = Callable[[int, int, int], Tensor]
 """(step: 0 for the start, i for what follows the i-th; index of the first latent frame; frames) -> [N, C, F, h, w]."""
@@ -117,7 +117,7 @@ class Rollout:
                 storage=options.storage,
                 folded=settings.folded,
             )
-            self.text = TextCache(transformer, rows=self.streams, tokens=transformer.config.text_len)
+            self.text = TextKVCache(transformer, rows=self.streams, tokens=transformer.config.text_len)
             for row, prompt in enumerate(prompts):
                 self.text.write(row, model.text.encode(prompt))
         self.context: Context = choose_context(model, policy, self.shape, (self.height, self.width))

@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from pipelines.core.conditions import TextCondition
-from pipelines.image.loading.networks import TinyCodec, UNetDenoiser
+from pipelines.image.loading.networks import TinyImageCodec, UNetDenoiser
 from pipelines.image.model import ImageModel, ScheduleConfig
 
 
@@ -107,7 +107,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
         dtype=dtype,
         size_px=(shape.side_px, shape.side_px),
         denoiser=UNetDenoiser(unet, schedule=schedule, prediction_type="epsilon", device=device, dtype=dtype),
-        codec=TinyCodec(vae, dtype=dtype, device=device),
+        codec=TinyImageCodec(vae, dtype=dtype, device=device),
         prompts=RandomPrompts(shape.text, device),
         schedule=schedule,
         defaults={},

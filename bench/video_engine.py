@@ -94,8 +94,8 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         chunk_frames=settings.chunk_frames,
         window_frames=settings.window_frames,
     )
-    births: list[BirthRecord] = []
-    log = TickLog(sink=lambda record: births.append(record) if isinstance(record, BirthRecord) else None)
+    chunk_factory: list[BirthRecord] = []
+    log = TickLog(sink=lambda record: chunk_factory.append(record) if isinstance(record, BirthRecord) else None)
     engine = VideoEngine(model, options, tick_log=log)
     filling = -(-settings.window_frames // settings.chunk_frames)
     with engine.open(Control.of({"prompt": "a cat"})) as stream:
@@ -104,7 +104,7 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
         start, first_tick = time.perf_counter(), engine.core.next_tick
         made, seconds = _timed_chunks(engine, stream, wanted)
         fps, last_tick = made / (time.perf_counter() - start), engine.core.next_tick
-        actions = _action_figures(engine, stream, births, fps) if model.takes_actions else {}
+        actions = _action_figures(engine, stream, chunk_factory, fps) if model.takes_actions else {}
         stream.flush()
         prompts = [Control.of({"prompt": f"another cat {number}"}) for number in range(4)]
         change_ms = [_change_ms(engine, stream, change) for change in prompts]
@@ -185,7 +185,7 @@ def _change_ms(engine: VideoEngine, stream: VideoStream, change: Control) -> flo
 
 
 def _action_figures(
-    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], fps: float
+    engine: VideoEngine, stream: VideoStream, chunk_factory: Sequence[BirthRecord], fps: float
 ) -> dict[str, object]:
     """From a key press to the first picture that follows it, as fast as the engine goes.
 
@@ -193,7 +193,7 @@ def _action_figures(
     moment. ms: pressed then, pressed as nothing is in flight, and in the mean (half a chunk later than at best). A live
     session shows frames at the stream's rate: there the frames count, not the milliseconds.
     """
-    waits = [_after_a_birth(engine, stream, births, Control(camera_x=float(turn % 2))) for turn in range(1, 6)]
+    waits = [_after_a_birth(engine, stream, chunk_factory, Control(camera_x=float(turn % 2))) for turn in range(1, 6)]
     frames = max(count for count, _ in waits)
     stream.flush()
     best_ms = statistics.median(_change_ms(engine, stream, Control(camera_x=float(turn % 2))) for turn in range(4))
@@ -201,20 +201,20 @@ def _action_figures(
         "action_to_picture_frames": frames,
         "action_to_picture_ms_at_worst": round(statistics.median(ms for _, ms in waits), 1),
         "action_to_picture_ms_at_best": round(best_ms, 1),
-        "action_to_picture_ms_mean": round(best_ms + 500 * len(births[-1].source_seqs) / fps, 1),
+        "action_to_picture_ms_mean": round(best_ms + 500 * len(chunk_factory[-1].source_seqs) / fps, 1),
     }
 
 
 def _after_a_birth(
-    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], change: Control
+    engine: VideoEngine, stream: VideoStream, chunk_factory: Sequence[BirthRecord], change: Control
 ) -> tuple[int, float]:
     """A change in the steady state: (frames before the first one that has it, milliseconds until that one is there)."""
-    born = len(births)
-    while len(births) == born:
+    born = len(chunk_factory)
+    while len(chunk_factory) == born:
         _tick(engine, stream)
     start, shown = time.perf_counter(), stream.accounting.out
     stream.apply(change)
-    first = sum(len(birth.source_seqs) for birth in births)  # the next chunk's
+    first = sum(len(birth.source_seqs) for birth in chunk_factory)  # the next chunk's
     while stream.accounting.out <= first:
         _tick(engine, stream)
     return first - shown, 1e3 * (time.perf_counter() - start)

@@ -19,7 +19,7 @@ from cache.kv.policies import make_policy
 from pipelines.video.backends import VideoBackend
 from pipelines.video.codecs.frame_decoder import FrameDecoder
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep, StepList, denoised, noised
-from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 STEPS = StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True)
@@ -61,7 +61,7 @@ class ChunkLoop:
             kernels=backend.kernels,
         )
         config = shape.transformer
-        self.text = TextCache(transformer, rows=1, tokens=config.text_len)
+        self.text = TextKVCache(transformer, rows=1, tokens=config.text_len)
         self.embeddings = torch.randn((config.text_len, config.text_dim), device=device, dtype=transformer.dtype)
         self.text.write(0, self.embeddings)
         self._latents = (1, config.in_channels, settings.chunk_frames, *shape.latent_size)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.motion_judge import LEAST_FRAMES, MotionJudge
+from bench.motion_judge import MIN_FRAMES, MotionJudge
 from bench.video_quality import FRAME_RATE, REFERENCE_S, StreamFigures
 from train.clips.motions import ClipSpec
 
@@ -27,17 +27,17 @@ class Bar:
 
     name: str
     value: float
-    least: float = float("-inf")
-    most: float = float("inf")
+    minimum: float = float("-inf")
+    maximum: float = float("inf")
 
     @property
     def met(self) -> bool:
         """Never for a value that is no number."""
-        return self.least <= self.value <= self.most
+        return self.minimum <= self.value <= self.maximum
 
     def record(self) -> dict[str, Any]:
         """For JSON: only the bounds that there are."""
-        bounds = {name: v for name, v in (("least", self.least), ("most", self.most)) if abs(v) != float("inf")}
+        bounds = {name: v for name, v in (("least", self.minimum), ("most", self.maximum)) if abs(v) != float("inf")}
         return {"value": round(self.value, 4), **bounds, "met": self.met}
 
 
@@ -69,7 +69,7 @@ def motion_shares(
     named = {
         name: judge.name(figures.window(*span))
         for name, span in spans.items()
-        if (span[1] - span[0]) * FRAME_RATE >= LEAST_FRAMES
+        if (span[1] - span[0]) * FRAME_RATE >= MIN_FRAMES
     }
     return {name: float((found == spec.motion.cpu()).double().mean()) for name, found in named.items()}
 
@@ -108,19 +108,20 @@ def summary(figures: StreamFigures, spec: ClipSpec, judge: MotionJudge) -> dict[
 def bars(told: Mapping[str, Any]) -> list[Bar]:
     """The bars of mini-video for what `summary` told."""
     start, reference, end = told["start"], told["seconds_2_to_5"], told["end"]
-    least = {"subject": 0.70, "place": 0.90, "motion": 0.80}
+    minimum = {"subject": 0.70, "place": 0.90, "motion": 0.80}
 
     def known(part: Mapping[str, Any], name: str) -> float:
         value = part.get(name)
         return float("nan") if value is None else float(value)
 
-    found = [Bar(name=f"{name}_0_to_5_s", value=known(start, name), least=bound) for name, bound in least.items()]
+    found = [Bar(name=f"{name}_0_to_5_s", value=known(start, name), minimum=bound) for name, bound in minimum.items()]
     found += [
-        Bar(name=f"{name}_lost_at_the_end", value=known(start, name) - known(end, name), most=0.10) for name in least
+        Bar(name=f"{name}_lost_at_the_end", value=known(start, name) - known(end, name), maximum=0.10)
+        for name in minimum
     ]
-    found.append(Bar(name="degree_kept", value=_ratio(end["degree"], start["degree"]), least=0.70))
+    found.append(Bar(name="degree_kept", value=_ratio(end["degree"], start["degree"]), minimum=0.70))
     for name in ("sharpness", "saturation"):
-        found.append(Bar(name=f"{name}_kept", value=_ratio(end[name], reference[name]), least=0.75, most=1.25))
+        found.append(Bar(name=f"{name}_kept", value=_ratio(end[name], reference[name]), minimum=0.75, maximum=1.25))
     return found
 
 

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
 from pipelines.video.codecs.codec import VideoCodec
-from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder, TinyVideoCodec
 from pipelines.video.codecs.tiny_layers import TinyCodecConfig
 from pipelines.video.codecs.wan import WanCodec
 from pipelines.video.wan.attention import choose_attention
@@ -114,6 +114,6 @@ def build_codec(kind: str, shape: VideoShape, device: torch.device, dtype: torch
     with torch.device(device):
         if kind == "tiny":
             tiny = TinyVideoAutoencoder(shape.tiny_vae).eval().requires_grad_(False)
-            return TinyCodec(nn.Module.to(tiny, dtype))
+            return TinyVideoCodec(nn.Module.to(tiny, dtype))
         stock = AutoencoderKLWan(**shape.wan_vae).eval().requires_grad_(False)
         return WanCodec(nn.Module.to(stock, dtype))

@@ -37,14 +37,14 @@ class IdentityEngine:
     """
 
     def __init__(self, *, width: int = 192, height: int = 192, latency_ticks: int = 1, max_slots: int = 8) -> None:
-        for name, value, least in (
+        for name, value, minimum in (
             ("width", width, 1),
             ("height", height, 1),
             ("latency_ticks", latency_ticks, 0),
             ("max_slots", max_slots, 1),
         ):
-            if value < least:
-                raise InputError(f"{name} cannot be {value}.", f"Give {least} or more.")
+            if value < minimum:
+                raise InputError(f"{name} cannot be {value}.", f"Give {minimum} or more.")
         self.width = width
         self.height = height
         self.latency_ticks = latency_ticks

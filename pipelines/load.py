@@ -23,7 +23,7 @@ from .files.memory import Budget, check_memory
 from .files.precision import Precision, choose_device, choose_precision
 from .files.vocabulary import WORLD_FILE
 from .image.loading.betas import schedule_config
-from .image.loading.presets import ModelFacts, Preset, choose_preset
+from .image.loading.presets import ImagePreset, ModelFacts, choose_preset
 from .image.model import ImageModel, LatentCodec, LoraControl, SafetyChecker
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class _Networks:
 
 
 def _assemble(
-    source: hub.ModelSource, facts: ModelFacts, preset: Preset, precision: Precision, networks: _Networks
+    source: hub.ModelSource, facts: ModelFacts, preset: ImagePreset, precision: Precision, networks: _Networks
 ) -> ImageModel:
     from .image.loading.networks import UNetDenoiser, guidance_scale_embedding
 
@@ -224,14 +224,14 @@ def _load_codec(
     precision: Precision,
     load: Callable[[Any, Component, torch.dtype], Any],
 ) -> LatentCodec:
-    from .image.loading.networks import KLCodec, TinyCodec, channels_last
+    from .image.loading.networks import KLCodec, TinyImageCodec, channels_last
 
     dtype = codec_dtype(autoencoder, layout, precision.dtype)
     if autoencoder.class_name == "AutoencoderTiny":
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
         tiny = channels_last(load(AutoencoderTiny, autoencoder, dtype))
-        return TinyCodec(tiny, dtype=dtype, device=precision.device)
+        return TinyImageCodec(tiny, dtype=dtype, device=precision.device)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return KLCodec(channels_last(load(AutoencoderKL, autoencoder, dtype)), dtype=dtype, device=precision.device)
@@ -282,7 +282,7 @@ def _load_safety(layout: ModelLayout, precision: Precision, options: LoadOptions
     )
 
 
-def _find_autoencoder(layout: ModelLayout, preset: Preset, options: LoadOptions) -> Component:
+def _find_autoencoder(layout: ModelLayout, preset: ImagePreset, options: LoadOptions) -> Component:
     """The autoencoder that was asked for, as a component on the disk."""
     if options.autoencoder == "auto":
         return layout.vae

@@ -40,11 +40,11 @@ def router(context: ApiContext) -> APIRouter:
     return routes
 
 
-def asyncapi_document(most_bytes: int) -> dict[str, Any]:
-    """The document. most_bytes: of a binary message."""
+def asyncapi_document(max_bytes: int) -> dict[str, Any]:
+    """The document. max_bytes: of a binary message."""
     said, heard = _models(ClientMessage), _models(ServerMessage)
     messages = {_name(model): _message(model) for model in (*said, *heard)}
-    messages[_INPUT] = _binary("A picture to work on; the newest wins.", most_bytes)
+    messages[_INPUT] = _binary("A picture to work on; the newest wins.", max_bytes)
     messages[_FRAME] = _binary("A finished frame; to be acknowledged.", None)
     sent, received = [*map(_name, said), _INPUT], [*map(_name, heard), _FRAME]
     return {
@@ -84,10 +84,10 @@ def _message(model: type[Message]) -> dict[str, Any]:
     }
 
 
-def _binary(summary: str, most_bytes: int | None) -> dict[str, Any]:
+def _binary(summary: str, max_bytes: int | None) -> dict[str, Any]:
     payload: dict[str, Any] = {"type": "string", "format": "binary"}
-    if most_bytes is not None:
-        payload["maxLength"] = most_bytes
+    if max_bytes is not None:
+        payload["maxLength"] = max_bytes
     return {
         "contentType": "application/octet-stream",
         "summary": summary,

@@ -26,7 +26,7 @@ from .schema import ErrorAnswer, GenerateOptions
 from .sessions import BUSY, UNFIT, UNREAD
 from .uploads import multipart_schema, read_multipart, read_options
 
-_LONGEST_S = 60.0
+_MAX_S = 60.0
 _LOOK_S = 0.05  # between two offers of the picture while the stream does not stand yet
 
 
@@ -56,12 +56,12 @@ def router(context: ApiContext) -> APIRouter:
     async def generate(request: Request) -> Response:
         """One picture, from the prompt alone or of the picture that is sent."""
         sink = io.BytesIO()
-        most = context.limits.message_bytes
-        fields, has_picture = await read_multipart(context, request, file_field="picture", sink=sink, most_bytes=most)
+        maximum = context.limits.message_bytes
+        fields, has_picture = await read_multipart(context, request, file_field="picture", sink=sink, max_bytes=maximum)
         options = read_options(GenerateOptions, fields)
         picture = None
         if has_picture:
-            picture = await off_loop(context, partial(read_picture, sink.getvalue(), most_px=context.limits.picture_px))
+            picture = await off_loop(context, partial(read_picture, sink.getvalue(), max_px=context.limits.picture_px))
         result = await _made(context, Control.of(options.controls.changes()), picture)
         packed = await off_loop(context, _packed, result.image, options)
         headers = {"X-Zoetrope-Seconds": f"{result.seconds:.3f}", "Cache-Control": "no-store"}
@@ -75,11 +75,11 @@ async def _made(context: ApiContext, control: Control, picture: Picture | None) 
     session = await off_loop(context, lambda: context.table.open(control=control, prompt_only=picture is None))
     session.connect()
     try:
-        async with asyncio.timeout(_LONGEST_S):
+        async with asyncio.timeout(_MAX_S):
             image = await _first(context, session, picture)
     except TimeoutError:
         raise WorkerError(
-            f"There was no picture within {_LONGEST_S:.0f} s.", "Is the worker ready? GET /readyz says so."
+            f"There was no picture within {_MAX_S:.0f} s.", "Is the worker ready? GET /readyz says so."
         ) from None
     finally:
         session.disconnect()

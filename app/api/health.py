@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.worker.handle import Phase
+from app.worker.handle import WorkerPhase
 
 from .context import ApiContext
 from .schema import Health
@@ -22,8 +22,8 @@ def router(context: ApiContext) -> APIRouter:
     @routes.get("/readyz", operation_id="ready", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
         """200 once the worker's engine stands, also while it is busy; else 503 and what the worker is doing."""
-        status = context.table.client.status
-        if status.phase is Phase.READY:
+        status = context.table.workers.status
+        if status.phase is WorkerPhase.READY:
             return Health(status="ready")
         response.status_code = 503
         response.headers["Retry-After"] = str(context.table.retry_after_s)

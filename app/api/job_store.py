@@ -32,7 +32,7 @@ _KEPT_S = 24 * 3600.0
 _STOP_S = 5.0
 _KEPT_LINES = 20
 _READ_BYTES = 4096
-_LONGEST_MESSAGE = 500
+_MAX_MESSAGE = 500
 _INPUT_NAME = "input"
 
 
@@ -95,10 +95,10 @@ class Job:
 class JobStore:
     """All jobs of this process. data: files are kept in a folder below it. most: jobs that wait or run at once."""
 
-    def __init__(self, data: Path, most: int) -> None:
+    def __init__(self, data: Path, maximum: int) -> None:
         self._jobs_folder = data / "jobs"
         self._root = self._jobs_folder / str(os.getpid())
-        self._most = most
+        self._max = maximum
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._one = asyncio.Semaphore(1)
@@ -107,7 +107,7 @@ class JobStore:
     async def reserve(self) -> Job:
         """A new job with a folder, for its upload. Raises BusyError at once when there are enough."""
         busy = sum(not job.state.over for job in self._jobs.values())
-        if self._closed or busy >= self._most:
+        if self._closed or busy >= self._max:
             raise BusyError(f"Busy: {busy} render jobs wait or run.", "Try again when one has ended, or cancel one.")
         name = secrets.token_urlsafe(16)
         job = self._jobs[name] = Job(id=name, folder=self._root / secrets.token_hex(8))
@@ -223,7 +223,7 @@ def _reason(job: Job) -> str:
     """The last words of a render, without the places of files on this machine."""
     said = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
     text = said[-1].removeprefix("zoetrope: ") if said else "The render ended without a word."
-    return text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")[:_LONGEST_MESSAGE]
+    return text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")[:_MAX_MESSAGE]
 
 
 def _delete_orphans(folder: Path) -> None:

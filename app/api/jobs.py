@@ -177,7 +177,7 @@ def _prompt_text(prompt: WeightedPrompt) -> str:
 
 
 def _running(context: ApiContext) -> RunningModel:
-    ready = context.table.client.status.ready
+    ready = context.table.workers.status.ready
     size = (ready.info.width, ready.info.height) if ready is not None else None
     return RunningModel(argument=context.model, size=size)
 
@@ -187,7 +187,7 @@ async def _received(context: ApiContext, request: Request, job: Job) -> tuple[bo
     sink = await off_loop(context, _open_new, job.input)
     try:
         fields, with_input = await read_multipart(
-            context, request, file_field="video", sink=sink, most_bytes=context.limits.upload_bytes
+            context, request, file_field="video", sink=sink, max_bytes=context.limits.upload_bytes
         )
     finally:
         await off_loop(context, sink.close)

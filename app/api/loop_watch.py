@@ -32,8 +32,8 @@ class LoopReading:
     callbacks: all since the start. worst: what the longest by processor time was, since the start.
     """
 
-    longest_s: float = 0.0
-    longest_cpu_s: float = 0.0
+    max_s: float = 0.0
+    max_cpu_s: float = 0.0
     blocked: int = 0
     blocked_cpu: int = 0
     callbacks: int = 0
@@ -114,8 +114,8 @@ class LoopWatch:
         with self._lock:
             recent = [second for second in self._seconds if second.second > oldest]
         return LoopReading(
-            longest_s=max((second.wall_ns for second in recent), default=0) / 1e9,
-            longest_cpu_s=max((second.cpu_ns for second in recent), default=0) / 1e9,
+            max_s=max((second.wall_ns for second in recent), default=0) / 1e9,
+            max_cpu_s=max((second.cpu_ns for second in recent), default=0) / 1e9,
             blocked=self._blocked,
             blocked_cpu=self._blocked_cpu,
             callbacks=self._callbacks,

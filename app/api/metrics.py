@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from app.session.session import Session, SessionReading
 from app.session.table import SessionTable
-from app.worker.handle import Phase, WorkerClient
+from app.worker.handle import WorkerHandle, WorkerPhase
 from app.worker.proxy import SessionAccounting
 
 from .access import off_loop
@@ -129,8 +129,8 @@ class TableCollector(Collector):
             "zoetrope_sessions_opened", "Sessions since the start.", value=float(self._sessions_total)
         )
         yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(self._seen)))
-        most = self._table.client.max_sessions
-        yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(most))
+        maximum = self._table.workers.max_sessions
+        yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(maximum))
 
     def _times(self, readings: Mapping[Session, SessionReading]) -> Iterator[Metric]:
         stages = GaugeMetricFamily(
@@ -153,16 +153,16 @@ class TableCollector(Collector):
             if reading.meter.latency_ms is not None:
                 latency.add_metric(name, reading.meter.latency_ms / 1e3)
             rate.add_metric(name, reading.meter.frame_rate)
-            tick.add_metric(name, session.stream.tick_ms / 1e3)
+            tick.add_metric(name, session.proxy.tick_ms / 1e3)
             age.add_metric(name, reading.age_s)
-            newest = session.stream.newest()
+            newest = session.proxy.newest()
             if newest is not None and newest[1].captured_ns is not None:
                 frame_age.add_metric(name, (time.monotonic_ns() - newest[1].captured_ns) / 1e9)
         yield from (stages, latency, rate, tick, age, frame_age)
 
     def _process(self) -> Iterator[Metric]:
-        status = self._table.client.status
-        yield GaugeMetricFamily("zoetrope_ready", "1 while a worker is ready.", value=status.phase is Phase.READY)
+        status = self._table.workers.status
+        yield GaugeMetricFamily("zoetrope_ready", "1 while a worker is ready.", value=status.phase is WorkerPhase.READY)
         yield CounterMetricFamily("zoetrope_worker_restarts", "Workers replaced.", value=float(status.restarts))
         yield GaugeMetricFamily("zoetrope_start_time_seconds", "Start, Unix time.", value=self._began_s)
         memory = GaugeMetricFamily("zoetrope_resident_bytes", "Memory of a process.", labels=["process"])
@@ -186,17 +186,17 @@ class TableCollector(Collector):
         if memory.samples:
             yield memory
 
-    def _workers(self) -> list[tuple[str, WorkerClient]]:
+    def _workers(self) -> list[tuple[str, WorkerHandle]]:
         """Each by its name in labels: "worker", or "worker-1" and so on where there are several."""
-        workers = self._table.client.workers
+        workers = self._table.workers.workers
         return [(f"worker-{i}" if len(workers) > 1 else "worker", worker) for i, worker in enumerate(workers, 1)]
 
 
 def _event_loop(reading: LoopReading) -> Iterator[Metric]:
     name = "zoetrope_event_loop"
-    yield GaugeMetricFamily(f"{name}_longest_seconds", "Longest callback of the last minute.", value=reading.longest_s)
+    yield GaugeMetricFamily(f"{name}_longest_seconds", "Longest callback of the last minute.", value=reading.max_s)
     yield GaugeMetricFamily(
-        f"{name}_longest_cpu_seconds", "The same by the thread's processor time.", value=reading.longest_cpu_s
+        f"{name}_longest_cpu_seconds", "The same by the thread's processor time.", value=reading.max_cpu_s
     )
     blocked = CounterMetricFamily(f"{name}_blocked", f"Callbacks of more than {BLOCKED_MS:g} ms.", labels=["clock"])
     blocked.add_metric(["wall"], float(reading.blocked))

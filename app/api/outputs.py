@@ -179,7 +179,7 @@ class Maker:
         return WhipOutput(self.session, self.context.codecs, self.loop, options)
 
     def virtual_camera(self, wanted: VirtualCameraRequest) -> Output:
-        info = self.session.stream.info
+        info = self.session.proxy.info
         if info is None:
             raise NotReadyError("The stream does not stand yet.", "Ask again when the session is live.")
         size = (max(16, info.width // 2 * 2), max(16, info.height // 2 * 2))

@@ -22,13 +22,13 @@ from pipelines.core.errors import InputError
 
 from .stream.wire import PictureFormat
 
-_MOST_SCANS = (
+_MAX_SCANS = (
     64  # of a progressive JPEG; encoders make about 10, and a scan costs a pass over all pixels for a few bytes
 )
 _SHARP_QUALITY = 90  # from here on JPEG keeps the colours' full resolution
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHUNK_FRAME_BYTES = 12  # length, kind and check sum of a PNG chunk
-_MOST_CHUNKS = 10_000
+_MAX_CHUNKS = 10_000
 _WEBP_ANIMATED = 0x02
 _WEBP_REMEDY = "Send a still WebP."
 
@@ -45,12 +45,12 @@ class _Codec:
     decode: Callable[[bytes], Picture]
 
 
-def unpack(data: bytes, form: PictureFormat, *, width: int, height: int, most_px: int) -> Picture:
+def unpack(data: bytes, form: PictureFormat, *, width: int, height: int, max_px: int) -> Picture:
     """The picture [height, width, 3] in `data`.
 
-    Raises PictureError, before anything is allocated, when it has more than `most_px` pixels or another size.
+    Raises PictureError, before anything is allocated, when it has more than `max_px` pixels or another size.
     """
-    _check_area(width, height, most_px)
+    _check_area(width, height, max_px)
     if form is PictureFormat.RGB:
         if len(data) != width * height * 3:
             raise PictureError(
@@ -66,12 +66,12 @@ def unpack(data: bytes, form: PictureFormat, *, width: int, height: int, most_px
     return codec.decode(data)
 
 
-def read_picture(data: bytes, *, most_px: int) -> Picture:
+def read_picture(data: bytes, *, max_px: int) -> Picture:
     """A picture file, JPEG, PNG or WebP by its first bytes. Raises PictureError like `unpack`."""
     codec = next((codec for magic, codec in _BY_MAGIC if data.startswith(magic)), None)
     if codec is None:
         raise PictureError("These bytes are no picture.", "Send a JPEG, PNG or WebP file.")
-    _check_area(*codec.size(data), most_px)
+    _check_area(*codec.size(data), max_px)
     return codec.decode(data)
 
 
@@ -88,9 +88,9 @@ def pack(image: Picture, form: PictureFormat, quality: int) -> bytes:
     return target.getvalue()
 
 
-def _check_area(width: int, height: int, most_px: int) -> None:
-    if width * height > most_px:
-        raise PictureError(f"A picture of {width}x{height} px is too large.", f"Send at most {most_px} pixels.")
+def _check_area(width: int, height: int, max_px: int) -> None:
+    if width * height > max_px:
+        raise PictureError(f"A picture of {width}x{height} px is too large.", f"Send at most {max_px} pixels.")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -98,8 +98,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg does not know
         raise PictureError(f"This is no JPEG ({error}).", "Send a JPEG file.") from error
-    if data.count(b"\xff\xda") > _MOST_SCANS:  # these two bytes cannot occur inside a scan
-        raise PictureError(f"The JPEG has more than {_MOST_SCANS} scans.", "Save it anew, as a baseline JPEG.")
+    if data.count(b"\xff\xda") > _MAX_SCANS:  # these two bytes cannot occur inside a scan
+        raise PictureError(f"The JPEG has more than {_MAX_SCANS} scans.", "Save it anew, as a baseline JPEG.")
     return int(width), int(height)
 
 
@@ -115,7 +115,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
     if len(data) < 33 or data[:8] != _PNG_MAGIC or data[12:16] != b"IHDR":
         raise PictureError("This is no PNG.", "Send a PNG file.")
     at = len(_PNG_MAGIC)
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         if at + _CHUNK_FRAME_BYTES > len(data):
             break
         (length,) = struct.unpack_from(">I", data, at)

@@ -126,13 +126,13 @@ def opened(context: ApiContext, session: Session) -> SessionOpened:
 def view(context: ApiContext, session: Session) -> SessionView:
     """The session at this moment. controls: those of a fresh stream with all changes applied."""
     reading = session.read()
-    ready = context.table.client.status_of(session.id).ready
+    ready = context.table.workers.status_of(session.id).ready
     fresh = ready.controls if ready is not None else {}
     return SessionView(
         id=session.id,
         state=reading.state.value,
         info=_facts(context, session),
-        controls=plain_controls({**fresh, **session.stream.control.changes()}),
+        controls=plain_controls({**fresh, **session.proxy.control.changes()}),
         accounting=counts_of(reading),
         frame_rate=round(reading.meter.frame_rate, 2),
         latency_ms=None if reading.meter.latency_ms is None else round(reading.meter.latency_ms, 1),
@@ -179,6 +179,6 @@ def model_arguments(running: str) -> dict[str, str]:
 
 
 def _facts(context: ApiContext, session: Session) -> StreamFacts | None:
-    ready = context.table.client.status_of(session.id).ready
-    info = session.stream.info or (ready.info if ready is not None else None)
+    ready = context.table.workers.status_of(session.id).ready
+    info = session.proxy.info or (ready.info if ready is not None else None)
     return stream_facts(info) if info is not None else None

@@ -118,22 +118,22 @@ class Multipart:
 
 
 async def read_multipart(
-    context: ApiContext, request: Request, *, file_field: str, sink: BinaryIO, most_bytes: int
+    context: ApiContext, request: Request, *, file_field: str, sink: BinaryIO, max_bytes: int
 ) -> tuple[dict[str, str], bool]:
     """The text fields of a multipart request, and whether the file was there, which is written to `sink`.
 
-    most_bytes: of the file. Raises TooLargeError as soon as it is passed, InputError for what is no multipart.
+    max_bytes: of the file. Raises TooLargeError as soon as it is passed, InputError for what is no multipart.
     """
-    most = most_bytes + context.limits.text_bytes + _ROOM_BYTES
-    too_large = TooLargeError(f"The upload is larger than {most_bytes} bytes.", "Send less.")
-    if _announced(request) > most:
+    maximum = max_bytes + context.limits.text_bytes + _ROOM_BYTES
+    too_large = TooLargeError(f"The upload is larger than {max_bytes} bytes.", "Send less.")
+    if _announced(request) > maximum:
         raise too_large
     parser = Multipart(_boundary(request), file_field, context.limits.text_bytes)
     arrived = written = 0
     try:
         async for chunk in request.stream():
             arrived += len(chunk)
-            if arrived > most or written + parser.waiting_bytes > most_bytes:
+            if arrived > maximum or written + parser.waiting_bytes > max_bytes:
                 raise too_large
             parser.feed(chunk)
             if parser.waiting_bytes >= _WRITE_BYTES:
@@ -143,7 +143,7 @@ async def read_multipart(
     if not parser.complete:
         raise InputError("The multipart body ends too early.", "Send it again.")
     written += await off_loop(context, sink.write, parser.take_file())
-    if written > most_bytes:
+    if written > max_bytes:
         raise too_large
     return parser.fields(), parser.has_file
 

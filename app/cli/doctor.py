@@ -85,7 +85,7 @@ PACKAGES = (
 )
 _CODECS = (("libx264", "writing MP4 video"), ("aac", "writing sound"))
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "bf16")
-_LEAST_MEMORY_GIB = 2.0
+_MIN_MEMORY_GIB = 2.0
 _GIB = 1024**3
 
 
@@ -164,7 +164,7 @@ def machine_findings() -> list[Finding]:
 
     flags = sorted(cpu_flags() & set(_CPU_FLAGS))
     memory = psutil.virtual_memory()
-    enough = memory.available >= _LEAST_MEMORY_GIB * _GIB
+    enough = memory.available >= _MIN_MEMORY_GIB * _GIB
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     return [
         _machine("system", State.OK, f"{platform.system()} {platform.machine()}"),
@@ -174,7 +174,7 @@ def machine_findings() -> list[Finding]:
             "memory",
             State.OK if enough else State.OPTIONAL,
             f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free",
-            "" if enough else f"The bundled model wants {_LEAST_MEMORY_GIB:g} GiB; close other programs.",
+            "" if enough else f"The bundled model wants {_MIN_MEMORY_GIB:g} GiB; close other programs.",
         ),
         _machine("chromium", State.OK, browser)
         if browser

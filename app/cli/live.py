@@ -121,9 +121,9 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     tls = tls_files(options, options.data, options.host)
     engine = engine_options(options)
     model = str(engine.pop("model"))
-    client = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
-    client.start()  # loads while the page is being built
-    table = SessionTable(client)
+    workers = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
+    workers.start()  # loads while the page is being built
+    table = SessionTable(workers)
     codecs = ThreadPoolExecutor(_CODEC_THREADS, thread_name_prefix="codec")
     try:
         context = ApiContext(
@@ -142,8 +142,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     finally:
         table.stop()
         codecs.shutdown(cancel_futures=True)
-        error = client.status.error
-        client.stop()
+        error = workers.status.error
+        workers.stop()
     if error is not None:
         raise error
     return 0
@@ -199,7 +199,7 @@ def _serve_until_stopped(
         sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
     watcher = threading.Thread(
         target=_announce,
-        args=(context.table.client, server, addresses, wants_browser(options.open)),
+        args=(context.table.workers, server, addresses, wants_browser(options.open)),
         name="announce",
         daemon=True,
     )
@@ -231,9 +231,9 @@ def wants_browser(asked: bool | None) -> bool:
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def _announce(client: Workers, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
+def _announce(workers: Workers, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
     """Say where the page is once it answers, what the worker chose, and stop the server if that failed."""
-    from app.worker.handle import Phase
+    from app.worker.handle import WorkerPhase
 
     while not server.started and not server.should_exit:
         threading.Event().wait(0.05)
@@ -245,7 +245,7 @@ def _announce(client: Workers, server: uvicorn.Server, urls: Sequence[str], brow
     told: set[str] = set()
     text = ""
     while not server.should_exit:
-        status = client.status
+        status = workers.status
         news = [notice for notice in status.notices if notice not in told]
         if status.text != text:
             news.append(text := status.text)
@@ -253,6 +253,6 @@ def _announce(client: Workers, server: uvicorn.Server, urls: Sequence[str], brow
         for line in news:
             sys.stdout.write(f"worker: {line}\n")
         sys.stdout.flush()
-        if status.phase is Phase.FAILED:
+        if status.phase is WorkerPhase.FAILED:
             server.should_exit = True
         threading.Event().wait(0.2)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from app.webrtc.options import WebRtcOptions
 
 OSC_PORT = 9000
-_LEAST_GB = 1 / 16
+_MIN_GB = 1 / 16
 _GB = 1 << 30
 
 
@@ -80,8 +80,8 @@ def api_limits(options: argparse.Namespace) -> ApiLimits:
 
     for name in ("take", "recording"):
         given = getattr(options, f"{name}_quota_gb")
-        if not _LEAST_GB <= given <= 1 << 20:  # also refuses NaN
-            raise InputError(f"--{name}-quota-gb cannot be {given:g}.", f"Give {_LEAST_GB:g} or more.")
+        if not _MIN_GB <= given <= 1 << 20:  # also refuses NaN
+            raise InputError(f"--{name}-quota-gb cannot be {given:g}.", f"Give {_MIN_GB:g} or more.")
     return ApiLimits(take_bytes=int(options.take_quota_gb * _GB), recording_bytes=int(options.recording_quota_gb * _GB))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipelines.core.errors import ModelError
 
 if TYPE_CHECKING:
-    from pipelines.image.loading.presets import Preset
+    from pipelines.image.loading.presets import ImagePreset
 
 _KNOWN = (
     "stabilityai/sd-turbo",
@@ -174,7 +174,7 @@ def _describe(folder: Path) -> str:
     raise ModelError("no model_index.json", "Download it again.")
 
 
-def _preset(folder: Path) -> Preset:
+def _preset(folder: Path) -> ImagePreset:
     from pipelines.files import hub
     from pipelines.files.layout import read_layout
     from pipelines.image.loading.presets import ModelFacts, choose_preset

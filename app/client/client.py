@@ -31,7 +31,7 @@ from .stream import ClientStream, StreamFrame
 __all__ = ["ClientStream", "StreamFrame", "ZoetropeClient"]
 
 M = TypeVar("M", bound=BaseModel)
-_MOST_PX = 4096 * 4096
+_MAX_PX = 4096 * 4096
 _POLL_S = 0.5
 
 
@@ -107,7 +107,7 @@ class ZoetropeClient:
             coded = await asyncio.to_thread(pack, picture, PictureFormat.JPEG, 95)
             parts["picture"] = ("picture", coded)
         answer = await self._checked("POST", "/v1/generate", files=parts)
-        return await asyncio.to_thread(lambda: read_picture(answer.content, most_px=_MOST_PX))
+        return await asyncio.to_thread(lambda: read_picture(answer.content, max_px=_MAX_PX))
 
     async def start_job(
         self,

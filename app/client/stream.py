@@ -43,11 +43,11 @@ from pipelines.core.errors import InputError, ZoetropeError
 
 from .errors import UnreachableError, server_error
 
-MOST_WAITING = 2
+MAX_WAITING = 2
 _WAITING_S = 0.5  # then a picture counts as lost
 _ANSWER_S = 10.0
-_MOST_PX = 4096 * 4096
-_MOST_BYTES = 64 << 20
+_MAX_PX = 4096 * 4096
+_MAX_BYTES = 64 << 20
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)
 _FINAL = {
     CloseCode.SHUTDOWN: "worker",
@@ -121,7 +121,7 @@ class ClientStream:
     async def send(self, image: Picture) -> int:
         """Send a picture [H, W, 3] uint8 RGB of any size; its number. Waits while 2 are not taken, half a second at
         most, and while the connection is being made anew."""
-        await self._wait(lambda: len(self._waiting) < MOST_WAITING, _WAITING_S)
+        await self._wait(lambda: len(self._waiting) < MAX_WAITING, _WAITING_S)
         await self._wait(lambda: self._socket is not None, None)
         self._check()
         seq = next(self._numbers)
@@ -130,7 +130,7 @@ class ClientStream:
         height, width = image.shape[:2]
         header = Header(format=self._format, seq=seq, width=width, height=height, captured_ms=now_ms)
         self._waiting[seq] = now_ms
-        while len(self._waiting) > MOST_WAITING:
+        while len(self._waiting) > MAX_WAITING:
             del self._waiting[next(iter(self._waiting))]
         socket = self._socket
         if socket is not None:
@@ -217,7 +217,7 @@ class ClientStream:
         stood = False
         try:
             async with connect(
-                self._address, additional_headers=self._headers, compression=None, max_size=_MOST_BYTES
+                self._address, additional_headers=self._headers, compression=None, max_size=_MAX_BYTES
             ) as socket:
                 await socket.send(dump(self._hello))
                 async for message in socket:
@@ -283,7 +283,7 @@ class ClientStream:
         header = parse_header(message)
         await socket.send(dump(Ack(seq=header.seq)))
         image = await asyncio.to_thread(
-            unpack, message[HEADER_BYTES:], header.format, width=header.width, height=header.height, most_px=_MOST_PX
+            unpack, message[HEADER_BYTES:], header.format, width=header.width, height=header.height, max_px=_MAX_PX
         )
         now_ms = time.monotonic() * 1e3
         self.missed += self._newest is not None

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from app.outputs.output import OutputReading, Phase
+from app.outputs.output import OutputPhase, OutputReading
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.errors import ZoetropeError
 
@@ -33,7 +33,7 @@ class Controller:
         self._pending: dict[str, object] = {}
         self._moving: dict[str, Smoother] = {}  # by control
         self._smoothers: dict[ControlMapping, Smoother] = {}
-        self._sent: dict[str, object] = {}
+        self._to_device: dict[str, object] = {}
         self._stopped = False
         self.received = 0
         self.refused = 0
@@ -77,7 +77,7 @@ class Controller:
             smoother.aim(target, time.monotonic())
             self._pending.pop(mapping.control, None)
             self._moving[mapping.control] = smoother
-            self._sent.pop(mapping.control, None)  # the page may have changed it since
+            self._to_device.pop(mapping.control, None)  # the page may have changed it since
             self.received += 1
             self._changed.notify_all()
 
@@ -85,7 +85,7 @@ class Controller:
         """What OSC and MIDI say of themselves. unknown: messages that no mapping names."""
         with self._changed:
             trouble = f"; last refused: {self.trouble}" if self.trouble else ""
-            phase = Phase.STOPPED if self._stopped else Phase.RUNNING
+            phase = OutputPhase.STOPPED if self._stopped else OutputPhase.RUNNING
             return OutputReading(
                 kind=kind, phase=phase, done=self.received, dropped=self.refused + unknown, text=text + trouble
             )
@@ -124,9 +124,9 @@ class Controller:
             value: object = smoother.at(now_s)
             if CONTROLS[control].kind == "int":
                 value = round(smoother.at(now_s))
-            if self._sent.get(control) != value:
+            if self._to_device.get(control) != value:
                 changes[control] = value
             if smoother.settled:
                 del self._moving[control]
-        self._sent |= changes
+        self._to_device |= changes
         return changes

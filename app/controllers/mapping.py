@@ -18,8 +18,8 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError
 
 FILE_VERSION = 1
-MOST_MAPPINGS = 512
-LONGEST_SMOOTHING_MS = 60_000.0
+MAX_MAPPINGS = 512
+MAX_SMOOTHING_MS = 60_000.0
 _FILE_BYTES = 1 << 20
 _OSC = re.compile(r"/[!-~]*[^\s#*,?\[\]{}/]")
 _MIDI = re.compile(r"(cc|note):(\*|[1-9]|1[0-6]):([0-9]|[1-9][0-9]|1[01][0-9]|12[0-7])")
@@ -52,10 +52,10 @@ class ControlMapping:
         if spec.kind in _TEXTS and _MIDI.fullmatch(self.address):
             raise ControlError(f"{spec.name} is text, which MIDI cannot send.", "Map it to an OSC address.")
         self._check_range(spec)
-        if not 0 <= self.smoothing_ms <= LONGEST_SMOOTHING_MS:
+        if not 0 <= self.smoothing_ms <= MAX_SMOOTHING_MS:
             raise ControlError(
                 f"smoothing_ms of {spec.name} cannot be {self.smoothing_ms}.",
-                f"Give milliseconds from 0 to {LONGEST_SMOOTHING_MS:g}.",
+                f"Give milliseconds from 0 to {MAX_SMOOTHING_MS:g}.",
             )
         if self.smoothing_ms and spec.kind not in _NUMBERS:
             raise ControlError(f"{spec.name} is not a number and cannot be smoothed.", "Leave smoothing_ms out.")
@@ -141,8 +141,8 @@ def load_mappings(path: Path) -> tuple[ControlMapping, ...]:
 
 def parse_mappings(rows: object, where: str) -> tuple[ControlMapping, ...]:
     """The same from a list of plain objects; `where` is named in errors."""
-    if not isinstance(rows, list) or len(rows) > MOST_MAPPINGS:
-        raise InputError(f"mappings of {where} must be a list of at most {MOST_MAPPINGS}.")
+    if not isinstance(rows, list) or len(rows) > MAX_MAPPINGS:
+        raise InputError(f"mappings of {where} must be a list of at most {MAX_MAPPINGS}.")
     mappings = tuple(_parse_row(row, f"{where}, mapping {index}") for index, row in enumerate(rows, 1))
     seen: set[tuple[str, str]] = set()
     for mapping in mappings:

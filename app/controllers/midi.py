@@ -16,7 +16,7 @@ from pipelines.core.errors import InputError
 from .controller import Apply, Controller
 from .mapping import ControlMapping
 
-_LARGEST = 127
+_MAX = 127
 _REMEDY = "pip install 'zoetrope[midi]'; on Linux ALSA's sequencer must be there (/dev/snd/seq)."
 
 
@@ -87,7 +87,7 @@ class MidiInput:
                 kind, number, value = "note", message.note, 0
             case _:
                 return  # clock, sysex and the like are no controls
-        position = float(value > 0) if kind == "note" else value / _LARGEST
+        position = float(value > 0) if kind == "note" else value / _MAX
         here = self._controller.move(f"{kind}:{message.channel + 1}:{number}", position)
         anywhere = self._controller.move(f"{kind}:*:{number}", position)
         if not here and not anywhere:

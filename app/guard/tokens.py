@@ -13,7 +13,7 @@ import secrets
 TOKEN_BYTES = 24
 SECRET_BYTES = 32
 _PURPOSE = b"zoetrope signed address, version 1"
-_LONGEST = 128  # characters of a signed token; longer ones are not looked at
+_MAX = 128  # characters of a signed token; longer ones are not looked at
 _MS_DIGITS = 15
 
 
@@ -46,7 +46,7 @@ def sign(secret: bytes, subject: str, ttl_s: float, now_s: float) -> str:
 
 def verify(secret: bytes, subject: str, token: str, now_s: float) -> bool:
     """Whether `token` was signed with this secret for this subject and has not expired. Never raises on bad text."""
-    if len(token) > _LONGEST:
+    if len(token) > _MAX:
         return False
     expiry, _, signature = token.partition(".")
     genuine = same(signature, _signature(secret, expiry, subject))

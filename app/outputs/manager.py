@@ -13,9 +13,9 @@ from app.session.session import Session
 from pipelines.core.errors import InputError
 from pipelines.core.types import Frame
 
-from .output import Attachment, Offer, Output, OutputReading, Phase, tap
+from .output import Attachment, Offer, Output, OutputPhase, OutputReading, tap
 
-MOST_ATTACHMENTS = 8
+MAX_ATTACHMENTS = 8
 _LOOK_NS = 1_000_000_000  # how often failures are looked for, while frames come
 
 Made = TypeVar("Made", bound=Attachment)
@@ -31,12 +31,12 @@ class SessionOutputs:
     `start`, `control`, `stop` and `close` may take seconds: an event loop calls them in an executor.
     """
 
-    def __init__(self, most: int = MOST_ATTACHMENTS, tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, maximum: int = MAX_ATTACHMENTS, tell: Callable[[str], None] = lambda text: None) -> None:
         """most: attachments at once, those that have failed and were not stopped yet included.
 
         tell: takes a sentence for the user when one has failed, once for each; it must be quick.
         """
-        self._most = most
+        self._max = maximum
         self._tell = tell
         self._told: set[Attachment] = set()
         self._looked_ns = 0
@@ -47,10 +47,10 @@ class SessionOutputs:
         self._closed = False
 
     @classmethod
-    def of(cls, session: Session, most: int = MOST_ATTACHMENTS) -> SessionOutputs:
+    def of(cls, session: Session, maximum: int = MAX_ATTACHMENTS) -> SessionOutputs:
         """For a session: every frame comes by itself, and when it is over everything is stopped."""
-        outputs = cls(most, session.stream.notify)
-        outputs._forget = tap(session.stream, outputs.offer, outputs._close_elsewhere)
+        outputs = cls(maximum, session.proxy.notify)
+        outputs._forget = tap(session.proxy, outputs.offer, outputs._close_elsewhere)
         return outputs
 
     def offer(self, frame: Frame, arrived_ns: int) -> None:
@@ -114,7 +114,7 @@ class SessionOutputs:
             fresh = [one for one in self._attached.values() if one is not None and one not in self._told]
         for attachment in fresh:
             reading = attachment.read()
-            if reading.phase is Phase.FAILED:
+            if reading.phase is OutputPhase.FAILED:
                 self._told.add(attachment)
                 self._tell(f"Output ended ({reading.kind}): {reading.text}")
 
@@ -124,8 +124,8 @@ class SessionOutputs:
                 raise OutputsError("The session is over.", "Open a new one.")
             if name in self._attached:
                 raise OutputsError(f"There is an output {name!r} already.", "Stop it first.")
-            if len(self._attached) >= self._most:
-                raise OutputsError(f"{self._most} outputs are in use already.", "Stop one first.")
+            if len(self._attached) >= self._max:
+                raise OutputsError(f"{self._max} outputs are in use already.", "Stop one first.")
             self._attached[name] = None
 
     def _made(self, name: str, make: Callable[[], Made]) -> Made:

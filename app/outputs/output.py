@@ -12,14 +12,14 @@ from enum import Enum
 from typing import Protocol
 
 from app.session.feed import Delivery
-from app.worker.proxy import ClientSession
+from app.worker.proxy import SessionProxy
 from pipelines.core.types import Frame
 
 Offer = Callable[[Frame, int], None]
 """Takes a frame and the monotonic time in ns at which it arrived; returns at once."""
 
 
-class Phase(Enum):
+class OutputPhase(Enum):
     """Where an attachment stands."""
 
     STARTING = "starting"
@@ -37,7 +37,7 @@ class OutputReading:
     """
 
     kind: str
-    phase: Phase
+    phase: OutputPhase
     done: int
     dropped: int
     text: str
@@ -46,7 +46,7 @@ class OutputReading:
     @property
     def over(self) -> bool:
         """Nothing more will happen."""
-        return self.phase in (Phase.STOPPED, Phase.FAILED)
+        return self.phase in (OutputPhase.STOPPED, OutputPhase.FAILED)
 
 
 class Attachment(Protocol):
@@ -79,7 +79,7 @@ async def pump(source: FrameSource, offer: Offer) -> None:
         offer(delivery.frame, time.monotonic_ns())
 
 
-def tap(stream: ClientSession, offer: Offer, over: Callable[[], None]) -> Callable[[], None]:
+def tap(stream: SessionProxy, offer: Offer, over: Callable[[], None]) -> Callable[[], None]:
     """Hand on every frame of a session on the thread that receives it; the result stops that.
 
     over: called once when the session is over. Both must be quick.

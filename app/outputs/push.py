@@ -19,7 +19,7 @@ from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import Frame
 
 from .live_encoder import LiveEncoder, LiveEncoding
-from .output import OutputReading, Phase
+from .output import OutputPhase, OutputReading
 from .pacing import PacedFrames
 from .push_address import PushAddress
 from .transports import TIMEOUT_S, Transport, open_transport
@@ -30,7 +30,7 @@ class PushOptions:
     """address: from `transports.address_of`. rate: frames a second.
 
     size: even (width, height) in pixels; None: the first frame's. silence: with a silent sound track. first_wait_s:
-    after a break; doubled after each one that follows, up to longest_wait_s; a connection that held steady_s begins
+    after a break; doubled after each one that follows, up to max_wait_s; a connection that held steady_s begins
     anew.
     """
 
@@ -40,7 +40,7 @@ class PushOptions:
     video_kbps: int = 2500
     silence: bool = True
     first_wait_s: float = 1.0
-    longest_wait_s: float = 30.0
+    max_wait_s: float = 30.0
     steady_s: float = 10.0
 
     def __post_init__(self) -> None:
@@ -50,8 +50,8 @@ class PushOptions:
             raise InputError(f"video_kbps cannot be {self.video_kbps}.", "Give 100 to 100000 kilobits a second.")
         if self.size is not None and not all(16 <= side <= 8192 and side % 2 == 0 for side in self.size):
             raise InputError(f"A push cannot be {self.size[0]}x{self.size[1]}.", "Give even sides from 16 to 8192.")
-        if not 0 < self.first_wait_s <= self.longest_wait_s:
-            raise InputError(f"first_wait_s is {self.first_wait_s}; it must be above 0 and at most longest_wait_s.")
+        if not 0 < self.first_wait_s <= self.max_wait_s:
+            raise InputError(f"first_wait_s is {self.first_wait_s}; it must be above 0 and at most max_wait_s.")
 
 
 class Push:
@@ -62,8 +62,8 @@ class Push:
         self._frames = PacedFrames(options.rate)
         self._lock = threading.Lock()
         self._transport: Transport | None = None
-        self._phase, self._text = Phase.STARTING, f"connecting to {options.address.shown} with the first frame"
-        self._sent = 0
+        self._phase, self._text = OutputPhase.STARTING, f"connecting to {options.address.shown} with the first frame"
+        self._to_device = 0
         self.connections = 0  # processes that were given a stream; whether the service took it shows when one breaks
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
         self._thread.start()
@@ -74,7 +74,7 @@ class Push:
     def read(self) -> OutputReading:
         with self._lock:
             return OutputReading(
-                kind="push", phase=self._phase, done=self._sent, dropped=self._frames.replaced, text=self._text
+                kind="push", phase=self._phase, done=self._to_device, dropped=self._frames.replaced, text=self._text
             )
 
     def stop(self) -> None:
@@ -86,7 +86,7 @@ class Push:
             transport.abort()
         self._thread.join(TIMEOUT_S)
 
-    def _say(self, phase: Phase, text: str) -> None:
+    def _say(self, phase: OutputPhase, text: str) -> None:
         with self._lock:
             self._phase, self._text = phase, self._options.address.hide(text)
 
@@ -95,7 +95,7 @@ class Push:
             self._push()
         finally:
             if not self.read().over:  # a fault of ours; the thread's hook reports it
-                self._say(Phase.FAILED, "the push ended by a fault; the terminal has it")
+                self._say(OutputPhase.FAILED, "the push ended by a fault; the terminal has it")
 
     def _push(self) -> None:
         options = self._options
@@ -106,17 +106,17 @@ class Push:
                 broken = self._connect_and_send(picture)
             except OutputError as error:
                 self._frames.close()
-                self._say(Phase.FAILED, str(error))
+                self._say(OutputPhase.FAILED, str(error))
                 return
             if not broken:
                 break
             if time.monotonic() - began_s >= options.steady_s:
                 wait_s = options.first_wait_s
-            self._say(Phase.RETRYING, f"{options.address.shown}: {broken}; trying again in {wait_s:g} s")
+            self._say(OutputPhase.RETRYING, f"{options.address.shown}: {broken}; trying again in {wait_s:g} s")
             if self._frames.wait(wait_s):
                 break
-            wait_s = min(2 * wait_s, options.longest_wait_s)
-        self._say(Phase.STOPPED, f"stopped pushing to {options.address.shown}")
+            wait_s = min(2 * wait_s, options.max_wait_s)
+        self._say(OutputPhase.STOPPED, f"stopped pushing to {options.address.shown}")
 
     def _connect_and_send(self, first: Picture) -> str:
         """One connection's life. Returns why it broke, or "" when it was stopped."""
@@ -149,12 +149,12 @@ class Push:
         )
         encoder = LiveEncoder(transport.container, encoding)  # writes the header: here RTMP connects
         self.connections += 1
-        self._say(Phase.RUNNING, f"pushing to {options.address.shown}")
+        self._say(OutputPhase.RUNNING, f"pushing to {options.address.shown}")
         self._frames.restart()
         while (ticked := self._frames.next()) is not None:
             tick, picture = ticked
             encoder.write(picture, tick)
             with self._lock:
-                self._sent += 1
+                self._to_device += 1
         encoder.finish()
         transport.close()

@@ -18,7 +18,7 @@ import av
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import Frame
 
-from .output import OutputReading, Phase
+from .output import OutputPhase, OutputReading
 from .recording_file import TICKS_A_SECOND, RecordingFile
 from .recording_sound import Samples, SoundFormat, SoundTrack
 from .waiting_room import Arrived, WaitingRoom
@@ -26,7 +26,7 @@ from .waiting_room import Arrived, WaitingRoom
 _LOOK_S = 0.25  # how often sound is looked after while no picture comes
 _STALLED_NS = 5_000_000_000  # sound goes on without pictures when none has come for so long
 _FIRST_GAP_TICKS = TICKS_A_SECOND // 30
-_LEAST_GAP_TICKS = TICKS_A_SECOND // 1000
+_MIN_GAP_TICKS = TICKS_A_SECOND // 1000
 _JOIN_S = 60.0
 _QUOTA_LOOK_S = 1.0
 
@@ -67,7 +67,7 @@ class Recording:
         self._gap_ticks = _FIRST_GAP_TICKS
         self._asked_s = time.monotonic()
         self._full = False
-        self._phase, self._text = Phase.STARTING, "waiting for the first frame"
+        self._phase, self._text = OutputPhase.STARTING, "waiting for the first frame"
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
@@ -116,11 +116,11 @@ class Recording:
             self._room.close()
             if self._file is not None:
                 self._file.abandon()
-            self._phase, self._text = Phase.FAILED, str(error)
+            self._phase, self._text = OutputPhase.FAILED, str(error)
         finally:
             if not self.read().over:  # a fault of ours; the thread's hook reports it
                 self._room.close()
-                self._phase, self._text = Phase.FAILED, "the recording ended by a fault; the terminal has it"
+                self._phase, self._text = OutputPhase.FAILED, "the recording ended by a fault; the terminal has it"
             self._options.on_end()
 
     def _step(self) -> None:
@@ -144,10 +144,10 @@ class Recording:
             size = (width // 2 * 2, height // 2 * 2)
             self._file = RecordingFile(self._options.path, size, self._options.sound)
             self._origin_ns = moment_ns
-            self._phase, self._text = Phase.RUNNING, f"recording {self._options.path.name}"
+            self._phase, self._text = OutputPhase.RUNNING, f"recording {self._options.path.name}"
         pts = round((moment_ns - self._origin_ns) * TICKS_A_SECOND / 1e9)
         if self._held is not None:
-            pts = max(pts, self._held[1] + _LEAST_GAP_TICKS)  # a camera was put in the place of a prompt
+            pts = max(pts, self._held[1] + _MIN_GAP_TICKS)  # a camera was put in the place of a prompt
             self._gap_ticks = pts - self._held[1]
             self._write_held()
         self._held = (frame, pts)
@@ -166,7 +166,7 @@ class Recording:
 
     def _finish(self) -> None:
         if self._file is None or self._held is None:
-            self._phase, self._text = Phase.STOPPED, "nothing was recorded: no frame came"
+            self._phase, self._text = OutputPhase.STOPPED, "nothing was recorded: no frame came"
             return
         end_ticks = self._held[1] + self._gap_ticks
         self._write_held()
@@ -174,10 +174,10 @@ class Recording:
         self._file.close()
         text = f"recorded {end_ticks / TICKS_A_SECOND:.1f} s to {self._options.path.name}"
         if self._full:  # no room for a copy either: the fragmented file plays
-            self._phase, self._text = Phase.FAILED, f"{text}, then the space allowed for recordings was full"
+            self._phase, self._text = OutputPhase.FAILED, f"{text}, then the space allowed for recordings was full"
             return
         try:
             self._file.make_ordinary()
         except OutputError as error:
             text = f"{text}; {error}"
-        self._phase, self._text = Phase.STOPPED, text
+        self._phase, self._text = OutputPhase.STOPPED, text

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipelines.core.errors import InputError
 
 _SLACK_S = 0.1  # chunks this close to where the last one ended follow it at once: clocks and networks jitter
-_LONGEST_WAIT_S = 30.0
+_MAX_WAIT_S = 30.0
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
 Samples = npt.NDArray[np.int16]
@@ -70,7 +70,7 @@ class SoundTrack:
         with self._lock:
             for samples in self._converted(sound):
                 seconds = samples.shape[1] / self.format.rate_hz
-                if self._waiting_s + seconds > _LONGEST_WAIT_S:
+                if self._waiting_s + seconds > _MAX_WAIT_S:
                     self.dropped_chunks += 1
                     continue
                 if captured_ns is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30
-LEAST_BYTES = 64 * 2**20
+MIN_BYTES = 64 * 2**20
 _NAME = re.compile(r"\d{8}-\d{6}-([0-9a-f]{32})\.mp4")
 _ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # also copies that were being made
 _STILL_S = 60.0  # a file that changed so recently may be another process's
@@ -36,8 +36,8 @@ class RecordingStore:
     """Recordings under `root`, all together at most `limit_bytes`. Safe from several threads."""
 
     def __init__(self, root: Path, limit_bytes: int = 10 * GIB) -> None:
-        if limit_bytes < LEAST_BYTES:
-            raise InputError(f"{limit_bytes} bytes are too few for recordings.", f"Allow {LEAST_BYTES} or more.")
+        if limit_bytes < MIN_BYTES:
+            raise InputError(f"{limit_bytes} bytes are too few for recordings.", f"Allow {MIN_BYTES} or more.")
         self.root = root
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class RecordingStore:
     def begin(self) -> Path:
         """A new file's path; it counts as running until `ended`. Raises OutputError: no folder, or no room."""
         with self._lock:
-            if not self._make_room(LEAST_BYTES):
+            if not self._make_room(MIN_BYTES):
                 raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
             try:
                 self.root.mkdir(parents=True, exist_ok=True)

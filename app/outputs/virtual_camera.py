@@ -16,7 +16,7 @@ from app.media.picture import Picture, cover
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import Frame
 
-from .output import OutputReading, Phase
+from .output import OutputPhase, OutputReading
 from .pacing import PacedFrames
 
 _JOIN_S = 5.0
@@ -79,8 +79,8 @@ class VirtualCamera:
         self._camera = open_device(*options.size, float(options.rate), options.device)
         self._frames = PacedFrames(options.rate)
         self._name = self._camera.device
-        self._phase, self._text = Phase.STARTING, f"{self._name} waits for the first frame"
-        self._sent = 0
+        self._phase, self._text = OutputPhase.STARTING, f"{self._name} waits for the first frame"
+        self._to_device = 0
         self._thread = threading.Thread(target=self._run, name="virtual-camera", daemon=True)
         self._thread.start()
 
@@ -89,7 +89,11 @@ class VirtualCamera:
 
     def read(self) -> OutputReading:
         return OutputReading(
-            kind="virtual camera", phase=self._phase, done=self._sent, dropped=self._frames.replaced, text=self._text
+            kind="virtual camera",
+            phase=self._phase,
+            done=self._to_device,
+            dropped=self._frames.replaced,
+            text=self._text,
         )
 
     def stop(self) -> None:
@@ -101,16 +105,16 @@ class VirtualCamera:
             self._show()
         except (RuntimeError, ValueError, OSError, OutputError) as error:
             self._frames.close()
-            self._phase, self._text = Phase.FAILED, f"{self._name} ended: {str(error).strip()}"
+            self._phase, self._text = OutputPhase.FAILED, f"{self._name} ended: {str(error).strip()}"
         finally:
             self._camera.close()
 
     def _show(self) -> None:
         width, height = self._options.size
         if self._frames.first() is not None:
-            self._phase, self._text = Phase.RUNNING, f"showing on {self._name}"
+            self._phase, self._text = OutputPhase.RUNNING, f"showing on {self._name}"
             self._frames.restart()
             while (ticked := self._frames.next()) is not None:
                 self._camera.send(cover(ticked[1], width, height))
-                self._sent += 1
-        self._phase, self._text = Phase.STOPPED, f"{self._name} is off"
+                self._to_device += 1
+        self._phase, self._text = OutputPhase.STOPPED, f"{self._name} is off"

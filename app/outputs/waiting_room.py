@@ -23,8 +23,8 @@ class Arrived:
 class WaitingRoom:
     """First in, first out. Safe from several threads."""
 
-    def __init__(self, most_frames: int) -> None:
-        self._most = most_frames
+    def __init__(self, max_frames: int) -> None:
+        self._max = max_frames
         self._changed = threading.Condition()
         self._frames: deque[Arrived] = deque()
         self._closed = False
@@ -33,7 +33,7 @@ class WaitingRoom:
     def offer(self, frame: Frame, arrived_ns: int) -> bool:
         """False, and counted: the room is full or closed."""
         with self._changed:
-            if self._closed or len(self._frames) >= self._most:
+            if self._closed or len(self._frames) >= self._max:
                 self.turned_away += 1
                 return False
             self._frames.append(Arrived(frame=frame, arrived_ns=arrived_ns))

@@ -14,18 +14,18 @@ from app.session.session import Session
 from pipelines.core.errors import ZoetropeError
 from pipelines.core.types import Frame
 
-from .output import OutputReading, Phase
+from .output import OutputPhase, OutputReading
 from .push_address import PushAddress
 from .whip_push import PushState, WhipPush, WhipPushOptions
 
 SCHEMES = ("https", "http")
 _STOP_S = 10.0
 _PHASES = {
-    PushState.IDLE: Phase.STARTING,
-    PushState.CONNECTING: Phase.STARTING,
-    PushState.LIVE: Phase.RUNNING,
-    PushState.WAITING: Phase.RETRYING,
-    PushState.ENDED: Phase.STOPPED,
+    PushState.IDLE: OutputPhase.STARTING,
+    PushState.CONNECTING: OutputPhase.STARTING,
+    PushState.LIVE: OutputPhase.RUNNING,
+    PushState.WAITING: OutputPhase.RETRYING,
+    PushState.ENDED: OutputPhase.STOPPED,
 }
 
 
@@ -40,7 +40,7 @@ class WhipOutput:
         self._push = WhipPush(session, codecs, options)
         self._loop = loop
         self._done = 0
-        self._ending: tuple[Phase, str] | None = None
+        self._ending: tuple[OutputPhase, str] | None = None
         self._ended = threading.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
@@ -70,7 +70,7 @@ class WhipOutput:
 
     def _begin(self) -> None:
         if self._stopping:
-            self._ending = (Phase.STOPPED, f"stopped pushing to {self._address.shown}")
+            self._ending = (OutputPhase.STOPPED, f"stopped pushing to {self._address.shown}")
             self._ended.set()
             return
         self._task = self._loop.create_task(self._push.run(), name="whip-push")
@@ -83,10 +83,10 @@ class WhipOutput:
     def _over(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is None:
-            self._ending = (Phase.STOPPED, f"stopped pushing to {self._address.shown}")
+            self._ending = (OutputPhase.STOPPED, f"stopped pushing to {self._address.shown}")
         elif isinstance(error, ZoetropeError):
-            self._ending = (Phase.FAILED, self._address.hide(str(error)))
+            self._ending = (OutputPhase.FAILED, self._address.hide(str(error)))
         else:  # a fault of ours
-            self._ending = (Phase.FAILED, "the push ended by a fault; the terminal has it")
+            self._ending = (OutputPhase.FAILED, "the push ended by a fault; the terminal has it")
             self._loop.call_exception_handler({"message": "WHIP push", "exception": error, "task": task})
         self._ended.set()

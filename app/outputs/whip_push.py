@@ -32,7 +32,7 @@ from app.webrtc.tracks import SessionVideo
 from pipelines.core.errors import InputError, OutputError, ZoetropeError
 
 _SDP = "application/sdp"
-_MOST_ANSWER_BYTES = 64 << 10
+_MAX_ANSWER_BYTES = 64 << 10
 _GIVE_UP = (400, 401, 403, 404, 405, 406, 415, 422)  # asking again would be answered alike
 _SETTLED_S = 10.0  # a connection that held so long has earned a fresh back-off
 _log = logging.getLogger(__name__)
@@ -61,14 +61,14 @@ class PushState(Enum):
 class WhipPushOptions:
     """url: of the WHIP endpoint, http or https. token: its bearer token, if it wants one.
 
-    first_wait_s, most_wait_s: before the next attempt; doubled each time, with up to a quarter of chance.
+    first_wait_s, max_wait_s: before the next attempt; doubled each time, with up to a quarter of chance.
     timeout_s: for an answer, and for the connection after it. webrtc: codecs, bit rates and ICE servers.
     """
 
     url: str = field(repr=False)  # may hold a key
     token: str | None = field(default=None, repr=False)
     first_wait_s: float = 1.0
-    most_wait_s: float = 30.0
+    max_wait_s: float = 30.0
     timeout_s: float = 10.0
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
 
@@ -78,8 +78,8 @@ class WhipPushOptions:
             raise InputError("The WHIP address is not one of http or https.", "Give https://HOST/PATH.")
         if parts.username or parts.password:
             raise InputError("The WHIP address carries a password.", "Give the token by itself.")
-        if not 0 < self.first_wait_s <= self.most_wait_s or self.timeout_s <= 0:
-            raise ValueError("waits must be above 0, and first_wait_s at most most_wait_s")
+        if not 0 < self.first_wait_s <= self.max_wait_s or self.timeout_s <= 0:
+            raise ValueError("waits must be above 0, and first_wait_s at most max_wait_s")
 
 
 class WhipPush:
@@ -112,7 +112,7 @@ class WhipPush:
                         return
                     self.state = PushState.WAITING
                     await asyncio.sleep(wait_s * (1 + random.random() / 4))
-                    wait_s = min(2 * wait_s, self._options.most_wait_s)
+                    wait_s = min(2 * wait_s, self._options.max_wait_s)
         finally:
             self.state = PushState.ENDED
 
@@ -180,7 +180,7 @@ class WhipPush:
             answer = bytearray()
             async for piece in response.aiter_bytes():
                 answer += piece
-                if len(answer) > _MOST_ANSWER_BYTES:
+                if len(answer) > _MAX_ANSWER_BYTES:
                     raise OutputError("The WHIP server's answer is too long.", "Is it a WHIP server?")
             return answer.decode(), self._resource(response.headers.get("location"))
 

@@ -52,10 +52,10 @@ def page_theme() -> gr.themes.Base:
 
 
 class Page:
-    """Builds the Blocks. client: only asked how the worker stands and which values its controls begin with."""
+    """Builds the Blocks. workers: only asked how the worker stands and which values its controls begin with."""
 
-    def __init__(self, client: Workers, prompts: Prompts) -> None:
-        self._client = client
+    def __init__(self, workers: Workers, prompts: Prompts) -> None:
+        self._workers = workers
         self._prompts = prompts
 
     def build(self) -> gr.Blocks:
@@ -119,7 +119,7 @@ class Page:
         return widgets
 
     def _values(self) -> dict[str, object]:
-        ready = self._client.status.ready
+        ready = self._workers.status.ready
         return {name: spec.default for name, spec in CONTROLS.items()} | (ready.controls if ready else {})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.files.vocabulary import Vocabulary
 
-_MOST_EXAMPLES = 6
+_MAX_EXAMPLES = 6
 _PREPOSITIONS = frozenset(("on", "in", "at", "by", "among", "under", "before", "with"))
 _GENERAL_EXAMPLES = (
     "a lighthouse in a storm, oil painting",
@@ -54,8 +54,8 @@ def world_examples(world: Path) -> tuple[str, ...]:
     motions = [str(entry["name"]) for entry in content.get("motions", ())][1:]  # the first is standing still
     places, lights = (_phrases(content.get(kind, ())) for kind in ("places", "lights"))
     prompts = [str(content["example"])] if content.get("example") else []
-    for i in range(1, min(_MOST_EXAMPLES - 1, len(subjects))):
-        subject = subjects[i * (len(subjects) - 1) // _MOST_EXAMPLES] if len(subjects) > _MOST_EXAMPLES else subjects[i]
+    for i in range(1, min(_MAX_EXAMPLES - 1, len(subjects))):
+        subject = subjects[i * (len(subjects) - 1) // _MAX_EXAMPLES] if len(subjects) > _MAX_EXAMPLES else subjects[i]
         article = "an" if subject[0] in "aeiou" else "a"
         light = _turn(lights, i) if i % 2 else ""
         text = " ".join(part for part in (article, subject, _turn(places, i), light) if part)

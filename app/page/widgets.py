@@ -13,7 +13,7 @@ import gradio as gr
 
 from pipelines.core.control_table import CONTROLS, ControlSpec, Propagation
 
-_LARGEST_SLIDER = 1000
+_MAX_SLIDER = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
     assert spec.minimum is not None
     assert spec.maximum is not None
     whole = spec.kind == "int"
-    if whole and spec.maximum > _LARGEST_SLIDER:
+    if whole and spec.maximum > _MAX_SLIDER:
         return gr.Number(
             value=value,
             precision=0,

@@ -26,7 +26,7 @@ from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
 
-from .loop import Job, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
+from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart, has_frames
 from .request import RenderRequest
 from .settings import asked_settings, chosen_settings
@@ -146,11 +146,11 @@ class _Render:
         last_is_whole = self._record.whole_frames is not None
         return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
 
-    def _jobs(self, start: int) -> Iterator[Job]:
+    def _jobs(self, start: int) -> Iterator[FrameJob]:
         if self._source is None:
             assert self._frames is not None
             if self._request.first_picture is not None:
-                yield Job(index=0, image=self._first_picture(self._request.first_picture), pts=0, duration=1)
+                yield FrameJob(index=0, image=self._first_picture(self._request.first_picture), pts=0, duration=1)
                 start = 1
             yield from prompt_jobs(start, self._frames)
             return
@@ -159,7 +159,9 @@ class _Render:
             found = (frame.image.shape[1], frame.image.shape[0])
             if placement is None or found != size:
                 placement, size = self._placed(found), found
-            yield Job(index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration)
+            yield FrameJob(
+                index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration
+            )
 
     def _first_picture(self, file: Path) -> Picture:
         """The picture with which the video begins, in the engine's size."""

@@ -25,13 +25,13 @@ from pipelines.core.types import Frame
 
 from .timeline_player import TimelinePlayer
 
-_MOST_IDLE_TICKS = 10_000  # far more than any ring is deep: the engine would never take this frame
+_MAX_IDLE_TICKS = 10_000  # far more than any ring is deep: the engine would never take this frame
 _CATCHING_UP = Control(steps=1, similarity_filter=False)
 Picture = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Job:
+class FrameJob:
     """One frame to make. image: [H, W, 3] uint8 RGB of the engine's size; None: from the prompt alone.
 
     pts, duration: in the writer's time base.
@@ -67,10 +67,10 @@ class RenderLoop:
         self._finish = finish
         self._progress = progress
         self._first = first
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[FrameJob] = deque()
         self._last: Picture | None = None
 
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool]) -> bool:
+    def run(self, jobs: Iterable[FrameJob], stop: Callable[[], bool]) -> bool:
         """True: all jobs are written. False: `stop` said so; what had come out by then is written.
 
         Raises SourceBrokenError after the frames that `jobs` gave before it are written.
@@ -92,7 +92,7 @@ class RenderLoop:
             raise broken
         return True
 
-    def _offer(self, job: Job, stop: Callable[[], bool]) -> bool:
+    def _offer(self, job: FrameJob, stop: Callable[[], bool]) -> bool:
         self._player.before(job.pts, has_image=job.image is not None, finished=self._write)
         idle_ticks = 0
         while not stop():
@@ -102,7 +102,7 @@ class RenderLoop:
                 return True
             self._engine.tick()
             idle_ticks += 1
-            assert idle_ticks < _MOST_IDLE_TICKS, "the engine never takes the frame"
+            assert idle_ticks < _MAX_IDLE_TICKS, "the engine never takes the frame"
             self._write(self._stream.pull())
         return False
 
@@ -131,7 +131,7 @@ class RenderLoop:
         self._progress()
 
 
-def push(stream: Stream, job: Job) -> bool:
+def push(stream: Stream, job: FrameJob) -> bool:
     """Offer one job to the stream."""
     if job.image is None:
         return stream.generate()
@@ -160,7 +160,7 @@ def catch_up(
         done = player.before(pts, has_image=not prompt_only, finished=len, held=_CATCHING_UP.changes())
         for control in done:
             wanted = wanted.updated(control)
-        while not push(stream, Job(index=index, image=image, pts=index, duration=1)):
+        while not push(stream, FrameJob(index=index, image=image, pts=index, duration=1)):
             engine.tick()
             stream.pull()
         progress()
@@ -177,13 +177,13 @@ def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
     return numbered or walks or glides
 
 
-def prompt_jobs(start: int, frames: int) -> Iterator[Job]:
+def prompt_jobs(start: int, frames: int) -> Iterator[FrameJob]:
     """Jobs `start` to `frames` of a prompt-only render; the time base is one frame."""
-    return (Job(index=index, image=None, pts=index, duration=1) for index in range(start, frames))
+    return (FrameJob(index=index, image=None, pts=index, duration=1) for index in range(start, frames))
 
 
-def _without_image(job: Job) -> Job:
-    return Job(index=job.index, image=None, pts=job.pts, duration=job.duration)
+def _without_image(job: FrameJob) -> FrameJob:
+    return FrameJob(index=job.index, image=None, pts=job.pts, duration=job.duration)
 
 
 class StopSignal:

@@ -32,7 +32,7 @@ from .record import RenderRecord
 
 _TIME_BASE = Fraction(1, 1000)
 _KEY_FRAME_RATE = Fraction(24)
-_LONGEST_LAST_MS = 1000
+_MAX_LAST_MS = 1000
 Say = Callable[[str], object]
 
 
@@ -171,7 +171,7 @@ def _copy(
             bar.update(1)
         else:
             if waiting is not None:
-                writer.write(placement.apply(waiting.image), at_ms, min(duration_ms, _LONGEST_LAST_MS))
+                writer.write(placement.apply(waiting.image), at_ms, min(duration_ms, _MAX_LAST_MS))
             return True
     return False
 

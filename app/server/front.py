@@ -39,12 +39,12 @@ def make_application(
 ) -> ASGIApp:
     """Everything behind one port: /v1, health, metrics, the page at /. guard: wraps it all, Gradio's routes too."""
     application = new_application()
-    client = context.table.client
+    workers = context.table.workers
     include_all(application, context)
-    application.include_router(page_routes(client, prompts))
+    application.include_router(page_routes(workers, prompts))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
-        Page(client, prompts).build(),
+        Page(workers, prompts).build(),
         path="/",
         ssr_mode=False,
         footer_links=[],
@@ -69,14 +69,14 @@ class PromptText(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
 
 
-def page_routes(client: Workers, prompts: Prompts) -> fastapi.APIRouter:
+def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
     """What only the page asks: how the worker stands, in words; what its controls begin with; a word on a prompt."""
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 
     @routes.get("/status")
     async def status() -> dict[str, object]:
         """phase: for the stage's colours. text: for the user, with everything that "auto" chose."""
-        now = client.status
+        now = workers.status
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
 
@@ -85,7 +85,7 @@ def page_routes(client: Workers, prompts: Prompts) -> fastapi.APIRouter:
         """controls: of a fresh stream, without the prompt; null until the worker is ready. engine: "image" or "video".
         hidden: elements of the page that mean nothing to it. takes_actions: whether camera and subject can be moved.
         momentary: controls that ask for something once, at rest."""
-        ready = client.status.ready
+        ready = workers.status.ready
         if ready is None:
             return {"controls": None}
         values = {name: value for name, value in plain_controls(ready.controls).items() if name != "prompt"}

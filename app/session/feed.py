@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from app.worker.proxy import ClientSession
+from app.worker.proxy import SessionProxy
 from pipelines.core.types import Frame
 
 
@@ -25,7 +25,7 @@ class Feed:
     Any number of feeds may watch a session. Created and used on one event loop.
     """
 
-    def __init__(self, session: ClientSession) -> None:
+    def __init__(self, session: SessionProxy) -> None:
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from app.media.picture import Picture
 from app.worker.meter import MeterReading
-from app.worker.proxy import ClientSession, SessionAccounting, SessionState
+from app.worker.proxy import SessionAccounting, SessionProxy, SessionState
 from app.worker.stage_times import Percentiles, Stage, StageTimes
 from pipelines.core.controls import Control
 from pipelines.core.errors import ZoetropeError
@@ -44,10 +44,10 @@ class Session:
     on_close: called once, when the session ends for good.
     """
 
-    def __init__(self, stream: ClientSession, on_close: Callable[[Session], None]) -> None:
-        self.id = stream.name
+    def __init__(self, proxy: SessionProxy, on_close: Callable[[Session], None]) -> None:
+        self.id = proxy.name
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
-        self.stream = stream
+        self.proxy = proxy
         self.stages = StageTimes()
         self.created_s = time.monotonic()
         self._on_close = on_close
@@ -78,14 +78,14 @@ class Session:
 
     def feed(self) -> Feed:
         """The finished frames, newest first; on the running event loop."""
-        return Feed(self.stream)
+        return Feed(self.proxy)
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
         """Offer an input picture; its number in this session, or None when there is no stream to take it.
 
         received: the JPEG or WebP file that it was decoded from; a take keeps that instead of the pixels.
         """
-        return self.stream.submit(image, captured_ns, received)
+        return self.proxy.submit(image, captured_ns, received)
 
     def drop_input(self, captured_ns: int | None = None, received: bytes | None = None) -> None:
         """A door had an input replaced by a newer one before it could be submitted: it counts as taken and dropped.
@@ -95,29 +95,29 @@ class Session:
         with self._lock:
             self._replaced += 1
         if received is not None:
-            self.stream.pass_over(time.monotonic_ns() if captured_ns is None else captured_ns, received)
+            self.proxy.pass_over(time.monotonic_ns() if captured_ns is None else captured_ns, received)
 
     def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
         """Record into `folder` (TakeStore.create makes one; its may_grow keeps the quota). Raises InputError,
         OutputError. Touches the disk: not on an event loop."""
-        self.stream.start_take(folder, may_grow)
+        self.proxy.start_take(folder, may_grow)
 
     def stop_take(self) -> None:
         """End the take and wait until it is written: not on an event loop. Without one nothing happens."""
-        self.stream.stop_take()
+        self.proxy.stop_take()
 
     @property
     def recording(self) -> bool:
         """Whether a take is being written. One that ended by itself says why in the session's trouble."""
-        return self.stream.recording
+        return self.proxy.recording
 
     def apply(self, values: Mapping[str, object]) -> None:
         """Change controls by name, as JSON has them. Raises ControlError; then nothing is changed."""
-        self.stream.set_control(Control.of(values))
+        self.proxy.set_control(Control.of(values))
 
     def set_source(self, *, prompt_only: bool) -> None:
         """Generate from the prompt alone, or from what `submit` gives."""
-        self.stream.set_source(prompt_only=prompt_only)
+        self.proxy.set_source(prompt_only=prompt_only)
 
     # ---- what is known of it ----
 
@@ -130,28 +130,28 @@ class Session:
         """State, count, rates and times of this moment."""
         with self._lock:
             connections, replaced = self._connections, self._replaced
-        counts = self.stream.accounting
-        for stage, ms in self.stream.engine_times().items():
+        counts = self.proxy.accounting
+        for stage, ms in self.proxy.engine_times().items():
             self.stages.add(stage, ms)
         return SessionReading(
-            state=self.stream.state,
+            state=self.proxy.state,
             accounting=replace(counts, taken=counts.taken + replaced, dropped=counts.dropped + replaced),
-            meter=self.stream.meter(),
+            meter=self.proxy.meter(),
             stages=self.stages.read(),
             age_s=time.monotonic() - self.created_s,
             connections=connections,
-            trouble=str(self.stream.error) if self.stream.error is not None else self.stream.notice,
+            trouble=str(self.proxy.error) if self.proxy.error is not None else self.proxy.notice,
         )
 
     @property
     def error(self) -> ZoetropeError | None:
         """What ended the session, if an error did."""
-        return self.stream.error
+        return self.proxy.error
 
     @property
     def over(self) -> bool:
         """No frame will come any more."""
-        return self.stream.over
+        return self.proxy.over
 
     def close(self) -> None:
         """End the session. Closing twice is fine."""
@@ -159,5 +159,5 @@ class Session:
             if self._closed:
                 return
             self._closed = True
-        self.stream.close()
+        self.proxy.close()
         self._on_close(self)

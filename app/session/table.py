@@ -48,8 +48,8 @@ class SessionLimits:
 class SessionTable:
     """Opens, finds and ends sessions. Safe from several threads; a thread of its own takes unused ones away."""
 
-    def __init__(self, client: Workers, limits: SessionLimits | None = None) -> None:
-        self.client = client
+    def __init__(self, workers: Workers, limits: SessionLimits | None = None) -> None:
+        self.workers = workers
         self.limits = limits or SessionLimits()
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
@@ -75,7 +75,7 @@ class SessionTable:
                 raise TooManyError(
                     f"Busy: {self.limits.per_minute} sessions were opened within a minute.", "Try again in a minute."
                 )
-            session = Session(self.client.open(control=control, prompt_only=prompt_only), self._forget)
+            session = Session(self.workers.open(control=control, prompt_only=prompt_only), self._forget)
             self._opened_s.append(now_s)
             self._sessions[session.id] = session
             return session

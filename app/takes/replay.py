@@ -26,7 +26,7 @@ from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, T
 
 _NANOSECONDS = Fraction(1, 1_000_000_000)
 _DEVICE_WAIT_S = 10.0  # for a picture that the device is still working on
-_MOST_IDLE_TICKS = 10_000
+_MAX_IDLE_TICKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ class Replay:
             else:
                 self._engine.tick()
                 idle += 1
-                assert idle < _MOST_IDLE_TICKS, "the engine never takes the frame"
+                assert idle < _MAX_IDLE_TICKS, "the engine never takes the frame"
             self._pull()
 
     def _pull(self) -> None:

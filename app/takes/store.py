@@ -20,7 +20,7 @@ from pipelines.core.errors import InputError, OutputError
 from .writer import LOCK_NAME, LOG_NAME
 
 _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
-_LEAST_ROOM_BYTES = 64 * 2**20
+_MIN_ROOM_BYTES = 64 * 2**20
 _GIB = 2**30
 
 
@@ -41,13 +41,13 @@ class StoredTake:
 class TakeStore:
     """Takes under `root`, all together at most `limit_bytes`. Safe from several threads."""
 
-    def __init__(self, root: Path, limit_bytes: int = 10 * _GIB, *, least_room_bytes: int = _LEAST_ROOM_BYTES) -> None:
-        """least_room_bytes: what a new take must have before it may begin."""
-        if limit_bytes < least_room_bytes:
-            raise InputError(f"{limit_bytes} bytes are too few for takes.", f"Allow {least_room_bytes} or more.")
+    def __init__(self, root: Path, limit_bytes: int = 10 * _GIB, *, min_room_bytes: int = _MIN_ROOM_BYTES) -> None:
+        """min_room_bytes: what a new take must have before it may begin."""
+        if limit_bytes < min_room_bytes:
+            raise InputError(f"{limit_bytes} bytes are too few for takes.", f"Allow {min_room_bytes} or more.")
         self.root = root
         self.limit_bytes = limit_bytes
-        self._least_room_bytes = least_room_bytes
+        self._min_room_bytes = min_room_bytes
         self._lock = threading.Lock()
 
     def create(self) -> Path:
@@ -56,7 +56,7 @@ class TakeStore:
         Raises TakesFullError, OutputError.
         """
         with self._lock:
-            if not self._make_room(self._least_room_bytes):
+            if not self._make_room(self._min_room_bytes):
                 raise TakesFullError(
                     f"There is no room for another take: {self.limit_bytes / _GIB:.1f} GiB are allowed, and takes that "
                     "are being recorded fill them.",

@@ -16,7 +16,7 @@ from pipelines.core.errors import InputError
 
 from .options import IceServer
 
-_MOST_MEDIA = 8
+_MAX_MEDIA = 8
 # aiortc's parser meets malformed lines with whatever Python raises
 _MALFORMED = (ValueError, LookupError, AssertionError, AttributeError, TypeError)
 
@@ -78,8 +78,8 @@ def plan_offer(text: str, role: Role) -> tuple[MediaPlan, ...]:
         offer = SessionDescription.parse(text)
     except _MALFORMED as error:
         raise OfferError("The offer is not readable SDP.", "Send the local description as it is.") from error
-    if len(offer.media) > _MOST_MEDIA:
-        raise OfferError(f"The offer has {len(offer.media)} media.", f"Offer at most {_MOST_MEDIA}.")
+    if len(offer.media) > _MAX_MEDIA:
+        raise OfferError(f"The offer has {len(offer.media)} media.", f"Offer at most {_MAX_MEDIA}.")
     for media in offer.media:
         if media.kind not in ("audio", "video", "application"):
             raise OfferError("The offer has media of an unknown kind.", "Offer video, and a data channel if wanted.")

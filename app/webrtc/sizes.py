@@ -16,8 +16,8 @@ _SPS_BYTES = 512  # of a sequence parameter set; real ones have some dozen
 _WITH_CHROMA = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profiles, as section 7.3.2.1.1 has them
 _CHROMA_444 = 3
 _MACROBLOCK_PX = 16
-_MOST_ZEROS = 32  # of an Exp-Golomb code
-_MOST_REFERENCES = 255  # of a cycle of the picture order count
+_MAX_ZEROS = 32  # of an Exp-Golomb code
+_MAX_REFERENCES = 255  # of a cycle of the picture order count
 
 
 class PictureSizeError(ValueError):
@@ -79,7 +79,7 @@ def _sps_size(bits: _Bits) -> tuple[int, int]:
 
 
 def _skip(bits: _Bits, count: int) -> None:
-    if count > _MOST_REFERENCES:
+    if count > _MAX_REFERENCES:
         raise PictureSizeError(f"a sequence parameter set has a cycle of {count}")
     for _ in range(count):
         bits.golomb()
@@ -127,7 +127,7 @@ class _Bits:
         zeros = 0
         while not self.take(1):
             zeros += 1
-            if zeros > _MOST_ZEROS:
+            if zeros > _MAX_ZEROS:
                 raise PictureSizeError("a sequence parameter set has a number of too many bits")
         return (1 << zeros) - 1 + self.take(zeros)
 

@@ -148,7 +148,7 @@ class SessionVideo(MediaStreamTrack):
             if self._session.over:
                 self.stop()
                 break
-            newest = self._session.stream.newest()
+            newest = self._session.proxy.newest()
             if newest is not None:
                 return newest[1].image, None
         raise MediaStreamError

@@ -33,9 +33,9 @@ from .messages import (
     WorkerReady,
 )
 from .process import WorkerOptions, run_worker
-from .proxy import ClientSession, SessionState
+from .proxy import SessionProxy, SessionState
 
-_MOST_RESTARTS = 3
+_MAX_RESTARTS = 3
 _RESTART_WINDOW_S = 60.0
 _STOP_TIMEOUT_S = 5.0
 
@@ -44,7 +44,7 @@ class BusyError(ZoetropeError):
     """All sessions are taken."""
 
 
-class Phase(Enum):
+class WorkerPhase(Enum):
     """Where the worker stands."""
 
     LOADING = "loading"
@@ -59,7 +59,7 @@ class WorkerStatus:
     """text: for the user. notices: what the user should know of the engine, while it runs. ready: what was chosen, kept
     during a restart. error: why it failed for good."""
 
-    phase: Phase = Phase.STOPPED
+    phase: WorkerPhase = WorkerPhase.STOPPED
     text: str = "not started"
     notices: tuple[str, ...] = ()
     ready: WorkerReady | None = None
@@ -68,7 +68,7 @@ class WorkerStatus:
     pid: int | None = None
 
 
-class WorkerClient:
+class WorkerHandle:
     """One worker process for one device. Its methods may be called from any thread."""
 
     def __init__(self, options: WorkerOptions, *, max_sessions: int = 4) -> None:
@@ -77,10 +77,10 @@ class WorkerClient:
         self._changed = threading.Condition(threading.RLock())
         self._sending = threading.Lock()
         self._status = WorkerStatus()
-        self._sessions: dict[str, ClientSession] = {}
-        self._closing: dict[str, ClientSession] = {}  # closed here, memory still attached there
+        self._sessions: dict[str, SessionProxy] = {}
+        self._closing: dict[str, SessionProxy] = {}  # closed here, memory still attached there
         self._gpu_memory: GpuMemory | None = None
-        self._deaths: deque[float] = deque(maxlen=_MOST_RESTARTS)
+        self._deaths: deque[float] = deque(maxlen=_MAX_RESTARTS)
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
         self._reader: threading.Thread | None = None
@@ -91,7 +91,7 @@ class WorkerClient:
     def start(self) -> None:
         """Start the worker and return at once; `status` and `wait_ready` tell how it goes."""
         assert self._reader is None, "started twice"
-        self._spawn(Phase.LOADING, f"loading {self.options.model}…")
+        self._spawn(WorkerPhase.LOADING, f"loading {self.options.model}…")
         self._reader = threading.Thread(target=self._read_forever, name="worker-reader", daemon=True)
         self._reader.start()
 
@@ -101,7 +101,7 @@ class WorkerClient:
             if self._stopping or self._reader is None:
                 return
             self._stopping = True
-            ready = self._status.phase is Phase.READY
+            ready = self._status.phase is WorkerPhase.READY
         process = self._process
         assert process is not None
         if ready:
@@ -114,9 +114,9 @@ class WorkerClient:
         self._detach_all(SessionState.CLOSED)
         assert self._pipe is not None
         self._pipe.close()
-        self._set(phase=Phase.STOPPED, text="stopped", pid=None)
+        self._set(phase=WorkerPhase.STOPPED, text="stopped", pid=None)
 
-    def __enter__(self) -> WorkerClient:
+    def __enter__(self) -> WorkerHandle:
         self.start()
         return self
 
@@ -135,9 +135,9 @@ class WorkerClient:
     def wait_ready(self, timeout_s: float) -> WorkerReady:
         """Block until the engine stands. Raises what the worker failed with, or WorkerError after `timeout_s`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._status.phase in (Phase.READY, Phase.FAILED), timeout_s)
+            self._changed.wait_for(lambda: self._status.phase in (WorkerPhase.READY, WorkerPhase.FAILED), timeout_s)
             status = self._status
-        if status.phase is Phase.READY and status.ready is not None:
+        if status.phase is WorkerPhase.READY and status.ready is not None:
             return status.ready
         if status.error is not None:
             raise status.error
@@ -145,17 +145,17 @@ class WorkerClient:
 
     # ---- sessions ----
 
-    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> ClientSession:
+    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> SessionProxy:
         """A new session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
         with self._changed:
-            if self._status.phase in (Phase.FAILED, Phase.STOPPED):
+            if self._status.phase in (WorkerPhase.FAILED, WorkerPhase.STOPPED):
                 raise self._status.error or WorkerError("The worker is not running.", "Start zoetrope live again.")
             if len(self._sessions) >= self.max_sessions:
                 raise BusyError(
                     f"Busy: all {self.max_sessions} sessions are in use.",
                     "Try again when one has ended, or start with a larger --max-sessions.",
                 )
-            session = ClientSession(
+            session = SessionProxy(
                 uuid.uuid4().hex[:12],
                 control=control or Control(),
                 prompt_only=prompt_only,
@@ -163,7 +163,7 @@ class WorkerClient:
                 on_close=self._close_session,
             )
             self._sessions[session.name] = session
-            if self._status.phase is Phase.READY:
+            if self._status.phase is WorkerPhase.READY:
                 self._attach(session)
             return session
 
@@ -177,7 +177,7 @@ class WorkerClient:
         return session in self._sessions
 
     @property
-    def workers(self) -> tuple[WorkerClient, ...]:
+    def workers(self) -> tuple[WorkerHandle, ...]:
         """This one: the same door as a pool's."""
         return (self,)
 
@@ -185,15 +185,15 @@ class WorkerClient:
         """`status`, whatever the session: there is one worker."""
         return self._status
 
-    def _attach(self, session: ClientSession) -> None:
+    def _attach(self, session: SessionProxy) -> None:
         assert self._status.ready is not None
         self._send(session.attach(self._status.ready.info))
 
-    def _close_session(self, session: ClientSession) -> None:
+    def _close_session(self, session: SessionProxy) -> None:
         with self._changed:
             if self._sessions.pop(session.name, None) is None:
                 return
-            if self._status.phase is Phase.READY:
+            if self._status.phase is WorkerPhase.READY:
                 self._closing[session.name] = session  # its memory goes with SessionClosed
                 session.end(SessionState.CLOSED)
                 self._send(CloseSession(session=session.name))
@@ -243,18 +243,18 @@ class WorkerClient:
             return not self._stopping and self._restart(process.exitcode)
 
     def _restart(self, exit_code: int | None) -> bool:
-        failed = self._status.phase is Phase.FAILED
+        failed = self._status.phase is WorkerPhase.FAILED
         reason = f"The worker process ended ({_exit_text(exit_code)})."
         text = f"{reason} Restarting it…"
         if not failed:
-            self._set(phase=Phase.RESTARTING, text=text)  # before the sessions say so
+            self._set(phase=WorkerPhase.RESTARTING, text=text)  # before the sessions say so
         self._detach_all(SessionState.OPENING)
         if failed:
             return False
         now = time.monotonic()
-        if len(self._deaths) == _MOST_RESTARTS and now - self._deaths[0] < _RESTART_WINDOW_S:
+        if len(self._deaths) == _MAX_RESTARTS and now - self._deaths[0] < _RESTART_WINDOW_S:
             error = WorkerError(
-                f"{reason} It was restarted {_MOST_RESTARTS} times within {_RESTART_WINDOW_S:.0f} s.",
+                f"{reason} It was restarted {_MAX_RESTARTS} times within {_RESTART_WINDOW_S:.0f} s.",
                 "Its messages are on the terminal; zoetrope doctor may help.",
             )
             self._fail(error)
@@ -262,11 +262,11 @@ class WorkerClient:
         self._deaths.append(now)
         assert self._pipe is not None
         self._pipe.close()
-        self._spawn(Phase.RESTARTING, text)
+        self._spawn(WorkerPhase.RESTARTING, text)
         self._set(restarts=self._status.restarts + 1)
         return True
 
-    def _spawn(self, phase: Phase, text: str) -> None:
+    def _spawn(self, phase: WorkerPhase, text: str) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=run_worker, args=(theirs, self.options), name="zoetrope-worker", daemon=True)
@@ -280,7 +280,7 @@ class WorkerClient:
     def _handle(self, message: FromWorker) -> None:
         match message:
             case WorkerProgress():
-                if self._status.phase is Phase.LOADING:
+                if self._status.phase is WorkerPhase.LOADING:
                     self._set(text=message.text)
             case WorkerNotice():
                 self._set(notices=(*self._status.notices, message.text))
@@ -305,13 +305,13 @@ class WorkerClient:
         facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {info.backend}"
         with self._changed:
             text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
-            self._set(phase=Phase.READY, text=text, ready=message)
+            self._set(phase=WorkerPhase.READY, text=text, ready=message)
             for session in self._sessions.values():
                 self._attach(session)
 
     def _fail(self, error: ZoetropeError) -> None:
         with self._changed:
-            self._set(phase=Phase.FAILED, text=str(error), error=error, pid=None)
+            self._set(phase=WorkerPhase.FAILED, text=str(error), error=error, pid=None)
             for session in self._sessions.values():
                 session.receive(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
 

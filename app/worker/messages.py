@@ -141,7 +141,7 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionOpened:
+class StreamOpened:
     """The stream stands; info says what was chosen."""
 
     session: str
@@ -243,7 +243,7 @@ FromWorker = (
     | WorkerNotice
     | WorkerReady
     | WorkerFailed
-    | SessionOpened
+    | StreamOpened
     | InputTaken
     | InputAdmitted
     | OutputReady

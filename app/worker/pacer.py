@@ -10,9 +10,9 @@ from collections import deque
 
 from pipelines.core.types import Frame
 
-_MOST_CHUNKS = 2  # that wait here
+_MAX_CHUNKS = 2  # that wait here
 _MARGIN = 1.25  # of the time that a chunk takes
-_LONGEST_GAP_NS = 1_000_000_000  # between two frames: a longer one is a pause of the source, not a pace
+_MAX_GAP_NS = 1_000_000_000  # between two frames: a longer one is a pause of the source, not a pace
 _PATIENCE_NS = 20_000_000  # before a refused request is made again
 _IDLE_NS = 1_000_000_000
 
@@ -32,10 +32,10 @@ class Pacer:
         """Frames that wait."""
         return len(self._waiting)
 
-    def add(self, frames: list[Frame], now_ns: int, *, most_frames: int) -> list[Frame]:
+    def add(self, frames: list[Frame], now_ns: int, *, max_frames: int) -> list[Frame]:
         """Take finished frames. Returns those that must go: more than two chunks never wait, and the oldest give way.
 
-        most_frames: of a chunk.
+        max_frames: of a chunk.
         """
         if frames and self._asked_ns is not None:
             took_ns, self._asked_ns = now_ns - self._asked_ns, None
@@ -47,7 +47,7 @@ class Pacer:
             self._waiting.append((frame, gap_ns))
             self._last = frame
         lost = []
-        while len(self._waiting) > _MOST_CHUNKS * most_frames:
+        while len(self._waiting) > _MAX_CHUNKS * max_frames:
             frame, gap_ns = self._waiting.popleft()
             self._left_ns += gap_ns  # the others keep their times
             lost.append(frame)
@@ -58,7 +58,7 @@ class Pacer:
         if before is None or (before.source_seq is None) != (frame.source_seq is None):
             return 0
         gap_s = frame.pts * frame.time_base - before.pts * before.time_base
-        return min(max(int(1e9 * gap_s), 0), _LONGEST_GAP_NS)
+        return min(max(int(1e9 * gap_s), 0), _MAX_GAP_NS)
 
     def due(self, now_ns: int) -> Frame | None:
         """The first frame, if its time has come; it stays until `leave`."""

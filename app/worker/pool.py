@@ -11,23 +11,23 @@ from collections.abc import Sequence
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError
 
-from .handle import BusyError, Phase, WorkerClient, WorkerStatus
+from .handle import BusyError, WorkerHandle, WorkerPhase, WorkerStatus
 from .messages import WorkerReady
 from .process import WorkerOptions
-from .proxy import ClientSession
+from .proxy import SessionProxy
 
-_BY_HOPE = (Phase.READY, Phase.RESTARTING, Phase.LOADING, Phase.FAILED, Phase.STOPPED)
-_LEFT = (Phase.FAILED, Phase.STOPPED)
+_BY_HOPE = (WorkerPhase.READY, WorkerPhase.RESTARTING, WorkerPhase.LOADING, WorkerPhase.FAILED, WorkerPhase.STOPPED)
+_LEFT = (WorkerPhase.FAILED, WorkerPhase.STOPPED)
 
 
 class WorkerPool:
-    """The same doors as one WorkerClient has. Its methods may be called from any thread."""
+    """The same doors as one WorkerHandle has. Its methods may be called from any thread."""
 
     def __init__(self, options: Sequence[WorkerOptions], *, max_sessions: int = 4) -> None:
         """options: of each worker, one at least, with a device each. max_sessions: of all together, shared evenly."""
         assert options, "a pool of no workers"
         places = -(-max_sessions // len(options))
-        self.workers = tuple(WorkerClient(own, max_sessions=places) for own in options)
+        self.workers = tuple(WorkerHandle(own, max_sessions=places) for own in options)
         self.max_sessions = max_sessions
 
     def start(self) -> None:
@@ -77,7 +77,7 @@ class WorkerPool:
         first, *_ = [worker.wait_ready(max(0.0, until_s - time.monotonic())) for worker in self.workers]
         return first
 
-    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> ClientSession:
+    def open(self, *, control: Control | None = None, prompt_only: bool = True) -> SessionProxy:
         """A new session with the ready worker that has the fewest, else with one that is starting. Raises BusyError or
         WorkerError.
         """
@@ -91,9 +91,9 @@ class WorkerPool:
                     return worker.open(control=control, prompt_only=prompt_only)
                 except BusyError:
                     continue
-        most = min(self.max_sessions, sum(worker.max_sessions for worker in able))
+        maximum = min(self.max_sessions, sum(worker.max_sessions for worker in able))
         raise BusyError(
-            f"Busy: all {most} sessions are in use.",
+            f"Busy: all {maximum} sessions are in use.",
             "Try again when one has ended, or start with a larger --max-sessions.",
         )
 
@@ -103,11 +103,11 @@ class WorkerPool:
         return sum(worker.sessions for worker in self.workers)
 
 
-Workers = WorkerClient | WorkerPool
+Workers = WorkerHandle | WorkerPool
 """What sessions are opened with."""
 
 
-def device_of(worker: WorkerClient) -> str:
+def device_of(worker: WorkerHandle) -> str:
     """What the worker computes on: as it said, else as it was told."""
     ready = worker.status.ready
     return ready.info.device if ready is not None else str(worker.options.engine.get("device", "auto"))

@@ -1,7 +1,7 @@
 """The worker process: owns one engine and its streams on one device.
 
 One thread and one loop: take messages, offer inputs, tick, hand out finished frames. Knows no HTTP and no page; speaks
-only the words of messages.py over a pipe, and pixels through frames.py. Spawned by WorkerClient.
+only the words of messages.py over a pipe, and pixels through frames.py. Spawned by WorkerHandle.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from .messages import (
     SessionClosed,
     SessionEnded,
     SessionNotice,
-    SessionOpened,
     StartTake,
     StopTake,
     StopWorker,
+    StreamOpened,
     ToWorker,
     WorkerFailed,
     WorkerNotice,
@@ -49,7 +49,7 @@ from .threads import share_the_cores
 
 Made = TypeVar("Made")
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT_S = 0.1
+_MAX_WAIT_S = 0.1
 _STATS_PERIOD_NS = 100_000_000
 _GPU_PERIOD_NS = 1_000_000_000
 _TICK_MEAN_WEIGHT = 0.1
@@ -144,9 +144,9 @@ class Worker:
         patience = max((session.stream.info.latency_ticks + 2 for session in sessions), default=0)
         if any(session.busy for session in sessions) and self._barren_ticks <= patience:
             return 0.0
-        longest_s = 0.002 if any(session.busy for session in sessions) else _LONGEST_WAIT_S
+        max_s = 0.002 if any(session.busy for session in sessions) else _MAX_WAIT_S
         now_ns = time.monotonic_ns()
-        return min([longest_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
+        return min([max_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
 
     def _tick(self) -> None:
         """One tick of whoever has something in flight. Whose session makes it fail is ended, and the others tick."""
@@ -228,7 +228,7 @@ class Worker:
             return
         self._sessions[message.session] = WorkerSession(message, stream)
         self._turns[message.session] = None
-        self._send(SessionOpened(session=message.session, info=stream.info))
+        self._send(StreamOpened(session=message.session, info=stream.info))
 
     def _apply(self, session: WorkerSession, control: Control) -> None:
         try:

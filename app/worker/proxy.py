@@ -31,8 +31,8 @@ from .messages import (
     OutputRelease,
     SessionEnded,
     SessionNotice,
-    SessionOpened,
     SessionStats,
+    StreamOpened,
     TakeRecords,
     ToWorker,
 )
@@ -65,8 +65,8 @@ class SessionAccounting:
     in_flight: int = 0
 
 
-class ClientSession:
-    """A handle that WorkerClient.open returns."""
+class SessionProxy:
+    """A handle that WorkerHandle.open returns."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ClientSession:
         control: Control,
         prompt_only: bool,
         send: Callable[[ToWorker], None],
-        on_close: Callable[[ClientSession], None],
+        on_close: Callable[[SessionProxy], None],
     ) -> None:
         self.name = name
         self._send = send
@@ -273,13 +273,13 @@ class ClientSession:
         """End the session; the shared memory goes when the worker has let go of it. Closing twice is fine."""
         self._on_close(self)
 
-    # ---- WorkerClient's side ----
+    # ---- WorkerHandle's side ----
 
     def attach(self, info: StreamInfo) -> OpenSession:
         """New shared memory for a stream of a fresh worker; returns the message that opens it."""
         with self._changed:
             self._mailbox = InputMailbox.create(width=info.width, height=info.height)
-            count = _SPARE_OUTPUTS + 2 * info.most_frames
+            count = _SPARE_OUTPUTS + 2 * info.max_frames
             self._outputs = FrameBuffers.create(count=count, width=info.width, height=info.height)
             return OpenSession(
                 session=self.name,
@@ -316,7 +316,7 @@ class ClientSession:
 
     def receive(
         self,
-        message: SessionOpened
+        message: StreamOpened
         | InputTaken
         | InputAdmitted
         | OutputReady
@@ -328,7 +328,7 @@ class ClientSession:
         """What the worker says about this session."""
         with self._changed:
             match message:
-                case SessionOpened():
+                case StreamOpened():
                     self._info, self._state = message.info, SessionState.LIVE
                     self._take.opened()
                 case InputTaken():

@@ -34,7 +34,7 @@ class WorkerSession:
         self._prompt_only = message.prompt_only
         self._inputs = InputMailbox(FrameBuffers.attach(message.inputs))
         self._outputs = OutputPool(FrameBuffers.attach(message.outputs))
-        self._pacer = Pacer() if stream.info.most_frames > 1 else None
+        self._pacer = Pacer() if stream.info.max_frames > 1 else None
         self._finished: deque[Frame] = deque()  # pulled, and due, waiting for an output buffer
         self._seen_generation = 0
         self._seen = 0  # inputs that the worker knows of
@@ -157,7 +157,7 @@ class WorkerSession:
             self._finished.extend(frames)
             return
         now_ns = time.monotonic_ns()
-        for lost in self._pacer.add(frames, now_ns, most_frames=self.stream.info.most_frames):
+        for lost in self._pacer.add(frames, now_ns, max_frames=self.stream.info.max_frames):
             self._lose(lost, ahead=len(self._finished))
         while (frame := self._pacer.due(now_ns)) is not None:
             self._pacer.leave()

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from cache.kv.kernels import KVKernels
-from cache.kv.plan import Kind, SelectBlocks, SelectTokens, Span
+from cache.kv.plan import SelectBlocks, SelectTokens, Span, SpanKind
 from cache.kv.policies.base import KVPolicy
 from cache.kv.store import Int8Store, KVShape, NativeStore, Store
 from cache.kv.tables import PhaseTables, upload
@@ -76,15 +76,17 @@ class Bank:
         """The chunk's slots hold whole frames that nobody has attended yet."""
         for span in chunk:
             if self.origins is not None:
-                places = torch.arange(span.length, dtype=torch.int32, device=self.shape.device)
-                self.origins[:, row, span.start : span.stop] = places[:, None]
+                spatial = torch.arange(span.length, dtype=torch.int32, device=self.shape.device)
+                self.origins[:, row, span.start : span.stop] = spatial[:, None]
             if self.attention is not None:
                 self.attention[:, row, span.start : span.stop] = 0
 
-    def rotation(self, layer: int, row: int, start: int, stop: int, kind: Kind) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotation(
+        self, layer: int, row: int, start: int, stop: int, kind: SpanKind
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(cos, sin), each [slots, 1 or heads, D/2], of slots that are all selected tokens, or all not."""
         cos, sin = self.tables.cos[row, start:stop], self.tables.sin[row, start:stop]
-        if kind is not Kind.SELECTED:
+        if kind is not SpanKind.SELECTED:
             return cos, sin
         assert self.origins is not None
         return self.with_origins(cos, sin, self.origins[layer, row, start:stop])
@@ -95,16 +97,16 @@ class Bank:
         """The temporal part of cos, sin [n, 1, time pairs or more] with the spatial part of origins [n, heads]."""
         pairs, heads = self.tables.time_pairs, origins.shape[1]
         return tuple(  # type: ignore[return-value]
-            torch.cat((time[..., :pairs].expand(-1, heads, -1), place[origins.long()]), dim=-1)
-            for time, place in zip((cos, sin), self.tables.places(self.frame_cells), strict=True)
+            torch.cat((time[..., :pairs].expand(-1, heads, -1), write[origins.long()]), dim=-1)
+            for time, write in zip((cos, sin), self.tables.spatial(self.frame_cells), strict=True)
         )
 
 
-def runs(spans: Sequence[Span]) -> list[tuple[int, int, Kind]]:
+def runs(spans: Sequence[Span]) -> list[tuple[int, int, SpanKind]]:
     """The spans' slots as few half-open ranges; selected tokens apart from all others."""
-    out: list[tuple[int, int, Kind]] = []
+    out: list[tuple[int, int, SpanKind]] = []
     for span in sorted(spans, key=lambda s: s.start):
-        kind = Kind.SELECTED if span.kind is Kind.SELECTED else Kind.RECENT
+        kind = SpanKind.SELECTED if span.kind is SpanKind.SELECTED else SpanKind.RECENT
         if out and out[-1][1] == span.start and out[-1][2] is kind:
             out[-1] = (out[-1][0], span.stop, kind)
         else:
@@ -128,7 +130,7 @@ class Rotated(Protocol):
         """A layer of a pass begins: all that it attends, but for its own chunk, must be readable."""
         ...
 
-    def place(
+    def write(
         self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
     ) -> None:
         """Store the chunk's keys and values [B, N, H, D] and make them readable, keys rotated by (cos, sin).
@@ -166,11 +168,11 @@ class Resident:
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
         """Nothing to do."""
 
-    def place(
+    def write(
         self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
     ) -> None:
         targets = (tensor[layer].flatten(0, 1) for tensor in (*self._bank.store.tensors, self._keys))
-        self._bank.kernels.place(keys, values, *rotation, *index, *targets)
+        self._bank.kernels.write(keys, values, *rotation, *index, *targets)
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
@@ -202,7 +204,7 @@ class PerPass:
             bank.kernels.rotate_into(self._keys[row, start:stop], bank.store.keys(layer, one, slots)[0], *rotation)
             self._values[row, start:stop] = bank.store.values(layer, one, slots)[0]
 
-    def place(
+    def write(
         self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
     ) -> None:
         stored, here = (slots.reshape(-1) for slots in index)

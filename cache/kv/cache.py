@@ -15,7 +15,7 @@ from cache.kv.bank import STORAGES, Bank
 from cache.kv.integrity import check_row
 from cache.kv.kernels import PLAIN_KERNELS, KVKernels
 from cache.kv.ops import run, touched
-from cache.kv.plan import Kind, KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, attended_range, gaps
+from cache.kv.plan import KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, SpanKind, attended_range, gaps
 from cache.kv.policies import KVPolicy
 from cache.kv.store import KVShape
 from cache.kv.tables import upload
@@ -136,7 +136,7 @@ class KVCache:
             if span.start not in later
             and (span.start in changed or state.rotated.get(span.start) != standing[span.start])
         ]
-        if any(span.kind is Kind.RECENT for span in stale):
+        if any(span.kind is SpanKind.RECENT for span in stale):
             stale += plan.ledger.chunk  # It lies among them, and the ranges stay the same when it moves on in the ring.
         if stale:
             for layer in range(self.shape.layers):
@@ -245,14 +245,14 @@ class KVCache:
         state = self._rows[row]
         state.ledger, state.due = ledger, None
 
-    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+    def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
         """Memory for the contents of one row, on `device` (default: the cache's own): what `snapshot` copies into."""
         place = self.shape.device if device is None else device
         return tuple(torch.empty_like(t[:, 0], device=place) for t in self._bank.by_slot)
 
     def snapshot(self, row: int, *, copy: bool = False, into: tuple[torch.Tensor, ...] | None = None) -> KVSnapshot:
-        """The row as it is, between chunks. copy: with all contents. into: `room` for them, whose snapshot is then no
-        longer good; None: new memory on the cache's own device.
+        """The row as it is, between chunks. copy: with all contents. into: `snapshot_buffers` for them,
+        whose snapshot is then no longer good; None: new memory on the cache's own device.
 
         Without a copy it is a few integers, and `restore` works for as long as what they name has not been overwritten.
         A policy that sums attention is always copied: its sums change with every chunk.
@@ -260,7 +260,7 @@ class KVCache:
         state = self._passed(row)
         parts = into
         if into is not None or copy or self.policy.accumulates:
-            parts = self.room() if into is None else into
+            parts = self.snapshot_buffers() if into is None else into
             for target, tensor in zip(parts, self._bank.by_slot, strict=True):
                 target.copy_(tensor[:, row])
         return KVSnapshot(ledger=state.ledger, written=dict(state.written), parts=parts)

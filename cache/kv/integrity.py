@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from cache.kv.plan import Kind, Ledger, gaps
+from cache.kv.plan import Ledger, SpanKind, gaps
 from cache.kv.policies.base import KVPolicy
 
 
@@ -16,7 +16,7 @@ def check_row(policy: KVPolicy, row: int, ledger: Ledger) -> None:
     assert len({span.start for span in spans}) == len(spans), (row, spans)
     assert all(span.stop <= policy.attended_tokens for span in ledger.spans), (row, ledger)
     assert all(span.start >= policy.attended_tokens for span in ledger.pool), (row, ledger)
-    assert all((span.kind is Kind.POOL) == (span in ledger.pool) for span in spans), (row, ledger)
+    assert all((span.kind is SpanKind.POOL) == (span in ledger.pool) for span in spans), (row, ledger)
     assert ledger.length <= policy.attended_tokens, (row, ledger.length)
     frames = [span.frame for span in ledger.spans if span.frame >= 0]
     assert frames == sorted(set(frames)), (row, frames)

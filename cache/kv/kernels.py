@@ -19,11 +19,11 @@ Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVKernels:
-    """rotate: see `Rotate`. rotate_into: `rotate_into` below. place: `place` below."""
+    """rotate: see `Rotate`. rotate_into: `rotate_into` below. place: `write` below."""
 
     rotate: Rotate
     rotate_into: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
-    place: Callable[..., None]
+    write: Callable[..., None]
 
 
 def rotate_into(target: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -31,7 +31,7 @@ def rotate_into(target: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin
     target.copy_(rotate_pairs(keys, cos, sin))
 
 
-def place(
+def write(
     keys: torch.Tensor,
     values: torch.Tensor,
     cos: torch.Tensor,
@@ -52,7 +52,7 @@ def place(
     rotated_keys.index_copy_(0, rotated_slots, turned.flatten(0, 1).to(rotated_keys.dtype))
 
 
-PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, place=place)
+PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, write=write)
 """As they stand above."""
 
 
@@ -64,5 +64,5 @@ def compiled_kernels(compiler: str = "inductor") -> KVKernels:
     return KVKernels(
         rotate=torch.compile(rotate_pairs, backend=compiler, fullgraph=True, dynamic=False),
         rotate_into=torch.compile(rotate_into, backend=compiler, fullgraph=True),
-        place=torch.compile(place, backend=compiler, fullgraph=True, dynamic=False),
+        write=torch.compile(write, backend=compiler, fullgraph=True, dynamic=False),
     )

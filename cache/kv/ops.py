@@ -40,9 +40,9 @@ def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> 
     sinks = [torch.stack(part) for part in zip(*(means(span) for span in op.sinks), strict=True)]
     cosines = [torch.cosine_similarity(s, n, dim=-1) for s, n in zip(sinks, means(op.newest), strict=True)]
     similarity = (cosines[0] + cosines[1]) / 2
-    least = similarity.argmin()
+    minimum = similarity.argmin()
     for i, span in enumerate(op.sinks):
-        replaced = (least == i) & (similarity[i] < op.threshold)
+        replaced = (minimum == i) & (similarity[i] < op.threshold)
         for tensor in bank.by_slot:
             cells = tensor[layer, row]
             newest = cells[op.newest.start : op.newest.stop]

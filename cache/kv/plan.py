@@ -17,7 +17,7 @@ class KVError(ValueError):
     """A cache or a policy was asked for something it cannot do. The message holds the value and the remedy."""
 
 
-class Kind(StrEnum):
+class SpanKind(StrEnum):
     """What a span holds, as its policy sees it."""
 
     SINK = "sink"
@@ -40,7 +40,7 @@ class Span:
 
     start: int
     stop: int
-    kind: Kind
+    kind: SpanKind
     frame: int
     """Index, since the row's reset, of the (first) latent frame it holds; -1 when only the device knows."""
     position: int = 0
@@ -86,12 +86,12 @@ class Ledger:
     @property
     def chunk(self) -> tuple[Span, ...]:
         """The spans of the chunk that is being denoised."""
-        return tuple(span for span in self.spans if span.kind is Kind.CHUNK)
+        return tuple(span for span in self.spans if span.kind is SpanKind.CHUNK)
 
     @property
     def past(self) -> tuple[Span, ...]:
         """The spans that were there before the chunk."""
-        return tuple(span for span in self.spans if span.kind is not Kind.CHUNK)
+        return tuple(span for span in self.spans if span.kind is not SpanKind.CHUNK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

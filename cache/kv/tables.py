@@ -78,7 +78,7 @@ class PhaseTables:
         )
         return torch.stack((angles.cos(), angles.sin())).to(self._dtype)
 
-    def places(self, region: Region) -> tuple[torch.Tensor, torch.Tensor]:
+    def spatial(self, region: Region) -> tuple[torch.Tensor, torch.Tensor]:
         """Spatial (cos, sin) of a region's cell by slot in it: each [tokens, pairs of rows and columns]."""
         cell = slice(region.start, region.start + region.tokens)
         return self.cos[0, cell, 0, self.time_pairs :], self.sin[0, cell, 0, self.time_pairs :]

@@ -105,7 +105,7 @@ class KVView:
             if row_pass.moved:
                 self._rotated.rotate(layer, row_pass.row, row_pass.moved)
             self._rotated.load(layer, row_pass.row, row_pass.attended)
-        self._rotated.place(layer, self._index, keys, values, self._rotation)
+        self._rotated.write(layer, self._index, keys, values, self._rotation)
         attended = self._read(layer)
         if self._accumulates:
             assert queries is not None

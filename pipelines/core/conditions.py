@@ -36,7 +36,7 @@ class PromptEncoder(Protocol):
     def encode(self, text: str) -> TextCondition: ...
 
 
-class TextCache:
+class PromptCache:
     """Encoded texts by text; the least recently used goes first. Bounded."""
 
     def __init__(self, encoder: PromptEncoder, capacity: int = _CACHED_TEXTS) -> None:
@@ -117,7 +117,7 @@ class ConditionPair:
     negative: TextCondition
 
 
-def encode_controls(texts: TextCache, controls: Controls) -> ConditionPair:
+def encode_controls(texts: PromptCache, controls: Controls) -> ConditionPair:
     """The pair that a state of the controls asks for. No prompt: the empty text."""
     prompts = controls.prompts
     encoded = [texts.encode(p.text) for p in prompts] or [texts.encode("")]

@@ -1,7 +1,6 @@
 """The control table: every knob of a stream, once.
 
-The command line, the page, the JSON schema, the OSC/MIDI mapping and the docs derive from it.
-Knows no engine and no widget.
+The command line, the page, the JSON schema, OSC, MIDI and the docs derive from it. Knows no engine and no widget.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Literal
 
-Kind = Literal["float", "int", "bool", "choice", "text", "prompts"]
+ControlKind = Literal["float", "int", "bool", "choice", "text", "prompts"]
 EngineKind = Literal["image", "video"]
 
 
@@ -36,7 +35,7 @@ class ControlSpec:
     """
 
     name: str
-    kind: Kind
+    kind: ControlKind
     default: object
     help: str
     propagation: Propagation
@@ -49,8 +48,7 @@ class ControlSpec:
     momentary: bool = False
 
 
-_TICK, _SLOT, _REOPEN = Propagation.NEXT_TICK, Propagation.NEXT_SLOT, Propagation.REOPEN
-_CHUNK = Propagation.NEXT_CHUNK
+_TICK, _SLOT, _CHUNK, _REOPEN = Propagation
 _IMAGE: tuple[EngineKind, ...] = ("image",)
 _VIDEO: tuple[EngineKind, ...] = ("video",)
 
@@ -182,13 +180,7 @@ _TABLE = (
         help="Most slots of this stream in flight at once; fewer means a cheaper tick and fewer frames a tick.",
     ),
     ControlSpec(
-        name="seed",
-        kind="int",
-        default=2,
-        minimum=0,
-        maximum=2**32 - 1,
-        propagation=_SLOT,
-        help="Seed of the noise.",
+        name="seed", kind="int", default=2, minimum=0, maximum=2**32 - 1, propagation=_SLOT, help="Seed of the noise."
     ),
     ControlSpec(
         name="seed_lock",
@@ -402,7 +394,7 @@ _TABLE = (
 )
 
 CONTROLS: Mapping[str, ControlSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
-"""The table, by name, in display order."""
+"""By name, in display order."""
 
 STREAM_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.propagation is not Propagation.REOPEN)
 """The controls that a stream takes while it runs: all but those that choose the engine."""

@@ -38,7 +38,7 @@ class StreamInfo:
     width, height: native size in pixels; `push` takes frames of exactly this size.
     frame_rate: the rate at which prompt-only frames are stamped, in frames a second.
     frames_per_chunk: frames that the next slot still takes (F); a video's first chunk may be shorter than the others.
-    most_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
+    max_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
     latency_ticks: ticks between the one that admits a slot and the one that finishes it, at the current steps.
     model, dtype, device, backend: what "auto" chose, to be shown.
     engine: "image" or "video": which rows of the control table mean anything. takes_actions: also those that move
@@ -54,14 +54,14 @@ class StreamInfo:
     dtype: str
     device: str
     backend: str
-    most_frames_per_chunk: int = 0
+    max_frames_per_chunk: int = 0
     engine: str = "image"
     takes_actions: bool = False
 
     @property
-    def most_frames(self) -> int:
+    def max_frames(self) -> int:
         """Frames of the largest chunk."""
-        return max(self.most_frames_per_chunk, self.frames_per_chunk)
+        return max(self.max_frames_per_chunk, self.frames_per_chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

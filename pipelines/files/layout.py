@@ -21,7 +21,7 @@ _VARIANT = "fp16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class PipelineFamily:
     """What one kind of pipeline is made of. text_encoders and tokenizers are sub-folder names, in order."""
 
     name: str
@@ -30,16 +30,16 @@ class Family:
     wants_time_ids: bool
 
 
-_STABLE_DIFFUSION = Family(
+_STABLE_DIFFUSION = PipelineFamily(
     name="Stable Diffusion", text_encoders=("text_encoder",), tokenizers=("tokenizer",), wants_time_ids=False
 )
-_STABLE_DIFFUSION_XL = Family(
+_STABLE_DIFFUSION_XL = PipelineFamily(
     name="Stable Diffusion XL",
     text_encoders=("text_encoder", "text_encoder_2"),
     tokenizers=("tokenizer", "tokenizer_2"),
     wants_time_ids=True,
 )
-_FAMILIES: Mapping[str, Family] = {
+_FAMILIES: Mapping[str, PipelineFamily] = {
     "StableDiffusionPipeline": _STABLE_DIFFUSION,
     "StableDiffusionImg2ImgPipeline": _STABLE_DIFFUSION,
     "LatentConsistencyModelPipeline": _STABLE_DIFFUSION,
@@ -74,7 +74,7 @@ class ModelLayout:
 
     folder: Path
     pipeline_class: str
-    family: Family
+    family: PipelineFamily
     unet: Component
     vae: Component
     text_encoders: tuple[Component, ...]

@@ -17,7 +17,7 @@ from cache.ring import Ring
 from .model import Condition, Denoiser
 
 
-class Real(IntEnum):
+class FloatRow(IntEnum):
     """Rows of the table of real numbers; its columns are the entries of the batch (slots, then extra rows)."""
 
     A = 0
@@ -37,7 +37,7 @@ class Real(IntEnum):
     ENTRY_B = 14  # and of the entry noise
 
 
-class Whole(IntEnum):
+class IntRow(IntEnum):
     """Rows of the table of whole numbers."""
 
     ROW = 0  # row in the ring
@@ -52,7 +52,7 @@ class Whole(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTerms:
-    """The numbers of one step for N rows, each shaped to multiply latents [N, F, C, h, w]. Names as in `Real`."""
+    """The numbers of one step for N rows, each shaped to multiply latents [N, F, C, h, w]. Names as in `FloatRow`."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -69,10 +69,10 @@ class StepTerms:
     stock_start: torch.Tensor
 
     @classmethod
-    def of(cls, reals: torch.Tensor, rows: int) -> StepTerms:
+    def of(cls, floats: torch.Tensor, rows: int) -> StepTerms:
         """From the first `rows` columns of the table [len(Real), columns]."""
-        shaped = reals[:, :rows].reshape(len(Real), rows, 1, 1, 1, 1)
-        return cls(**{name: shaped[Real[name.upper()]] for name in cls.__dataclass_fields__})
+        shaped = floats[:, :rows].reshape(len(FloatRow), rows, 1, 1, 1, 1)
+        return cls(**{name: shaped[FloatRow[name.upper()]] for name in cls.__dataclass_fields__})
 
 
 def predicted_noise(latents: torch.Tensor, x0: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -117,22 +117,22 @@ class DenoiseBatch:
     """Gather, model, formula, scatter.
 
     The ring has the fields latents, stock [F, C, h, w], noise [steps, F, C, h, w], embeds [2, L, D] and, where the
-    model takes it, pooled [2, P]; text fields are float32. Everything else has the dtype of the table `reals`.
+    model takes it, pooled [2, P]; text fields are float32. Everything else has the dtype of the table `floats`.
     """
 
     def __init__(
         self,
         ring: Ring,
         denoiser: Denoiser,
-        reals: torch.Tensor,
-        wholes: torch.Tensor,
+        floats: torch.Tensor,
+        ints: torch.Tensor,
         *,
         pooled: bool,
         time_ids: torch.Tensor | None,
     ) -> None:
         """reals: [len(Real), 2 capacity], wholes: [len(Whole), 2 capacity] int64, on the device. time_ids: [6]."""
         self._ring, self._denoiser = ring, denoiser
-        self._reals, self._wholes = reals, wholes
+        self._floats, self._ints = floats, ints
         self._pooled, self._time_ids = pooled, time_ids
         entries = 2 * ring.capacity
         latents, embeds = ring.tensor("latents"), ring.tensor("embeds")
@@ -142,17 +142,17 @@ class DenoiseBatch:
 
     def run(self, rows: int, extra: int, use_stock: bool) -> None:
         """One step of the slots in the first `rows` columns; `extra` columns after them evaluate negative prompts."""
-        ring, wholes = self._ring, self._wholes[:, : rows + extra]
-        handles = wholes[Whole.ROW, :rows]
-        latents = ring.gather("latents", wholes[Whole.ROW], out=self._latents[: rows + extra])
+        ring, ints = self._ring, self._ints[:, : rows + extra]
+        handles = ints[IntRow.ROW, :rows]
+        latents = ring.gather("latents", ints[IntRow.ROW], out=self._latents[: rows + extra])
         x0 = self._denoiser(
-            latents.flatten(0, 1), self._per_frame(wholes[Whole.TIMESTEP]), self._condition(rows + extra)
+            latents.flatten(0, 1), self._per_frame(ints[IntRow.TIMESTEP]), self._condition(rows + extra)
         ).view_as(latents)
-        levels = self._reals[:, : rows + extra].reshape(len(Real), rows + extra, 1, 1, 1, 1)
-        eps_all = predicted_noise(latents, x0, levels[Real.A], levels[Real.B])
-        terms = StepTerms.of(self._reals, rows)
-        noise = ring.cells("noise").index_select(0, wholes[Whole.NOISE, :rows])
-        eps_extra = eps_all.index_select(0, wholes[Whole.EXTRA, :rows]) if extra else None
+        levels = self._floats[:, : rows + extra].reshape(len(FloatRow), rows + extra, 1, 1, 1, 1)
+        eps_all = predicted_noise(latents, x0, levels[FloatRow.A], levels[FloatRow.B])
+        terms = StepTerms.of(self._floats, rows)
+        noise = ring.cells("noise").index_select(0, ints[IntRow.NOISE, :rows])
+        eps_extra = eps_all.index_select(0, ints[IntRow.EXTRA, :rows]) if extra else None
         stock = ring.gather("stock", handles) if use_stock else None
         eps, stock = guided_noise(eps_all[:rows], eps_extra, stock, terms)
         x_hat = denoised(latents[:rows], eps, terms)
@@ -162,7 +162,7 @@ class DenoiseBatch:
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))
 
     def _condition(self, entries: int) -> Condition:
-        cells = self._wholes[Whole.EMBED, :entries]
+        cells = self._ints[IntRow.EMBED, :entries]
         embeds = torch.index_select(self._ring.cells("embeds"), 0, cells, out=self._embeds[:entries])
         pooled = self._ring.cells("pooled").index_select(0, cells) if self._pooled else None
         time_ids = self._time_ids
@@ -170,8 +170,8 @@ class DenoiseBatch:
             embeds=self._per_frame(embeds),
             pooled=None if pooled is None else self._per_frame(pooled),
             time_ids=None if time_ids is None else time_ids.expand(entries * self._frames, -1),
-            row=self._per_frame(self._wholes[Whole.ROW, :entries]),
-            step=self._per_frame(self._wholes[Whole.STEP, :entries]),
+            row=self._per_frame(self._ints[IntRow.ROW, :entries]),
+            step=self._per_frame(self._ints[IntRow.STEP, :entries]),
         )
 
     def _per_frame(self, values: torch.Tensor) -> torch.Tensor:

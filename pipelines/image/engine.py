@@ -57,7 +57,7 @@ class ImageEngine:
         self._streams: dict[int, ImageStream] = {}
         self._opened = 0
         self._closed = False
-        self._most_run = 0  # slots in the largest batch that has run
+        self._max_run = 0  # slots in the largest batch that has run
         self._short = False  # memory ran out: what the next stream to close held goes back to the device
 
     @property
@@ -95,7 +95,7 @@ class ImageEngine:
         if not streams:
             return
         for stream in streams:
-            with self._blamed(stream):
+            with self._attribute_errors(stream):
                 stream.prepare_tick()
         owners = [stream for stream in streams for _ in stream.active]
         slots = [slot for stream in streams for slot in stream.active]
@@ -112,12 +112,12 @@ class ImageEngine:
         if failed:  # outside of the handler, whose traceback holds the tensors of the attempt
             self._short = True
             raise self._out_of_memory(streams)
-        self._most_run = max(self._most_run, len(slots))
+        self._max_run = max(self._max_run, len(slots))
         done = dict(finished)
         failures = []
         for stream in streams:  # the tick has run: each must hear of it
             try:
-                with self._blamed(stream):
+                with self._attribute_errors(stream):
                     stream.finish_tick(done)
             except StreamError as error:
                 failures.append(error)
@@ -139,7 +139,7 @@ class ImageEngine:
         self._short = False
 
     @contextmanager
-    def _blamed(self, stream: ImageStream) -> Iterator[None]:
+    def _attribute_errors(self, stream: ImageStream) -> Iterator[None]:
         """What goes wrong in one stream's own part is its error."""
         try:
             yield
@@ -152,7 +152,7 @@ class ImageEngine:
         slots, largest = sum(len(s.active) for s in streams), max(streams, key=lambda s: len(s.active))
         remedy = what_would_fit(
             slots=slots,
-            ran=self._most_run,
+            ran=self._max_run,
             width=core.width,
             height=core.height,
             multiple_px=core.model.codec.factor,

@@ -11,7 +11,7 @@ from cache.ring import Ring, RingField
 from pipelines.backends.base import Backend
 from pipelines.backends.cuda_graph import CudaGraphBackend
 from pipelines.backends.eager import EagerBackend
-from pipelines.core.conditions import ConditionPair, TextCache, TextCondition
+from pipelines.core.conditions import ConditionPair, PromptCache, TextCondition
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
@@ -58,7 +58,7 @@ class ImageCore:
         factor = model.codec.factor
         self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
         self.backend = make_backend(backend, model.device)
-        self.texts = TextCache(model.prompts)
+        self.texts = PromptCache(model.prompts)
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
         self.lora_scale = float(str(CONTROLS["lora_scale"].default))
@@ -115,9 +115,9 @@ def _check_sizes(width: int, height: int, factor: int, frames_per_slot: int, max
             raise ControlError(
                 f"{name} cannot be {value} pixels.", f"It must be a multiple of {factor}: try {nearest}."
             )
-    most = CONTROLS["frames_per_slot"].maximum
-    assert most is not None
-    if not 1 <= frames_per_slot <= most:
-        raise ControlError(f"frames_per_slot cannot be {frames_per_slot}.", f"Give a value from 1 to {most:g}.")
+    maximum = CONTROLS["frames_per_slot"].maximum
+    assert maximum is not None
+    if not 1 <= frames_per_slot <= maximum:
+        raise ControlError(f"frames_per_slot cannot be {frames_per_slot}.", f"Give a value from 1 to {maximum:g}.")
     if not 1 <= max_slots <= 64:
         raise InputError(f"max_slots cannot be {max_slots}.", "Give a value from 1 to 64.")

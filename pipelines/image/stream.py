@@ -164,15 +164,15 @@ class ImageStream:
 
     def _collect(self, frame: Frame | None) -> None:
         if self._pending and (self._pending[0] is None) != (frame is None):
-            self._bear()
+            self._admit()
         if not self._pending:
             self._pending_row = self._core.ring.acquire()
             assert self._pending_row is not None
         self._pending.append(frame)
         if len(self._pending) == self._core.frames_per_slot:
-            self._bear()
+            self._admit()
 
-    def _bear(self) -> None:
+    def _admit(self) -> None:
         """Make a slot of the collected frames; a partial one is padded with its last frame."""
         core, controls, row = self._core, self._controls, self._pending_row
         assert row is not None
@@ -267,7 +267,7 @@ class ImageStream:
         self._log.event("flush")
         if self._pending:
             with torch.inference_mode():
-                self._bear()
+                self._admit()
         while self._active:
             self._tick()
         if self._order:

@@ -14,12 +14,12 @@ import torch
 from pipelines.core.tick_log import RowRecord, TickRecord, TimingRecord
 from pipelines.core.transfers import Mark, Uploads
 
-from .denoise import DenoiseBatch, Real, Whole
+from .denoise import DenoiseBatch, FloatRow, IntRow
 from .guidance import ExtraRow
 from .slots import Slot
 from .state import ImageCore, max_steps
 
-_REALS_OF_PLAN = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+_FLOATS_OF_PLAN = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
 _ENTRY_AXES = (1, 1, 1, 1)
 
 
@@ -33,20 +33,20 @@ class TickRunner:
         picture = (frames, core.height, core.width, 3)
         self._uploads = Uploads(
             {
-                "reals": ((len(Real), 2 * slots), core.work_dtype),
-                "wholes": ((len(Whole), 2 * slots), torch.int64),
+                "reals": ((len(FloatRow), 2 * slots), core.work_dtype),
+                "wholes": ((len(IntRow), 2 * slots), torch.int64),
                 "noise": (noise_shape, core.work_dtype),
                 "pictures": ((slots, *picture), torch.uint8),
             },
             device,
         )
-        self._reals, self._wholes = self._uploads.device("reals"), self._uploads.device("wholes")
+        self._floats, self._ints = self._uploads.device("reals"), self._uploads.device("wholes")
         self._decoded = torch.zeros((slots * frames, *picture[1:]), dtype=torch.uint8, device=device)
         self._batch = DenoiseBatch(
             core.ring,
             core.model.denoiser,
-            self._reals,
-            self._wholes,
+            self._floats,
+            self._ints,
             pooled=core.texts.encode("").pooled is not None,
             time_ids=core.time_ids(),
         )
@@ -117,16 +117,16 @@ class TickRunner:
         uploads.begin()
         for column, slot in enumerate(slots):
             self._fill_column(column, slot, scales[column], deltas[column])
-        wholes = uploads.host("wholes").numpy()
-        reals = uploads.host("reals").numpy()
+        ints = uploads.host("wholes").numpy()
+        floats = uploads.host("reals").numpy()
         for entry, column in enumerate(extra, start=len(slots)):
-            reals[:, entry] = reals[:, column]
-            wholes[:, entry] = wholes[:, column]
-            wholes[Whole.EMBED, entry] += 1
-            wholes[Whole.EXTRA, column] = entry
+            floats[:, entry] = floats[:, column]
+            ints[:, entry] = ints[:, column]
+            ints[IntRow.EMBED, entry] += 1
+            ints[IntRow.EXTRA, column] = entry
         for index, slot in enumerate(new):
             self._fill_entry(index, slot)
-        wholes[Whole.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
+        ints[IntRow.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
         uploads.send("reals")
         uploads.send("wholes")
         uploads.send("noise", len(new))
@@ -134,56 +134,56 @@ class TickRunner:
         uploads.end()
 
     def _fill_column(self, column: int, slot: Slot, scale: float, delta: float) -> None:
-        reals, wholes = self._uploads.host("reals").numpy(), self._uploads.host("wholes").numpy()
+        floats, ints = self._uploads.host("reals").numpy(), self._uploads.host("wholes").numpy()
         step, guidance = slot.birth.plan[slot.step], slot.birth.guidance
-        for real, name in enumerate(_REALS_OF_PLAN):
-            reals[real, column] = getattr(step, name)
-        reals[Real.GAIN, column] = guidance.gain(scale)
-        reals[Real.DELTA, column] = delta
-        reals[Real.FULL, column] = guidance.extra is ExtraRow.EVERY_STEP
-        reals[Real.STOCK, column] = guidance.uses_stock
-        reals[Real.STOCK_START, column] = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
-        wholes[Whole.ROW, column] = slot.row
-        wholes[Whole.EMBED, column] = 2 * slot.row
-        wholes[Whole.TIMESTEP, column] = step.timestep
-        wholes[Whole.STEP, column] = slot.step
+        for row, name in enumerate(_FLOATS_OF_PLAN):
+            floats[row, column] = getattr(step, name)
+        floats[FloatRow.GAIN, column] = guidance.gain(scale)
+        floats[FloatRow.DELTA, column] = delta
+        floats[FloatRow.FULL, column] = guidance.extra is ExtraRow.EVERY_STEP
+        floats[FloatRow.STOCK, column] = guidance.uses_stock
+        floats[FloatRow.STOCK_START, column] = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
+        ints[IntRow.ROW, column] = slot.row
+        ints[IntRow.EMBED, column] = 2 * slot.row
+        ints[IntRow.TIMESTEP, column] = step.timestep
+        ints[IntRow.STEP, column] = slot.step
         # The last step adds no noise; it reads some cell of its own row.
-        wholes[Whole.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
-        wholes[Whole.EXTRA, column] = column
+        ints[IntRow.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
+        ints[IntRow.EXTRA, column] = column
 
     def _fill_entry(self, index: int, slot: Slot) -> None:
         uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
-        reals, wholes = uploads.host("reals").numpy(), uploads.host("wholes").numpy()
-        reals[Real.ENTRY_A, index] = first.a if birth.has_picture else 0.0
-        reals[Real.ENTRY_B, index] = first.b if birth.has_picture else 1.0
-        wholes[Whole.ENTRY_ROW, index] = slot.row
+        floats, ints = uploads.host("reals").numpy(), uploads.host("wholes").numpy()
+        floats[FloatRow.ENTRY_A, index] = first.a if birth.has_picture else 0.0
+        floats[FloatRow.ENTRY_B, index] = first.b if birth.has_picture else 1.0
+        ints[IntRow.ENTRY_ROW, index] = slot.row
         noise = uploads.host("noise")[index]
         noise[0] = birth.noise.entry
         noise[1 : len(birth.plan)] = birth.noise.later
         if birth.has_picture:
             pictures = uploads.host("pictures")[index].numpy()
-            for place, frame in enumerate(birth.frames):
+            for index, frame in enumerate(birth.frames):
                 assert frame is not None
-                pictures[place] = frame.image
+                pictures[index] = frame.image
 
     def _admit(self, pictures: int, new: int) -> None:
         """Entry latents a z + b n of the slots that are new in this tick (n alone where there is no picture)."""
         noise = self._uploads.device("noise")[:new]
         entry = noise[:, 0]
-        latents = self._reals[Real.ENTRY_B, :new].view(new, *_ENTRY_AXES) * entry
+        latents = self._floats[FloatRow.ENTRY_B, :new].view(new, *_ENTRY_AXES) * entry
         if pictures:
             images = self._uploads.device("pictures")[:pictures].flatten(0, 1).permute(0, 3, 1, 2)
             images = images.to(self._core.work_dtype).div(127.5).sub(1.0)
             encoded = self._codec.encode(images).view(pictures, *entry.shape[1:])
-            latents[:pictures] += self._reals[Real.ENTRY_A, :pictures].view(pictures, *_ENTRY_AXES) * encoded
-        rows = self._wholes[Whole.ENTRY_ROW, :new]
+            latents[:pictures] += self._floats[FloatRow.ENTRY_A, :pictures].view(pictures, *_ENTRY_AXES) * encoded
+        rows = self._ints[IntRow.ENTRY_ROW, :new]
         self._ring.scatter("latents", rows, latents)
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
     def _finish(self, finished: int) -> None:
         """Pictures [finished F, H, W, 3] uint8 of the slots that ended."""
-        latents = self._ring.gather("latents", self._wholes[Whole.FINISHED_ROW, :finished])
+        latents = self._ring.gather("latents", self._ints[IntRow.FINISHED_ROW, :finished])
         images = self._codec.decode(latents.flatten(0, 1))
         pixels = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         self._decoded[: len(pixels)].copy_(pixels.permute(0, 2, 3, 1))

@@ -26,17 +26,17 @@ class _Captured:
 
 class CapturedCalls:
     """warm_calls: how often a key runs as it stands before it is captured (more than one chunk has passes, so that the
-    phase in which a cache fills is not captured). most_graphs: further keys run without one, as each holds memory.
+    phase in which a cache fills is not captured). max_graphs: further keys run without one, as each holds memory.
     Raises ModelError where there is no CUDA device.
     """
 
-    def __init__(self, device: torch.device, *, warm_calls: int = 6, most_graphs: int = 64) -> None:
+    def __init__(self, device: torch.device, *, warm_calls: int = 6, max_graphs: int = 64) -> None:
         if device.type != "cuda":
             raise ModelError(
                 f"CUDA graphs cannot run on the device {device}.", "Choose a CUDA device or backend eager."
             )
         assert warm_calls >= 1, warm_calls
-        self._device, self._warm_calls, self._most_graphs = device, warm_calls, most_graphs
+        self._device, self._warm_calls, self._max_graphs = device, warm_calls, max_graphs
         self._inputs: dict[Hashable, tuple[torch.Tensor, ...]] = {}
         self._warm: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured] = {}
@@ -65,7 +65,7 @@ class CapturedCalls:
         if captured is None:
             seen = self._warm[whole] = self._warm.get(whole, 0) + 1
             result = function(*own)
-            if seen < self._warm_calls or len(self._captured) >= self._most_graphs:
+            if seen < self._warm_calls or len(self._captured) >= self._max_graphs:
                 return result
             captured = self._captured[whole] = self._capture(function, own, result, kept)
             return captured.result

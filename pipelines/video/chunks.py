@@ -64,7 +64,7 @@ class ChunkBirth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HeldText:
+class PromptState:
     """A prompt at one moment. key: equal for the same prompt of the same stream."""
 
     pair: ConditionPair
@@ -81,7 +81,7 @@ class ChunkSlot:
 
     __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text")
 
-    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text: HeldText) -> None:
+    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text: PromptState) -> None:
         self.birth = birth
         self.latents = latents
         self.text = text

@@ -11,14 +11,14 @@ from pipelines.core.controls import Control, Controls, changeable
 from pipelines.core.errors import ControlError
 
 from .chunk_steps import ChunkSteps, input_steps, prompt_steps
-from .schedules import Flight
+from .schedules import ChunkSchedule
 from .state import VideoCore
 from .wan.actions import ACTION_NAMES, action_of
 
 TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
 EVENTS = Control(scene_cut=False, rewind_to=-1)
 """Controls that ask for something once, as they are when it is done."""
-_LEAST_SCALE = {True: 0.02, False: 0.11}  # of noise, by whether the preset's steps are warped
+_MIN_SCALE = {True: 0.02, False: 0.11}  # of noise, by whether the preset's steps are warped
 
 
 def default_controls(core: VideoCore) -> Controls:
@@ -41,7 +41,7 @@ def default_controls(core: VideoCore) -> Controls:
     return Controls().updated(Control.of({**fixed, **own}))
 
 
-def checked(core: VideoCore, flight: Flight, current: Controls, control: Control) -> Controls:
+def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, control: Control) -> Controls:
     """`current` with `control` applied. Raises ControlError, with the remedy, where that cannot be."""
     candidate = changeable(current, control, engine="video")
     preset = core.preset
@@ -52,29 +52,29 @@ def checked(core: VideoCore, flight: Flight, current: Controls, control: Control
                 f"This engine was made for chunks of 1 to {preset.chunk_frames} latent frames: load it with more.",
             )
     count = candidate.integer("chunk_steps")
-    if flight.fixed_steps and count > len(preset.steps):
+    if chunk_schedule.fixed_steps and count > len(preset.steps):
         raise ControlError(
             f"chunk_steps cannot be {count}.", f"This kind of stream has a place for each of {len(preset.steps)} steps."
         )
     prompt_steps(preset, count)
     strength = candidate.number("strength")
-    least = _LEAST_SCALE[preset.warp]
-    if strength < least:
-        raise ControlError(f"strength cannot be {strength:g} for these weights.", f"Give {least:g} or more.")
-    input_steps(preset, strength, count, same_number=flight.fixed_steps)
+    minimum = _MIN_SCALE[preset.warp]
+    if strength < minimum:
+        raise ControlError(f"strength cannot be {strength:g} for these weights.", f"Give {minimum:g} or more.")
+    input_steps(preset, strength, count, same_number=chunk_schedule.fixed_steps)
     if candidate.number("guidance_scale") > 1 and core.branches == 1:
         raise ControlError(
             f"guidance_scale cannot be {candidate.number('guidance_scale'):g}: these streams have no place for a "
             "negative prompt, as the weights were distilled without.",
             "Leave it at 1, or load the engine with guidance.",
         )
-    if candidate.text("input_use") == "first-frame" and not flight.takes_pictures:
+    if candidate.text("input_use") == "first-frame" and not chunk_schedule.takes_pictures:
         raise ControlError(
             "input_use cannot be 'first-frame' in a step-batched stream, which has no clean pass.",
             "Load the engine with the kind of stream 'chunk'.",
         )
     if candidate.integer("rewind_to") >= 0:
-        check_rewind(flight)
+        check_rewind(chunk_schedule)
     if not core.model.takes_actions:
         _check_no_action(candidate, core.model.name)
     return candidate
@@ -89,9 +89,9 @@ def _check_no_action(controls: Controls, model: str) -> None:
             )
 
 
-def check_rewind(flight: Flight) -> None:
+def check_rewind(chunk_schedule: ChunkSchedule) -> None:
     """Raise ControlError where chunks overlap in time: there is no moment to go back to."""
-    if not flight.can_rewind:
+    if not chunk_schedule.can_rewind:
         raise ControlError(
             "rewind_to is for streams that denoise one chunk after another.",
             "Load the engine with the kind of stream 'chunk'.",
@@ -116,5 +116,5 @@ def chunk_plan(
     count = controls.integer("chunk_steps")
     if noise_scale is None:
         return prompt_steps(core.preset, count, first=first)
-    least = _LEAST_SCALE[core.preset.warp]
-    return input_steps(core.preset, max(noise_scale, least), count, same_number=same_number)
+    minimum = _MIN_SCALE[core.preset.warp]
+    return input_steps(core.preset, max(noise_scale, minimum), count, same_number=same_number)

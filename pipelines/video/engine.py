@@ -23,12 +23,12 @@ from .chunks import ChunkSlot
 from .model import VideoModel
 from .options import VideoOptions
 from .passes import PassRequest
-from .schedules import Task
+from .schedules import PassPart
 from .state import VideoCore
 from .stream import VideoStream
 from .video_log import row_records
 
-Found = list[tuple[PassRequest, tuple[Task, ...]]]
+Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
 class VideoEngine:
@@ -61,15 +61,15 @@ class VideoEngine:
         rate = Fraction(self.core.preset.frame_rate) if frame_rate is None else frame_rate
         if rate <= 0:
             raise InputError(f"A frame rate of {rate} is not above 0.")
-        used = {stream.place for stream in self._streams.values()}
-        places = [place for place in range(self.core.streams) if place not in used]
-        if not places:
+        used = {stream.index for stream in self._streams.values()}
+        free = [index for index in range(self.core.streams) if index not in used]
+        if not free:
             raise InputError(
                 f"All {self.core.streams} streams of this engine are taken.",
                 "Close one, or load the engine with a larger max_streams.",
             )
         stream = VideoStream(
-            self.core, self._opened, places[0], rate, control or Control(), tick=self.tick, leave=self._forget
+            self.core, self._opened, free[0], rate, control or Control(), tick=self.tick, leave=self._forget
         )
         self._streams[self._opened] = stream
         self._opened += 1
@@ -90,7 +90,7 @@ class VideoEngine:
         marks = [self._mark()]
         found: dict[int, Found] = {}
         for number, stream in streams.items():
-            with self._blamed(stream):
+            with self._attribute_errors(stream):
                 stream.prepare_tick()
                 found[number] = stream.requests()
         marks.append(self._mark())
@@ -127,7 +127,7 @@ class VideoEngine:
         failures = []
         for number, slot in done:
             try:
-                with self._blamed(self._streams[number]):
+                with self._attribute_errors(self._streams[number]):
                     self._streams[number].decode(slot)
             except StreamError as error:
                 failures.append(error)
@@ -174,7 +174,7 @@ class VideoEngine:
     # -- errors --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _blamed(self, stream: VideoStream) -> Iterator[None]:
+    def _attribute_errors(self, stream: VideoStream) -> Iterator[None]:
         """What goes wrong in one stream's own part is its error."""
         try:
             yield

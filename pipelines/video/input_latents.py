@@ -19,8 +19,8 @@ class InputLatents:
     fresh: the row has seen nothing of what came directly before.
     """
 
-    def __init__(self, core: VideoCore, place: int) -> None:
-        self._core, self._place = core, place
+    def __init__(self, core: VideoCore, index: int) -> None:
+        self._core, self._index = core, index
         self.fresh = True
 
     def gap(self) -> None:
@@ -29,10 +29,10 @@ class InputLatents:
 
     def encode(self, content: FullChunk, *, first: bool) -> torch.Tensor:
         """Latents [C, n, h, w] of a chunk's input frames. first: the chunk begins the stream."""
-        encoder, rows = self._core.encoder, [self._place]
+        encoder, rows = self._core.encoder, [self._index]
         pixels = self._pixels(content)
         if self.fresh:
-            encoder.reset(self._place)
+            encoder.reset(self._index)
             if not first:
                 encoder.encode(pixels[:, :, :1], rows)
         self.fresh = False

@@ -47,10 +47,12 @@ class VideoOptions:
     work_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name, least in (("chunk_frames", 0), ("window_frames", 0), ("sink_frames", -1), ("max_streams", 0)):
+        for name, minimum in (("chunk_frames", 0), ("window_frames", 0), ("sink_frames", -1), ("max_streams", 0)):
             value = getattr(self, name)
-            if value < least:
-                raise ControlError(f"{name} cannot be {value}.", f"Give {least + 1} or more, or {least} for the usual.")
+            if value < minimum:
+                raise ControlError(
+                    f"{name} cannot be {value}.", f"Give {minimum + 1} or more, or {minimum} for the usual."
+                )
         if self.rewind_bytes < 0:
             raise InputError(f"rewind_bytes cannot be {self.rewind_bytes}.", "Give 0 for none, or more.")
 

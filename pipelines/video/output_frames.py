@@ -79,13 +79,13 @@ def chunk_frames(slot: ChunkSlot, *, first_seq: int, frame_rate: Fraction) -> li
     assert slot.readback is not None
     birth, content = slot.birth, slot.birth.content
     frames = []
-    for place, source in enumerate(content.frames[: content.kept]):
+    for index, source in enumerate(content.frames[: content.kept]):
         frames.append(
             Frame(
-                image=slot.readback.picture(slot.buffer, place),
-                pts=birth.first_ordinal + place if source is None else source.pts,
+                image=slot.readback.picture(slot.buffer, index),
+                pts=birth.first_ordinal + index if source is None else source.pts,
                 time_base=1 / frame_rate if source is None else source.time_base,
-                seq=first_seq + place,
+                seq=first_seq + index,
                 source_seq=None if source is None else source.seq,
                 captured_ns=None if source is None else source.captured_ns,
             )
@@ -93,7 +93,7 @@ def chunk_frames(slot: ChunkSlot, *, first_seq: int, frame_rate: Fraction) -> li
     return frames
 
 
-def check_image(frame: Frame, width: int, height: int) -> None:
+def check_frame(frame: Frame, width: int, height: int) -> None:
     """Raises InputError unless the frame is [height, width, 3] uint8."""
     wanted = (height, width, 3)
     if frame.image.shape != wanted or frame.image.dtype != np.uint8:

@@ -15,7 +15,7 @@ from cache.kv.view import KVView
 
 from .flow import guided
 from .wan.actions import Action
-from .wan.text_cache import TextCache, TextView
+from .wan.text_cache import TextKVCache, TextView
 
 Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
 """(latents [B, C, F, h, w], timesteps [B, F], text, past, actions [B, F, 5] or None) -> velocity [B, C, F, h, w], valid
@@ -59,7 +59,7 @@ class PassRunner:
     """Runs passes for one engine. takes_actions: the model does; the others' requests have none but NO_ACTION."""
 
     def __init__(
-        self, forward: Forward, cache: KVCache, texts: TextCache, *, device: torch.device, takes_actions: bool
+        self, forward: Forward, cache: KVCache, texts: TextKVCache, *, device: torch.device, takes_actions: bool
     ) -> None:
         self._forward, self._cache, self._texts, self._device = forward, cache, texts, device
         self._takes_actions = takes_actions
@@ -98,13 +98,13 @@ class PassRunner:
     def _pass(self, requests: Sequence[PassRequest], group: Sequence[_Entry]) -> torch.Tensor:
         first = requests[group[0].request]
         latents = torch.stack([requests[entry.request].latents for entry in group])
-        timesteps = self._sent([requests[entry.request].timesteps for entry in group])
-        actions = self._sent([requests[entry.request].actions for entry in group]) if self._takes_actions else None
+        timesteps = self._to_device([requests[entry.request].timesteps for entry in group])
+        actions = self._to_device([requests[entry.request].actions for entry in group]) if self._takes_actions else None
         view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
         text = self._texts.view([entry.text_row for entry in group])
         return self._forward(latents, timesteps, text, view, actions).to(latents.dtype)
 
-    def _sent(self, numbers: Sequence[Sequence[object]]) -> torch.Tensor:
+    def _to_device(self, numbers: Sequence[Sequence[object]]) -> torch.Tensor:
         """float32 on the device, without waiting."""
         host = torch.tensor(numbers, dtype=torch.float32)
         if self._device.type == "cuda":

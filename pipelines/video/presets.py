@@ -82,12 +82,12 @@ class VideoPreset:
             raise ModelError(f"There is no kind of stream {self.stream!r}.", f"Use one of: {', '.join(STREAMS)}.")
         if self.sampler not in SAMPLERS:
             raise ModelError(f"There is no sampler {self.sampler!r}.", f"Use one of: {', '.join(SAMPLERS)}.")
-        least = self.sink_frames + self.pass_frames
-        if self.chunk_frames < 1 or self.sink_frames < 0 or self.window_frames < least:
+        minimum = self.sink_frames + self.pass_frames
+        if self.chunk_frames < 1 or self.sink_frames < 0 or self.window_frames < minimum:
             raise ModelError(
                 f"A window of {self.window_frames} latent frames does not hold {self.sink_frames} of the sink and "
                 f"{self.pass_frames} of one pass.",
-                f"Use chunks of at least 1, a sink of at least 0 and a window of at least {least}.",
+                f"Use chunks of at least 1, a sink of at least 0 and a window of at least {minimum}.",
             )
 
     @property

@@ -10,8 +10,7 @@ import torch
 
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
-from pipelines.core.conditions import TextCache as Prompts
-from pipelines.core.conditions import TextCondition
+from pipelines.core.conditions import PromptCache, TextCondition
 from pipelines.core.errors import InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
@@ -19,16 +18,16 @@ from pipelines.core.transfers import Readback
 from .backends import VIDEO_BACKENDS, choose_backend
 from .codecs.codec import VideoEncoder, frames_of
 from .codecs.frame_decoder import FrameDecoder
-from .lane import Lane
 from .model import VideoModel
 from .options import VideoOptions, check_size, chosen_policy, chosen_preset
 from .passes import PassRunner
-from .past import Memory, MemoryParts, make_memory
-from .schedules import FLIGHTS
+from .past import PastParts, StreamPast, make_past
+from .schedules import CHUNK_SCHEDULES
+from .stream_rows import StreamRows
 from .wan.attention import choose_attention
-from .wan.text_cache import TextCache
+from .wan.text_cache import TextKVCache
 
-_MOST_STREAMS = 4
+_MAX_STREAMS = 4
 _SHARE_OF_FREE_MEMORY = 0.6
 _BUFFERS = 4  # of finished chunks, for each stream
 
@@ -55,7 +54,7 @@ class VideoCore:
         factor, transformer = model.codec.factor, model.transformer
         self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
         self.policy = chosen_policy(self.preset, transformer.grid(*self.latent_shape[1:]))
-        self.flight = FLIGHTS[self.preset.stream]
+        self.chunk_schedule = CHUNK_SCHEDULES[self.preset.stream]
         self._check_policy()
         self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)
         choice = choose_attention(
@@ -63,12 +62,14 @@ class VideoCore:
         )
         transformer.attention, self.attention_reason = choice.backend, choice.reason
         self.backend = choose_backend(options.backend, transformer)
-        self.rows = self.flight.most_rows(self.preset)
+        self.rows = self.chunk_schedule.max_rows(self.preset)
         self.streams = options.max_streams or self._fitting_streams()
         self.cache = self._make_cache()
-        self._text_rows = self.flight.text_rows(self.preset) + self.branches - 1
-        self.text_rows = TextCache(transformer, rows=self.streams * self._text_rows, tokens=transformer.config.text_len)
-        self.prompts = Prompts(PromptEmbeddings(model))
+        self._text_rows = self.chunk_schedule.text_rows(self.preset) + self.branches - 1
+        self.text_rows = TextKVCache(
+            transformer, rows=self.streams * self._text_rows, tokens=transformer.config.text_len
+        )
+        self.prompts = PromptCache(PromptEmbeddings(model))
         self.decoders = tuple(self._make_decoder() for _ in range(self.streams))
         self._encoder: VideoEncoder | None = None
         self._picture_encoders: dict[int, VideoEncoder] = {}
@@ -121,39 +122,39 @@ class VideoCore:
     def _fitting_streams(self) -> int:
         """As many as fit into most of the free memory of a GPU, at least one and at most four."""
         if self.model.device.type != "cuda":
-            return _MOST_STREAMS
+            return _MAX_STREAMS
         shape, units = self._kv_shape(self.rows * self.branches), {"native": 3, "lean": 2, "int8": 1}
         numbers = shape.layers * shape.cache_rows * self.policy.capacity_tokens * shape.heads * shape.head_dim
         needed = numbers * shape.dtype.itemsize * units[self.options.storage]
         free = torch.cuda.mem_get_info(self.model.device)[0]
-        return max(1, min(_MOST_STREAMS, int(free * _SHARE_OF_FREE_MEMORY / needed)))
+        return max(1, min(_MAX_STREAMS, int(free * _SHARE_OF_FREE_MEMORY / needed)))
 
     def _latent_memory(self) -> torch.Tensor:
         channels, height, width = self.latent_shape
-        chunks = self.flight.most_slots(self.preset) + 1
+        chunks = self.chunk_schedule.max_slots(self.preset) + 1
         size = (self.streams, chunks, channels, self.preset.chunk_frames, height, width)
         return torch.zeros(size, device=self.model.device, dtype=self.options.work_dtype)
 
     # -- for one stream ------------------------------------------------------------------------------------------------
 
-    def lane(self, place: int) -> Lane:
+    def stream_rows(self, index: int) -> StreamRows:
         """The rows and the latents of the stream at a place."""
-        first = place * self.rows * self.branches
+        first = index * self.rows * self.branches
         pairs = [tuple(first + b * self.rows + i for b in range(self.branches)) for i in range(self.rows)]
-        texts = range(place * self._text_rows, (place + 1) * self._text_rows)
-        positive = self.flight.text_rows(self.preset)
-        return Lane(
+        texts = range(index * self._text_rows, (index + 1) * self._text_rows)
+        positive = self.chunk_schedule.text_rows(self.preset)
+        return StreamRows(
             cache=self.cache,
             kv_rows=tuple(pairs),
             text_rows=tuple(texts[:positive]),
             negative_text=texts[positive] if self.branches == 2 else None,
-            latents=self.latents[place],
+            latents=self.latents[index],
         )
 
-    def memory(self, lane: Lane) -> Memory:
+    def past(self, stream_rows: StreamRows) -> StreamPast:
         """What the stream remembers beside the cache."""
-        parts = MemoryParts(
-            lane=lane,
+        parts = PastParts(
+            stream_rows=stream_rows,
             policy=self.policy,
             chunk_frames=self.preset.chunk_frames,
             latent_shape=self.latent_shape,
@@ -162,17 +163,17 @@ class VideoCore:
             device=self.model.device,
             encode=self.encode_pictures,
         )
-        return make_memory(self.policy, parts)
+        return make_past(self.policy, parts)
 
     @property
-    def most_frames(self) -> int:
+    def max_frames(self) -> int:
         """Pictures of the largest chunk."""
         return frames_of(self.preset.chunk_frames, first=False, time_factor=self.model.codec.time_factor)
 
     def make_readback(self) -> Readback:
         """Buffers for one stream's finished chunks."""
-        buffers = _BUFFERS + self.flight.most_slots(self.preset)
-        return Readback(buffers, (self.most_frames, self.height, self.width, 3), self.model.device)
+        buffers = _BUFFERS + self.chunk_schedule.max_slots(self.preset)
+        return Readback(buffers, (self.max_frames, self.height, self.width, 3), self.model.device)
 
     # -- pictures to latents -------------------------------------------------------------------------------------------
 

@@ -19,13 +19,13 @@ from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
 from pipelines.core.types import Accounting, Frame, StreamInfo
 
-from .births import Births
+from .chunk_assembler import ChunkAssembler
+from .chunk_factory import ChunkFactory
 from .chunks import ChunkSlot
-from .collector import Collector
 from .controls import EVENTS, TEXT_CONTROLS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
-from .output_frames import Outputs, check_image
+from .output_frames import Outputs, check_frame
 from .passes import PassRequest
-from .schedules import Flight, Task
+from .schedules import ChunkSchedule, PassPart
 from .state import VideoCore
 from .text_rows import TextRows
 from .video_log import birth_record
@@ -38,7 +38,7 @@ class VideoStream:
         self,
         core: VideoCore,
         number: int,
-        place: int,
+        index: int,
         frame_rate: Fraction,
         control: Control,
         *,
@@ -46,23 +46,23 @@ class VideoStream:
         leave: Callable[[int], None],
     ) -> None:
         """place: which of the engine's rows are its own."""
-        self._core, self._number, self.place, self._frame_rate = core, number, place, frame_rate
+        self._core, self._number, self.index, self._frame_rate = core, number, index, frame_rate
         self._tick, self._leave = tick, leave
-        self._lane = core.lane(place)
-        memory = core.memory(self._lane)
-        self._flight = core.flight(core.preset, self._lane, memory)
-        self._births = Births(core, number, place, self._lane, self._flight, memory)
-        self._controls = checked(core, self._flight, default_controls(core), control)
-        self._text = TextRows(core, self._lane, encode_controls(core.prompts, self._controls))
+        self._stream_rows = core.stream_rows(index)
+        past = core.past(self._stream_rows)
+        self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
+        self._chunk_factory = ChunkFactory(core, number, index, self._stream_rows, self._chunk_schedule, past)
+        self._controls = checked(core, self._chunk_schedule, default_controls(core), control)
+        self._text = TextRows(core, self._stream_rows, encode_controls(core.prompts, self._controls))
         self._text_changed = False  # by a cut or a flush that no chunk has been born after
         self._outputs = Outputs(core.make_readback(), frame_rate)
         self._log = StreamLog(core, number)
-        self._collector = Collector(self._chunk_size, core.model.codec.time_factor)
+        self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
         self._open, self._flushing = True, False
         self._taken = 0
-        self._births.reset()
+        self._chunk_factory.reset()
         if self._controls.integer("rewind_to") >= 0:
-            self._births.history.check(self._controls.integer("rewind_to"))
+            self._chunk_factory.history.check(self._controls.integer("rewind_to"))
         self._log.event("open")
         self._log.change(self._controls.values)
 
@@ -75,13 +75,13 @@ class VideoStream:
     def info(self) -> StreamInfo:
         """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
         return stream_info(
-            self._core, self._flight, self._controls, rate=self._frame_rate, frames=self._collector.next_frames
+            self._core, self._chunk_schedule, self._controls, rate=self._frame_rate, frames=self._assembler.next_frames
         )
 
     @property
     def accounting(self) -> Accounting:
         """Exact at any moment: taken == out + in_flight; nothing is skipped."""
-        in_flight = len(self._collector) + self._outputs.frames
+        in_flight = len(self._assembler) + self._outputs.frames
         return Accounting(taken=self._taken, out=self._outputs.count, skipped=0, in_flight=in_flight)
 
     @property
@@ -99,36 +99,36 @@ class VideoStream:
         """Whether a tick would do something. For the engine."""
         if self._controls.flag("paused"):
             return False
-        return self._may_bear or self._flight.has_work(draining=self._draining)
+        return self._can_admit or self._chunk_schedule.has_work(draining=self._draining)
 
     @property
-    def _may_bear(self) -> bool:
-        content = self._collector.next_full
-        return content is not None and self._outputs.free > 0 and self._births.ready(content, self._controls)
+    def _can_admit(self) -> bool:
+        content = self._assembler.next_full
+        return content is not None and self._outputs.free > 0 and self._chunk_factory.ready(content, self._controls)
 
     @property
     def _draining(self) -> bool:
         """A window is emptied at the end, and before a chunk that cannot join it."""
-        return self._flushing or (self._collector.next_full is not None and not self._may_bear)
+        return self._flushing or (self._assembler.next_full is not None and not self._can_admit)
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
     def push(self, frame: Frame) -> bool:
         """Offer a frame of exactly info.width x info.height; False: no room, or paused. InputError: another size."""
         self._check_open()
-        check_image(frame, self._core.width, self._core.height)
-        collector = self._collector
+        check_frame(frame, self._core.width, self._core.height)
+        assembler = self._assembler
         picture = self._controls.text("input_use") == "first-frame"
-        room = collector.has_room_for_picture() if picture else collector.has_room(1, prompt_only=False)
+        room = assembler.has_room_for_picture() if picture else assembler.has_room(1, prompt_only=False)
         if self._controls.flag("paused") or not room:
             self._log.push(frame.seq, "refused")
             return False
         self._taken += 1
         self._log.push(frame.seq, "accepted")
         if picture:
-            collector.add_picture(frame)
+            assembler.add_picture(frame)
         else:
-            collector.add(frame)
+            assembler.add(frame)
         return True
 
     def generate(self, frames: int = 1) -> bool:
@@ -136,13 +136,13 @@ class VideoStream:
         self._check_open()
         if frames < 1:
             raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
-        if self._controls.flag("paused") or not self._collector.has_room(frames, prompt_only=True):
+        if self._controls.flag("paused") or not self._assembler.has_room(frames, prompt_only=True):
             self._log.push(None, "refused")
             return False
         for _ in range(frames):
             self._taken += 1
             self._log.push(None, "accepted")
-            self._collector.add(None)
+            self._assembler.add(None)
         return True
 
     # -- controls ------------------------------------------------------------------------------------------------------
@@ -158,14 +158,14 @@ class VideoStream:
         current = self._controls
         rewind = control.rewind_to if control.rewind_to is not None and control.rewind_to >= 0 else None
         if rewind is not None:
-            check_rewind(self._flight)
+            check_rewind(self._chunk_schedule)
             current = self._prompt_of(rewind)
-        candidate = checked(self._core, self._flight, current, control)
+        candidate = checked(self._core, self._chunk_schedule, current, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
         own = {n for n in TEXT_CONTROLS if candidate.values[n] != current.values[n]}
         target = encode_controls(self._core.prompts, candidate) if own else None
         if rewind is not None:
-            self._text.restore(self._births.history.find(rewind).rest[0][1])
+            self._text.restore(self._chunk_factory.history.find(rewind).stream_state[0][1])
         self._controls = candidate
         if target is not None:
             self._text.aim(target, candidate)
@@ -174,8 +174,8 @@ class VideoStream:
 
     def _prompt_of(self, number: int) -> Controls:
         """The controls with the prompt that held when chunk `number` was born. ControlError: that is not kept."""
-        self._births.history.check(number)
-        texts: Control = self._births.history.find(number).rest[0][0]
+        self._chunk_factory.history.check(number)
+        texts: Control = self._chunk_factory.history.find(number).stream_state[0][0]
         return self._controls.updated(texts)
 
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
@@ -186,51 +186,51 @@ class VideoStream:
             self._text.advance(1)
             self._text_changed = True
             self._text.write()
-            for slot in self._flight.slots:
+            for slot in self._chunk_schedule.slots:
                 slot.text = self._text.now
-        if self._may_bear:
-            self._bear()
-        for row, slot in self._flight.texts:
+        if self._can_admit:
+            self._admit_chunk()
+        for row, slot in self._chunk_schedule.texts:
             self._text.put(row, slot.text)
 
-    def _bear(self) -> None:
-        births, controls = self._births, self._controls
+    def _admit_chunk(self) -> None:
+        chunk_factory, controls = self._chunk_factory, self._controls
         if controls.integer("rewind_to") >= 0:
-            births.rewind(controls.integer("rewind_to"))
+            chunk_factory.rewind(controls.integer("rewind_to"))
         if controls.flag("scene_cut"):
-            births.memory.scene_cut()
+            chunk_factory.past.scene_cut()
         if self._text_changed and controls.text("prompt_change") == "flush":
-            births.memory.flush()
-        elif self._text_changed and self._flight.recaches:
-            births.memory.new_text()
+            chunk_factory.past.flush()
+        elif self._text_changed and self._chunk_schedule.recaches:
+            chunk_factory.past.new_text()
         self._text_changed = False
         self._controls = controls.updated(EVENTS)
-        content = self._collector.pop()
-        rest = self._place_to_return()
+        content = self._assembler.pop()
+        stream_state = self._prompt_state()
         if controls.text("prompt_change") == "glide":
             self._text.advance(len(content.frames))
         self._text.write()
-        slot = births.bear(content, self._controls, self._text.now, rest)
+        slot = chunk_factory.create(content, self._controls, self._text.now, stream_state)
         self._outputs.add(slot)
-        self._log.birth(birth_record(self._core, slot, self._lane.kv_rows[0][0]))
+        self._log.birth(birth_record(self._core, slot, self._stream_rows.kv_rows[0][0]))
 
-    def _place_to_return(self) -> object:
+    def _prompt_state(self) -> object:
         """What a rewind to the chunk that is born now puts back of the prompt."""
         values = {name: self._controls.values[name] for name in TEXT_CONTROLS}
         return Control.of(values), self._text.state()
 
-    def requests(self) -> list[tuple[PassRequest, tuple[Task, ...]]]:
+    def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         """The passes of this tick, and what the log says of them."""
-        return self._flight.requests(self._controls.number("guidance_scale"), draining=self._draining)
+        return self._chunk_schedule.requests(self._controls.number("guidance_scale"), draining=self._draining)
 
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
         """The results of the passes, in order. Returns the chunks to be decoded, in order."""
-        return self._flight.land(velocities)
+        return self._chunk_schedule.land(velocities)
 
     def decode(self, slot: ChunkSlot) -> None:
         """Latents to pictures, on their way to the host."""
-        frames = self._core.decoders[self.place].decode(slot.latents[None])[0]
-        self._births.memory.decoded(frames)
+        frames = self._core.decoders[self.index].decode(slot.latents[None])[0]
+        self._chunk_factory.past.decoded(frames)
         assert slot.readback is not None
         slot.readback.receive(slot.buffer, frames)
 
@@ -250,7 +250,7 @@ class VideoStream:
         if self._controls.flag("paused"):
             raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
         self._log.event("flush")
-        self._collector.pad()
+        self._assembler.pad()
         frames: list[Frame] = []
         self._flushing = True
         try:
@@ -267,7 +267,7 @@ class VideoStream:
         """Drop what is in flight and start counting again; controls stay."""
         self._check_open()
         self._drop()
-        self._births.reset()
+        self._chunk_factory.reset()
         self._taken = 0
         self._log.event("reset")
 
@@ -275,7 +275,7 @@ class VideoStream:
         """Drop what is in flight and leave the engine. Closing twice is fine."""
         if self._open:
             self._drop()
-            self._births.reset()
+            self._chunk_factory.reset()
             self._open = False
             self._leave(self._number)
             self._log.event("close")
@@ -289,8 +289,8 @@ class VideoStream:
         self.close()
 
     def _drop(self) -> None:
-        self._flight.drop()
-        self._collector.reset()
+        self._chunk_schedule.drop()
+        self._assembler.reset()
         self._outputs.clear()
 
     def _check_open(self) -> None:
@@ -298,7 +298,9 @@ class VideoStream:
             raise InputError("The stream is closed.", "Open a new one.")
 
 
-def stream_info(core: VideoCore, flight: Flight, controls: Controls, *, rate: Fraction, frames: int) -> StreamInfo:
+def stream_info(
+    core: VideoCore, chunk_schedule: ChunkSchedule, controls: Controls, *, rate: Fraction, frames: int
+) -> StreamInfo:
     """rate: of prompt-only frames. frames: that the chunk which is filled next still lacks."""
     steps = number_of_steps(core, controls, first=False)
     return StreamInfo(
@@ -306,8 +308,8 @@ def stream_info(core: VideoCore, flight: Flight, controls: Controls, *, rate: Fr
         height=core.height,
         frame_rate=rate,
         frames_per_chunk=frames,
-        most_frames_per_chunk=core.most_frames,
-        latency_ticks=flight.latency_ticks(steps),
+        max_frames_per_chunk=core.max_frames,
+        latency_ticks=chunk_schedule.latency_ticks(steps),
         model=core.model.name,
         dtype=str(core.model.dtype).removeprefix("torch."),
         device=str(core.model.device),

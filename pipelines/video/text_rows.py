@@ -12,16 +12,16 @@ import torch
 from pipelines.core.conditions import BLENDS, ConditionPair, Transition
 from pipelines.core.controls import Controls
 
-from .chunks import HeldText
-from .lane import Lane
+from .chunks import PromptState
 from .state import VideoCore
+from .stream_rows import StreamRows
 
 
 class TextRows:
     """The prompt of a stream, on its way to a target. A row is rewritten in place, and only when it is behind."""
 
-    def __init__(self, core: VideoCore, lane: Lane, pair: ConditionPair) -> None:
-        self._core, self._lane = core, lane
+    def __init__(self, core: VideoCore, stream_rows: StreamRows, pair: ConditionPair) -> None:
+        self._core, self._stream_rows = core, stream_rows
         self._transition = Transition(pair)
         self._written: dict[int, tuple[int, int]] = {}  # row -> key of what stands there
         self._epoch = 0  # counts replaced transitions, whose versions begin anew
@@ -42,18 +42,18 @@ class TextRows:
         self._transition.advance(frames)
 
     @property
-    def now(self) -> HeldText:
+    def now(self) -> PromptState:
         """The prompt where it is now."""
-        return HeldText(pair=self._transition.now, key=(self._epoch, self._transition.version))
+        return PromptState(pair=self._transition.now, key=(self._epoch, self._transition.version))
 
     def write(self) -> None:
         """Bring the first row, and that of the negative prompt, up to now."""
         now = self.now
-        self.put(self._lane.text_rows[0], now)
-        if self._lane.negative_text is not None:
-            self._put(self._lane.negative_text, now.pair.negative.embeds, now.key)
+        self.put(self._stream_rows.text_rows[0], now)
+        if self._stream_rows.negative_text is not None:
+            self._put(self._stream_rows.negative_text, now.pair.negative.embeds, now.key)
 
-    def put(self, row: int, text: HeldText) -> None:
+    def put(self, row: int, text: PromptState) -> None:
         """Have a row hold a prompt."""
         self._put(row, text.pair.positive.embeds, text.key)
 

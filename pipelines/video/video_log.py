@@ -8,7 +8,7 @@ from pipelines.core.tick_log import BirthRecord, RowRecord
 
 from .chunks import ChunkSlot
 from .passes import PassRequest
-from .schedules import Task
+from .schedules import PassPart
 from .state import VideoCore
 
 
@@ -31,7 +31,9 @@ def birth_record(core: VideoCore, slot: ChunkSlot, row: int) -> BirthRecord:
     )
 
 
-def row_records(stream: int, found: Sequence[tuple[PassRequest, tuple[Task, ...]]], *, guided: bool) -> list[RowRecord]:
+def row_records(
+    stream: int, found: Sequence[tuple[PassRequest, tuple[PassPart, ...]]], *, guided: bool
+) -> list[RowRecord]:
     """What one tick did for one stream. slot -1: a pass over earlier frames."""
     return [
         RowRecord(

@@ -190,7 +190,7 @@ BURST = """new Promise((done) => {
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The stage's markup and actions.js."""
-    parts = REPOSITORY / "app" / "page_parts"
+    parts = REPOSITORY / "app" / "page" / "web"
     markup, script = ((parts / name).read_text(encoding="utf-8") for name in ("stage.html", "actions.js"))
     file = tmp_path_factory.mktemp("alone") / "alone.html"
     file.write_text(f"<meta charset='utf-8'>{markup}<script>{script}</script>{ALONE}", encoding="utf-8")

@@ -13,13 +13,13 @@ from websockets.sync.client import connect
 from tests.fakes.live_process import LiveProcess, Streamer, live_process, wait_for
 
 SIZE = (64, 48)
-MOST = 4
+MAX = 4
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveProcess]:
     """A model that makes 8 frames a second."""
-    arguments = ("--model", "identity", "--size", "64x48", "--max-sessions", str(MOST))
+    arguments = ("--model", "identity", "--size", "64x48", "--max-sessions", str(MAX))
     data = str(tmp_path_factory.mktemp("data"))
     with live_process(*arguments, "--data", data, engine="paced:0.125") as live:
         yield live
@@ -63,7 +63,7 @@ def test_sixty_frames_a_second_into_a_model_that_makes_eight(
 
 @pytest.mark.parametrize("seconds", [4.0, pytest.param(30.0, marks=pytest.mark.soak)])
 def test_four_sessions_share_and_the_fifth_is_told_busy_at_once(live: LiveProcess, seconds: float) -> None:
-    sessions = [live.open() for _ in range(MOST)]
+    sessions = [live.open() for _ in range(MAX)]
     with ExitStack() as stack:
         clients = [stack.enter_context(Streamer(live, session, rate=15, size=SIZE)) for session in sessions]
         wait_for(lambda: all(client.seen for client in clients))
@@ -83,7 +83,7 @@ def test_four_sessions_share_and_the_fifth_is_told_busy_at_once(live: LiveProces
             assert counts["in"] == client.sent == counts["out"] + counts["dropped"] + counts["skipped"]
     for session in sessions:
         live.end(session)
-    mean = sum(made) / MOST
+    mean = sum(made) / MAX
     assert mean > 1.2 * seconds  # 8 a second, in four parts
     assert all(abs(count - mean) <= max(1.0, 0.2 * mean) for count in made), made
 
@@ -120,13 +120,13 @@ def closed(socket: object) -> bool:
 def test_four_sessions_share_the_bundled_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The real model on all cores."""
     with live_process("--data", str(tmp_path_factory.mktemp("data")), "--size", "64x64") as live:
-        sessions = [live.open(prompt="a cat") for _ in range(MOST)]
+        sessions = [live.open(prompt="a cat") for _ in range(MAX)]
         with ExitStack() as stack:
             clients = [stack.enter_context(Streamer(live, session, rate=30, size=(64, 64))) for session in sessions]
             wait_for(lambda: all(len(client.seen) > 3 for client in clients), 60)
             started = [len(client.seen) for client in clients]
             time.sleep(30)
             made = [len(client.seen) - start for client, start in zip(clients, started, strict=True)]
-        mean = sum(made) / MOST
+        mean = sum(made) / MAX
         assert mean > 10
         assert all(abs(count - mean) <= 0.2 * mean for count in made), made

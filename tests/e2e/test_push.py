@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.outputs.output import Phase
+from app.outputs.output import OutputPhase
 from app.outputs.push import Push, PushOptions
 from app.outputs.transports import address_of
 from pipelines.core.types import Frame
@@ -104,7 +104,7 @@ def playing(push: Push) -> Iterator[None]:
 
 
 def opened(url: str) -> Push:
-    return Push(PushOptions(address=address_of(url), rate=Fraction(25), first_wait_s=0.1, longest_wait_s=0.4))
+    return Push(PushOptions(address=address_of(url), rate=Fraction(25), first_wait_s=0.1, max_wait_s=0.4))
 
 
 def assert_both_colours(pictures: np.ndarray) -> None:
@@ -124,16 +124,16 @@ def test_ffmpeg_receives_rtmp_and_again_after_it_was_away(tmp_path: Path, capfd:
     port = free_port(socket.SOCK_STREAM)
     push = opened(f"rtmp://127.0.0.1:{port}/live/{KEY}")
     with playing(push):
-        soon(lambda: push.read().phase is Phase.RETRYING, "nobody listens yet")
+        soon(lambda: push.read().phase is OutputPhase.RETRYING, "nobody listens yet")
         assert "Connection refused; trying again in" in push.read().text
         first = rtmp_server(tmp_path, port, 50)
         assert_both_colours(first.received())
-        soon(lambda: push.read().phase is Phase.RETRYING, "the server has gone")
+        soon(lambda: push.read().phase is OutputPhase.RETRYING, "the server has gone")
         second = rtmp_server(tmp_path, port, 10)
         assert len(second.received()) == 10
         assert push.connections >= 2
         assert KEY not in repr(push.read()) + repr(push._options)
-    assert push.read().phase is Phase.STOPPED
+    assert push.read().phase is OutputPhase.STOPPED
     said = capfd.readouterr()
     assert KEY not in said.out + said.err
 
@@ -147,11 +147,11 @@ def test_ffmpeg_receives_srt(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     try:
         with playing(push):
             assert_both_colours(server.received())
-            soon(lambda: push.read().phase is Phase.RETRYING, "the server has gone")
+            soon(lambda: push.read().phase is OutputPhase.RETRYING, "the server has gone")
             assert push.read().text.startswith(f"srt://127.0.0.1:{port}/…: ")
             assert KEY not in push.read().text
     finally:
         server.end()
-    assert push.read().phase is Phase.STOPPED
+    assert push.read().phase is OutputPhase.STOPPED
     said = capfd.readouterr()
     assert KEY not in said.out + said.err

@@ -31,9 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE = """
 import sys
 from pathlib import Path
-from app.render_job import RenderRequest, render
-from pipelines.controls import Control
-from pipelines.errors import ZoetropeError
+from app.render.job import render
+from app.render.request import RenderRequest
+from pipelines.core.controls import Control
+from pipelines.core.errors import ZoetropeError
 from tests.fakes.engine import FakeEngine
 source, output, tick_s, *flags = sys.argv[1:]
 resume = "resume" in flags
@@ -46,8 +47,8 @@ except ZoetropeError as error:
 """
 DOOR = """
 import argparse, sys
-from app import render
-from pipelines.errors import ZoetropeError
+from app.cli import render
+from pipelines.core.errors import ZoetropeError
 parser = argparse.ArgumentParser()
 render.add_parser(parser.add_subparsers())
 options = parser.parse_args(sys.argv[1:])

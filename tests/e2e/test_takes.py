@@ -22,9 +22,9 @@ from app.media.picture import Picture, jpeg
 from app.media.video_reader import VideoReader
 from app.takes.reader import read_take
 from app.takes.records import Changed, Pushed
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
-from app.worker.proxy import ClientSession, SessionState
+from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -50,7 +50,7 @@ SIZE = 48  # pixels: small enough for many ticks a second
 class Live:
     """What a session showed: sha256 of the pictures in order of their arrival."""
 
-    session: ClientSession
+    session: SessionProxy
     before: int  # frames that were shown before the take
     hashes: list[str] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ class Clip:
 
 
 def perform(
-    session: ClientSession, clip: Clip, seconds: float, rate: float, changes: Sequence[dict[str, object]]
+    session: SessionProxy, clip: Clip, seconds: float, rate: float, changes: Sequence[dict[str, object]]
 ) -> None:
     """Offer the clip at `rate`, mostly as received files, and spread `changes` over the time."""
     started_s, offered, made = time.monotonic(), 0, 0
@@ -97,7 +97,7 @@ def perform(
 
 
 def record(
-    client: WorkerClient, folder: Path, *, seconds: float, rate: float, changes: Sequence[dict[str, object]]
+    client: WorkerHandle, folder: Path, *, seconds: float, rate: float, changes: Sequence[dict[str, object]]
 ) -> Live:
     """One recorded session; what it showed during the take."""
     start = Control.of({"prompt": "a cat on the beach", "steps": 2, "depth": 2, "strength": 0.8})
@@ -147,9 +147,9 @@ def shown(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="mini-image", engine={"width": SIZE, "height": SIZE, "device": "cpu"}, threads=1)
-    with WorkerClient(options) as client:
+    with WorkerHandle(options) as client:
         client.wait_ready(120)
         yield client
 
@@ -157,7 +157,7 @@ def client() -> Iterator[WorkerClient]:
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "rate"), [("paced", 6.0), ("dropping", 90.0)])
 def test_a_take_replays_to_the_frames_that_were_live(
-    client: WorkerClient, tmp_path: Path, name: str, rate: float
+    client: WorkerHandle, tmp_path: Path, name: str, rate: float
 ) -> None:
     live = record(client, tmp_path / "take", seconds=4.0, rate=rate, changes=CHANGES)
     take = read_take(tmp_path / "take")
@@ -179,7 +179,7 @@ def check_replay(take_folder: Path, output: Path, live: Live) -> None:
 
 
 @pytest.mark.soak
-def test_the_same_performance_filled_in_with_more_steps_and_larger(client: WorkerClient, tmp_path: Path) -> None:
+def test_the_same_performance_filled_in_with_more_steps_and_larger(client: WorkerHandle, tmp_path: Path) -> None:
     record(client, tmp_path / "take", seconds=1.5, rate=30.0, changes=CHANGES[:3])
     take = read_take(tmp_path / "take")
     size = ("--size", f"{2 * SIZE}x{2 * SIZE}")
@@ -197,11 +197,11 @@ def test_a_take_of_a_killed_front_replays(tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 import numpy as np
-from app.client_session import SessionState
-from app.worker import WorkerOptions
-from app.worker_client import WorkerClient
+from app.worker.proxy import SessionState
+from app.worker.engine import WorkerOptions
+from app.worker.handle import WorkerHandle
 if __name__ == "__main__":
-    with WorkerClient(WorkerOptions(model="identity", engine={"width": 32, "height": 24})) as client:
+    with WorkerHandle(WorkerOptions(model="identity", engine={"width": 32, "height": 24})) as client:
         client.wait_ready(60)
         session = client.open(prompt_only=False)
         while session.state is not SessionState.LIVE:
@@ -231,7 +231,7 @@ if __name__ == "__main__":
 
 @pytest.mark.soak
 def test_what_a_take_needs_and_is_not_there_is_an_error_and_what_differs_is_named(
-    client: WorkerClient, tmp_path: Path
+    client: WorkerHandle, tmp_path: Path
 ) -> None:
     record(client, tmp_path / "take", seconds=0.5, rate=10.0, changes=())
     log = tmp_path / "take" / "take.jsonl"
@@ -251,7 +251,7 @@ def test_what_a_take_needs_and_is_not_there_is_an_error_and_what_differs_is_name
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("rate", [5.0, 60.0])
-def test_thirty_seconds_with_twenty_changes_replay_twice(client: WorkerClient, tmp_path: Path, rate: float) -> None:
+def test_thirty_seconds_with_twenty_changes_replay_twice(client: WorkerHandle, tmp_path: Path, rate: float) -> None:
     live = record(client, tmp_path / "take", seconds=30.0, rate=rate, changes=[*CHANGES, *CHANGES])
     for number in range(2):
         check_replay(tmp_path / "take", tmp_path / f"again{number}", live)

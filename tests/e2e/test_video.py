@@ -18,9 +18,9 @@ from app.cli import render as door
 from app.media.video_reader import VideoReader
 from app.render.job import render
 from app.takes.reader import read_take
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
-from app.worker.proxy import ClientSession, SessionAccounting, SessionState
+from app.worker.proxy import SessionAccounting, SessionProxy, SessionState
 from pipelines.core.controls import Control
 from pipelines.load import load_engine
 from tests.fakes.clips import make_clip
@@ -36,9 +36,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(model: Path) -> Iterator[WorkerClient]:
+def client(model: Path) -> Iterator[WorkerHandle]:
     options = WorkerOptions(model=str(model), engine={"device": "cpu", "dtype": "float32"}, threads=1)
-    with WorkerClient(options) as client:
+    with WorkerHandle(options) as client:
         client.wait_ready(120)
         yield client
 
@@ -113,7 +113,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.005)
 
 
-def at_rest(session: ClientSession) -> SessionAccounting:
+def at_rest(session: SessionProxy) -> SessionAccounting:
     """The counts, once they have stayed alike for half a second."""
     since_s, counts = time.monotonic(), session.accounting
 
@@ -130,7 +130,7 @@ def at_rest(session: ClientSession) -> SessionAccounting:
 class Arrivals:
     """When the frames of a session arrived, in seconds."""
 
-    def __init__(self, session: ClientSession) -> None:
+    def __init__(self, session: SessionProxy) -> None:
         self.times: list[float] = []
         self._session = session
         session.listen(self._came)
@@ -147,7 +147,7 @@ def even(times: list[float]) -> bool:
     return bool(paced and np.median(gaps) > 0.5 / RATE)
 
 
-def test_live_from_a_prompt_frames_leave_evenly_and_every_frame_is_counted(client: WorkerClient) -> None:
+def test_live_from_a_prompt_frames_leave_evenly_and_every_frame_is_counted(client: WorkerHandle) -> None:
     session = client.open(control=Control.of({"prompt": "a cat"}), prompt_only=True)
     arrivals = Arrivals(session)
     wait_for(lambda: session.state is SessionState.LIVE)
@@ -156,7 +156,7 @@ def test_live_from_a_prompt_frames_leave_evenly_and_every_frame_is_counted(clien
     wait_for(lambda: even(arrivals.times[-2 * RATE :]))
     session.set_control(Control(paused=True))
     counts = at_rest(session)
-    assert counts.in_flight <= session.info.most_frames  # a chunk that the pause met half-way stays where it is
+    assert counts.in_flight <= session.info.max_frames  # a chunk that the pause met half-way stays where it is
     assert counts.taken == counts.out + counts.dropped + counts.in_flight
     assert counts.dropped == 0
     session.set_control(Control(paused=False))
@@ -164,7 +164,7 @@ def test_live_from_a_prompt_frames_leave_evenly_and_every_frame_is_counted(clien
     session.close()
 
 
-def test_live_from_a_camera_every_answer_names_its_input(client: WorkerClient) -> None:
+def test_live_from_a_camera_every_answer_names_its_input(client: WorkerHandle) -> None:
     session = client.open(control=Control.of({"prompt": "a cat", "chunk_frames": 1}), prompt_only=False)
     wait_for(lambda: session.state is SessionState.LIVE)
     picture = np.zeros((HEIGHT_PX, WIDTH_PX, 3), np.uint8)
@@ -193,7 +193,7 @@ CHANGES: tuple[dict[str, object], ...] = (
 
 
 @pytest.mark.soak
-def test_a_take_replays_to_the_frames_that_were_live(client: WorkerClient, tmp_path: Path) -> None:
+def test_a_take_replays_to_the_frames_that_were_live(client: WorkerHandle, tmp_path: Path) -> None:
     session = client.open(control=Control.of({"prompt": "a cat"}), prompt_only=True)
     wait_for(lambda: session.count > 3)
     session.start_take(tmp_path / "take")

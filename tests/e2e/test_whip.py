@@ -32,7 +32,7 @@ from app.api.errors import install_errors
 from app.api.webrtc import routes as whip
 from app.session.session import Session
 from app.session.table import SessionTable
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 
@@ -126,7 +126,7 @@ GLib.MainLoop().run()
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionTable, str]]:
     options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
-    with WorkerClient(options, max_sessions=2) as client, ThreadPoolExecutor(2) as codecs:
+    with WorkerHandle(options, max_sessions=2) as client, ThreadPoolExecutor(2) as codecs:
         client.wait_ready(60)
         table = SessionTable(client)
         folder = tmp_path_factory.mktemp("data")
@@ -150,7 +150,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionTa
 def session(server: tuple[SessionTable, str]) -> Iterator[Session]:
     session = server[0].open(prompt_only=False)
     deadline_s = time.monotonic() + 20
-    while session.stream.state is not SessionState.LIVE:
+    while session.proxy.state is not SessionState.LIVE:
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
     yield session
@@ -161,7 +161,7 @@ def arrives(session: Session, sender: subprocess.Popen[bytes], log: Path) -> Non
     """Wait for three pictures of the colour that is sent."""
     deadline_s = time.monotonic() + WAIT_S
     while True:
-        found = session.stream.newest()
+        found = session.proxy.newest()
         if found is not None and found[0] >= 3:
             pixel = [int(value) for value in found[1].image[24, 32]]
             if max(abs(a - b) for a, b in zip(pixel, COLOUR, strict=True)) <= TOLERANCE:

@@ -20,7 +20,7 @@ from app.guard.middleware import Guard
 from app.guard.rules import GuardOptions
 from app.outputs.push_hosts import PushHosts
 from app.session.table import SessionLimits, SessionTable
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from tests.fakes.stream_server import WAIT_S, wait_until
 
 
@@ -40,7 +40,7 @@ class ApiServer:
 
 @contextmanager
 def api_server(
-    worker: WorkerClient,
+    worker: WorkerHandle,
     data: Path,
     limits: ApiLimits | None = None,
     push_hosts: PushHosts | None = None,

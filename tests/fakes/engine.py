@@ -62,7 +62,7 @@ class FakeStream:
         self._engine = engine
         self._controls = Controls().updated(control)
         self._frame_rate = frame_rate
-        self._flight: deque[tuple[int, Frame]] = deque()
+        self._chunk_schedule: deque[tuple[int, Frame]] = deque()
         self._finished: list[Frame] = []
         self._taken = self._out = self._skipped = 0
 
@@ -82,8 +82,8 @@ class FakeStream:
 
     @property
     def accounting(self) -> Accounting:
-        flight = len(self._flight) + len(self._finished)
-        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=flight)
+        chunk_schedule = len(self._chunk_schedule) + len(self._finished)
+        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=chunk_schedule)
 
     @property
     def busy(self) -> bool:
@@ -96,7 +96,7 @@ class FakeStream:
     def push(self, frame: Frame) -> bool:
         assert frame.image.shape == (self._engine.height, self._engine.width, 3)
         assert frame.image.flags.c_contiguous
-        if len(self._flight) >= self._engine.slots:
+        if len(self._chunk_schedule) >= self._engine.slots:
             self._engine.calls["refused"] += 1
             return False
         self._taken += 1
@@ -106,7 +106,7 @@ class FakeStream:
         return self._admit(replace(frame, image=np.invert(frame.image), source_seq=frame.seq))
 
     def generate(self, frames: int = 1) -> bool:
-        if len(self._flight) + frames > self._engine.slots:
+        if len(self._chunk_schedule) + frames > self._engine.slots:
             self._engine.calls["refused"] += 1
             return False
         for _ in range(frames):
@@ -126,12 +126,12 @@ class FakeStream:
         return frames
 
     def flush(self) -> list[Frame]:
-        while self._flight:
+        while self._chunk_schedule:
             self._engine.tick()
         return self.pull()
 
     def reset(self) -> None:
-        self._flight.clear()
+        self._chunk_schedule.clear()
         self._finished.clear()
         self._taken = self._out = self._skipped = 0
 
@@ -142,8 +142,8 @@ class FakeStream:
 
     def advance(self) -> None:
         """Called by the engine's tick."""
-        while self._flight and self._flight[0][0] <= self._engine.ticks:
-            self._finished.append(self._flight.popleft()[1])
+        while self._chunk_schedule and self._chunk_schedule[0][0] <= self._engine.ticks:
+            self._finished.append(self._chunk_schedule.popleft()[1])
 
     def __enter__(self) -> Self:
         return self
@@ -154,5 +154,5 @@ class FakeStream:
         self.close()
 
     def _admit(self, frame: Frame) -> bool:
-        self._flight.append((self._engine.ticks + self._engine.delay_ticks, frame))
+        self._chunk_schedule.append((self._engine.ticks + self._engine.delay_ticks, frame))
         return True

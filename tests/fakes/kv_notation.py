@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cache.kv.plan import Kind, Ledger, Move, Operation, Plan, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span
+from cache.kv.plan import Ledger, Move, Operation, Plan, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span, SpanKind
 from cache.kv.policies import KVPolicy
 
 _LETTERS = {
-    Kind.SINK: "S",
-    Kind.CONTEXT: "X",
-    Kind.RECENT: "R",
-    Kind.CHUNK: "C",
-    Kind.SELECTED: "T",
-    Kind.MID: "M",
-    Kind.POOL: "P",
+    SpanKind.SINK: "S",
+    SpanKind.CONTEXT: "X",
+    SpanKind.RECENT: "R",
+    SpanKind.CHUNK: "C",
+    SpanKind.SELECTED: "T",
+    SpanKind.MID: "M",
+    SpanKind.POOL: "P",
 }
 
 

@@ -49,7 +49,7 @@ def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], Non
     return PacedEngine(row_s, width=width, height=height), 1
 
 
-def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
+def open_hungry(maximum: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
     """For `run_worker`: arithmetic in a real image engine; torch.OutOfMemoryError for more than `most` slots.
 
     A step takes longer than a prompt-only frame lasts, so that streams fill their depth.
@@ -63,7 +63,7 @@ def open_hungry(most: float, options: WorkerOptions, notice: Callable[[str], Non
         def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: object) -> torch.Tensor:
             self.calls.clear()
             time.sleep(_HUNGRY_STEP_S)
-            if len(latents) > most:
+            if len(latents) > maximum:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return super().__call__(latents, timestep, condition)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header
 from app.media.picture import Picture
 from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 
 WAIT_S = 20.0
@@ -58,17 +58,17 @@ class StreamServer:
 
 
 @contextmanager
-def worker_client(max_sessions: int = 4) -> Iterator[WorkerClient]:
+def worker_client(max_sessions: int = 4) -> Iterator[WorkerHandle]:
     """A real worker, ready: pictures come back unchanged."""
     options = WorkerOptions(model="identity", engine={"width": WIDTH_PX, "height": HEIGHT_PX})
-    with WorkerClient(options, max_sessions=max_sessions) as client:
+    with WorkerHandle(options, max_sessions=max_sessions) as client:
         client.wait_ready(60)
         yield client
 
 
 @contextmanager
 def stream_server(
-    client: WorkerClient, data: Path, routes: Callable[[ApiContext], fastapi.APIRouter]
+    client: WorkerHandle, data: Path, routes: Callable[[ApiContext], fastapi.APIRouter]
 ) -> Iterator[StreamServer]:
     """Serve `routes` of one session table over `client`."""
     table = SessionTable(client, SessionLimits(per_minute=1000))

@@ -16,7 +16,7 @@ import torch
 
 from pipelines.core.types import Frame
 from pipelines.video.codecs.codec import VideoCodec
-from pipelines.video.codecs.tiny import TinyCodec
+from pipelines.video.codecs.tiny import TinyVideoCodec
 from pipelines.video.engine import VideoEngine
 from pipelines.video.loading.checkpoint_keys import KeyReport
 from pipelines.video.model import VideoModel
@@ -71,7 +71,7 @@ def random_transformer(dtype: torch.dtype) -> CausalWanTransformer:
 @functools.cache
 def random_codec(dtype: torch.dtype) -> VideoCodec:
     """A narrow tiny autoencoder with random weights."""
-    return TinyCodec(tiny_autoencoder(encoder_padding="front").to(dtype).requires_grad_(False))
+    return TinyVideoCodec(tiny_autoencoder(encoder_padding="front").to(dtype).requires_grad_(False))
 
 
 SMALL = VideoPreset(
@@ -116,7 +116,7 @@ def small_model_on(device: torch.device, preset: VideoPreset = SMALL, *, acts: b
     text = HashText(torch.float32)
     encode = text.encode
     text.encode = lambda words: encode(words).to(device)  # type: ignore[method-assign]
-    codec = TinyCodec(copy.deepcopy(tiny_autoencoder(encoder_padding="front")).to(device).requires_grad_(False))
+    codec = TinyVideoCodec(copy.deepcopy(tiny_autoencoder(encoder_padding="front")).to(device).requires_grad_(False))
     transformer = copy.deepcopy(model.transformer).to(device)
     return replace(model, transformer=transformer, codec=codec, text=text, device=device)  # type: ignore[arg-type]
 

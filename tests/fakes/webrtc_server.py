@@ -19,7 +19,7 @@ from app.api.webrtc import routes as whip
 from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable
 from app.webrtc.options import WebRtcOptions
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.proxy import SessionState
 
 
@@ -33,14 +33,14 @@ class Server:
     def open(self) -> Session:
         session = self.table.open(prompt_only=False)
         deadline_s = time.monotonic() + 20
-        while session.stream.state is not SessionState.LIVE:
+        while session.proxy.state is not SessionState.LIVE:
             assert time.monotonic() < deadline_s
             time.sleep(0.005)
         return session
 
 
 def serve(
-    client: WorkerClient, folder: Path, options: WebRtcOptions | None, limits: ApiLimits | None = None
+    client: WorkerHandle, folder: Path, options: WebRtcOptions | None, limits: ApiLimits | None = None
 ) -> Iterator[Server]:
     table = SessionTable(client, SessionLimits(grace_s=30, per_minute=1000))
     with ThreadPoolExecutor(2) as codecs:

@@ -93,7 +93,7 @@ def test_actions_change_from_chunk_to_chunk_as_on_the_cpu(kind: str, backend: st
             while not stream.generate(stream.info.frames_per_chunk):
                 engine.tick()
                 images += stream.pull()
-            while stream._collector.next_full:  # born with what was just applied
+            while stream._assembler.next_full:  # born with what was just applied
                 engine.tick()
                 images += stream.pull()
         images += stream.flush()

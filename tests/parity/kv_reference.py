@@ -73,9 +73,9 @@ class History:
 
 def frame_tokens(keys: torch.Tensor, values: torch.Tensor, position: float, phase: float = 0.0) -> Tokens:
     """One frame at a position."""
-    place = torch.arange(TOKENS)
+    write = torch.arange(TOKENS)
     every = torch.ones(TOKENS, HEADS, dtype=torch.float64)
-    y, x = place // GRID[1], place % GRID[1]
+    y, x = write // GRID[1], write % GRID[1]
     return Tokens(keys, values, every * position, y[:, None] * every, x[:, None] * every, every * phase)
 
 
@@ -221,10 +221,10 @@ class ParticipativeRule(Rule):
     def _tokens(self, tokens: list[int], positions: list[int]) -> Tokens:
         keys, values = self.history.flat()
         every = torch.ones(len(tokens), HEADS, dtype=torch.float64)
-        place = torch.tensor([i % TOKENS for i in tokens])[:, None]
+        write = torch.tensor([i % TOKENS for i in tokens])[:, None]
         t = torch.tensor(positions)[:, None] * every
         return Tokens(
-            keys[tokens], values[tokens], t, place // GRID[1] * every, place % GRID[1] * every, torch.zeros_like(every)
+            keys[tokens], values[tokens], t, write // GRID[1] * every, write % GRID[1] * every, torch.zeros_like(every)
         )
 
     def _compress(self, queries: torch.Tensor) -> None:
@@ -278,9 +278,9 @@ class HeavyRule(Rule):
         if count:
             index = torch.tensor(self.chosen).T
             heads = torch.arange(HEADS)
-            place = (index % TOKENS).double()
+            write = (index % TOKENS).double()
             t = (torch.arange(count) // TOKENS).double()[:, None].expand(-1, HEADS)
-            y, x = torch.div(place, GRID[1], rounding_mode="floor"), place % GRID[1]
+            y, x = torch.div(write, GRID[1], rounding_mode="floor"), write % GRID[1]
             out.append(Tokens(keys[index, heads], values[index, heads], t, y, x, torch.zeros_like(t)))
         return out + [self.history.frame(f, float(count // TOKENS + i)) for i, f in enumerate(self.rest)]
 

@@ -42,7 +42,7 @@ class PackedRule(Rule):
         first = self.sink + block * self.block
         frames, rows, columns = self.pooling
         parts: dict[str, list[torch.Tensor]] = {"k": [], "v": []}
-        places: list[tuple[float, float, float]] = []
+        spatial: list[tuple[float, float, float]] = []
         for t in range(self.block // frames):
             for y in range(GRID[0] // rows):
                 for x in range(GRID[1] // columns):
@@ -55,9 +55,9 @@ class PackedRule(Rule):
                     parts["k"].append(torch.stack([self.history.keys[f][i] for f, i in box]).mean(dim=0))
                     parts["v"].append(torch.stack([self.history.values[f][i] for f, i in box]).mean(dim=0))
                     middle = t * frames + (frames - 1) / 2, y * rows + (rows - 1) / 2, x * columns + (columns - 1) / 2
-                    places.append((position + middle[0], middle[1], middle[2]))
-        every = torch.ones(len(places), HEADS, dtype=torch.float64)
-        t_, y_, x_ = (torch.tensor(axis).double()[:, None] * every for axis in zip(*places, strict=True))
+                    spatial.append((position + middle[0], middle[1], middle[2]))
+        every = torch.ones(len(spatial), HEADS, dtype=torch.float64)
+        t_, y_, x_ = (torch.tensor(axis).double()[:, None] * every for axis in zip(*spatial, strict=True))
         return Tokens(torch.stack(parts["k"]), torch.stack(parts["v"]), t_, y_, x_, torch.zeros_like(every))
 
     def past(self, queries: torch.Tensor | None) -> list[Tokens]:

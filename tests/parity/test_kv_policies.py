@@ -73,11 +73,11 @@ def rotated_storage(case: Case, sink: int, window: int, realign: bool) -> tuple[
     rotary, generator, frames = Rotary(HEAD_DIM), torch.Generator().manual_seed(0), 2
     stored: list[list[list[torch.Tensor]]] = [[] for _ in range(LAYERS)]
     ours, theirs, sink_base = [], [], 0
-    place = torch.arange(TOKENS)
+    write = torch.arange(TOKENS)
 
     def table(position: int) -> tuple[torch.Tensor, torch.Tensor]:
         t = torch.full((TOKENS,), position)
-        return rotary.tables(t, place // GRID[1], place % GRID[1], dtype=torch.float64)
+        return rotary.tables(t, write // GRID[1], write % GRID[1], dtype=torch.float64)
 
     for begun in range(0, 20, frames):
         cache.begin(0, frames)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines.image import denoise
-from pipelines.image.denoise import Real, StepTerms, Whole
+from pipelines.image.denoise import FloatRow, IntRow, StepTerms
 from pipelines.image.tick import TickRunner
 from tests.fakes.image_model import unet_model
 from tests.parity.comparison import Case, compare
@@ -33,8 +33,8 @@ def _term(name: str) -> Mutate:
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = StepTerms.of
 
-        def of(reals: torch.Tensor, rows: int) -> StepTerms:
-            terms = original(reals, rows)
+        def of(floats: torch.Tensor, rows: int) -> StepTerms:
+            terms = original(floats, rows)
             return replace(terms, **{name: getattr(terms, name) * 1.001})
 
         patch.setattr(StepTerms, "of", of)
@@ -50,56 +50,56 @@ def _uploaded(change: Callable[[torch.Tensor, torch.Tensor, int, int], None]) ->
 
         def upload(self: TickRunner, slots: Any, scales: Any, deltas: Any, extra: Any, *rest: Any) -> None:
             original(self, slots, scales, deltas, extra, *rest)
-            change(self._reals, self._wholes, len(slots), len(extra))
+            change(self._floats, self._ints, len(slots), len(extra))
 
         patch.setattr(TickRunner, "_upload", upload)
 
     return mutate
 
 
-def _level(row: Real) -> Mutate:
-    def change(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-        reals[row] *= 1.001
+def _level(row: FloatRow) -> Mutate:
+    def change(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+        floats[row] *= 1.001
 
     return _uploaded(change)
 
 
-def _swap(row: Whole) -> Mutate:
+def _swap(row: IntRow) -> Mutate:
     """The slots of a batch take each other's entry."""
 
-    def change(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-        wholes[row, :slots] = wholes[row, :slots].flip(0)
+    def change(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+        ints[row, :slots] = ints[row, :slots].flip(0)
 
     return _uploaded(change)
 
 
-def _extra_of_another_slot(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    wholes[Whole.ROW, slots : slots + extra] = wholes[Whole.ROW, 0]
-    wholes[Whole.EXTRA, :slots] = slots
+def _extra_of_another_slot(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    ints[IntRow.ROW, slots : slots + extra] = ints[IntRow.ROW, 0]
+    ints[IntRow.EXTRA, :slots] = slots
 
 
-def _extra_with_the_prompt(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    wholes[Whole.EMBED, slots : slots + extra] -= 1
+def _extra_with_the_prompt(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    ints[IntRow.EMBED, slots : slots + extra] -= 1
 
 
-def _extra_not_used(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    wholes[Whole.EXTRA, :slots] = torch.arange(slots)
+def _extra_not_used(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    ints[IntRow.EXTRA, :slots] = torch.arange(slots)
 
 
-def _noise_of_this_step(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    wholes[Whole.NOISE, :slots] = (wholes[Whole.NOISE, :slots] - 1).clamp(min=0)
+def _noise_of_this_step(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    ints[IntRow.NOISE, :slots] = (ints[IntRow.NOISE, :slots] - 1).clamp(min=0)
 
 
-def _stock_never_set(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    reals[Real.STOCK_START] = 0
+def _stock_never_set(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    floats[FloatRow.STOCK_START] = 0
 
 
-def _stock_set_every_step(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    reals[Real.STOCK_START] = 1
+def _stock_set_every_step(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    floats[FloatRow.STOCK_START] = 1
 
 
-def _guidance_off(reals: torch.Tensor, wholes: torch.Tensor, slots: int, extra: int) -> None:
-    reals[Real.GAIN] = 0
+def _guidance_off(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
+    floats[FloatRow.GAIN] = 0
 
 
 def _stock_stands_still(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def _stock_starts_at_zero(patch: pytest.MonkeyPatch) -> None:
 
     def admit(self: TickRunner, pictures: int, new: int) -> None:
         original(self, pictures, new)
-        self._ring.tensor("stock")[self._wholes[Whole.ENTRY_ROW, :new]] = 0
+        self._ring.tensor("stock")[self._ints[IntRow.ENTRY_ROW, :new]] = 0
 
     patch.setattr(TickRunner, "_admit", admit)
 
@@ -128,14 +128,14 @@ _TERM_CASES = {
 }
 MUTATIONS: dict[str, tuple[Case, Mutate]] = {
     **{f.name: (case, _term(f.name)) for f in fields(StepTerms) if (case := _TERM_CASES.get(f.name, SELF)) is not None},
-    "a of the predicted noise": (SELF, _level(Real.A)),
-    "b of the predicted noise": (SELF, _level(Real.B)),
-    "a of the entry": (SELF, _level(Real.ENTRY_A)),
-    "b of the entry": (SELF, _level(Real.ENTRY_B)),
-    "row": (SELF, _swap(Whole.ROW)),
-    "text": (SELF, _swap(Whole.EMBED)),
-    "timestep": (SELF, _swap(Whole.TIMESTEP)),
-    "noise": (SELF, _swap(Whole.NOISE)),
+    "a of the predicted noise": (SELF, _level(FloatRow.A)),
+    "b of the predicted noise": (SELF, _level(FloatRow.B)),
+    "a of the entry": (SELF, _level(FloatRow.ENTRY_A)),
+    "b of the entry": (SELF, _level(FloatRow.ENTRY_B)),
+    "row": (SELF, _swap(IntRow.ROW)),
+    "text": (SELF, _swap(IntRow.EMBED)),
+    "timestep": (SELF, _swap(IntRow.TIMESTEP)),
+    "noise": (SELF, _swap(IntRow.NOISE)),
     "noise of this step": (ONETIME, _uploaded(_noise_of_this_step)),
     "onetime: extra row of another slot": (ONETIME, _uploaded(_extra_of_another_slot)),
     "full: extra row of another slot": (FULL, _uploaded(_extra_of_another_slot)),

@@ -15,7 +15,7 @@ from pipelines.video.codecs import tiny_layers as tiny_codec_layers
 from pipelines.video.codecs import wan_layers as wan_codec_layers
 from pipelines.video.codecs.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of
 from pipelines.video.codecs.memory import Pass
-from pipelines.video.codecs.tiny import TinyCodec
+from pipelines.video.codecs.tiny import TinyVideoCodec
 from pipelines.video.codecs.wan import WanCodec, WanCodecOptions
 from tests.fakes.video_codecs import PlainTiny, stock_decode, stock_encode, tiny_autoencoder, wan_vae
 from tests.parity.conftest import Report
@@ -117,7 +117,9 @@ def test_whole_clip_helpers_equal_the_stock_ones(report: Report) -> None:
 
 @pytest.mark.parametrize("kind", ["wan", "tiny"])
 def test_rows_that_began_at_different_times_do_not_touch_each_other(kind: str, report: Report) -> None:
-    codec: VideoCodec = WanCodec(wan_vae()) if kind == "wan" else TinyCodec(tiny_autoencoder(encoder_padding="front"))
+    codec: VideoCodec = (
+        WanCodec(wan_vae()) if kind == "wan" else TinyVideoCodec(tiny_autoencoder(encoder_padding="front"))
+    )
     latents, pixels = random_latents(5, batch=3), random_pixels(5, batch=3)
     decoder = codec.decoder(height=HEIGHT, width=WIDTH, rows=3)
     encoder = codec.encoder(height=HEIGHT, width=WIDTH, rows=3)
@@ -148,7 +150,7 @@ def test_rows_that_began_at_different_times_do_not_touch_each_other(kind: str, r
 @pytest.mark.parametrize("options", [{}, {"patch_size": 2}, {"blocks_per_stage": 1}], ids=str)
 def test_streamed_tiny_equals_all_at_once(chunks: tuple[int, ...], options: dict[str, int], report: Report) -> None:
     module = tiny_autoencoder(encoder_padding="front", **options)
-    codec, count = TinyCodec(module), sum(chunks)
+    codec, count = TinyVideoCodec(module), sum(chunks)
     factor = 8 * module.config.patch_size
     latents = torch.randn(2, 4, count, 2, 3, generator=torch.Generator().manual_seed(3))
     pixels = torch.rand(2, 3, 4 * count - 3, 2 * factor, 3 * factor, generator=torch.Generator().manual_seed(4))
@@ -163,7 +165,7 @@ def test_streamed_tiny_equals_all_at_once(chunks: tuple[int, ...], options: dict
     assert shown.std() > 0.05
 
 
-def plain_tiny_differences(codec: TinyCodec) -> list[torch.Tensor]:
+def plain_tiny_differences(codec: TinyVideoCodec) -> list[torch.Tensor]:
     """A streamed clip, and whole clips, against the plain reading. The live encoder's first frame stands four times."""
     state, latents, pixels = codec.module.state_dict(), random_latents(4), random_pixels(4)
     with torch.no_grad():
@@ -183,14 +185,17 @@ def plain_tiny_differences(codec: TinyCodec) -> list[torch.Tensor]:
 
 def test_tiny_equals_a_plain_reading_of_its_published_weights(report: Report) -> None:
     assert (
-        report("tiny, against frame by frame in published order", plain_tiny_differences(TinyCodec(tiny_autoencoder())))
+        report(
+            "tiny, against frame by frame in published order",
+            plain_tiny_differences(TinyVideoCodec(tiny_autoencoder())),
+        )
         <= TOLERANCE
     )
 
 
 def test_a_tiny_encoder_that_looks_ahead_equals_the_whole_clip_in_pieces(report: Report) -> None:
     """With the frames that follow at hand, first call 4n: no delay, and the same as the published whole-clip use."""
-    codec, pixels = TinyCodec(tiny_autoencoder()), random_pixels(4)
+    codec, pixels = TinyVideoCodec(tiny_autoencoder()), random_pixels(4)
     encoder = codec.encoder(height=HEIGHT, width=WIDTH, rows=2)
     parts = [encoder.encode(pixels[:, :, :8]), encoder.encode(pixels[:, :, 8:12])]
     last = torch.cat((pixels[:, :, 12:], pixels[:, :, -1:].repeat(1, 1, 3, 1, 1)), 2)
@@ -217,7 +222,9 @@ def wan_encode_error() -> float:
 
 
 def tiny_error() -> float:
-    return max(float(difference.abs().max()) for difference in plain_tiny_differences(TinyCodec(tiny_autoencoder())))
+    return max(
+        float(difference.abs().max()) for difference in plain_tiny_differences(TinyVideoCodec(tiny_autoencoder()))
+    )
 
 
 def double_without_bypass(x: torch.Tensor, time: wan_codec_layers.Layer, run: Pass) -> torch.Tensor:
@@ -302,7 +309,7 @@ def test_a_broken_rule_shows(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("kind", ["wan", "tiny"])
 def test_state_that_is_lost_shows(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state tensor matters: with any one of them zeroed between two chunks, the second differs."""
-    codec: VideoCodec = WanCodec(wan_vae()) if kind == "wan" else TinyCodec(tiny_autoencoder())
+    codec: VideoCodec = WanCodec(wan_vae()) if kind == "wan" else TinyVideoCodec(tiny_autoencoder())
     latents = random_latents(3, batch=1)
     decoder = codec.decoder(height=HEIGHT, width=WIDTH)
     decoder.decode(latents[:, :, :2])

@@ -123,7 +123,7 @@ class Watched:
 
     def _wait_for_birth(self) -> None:
         """Until no chunk waits to be born."""
-        while self.stream._collector.next_full is not None:
+        while self.stream._assembler.next_full is not None:
             self.engine.tick()
             self.pictures += [frame.image for frame in self.stream.pull()]
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pipelines.core.errors import ModelLayoutError
 from pipelines.video.wan.blocks import WanBlock
 from pipelines.video.wan.config import WanConfig
-from pipelines.video.wan.text_cache import PlainText, TextCache
+from pipelines.video.wan.text_cache import PlainText, TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer, time_sinusoid
 from tests.fakes.tiny_video_model import random_actions
 from tests.parity.conftest import Report
@@ -232,7 +232,7 @@ def test_a_view_that_observes_gets_the_rotated_queries_before_the_keys(ours: Cau
 
 
 def test_a_cached_text_is_the_plain_text(ours: CausalWanTransformer) -> None:
-    inputs, cache = Inputs(), TextCache(ours, rows=4, tokens=TEXT_TOKENS)
+    inputs, cache = Inputs(), TextKVCache(ours, rows=4, tokens=TEXT_TOKENS)
     plain = inputs.ours(ours)
     for rows in ([1, 2], [3, 0]):  # read where they stand; gathered
         for entry, row in enumerate(rows):
@@ -241,7 +241,7 @@ def test_a_cached_text_is_the_plain_text(ours: CausalWanTransformer) -> None:
 
 
 def test_a_text_for_each_frame(ours: CausalWanTransformer) -> None:
-    inputs, cache = Inputs(batch=1, frames=2), TextCache(ours, rows=2, tokens=TEXT_TOKENS)
+    inputs, cache = Inputs(batch=1, frames=2), TextKVCache(ours, rows=2, tokens=TEXT_TOKENS)
     other = -inputs.embeddings[0]
     cache.write(0, inputs.embeddings[0])
     cache.write(1, other)
@@ -285,7 +285,7 @@ def test_forward_never_asks_for_a_value_and_keeps_nothing(ours: CausalWanTransfo
 @pytest.mark.parametrize("cached", [False, True])
 def test_forward_is_one_graph(cached: bool, ours: CausalWanTransformer) -> None:
     """Traced whole, without a break, over a text cache; the traced graph gives the same values."""
-    inputs, text = Inputs(frames=2), TextCache(ours, rows=2, tokens=TEXT_TOKENS)
+    inputs, text = Inputs(frames=2), TextKVCache(ours, rows=2, tokens=TEXT_TOKENS)
     for row in (0, 1):
         text.write(row, inputs.embeddings[row])
     view = GrowingView(ours, (2, 3))

@@ -20,7 +20,7 @@ from app.api.job_store import Job
 from app.api.jobs import RunningModel, render_arguments
 from app.api.schema import JobOptions
 from app.api.uploads import Multipart
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip, play
@@ -31,13 +31,13 @@ MODELS = {"identity": "identity", "mini-image": "mini-image"}
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerClient]:
+def worker() -> Iterator[WorkerHandle]:
     with worker_client() as made:
         yield made
 
 
 @pytest.fixture
-def server(worker: WorkerClient, tmp_path: Path) -> Iterator[ApiServer]:
+def server(worker: WorkerHandle, tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(worker, tmp_path / "data", ApiLimits(jobs=2, upload_bytes=200_000)) as made:
         yield made
 
@@ -127,7 +127,7 @@ def renders() -> list[psutil.Process]:
     return found
 
 
-def test_the_end_of_the_server_ends_its_jobs_and_what_killed_ones_left(worker: WorkerClient, tmp_path: Path) -> None:
+def test_the_end_of_the_server_ends_its_jobs_and_what_killed_ones_left(worker: WorkerHandle, tmp_path: Path) -> None:
     left, ours = tmp_path / "jobs" / "4194305", tmp_path / "jobs" / "1"  # a number no process has, and one that runs
     for folder in (left, ours):
         folder.mkdir(parents=True)

@@ -14,7 +14,7 @@ import pytest
 
 from app.api import outputs as outputs_module
 from app.outputs.push_hosts import PushHosts
-from app.outputs.recordings import LEAST_BYTES, RecordingStore
+from app.outputs.recordings import MIN_BYTES, RecordingStore
 from app.outputs.virtual_camera import NoVirtualCameraError, VirtualCamera, VirtualCameraOptions
 from pipelines.core.errors import InputError, OutputError
 from tests.fakes.api_server import ApiServer, api_server
@@ -42,7 +42,7 @@ class Client:
         self.path = f"/v1/sessions/{made['id']}"
         self.token = {"Authorization": f"Bearer {made['token']}"}
         self.session = server.table.get(made["id"])
-        wait_until(lambda: self.session.stream.count > 2)
+        wait_until(lambda: self.session.proxy.count > 2)
 
     def start(self, **wanted: object) -> httpx.Response:
         return self.http.post(f"{self.path}/outputs", headers=self.token, json=wanted)
@@ -114,8 +114,8 @@ def test_a_push_that_cannot_connect_says_so_without_its_key_and_leaves_the_sessi
     shown = client.outputs()[0]
     assert f"rtmp://127.0.0.1:{port}/" in str(shown["text"])
     assert KEY not in answer.text + str(shown)
-    before = client.session.stream.count
-    wait_until(lambda: client.session.stream.count > before)
+    before = client.session.proxy.count
+    wait_until(lambda: client.session.proxy.count > before)
     assert client.stop(shown["id"]).json()["phase"] == "stopped"
 
 
@@ -128,7 +128,7 @@ def test_a_whip_server_that_refuses_ends_the_push_alone_and_the_session_is_told(
     shown = client.outputs()[0]
     assert "refused the stream (40" in str(shown["text"])
     assert KEY not in answer.text + str(shown)
-    wait_until(lambda: "Output ended (whip)" in client.session.stream.notice)
+    wait_until(lambda: "Output ended (whip)" in client.session.proxy.notice)
     assert not client.session.over
     assert client.stop(shown["id"]).json()["phase"] == "failed"
     assert client.outputs() == []
@@ -226,11 +226,11 @@ def test_a_push_host_that_is_none(name: str) -> None:
 
 
 def test_the_oldest_recordings_make_room_but_none_that_is_written(tmp_path: Path) -> None:
-    store = RecordingStore(tmp_path, LEAST_BYTES)
+    store = RecordingStore(tmp_path, MIN_BYTES)
     old, young = store.begin(), store.begin()
     for path in (old, young):
         with path.open("wb") as file:
-            file.truncate(LEAST_BYTES // 2 + 1)
+            file.truncate(MIN_BYTES // 2 + 1)
     assert not store.may_grow()  # both are written
     with pytest.raises(OutputError, match="no room"):
         store.begin()

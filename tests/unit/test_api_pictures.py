@@ -16,7 +16,7 @@ from app.api.pictures import PictureError, pack, read_picture, unpack
 from app.api.stream.wire import PictureFormat
 from app.media.picture import Picture
 
-MOST_PX = 64 * 64
+MAX_PX = 64 * 64
 
 
 def gradient() -> Picture:
@@ -46,7 +46,7 @@ def claiming(form: str, side_px: int) -> bytes:
 )
 def test_every_format_comes_back(form: PictureFormat, tolerance: int) -> None:
     image = gradient()
-    back = unpack(pack(image, form, 95), form, width=32, height=24, most_px=MOST_PX)
+    back = unpack(pack(image, form, 95), form, width=32, height=24, max_px=MAX_PX)
     assert back.shape == image.shape
     assert back.dtype == np.uint8
     assert np.abs(back.astype(int) - image).max() <= tolerance * 4
@@ -57,12 +57,12 @@ def test_every_format_comes_back(form: PictureFormat, tolerance: int) -> None:
 def test_both_kinds_of_webp_and_a_png_are_read(lossless: bool) -> None:
     target = io.BytesIO()
     Image.fromarray(gradient()).save(target, "WEBP", lossless=lossless, quality=95)
-    back = unpack(target.getvalue(), PictureFormat.WEBP, width=32, height=24, most_px=MOST_PX)
+    back = unpack(target.getvalue(), PictureFormat.WEBP, width=32, height=24, max_px=MAX_PX)
     assert np.array_equal(back, gradient()) == lossless
     png = io.BytesIO()
     Image.fromarray(gradient()).save(png, "PNG")
-    assert np.array_equal(read_picture(png.getvalue(), most_px=MOST_PX), gradient())
-    assert read_picture(pack(gradient(), PictureFormat.JPEG, 90), most_px=MOST_PX).shape == (24, 32, 3)
+    assert np.array_equal(read_picture(png.getvalue(), max_px=MAX_PX), gradient())
+    assert read_picture(pack(gradient(), PictureFormat.JPEG, 90), max_px=MAX_PX).shape == (24, 32, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
@@ -70,7 +70,7 @@ def test_a_bomb_is_refused_before_anything_is_allocated(form: str) -> None:
     bomb = claiming(form, 60000 if form != "WEBP" else 16000)
     tracemalloc.start()
     with pytest.raises(PictureError, match="too large"):
-        read_picture(bomb, most_px=4096 * 4096)
+        read_picture(bomb, max_px=4096 * 4096)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -78,26 +78,26 @@ def test_a_bomb_is_refused_before_anything_is_allocated(form: str) -> None:
 @pytest.mark.parametrize(("form", "name"), [(PictureFormat.JPEG, "JPEG"), (PictureFormat.WEBP, "WEBP")])
 def test_a_picture_that_is_larger_than_announced_is_refused(form: PictureFormat, name: str) -> None:
     with pytest.raises(PictureError, match="its header says 32x24"):
-        unpack(claiming(name, 16000), form, width=32, height=24, most_px=MOST_PX)
+        unpack(claiming(name, 16000), form, width=32, height=24, max_px=MAX_PX)
 
 
 def test_an_announced_size_beyond_the_limit_is_refused() -> None:
     with pytest.raises(PictureError, match="60000x60000 px is too large"):
-        unpack(b"", PictureFormat.RGB, width=60000, height=60000, most_px=MOST_PX)
+        unpack(b"", PictureFormat.RGB, width=60000, height=60000, max_px=MAX_PX)
 
 
 @pytest.mark.parametrize("form", list(PictureFormat))
 @pytest.mark.parametrize("data", [b"", b"garbage", b"RIFF" + bytes(60), b"\xff\xd8\xff" + bytes(60)])
 def test_garbage_is_no_picture(form: PictureFormat, data: bytes) -> None:
     with pytest.raises(PictureError):
-        unpack(data, form, width=32, height=24, most_px=MOST_PX)
+        unpack(data, form, width=32, height=24, max_px=MAX_PX)
 
 
 @pytest.mark.parametrize("form", [PictureFormat.JPEG, PictureFormat.WEBP])
 def test_half_a_picture_is_refused(form: PictureFormat) -> None:
     data = pack(gradient(), form, 90)
     with pytest.raises(PictureError, match="broken"):
-        unpack(data[:-100], form, width=32, height=24, most_px=MOST_PX)
+        unpack(data[:-100], form, width=32, height=24, max_px=MAX_PX)
 
 
 @pytest.mark.parametrize("length", [2**31 - 1, 5000, 0xFFFFFFFF])
@@ -109,7 +109,7 @@ def test_a_png_chunk_that_claims_more_than_the_file_is_refused_at_once(length: i
     struct.pack_into(">I", data, data.index(b"IDAT") - 4, length)
     began_s = time.perf_counter()
     with pytest.raises(PictureError, match="do not fit"):
-        read_picture(bytes(data), most_px=MOST_PX)
+        read_picture(bytes(data), max_px=MAX_PX)
     assert time.perf_counter() - began_s < 0.1
 
 
@@ -125,14 +125,14 @@ def test_damaged_files_are_refused_and_nothing_else_happens() -> None:
         for place in random.integers(0, len(data), 4):
             data[place] = random.integers(256)
         with suppress(PictureError):
-            assert read_picture(bytes(data), most_px=1 << 16).dtype == np.uint8
+            assert read_picture(bytes(data), max_px=1 << 16).dtype == np.uint8
 
 
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:
     """Each costs a pass over all pixels for a few bytes."""
     data = pack(gradient(), PictureFormat.JPEG, 90)
     with pytest.raises(PictureError, match="more than 64 scans"):
-        unpack(data + b"\xff\xda" * 64, PictureFormat.JPEG, width=32, height=24, most_px=MOST_PX)
+        unpack(data + b"\xff\xda" * 64, PictureFormat.JPEG, width=32, height=24, max_px=MAX_PX)
 
 
 def test_an_animated_webp_is_refused() -> None:
@@ -140,9 +140,9 @@ def test_an_animated_webp_is_refused() -> None:
     frames = [Image.fromarray(gradient()), Image.fromarray(255 - gradient())]
     frames[0].save(target, "WEBP", save_all=True, append_images=frames[1:], duration=40)
     with pytest.raises(PictureError, match="still WebP"):
-        unpack(target.getvalue(), PictureFormat.WEBP, width=32, height=24, most_px=MOST_PX)
+        unpack(target.getvalue(), PictureFormat.WEBP, width=32, height=24, max_px=MAX_PX)
 
 
 def test_bytes_of_no_known_file_are_refused() -> None:
     with pytest.raises(PictureError, match="JPEG, PNG or WebP"):
-        read_picture(b"GIF89a", most_px=MOST_PX)
+        read_picture(b"GIF89a", max_px=MAX_PX)

@@ -24,7 +24,7 @@ from app.api.metrics import TableCollector
 from app.api.schema import ControlChanges, OpenRequest
 from app.guard.tokens import sign
 from app.session.session import Session
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.messages import GpuMemory
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionAccounting
@@ -296,7 +296,7 @@ def test_metrics_watch_the_event_loop_and_the_gpu(server: ApiServer, monkeypatch
     for clock in ("wall", "cpu"):
         assert 0 <= figure(text, f'zoetrope_event_loop_blocked_total{{clock="{clock}"}}') < calls
     memory = GpuMemory(allocated_bytes=3 << 20, reserved_bytes=5 << 20)
-    monkeypatch.setattr(server.table.client, "_gpu_memory", memory)
+    monkeypatch.setattr(server.table.workers, "_gpu_memory", memory)
     text = server.http.get("/metrics").text
     assert figure(text, 'zoetrope_gpu_bytes{kind="allocated",process="worker"}') == 3 << 20
     assert figure(text, 'zoetrope_gpu_bytes{kind="reserved",process="worker"}') == 5 << 20
@@ -318,7 +318,7 @@ def test_health_and_unknown_addresses(server: ApiServer) -> None:
 
 def test_a_worker_that_cannot_start_is_not_ready(tmp_path: Path) -> None:
     options = WorkerOptions(model="identity", engine={"width": -5})
-    with WorkerClient(options) as worker, api_server(worker, tmp_path) as server:
+    with WorkerHandle(options) as worker, api_server(worker, tmp_path) as server:
         answer = server.http.get("/readyz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         wait_until(lambda: server.http.get("/readyz").json() == {"status": "failed"})

@@ -93,8 +93,8 @@ def test_a_stream_that_freezes_loses_its_motion() -> None:
 
 
 def test_a_bar_is_not_met_by_no_number() -> None:
-    assert not Bar(name="a", value=math.nan, least=0).met
-    assert Bar(name="a", value=1.0, least=1.0, most=1.0).record() == {
+    assert not Bar(name="a", value=math.nan, minimum=0).met
+    assert Bar(name="a", value=1.0, minimum=1.0, maximum=1.0).record() == {
         "value": 1.0,
         "least": 1.0,
         "most": 1.0,

@@ -71,9 +71,9 @@ def curves_of(name: str) -> torch.Tensor:
         ("tilting up and down", 16 / 128), ("panning left", 40 / 128), ("panning right", 40 / 128), ("spinning", 5.0),
     ],
 )  # fmt: skip
-def test_every_motion_can_be_seen_within_two_and_a_half_seconds(name: str, least: float) -> None:
+def test_every_motion_can_be_seen_within_two_and_a_half_seconds(name: str, minimum: float) -> None:
     curves = curves_of(name)
-    assert bool((curves.amax(1) - curves.amin(1) > least).all())
+    assert bool((curves.amax(1) - curves.amin(1) > minimum).all())
 
 
 @pytest.mark.parametrize(

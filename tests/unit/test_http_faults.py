@@ -25,7 +25,7 @@ import pytest
 from PIL import Image
 
 from app.guard.rules import GuardOptions
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import wait_until, worker_client
 
@@ -36,13 +36,13 @@ MEBIBYTE = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerClient]:
+def worker() -> Iterator[WorkerHandle]:
     with worker_client() as made:
         yield made
 
 
 @pytest.fixture
-def server(worker: WorkerClient, tmp_path: Path) -> Iterator[ApiServer]:
+def server(worker: WorkerHandle, tmp_path: Path) -> Iterator[ApiServer]:
     with api_server(worker, tmp_path / "data", guard=GUARD) as made:
         yield made
 
@@ -251,7 +251,7 @@ def test_bombs_are_refused_before_anything_is_allocated(server: ApiServer) -> No
     assert server.table.sessions == ()
 
 
-def test_openings_beyond_the_rate_say_when_to_come_back(worker: WorkerClient, tmp_path: Path) -> None:
+def test_openings_beyond_the_rate_say_when_to_come_back(worker: WorkerHandle, tmp_path: Path) -> None:
     with api_server(worker, tmp_path, guard=replace(GUARD, sessions_per_minute=2)) as server:
         answers = [server.http.post("/v1/sessions") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [201, 201, 429]

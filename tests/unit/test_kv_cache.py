@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.integrity import check_row
-from cache.kv.plan import Kind, KVError, Ledger
+from cache.kv.plan import KVError, Ledger, SpanKind
 from cache.kv.policies import make_policy
 from cache.kv.store import quantise
 from cache.rotary import Rotary
@@ -276,8 +276,8 @@ def test_integrity_notices_what_does_not_agree() -> None:
         "a position beyond the window": replace(good, spans=(*spans[:-1], replace(spans[-1], position=9))),
         "positions out of order": replace(good, spans=(replace(spans[0], position=1), *spans[1:])),
         "frames out of order": replace(good, spans=(replace(spans[0], frame=99), *spans[1:])),
-        "the chunk in the middle": replace(good, spans=(*spans[:-1], replace(spans[-1], kind=Kind.RECENT))),
-        "a waiting block attended": replace(good, spans=(replace(spans[0], kind=Kind.POOL), *spans[1:])),
+        "the chunk in the middle": replace(good, spans=(*spans[:-1], replace(spans[-1], kind=SpanKind.RECENT))),
+        "a waiting block attended": replace(good, spans=(replace(spans[0], kind=SpanKind.POOL), *spans[1:])),
         "a pool that does not wait": replace(good, pool=(spans[0],)),
     }
     noticed = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cache.kv.plan import Kind, KVError
+from cache.kv.plan import KVError, SpanKind
 from cache.rotary import Rotary
 from tests.fakes.small_kv import HEAD_DIM, POLICIES, TOKENS, chunks, make, one_pass, tokens
 
@@ -26,7 +26,7 @@ def test_a_snapshot_with_a_copy_rewinds_exactly(name: str) -> None:
 
 def test_a_snapshot_into_room_takes_no_memory_and_rewinds_exactly() -> None:
     cache, never = make(rows=2), make()
-    room = cache.room()
+    room = cache.snapshot_buffers()
     chunks(cache, 2, row=1)
     assert cache.snapshot(1, into=room).parts is room
     chunks(cache, 5, first=2, row=1)
@@ -84,15 +84,15 @@ def test_flush_is_as_if_only_sink_and_last_frame_had_been() -> None:
     assert cache.length(0) == keys.shape[1] == 5 * TOKENS
     first, last = tokens(0)[0, 1], tokens(5)[0, 1]
     rotary = Rotary(HEAD_DIM)
-    place = torch.arange(TOKENS)
+    write = torch.arange(TOKENS)
     by_cell = {span.start: span for span in cache.ledger(0).spans}
     for start, source in ((0, first[:, :TOKENS]), (TOKENS, first[:, TOKENS:])):
         t = torch.full((TOKENS,), by_cell[start].position)
-        turned = rotary.rotate(source.double(), *rotary.tables(t, place // 3, place % 3, dtype=torch.float64))
+        turned = rotary.rotate(source.double(), *rotary.tables(t, write // 3, write % 3, dtype=torch.float64))
         torch.testing.assert_close(keys[:, start : start + TOKENS], turned, rtol=0, atol=1e-12)
-    recent = next(span for span in cache.ledger(0).spans if span.kind is Kind.RECENT)
+    recent = next(span for span in cache.ledger(0).spans if span.kind is SpanKind.RECENT)
     t = torch.full((TOKENS,), 2)
-    turned = rotary.rotate(last[:, TOKENS:].double(), *rotary.tables(t, place // 3, place % 3, dtype=torch.float64))
+    turned = rotary.rotate(last[:, TOKENS:].double(), *rotary.tables(t, write // 3, write % 3, dtype=torch.float64))
     torch.testing.assert_close(keys[:, recent.start : recent.stop], turned, rtol=0, atol=1e-12)
 
 

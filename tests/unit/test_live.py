@@ -11,7 +11,7 @@ import pytest
 
 from app.cli import live
 from app.server.front import PolicyHeaders
-from app.worker.handle import Phase, WorkerStatus
+from app.worker.handle import WorkerPhase, WorkerStatus
 from pipelines.core.errors import InputError
 
 
@@ -71,10 +71,10 @@ def test_what_the_worker_says_is_printed_once(capsys: pytest.CaptureFixture[str]
 
     class Client:
         statuses: ClassVar = [
-            WorkerStatus(phase=Phase.LOADING, text="loading m…"),
-            WorkerStatus(phase=Phase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
-            WorkerStatus(phase=Phase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
-            WorkerStatus(phase=Phase.FAILED, text="It is gone."),
+            WorkerStatus(phase=WorkerPhase.LOADING, text="loading m…"),
+            WorkerStatus(phase=WorkerPhase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
+            WorkerStatus(phase=WorkerPhase.READY, text="ready: m", notices=("It needs an LCM-LoRA.",)),
+            WorkerStatus(phase=WorkerPhase.FAILED, text="It is gone."),
         ]
 
         @property

@@ -84,7 +84,7 @@ def test_download_errors_are_clear() -> None:
 
 def test_listing_loads_no_heavy_library(tmp_path: Path) -> None:
     code = (
-        "import sys, argparse; from app import models; p = argparse.ArgumentParser();"
+        "import sys, argparse; from app.cli import models; p = argparse.ArgumentParser();"
         "models.add_parser(p.add_subparsers()); o = p.parse_args(['models']); o.run(o);"
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
@@ -100,7 +100,7 @@ def test_download_fetches_what_is_needed_once_and_says_what_it_is(tmp_path: Path
     (source / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     (source / "whole.safetensors").write_bytes(b"not needed")
     code = (
-        "import sys, argparse; from app import models; p = argparse.ArgumentParser();"
+        "import sys, argparse; from app.cli import models; p = argparse.ArgumentParser();"
         "models.add_parser(p.add_subparsers());"
         "o = p.parse_args(['models', 'download', sys.argv[1]]); sys.exit(o.run(o))"
     )

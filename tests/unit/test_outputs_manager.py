@@ -14,12 +14,12 @@ from pythonosc.udp_client import SimpleUDPClient
 
 from app.controllers.osc import OscInput, OscOptions
 from app.outputs.manager import OutputsError, SessionOutputs
-from app.outputs.output import OutputReading, Phase, pump
+from app.outputs.output import OutputPhase, OutputReading, pump
 from app.outputs.record import Recording, RecordingOptions
 from app.session.feed import Delivery
 from app.session.session import Session
 from app.session.table import SessionTable
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from pipelines.core.errors import InputError
@@ -51,7 +51,7 @@ class Kept:
         self.seen.append(frame.seq)
 
     def read(self) -> OutputReading:
-        phase = Phase.STOPPED if self.stopped else Phase.RUNNING
+        phase = OutputPhase.STOPPED if self.stopped else OutputPhase.RUNNING
         return OutputReading(kind="kept", phase=phase, done=len(self.seen), dropped=0, text="")
 
     def stop(self) -> None:
@@ -64,7 +64,7 @@ def test_frames_reach_every_output_until_it_is_stopped() -> None:
     outputs.offer(frame(0), 0)
     outputs.start("second", lambda: second)
     outputs.offer(frame(1), 0)
-    assert outputs.stop("first").phase is Phase.STOPPED
+    assert outputs.stop("first").phase is OutputPhase.STOPPED
     outputs.offer(frame(2), 0)
     assert (first.seen, second.seen) == ([0, 1], [1, 2])
     assert {name: reading.done for name, reading in outputs.read().items()} == {"second": 2}
@@ -77,7 +77,7 @@ def test_frames_reach_every_output_until_it_is_stopped() -> None:
 
 
 def test_names_and_numbers_are_bounded_and_a_failed_start_leaves_room() -> None:
-    outputs = SessionOutputs(most=2)
+    outputs = SessionOutputs(maximum=2)
 
     def broken() -> Kept:
         raise InputError("no camera")
@@ -124,18 +124,18 @@ def test_a_feed_is_pumped_until_it_ends() -> None:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
-    with WorkerClient(options, max_sessions=2) as client:
+    with WorkerHandle(options, max_sessions=2) as client:
         client.wait_ready(60)
         yield client
 
 
 @pytest.fixture
-def session(client: WorkerClient) -> Iterator[Session]:
+def session(client: WorkerHandle) -> Iterator[Session]:
     table = SessionTable(client)
     session = table.open(prompt_only=False)
-    soon(lambda: session.stream.state is SessionState.LIVE)
+    soon(lambda: session.proxy.state is SessionState.LIVE)
     yield session
     table.stop()
 
@@ -153,8 +153,8 @@ def test_a_session_is_recorded_controlled_and_everything_ends_with_it(session: S
     for index in range(30):
         captured_ns.append(time.monotonic_ns())
         assert session.submit(picture(index), captured_ns[-1]) is not None
-        soon(lambda expected=index + 1: session.stream.count >= expected)  # type: ignore[misc]
-    soon(lambda: session.stream.control.strength == pytest.approx(0.25))
+        soon(lambda expected=index + 1: session.proxy.count >= expected)  # type: ignore[misc]
+    soon(lambda: session.proxy.control.strength == pytest.approx(0.25))
     assert outputs.read()["osc"].done == 1
     client._sock.close()
     session.close()

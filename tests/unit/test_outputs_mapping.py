@@ -20,7 +20,7 @@ from app.controllers.mapping import ControlMapping, load_mappings
 from app.controllers.midi import MidiInput, MidiOptions, midi_ports
 from app.controllers.osc import OscInput, OscOptions
 from app.controllers.smoothing import Smoother
-from app.outputs.output import Phase
+from app.outputs.output import OutputPhase
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control, WeightedPrompt
 from pipelines.core.errors import ControlError, InputError
@@ -271,11 +271,11 @@ def test_osc_mapped_addresses_and_what_is_refused(applied: Applied, osc: OscInpu
     client.send_message("/zoetrope/steps", 4)
     soon(lambda: applied.now.get("steps") == 4)
     reading = osc.read()
-    assert (reading.phase, reading.done, reading.dropped >= 2) == (Phase.RUNNING, 2, True)
+    assert (reading.phase, reading.done, reading.dropped >= 2) == (OutputPhase.RUNNING, 2, True)
     assert "strength cannot be 70.0" in reading.text
     client._sock.close()
     osc.stop()
-    assert osc.read().phase is Phase.STOPPED
+    assert osc.read().phase is OutputPhase.STOPPED
 
 
 def test_osc_stays_on_loopback_and_says_when_the_port_is_taken(applied: Applied, osc: OscInput) -> None:
@@ -322,7 +322,7 @@ def test_midi_moves_what_is_mapped(applied: Applied) -> None:
     port.stop()
     port.stop()
     assert device.closed
-    assert port.read().phase is Phase.STOPPED
+    assert port.read().phase is OutputPhase.STOPPED
 
 
 def test_midi_says_what_is_missing(applied: Applied, monkeypatch: pytest.MonkeyPatch) -> None:

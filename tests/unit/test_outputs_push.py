@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from app.media.picture import Picture
-from app.outputs.output import Phase
+from app.outputs.output import OutputPhase
 from app.outputs.pacing import PacedFrames
 from app.outputs.push import Push, PushOptions
 from app.outputs.transports import address_of
@@ -120,8 +120,8 @@ def test_it_backs_off_while_nobody_listens_and_stops_at_once(capfd: pytest.Captu
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
         address = address_of(f"rtmp://127.0.0.1:{taken.getsockname()[1]}/live/{KEY}")
-        push = Push(PushOptions(address=address, first_wait_s=0.02, longest_wait_s=30))
-        assert push.read().phase is Phase.STARTING
+        push = Push(PushOptions(address=address, first_wait_s=0.02, max_wait_s=30))
+        assert push.read().phase is OutputPhase.STARTING
         push.offer(frame(0), 0)
         waits: list[str] = []
 
@@ -135,11 +135,11 @@ def test_it_backs_off_while_nobody_listens_and_stops_at_once(capfd: pytest.Captu
         assert "Connection refused" in waits[0]
         seconds = [float(text.rsplit(" ", 2)[-2]) for text in waits]
         assert [later / earlier for earlier, later in pairwise(seconds)] == [2, 2, 2]
-        assert push.read().phase is Phase.RETRYING
+        assert push.read().phase is OutputPhase.RETRYING
         began_s = time.monotonic()
         push.stop()
         assert time.monotonic() - began_s < 1
-    assert push.read().phase is Phase.STOPPED
+    assert push.read().phase is OutputPhase.STOPPED
     said = capfd.readouterr()
     assert KEY not in said.out + said.err + "".join(waits)
 
@@ -150,17 +150,17 @@ def test_a_server_that_never_answers_holds_nobody_and_stop_comes_through() -> No
         push = Push(PushOptions(address=address_of(f"rtmp://127.0.0.1:{silent.getsockname()[1]}/live/x")))
         push.offer(frame(0, size=(640, 480)), 0)
         connection, _ = silent.accept()
-        longest_s, before_s = 0.0, time.monotonic()
+        max_s, before_s = 0.0, time.monotonic()
         for _ in range(50):
             time.sleep(0.01)
             now_s = time.monotonic()
-            longest_s, before_s = max(longest_s, now_s - before_s), now_s
-        assert longest_s < 0.5  # connecting inside this process held the interpreter's lock until the answer
+            max_s, before_s = max(max_s, now_s - before_s), now_s
+        assert max_s < 0.5  # connecting inside this process held the interpreter's lock until the answer
         began_s = time.monotonic()
         push.stop()
         assert time.monotonic() - began_s < 12
         connection.close()
-    assert push.read().phase is Phase.STOPPED
+    assert push.read().phase is OutputPhase.STOPPED
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,10 @@ def test_srt_says_what_is_missing(
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     push = Push(PushOptions(address=address_of("srt://127.0.0.1:9000")))
     push.offer(frame(0), 0)
-    soon(lambda: push.read().phase is Phase.FAILED)
+    soon(lambda: push.read().phase is OutputPhase.FAILED)
     assert push.read().text.startswith(message)
     push.stop()
-    assert push.read().phase is Phase.FAILED
+    assert push.read().phase is OutputPhase.FAILED
 
 
 class FakeCamera:
@@ -189,13 +189,13 @@ class FakeCamera:
 
     device = "/dev/video9"
 
-    def __init__(self, most: int = 1_000_000) -> None:
+    def __init__(self, maximum: int = 1_000_000) -> None:
         self.sent: list[Picture] = []
-        self.most = most
+        self.maximum = maximum
         self.closed = False
 
     def send(self, frame: Picture) -> None:
-        if len(self.sent) >= self.most:
+        if len(self.sent) >= self.maximum:
             raise RuntimeError("device was unplugged")
         self.sent.append(frame)
 
@@ -223,14 +223,14 @@ def test_the_virtual_camera_shows_the_newest_frame_at_its_own_size_and_rate() ->
     assert {shown.shape for shown in device.sent} == {(48, 64, 3)}
     assert [int(shown[5, 5, 0]) for shown in device.sent[:3]] == [45, 45, 45]
     assert device.closed
-    assert (camera.read().phase, camera.read().done) == (Phase.STOPPED, len(device.sent))
+    assert (camera.read().phase, camera.read().done) == (OutputPhase.STOPPED, len(device.sent))
 
 
 def test_a_camera_that_breaks_ends_with_its_reason() -> None:
-    device = FakeCamera(most=3)
+    device = FakeCamera(maximum=3)
     camera = on(device)
     camera.offer(frame(0), 0)
-    soon(lambda: camera.read().phase is Phase.FAILED)
+    soon(lambda: camera.read().phase is OutputPhase.FAILED)
     assert camera.read().text == "/dev/video9 ended: device was unplugged"
     camera.stop()
     assert device.closed

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from app.outputs import record, recording_file
-from app.outputs.output import Phase
+from app.outputs.output import OutputPhase
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recording_sound import SoundFormat, SoundTrack
 from app.outputs.waiting_room import WaitingRoom
@@ -63,7 +63,7 @@ def test_pictures_stand_at_the_times_of_their_capture(tmp_path: Path) -> None:
     assert played.duration_s == pytest.approx(1.7 + 1.399, abs=0.002)
     assert played.greys == pytest.approx([grey(index) for index in range(5)], abs=2.5)
     reading = recording.read()
-    assert (reading.phase, reading.done, reading.dropped) == (Phase.STOPPED, 5, 0)
+    assert (reading.phase, reading.done, reading.dropped) == (OutputPhase.STOPPED, 5, 0)
     assert reading.text == "recorded 3.1 s to out.mp4"
 
 
@@ -211,7 +211,7 @@ from pathlib import Path
 import numpy as np
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recording_sound import SoundFormat
-from pipelines.types import Frame
+from pipelines.core.types import Frame
 from tests.fakes.clips import picture
 
 recording = Recording(RecordingOptions(path=Path(sys.argv[1]), sound=SoundFormat(rate_hz=8000)))
@@ -252,7 +252,7 @@ def test_a_full_disk_ends_the_recording_with_a_message_and_a_file_that_plays(tmp
     try:
         recording = recorded(path)
         index = 0
-        while recording.read().phase is not Phase.FAILED:
+        while recording.read().phase is not OutputPhase.FAILED:
             assert index < 5000
             noise = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
             captured_ns = 40 * index * MS
@@ -290,7 +290,7 @@ def test_no_room_for_the_ordinary_file_leaves_the_fragmented_one(
         offered(recording, frame(index, 40 * index), 0)
     recording.stop()
     reading = recording.read()
-    assert reading.phase is Phase.STOPPED
+    assert reading.phase is OutputPhase.STOPPED
     assert "out.mp4 stays in fragments: [Errno 28] No space left" in reading.text
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
     assert len(play(tmp_path / "out.mp4").greys) == 3
@@ -301,7 +301,10 @@ def test_nothing_is_overwritten_and_nothing_is_left_when_no_frame_came(tmp_path:
     recording = recorded(path)
     recording.stop()
     recording.stop()
-    assert (recording.read().phase, recording.read().text) == (Phase.STOPPED, "nothing was recorded: no frame came")
+    assert (recording.read().phase, recording.read().text) == (
+        OutputPhase.STOPPED,
+        "nothing was recorded: no frame came",
+    )
     assert not path.exists()
     path.write_bytes(b"precious")
     with pytest.raises(InputError, match=r"out\.mp4 exists already"):
@@ -313,7 +316,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_when_no_frame_came(tmp_path:
 def test_a_folder_that_does_not_exist_is_a_message(tmp_path: Path) -> None:
     recording = recorded(tmp_path / "nowhere" / "out.mp4")
     recording.offer(frame(0, 0), 0)
-    soon(lambda: recording.read().phase is Phase.FAILED)
+    soon(lambda: recording.read().phase is OutputPhase.FAILED)
     assert "No such file or directory" in recording.read().text
     recording.stop()
 
@@ -332,7 +335,7 @@ def test_a_recording_that_may_not_grow_ends_with_a_message_and_a_file_that_plays
         index += 1
         time.sleep(0.01)
     reading = recording.read()
-    assert (reading.phase, ended) == (Phase.FAILED, [True])
+    assert (reading.phase, ended) == (OutputPhase.FAILED, [True])
     assert reading.text.endswith("then the space allowed for recordings was full")
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == reading.done >= 5

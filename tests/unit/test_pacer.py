@@ -31,7 +31,7 @@ def leaving(pacer: Pacer, start_ns: int, end_ns: int, step_ns: int = MS) -> Iter
 
 def test_a_chunk_leaves_evenly_from_its_arrival_on() -> None:
     pacer = Pacer()
-    assert pacer.add(frames(CHUNK), 500 * MS, most_frames=CHUNK) == []
+    assert pacer.add(frames(CHUNK), 500 * MS, max_frames=CHUNK) == []
     left = list(leaving(pacer, 500 * MS, 2000 * MS))
     assert [seq for seq, _ in left] == list(range(CHUNK))
     assert left[0][1] == 500 * MS
@@ -40,7 +40,7 @@ def test_a_chunk_leaves_evenly_from_its_arrival_on() -> None:
 
 def test_whoever_looks_late_finds_all_that_is_due_and_the_others_keep_their_times() -> None:
     pacer = Pacer()
-    pacer.add(frames(CHUNK), 0, most_frames=CHUNK)
+    pacer.add(frames(CHUNK), 0, max_frames=CHUNK)
     left = list(leaving(pacer, 0, 1000 * MS, step_ns=3 * PERIOD_NS + 10 * MS))
     assert [seq for seq, _ in left] == list(range(CHUNK))
     assert all(0 <= at - seq * PERIOD_NS < 3 * PERIOD_NS + 10 * MS for seq, at in left)
@@ -49,28 +49,28 @@ def test_whoever_looks_late_finds_all_that_is_due_and_the_others_keep_their_time
 @pytest.mark.parametrize("took_ms", [40, 200, 380])
 def test_a_chunk_is_asked_for_so_that_it_comes_when_the_last_one_ends(took_ms: int) -> None:
     """A machine that needs `took_ms` for a chunk that plays 400 ms: nothing stands still, and little is ahead."""
-    pacer, made, ready_ns, left, most = Pacer(), 0, None, [], 0
+    pacer, made, ready_ns, left, maximum = Pacer(), 0, None, [], 0
     for now_ns in range(0, 8000 * MS, MS):
         if ready_ns is not None and now_ns >= ready_ns:
-            assert pacer.add(frames(CHUNK, made), now_ns, most_frames=CHUNK) == []
+            assert pacer.add(frames(CHUNK, made), now_ns, max_frames=CHUNK) == []
             made, ready_ns = made + CHUNK, None
         if ready_ns is None and pacer.wants_more(now_ns):
             pacer.asked(now_ns)
             ready_ns = now_ns + took_ms * MS
-        most = max(most, len(pacer))
+        maximum = max(maximum, len(pacer))
         while pacer.due(now_ns) is not None:
             pacer.leave()
             left.append(now_ns)
     gaps = np.diff(left[CHUNK:])
     assert gaps.max() <= PERIOD_NS + MS
-    assert most <= CHUNK + 0.35 * took_ms * MS / PERIOD_NS + 1
+    assert maximum <= CHUNK + 0.35 * took_ms * MS / PERIOD_NS + 1
 
 
 def test_a_slow_machine_s_frames_are_counted_from_their_arrival() -> None:
     pacer = Pacer()
-    pacer.add(frames(CHUNK), 0, most_frames=CHUNK)
+    pacer.add(frames(CHUNK), 0, max_frames=CHUNK)
     list(leaving(pacer, 0, 1000 * MS))
-    pacer.add(frames(CHUNK, CHUNK), 1000 * MS, most_frames=CHUNK)
+    pacer.add(frames(CHUNK, CHUNK), 1000 * MS, max_frames=CHUNK)
     left = [at for _, at in leaving(pacer, 1000 * MS, 2000 * MS)]
     assert left[0] == 1000 * MS
     assert set(np.diff(left)) == {PERIOD_NS}
@@ -78,8 +78,8 @@ def test_a_slow_machine_s_frames_are_counted_from_their_arrival() -> None:
 
 def test_more_than_two_chunks_never_wait_and_the_oldest_give_way() -> None:
     pacer = Pacer()
-    assert pacer.add(frames(2 * CHUNK), 0, most_frames=CHUNK) == []
-    lost = pacer.add(frames(CHUNK, 2 * CHUNK), 0, most_frames=CHUNK)
+    assert pacer.add(frames(2 * CHUNK), 0, max_frames=CHUNK) == []
+    lost = pacer.add(frames(CHUNK, 2 * CHUNK), 0, max_frames=CHUNK)
     assert [frame.seq for frame in lost] == list(range(CHUNK))
     assert len(pacer) == 2 * CHUNK
 

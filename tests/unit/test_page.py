@@ -29,7 +29,7 @@ from app.page.widgets import (
     stream_controls,
 )
 from app.server.front import page_routes
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.meter import Meter
 from app.worker.process import WorkerOptions
 from pipelines.core.control_table import CONTROLS
@@ -39,9 +39,9 @@ WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 16, "height": 16})
-    with WorkerClient(options, max_sessions=1) as client:
+    with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
 
@@ -73,7 +73,7 @@ def test_what_means_nothing_to_a_kind_of_model_is_hidden_with_its_section() -> N
     assert not {"zt-strength", "zt-seed", "zt-section-look", "zt-paused"} & hidden
 
 
-def test_the_page_is_built(client: WorkerClient) -> None:
+def test_the_page_is_built(client: WorkerHandle) -> None:
     async def build() -> gr.Blocks:  # without a running loop Blocks makes some of its own and leaves them open
         return Page(client, Prompts()).build()
 
@@ -83,7 +83,7 @@ def test_the_page_is_built(client: WorkerClient) -> None:
     assert {label_of(spec) for spec in stream_controls() if spec.name not in ACTIONS} <= labels
 
 
-def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerClient) -> None:
+def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerHandle) -> None:
     async def build() -> gr.Blocks:
         return Page(client, Prompts.of_world(WORLD)).build()
 
@@ -93,7 +93,7 @@ def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerClient) -> None
     assert all(event.js for event in events)
 
 
-def test_the_page_s_own_routes(client: WorkerClient) -> None:
+def test_the_page_s_own_routes(client: WorkerHandle) -> None:
     application = fastapi.FastAPI()
     application.include_router(page_routes(client, Prompts.of_world(WORLD)))
 

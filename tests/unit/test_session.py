@@ -11,7 +11,7 @@ import pytest
 
 from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable, TooManyError, UnknownSessionError
-from app.worker.handle import BusyError, WorkerClient
+from app.worker.handle import BusyError, WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from app.worker.stage_times import Stage, StageTimes
@@ -21,15 +21,15 @@ WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 32, "height": 24})
-    with WorkerClient(options, max_sessions=2) as client:
+    with WorkerHandle(options, max_sessions=2) as client:
         client.wait_ready(60)
         yield client
 
 
 @pytest.fixture
-def table(client: WorkerClient) -> Iterator[SessionTable]:
+def table(client: WorkerHandle) -> Iterator[SessionTable]:
     table = SessionTable(client, SessionLimits(grace_s=30, per_minute=3))
     yield table
     table.stop()
@@ -37,7 +37,7 @@ def table(client: WorkerClient) -> Iterator[SessionTable]:
 
 def live(session: Session) -> Session:
     deadline_s = time.monotonic() + WAIT_S
-    while session.stream.state is not SessionState.LIVE:
+    while session.proxy.state is not SessionState.LIVE:
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
     return session
@@ -74,7 +74,7 @@ def test_the_number_and_the_rate_of_sessions_are_limited_at_once(table: SessionT
         table.open()
 
 
-def test_a_stopped_table_refuses_and_ends_all(client: WorkerClient) -> None:
+def test_a_stopped_table_refuses_and_ends_all(client: WorkerHandle) -> None:
     table = SessionTable(client)
     session = table.open()
     table.stop()
@@ -96,7 +96,7 @@ def test_changes_are_checked_before_they_are_applied(table: SessionTable) -> Non
     with pytest.raises(ControlError, match="strength cannot be 7"):
         session.apply({"strength": 7})
     session.apply({"strength": 0.25, "prompt": "a cat:2 | a robot"})
-    assert session.stream.control.strength == 0.25
+    assert session.proxy.control.strength == 0.25
 
 
 def test_a_feed_gives_the_newest_frame_and_counts_what_it_missed(table: SessionTable) -> None:
@@ -113,7 +113,7 @@ def test_a_feed_gives_the_newest_frame_and_counts_what_it_missed(table: SessionT
             assert delivery.frame.source_seq == numbers[-1]
         for value in (40, 50):  # both finished before the next look
             session.submit(picture(value))
-            while session.stream.count < (4 if value == 40 else 5):
+            while session.proxy.count < (4 if value == 40 else 5):
                 await asyncio.sleep(0.002)
         delivery = await feed.next(WAIT_S)
         assert delivery is not None
@@ -131,7 +131,7 @@ def test_a_session_reads_its_count_and_times(table: SessionTable) -> None:
     session = live(table.open(prompt_only=False))
     for value in range(5):
         session.submit(picture(value))
-        while session.stream.count <= value:
+        while session.proxy.count <= value:
             time.sleep(0.002)
     deadline_s = time.monotonic() + WAIT_S
     while session.read().accounting.out < 5:

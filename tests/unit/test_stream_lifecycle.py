@@ -21,7 +21,7 @@ from app.api.asyncapi import router as asyncapi_router
 from app.api.context import ApiContext
 from app.api.sessions import router as sessions_router
 from app.api.stream.socket import router
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions, run_worker
 from pipelines.core.controls import Control
 from tests.fakes.live_engines import open_hungry
@@ -38,12 +38,12 @@ def routes(context: ApiContext) -> fastapi.APIRouter:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     with worker_client() as client:
         yield client
 
 
-def test_a_stopping_table_says_so_and_closes_with_1001(client: WorkerClient, tmp_path: Path) -> None:
+def test_a_stopping_table_says_so_and_closes_with_1001(client: WorkerHandle, tmp_path: Path) -> None:
     with stream_server(client, tmp_path, routes) as server:
         session = server.table.open()
         with peer(server, session) as watcher:
@@ -55,7 +55,7 @@ def test_a_stopping_table_says_so_and_closes_with_1001(client: WorkerClient, tmp
             stopper.join()
 
 
-def test_a_stopping_server_does_not_wait_for_its_connections(client: WorkerClient, tmp_path: Path) -> None:
+def test_a_stopping_server_does_not_wait_for_its_connections(client: WorkerHandle, tmp_path: Path) -> None:
     threads = threading.active_count()
     with stream_server(client, tmp_path, routes) as server:
         session = server.table.open()
@@ -99,7 +99,7 @@ def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
     """A real worker with a real image engine; its denoiser raises torch.OutOfMemoryError for more than 4 slots."""
     monkeypatch.setattr("app.worker.handle.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
     plan = Control(steps=3, depth=3)
-    with WorkerClient(WorkerOptions(model="identity")) as client, stream_server(client, tmp_path, routes) as server:
+    with WorkerHandle(WorkerOptions(model="identity")) as client, stream_server(client, tmp_path, routes) as server:
         client.wait_ready(60)
         calm = server.table.open(control=Control(steps=2, depth=2))  # who has the most in flight ends
         with peer(server, calm) as first:
@@ -126,7 +126,7 @@ def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
 
 @pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_200_sessions_leave_nothing_behind(client: WorkerClient, tmp_path: Path) -> None:
+def test_200_sessions_leave_nothing_behind(client: WorkerHandle, tmp_path: Path) -> None:
     """Half of them end by close, half by a client that is gone; memory may grow by 8 MiB, as allocators do."""
 
     def held() -> dict[str, int]:

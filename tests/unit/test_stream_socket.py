@@ -19,7 +19,7 @@ from app.api.stream.line import StreamLimits
 from app.api.stream.socket import router
 from app.api.stream.wire import Header, PictureFormat, pack_header
 from app.session.session import Session
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from tests.fakes.stream_server import (
     HEIGHT_PX,
     WIDTH_PX,
@@ -36,13 +36,13 @@ LIMITS = StreamLimits(hello_s=0.4, ack_s=1.0, per_session=2)
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     with worker_client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def server(client: WorkerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamServer]:
+def server(client: WorkerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StreamServer]:
     with stream_server(client, tmp_path_factory.mktemp("data"), lambda context: router(context, LIMITS)) as server:
         yield server
 
@@ -97,7 +97,7 @@ def test_coded_pictures_come_back(server: StreamServer, session: Session, form: 
         client.socket.send(pack_header(header) + pack(image, kind, 95))
         answer, data = client.frame()
         assert (answer.format, answer.source_seq) == (kind, 5)
-        back = unpack(data, kind, width=WIDTH_PX, height=HEIGHT_PX, most_px=1000)
+        back = unpack(data, kind, width=WIDTH_PX, height=HEIGHT_PX, max_px=1000)
         assert np.abs(back.astype(int) - image).mean() < 12
 
 
@@ -159,7 +159,7 @@ def test_at_most_two_frames_are_ahead_and_who_acknowledges_gets_the_newest(
         client.text("ready")
         for seq in range(6):
             client.picture(noise(seq), seq)
-            wait_until(lambda done=seq + 1: session.stream.count == done)  # type: ignore[misc]
+            wait_until(lambda done=seq + 1: session.proxy.count == done)  # type: ignore[misc]
         first, _ = client.frame(ack=False)
         second, _ = client.frame(ack=False)
         assert (first.source_seq, second.source_seq) == (0, 1)
@@ -204,7 +204,7 @@ def test_a_change_is_applied_and_a_refused_one_keeps_the_connection(server: Stre
         client.text("ready")
         client.say(type="control", id=1, changes={"strength": 0.25, "prompt": "a cat:2 | a robot"})
         assert client.text("applied")["id"] == 1
-        assert session.stream.control.strength == 0.25
+        assert session.proxy.control.strength == 0.25
         for number, changes, words in (
             (2, {"strength": 7}, "strength cannot be 7"),
             (3, {"nonsense": 1}, "no control named 'nonsense'"),
@@ -215,7 +215,7 @@ def test_a_change_is_applied_and_a_refused_one_keeps_the_connection(server: Stre
             error = client.text("error")
             assert (error["id"], error["code"]) == (number, "bad_control")
             assert words in error["message"]
-        assert session.stream.control.strength == 0.25
+        assert session.proxy.control.strength == 0.25
         client.say(type="ping", id=9, at_ms=17.25)
         pong = client.text("pong")
         assert (pong["id"], pong["at_ms"]) == (9, 17.25)

@@ -33,10 +33,10 @@ from app.takes.records import (
 from app.takes.replay import Replay, ReplayOptions
 from app.takes.store import TakesFullError, TakeStore
 from app.takes.writer import LOCK_NAME, LOG_NAME, TakeWriter
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.messages import StartTake, StopTake, TakeRecords, ToWorker
 from app.worker.process import WorkerOptions
-from app.worker.proxy import ClientSession, SessionState
+from app.worker.proxy import SessionProxy, SessionState
 from app.worker.take import SessionTake
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
@@ -58,22 +58,22 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
+def client() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": WIDTH, "height": HEIGHT})
-    with WorkerClient(options) as client:
+    with WorkerHandle(options) as client:
         client.wait_ready(60)
         yield client
 
 
 @pytest.fixture
-def session(client: WorkerClient) -> Iterator[ClientSession]:
+def session(client: WorkerHandle) -> Iterator[SessionProxy]:
     session = client.open(control=Control(depth=2), prompt_only=False)
     wait_for(lambda: session.state is SessionState.LIVE)
     yield session
     session.close()
 
 
-def feed(session: ClientSession, count: int, period_s: float = 0.004) -> None:
+def feed(session: SessionProxy, count: int, period_s: float = 0.004) -> None:
     for number in range(count):
         assert session.submit(picture(number)) is not None
         time.sleep(period_s)
@@ -85,7 +85,7 @@ def replayed(folder: Path, options: ReplayOptions | None = None) -> tuple[list[P
     return [frame.image for frame in replay.frames()], replay
 
 
-def test_a_session_with_drops_and_controls_replays_hash_by_hash(session: ClientSession, tmp_path: Path) -> None:
+def test_a_session_with_drops_and_controls_replays_hash_by_hash(session: SessionProxy, tmp_path: Path) -> None:
     feed(session, 3)  # before the take: none of its business
     session.start_take(tmp_path / "take")
     feed(session, 20)
@@ -105,7 +105,7 @@ def test_a_session_with_drops_and_controls_replays_hash_by_hash(session: ClientS
     assert session.accounting.taken >= 43  # the session went on and counted all the time
 
 
-def test_filling_in_gives_a_frame_for_every_input(session: ClientSession, tmp_path: Path) -> None:
+def test_filling_in_gives_a_frame_for_every_input(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take")
     feed(session, 60, period_s=0.0)  # nearly all are replaced by newer ones
     session.pass_over(time.monotonic_ns(), jpeg(picture(1000)))  # dropped by a door
@@ -125,7 +125,7 @@ def test_filling_in_gives_a_frame_for_every_input(session: ClientSession, tmp_pa
     assert replay.counts.inputs == 1
 
 
-def test_the_log_says_when_controls_and_pushes_happened(session: ClientSession, tmp_path: Path) -> None:
+def test_the_log_says_when_controls_and_pushes_happened(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take")
     feed(session, 4, period_s=0.03)
     session.set_control(Control(strength=0.25))
@@ -143,7 +143,7 @@ def test_the_log_says_when_controls_and_pushes_happened(session: ClientSession, 
         read_take(tmp_path)
 
 
-def test_a_cut_off_log_replays_up_to_its_last_whole_line(session: ClientSession, tmp_path: Path) -> None:
+def test_a_cut_off_log_replays_up_to_its_last_whole_line(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take")
     feed(session, 30)
     session.stop_take()
@@ -159,7 +159,7 @@ def test_a_cut_off_log_replays_up_to_its_last_whole_line(session: ClientSession,
         read_take(tmp_path / "take")
 
 
-def test_a_running_take_is_on_the_disk_within_a_second(session: ClientSession, tmp_path: Path) -> None:
+def test_a_running_take_is_on_the_disk_within_a_second(session: SessionProxy, tmp_path: Path) -> None:
     """What a killed front leaves behind is what is on the disk at that moment."""
     session.start_take(tmp_path / "take")
     feed(session, 20)
@@ -172,7 +172,7 @@ def test_a_running_take_is_on_the_disk_within_a_second(session: ClientSession, t
 
 def test_a_killed_worker_goes_on_in_the_same_take(tmp_path: Path) -> None:
     options = WorkerOptions(model="identity", engine={"width": WIDTH, "height": HEIGHT})
-    with WorkerClient(options) as client:
+    with WorkerHandle(options) as client:
         client.wait_ready(60)
         session = client.open(prompt_only=False)
         wait_for(lambda: session.state is SessionState.LIVE)
@@ -228,7 +228,7 @@ def test_a_writer_that_cannot_keep_up_ends_the_take_and_says_so(tmp_path: Path) 
         TakeWriter(tmp_path / "take")
 
 
-def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: ClientSession, tmp_path: Path) -> None:
+def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take", lambda size: False)
     wait_for(lambda: "space for takes" in session.notice)
     assert not session.recording
@@ -273,7 +273,7 @@ def test_what_the_worker_says_of_an_earlier_take_comes_too_late(tmp_path: Path) 
 
 
 def test_the_store_deletes_the_oldest_finished_take_and_never_a_running_one(tmp_path: Path) -> None:
-    store = TakeStore(tmp_path / "takes", limit_bytes=10_000, least_room_bytes=4000)
+    store = TakeStore(tmp_path / "takes", limit_bytes=10_000, min_room_bytes=4000)
     folders = []
     for _ in range(3):
         folders.append(store.create())

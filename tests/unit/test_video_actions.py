@@ -23,7 +23,7 @@ from pipelines.video.engine import VideoEngine
 from pipelines.video.passes import PassRequest
 from pipelines.video.stream import VideoStream
 from pipelines.video.wan.actions import ACTION_NAMES, NO_ACTION, Action, ActionEmbedder, load_actions, save_actions
-from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.text_cache import TextKVCache
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_engine import (
     KINDS,
@@ -204,7 +204,7 @@ def test_streams_in_one_batch_have_their_own(kind: str) -> None:
             for stream, way in zip(streams, ways, strict=True):
                 stream.apply(Control.of({**dict.fromkeys(ACTION_NAMES, 0), **way[step]}))
                 assert stream.generate(stream.info.frames_per_chunk)
-            while any(stream._collector.next_full for stream in streams):
+            while any(stream._assembler.next_full for stream in streams):
                 engine.tick()
         for stream, shown in zip(streams, images, strict=True):
             shown += [frame.image for frame in stream.flush()]
@@ -237,7 +237,7 @@ def test_a_joint_window_has_the_actions_of_its_chunks() -> None:
     for named in WAY[:3]:
         stream.apply(Control.of({**dict.fromkeys(ACTION_NAMES, 0), **named}))
         assert stream.generate(stream.info.frames_per_chunk)
-        while stream._collector.next_full:
+        while stream._assembler.next_full:
             engine.tick()
     told = [action(**named) for named in WAY[:3] for _ in range(2)]
     assert passes.requests[2].actions == tuple(told)
@@ -318,7 +318,7 @@ def test_a_rewound_stream_remembers_the_actions_of_then(policy: str) -> None:
 def test_a_captured_pass_takes_them_as_an_input() -> None:
     """They are not among what a graph keeps: a replay reads the ones it is given."""
     transformer = acting_transformer(torch.float32)
-    backend, text = choose_backend("eager", transformer), TextCache(transformer, rows=1, tokens=6)
+    backend, text = choose_backend("eager", transformer), TextKVCache(transformer, rows=1, tokens=6)
     text.write(0, torch.randn(6, 12))
     calls: list[tuple[torch.Tensor, ...]] = []
 

@@ -16,7 +16,7 @@ from pipelines.video.wan.attention import (
     dense_frame_mask,
 )
 from pipelines.video.wan.config import WanConfig
-from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_a_version_that_stands_is_not_computed_again(
     computed: list[torch.Tensor] = []
     original = transformer.embed_text
     monkeypatch.setattr(transformer, "embed_text", lambda e: computed.append(e) or original(e))
-    cache, one, two = TextCache(transformer, rows=2, tokens=4), torch.ones(3, 8), torch.zeros(4, 8)
+    cache, one, two = TextKVCache(transformer, rows=2, tokens=4), torch.ones(3, 8), torch.zeros(4, 8)
     assert (cache.version(0), cache.version(1)) == (0, 0)
     assert cache.write(0, one, version=7) == 7
     assert cache.write(0, one, version=7) == 7
@@ -133,7 +133,7 @@ def test_a_version_that_stands_is_not_computed_again(
 
 
 def test_rows_are_rewritten_in_place(transformer: CausalWanTransformer) -> None:
-    cache = TextCache(transformer, rows=3, tokens=4)
+    cache = TextKVCache(transformer, rows=3, tokens=4)
     view = cache.view([1])
 
     def seen() -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,7 +154,7 @@ def test_rows_are_rewritten_in_place(transformer: CausalWanTransformer) -> None:
 
 def test_a_view_by_a_tensor_follows_it(transformer: CausalWanTransformer) -> None:
     """What a captured graph needs: which rows are read is data."""
-    cache, rows = TextCache(transformer, rows=2, tokens=4), torch.tensor([0, 0])
+    cache, rows = TextKVCache(transformer, rows=2, tokens=4), torch.tensor([0, 0])
     cache.write(0, torch.ones(4, 8))
     cache.write(1, -torch.ones(4, 8))
     view = cache.view(rows)
@@ -169,4 +169,4 @@ def test_a_view_by_a_tensor_follows_it(transformer: CausalWanTransformer) -> Non
 
 def test_too_long_a_text_is_refused(transformer: CausalWanTransformer) -> None:
     with pytest.raises(AssertionError, match="5 text tokens, the cache holds 4"):
-        TextCache(transformer, rows=1, tokens=4).write(0, torch.ones(5, 8))
+        TextKVCache(transformer, rows=1, tokens=4).write(0, torch.ones(5, 8))

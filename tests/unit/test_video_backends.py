@@ -15,7 +15,7 @@ from pipelines.video.captured import CapturedCalls
 from pipelines.video.codecs.frame_decoder import FrameDecoder
 from pipelines.video.wan.attention_parts import best_parts, join, parts_of_keys
 from pipelines.video.wan.blocks import AS_WRITTEN
-from pipelines.video.wan.text_cache import TextCache
+from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 SHAPE = VIDEO_SHAPES["tiny"]
@@ -91,7 +91,7 @@ def test_graphs_need_a_cuda_device() -> None:
 
 
 def test_text_views_that_read_the_same_memory_have_one_signature(transformer: CausalWanTransformer) -> None:
-    text = TextCache(transformer, rows=3, tokens=4)
+    text = TextKVCache(transformer, rows=3, tokens=4)
     assert text.view([1, 2]).signature == text.view([1, 2]).signature
     assert text.view([0]).signature != text.view([1]).signature
     assert text.view([0, 2]).signature is None, "its index is made anew for each view"

@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_leaves
 from pipelines.core.errors import InputError, ModelLayoutError
 from pipelines.video.codecs.codec import VideoCodec, decode_clip, encode_clip, encode_image, frames_of, latents_of
 from pipelines.video.codecs.pixels import to_bytes, to_frames, to_pixels
-from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder, TinyVideoCodec
 from pipelines.video.codecs.tiny_layers import TinyCodecConfig
 from pipelines.video.codecs.wan import WanCodec, WanCodecOptions
 from tests.fakes.video_codecs import tiny_autoencoder, wan_vae
 
 KINDS: dict[str, Callable[[torch.dtype], VideoCodec]] = {
     "wan": lambda dtype: WanCodec(wan_vae(dtype)),
-    "tiny": lambda dtype: TinyCodec(tiny_autoencoder().to(dtype)),
+    "tiny": lambda dtype: TinyVideoCodec(tiny_autoencoder().to(dtype)),
 }
 
 
@@ -60,7 +60,7 @@ def test_other_numbers_of_frames_are_refused(frames: int, first: bool, remedy: s
 
 
 def test_the_bytes_of_a_tiny_decoder_are_one_frame_a_block() -> None:
-    decoder = TinyCodec(TinyVideoAutoencoder(TinyCodecConfig(decoder_channels=(16, 12, 8, 6)))).decoder(
+    decoder = TinyVideoCodec(TinyVideoAutoencoder(TinyCodecConfig(decoder_channels=(16, 12, 8, 6)))).decoder(
         height=16, width=24, rows=3
     )
     assert decoder.memory.shapes == ((16, 2, 3),) * 3 + ((12, 4, 6),) * 3 + ((8, 8, 12),) * 3
@@ -81,7 +81,7 @@ def test_published_sizes_in_memory() -> None:
     """What docs/video-codecs.md says of 480×832, on the meta device."""
     with torch.device("meta"):
         wan = WanCodec(torch.nn.Module.to(AutoencoderKLWan(), torch.bfloat16))
-        tiny = TinyCodec(TinyVideoAutoencoder().half())
+        tiny = TinyVideoCodec(TinyVideoAutoencoder().half())
     assert wan.decoder(height=480, width=832).bytes == 1_888_573_440
     assert wan.encoder(height=480, width=832).bytes == 1_121_402_880
     assert tiny.decoder(height=480, width=832).bytes == 67_092_480
@@ -131,7 +131,7 @@ def test_a_snapshot_brings_any_row_back(codec: VideoCodec) -> None:
     encoder = codec.encoder(height=8, width=16, rows=2)
     decoder.decode(latents[:, :, :2])
     encoder.encode(pixels[:, :, :5])
-    shown, coded = decoder.snapshot(0), encoder.snapshot(0, into=encoder.room("cpu"))
+    shown, coded = decoder.snapshot(0), encoder.snapshot(0, into=encoder.snapshot_buffers("cpu"))
     want, code = decoder.decode(latents[:1, :, 2:], [0]), encoder.encode(pixels[:1, :, 5:], [0])
     decoder.decode(latents[:, :, :2])  # moves both rows on; the snapshot stays
     decoder.restore(1, shown)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from app.takes.recorder import complete_control
-from app.worker.proxy import ClientSession
+from app.worker.proxy import SessionProxy
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.tick_log import BirthRecord, RowRecord
@@ -40,7 +40,7 @@ class Bench:
         self.inputs = inputs
         self.supply = iter(video_frames(4000))
         self.last: tuple[RowRecord, ...] = ()
-        while len(self.births) < 3:
+        while len(self.chunk_factory) < 3:
             self.step()
         while self.last[0].task != "denoise" or self.last[0].step:
             self.step()
@@ -60,7 +60,7 @@ class Bench:
         return self.last
 
     @property
-    def births(self) -> list[BirthRecord]:
+    def chunk_factory(self) -> list[BirthRecord]:
         return [record for record in self.engine.log.records() if isinstance(record, BirthRecord)]
 
     def watch_actions(self) -> dict[str, float]:
@@ -79,27 +79,27 @@ class Bench:
     def text(self) -> torch.Tensor:
         """Keys of the prompt in the stream's row."""
         rows = self.engine.core.text_rows
-        return rows._keys[:, self.stream._lane.text_rows[0]].clone()
+        return rows._keys[:, self.stream._stream_rows.text_rows[0]].clone()
 
     def negative(self) -> torch.Tensor:
-        row = self.stream._lane.negative_text
+        row = self.stream._stream_rows.negative_text
         assert row is not None
         return self.engine.core.text_rows._keys[:, row].clone()
 
     def onset(self, change: Control, felt: Callable[[Bench], bool]) -> tuple[int, int]:
         """(ticks from the one that apply names, chunks born in between) to the first tick that has it."""
-        born = len(self.births)
+        born = len(self.chunk_factory)
         assert not felt(self)
         assert self.stream.apply(change) == self.engine.core.next_tick
         for tick in range(12):
             self.step()
             if felt(self):
-                return tick, len(self.births) - born
+                return tick, len(self.chunk_factory) - born
         raise AssertionError("never felt")
 
 
 def _born(name: str, value: object) -> Callable[[Bench], bool]:
-    return lambda bench: getattr(bench.births[-1], name) == value
+    return lambda bench: getattr(bench.chunk_factory[-1], name) == value
 
 
 def _text_is(prompt: str) -> Callable[[Bench], bool]:
@@ -108,12 +108,12 @@ def _text_is(prompt: str) -> Callable[[Bench], bool]:
 
 
 MEASURED: dict[str, tuple[dict[str, object], Callable[[Bench], bool]]] = {
-    "strength": ({"strength": 0.6, "noise_control": False}, lambda b: b.births[-1].strength == 0.6),
+    "strength": ({"strength": 0.6, "noise_control": False}, lambda b: b.chunk_factory[-1].strength == 0.6),
     "seed": ({"seed": 77}, _born("seed", 77)),
     "seed_lock": ({"seed_lock": True}, _born("seed_lock", True)),
-    "chunk_frames": ({"chunk_frames": 1}, lambda b: len(b.births[-1].source_seqs) == 4),
-    "chunk_steps": ({"chunk_steps": 3}, lambda b: len(b.births[-1].timesteps) == 3),
-    "noise_control": ({"noise_control": False}, lambda b: b.births[-1].strength == 0.8),
+    "chunk_frames": ({"chunk_frames": 1}, lambda b: len(b.chunk_factory[-1].source_seqs) == 4),
+    "chunk_steps": ({"chunk_steps": 3}, lambda b: len(b.chunk_factory[-1].timesteps) == 3),
+    "noise_control": ({"noise_control": False}, lambda b: b.chunk_factory[-1].strength == 0.8),
 }
 
 
@@ -151,7 +151,7 @@ def test_a_negative_prompt_and_guidance_where_the_preset_has_them() -> None:
     bench = Bench(GUIDED)
     assert bench.last[0].extra
     assert bench.last[0].guidance_scale == 3.0
-    assert len(bench.stream._lane.kv_rows[0]) == 2
+    assert len(bench.stream._stream_rows.kv_rows[0]) == 2
     dull = bench.negative()
     assert not dull.equal(bench.text())
     other = Bench(GUIDED, negative_prompt="grey").negative()
@@ -242,13 +242,13 @@ def test_a_seed_lock_gives_every_frame_the_same_noise() -> None:
     engine = small_engine()
     starts: list[torch.Tensor] = []
     stream = engine.open(Control(seed_lock=True))
-    bear = stream._flight.bear
+    bear = stream._chunk_schedule.bear
 
     def watched(slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
         starts.append(slot.latents.clone())
         bear(slot, context)
 
-    stream._flight.bear = watched  # type: ignore[method-assign]
+    stream._chunk_schedule.bear = watched  # type: ignore[method-assign]
     run_chunks(stream, engine, 2)
     stream.apply(Control(seed_lock=False))
     run_chunks(stream, engine, 2)
@@ -259,15 +259,15 @@ def test_a_seed_lock_gives_every_frame_the_same_noise() -> None:
 
 def test_a_scene_cut_comes_with_the_next_chunk_and_goes_back_by_itself() -> None:
     bench = Bench()
-    lane = bench.stream._lane
-    onset = bench.onset(Control(scene_cut=True), lambda b: lane.ledger().shot == 1)
+    stream_rows = bench.stream._stream_rows
+    onset = bench.onset(Control(scene_cut=True), lambda b: stream_rows.ledger().shot == 1)
     assert onset == (2, 1)
     assert not bench.stream.controls.flag("scene_cut")
-    positions = bench.engine.core.cache.positions(lane.kv_rows[0][0])
+    positions = bench.engine.core.cache.positions(stream_rows.kv_rows[0][0])
     assert max(np.diff(positions)) > 10  # a jump in time
     for _ in range(6):
         bench.step()
-    assert lane.ledger().shot == 1
+    assert stream_rows.ledger().shot == 1
 
 
 def test_every_control_of_a_video_model_is_measured_here() -> None:
@@ -294,7 +294,7 @@ def test_chunks_of_a_step_batch_keep_their_prompts_as_they_move_from_row_to_row(
         assert stream.generate(stream.info.frames_per_chunk)
         engine.tick()
         stream.pull()
-        rows = [engine.core.text_rows._keys[:, row] for row, _ in enumerate(stream._lane.text_rows)]
+        rows = [engine.core.text_rows._keys[:, row] for row, _ in enumerate(stream._stream_rows.text_rows)]
         held.append([next((name for name, k in keys.items() if k.equal(row)), "") for row in rows])
     cat, robot = "a cat", "a robot"
     assert held == [
@@ -314,6 +314,6 @@ def test_a_new_stream_is_not_told_what_was_asked_for_once() -> None:
     assert told.seed == 4
     assert told.scene_cut is None
     assert told.rewind_to is None
-    session = ClientSession("a", control=Control(), prompt_only=True, send=lambda _: None, on_close=lambda _: None)
+    session = SessionProxy("a", control=Control(), prompt_only=True, send=lambda _: None, on_close=lambda _: None)
     session.set_control(Control(rewind_to=3, scene_cut=True, seed=5))
     assert session.control == Control(seed=5)

@@ -38,7 +38,7 @@ def test_what_a_stream_says_of_itself(engine: VideoEngine) -> None:
     info = stream.info
     assert (info.width, info.height, info.engine, info.backend) == (WIDTH_PX, HEIGHT_PX, "video", "eager")
     assert (info.frame_rate, engine.open(frame_rate=Fraction(25)).info.frame_rate) == (16, 25)
-    assert (info.frames_per_chunk, info.most_frames_per_chunk, info.most_frames) == (5, 8, 8)
+    assert (info.frames_per_chunk, info.max_frames_per_chunk, info.max_frames) == (5, 8, 8)
     assert info.latency_ticks == 2  # 2 steps and a clean pass, less one
     run_chunks(stream, engine, 1)
     assert stream.info.frames_per_chunk == 8
@@ -244,8 +244,8 @@ def test_the_log_tells_what_happened(engine: VideoEngine) -> None:
     with engine.open(Control.of({"prompt": "a cat", "seed": 3})) as stream:
         run_chunks(stream, engine, 2)
     records = engine.log.records()
-    births = [record for record in records if isinstance(record, BirthRecord)]
-    assert [(b.slot, b.tick, b.seed, len(b.source_seqs), len(b.timesteps)) for b in births] == [
+    chunk_factory = [record for record in records if isinstance(record, BirthRecord)]
+    assert [(b.slot, b.tick, b.seed, len(b.source_seqs), len(b.timesteps)) for b in chunk_factory] == [
         (0, 0, 3, 5, 2),
         (1, 3, 3, 8, 2),
     ]

@@ -23,13 +23,13 @@ def test_input_frames_are_encoded_as_one_clip_and_mixed_with_noise() -> None:
     stream = engine.open(Control.of({"strength": 0.5, "noise_control": False}))
     supply = video_frames(13)
     starts = []
-    bear = stream._flight.bear
+    bear = stream._chunk_schedule.bear
 
     def watched(slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
         starts.append((slot.latents.clone(), slot.noise(0), slot.birth.plan))
         bear(slot, context)
 
-    stream._flight.bear = watched  # type: ignore[method-assign]
+    stream._chunk_schedule.bear = watched  # type: ignore[method-assign]
     for frame in supply:
         while not stream.push(frame):
             engine.tick()
@@ -64,14 +64,14 @@ def test_a_step_batched_stream_keeps_its_number_of_steps_at_any_strength() -> No
         SMALL, steps=(700, 500, 400, 200), warp=False, shift=8.0, chunk_frames=1, stream="step-batch", clean_pass=False
     )
     engine = small_engine(preset)
-    births = []
+    chunk_factory = []
     for strength, expected in ((0.8, (700, 500, 400, 200)), (0.4, (300, 214.3, 171.4, 85.7))):
         stream = engine.open(Control.of({"strength": strength, "noise_control": False}))
         for frame in video_frames(1):
             stream.push(frame)
         stream.flush()
-        births.append(next(r for r in reversed(engine.log.records()) if isinstance(r, BirthRecord)))
-        assert births[-1].timesteps == pytest.approx(expected, abs=0.1)
+        chunk_factory.append(next(r for r in reversed(engine.log.records()) if isinstance(r, BirthRecord)))
+        assert chunk_factory[-1].timesteps == pytest.approx(expected, abs=0.1)
         stream.close()
 
 
@@ -83,7 +83,7 @@ def test_a_picture_begins_the_video_and_the_prompt_goes_on() -> None:
     assert stream.push(picture)
     frames = stream.flush()
     assert [frame.source_seq for frame in frames] == [0]
-    ledger = stream._lane.ledger()
+    ledger = stream._stream_rows.ledger()
     assert ledger.next_frame == 1  # the video before it is forgotten
     codec = random_codec(torch.float32)
     with torch.inference_mode():

@@ -15,8 +15,8 @@ from pipelines.core.errors import ControlError
 from pipelines.video.codecs.codec import encode_image
 from pipelines.video.codecs.pixels import to_pixels
 from pipelines.video.engine import VideoEngine
-from pipelines.video.past.rebuild import RebuildMemory
-from pipelines.video.past.rewind import History
+from pipelines.video.past.rebuild import RebuildPast
+from pipelines.video.past.rewind import RewindHistory
 from pipelines.video.past.shots import ShotAlbum
 from pipelines.video.stream import VideoStream
 from pipelines.video.wan.actions import NO_ACTION
@@ -105,22 +105,22 @@ def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
     stream = engine.open(Control.of({"prompt": "a cat"}))
     run_chunks(stream, engine, 5)
     before = len(tasks(engine))
-    assert stream._lane.ledger().next_frame == 10
+    assert stream._stream_rows.ledger().next_frame == 10
     stream.apply(Control.of({"prompt": "a robot", "prompt_change": "cut"}))
-    clean = stream._births.memory._clean.take([0, 3, 4, 5, 6, 7, 8, 9])  # type: ignore[attr-defined]
+    clean = stream._chunk_factory.memory._clean.take([0, 3, 4, 5, 6, 7, 8, 9])  # type: ignore[attr-defined]
     assert stream.generate(8)
     for _ in range(4):
         engine.tick()
     assert tasks(engine)[before:] == ["context"] * 4
-    assert stream._lane.ledger().next_frame == 8
+    assert stream._stream_rows.ledger().next_frame == 8
     other = engine_of("sink", window_frames=8)
     plain = other.open(Control.of({"prompt": "a robot"}))
     with torch.inference_mode():
         plain._text.write()
         for first in (0, 2, 4, 6):
-            plain._lane.begin(0, 2)
+            plain._stream_rows.begin(0, 2)
             latents = clean.latents[:, first : first + 2]
-            request = plain._lane.request(0, latents, (0.0, 0.0), 0, actions=(NO_ACTION,) * 2, scale=1.0)
+            request = plain._stream_rows.request(0, latents, (0.0, 0.0), 0, actions=(NO_ACTION,) * 2, scale=1.0)
             other.core.passes.run([request])
     ours, theirs = (e.core.cache._bank.store.tensors for e in (engine, other))
     for a, b in zip(ours, theirs, strict=True):
@@ -134,7 +134,7 @@ def test_a_flush_keeps_the_sink_and_the_last_frame() -> None:
     stream.apply(Control.of({"prompt": "a robot", "prompt_change": "flush"}))
     assert stream.generate(8)
     engine.tick()
-    assert [span.frame for span in stream._lane.ledger().spans] == [0, 9, 10, 11]
+    assert [span.frame for span in stream._stream_rows.ledger().spans] == [0, 9, 10, 11]
     assert tasks(engine)[-1] == "denoise"  # nothing is computed again
 
 
@@ -156,15 +156,15 @@ def test_a_rebuilt_cache_has_the_last_clean_frames_and_an_anchor_that_is_encoded
     engine = engine_of("rebuild")
     stream = engine.open()
     images = run_chunks(stream, engine, 4)
-    memory = stream._births.memory
-    assert isinstance(memory, RebuildMemory)
+    memory = stream._chunk_factory.memory
+    assert isinstance(memory, RebuildPast)
     latest = memory._clean.take([6, 7]).latents
     assert stream.generate(8)
     engine.tick()
     assert tasks(engine)[-1] == "context"
-    job = stream._flight._jobs[0]
+    job = stream._chunk_schedule._jobs[0]
     assert job.kind == "denoise"  # the context pass is over
-    assert [span.position for span in stream._lane.ledger().spans] == [0, 1, 2]
+    assert [span.position for span in stream._stream_rows.ledger().spans] == [0, 1, 2]
     with torch.inference_mode():
         (context,) = memory.context()
         anchor = encode_image(random_codec(torch.float32), to_pixels(images[-9][None])[:, :, 0])
@@ -177,11 +177,11 @@ def test_each_shot_of_a_story_sees_pictures_of_the_earlier_ones() -> None:
     stream = engine.open(Control.of({"prompt": "one"}))
     images = run_chunks(stream, engine, 2)
     assert tasks(engine)[0] == "context"
-    assert [span.phase for span in stream._lane.ledger().spans] == [0, 0, 1, 1, 1, 1]
+    assert [span.phase for span in stream._stream_rows.ledger().spans] == [0, 0, 1, 1, 1, 1]
     stream.apply(Control.of({"prompt": "two", "prompt_change": "cut"}))
     seen: list[torch.Tensor] = []
     encode = engine.core.encode_pictures
-    memory = stream._births.memory
+    memory = stream._chunk_factory.memory
     parts = replace(memory._parts, encode=lambda pictures: seen.append(pictures) or encode(pictures))  # type: ignore[func-returns-value]
     memory._parts = parts
     run_chunks(stream, engine, 1)
@@ -189,8 +189,8 @@ def test_each_shot_of_a_story_sees_pictures_of_the_earlier_ones() -> None:
     shown = (seen[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(shown[0], images[0])
     assert len(shown) == 2
-    assert [span.phase for span in stream._lane.ledger().spans][-2:] == [1, 1]
-    assert stream._lane.ledger().shot == 1
+    assert [span.phase for span in stream._stream_rows.ledger().spans][-2:] == [1, 1]
+    assert stream._stream_rows.ledger().shot == 1
 
 
 def test_a_first_shot_without_an_empty_context_begins_at_once() -> None:
@@ -199,11 +199,11 @@ def test_a_first_shot_without_an_empty_context_begins_at_once() -> None:
     stream = engine.open(Control.of({"prompt": "one"}))
     run_chunks(stream, engine, 2)
     assert "context" not in tasks(engine)
-    assert [span.phase for span in stream._lane.ledger().spans] == [0, 0, 0, 0]
+    assert [span.phase for span in stream._stream_rows.ledger().spans] == [0, 0, 0, 0]
     stream.apply(Control.of({"prompt": "two", "prompt_change": "cut"}))
     run_chunks(stream, engine, 1)
     assert "context" in tasks(engine)
-    assert [span.phase for span in stream._lane.ledger().spans] == [0, 0, 1, 1]
+    assert [span.phase for span in stream._stream_rows.ledger().spans] == [0, 0, 1, 1]
 
 
 def test_an_album_of_a_long_shot_is_evenly_spaced_and_bounded() -> None:
@@ -273,8 +273,8 @@ def test_a_rewound_stream_of_inputs_redraws_them_alike() -> None:
     assert np.array_equal(first, redrawn(21, 37))
 
 
-def addresses(history: History) -> set[int]:
-    rooms = [*history._free, *(kept.room for kept in history._kept)]
+def addresses(history: RewindHistory) -> set[int]:
+    rooms = [*history._free, *(kept.buffers for kept in history._kept)]
     parts = [part for room in rooms for part in (*room.cache, room.decoder, room.encoder or (), room.memory)]
     return {tensor.data_ptr() for part in parts for tensor in part}
 
@@ -283,7 +283,7 @@ def addresses(history: History) -> set[int]:
 def test_memory_to_rewind_is_taken_when_the_stream_opens_and_never_again(policy: str) -> None:
     engine = engine_of(policy, rewind_bytes=5 << 18)
     stream = engine.open(Control.of({"prompt": "a cat"}))
-    history = stream._births.history
+    history = stream._chunk_factory.history
     taken, places = history.bytes, addresses(history)
     assert 4 << 18 < taken <= 5 << 18
     run_chunks(stream, engine, 22)
@@ -305,7 +305,7 @@ def test_a_camera_s_encoder_gets_room_once_and_earlier_places_stay() -> None:
         while not stream.push(frame):
             engine.tick()
             stream.pull()
-    history = stream._births.history
+    history = stream._chunk_factory.history
     taken, places = history.bytes, addresses(history)
     assert history.numbers[0] == 1
     stream.flush()
@@ -324,7 +324,7 @@ def test_places_to_rewind_to_are_bounded_in_bytes() -> None:
     engine = engine_of("sink", rewind_bytes=3 * one)
     stream = engine.open()
     run_chunks(stream, engine, 12)
-    history = stream._births.history
+    history = stream._chunk_factory.history
     assert 3 <= len(history.numbers) < 11
     assert history.bytes <= 3 * one
     assert history.numbers[-1] == 11

@@ -18,7 +18,7 @@ import pytest
 from app.outputs.whip_push import PushRefusedError, PushState, WhipPush, WhipPushOptions
 from app.session.session import Session
 from app.webrtc.options import IceServer, WebRtcOptions
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from pipelines.core.errors import InputError
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
@@ -30,15 +30,15 @@ TURN = IceServer(urls=("turn:127.0.0.1:9",), username='a "b"', credential="s3cre
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerClient]:
+def worker() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
-    with WorkerClient(options, max_sessions=4) as client:
+    with WorkerHandle(options, max_sessions=4) as client:
         client.wait_ready(60)
         yield client
 
 
 @pytest.fixture(scope="module")
-def server(worker: WorkerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(worker: WorkerHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serve(worker, tmp_path_factory.mktemp("data"), None)
 
 
@@ -92,7 +92,7 @@ def test_pictures_go_in_and_come_back_and_the_channel_controls(server: Server, s
         assert (ready["version"], ready["session"]) == (1, session.id)
         peer.say(type="control", id=7, changes={"strength": 0.25})
         assert (await peer.hears("applied"))["id"] == 7
-        assert session.stream.control.strength == 0.25
+        assert session.proxy.control.strength == 0.25
         peer.say(type="control", id=8, changes={"strength": 7})
         refused = await peer.hears("error")
         assert (refused["id"], refused["code"]) == (8, "bad_control")
@@ -145,7 +145,7 @@ def test_whip_opens_a_session_and_ends_it(server: Server) -> None:
         assert answer.status_code == 201
         await peer.accept(answer.text)
         session = server.table.authorised(answer.headers["zoetrope-session"], answer.headers["zoetrope-token"])
-        await until(lambda: session.stream.count > 0)
+        await until(lambda: session.proxy.count > 0)
         assert (await http.delete(answer.headers["location"].removeprefix("/v1"))).status_code == 200
         assert session.over
         await peer.close()
@@ -247,7 +247,7 @@ def test_candidates_may_come_later(server: Server, session: Session) -> None:
     play(scene, server.url)
 
 
-def test_the_number_of_peers_is_limited(worker: WorkerClient, tmp_path: Path) -> None:
+def test_the_number_of_peers_is_limited(worker: WorkerHandle, tmp_path: Path) -> None:
     servers = serve(worker, tmp_path, WebRtcOptions(peers_per_session=2))
     server = next(servers)
     session = server.open()
@@ -268,7 +268,7 @@ def test_the_number_of_peers_is_limited(worker: WorkerClient, tmp_path: Path) ->
     assert session.over
 
 
-def test_ice_servers_are_told_to_who_has_a_token(worker: WorkerClient, tmp_path: Path) -> None:
+def test_ice_servers_are_told_to_who_has_a_token(worker: WorkerHandle, tmp_path: Path) -> None:
     servers = serve(worker, tmp_path, WebRtcOptions(ice_servers=(TURN,)))
     server = next(servers)
     session = server.open()
@@ -310,7 +310,7 @@ def test_a_pushed_session_arrives_and_comes_back_after_a_loss(
     async def scene(http: httpx.AsyncClient) -> None:
         target = server.open()
         options = WhipPushOptions(
-            url=f"{server.url}/sessions/{target.id}/whip", token=target.token, first_wait_s=0.05, most_wait_s=0.1
+            url=f"{server.url}/sessions/{target.id}/whip", token=target.token, first_wait_s=0.05, max_wait_s=0.1
         )
         assert target.token not in repr(options)
         push = WhipPush(session, codecs, options)
@@ -343,7 +343,7 @@ def test_a_push_that_is_refused_says_so_and_one_without_a_server_tries_again(
         wrong = WhipPushOptions(url=f"{server.url}/sessions/{session.id}/whip", token="wrong")
         with pytest.raises(PushRefusedError, match="refused the stream \\(401\\)"):
             await WhipPush(session, codecs, wrong).run()
-        nobody = WhipPushOptions(url="http://127.0.0.1:9/whip", first_wait_s=0.01, most_wait_s=0.02)
+        nobody = WhipPushOptions(url="http://127.0.0.1:9/whip", first_wait_s=0.01, max_wait_s=0.02)
         push = WhipPush(session, codecs, nobody)
         pushing = asyncio.create_task(push.run())
         await until(lambda: push.trouble == "ConnectError" and push.state is PushState.WAITING)

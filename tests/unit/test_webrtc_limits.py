@@ -19,7 +19,7 @@ from av.video.frame import VideoFrame
 from app.api.context import ApiLimits
 from app.session.session import Session
 from app.webrtc.tracks import PeerVideo
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.stage_times import StageTimes
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
@@ -27,16 +27,16 @@ from tests.fakes.webrtc_server import serve
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerClient]:
+def worker() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
-    with WorkerClient(options, max_sessions=1) as client:
+    with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
 
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
 def test_a_picture_that_is_too_large_ends_the_peer_with_a_message(
-    worker: WorkerClient, tmp_path: Path, codec: str
+    worker: WorkerHandle, tmp_path: Path, codec: str
 ) -> None:
     servers = serve(worker, tmp_path, None, ApiLimits(picture_px=64 * 48))
     server = next(servers)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.webrtc.options import WebRtcOptions
-from app.worker.handle import WorkerClient
+from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
@@ -23,9 +23,9 @@ LOST, LATE, TWICE = 0.05, 0.1, 0.05
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[WorkerClient]:
+def worker() -> Iterator[WorkerHandle]:
     options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
-    with WorkerClient(options, max_sessions=1) as client:
+    with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
 
@@ -64,7 +64,7 @@ class BadRoad:
 
 @pytest.mark.parametrize("codec", ["VP8", "H264"])
 @pytest.mark.parametrize("on_marker", [True, False])
-def test_pictures_go_on(worker: WorkerClient, tmp_path: Path, codec: str, on_marker: bool) -> None:
+def test_pictures_go_on(worker: WorkerHandle, tmp_path: Path, codec: str, on_marker: bool) -> None:
     servers = serve(worker, tmp_path, WebRtcOptions(release_on_marker=on_marker))
     server = next(servers)
     session = server.open()

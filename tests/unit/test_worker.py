@@ -18,8 +18,8 @@ from app.worker.messages import (
     SessionClosed,
     SessionEnded,
     SessionNotice,
-    SessionOpened,
     SessionStats,
+    StreamOpened,
 )
 from app.worker.process import WorkerOptions, describe, open_engine
 from pipelines.core.controls import Control
@@ -51,7 +51,7 @@ def test_newest_input_wins_and_replaced_ones_are_counted(bench: Bench) -> None:
         session="a", seen=5, generated=0, out=1, dropped=4, skipped=0, in_flight=0, tick_ms=0.0
     )
     kinds = Counter(type(message) for message in front.heard)
-    assert kinds[SessionOpened] == 1
+    assert kinds[StreamOpened] == 1
     assert kinds[InputTaken] == 5
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from app.media.picture import Picture
-from app.worker.handle import BusyError, Phase, WorkerClient
+from app.worker.handle import BusyError, WorkerHandle, WorkerPhase
 from app.worker.process import WorkerOptions
-from app.worker.proxy import ClientSession, SessionState
+from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError
 
@@ -34,25 +34,25 @@ def picture(value: int) -> Picture:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[WorkerClient]:
-    with WorkerClient(OPTIONS, max_sessions=2) as made:
+def client() -> Iterator[WorkerHandle]:
+    with WorkerHandle(OPTIONS, max_sessions=2) as made:
         made.wait_ready(60)
         yield made
 
 
 @pytest.fixture
-def session(client: WorkerClient) -> Iterator[ClientSession]:
+def session(client: WorkerHandle) -> Iterator[SessionProxy]:
     made = client.open(prompt_only=False)
     until(lambda: made.state is SessionState.LIVE)
     yield made
     made.close()
 
 
-def settled(session: ClientSession) -> bool:
+def settled(session: SessionProxy) -> bool:
     return session.accounting.in_flight == 0
 
 
-def test_a_picture_comes_back_and_is_counted(session: ClientSession) -> None:
+def test_a_picture_comes_back_and_is_counted(session: SessionProxy) -> None:
     assert session.submit(picture(7)) is not None
     got = session.newest(0, 5.0)
     assert got is not None
@@ -64,7 +64,7 @@ def test_a_picture_comes_back_and_is_counted(session: ClientSession) -> None:
     assert (session.accounting.taken, session.accounting.out) == (1, 1)
 
 
-def test_a_flood_is_never_queued(session: ClientSession) -> None:
+def test_a_flood_is_never_queued(session: SessionProxy) -> None:
     for i in range(500):
         assert session.submit(picture(i % 256)) is not None
     until(lambda: settled(session))
@@ -76,14 +76,14 @@ def test_a_flood_is_never_queued(session: ClientSession) -> None:
     assert newest[1].source_seq == 499  # the last one always arrives
 
 
-def test_any_size_is_cut_to_the_stream_s(session: ClientSession) -> None:
+def test_any_size_is_cut_to_the_stream_s(session: SessionProxy) -> None:
     assert session.submit(np.zeros((100, 30, 3), np.uint8)) is not None
     got = session.newest(0, 5.0)
     assert got is not None
     assert got[1].image.shape == (12, 16, 3)
 
 
-def test_too_many_sessions_are_told_so(client: WorkerClient, session: ClientSession) -> None:
+def test_too_many_sessions_are_told_so(client: WorkerHandle, session: SessionProxy) -> None:
     other = client.open()
     with pytest.raises(BusyError, match="all 2 sessions"):
         client.open()
@@ -91,7 +91,7 @@ def test_too_many_sessions_are_told_so(client: WorkerClient, session: ClientSess
     client.open().close()
 
 
-def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerClient) -> None:
+def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerHandle) -> None:
     session = client.open(control=Control(strength=0.3), prompt_only=True)
     session.set_control(Control(steps=1))
     assert session.newest(0, 10.0) is not None
@@ -101,7 +101,7 @@ def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerClient) ->
     until(lambda: session.state is SessionState.OPENING)
     before = session.newest()
     assert before is not None
-    until(lambda: client.status.phase is Phase.READY)
+    until(lambda: client.status.phase is WorkerPhase.READY)
     assert session.newest(before[0], 20.0) is not None
     assert (client.status.restarts, client.status.pid != pid) == (1, True)
     assert session.control == Control(strength=0.3, steps=1)
@@ -111,17 +111,17 @@ def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerClient) ->
 
 
 def test_a_model_that_is_not_there_fails_with_its_message_and_is_not_retried() -> None:
-    with WorkerClient(WorkerOptions(model="identity", engine={"width": -5})) as client:
+    with WorkerHandle(WorkerOptions(model="identity", engine={"width": -5})) as client:
         with pytest.raises(WorkerError, match=r"width cannot be -5\. Give 1 or more"):
             client.wait_ready(60)
-        assert client.status.phase is Phase.FAILED
+        assert client.status.phase is WorkerPhase.FAILED
         assert client.status.restarts == 0
         with pytest.raises(WorkerError, match="width cannot be -5"):
             client.open()
 
 
 def test_stopping_unlinks_everything() -> None:
-    client = WorkerClient(OPTIONS)
+    client = WorkerHandle(OPTIONS)
     client.start()
     session = client.open(prompt_only=True)
     assert session.newest(0, 60.0) is not None

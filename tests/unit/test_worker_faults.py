@@ -68,14 +68,14 @@ def ended(front: Front) -> SessionEnded:
 class Hungry(ArithmeticDenoiser):
     """There is memory for `most` slots."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, maximum: int) -> None:
         super().__init__()
-        self.most = most
+        self.maximum = maximum
         self.attempts: list[weakref.ref[torch.Tensor]] = []
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: object) -> torch.Tensor:
         activations = latents * 2
-        if len(latents) > self.most:
+        if len(latents) > self.maximum:
             self.attempts.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().__call__(latents, timestep, condition)  # type: ignore[arg-type]

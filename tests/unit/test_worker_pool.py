@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.cli.live import worker_options
-from app.worker.handle import BusyError, Phase
+from app.worker.handle import BusyError, WorkerPhase
 from app.worker.pool import WorkerPool
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
@@ -51,9 +51,9 @@ def test_a_killed_worker_s_sessions_come_back_and_the_others_never_stop(pool: Wo
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: one.state is SessionState.OPENING)
-    assert pool.status_of(one.name).phase is Phase.RESTARTING
-    assert pool.status_of(two.name).phase is Phase.READY
-    assert pool.status.phase is Phase.READY
+    assert pool.status_of(one.name).phase is WorkerPhase.RESTARTING
+    assert pool.status_of(two.name).phase is WorkerPhase.READY
+    assert pool.status.phase is WorkerPhase.READY
     number, longest, last_s = 0, 0.0, time.monotonic()
     while one.state is not SessionState.LIVE:
         got = two.newest(number, 5.0)
@@ -69,9 +69,9 @@ def test_a_killed_worker_s_sessions_come_back_and_the_others_never_stop(pool: Wo
 
 def test_one_that_fails_leaves_its_places_only() -> None:
     with WorkerPool([FAILS, OPTIONS], max_sessions=4) as pool:
-        until(lambda: {worker.status.phase for worker in pool.workers} == {Phase.FAILED, Phase.READY}, 60)
+        until(lambda: {worker.status.phase for worker in pool.workers} == {WorkerPhase.FAILED, WorkerPhase.READY}, 60)
         status = pool.status
-        assert (status.phase, status.error) == (Phase.READY, None)
+        assert (status.phase, status.error) == (WorkerPhase.READY, None)
         assert "1 (auto): width cannot be -5" in status.text
         assert "2 (cpu): ready: " in status.text
         opened = [pool.open(), pool.open()]
@@ -84,7 +84,7 @@ def test_when_all_fail_the_first_one_s_error_is_told() -> None:
     with WorkerPool([FAILS, FAILS]) as pool:
         with pytest.raises(WorkerError, match=r"width cannot be -5"):
             pool.wait_ready(60)
-        until(lambda: pool.status.phase is Phase.FAILED)
+        until(lambda: pool.status.phase is WorkerPhase.FAILED)
         with pytest.raises(WorkerError, match=r"width cannot be -5"):
             pool.open()
 

@@ -32,7 +32,7 @@ HEEDLESS_CLIPS = 0.05
 """Share of clips whose commands run into the bounds all the same."""
 RELEASED, TWO_AXES, FULL_DEFLECTION = 0.2, 0.4, 0.5
 """Shares of commands: none at all, two axes at once, values of full deflection or more."""
-LEAST, MOST = 0.2, 1.4
+MIN, MAX = 0.2, 1.4
 """Of all values. Beyond full deflection nobody commands: a model draws the edge of what it has seen too weakly (0.71
 of full speed where half of it came out as 0.88), so full speed is not the edge, and what the decoder delays can be made
 up for by a gain (train.video.export).
@@ -65,8 +65,8 @@ def sample_actions(n: int, latents: int, generator: torch.Generator, device: tor
     order = uniform(n, count, len(ACTION_NAMES)).argsort(-1)
     axes = 1 + (uniform(n, count, 1) < TWO_AXES).long()
     sign = torch.where(uniform(n, count, len(ACTION_NAMES)) < 0.5, -1.0, 1.0)
-    least = torch.where(uniform(n, count, 1) < FULL_DEFLECTION, 1.0, LEAST)
-    size = least + (MOST - least) * uniform(n, count, len(ACTION_NAMES))
+    minimum = torch.where(uniform(n, count, 1) < FULL_DEFLECTION, 1.0, MIN)
+    size = minimum + (MAX - minimum) * uniform(n, count, len(ACTION_NAMES))
     values = sign * size * (order < axes) * (uniform(n, count, 1) >= RELEASED)
     values = values * (uniform(n, 1, 1) >= IDLE_CLIPS)
     given = values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))

@@ -25,7 +25,7 @@ SUBJECT_SIDE = (0.48, 0.58)
 """Of the subject at zoom 1, in frame sides."""
 BORDER = 0.02
 """What a subject pushed to its bound keeps from the frame's border, in frame sides."""
-LEAST_ROOM = 0.03
+MIN_ROOM = 0.03
 """How far a subject can always be pushed from the middle, however large it is."""
 WANDERED_IDLE, WANDERED_ACTIVE = 0.03, 0.08
 """Shares of the clips without and with actions that begin where earlier actions may have led: anywhere, at any zoom."""
@@ -110,9 +110,9 @@ def trace_paths(start: Start, curves: MotionCurves, actions: Tensor, foot: Tenso
     growth = curves.channel("growth")
     # The room that the motion itself needs is kept free on its side.
     room = (0.5 - BORDER) / zoom - start.visible / 2 * curves.limit("growth").exp()
-    side_room = (room - curves.limit("x")).clamp(min=LEAST_ROOM)
-    down_room = (room - curves.limit("y")).clamp(min=LEAST_ROOM)
-    up_room = (room - curves.limit("y") - curves.limit("hop")).clamp(min=LEAST_ROOM - curves.limit("hop") / 2)
+    side_room = (room - curves.limit("x")).clamp(min=MIN_ROOM)
+    down_room = (room - curves.limit("y")).clamp(min=MIN_ROOM)
+    up_room = (room - curves.limit("y") - curves.limit("hop")).clamp(min=MIN_ROOM - curves.limit("hop") / 2)
     standing_x = bounded_sum(start.x, SPEED * move["push_x"] / zoom, -side_room, side_room) + curves.channel("x")
     standing_y = bounded_sum(
         start.y - curves.limit("hop") / 2, SPEED * move["push_y"] / zoom, -down_room, up_room

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from pipelines.video.codecs.tiny import TinyCodec, TinyVideoAutoencoder
+from pipelines.video.codecs.tiny import TinyVideoAutoencoder, TinyVideoCodec
 from pipelines.video.codecs.wan import WanCodec
 from train.session import Session
 
@@ -132,7 +132,7 @@ def measure_codecs(codecs: Codecs, clips: Tensor) -> dict[str, float]:
     generated stream shows); the error of the tiny encoder's latents; the latents' moments. Modules in evaluation mode.
     """
     size = {"height": VIDEO_SIZE_PX, "width": VIDEO_SIZE_PX, "rows": clips.shape[0]}
-    stock, tiny = WanCodec(codecs.vae), TinyCodec(codecs.tiny)
+    stock, tiny = WanCodec(codecs.vae), TinyVideoCodec(codecs.tiny)
     latents, own = stock.encoder(**size).encode(clips), tiny.encoder(**size).encode(clips)
     rebuilt = {
         "stock_psnr_db": stock.decoder(**size).decode(latents),

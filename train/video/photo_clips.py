@@ -21,7 +21,7 @@ from train.vocabulary_world import STYLES
 
 from .networks import VIDEO_SIZE_PX
 
-SMALLEST_VIEW, LARGEST_VIEW = 0.55, 0.95
+SMALLEST_VIEW, MAX_VIEW = 0.55, 0.95
 """Side of a view of a picture, in sides of the picture."""
 STILL_VIEWS = 0.1
 STYLE_ALONE = 0.3
@@ -33,7 +33,7 @@ def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.G
     one random place to another; a tenth stands still.
     """
     n, device = pictures.shape[0], pictures.device
-    sides = [uniform(n, SMALLEST_VIEW, LARGEST_VIEW, generator).view(n, 1) for _ in range(2)]
+    sides = [uniform(n, SMALLEST_VIEW, MAX_VIEW, generator).view(n, 1) for _ in range(2)]
     ends = [(1 - side) * (2 * torch.rand(n, 2, generator=generator, device=device) - 1) for side in sides]
     still = (torch.rand(n, 1, generator=generator, device=device) < STILL_VIEWS).float()
     line = torch.linspace(0, 1, frames, device=device)

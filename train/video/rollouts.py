@@ -15,12 +15,12 @@ from torch import Tensor
 from pipelines.video.wan.actions import ACTION_NAMES
 from pipelines.video.wan.text_cache import PlainText
 from pipelines.video.wan.transformer import CausalWanTransformer
-from train.clips.actions import FULL_DEFLECTION, MOST, REACH, turned_back
+from train.clips.actions import FULL_DEFLECTION, MAX, REACH, turned_back
 
 from .bank import ClipBank, draw_windows
 from .forcing import clean_of, make_view, noised
 
-LONGEST_CHUNKS = 100
+MAX_CHUNKS = 100
 """Of a stream's life: 75 seconds."""
 SHORT_CHUNKS, SHORT_SHARE = 16, 0.8
 """Most streams end early: only a beginning shows whether the prompt alone is followed, and without these one chunk of
@@ -134,7 +134,7 @@ class Pool:
 
     def _spread(self) -> None:
         """At first streams end at different times, so that all ages are there at any moment."""
-        self._first_limit = self.chunk * torch.randint_like(self.age, 1, LONGEST_CHUNKS + 1)
+        self._first_limit = self.chunk * torch.randint_like(self.age, 1, MAX_CHUNKS + 1)
 
     @property
     def there(self) -> Tensor:
@@ -154,7 +154,7 @@ class Pool:
         life = torch.where(
             short,
             torch.randint_like(self.age, 4, SHORT_CHUNKS + 1),
-            torch.randint_like(self.age, SHORT_CHUNKS, LONGEST_CHUNKS + 1),
+            torch.randint_like(self.age, SHORT_CHUNKS, MAX_CHUNKS + 1),
         )
         life = self.chunk * life
         self._limit.copy_(torch.where(over, torch.where(first, self._first_limit, life), self._limit))
@@ -188,8 +188,8 @@ class Pool:
     def _command(self, like: Tensor) -> Tensor:
         """New actions [B, 5]: on some axes, half of them at full deflection or beyond it."""
         axes = torch.rand_like(like) < 0.3
-        least = torch.where(torch.rand_like(like) < FULL_DEFLECTION, 1.0, 0.0)
-        size = least + (MOST - least) * torch.rand_like(like)
+        minimum = torch.where(torch.rand_like(like) < FULL_DEFLECTION, 1.0, 0.0)
+        size = minimum + (MAX - minimum) * torch.rand_like(like)
         sign = torch.where(torch.rand_like(like) < 0.5, -1.0, 1.0)
         return axes * sign * size * (torch.rand_like(like[:, :1]) >= NO_ACTION)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.video.codecs.tiny import TinyCodec
+from pipelines.video.codecs.tiny import TinyVideoCodec
 from pipelines.video.codecs.wan import WanCodec
 
 from .codecs import Codecs
@@ -36,7 +36,7 @@ def write_sheet(sheet: Tensor, file: Path, quality: int = 92) -> None:
 def codec_sheet(codecs: Codecs, clips: Tensor, file: Path) -> None:
     """Three rows for each of clips [n, 3, 1 + 4k, S, S]: as it is, through the stock autoencoder, through the tiny."""
     size = {"height": clips.shape[-2], "width": clips.shape[-1], "rows": clips.shape[0]}
-    stock, tiny = WanCodec(codecs.vae), TinyCodec(codecs.tiny)
+    stock, tiny = WanCodec(codecs.vae), TinyVideoCodec(codecs.tiny)
     rebuilt = [
         clips,
         stock.decoder(**size).decode(stock.encoder(**size).encode(clips)),

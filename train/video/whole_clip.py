@@ -64,7 +64,7 @@ class ChannelNorm(nn.Module):
     The root alone is float32. In 16 bits this halves what a step moves through memory.
     """
 
-    LEAST = 1e-4
+    MIN = 1e-4
     """Of a norm: the stock one's 1e-12 makes gradients infinite in 16 bits."""
 
     def __init__(self, gamma: nn.Parameter) -> None:
@@ -74,7 +74,7 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the same shape."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact).clamp(min=self.LEAST)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact).clamp(min=self.MIN)
         result: Tensor = x * (x.shape[1] ** 0.5 / norm).to(x.dtype) * self.gamma
         return result
 

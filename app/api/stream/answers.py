@@ -21,7 +21,7 @@ from .line import Goodbye, Line
 from .messages import CloseCode
 from .wire import Header, PictureFormat, pack_header
 
-MOST_AHEAD = 2
+MAX_AHEAD = 2
 _LOOK_S = 1.0
 
 
@@ -70,7 +70,7 @@ class StreamAnswers:
     async def _room(self) -> None:
         try:
             async with asyncio.timeout(self._options.ack_s):
-                while len(self._ahead) >= MOST_AHEAD:
+                while len(self._ahead) >= MAX_AHEAD:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
         except TimeoutError:

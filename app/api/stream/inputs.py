@@ -19,8 +19,8 @@ from .line import Goodbye, Line
 from .messages import CloseCode, ErrorMessage
 from .wire import HEADER_BYTES, Header, PictureFormat, WireError, parse_header
 
-_MOST_BAD = 10  # pictures until the connection ends
-_MOST_REMEMBERED = 1024
+_MAX_BAD = 10  # pictures until the connection ends
+_MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class StreamInputs:
             waiting, self._waiting = self._waiting, None
             assert waiting is not None, "told of a picture that is not there"
             self._headers[waiting.arrived_ns] = waiting.header  # before the answer can be there
-            while len(self._headers) > _MOST_REMEMBERED:
+            while len(self._headers) > _MAX_REMEMBERED:
                 del self._headers[next(iter(self._headers))]
             try:
                 await off_loop(self._context, self._submit, waiting)
@@ -91,7 +91,7 @@ class StreamInputs:
             header.format,
             width=header.width,
             height=header.height,
-            most_px=self._context.limits.picture_px,
+            max_px=self._context.limits.picture_px,
         )
         self._session.stages.add(Stage.UNPACK, (time.perf_counter() - began_s) * 1000)
         self._session.submit(picture, waiting.arrived_ns, waiting.file)
@@ -99,5 +99,5 @@ class StreamInputs:
     async def _refuse(self, error: PictureError) -> None:
         self._bad += 1
         await self._line.send(ErrorMessage(code="bad_picture", message=error.message, remedy=error.remedy))
-        if self._bad >= _MOST_BAD:
-            raise Goodbye(CloseCode.POLICY, f"{_MOST_BAD} bad pictures")
+        if self._bad >= _MAX_BAD:
+            raise Goodbye(CloseCode.POLICY, f"{_MAX_BAD} bad pictures")

@@ -82,10 +82,10 @@ class Line:
         if not self._rate.take(time.monotonic()):
             raise Goodbye(CloseCode.TOO_MANY, f"more than {self._limits.messages_per_s:g} messages a second")
         data, text = event.get("bytes"), event.get("text")
-        most = self._sizes.message_bytes if data is not None else self._sizes.text_bytes
+        maximum = self._sizes.message_bytes if data is not None else self._sizes.text_bytes
         message: str | bytes = data if data is not None else (text or "")
-        if len(message) > most or (isinstance(message, str) and len(message.encode()) > most):
-            raise Goodbye(CloseCode.TOO_BIG, f"a message of more than {most} bytes")
+        if len(message) > maximum or (isinstance(message, str) and len(message.encode()) > maximum):
+            raise Goodbye(CloseCode.TOO_BIG, f"a message of more than {maximum} bytes")
         return message
 
     async def send(self, message: Message) -> None:

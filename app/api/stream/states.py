@@ -38,7 +38,7 @@ class StreamStates:
 
     async def watch(self) -> None:
         """Tell every change at once, until the session is over; then ends with Goodbye."""
-        forget = self._session.stream.listen(self._wake)
+        forget = self._session.proxy.listen(self._wake)
         try:
             while True:
                 self._changed.clear()
@@ -57,12 +57,12 @@ class StreamStates:
         """Send the figures, for ever. missed: asked each time."""
         while True:
             await asyncio.sleep(every_s)
-            tick_ms = self._session.stream.tick_ms
+            tick_ms = self._session.proxy.tick_ms
             await self._line.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
 
     async def _tell(self) -> None:
         await self._tell_taken()
-        stream, status = self._session.stream, self._context.table.client.status_of(self._session.id)
+        stream, status = self._session.proxy, self._context.table.workers.status_of(self._session.id)
         live, was_live = stream.state is SessionState.LIVE, self._live
         self._live = live
         if live and not was_live:
@@ -79,7 +79,7 @@ class StreamStates:
                 await self._line.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
 
     async def _tell_taken(self) -> None:
-        taken_ns = self._session.stream.admitted_ns
+        taken_ns = self._session.proxy.admitted_ns
         if taken_ns != self._taken_ns:
             self._taken_ns = taken_ns
             header = self._inputs.origin(taken_ns)
@@ -87,10 +87,10 @@ class StreamStates:
                 await self._line.send(Taken(seq=header.seq))
 
     async def _greet(self) -> None:
-        info, ready = self._session.stream.info, self._context.table.client.status_of(self._session.id).ready
+        info, ready = self._session.proxy.info, self._context.table.workers.status_of(self._session.id).ready
         assert info is not None, "a live stream knows its facts"
         fresh = ready.controls if ready is not None else {}
-        controls = plain_controls({**fresh, **self._session.stream.control.changes()})
+        controls = plain_controls({**fresh, **self._session.proxy.control.changes()})
         await self._line.send(Ready(session=self._session.id, info=stream_facts(info), controls=controls))
 
     async def _notice(self, text: str) -> None:

@@ -46,7 +46,7 @@ from pipelines.core.errors import ZoetropeError
 _LOOK_S = 0.1
 _PER_SECOND = 100.0  # messages that a client may send for long
 _BURST = 200
-_MOST_WAITING_BYTES = 64 << 10  # a channel that does not drain gets no more figures
+_MAX_WAITING_BYTES = 64 << 10  # a channel that does not drain gets no more figures
 _FINISH_S = 0.5
 
 
@@ -166,17 +166,17 @@ class ControlChannel:
         told_s = 0.0
         while True:
             self._tell_state()
-            if time.monotonic() - told_s >= self._stats_s and self._channel.bufferedAmount < _MOST_WAITING_BYTES:
+            if time.monotonic() - told_s >= self._stats_s and self._channel.bufferedAmount < _MAX_WAITING_BYTES:
                 told_s = time.monotonic()
                 self._send(await off_loop(self._context, self._stats))
             await asyncio.sleep(_LOOK_S)
 
     def _tell_state(self) -> None:
-        stream = self._session.stream
+        stream = self._session.proxy
         state, info = stream.state, stream.info
         if state is SessionState.LIVE and self._state is not SessionState.LIVE:
             assert info is not None
-            fresh = self._context.table.client.status_of(self._session.id).ready
+            fresh = self._context.table.workers.status_of(self._session.id).ready
             controls = {**(fresh.controls if fresh is not None else {}), **stream.control.changes()}
             self._send(Ready(session=self._session.id, info=stream_facts(info), controls=plain_controls(controls)))
         elif state is SessionState.OPENING and self._state is SessionState.LIVE:
@@ -187,7 +187,7 @@ class ControlChannel:
         self._notice = stream.notice
 
     def _stats(self) -> Stats:
-        return stream_stats(self._session.read(), tick_ms=self._session.stream.tick_ms, missed=self._missed())
+        return stream_stats(self._session.read(), tick_ms=self._session.proxy.tick_ms, missed=self._missed())
 
     @property
     def _open(self) -> bool:

@@ -92,7 +92,7 @@ class Peer:
         self._connection.on("datachannel", self._channel_opened)
         self._loop = asyncio.get_running_loop()
         session.connect()
-        self._forget = session.stream.listen(self._wake)
+        self._forget = session.proxy.listen(self._wake)
 
     @property
     def video(self) -> PeerVideo | None:

@@ -233,12 +233,12 @@ class _Endpoint:
         return await self._body(request)
 
     async def _body(self, request: Request) -> str:
-        most = self._peers.options.sdp_bytes
+        maximum = self._peers.options.sdp_bytes
         body = bytearray()
         async for piece in request.stream():
             body += piece
-            if len(body) > most:
-                raise TooLargeError(f"The description has more than {most} bytes.", "Offer fewer codecs and media.")
+            if len(body) > maximum:
+                raise TooLargeError(f"The description has more than {maximum} bytes.", "Offer fewer codecs and media.")
         try:
             return body.decode()
         except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cache.kv.plan import Kind, KVError, Ledger, Move, Plan, Region, Span, frame_region
+from cache.kv.plan import KVError, Ledger, Move, Plan, Region, Span, SpanKind, frame_region
 
 PositionRule = Callable[[Sequence[Span], Ledger, int], list[int]]
 """(spans in order of time, the ledger before, jump) -> where each stands, in latent frames."""
@@ -37,8 +37,8 @@ def absolute(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
 
 def realigned(spans: Sequence[Span], ledger: Ledger, jump: int = 0) -> list[int]:
     """Recent frames keep their own indices and the sink moves up to them: Deep Forcing (2512.05081), Deep Sink."""
-    sinks = [span for span in spans if span.kind is Kind.SINK]
-    rest = [span.frame for span in spans if span.kind is not Kind.SINK]
+    sinks = [span for span in spans if span.kind is SpanKind.SINK]
+    rest = [span.frame for span in spans if span.kind is not SpanKind.SINK]
     first = rest[0] if rest else ledger.next_frame
     return [first - len(sinks) + i for i in range(len(sinks))] + rest
 
@@ -157,7 +157,7 @@ class KVPolicy(ABC):
         """What stays when the prompt changes: the sink and the last frames (Infinity-RoPE, 2511.20649: KV Flush)."""
         past = standing(ledger)
         anchors = self.anchors(past)
-        rest = [span for span in past[anchors:] if span.kind is Kind.RECENT]
+        rest = [span for span in past[anchors:] if span.kind is SpanKind.RECENT]
         last = rest[max(len(rest) - keep_last_frames, 0) :]
         return replace(ledger, spans=(*past[:anchors], *last), pool=())
 
@@ -180,7 +180,7 @@ class KVPolicy(ABC):
 
 def standing(ledger: Ledger) -> list[Span]:
     """What the next chunk finds: the kept spans in order of time; the last chunk is recent now."""
-    return [replace(s, kind=Kind.RECENT) if s.kind is Kind.CHUNK else s for s in ledger.spans if s.kept]
+    return [replace(s, kind=SpanKind.RECENT) if s.kind is SpanKind.CHUNK else s for s in ledger.spans if s.kept]
 
 
 def leading_frames(past: Sequence[Span], sink_frames: int) -> int:
@@ -214,7 +214,7 @@ def settle(
         Span(
             start=region.slots(cell)[0],
             stop=region.slots(cell)[1],
-            kind=Kind.CHUNK,
+            kind=SpanKind.CHUNK,
             frame=ledger.next_frame + i,
             kept=i < keep,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cache.kv.plan import Kind, KVError, Ledger, Plan, Region, Span
+from cache.kv.plan import KVError, Ledger, Plan, Region, Span, SpanKind
 from cache.kv.policies.base import KVPolicy, by_slot, frames_of, placed, settle, standing
 
 
@@ -72,7 +72,7 @@ class DualPolicy(KVPolicy):
     ) -> Plan:
         past = standing(ledger)
         wanted = self.context_of(ledger.shot)
-        context = [replace(s, kind=Kind.CONTEXT) for s in past[: min(wanted, self.anchors(past))]]
+        context = [replace(s, kind=SpanKind.CONTEXT) for s in past[: min(wanted, self.anchors(past))]]
         missing = wanted - len(context)
         if missing:
             phases = self._context_phases(ledger, frames, missing, keep, shots)

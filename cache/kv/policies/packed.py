@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cache.kv.plan import Kind, KVError, Ledger, Operation, Plan, PoolFrames, Region, SelectBlocks, Span, frame_region
+from cache.kv.plan import (
+    KVError,
+    Ledger,
+    Operation,
+    Plan,
+    PoolFrames,
+    Region,
+    SelectBlocks,
+    Span,
+    SpanKind,
+    frame_region,
+)
 from cache.kv.policies.base import KVPolicy, by_slot, leading_frames, placed, settle, standing
 
 SELECTIONS = ("top-k", "recent")
@@ -104,10 +115,10 @@ class PackedPolicy(KVPolicy):
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
         past = standing(ledger)
-        sinks = [replace(s, kind=Kind.SINK) for s in past[: self.anchors(past)]]
-        recent = [s for s in past[len(sinks) :] if s.kind is Kind.RECENT]
+        sinks = [replace(s, kind=SpanKind.SINK) for s in past[: self.anchors(past)]]
+        recent = [s for s in past[len(sinks) :] if s.kind is SpanKind.RECENT]
         top_k = self.selection == "top-k"
-        blocks = list(ledger.pool) if top_k else [s for s in past if s.kind is Kind.MID]
+        blocks = list(ledger.pool) if top_k else [s for s in past if s.kind is SpanKind.MID]
         pooled: list[Operation] = []
         while len(recent) > self.recent_frames:
             block, recent = recent[: self.block_frames], recent[self.block_frames :]
@@ -122,7 +133,7 @@ class PackedPolicy(KVPolicy):
         waiting = placed(blocks, pool) if top_k else ()
         first_pass: tuple[Operation, ...] = ()
         if waiting:
-            targets = tuple(s for s in after if s.kind is Kind.MID)
+            targets = tuple(s for s in after if s.kind is SpanKind.MID)
             first_pass = (SelectBlocks(candidates=waiting, targets=targets),)
         return Plan(
             ledger=replace(ledger, spans=after, pool=waiting, next_frame=ledger.next_frame + keep),
@@ -139,7 +150,7 @@ class PackedPolicy(KVPolicy):
             blocks = blocks[1:]
         else:
             start, stop = region.slots(len(blocks) if top_k else limit - 1 - len(blocks))
-        kind = Kind.POOL if top_k else Kind.MID
+        kind = SpanKind.POOL if top_k else SpanKind.MID
         block = Span(start=start, stop=stop, kind=kind, frame=frame, frames=self.block_frames)
         return [*blocks, block], block
 
@@ -147,7 +158,7 @@ class PackedPolicy(KVPolicy):
         """The attended blocks that are chosen of `blocks`, in order of time, next to the frames."""
         count = min(blocks, self.mid_blocks)
         cells = [self.regions[0].slots(self.mid_blocks - count + i) for i in range(count)]
-        return [Span(start=a, stop=b, kind=Kind.MID, frame=-1, frames=self.block_frames) for a, b in cells]
+        return [Span(start=a, stop=b, kind=SpanKind.MID, frame=-1, frames=self.block_frames) for a, b in cells]
 
     def position_range(self, ledger: Ledger) -> range:
         frames = self.sink_frames + self.mid_blocks * self.block_frames + self.recent_frames + self.chunk_frames

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cache.kv.plan import Kind, KVError, Ledger, Operation, Plan, Region, SelectTokens, Span
+from cache.kv.plan import KVError, Ledger, Operation, Plan, Region, SelectTokens, Span, SpanKind
 from cache.kv.policies.base import KVPolicy, by_slot, frames_of, leading_frames, placed, settle, standing
 
 
 def _targets(candidates: Sequence[Span], frames: int) -> list[Span]:
     """The innermost cells of the candidates, for `frames` frames' worth of the tokens chosen among them."""
     cells = sorted((span.start, span.stop) for span in candidates)[:frames]
-    return [Span(start=start, stop=stop, kind=Kind.SELECTED, frame=-1) for start, stop in cells]
+    return [Span(start=start, stop=stop, kind=SpanKind.SELECTED, frame=-1) for start, stop in cells]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class ParticipativePolicy(KVPolicy):
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
         past = standing(ledger)
-        sinks = [replace(s, kind=Kind.SINK) for s in past[: self.anchors(past)]]
+        sinks = [replace(s, kind=SpanKind.SINK) for s in past[: self.anchors(past)]]
         rest, candidates, targets = past[len(sinks) :], [], []
         if len(past) + frames > self.window_frames:
             older = len(rest) - self.recent_frames

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cache.kv.plan import Kind, KVError, Ledger, Operation, Plan, Region, Span
+from cache.kv.plan import KVError, Ledger, Operation, Plan, Region, Span, SpanKind
 from cache.kv.policies.base import POSITION_RULES, KVPolicy, frames_of, leading_frames, placed, settle, standing
 
 
@@ -85,7 +85,7 @@ class SinkPolicy(KVPolicy):
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
         past = standing(ledger)
-        sinks = [replace(s, kind=Kind.SINK) for s in past[: self.anchors(past)]]
+        sinks = [replace(s, kind=SpanKind.SINK) for s in past[: self.anchors(past)]]
         recent = past[len(sinks) :]
         room = self.window_frames - len(sinks) - frames
         evicted, recent = recent[: max(len(recent) - room, 0)], recent[max(len(recent) - room, 0) :]

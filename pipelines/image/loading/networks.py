@@ -141,7 +141,7 @@ class KLCodec(_Codec):
         return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
 
 
-class TinyCodec(_Codec):
+class TinyImageCodec(_Codec):
     """AutoencoderTiny (TAESD and its kin) as a `LatentCodec`; its latents are in the denoiser's range already."""
 
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:

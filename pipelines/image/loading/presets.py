@@ -47,7 +47,7 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preset:
+class ImagePreset:
     """Defaults (names of the control table) for the models that `suits` accepts, and what to tell the user.
 
     tiny_autoencoder: hub id of the small autoencoder that shares the latents. lcm_lora: hub id of a fitting LCM-LoRA.
@@ -69,50 +69,50 @@ _NOT_DISTILLED = (
 )
 
 _PRESETS = (
-    Preset(
+    ImagePreset(
         name="bundled",
         suits=lambda facts: facts.bundled,
         defaults={**_LCM, "steps": 2, "strength": 0.5},
     ),
-    Preset(
+    ImagePreset(
         name="SDXL-Turbo",
         suits=lambda facts: facts.layout.family.wants_time_ids and facts.is_adversarially_distilled,
         defaults=_TURBO,
         tiny_autoencoder=_TAESDXL,
     ),
-    Preset(
+    ImagePreset(
         name="SD-Turbo",
         suits=lambda facts: facts.is_adversarially_distilled,
         defaults=_TURBO,
         tiny_autoencoder=_TAESD,
     ),
-    Preset(
+    ImagePreset(
         name="SDXL with LCM",
         suits=lambda facts: facts.layout.family.wants_time_ids and _is_latent_consistency(facts),
         defaults={**_LCM, "steps": 4, "strength": 0.5},
         tiny_autoencoder=_TAESDXL,
     ),
-    Preset(
+    ImagePreset(
         name="Stable Diffusion with LCM",
         suits=lambda facts: _is_latent_consistency(facts),
         defaults={**_LCM, "steps": 4, "strength": 0.5},
         tiny_autoencoder=_TAESD,
     ),
-    Preset(
+    ImagePreset(
         name="SDXL",
         suits=lambda facts: facts.layout.family.wants_time_ids,
         defaults={**_LCM, "steps": 4, "strength": 0.5},
         tiny_autoencoder=_TAESDXL,
         notice=_NOT_DISTILLED.format(lora=LCM_LORA_SDXL),
     ),
-    Preset(
+    ImagePreset(
         name="Stable Diffusion 1",
         suits=lambda facts: facts.cross_attention_dim == 768,
         defaults={**_LCM, "steps": 4, "strength": 0.5},
         tiny_autoencoder=_TAESD,
         notice=_NOT_DISTILLED.format(lora=LCM_LORA_SD15),
     ),
-    Preset(
+    ImagePreset(
         name="Stable Diffusion",
         suits=lambda facts: True,
         defaults={**_LCM, "steps": 4, "strength": 0.5},
@@ -122,7 +122,7 @@ _PRESETS = (
 )
 
 
-def choose_preset(facts: ModelFacts) -> Preset:
+def choose_preset(facts: ModelFacts) -> ImagePreset:
     """The first row of the table that suits."""
     return next(preset for preset in _PRESETS if preset.suits(facts))
 

@@ -29,7 +29,7 @@ class RowState(Protocol):
     def bytes(self) -> int: ...  # of all rows' state
     def latents_done(self, row: int) -> int: ...  # 0: the row's next call is its first
     def reset(self, row: int | None = None) -> None: ...
-    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]: ...
+    def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]: ...
     def snapshot(self, row: int, *, into: tuple[torch.Tensor, ...] | None = None) -> CodecSnapshot: ...
     def restore(self, row: int, snapshot: CodecSnapshot) -> None: ...
 
@@ -86,7 +86,7 @@ def latents_of(frames: int, *, first: bool, time_factor: int = 4) -> int:
     )
 
 
-def check_size(height: int, width: int, factor: int) -> None:
+def check_frame_size(height: int, width: int, factor: int) -> None:
     """Raises InputError where a side is not a positive multiple of `factor` pixels."""
     if height >= factor and width >= factor and not height % factor and not width % factor:
         return
@@ -195,14 +195,14 @@ class CodecStream(ABC):
             self._memory.clear(number)
             self._latents_done[number] = 0
 
-    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+    def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
         """Memory for one snapshot; on another device where memory is short (None: the state's own)."""
-        return self._memory.room(device)
+        return self._memory.snapshot_buffers(device)
 
     def snapshot(self, row: int, *, into: tuple[torch.Tensor, ...] | None = None) -> CodecSnapshot:
-        """A copy of a row's state, to come back to. into: `room` for it, whose snapshot is then no longer good; None:
-        new memory."""
-        features = self.room() if into is None else into
+        """A copy of a row's state, to come back to. into: `snapshot_buffers` for it, whose snapshot is then no
+        longer good; None: new memory."""
+        features = self.snapshot_buffers() if into is None else into
         self._memory.copy_row(row, features)
         return CodecSnapshot(features=features, latents_done=self._latents_done[row])
 

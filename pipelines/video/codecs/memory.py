@@ -86,13 +86,13 @@ class FeatureMemory:
         for tensor in self._tensors:
             tensor[row].zero_()
 
-    def room(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
+    def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
         """Memory for copies of one row's state, on `device` (None: where the state is)."""
         return tuple(torch.empty_like(tensor[0], device=device or self.device) for tensor in self._tensors)
 
     @torch.no_grad()
     def copy_row(self, row: int, into: Sequence[torch.Tensor]) -> None:
-        """Copy one row's state into `room` for it."""
+        """Copy one row's state into `snapshot_buffers` for it."""
         for target, tensor in zip(into, self._tensors, strict=True):
             target.copy_(tensor[row])
 

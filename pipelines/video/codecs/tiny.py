@@ -16,7 +16,7 @@ from torch import nn
 
 from pipelines.core.errors import InputError, ModelLayoutError
 
-from .codec import CodecStream, check_latents, check_pixels, check_size, latents_of
+from .codec import CodecStream, check_frame_size, check_latents, check_pixels, latents_of
 from .memory import FeatureMemory, Pass
 from .tiny_layers import TIME_FACTOR, TinyCodecConfig, infer_config, make_decoder, make_encoder
 
@@ -92,7 +92,7 @@ def load_tiny_autoencoder(
     return module
 
 
-class TinyCodec:
+class TinyVideoCodec:
     """A TinyVideoAutoencoder as a VideoCodec, over the module's own weights, where they are (in channels-last order).
 
     With "end" padding a live encoder cannot wait for the three frames that follow: it is fed the first frame four times
@@ -125,12 +125,12 @@ class TinyCodec:
 
     def decoder(self, *, height: int, width: int, rows: int = 1) -> TinyDecoderStream:
         """A streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
-        check_size(height, width, self.factor)
+        check_frame_size(height, width, self.factor)
         return TinyDecoderStream(self, height=height, width=width, rows=rows)
 
     def encoder(self, *, height: int, width: int, rows: int = 1) -> TinyEncoderStream:
         """A streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
-        check_size(height, width, self.factor)
+        check_frame_size(height, width, self.factor)
         return TinyEncoderStream(self, height=height, width=width, rows=rows)
 
     def memory(self, rows: int) -> FeatureMemory:
@@ -147,7 +147,7 @@ class TinyCodec:
 class TinyDecoderStream(CodecStream):
     """Decodes chunk by chunk. Its memory at 480×832 in float16 is 67 MB a row."""
 
-    def __init__(self, codec: TinyCodec, *, height: int, width: int, rows: int) -> None:
+    def __init__(self, codec: TinyVideoCodec, *, height: int, width: int, rows: int) -> None:
         memory = codec.memory(rows)
         super().__init__(memory, height=height, width=width)
         self._codec = codec
@@ -178,7 +178,7 @@ class TinyDecoderStream(CodecStream):
 class TinyEncoderStream(CodecStream):
     """Encodes chunk by chunk. Its memory at 480×832 in float16 is 50 MB a row."""
 
-    def __init__(self, codec: TinyCodec, *, height: int, width: int, rows: int) -> None:
+    def __init__(self, codec: TinyVideoCodec, *, height: int, width: int, rows: int) -> None:
         memory = codec.memory(rows)
         super().__init__(memory, height=height, width=width)
         self._codec = codec

@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from pipelines.core.errors import InputError, ModelLayoutError
 
-from .codec import CodecStream, check_latents, check_pixels, check_size, frames_of, latents_of
+from .codec import CodecStream, check_frame_size, check_latents, check_pixels, frames_of, latents_of
 from .memory import FeatureMemory, Pass
 from .wan_layers import LayerBuilder, decoder_program, encoder_program
 
@@ -81,12 +81,12 @@ class WanCodec:
 
     def decoder(self, *, height: int, width: int, rows: int = 1) -> WanDecoderStream:
         """A streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
-        check_size(height, width, self.factor)
+        check_frame_size(height, width, self.factor)
         return WanDecoderStream(self, height=height, width=width, rows=rows)
 
     def encoder(self, *, height: int, width: int, rows: int = 1) -> WanEncoderStream:
         """A streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
-        check_size(height, width, self.factor)
+        check_frame_size(height, width, self.factor)
         return WanEncoderStream(self, height=height, width=width, rows=rows)
 
     def normalise(self, raw: torch.Tensor) -> torch.Tensor:

@@ -47,56 +47,56 @@ def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, noti
     return load_tiny_codec(folder.tiny_vae, precision)
 
 
-def load_stock_codec(place: Path, precision: Precision) -> VideoCodec:
+def load_stock_codec(path: Path, precision: Precision) -> VideoCodec:
     """AutoencoderKLWan from diffusers' sub-folder or from Wan2.1_VAE.pth, streaming."""
     from pipelines.video.codecs.wan import WanCodec
 
-    return WanCodec(load_stock_autoencoder(place, precision))
+    return WanCodec(load_stock_autoencoder(path, precision))
 
 
-def load_stock_autoencoder(place: Path, precision: Precision) -> Any:
+def load_stock_autoencoder(path: Path, precision: Precision) -> Any:
     """diffusers' AutoencoderKLWan, strictly, in its format on its device. place: a sub-folder, or a weight file."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from pipelines.files.weights import load_component
 
-    if place.is_dir():
-        config = read_json(place / "config.json")
+    if path.is_dir():
+        config = read_json(path / "config.json")
         name = str(config.get("_class_name"))
         if name != "AutoencoderKLWan":
             raise ModelLayoutError(
-                f"{place} holds a {name}, not Wan 2.1's AutoencoderKLWan.", "Use the vae folder of a Wan 2.1 model."
+                f"{path} holds a {name}, not Wan 2.1's AutoencoderKLWan.", "Use the vae folder of a Wan 2.1 model."
             )
-        component = Component(name="vae", folder=place, class_name=name, config=config)
+        component = Component(name="vae", folder=path, class_name=name, config=config)
         return load_component(AutoencoderKLWan, component, dtype=precision.dtype, device=precision.device)
-    checkpoint = read_checkpoint(place, ("state_dict", "model"))
+    checkpoint = read_checkpoint(path, ("state_dict", "model"))
     if not is_original_vae(checkpoint.tensors):
-        raise ModelLayoutError(f"{place} is not Wan 2.1's autoencoder.", "Give Wan2.1_VAE.pth of Wan 2.1.")
+        raise ModelLayoutError(f"{path} is not Wan 2.1's autoencoder.", "Give Wan2.1_VAE.pth of Wan 2.1.")
     shapes = checkpoint.shapes
     blocks = residual_blocks(shapes)
     with torch.device("meta"):
         module = AutoencoderKLWan(
-            base_dim=_side(shapes, "encoder.conv1.weight", place),
-            z_dim=_side(shapes, "conv2.weight", place),
+            base_dim=_side(shapes, "encoder.conv1.weight", path),
+            z_dim=_side(shapes, "conv2.weight", path),
             num_res_blocks=blocks,
         )
-    return _assign(module, checkpoint.tensors, lambda name: vae_to_diffusers(name, blocks), place, precision)
+    return _assign(module, checkpoint.tensors, lambda name: vae_to_diffusers(name, blocks), path, precision)
 
 
-def load_tiny_codec(place: Path, precision: Precision) -> VideoCodec:
+def load_tiny_codec(path: Path, precision: Precision) -> VideoCodec:
     """The tiny autoencoder of the taew2_1 kind from its published weights, streaming. place: a file or its folder.
 
     A config.json in the folder may say encoder_padding, "end" (as published) or "front".
     """
-    from pipelines.video.codecs.tiny import TinyCodec, load_tiny_autoencoder
+    from pipelines.video.codecs.tiny import TinyVideoCodec, load_tiny_autoencoder
 
-    checkpoint = read_checkpoint(place, ("state_dict", "model"))
-    config = place / "config.json"
+    checkpoint = read_checkpoint(path, ("state_dict", "model"))
+    config = path / "config.json"
     padding = read_json(config).get("encoder_padding", "end") if config.is_file() else "end"
     if padding not in _PADDINGS:
         raise ModelLayoutError(f"{config}: encoder_padding is {padding!r}.", f"Use one of: {', '.join(_PADDINGS)}.")
     module = load_tiny_autoencoder(checkpoint.tensors, encoder_padding=_PADDINGS[padding])
-    return TinyCodec(module.to(device=precision.device, dtype=precision.dtype).eval().requires_grad_(False))
+    return TinyVideoCodec(module.to(device=precision.device, dtype=precision.dtype).eval().requires_grad_(False))
 
 
 def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5TextEncoder:
@@ -104,12 +104,12 @@ def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5
     dtype = precision.dtype
     if precision.device.type == "cpu":  # prompts are encoded outside of ticks: exact where it costs no GPU memory
         dtype = torch.promote_types(dtype, torch.float32)
-    place = folder.text_encoder
-    text_dim = int(read_json(place / "config.json")["d_model"]) if place.is_dir() else _original_text_dim(place)
-    load = load_encoder if place.is_dir() else load_original_encoder
+    path = folder.text_encoder
+    text_dim = int(read_json(path / "config.json")["d_model"]) if path.is_dir() else _original_text_dim(path)
+    load = load_encoder if path.is_dir() else load_original_encoder
     return Umt5TextEncoder(
         read_tokenizer(folder.tokenizer),
-        lambda: load(place, dtype=dtype),
+        lambda: load(path, dtype=dtype),
         text_dim=text_dim,
         device=precision.device,
         residence=residence,
@@ -153,7 +153,7 @@ def _assign(
     module: nn.Module,
     tensors: Mapping[str, torch.Tensor],
     rename: Callable[[str], str | None],
-    place: Path,
+    path: Path,
     precision: Precision,
     tied: Mapping[str, str] | None = None,
 ) -> nn.Module:
@@ -171,7 +171,7 @@ def _assign(
             for name, target in mapped.items()
             if tuple(tensors[name].shape) != expected[str(target)]
         },
-    ).raise_unless_complete(str(place))
+    ).raise_unless_complete(str(path))
     weights = {
         str(target): tensors[name].to(device=precision.device, dtype=precision.dtype) for name, target in mapped.items()
     }
@@ -179,13 +179,13 @@ def _assign(
     return module.eval().requires_grad_(False)
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, place: Path) -> tuple[int, ...]:
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, path: Path) -> tuple[int, ...]:
     if name not in shapes:
         raise ModelLayoutError(
-            f"{place} lacks {name}: it holds {listed(shapes)}.", "It is another file or not whole: download it again."
+            f"{path} lacks {name}: it holds {listed(shapes)}.", "It is another file or not whole: download it again."
         )
     return shapes[name]
 
 
-def _side(shapes: Mapping[str, tuple[int, ...]], name: str, place: Path) -> int:
-    return _shape(shapes, name, place)[0]
+def _side(shapes: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int:
+    return _shape(shapes, name, path)[0]

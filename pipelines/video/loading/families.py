@@ -20,7 +20,7 @@ _MAX_LEVELS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class VideoFamily:
     """One published kind of weights.
 
     hint: found in the last part of a file's or folder's path. repository and files: where it is published; empty for a
@@ -96,7 +96,7 @@ MINI_VIDEO = VideoPreset(
 
 # Order matters where two hints find the same path: the more particular family stands first.
 _TABLE = (
-    Family(
+    VideoFamily(
         name="longlive",
         title="LongLive",
         hint=_last("longlive"),
@@ -108,7 +108,7 @@ _TABLE = (
         lora="lora.pt",
         lora_alpha=256.0,
     ),
-    Family(
+    VideoFamily(
         name="causal-forcing-long",
         title="Causal Forcing, long video",
         hint=_last("longvideo"),
@@ -117,7 +117,7 @@ _TABLE = (
         licence=APACHE,
         preset=replace(_ROLLING, steps=(1000, 750, 500, 250)),
     ),
-    Family(
+    VideoFamily(
         name="rolling-forcing",
         title="Rolling Forcing",
         hint=_last("rolling[-_]?forcing"),
@@ -131,7 +131,7 @@ _TABLE = (
         signature=frozenset({"generator", "generator_ema", "critic"}),
         preset=_ROLLING,
     ),
-    Family(
+    VideoFamily(
         name="causal-forcing-1step",
         title="Causal Forcing++, frame-wise, 1 step",
         hint=_last("framewise[-_]?1[-_]?step"),
@@ -143,7 +143,7 @@ _TABLE = (
         ),
         notice=_TRAINED_FOR_81.format("Causal Forcing++"),
     ),
-    Family(
+    VideoFamily(
         name="causal-forcing-2step",
         title="Causal Forcing++, frame-wise, 2 steps",
         hint=_last("framewise[-_]?2[-_]?step"),
@@ -155,7 +155,7 @@ _TABLE = (
         ),
         notice=_TRAINED_FOR_81.format("Causal Forcing++"),
     ),
-    Family(
+    VideoFamily(
         name="causal-forcing-framewise",
         title="Causal Forcing, frame-wise",
         hint=re.compile(r"framewise[^/]*(/[^/]*)?$", re.IGNORECASE),
@@ -165,7 +165,7 @@ _TABLE = (
         preset=_DEEP_SINGLE,
         notice=_TRAINED_FOR_81.format("Causal Forcing"),
     ),
-    Family(
+    VideoFamily(
         name="causal-forcing",
         title="Causal Forcing, chunk-wise",
         hint=_last("causal[-_]?forcing|chunkwise"),
@@ -176,7 +176,7 @@ _TABLE = (
         preset=_DEEP,
         notice=_TRAINED_FOR_81.format("Causal Forcing"),
     ),
-    Family(
+    VideoFamily(
         name="self-forcing",
         title="Self-Forcing",
         hint=_last("self[-_]?forcing"),
@@ -186,7 +186,7 @@ _TABLE = (
         preset=_DEEP,
         notice=_TRAINED_FOR_81.format("Self-Forcing"),
     ),
-    Family(
+    VideoFamily(
         name="streamdiffusion-v2",
         title="StreamDiffusionV2",
         hint=_last("stream[-_]?diffusion[-_]?v2|wan_causal_dmd_v2v"),
@@ -211,7 +211,7 @@ _TABLE = (
         ),
         notice="These weights turn one video into another: give a camera or a clip.",
     ),
-    Family(
+    VideoFamily(
         name="causvid",
         title="CausVid",
         hint=_last("causvid|autoregressive_checkpoint"),
@@ -224,7 +224,7 @@ _TABLE = (
         ),
         notice="CausVid was trained on clips of 81 frames. Longer streams use a sliding window of 21 latent frames.",
     ),
-    Family(
+    VideoFamily(
         name="krea",
         title="Krea Realtime",
         hint=_last("krea"),
@@ -240,7 +240,7 @@ _TABLE = (
             clean_pass=False,
         ),
     ),
-    Family(
+    VideoFamily(
         name="shotstream",
         title="ShotStream",
         hint=_last("shotstream"),
@@ -257,7 +257,7 @@ _TABLE = (
             policy_options={"context_frames": 6, "local_frames": 21, "theta": 1 / 6},
         ),
     ),
-    Family(
+    VideoFamily(
         name="wan",
         title="Wan 2.1",
         hint=_last(r"wan[-_]?(ai|2\.?1)"),
@@ -281,7 +281,7 @@ _TABLE = (
             "Add the checkpoint of a causal family for a stream."
         ),
     ),
-    Family(
+    VideoFamily(
         name="mini-video",
         title="mini-video",
         hint=_last("mini[-_]?video"),
@@ -292,10 +292,10 @@ _TABLE = (
         sizes=(),
     ),
 )
-FAMILIES: Mapping[str, Family] = {family.name: family for family in _TABLE}
+FAMILIES: Mapping[str, VideoFamily] = {family.name: family for family in _TABLE}
 
 
-def family_named(name: str) -> Family:
+def family_named(name: str) -> VideoFamily:
     """The family that the user named. Raises ModelError listing the names."""
     family = FAMILIES.get(name)
     if family is None:
@@ -303,7 +303,7 @@ def family_named(name: str) -> Family:
     return family
 
 
-def family_of_path(path: PurePath) -> Family | None:
+def family_of_path(path: PurePath) -> VideoFamily | None:
     """The family that a file's name hints at, else its folder's name, and so on upward; None without a hint."""
     parts = path.parts[-_MAX_LEVELS:]
     for last in range(len(parts), 0, -1):
@@ -314,7 +314,7 @@ def family_of_path(path: PurePath) -> Family | None:
     return None
 
 
-def family_of_containers(containers: frozenset[str]) -> Family | None:
+def family_of_containers(containers: frozenset[str]) -> VideoFamily | None:
     """The only family whose published file has exactly these parts; None where several or none do."""
     found = [family for family in _TABLE if family.signature == containers and containers]
     return found[0] if len(found) == 1 else None

@@ -113,8 +113,8 @@ def read_video_folder(folder: Path, *, as_base: bool = False) -> VideoFolder:
 
 def folders_near(file: Path) -> tuple[Path, ...]:
     """Model folders around a checkpoint: its own folder and those below, else one level further up, and so on."""
-    place = file if file.is_dir() else file.parent
-    for level in (place, *place.resolve().parents)[:_LEVELS]:
+    path = file if file.is_dir() else file.parent
+    for level in (path, *path.resolve().parents)[:_LEVELS]:
         found = tuple(dict.fromkeys(folder for folder in _below(level) if is_video_folder(folder)))
         if found:
             return found
@@ -170,8 +170,8 @@ def _read_original(folder: Path) -> VideoFolder:
 
 
 def _actions(folder: Path) -> Path | None:
-    place = folder / ACTIONS_FOLDER
-    return place if place.is_dir() else None
+    path = folder / ACTIONS_FOLDER
+    return path if path.is_dir() else None
 
 
 def _tiny(folder: Path) -> Path | None:

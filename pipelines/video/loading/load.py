@@ -21,10 +21,10 @@ from pipelines.video.wan.actions import load_actions
 from pipelines.video.wan.config import WanConfig
 
 from .companions import load_codec, load_text
-from .families import Family
+from .families import VideoFamily
 from .folders import SETTINGS_FILE, VideoFolder
 from .lora_merge import Adapter, read_adapter
-from .recognise import Recognised, check_size, recognise
+from .recognise import Recognised, check_published_size, recognise
 from .sizes import config_of
 from .source import Notice, VideoSource, resolve_video
 from .transformer import choose_video_precision, load_transformer
@@ -64,7 +64,7 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
     source = resolve_video(model, base=options.base, notice=options.notice)
     found = recognise(source, options.family)
     config = config_of(found.checkpoint.shapes, _beside(source.folder), str(found.checkpoint.source))
-    check_size(found, config)
+    check_published_size(found, config)
     preset, licence = _preset(source, found.family), _licence(source, found.family)
     adapters = _adapters(source, found.family, options)
     transformer, report = load_transformer(found.checkpoint, config, precision, adapters)
@@ -99,7 +99,7 @@ def _beside(folder: VideoFolder) -> Mapping[str, Any]:
     return folder.transformer_config if tokens is None else {**folder.transformer_config, "text_len": tokens}
 
 
-def _preset(source: VideoSource, family: Family) -> VideoPreset:
+def _preset(source: VideoSource, family: VideoFamily) -> VideoPreset:
     """The family's preset; a folder's own scheduler and zoetrope.json count more."""
     settings = source.folder.settings if source.checkpoint is None else {}
     changes: dict[str, Any] = {name: settings[name] for name in ("width", "height") if name in settings}
@@ -123,7 +123,7 @@ def _preset(source: VideoSource, family: Family) -> VideoPreset:
         ) from None
 
 
-def _licence(source: VideoSource, family: Family) -> Licence:
+def _licence(source: VideoSource, family: VideoFamily) -> Licence:
     """As zoetrope.json or a model card beside the weights says, else as it was published."""
     if source.checkpoint is None and "licence" in source.folder.settings:
         return _named_licence(str(source.folder.settings["licence"]))
@@ -138,7 +138,7 @@ def _named_licence(name: str) -> Licence:
     return Licence(name=name, commercial="-nc" not in name.lower() and "non-commercial" not in name.lower())
 
 
-def _adapters(source: VideoSource, family: Family, options: VideoLoadOptions) -> tuple[Adapter, ...]:
+def _adapters(source: VideoSource, family: VideoFamily, options: VideoLoadOptions) -> tuple[Adapter, ...]:
     """The user's LoRA files, or the one that belongs to the family where it lies beside the checkpoint."""
     if options.loras:
         return tuple(read_adapter(_path(lora), weight=lora.weight) for lora in options.loras)

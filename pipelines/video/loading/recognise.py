@@ -16,7 +16,7 @@ from pipelines.files.layout import Component, find_weights
 from pipelines.video.wan.config import WanConfig
 
 from .checkpoint_keys import refuse_others
-from .families import CONTAINERS, FAMILIES, SIZES, Family, family_named, family_of_containers, family_of_path
+from .families import CONTAINERS, FAMILIES, SIZES, VideoFamily, family_named, family_of_containers, family_of_path
 from .folders import SETTINGS_FILE
 from .source import VideoSource
 
@@ -26,7 +26,7 @@ class Recognised:
     """A checkpoint's weights, what they are taken for, and why; asked: the user or the folder named the family."""
 
     checkpoint: Checkpoint
-    family: Family
+    family: VideoFamily
     why: str
     asked: bool = False
 
@@ -41,7 +41,7 @@ def recognise(source: VideoSource, family: str = "") -> Recognised:
     return found
 
 
-def check_size(found: Recognised, config: WanConfig) -> None:
+def check_published_size(found: Recognised, config: WanConfig) -> None:
     """Raise ModelError when the weights have a published size that their family does not come in."""
     size = SIZES.get(config.dim)
     family = found.family

@@ -14,7 +14,7 @@ from pipelines.core.errors import ModelLayoutError, ModelNotFoundError
 from pipelines.files import hub
 from pipelines.files.checkpoints import find_checkpoint, listed, names_in, weight_files
 
-from .families import FAMILIES, Family, family_of_path
+from .families import FAMILIES, VideoFamily, family_of_path
 from .folders import ACTIONS_FOLDER, VideoFolder, folders_near, is_video_folder, read_video_folder
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
     return _local(hub.download(hub_id, parts=_MODEL_PARTS, notice=notice), base, notice, name=hub_id)
 
 
-def _of_family(family: Family, base: str, notice: Notice) -> VideoSource:
+def _of_family(family: VideoFamily, base: str, notice: Notice) -> VideoSource:
     if not family.repository:
         raise ModelNotFoundError(
             f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is not published "

@@ -9,18 +9,18 @@ from cache.kv.policies import KVPolicy
 from cache.kv.policies.dual import DualPolicy
 from cache.kv.policies.windows import RebuildPolicy
 
-from .base import Memory, MemoryParts
-from .rebuild import RebuildMemory
-from .shots import ShotMemory
-from .window import WindowMemory
+from .base import PastParts, StreamPast
+from .rebuild import RebuildPast
+from .shots import ShotPast
+from .window import WindowPast
 
-MEMORIES: dict[type[KVPolicy], type[Memory]] = {RebuildPolicy: RebuildMemory, DualPolicy: ShotMemory}
-"""By class of policy; all others have a WindowMemory."""
+PASTS: dict[type[KVPolicy], type[StreamPast]] = {RebuildPolicy: RebuildPast, DualPolicy: ShotPast}
+"""By class of policy; all others have a WindowPast."""
 
 
-def make_memory(policy: KVPolicy, parts: MemoryParts) -> Memory:
+def make_past(policy: KVPolicy, parts: PastParts) -> StreamPast:
     """The memory that goes with a policy."""
-    return MEMORIES.get(type(policy), WindowMemory)(parts)
+    return PASTS.get(type(policy), WindowPast)(parts)
 
 
-__all__ = ["MEMORIES", "Memory", "MemoryParts", "make_memory"]
+__all__ = ["PASTS", "PastParts", "StreamPast", "make_past"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cache.kv.policies import KVPolicy
-from pipelines.video.lane import Lane
+from pipelines.video.stream_rows import StreamRows
 
 from .clean_latents import CleanFrames
 
@@ -19,10 +19,10 @@ EncodePictures = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MemoryParts:
+class PastParts:
     """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px."""
 
-    lane: Lane
+    stream_rows: StreamRows
     policy: KVPolicy
     chunk_frames: int
     latent_shape: tuple[int, int, int]
@@ -32,10 +32,10 @@ class MemoryParts:
     encode: EncodePictures
 
 
-class Memory(ABC):
+class StreamPast(ABC):
     """Told of what is finished; asked, when a chunk is born, what to pass again before it."""
 
-    def __init__(self, parts: MemoryParts) -> None:
+    def __init__(self, parts: PastParts) -> None:
         self._parts = parts
 
     @abstractmethod
@@ -59,15 +59,15 @@ class Memory(ABC):
 
     def flush(self) -> None:
         """Forget all but the sink and the last frame."""
-        self._parts.lane.flush()
+        self._parts.stream_rows.flush()
 
     def scene_cut(self) -> None:
         """The next chunk begins another scene."""
-        self._parts.lane.scene_cut()
+        self._parts.stream_rows.scene_cut()
 
     def restart(self) -> None:
         """The stream begins anew."""
-        self._parts.lane.reset()
+        self._parts.stream_rows.reset()
 
     @property
     def bytes(self) -> int:

@@ -21,10 +21,10 @@ class CleanFrames(NamedTuple):
     actions: tuple[Action, ...]
 
 
-class Cell(NamedTuple):
+class StoredFrame(NamedTuple):
     """Where a frame stands in the store, and its action."""
 
-    place: int
+    slot: int
     action: Action
 
 
@@ -33,7 +33,7 @@ class CleanLatents:
 
     def __init__(self, frames: int, shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
         self._store = torch.zeros((frames, *shape), device=device, dtype=dtype)
-        self._cells: dict[int, Cell] = {}
+        self._cells: dict[int, StoredFrame] = {}
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -48,17 +48,17 @@ class CleanLatents:
             self._cells.pop(frame, None)
         while len(self._cells) + len(frames) > len(self._store):
             del self._cells[min(self._cells)]
-        taken = {cell.place for cell in self._cells.values()}
-        free = (place for place in range(len(self._store)) if place not in taken)
+        taken = {cell.slot for cell in self._cells.values()}
+        free = (index for index in range(len(self._store)) if index not in taken)
         for number, (frame, action) in enumerate(zip(frames, clean.actions, strict=True)):
-            place = next(free)
-            self._store[place].copy_(clean.latents[:, number])
-            self._cells[frame] = Cell(place, action)
+            index = next(free)
+            self._store[index].copy_(clean.latents[:, number])
+            self._cells[frame] = StoredFrame(index, action)
 
     def take(self, frames: Sequence[int]) -> CleanFrames:
         """These frames, a copy."""
         cells = [self._cells[frame] for frame in frames]
-        latents = torch.stack([self._store[cell.place] for cell in cells], dim=1)
+        latents = torch.stack([self._store[cell.slot] for cell in cells], dim=1)
         return CleanFrames(latents, tuple(cell.action for cell in cells))
 
     def rename(self, frames: Sequence[int]) -> None:
@@ -75,10 +75,10 @@ class CleanLatents:
         return self._store
 
     @property
-    def cells(self) -> dict[int, Cell]:
+    def cells(self) -> dict[int, StoredFrame]:
         """A copy of which frame stands where in the store."""
         return dict(self._cells)
 
-    def restore(self, cells: dict[int, Cell]) -> None:
+    def restore(self, cells: dict[int, StoredFrame]) -> None:
         """The store has been put back to when this was what stood in it."""
         self._cells = dict(cells)

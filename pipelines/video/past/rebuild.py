@@ -12,14 +12,14 @@ import torch
 from cache.kv.policies.windows import RebuildPolicy
 from pipelines.video.wan.actions import NO_ACTION
 
-from .base import Memory, MemoryParts
-from .clean_latents import Cell, CleanFrames, CleanLatents
+from .base import PastParts, StreamPast
+from .clean_latents import CleanFrames, CleanLatents, StoredFrame
 
 
-class RebuildMemory(Memory):
+class RebuildPast(StreamPast):
     """Latent frames and pictures since the last scene cut, as far as the policy can ask for them."""
 
-    def __init__(self, parts: MemoryParts) -> None:
+    def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.policy, RebuildPolicy), parts.policy
         self._policy = parts.policy
@@ -31,7 +31,7 @@ class RebuildMemory(Memory):
         self._pictures = 0
 
     def context(self) -> list[CleanFrames]:
-        self._parts.lane.reset()
+        self._parts.stream_rows.reset()
         if not self._frames:
             return []
         latents, actions = self._clean.take(self._policy.context(self._frames))
@@ -47,8 +47,8 @@ class RebuildMemory(Memory):
         self._frames = frames[-1] + 1
         standing = set(self._policy.context(self._frames)) | {0}
         kept = [frame for frame in frames if frame in standing] or frames[-1:]
-        places = [frame - frames[0] for frame in kept]
-        chosen = CleanFrames(clean.latents[:, places], tuple(clean.actions[place] for place in places))
+        indices = [frame - frames[0] for frame in kept]
+        chosen = CleanFrames(clean.latents[:, indices], tuple(clean.actions[index] for index in indices))
         self._clean.put(kept, chosen, standing=standing)
 
     def decoded(self, frames: torch.Tensor) -> None:
@@ -77,9 +77,9 @@ class RebuildMemory(Memory):
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self._clean.store, self._pixels
 
-    def facts(self) -> tuple[dict[int, Cell], int, int]:
+    def facts(self) -> tuple[dict[int, StoredFrame], int, int]:
         return self._clean.cells, self._frames, self._pictures
 
-    def restore(self, facts: tuple[dict[int, Cell], int, int]) -> None:
+    def restore(self, facts: tuple[dict[int, StoredFrame], int, int]) -> None:
         cells, self._frames, self._pictures = facts
         self._clean.restore(cells)

@@ -16,78 +16,78 @@ from cache.kv.cache import KVSnapshot
 from pipelines.core.errors import ControlError
 from pipelines.video.codecs.memory import CodecSnapshot
 
-_MOST = 64
+_MAX = 64
 _Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Room:
+class RewindBuffers:
     """Memory for one place. cache: for each row. encoder: None before a stream of the engine has had an input."""
 
     cache: tuple[_Tensors, ...]
     decoder: _Tensors
     encoder: _Tensors | None
-    memory: _Tensors
+    past: _Tensors
 
     @property
     def bytes(self) -> int:
         """Of all of it."""
-        parts = (*self.cache, self.decoder, self.encoder or (), self.memory)
+        parts = (*self.cache, self.decoder, self.encoder or (), self.past)
         return sum(tensor.nbytes for part in parts for tensor in part)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Checkpoint:
-    """What stood when chunk `number` was born, copied into `room`. rest: what the stream itself has to put back."""
+class RewindPoint:
+    """What stood when chunk `number` was born, copied into `buffers`. rest: what the stream itself has to put back."""
 
     number: int
-    room: Room
+    buffers: RewindBuffers
     cache: tuple[KVSnapshot, ...]
     decoder: CodecSnapshot
     encoder: CodecSnapshot | None
-    memory: Any
-    rest: Any
+    past: Any
+    stream_state: Any
 
 
-class History:
+class RewindHistory:
     """The latest checkpoints, at most 64, whose copies fit into `budget_bytes` together, oldest first.
 
     make: gives room for one checkpoint, without an encoder's, on a device (None: where it is copied from).
     """
 
-    def __init__(self, budget_bytes: int, make: Callable[[str | None], Room]) -> None:
+    def __init__(self, budget_bytes: int, make: Callable[[str | None], RewindBuffers]) -> None:
         self._budget_bytes = budget_bytes
         self._needed_bytes = make("meta").bytes  # by one checkpoint
-        self._kept: deque[Checkpoint] = deque()
-        self._free = [make(None) for _ in range(min(_MOST, budget_bytes // self._needed_bytes))]
+        self._kept: deque[RewindPoint] = deque()
+        self._free = [make(None) for _ in range(min(_MAX, budget_bytes // self._needed_bytes))]
 
     def add_encoder(self, make: Callable[[str | None], _Tensors]) -> None:
         """The engine has an encoder from now on: every place gets room for it, as many as then still fit."""
         self._needed_bytes += sum(tensor.nbytes for tensor in make("meta"))
         while len(self._free) + len(self._kept) > self._budget_bytes // self._needed_bytes:
-            self.free_room()
-        self._free = [replace(room, encoder=make(None)) for room in self._free]
-        self._kept = deque(replace(kept, room=replace(kept.room, encoder=make(None))) for kept in self._kept)
+            self.free_buffers()
+        self._free = [replace(buffers, encoder=make(None)) for buffers in self._free]
+        self._kept = deque(replace(kept, buffers=replace(kept.buffers, encoder=make(None))) for kept in self._kept)
 
-    def free_room(self) -> Room | None:
+    def free_buffers(self) -> RewindBuffers | None:
         """Where the next checkpoint is to be copied to; the oldest is forgotten for it. None: not even one fits."""
         if self._free:
             return self._free.pop()
-        return self._kept.popleft().room if self._kept else None
+        return self._kept.popleft().buffers if self._kept else None
 
-    def add(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint, copied into a `free_room`."""
-        self._kept.append(checkpoint)
+    def add(self, point: RewindPoint) -> None:
+        """Keep a checkpoint, copied into a `free_buffers`."""
+        self._kept.append(point)
 
     @property
     def bytes(self) -> int:
         """Memory of all copies, made or not."""
-        return sum(room.bytes for room in (*self._free, *(checkpoint.room for checkpoint in self._kept)))
+        return sum(buffers.bytes for buffers in (*self._free, *(point.buffers for point in self._kept)))
 
     @property
     def numbers(self) -> list[int]:
         """Chunks that can be gone back to."""
-        return [checkpoint.number for checkpoint in self._kept]
+        return [point.number for point in self._kept]
 
     def check(self, number: int) -> None:
         """Raise ControlError when chunk `number` is not kept."""
@@ -102,20 +102,20 @@ class History:
         kept = f"{self.numbers[0]} to {self.numbers[-1]}" if self._kept else "none yet"
         raise ControlError(f"rewind_to cannot be {number}.", f"Chunks that can be gone back to: {kept}.")
 
-    def back_to(self, number: int) -> Checkpoint:
-        """The checkpoint of chunk `number`; it and all later ones are forgotten. Good until the next `free_room`."""
+    def back_to(self, number: int) -> RewindPoint:
+        """The checkpoint of chunk `number`; it and all later ones are forgotten. Good until the next `free_buffers`."""
         while self._kept:
-            checkpoint = self._kept.pop()
-            self._free.append(checkpoint.room)
-            if checkpoint.number == number:
-                return checkpoint
+            point = self._kept.pop()
+            self._free.append(point.buffers)
+            if point.number == number:
+                return point
         raise AssertionError(f"chunk {number} was checked")
 
-    def find(self, number: int) -> Checkpoint:
+    def find(self, number: int) -> RewindPoint:
         """The same, and nothing is forgotten."""
-        return next(checkpoint for checkpoint in self._kept if checkpoint.number == number)
+        return next(point for point in self._kept if point.number == number)
 
     def clear(self) -> None:
         """Forget all."""
-        self._free += [checkpoint.room for checkpoint in self._kept]
+        self._free += [point.buffers for point in self._kept]
         self._kept.clear()

@@ -11,7 +11,7 @@ import torch
 from cache.kv.policies.dual import DualPolicy
 from pipelines.video.wan.actions import NO_ACTION
 
-from .base import Memory, MemoryParts
+from .base import PastParts, StreamPast
 from .clean_latents import CleanFrames
 
 _Held = tuple[list[int], int, int]
@@ -36,16 +36,16 @@ class ShotAlbum:
             if len(self._held) == len(self._store):
                 self._held, self._stride = self._held[::2], self._stride * 2
             if self._seen % self._stride == 0:
-                place = next(i for i in range(len(self._store)) if i not in self._held)
-                self._store[place].copy_(picture)
-                self._held.append(place)
+                index = next(i for i in range(len(self._store)) if i not in self._held)
+                self._store[index].copy_(picture)
+                self._held.append(index)
         self._seen += 1
 
     def chosen(self, count: int) -> torch.Tensor:
         """`count` pictures [count, 3, H, W] in [0, 1], from the first to the last held."""
         last = len(self._held) - 1
-        places = [self._held[round(i * last / max(count - 1, 1))] for i in range(count)]
-        return torch.stack([self._store[place] for place in places]).permute(0, 3, 1, 2).float() / 255
+        indices = [self._held[round(i * last / max(count - 1, 1))] for i in range(count)]
+        return torch.stack([self._store[index] for index in indices]).permute(0, 3, 1, 2).float() / 255
 
     @property
     def store(self) -> torch.Tensor:
@@ -67,10 +67,10 @@ class ShotAlbum:
         return not self._held
 
 
-class ShotMemory(Memory):
+class ShotPast(StreamPast):
     """Albums of the latest shots, as many as the context can hold frames of, and the current one."""
 
-    def __init__(self, parts: MemoryParts) -> None:
+    def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.policy, DualPolicy), parts.policy
         self._policy = parts.policy

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from .base import Memory, MemoryParts, groups_of
-from .clean_latents import Cell, CleanFrames, CleanLatents
+from .base import PastParts, StreamPast, groups_of
+from .clean_latents import CleanFrames, CleanLatents, StoredFrame
 
 
-class WindowMemory(Memory):
+class WindowPast(StreamPast):
     """Frames that a policy has pooled or chosen token by token cannot be passed again: after a cut they are gone."""
 
-    def __init__(self, parts: MemoryParts) -> None:
+    def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
         cells = parts.policy.frame_cells.cells
         self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
@@ -27,12 +27,12 @@ class WindowMemory(Memory):
         self._recache = False
         frames = [frame for frame in self._standing() if frame in self._clean.frames]
         groups = [self._clean.take(group) for group in groups_of(frames, self._parts.chunk_frames)]
-        self._parts.lane.reset()
+        self._parts.stream_rows.reset()
         self._clean.rename(frames)
         return groups
 
     def finished(self, clean: CleanFrames) -> None:
-        chunk = [span.frame for span in self._parts.lane.ledger().chunk][: len(clean.actions)]
+        chunk = [span.frame for span in self._parts.stream_rows.ledger().chunk][: len(clean.actions)]
         self._clean.put(chunk, clean, standing=self._standing())
 
     def decoded(self, frames: torch.Tensor) -> None:
@@ -48,15 +48,15 @@ class WindowMemory(Memory):
 
     def _standing(self) -> list[int]:
         """Frames that stand whole in the cache and stay there."""
-        return [s.frame for s in self._parts.lane.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
+        return [s.frame for s in self._parts.stream_rows.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return (self._clean.store,)
 
-    def facts(self) -> tuple[dict[int, Cell], bool]:
+    def facts(self) -> tuple[dict[int, StoredFrame], bool]:
         return self._clean.cells, self._recache
 
-    def restore(self, facts: tuple[dict[int, Cell], bool]) -> None:
+    def restore(self, facts: tuple[dict[int, StoredFrame], bool]) -> None:
         cells, self._recache = facts
         self._clean.restore(cells)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .base import Flight, Task
-from .chunkwise import ChunkFlight
-from .rolling import RollingFlight
-from .step_batch import StepBatchFlight
+from .base import ChunkSchedule, PassPart
+from .chunkwise import ChunkwiseSchedule
+from .rolling import RollingSchedule
+from .step_batch import StepBatchSchedule
 
-FLIGHTS: Mapping[str, type[Flight]] = MappingProxyType(
-    {"chunk": ChunkFlight, "step-batch": StepBatchFlight, "rolling": RollingFlight}
+CHUNK_SCHEDULES: Mapping[str, type[ChunkSchedule]] = MappingProxyType(
+    {"chunk": ChunkwiseSchedule, "step-batch": StepBatchSchedule, "rolling": RollingSchedule}
 )
 """By the names of VideoPreset.stream."""
 
-__all__ = ["FLIGHTS", "Flight", "Task"]
+__all__ = ["CHUNK_SCHEDULES", "ChunkSchedule", "PassPart"]

@@ -15,21 +15,21 @@ import torch
 
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.flow import CLEAN_TIMESTEP
-from pipelines.video.lane import Lane
 from pipelines.video.passes import PassRequest
-from pipelines.video.past import Memory
+from pipelines.video.past import StreamPast
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
+from pipelines.video.stream_rows import StreamRows
 from pipelines.video.wan.actions import Action
 
-TaskKind = Literal["denoise", "clean", "context"]
+PassKind = Literal["denoise", "clean", "context"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class PassPart:
     """What the tick log says of one chunk's part in a tick. row: of the cache."""
 
-    kind: TaskKind
+    kind: PassKind
     slot: ChunkSlot | None
     row: int
     step: int
@@ -37,14 +37,14 @@ class Task:
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Job:
+class PendingPass:
     """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context". actions: of
     each frame.
 
     begins: the cache makes room for it first. begun: it has (a pass that failed is tried again without).
     """
 
-    kind: TaskKind
+    kind: PassKind
     latents: torch.Tensor
     actions: tuple[Action, ...]
     slot: ChunkSlot | None = None
@@ -53,21 +53,21 @@ class Job:
     view_frames: int | None = None
 
 
-class Flight(ABC):
+class ChunkSchedule(ABC):
     """The chunks of one stream in flight, oldest first."""
 
-    def __init__(self, preset: VideoPreset, lane: Lane, memory: Memory) -> None:
-        self._preset, self._lane, self._memory = preset, lane, memory
+    def __init__(self, preset: VideoPreset, stream_rows: StreamRows, past: StreamPast) -> None:
+        self._preset, self._stream_rows, self._past = preset, stream_rows, past
         self.slots: list[ChunkSlot] = []
-        self._jobs: deque[Job] = deque()
+        self._pending: deque[PendingPass] = deque()
 
     @staticmethod
     @abstractmethod
-    def most_slots(preset: VideoPreset) -> int:
+    def max_slots(preset: VideoPreset) -> int:
         """Chunks in flight at most."""
 
     @staticmethod
-    def most_rows(preset: VideoPreset) -> int:
+    def max_rows(preset: VideoPreset) -> int:
         """Rows of the cache that a stream needs, without those for negative prompts."""
         return 1
 
@@ -115,11 +115,11 @@ class Flight(ABC):
         """Whether a tick would do something. draining: no more chunks come."""
 
     @abstractmethod
-    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
+    def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         """Take a chunk in. context: what is passed before it, see Memory."""
 
     @abstractmethod
-    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
+    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         """The passes of this tick. The cache is made ready for them, once, however often they are tried."""
 
     @abstractmethod
@@ -129,29 +129,38 @@ class Flight(ABC):
     def drop(self) -> None:
         """Forget what is in flight."""
         self.slots.clear()
-        self._jobs.clear()
+        self._pending.clear()
 
     # -- passes at timestep 0 ------------------------------------------------------------------------------------------
 
     def _queue_context(self, context: Sequence[CleanFrames]) -> None:
-        self._jobs.extend(
-            Job(kind="context", latents=frames.latents, actions=frames.actions, begins=True) for frames in context
+        self._pending.extend(
+            PendingPass(kind="context", latents=frames.latents, actions=frames.actions, begins=True)
+            for frames in context
         )
 
-    def _job_request(self, job: Job, text_row: int, scale: float) -> tuple[PassRequest, tuple[Task, ...]]:
-        frames = job.latents.shape[1]
-        if job.begins and not job.begun:
-            self._lane.begin(0, frames)
-            job.begun = True
-        request = self._lane.request(
+    def _pending_request(
+        self, pending: PendingPass, text_row: int, scale: float
+    ) -> tuple[PassRequest, tuple[PassPart, ...]]:
+        frames = pending.latents.shape[1]
+        if pending.begins and not pending.begun:
+            self._stream_rows.begin(0, frames)
+            pending.begun = True
+        request = self._stream_rows.request(
             0,
-            job.latents,
+            pending.latents,
             (CLEAN_TIMESTEP,) * frames,
             text_row,
-            actions=job.actions,
+            actions=pending.actions,
             scale=scale,
-            view_frames=job.view_frames,
+            view_frames=pending.view_frames,
         )
-        step = 0 if job.slot is None else len(job.slot.steps)
-        task = Task(kind=job.kind, slot=job.slot, row=self._lane.kv_rows[0][0], step=step, timestep=CLEAN_TIMESTEP)
-        return request, (task,)
+        step = 0 if pending.slot is None else len(pending.slot.steps)
+        part = PassPart(
+            kind=pending.kind,
+            slot=pending.slot,
+            row=self._stream_rows.kv_rows[0][0],
+            step=step,
+            timestep=CLEAN_TIMESTEP,
+        )
+        return request, (part,)

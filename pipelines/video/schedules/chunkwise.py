@@ -14,14 +14,14 @@ from pipelines.video.passes import PassRequest
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
 
-from .base import Flight, Job, Task
+from .base import ChunkSchedule, PassPart, PendingPass
 
 
-class ChunkFlight(Flight):
+class ChunkwiseSchedule(ChunkSchedule):
     """Context passes, denoising passes, the clean pass: one a tick. The frames come out before the clean pass."""
 
     @staticmethod
-    def most_slots(preset: VideoPreset) -> int:
+    def max_slots(preset: VideoPreset) -> int:
         return 1
 
     def latency_ticks(self, steps: int) -> int:
@@ -32,49 +32,51 @@ class ChunkFlight(Flight):
         return True
 
     def ready(self, steps: int) -> bool:
-        return not self._jobs
+        return not self._pending
 
     def has_work(self, *, draining: bool) -> bool:
-        return bool(self._jobs)
+        return bool(self._pending)
 
-    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
+    def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         self._queue_context(context)
         self.slots.append(slot)
         for step in range(len(slot.steps)):
-            self._jobs.append(
-                Job(kind="denoise", latents=slot.latents, actions=slot.actions, slot=slot, begins=step == 0)
+            self._pending.append(
+                PendingPass(kind="denoise", latents=slot.latents, actions=slot.actions, slot=slot, begins=step == 0)
             )
         if self._preset.clean_pass or not slot.steps:
-            self._jobs.append(
-                Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=not slot.steps)
+            self._pending.append(
+                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=not slot.steps)
             )
 
-    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
-        if not self._jobs:
+    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
+        if not self._pending:
             return []
-        job, lane = self._jobs[0], self._lane
-        if job.kind != "denoise":
-            return [self._job_request(job, lane.text_rows[0], scale)]
-        slot = job.slot
+        pending, stream_rows = self._pending[0], self._stream_rows
+        if pending.kind != "denoise":
+            return [self._pending_request(pending, stream_rows.text_rows[0], scale)]
+        slot = pending.slot
         assert slot is not None
         frames = slot.latents.shape[1]
-        if job.begins and not job.begun:
-            lane.begin(0, frames)
-            job.begun = True
+        if pending.begins and not pending.begun:
+            stream_rows.begin(0, frames)
+            pending.begun = True
         timesteps = (slot.timestep,) * frames
-        request = lane.request(0, slot.latents, timesteps, lane.text_rows[0], actions=job.actions, scale=scale)
-        row = lane.kv_rows[0][0]
-        return [(request, (Task(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep),))]
+        request = stream_rows.request(
+            0, slot.latents, timesteps, stream_rows.text_rows[0], actions=pending.actions, scale=scale
+        )
+        row = stream_rows.kv_rows[0][0]
+        return [(request, (PassPart(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep),))]
 
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
-        job = self._jobs.popleft()
-        slot = job.slot
+        pending = self._pending.popleft()
+        slot = pending.slot
         if slot is None:
             return []
-        if job.kind == "denoise":
+        if pending.kind == "denoise":
             slot.advance(velocities[0])
         if slot not in self.slots or slot.remaining:
             return []
         self.slots.remove(slot)
-        self._memory.finished(CleanFrames(slot.latents, slot.actions))
+        self._past.finished(CleanFrames(slot.latents, slot.actions))
         return [slot]

@@ -17,17 +17,17 @@ from pipelines.video.passes import PassRequest
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
 
-from .base import Flight, Job, Task
+from .base import ChunkSchedule, PassPart, PendingPass
 
 
-class RollingFlight(Flight):
+class RollingSchedule(ChunkSchedule):
     """The window moves when a chunk comes in, or when it is drained. It grows at a stream's beginning."""
 
     _entered = False  # a chunk was born and the window has not moved since
     _begun = False
 
     @staticmethod
-    def most_slots(preset: VideoPreset) -> int:
+    def max_slots(preset: VideoPreset) -> int:
         return len(preset.steps)
 
     @property
@@ -44,37 +44,39 @@ class RollingFlight(Flight):
 
     def ready(self, steps: int) -> bool:
         room = len(self.slots) < len(self._preset.steps) and steps <= len(self._preset.steps)
-        return room and not self._jobs and not self._entered and all(slot.remaining < steps for slot in self.slots)
+        return room and not self._pending and not self._entered and all(slot.remaining < steps for slot in self.slots)
 
     def has_work(self, *, draining: bool) -> bool:
-        return bool(self._jobs) or self._entered or (draining and bool(self.slots))
+        return bool(self._pending) or self._entered or (draining and bool(self.slots))
 
-    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
+    def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         self._queue_context(context)
         if not slot.steps:
-            self._jobs.append(Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=True))
+            self._pending.append(
+                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=True)
+            )
             return
         self.slots.append(slot)
         self._entered = True
 
-    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
-        lane = self._lane
-        if self._jobs:
-            return [self._job_request(self._jobs[0], lane.text_rows[0], scale)]
+    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
+        stream_rows = self._stream_rows
+        if self._pending:
+            return [self._pending_request(self._pending[0], stream_rows.text_rows[0], scale)]
         if not self.has_work(draining=draining):
             return []
         latents = torch.cat([slot.latents for slot in self.slots], dim=1)
         if not self._begun:
-            lane.begin(0, latents.shape[1], keep=self._kept_frames())
+            stream_rows.begin(0, latents.shape[1], keep=self._kept_frames())
             self._begun = True
         timesteps = [slot.timestep for slot in self.slots for _ in range(slot.latents.shape[1])]
         actions = [action for slot in self.slots for action in slot.actions]
-        request = lane.request(0, latents, timesteps, lane.text_rows[0], actions=actions, scale=scale)
-        row = lane.kv_rows[0][0]
-        tasks = tuple(
-            Task(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep) for slot in self.slots
+        request = stream_rows.request(0, latents, timesteps, stream_rows.text_rows[0], actions=actions, scale=scale)
+        row = stream_rows.kv_rows[0][0]
+        parts = tuple(
+            PassPart(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep) for slot in self.slots
         )
-        return [(request, tasks)]
+        return [(request, parts)]
 
     def _kept_frames(self) -> int:
         """Of the window's frames, those that the next window finds in the cache: the chunk that this one finishes."""
@@ -82,8 +84,8 @@ class RollingFlight(Flight):
         return first.latents.shape[1] if self._preset.clean_pass and first.remaining == 1 else 0
 
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
-        if self._jobs:
-            return self._land_job(self._jobs.popleft())
+        if self._pending:
+            return self._land_pending(self._pending.popleft())
         self._entered = self._begun = False
         parts = torch.split(velocities[0], [slot.latents.shape[1] for slot in self.slots], dim=1)
         for slot, velocity in zip(self.slots, parts, strict=True):
@@ -93,17 +95,17 @@ class RollingFlight(Flight):
         slot = self.slots.pop(0)
         if self._preset.clean_pass:
             frames = slot.latents.shape[1]
-            self._jobs.append(
-                Job(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, view_frames=frames)
+            self._pending.append(
+                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, view_frames=frames)
             )
-            self._memory.finished(CleanFrames(slot.latents, slot.actions))
+            self._past.finished(CleanFrames(slot.latents, slot.actions))
         return [slot]
 
-    def _land_job(self, job: Job) -> list[ChunkSlot]:
-        if job.slot is None or not job.begins:
+    def _land_pending(self, pending: PendingPass) -> list[ChunkSlot]:
+        if pending.slot is None or not pending.begins:
             return []
-        self._memory.finished(CleanFrames(job.latents, job.actions))
-        return [job.slot]
+        self._past.finished(CleanFrames(pending.latents, pending.actions))
+        return [pending.slot]
 
     def drop(self) -> None:
         super().drop()

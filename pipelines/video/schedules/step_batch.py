@@ -15,20 +15,20 @@ from pipelines.video.passes import PassRequest
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
 
-from .base import Flight, Task
+from .base import ChunkSchedule, PassPart
 
 
-class StepBatchFlight(Flight):
+class StepBatchSchedule(ChunkSchedule):
     """One pass of every chunk in flight a tick. Chunks move on whether or not another one follows them."""
 
     _begun = False
 
     @staticmethod
-    def most_slots(preset: VideoPreset) -> int:
+    def max_slots(preset: VideoPreset) -> int:
         return len(preset.steps)
 
     @staticmethod
-    def most_rows(preset: VideoPreset) -> int:
+    def max_rows(preset: VideoPreset) -> int:
         return len(preset.steps)
 
     @staticmethod
@@ -37,7 +37,7 @@ class StepBatchFlight(Flight):
 
     @property
     def texts(self) -> list[tuple[int, ChunkSlot]]:
-        return [(self._lane.text_rows[slot.step], slot) for slot in self.slots]
+        return [(self._stream_rows.text_rows[slot.step], slot) for slot in self.slots]
 
     def latency_ticks(self, steps: int) -> int:
         return steps - 1
@@ -55,28 +55,30 @@ class StepBatchFlight(Flight):
         return False
 
     def ready(self, steps: int) -> bool:
-        free = len(self.slots) < len(self._lane.kv_rows)
-        return free and steps <= len(self._lane.kv_rows) and all(slot.remaining < steps for slot in self.slots)
+        free = len(self.slots) < len(self._stream_rows.kv_rows)
+        return free and steps <= len(self._stream_rows.kv_rows) and all(slot.remaining < steps for slot in self.slots)
 
     def has_work(self, *, draining: bool) -> bool:
         return bool(self.slots)
 
-    def bear(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
+    def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         assert not context, "a step-batched cache holds noisy frames: no clean one is passed again"
         self.slots.append(slot)
 
-    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[Task, ...]]]:
-        found: list[tuple[PassRequest, tuple[Task, ...]]] = []
+    def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
+        found: list[tuple[PassRequest, tuple[PassPart, ...]]] = []
         for slot in self.slots:
             frames, row = slot.latents.shape[1], slot.step
             if not self._begun:
-                self._lane.begin(row, frames)
-            text_row, timesteps = self._lane.text_rows[row], (slot.timestep,) * frames
-            request = self._lane.request(row, slot.latents, timesteps, text_row, actions=slot.actions, scale=scale)
-            task = Task(
-                kind="denoise", slot=slot, row=self._lane.kv_rows[row][0], step=slot.step, timestep=slot.timestep
+                self._stream_rows.begin(row, frames)
+            text_row, timesteps = self._stream_rows.text_rows[row], (slot.timestep,) * frames
+            request = self._stream_rows.request(
+                row, slot.latents, timesteps, text_row, actions=slot.actions, scale=scale
             )
-            found.append((request, (task,)))
+            part = PassPart(
+                kind="denoise", slot=slot, row=self._stream_rows.kv_rows[row][0], step=slot.step, timestep=slot.timestep
+            )
+            found.append((request, (part,)))
         self._begun = True
         return found
 

@@ -18,8 +18,8 @@ import torch
 from pipelines.video.compiling import compiled
 
 BLOCK_QUERIES = 128
-MOST_PARTS = 8
-LEAST_PART_KEYS = 1024
+MAX_PARTS = 8
+MIN_PART_KEYS = 1024
 _ROUND_KEYS = 128
 """What a round of blocks costs beside its keys, in keys."""
 _JOIN_KEYS = 5.6e-5
@@ -28,7 +28,7 @@ _JOIN_KEYS = 5.6e-5
 
 def parts_of_keys(queries: torch.Tensor, keys: torch.Tensor) -> int:
     """How many equal parts to make of keys [B, M, heads, D] for queries [B, N, heads, D]; 1 for few keys."""
-    if keys.shape[1] < 2 * LEAST_PART_KEYS or not (keys.shape[0] == 1 or keys.is_contiguous()):
+    if keys.shape[1] < 2 * MIN_PART_KEYS or not (keys.shape[0] == 1 or keys.is_contiguous()):
         return 1
     return best_parts(
         blocks=queries.shape[0] * queries.shape[2] * -(-queries.shape[1] // BLOCK_QUERIES),
@@ -46,7 +46,7 @@ def best_parts(*, blocks: int, keys: int, numbers: int, multiprocessors: int) ->
         join = _JOIN_KEYS * numbers * (2 * parts + 1) if parts > 1 else 0.0
         return rounds * (keys / parts + _ROUND_KEYS) + join
 
-    fitting = [n for n in range(1, MOST_PARTS + 1) if keys % n == 0 and (n == 1 or keys // n >= LEAST_PART_KEYS)]
+    fitting = [n for n in range(1, MAX_PARTS + 1) if keys % n == 0 and (n == 1 or keys // n >= MIN_PART_KEYS)]
     return min(fitting, key=cost)
 
 

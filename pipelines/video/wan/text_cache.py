@@ -71,7 +71,7 @@ class PlainText:
         return compute(self._hidden)
 
 
-class TextCache:
+class TextKVCache:
     """`rows` prompts of `tokens` tokens; keys and values of all layers are allocated here and never again."""
 
     def __init__(self, transformer: TextProjector, *, rows: int, tokens: int = 512) -> None:

@@ -142,9 +142,9 @@ class CausalWanTransformer(nn.Module):
 
     def set_precision(self, dtype: torch.dtype) -> None:
         """Convert the weights, keeping in float32 at least those that `keeps_float32` names, as diffusers does."""
-        least = torch.promote_types(dtype, torch.float32)
+        minimum = torch.promote_types(dtype, torch.float32)
         for name, parameter in self.named_parameters():
-            parameter.data = parameter.data.to(least if self.keeps_float32(name) else dtype)
+            parameter.data = parameter.data.to(minimum if self.keeps_float32(name) else dtype)
 
     @staticmethod
     def keeps_float32(name: str) -> bool:

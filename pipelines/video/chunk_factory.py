@@ -12,28 +12,38 @@ import torch
 from pipelines.core.controls import Controls
 
 from .chunk_steps import ChunkSteps
-from .chunks import ChunkBirth, ChunkSlot, FullChunk, HeldText
+from .chunks import ChunkBirth, ChunkSlot, FullChunk, PromptState
 from .controls import chunk_plan, number_of_steps
 from .flow import noised
 from .input_latents import InputLatents
-from .lane import Lane
 from .motion import MotionNoise
-from .past import Memory
-from .past.rewind import Checkpoint, History, Room
+from .past import StreamPast
+from .past.rewind import RewindBuffers, RewindHistory, RewindPoint
 from .sampling import SAMPLERS
-from .schedules import Flight
+from .schedules import ChunkSchedule
 from .state import VideoCore
+from .stream_rows import StreamRows
 
 
-class Births:
+class ChunkFactory:
     """Makes the chunks of one stream, and counts them."""
 
-    def __init__(self, core: VideoCore, stream: int, place: int, lane: Lane, flight: Flight, memory: Memory) -> None:
-        self._core, self._stream, self._place = core, stream, place
-        self._lane, self._flight, self.memory = lane, flight, memory
-        self._motion, self._inputs = MotionNoise(), InputLatents(core, place)
-        self.history = History(core.options.rewind_bytes if flight.can_rewind else 0, self._room)
-        self._room_for_encoder = False
+    def __init__(
+        self,
+        core: VideoCore,
+        stream: int,
+        index: int,
+        stream_rows: StreamRows,
+        chunk_schedule: ChunkSchedule,
+        past: StreamPast,
+    ) -> None:
+        self._core, self._stream, self._index = core, stream, index
+        self._stream_rows, self._chunk_schedule, self.past = stream_rows, chunk_schedule, past
+        self._motion, self._inputs = MotionNoise(), InputLatents(core, index)
+        self.history = RewindHistory(
+            core.options.rewind_bytes if chunk_schedule.can_rewind else 0, self._rewind_buffers
+        )
+        self._has_encoder_buffers = False
         self._start()
 
     def _start(self) -> None:
@@ -49,8 +59,8 @@ class Births:
 
     def restart(self) -> None:
         """The video begins anew; ordinals of prompt-only frames go on."""
-        self.memory.restart()
-        self._core.decoders[self._place].decoder.reset()
+        self.past.restart()
+        self._core.decoders[self._index].decoder.reset()
         self._motion.reset()
         self._inputs.gap()
         self.history.clear()
@@ -64,15 +74,15 @@ class Births:
     def ready(self, content: FullChunk, controls: Controls) -> bool:
         """Whether this chunk can be born in this tick."""
         steps = 0 if content.is_picture else number_of_steps(self._core, controls, first=self.first)
-        return self._flight.ready(steps)
+        return self._chunk_schedule.ready(steps)
 
-    def bear(self, content: FullChunk, controls: Controls, text: HeldText, rest: Any) -> ChunkSlot:
+    def create(self, content: FullChunk, controls: Controls, text: PromptState, stream_state: Any) -> ChunkSlot:
         """Begin a chunk. rest: what the stream wants back when it is rewound to here."""
         if content.is_picture:
             self.restart()
         elif not self.first:
-            self._keep_place(rest)
-        context = self.memory.context()
+            self._save_rewind_point(stream_state)
+        context = self.past.context()
         plan, strength = self._plan(content, controls)
         birth = ChunkBirth(
             stream=self._stream,
@@ -85,10 +95,10 @@ class Births:
             first_ordinal=self._ordinal,
             strength=strength,
         )
-        place = self._born % len(self._lane.latents)
-        slot = ChunkSlot(birth, self._lane.latents[place][:, : content.latents], text)
+        index = self._born % len(self._stream_rows.latents)
+        slot = ChunkSlot(birth, self._stream_rows.latents[index][:, : content.latents], text)
         self._fill(slot)
-        self._flight.bear(slot, context)
+        self._chunk_schedule.admit(slot, context)
         self._latents += content.latents
         self._ordinal += content.kept if content.frames[0] is None else 0
         self.chunks += 1
@@ -106,7 +116,7 @@ class Births:
         else:
             self._motion.reset()
             self._inputs.gap()
-        same = self._flight.fixed_steps
+        same = self._chunk_schedule.fixed_steps
         plan = chunk_plan(self._core, controls, first=self.first, noise_scale=scale, same_number=same)
         return plan, 1.0 if scale is None else scale
 
@@ -126,52 +136,52 @@ class Births:
 
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
-    def _room(self, device: str | None = None) -> Room:
+    def _rewind_buffers(self, device: str | None = None) -> RewindBuffers:
         """Memory for all that a place to rewind to copies. device: None: the streams' own."""
         core = self._core
-        return Room(
-            cache=tuple(core.cache.room(device) for _ in self._lane.all_kv_rows),
-            decoder=core.decoders[self._place].decoder.room(device),
+        return RewindBuffers(
+            cache=tuple(core.cache.snapshot_buffers(device) for _ in self._stream_rows.all_kv_rows),
+            decoder=core.decoders[self._index].decoder.snapshot_buffers(device),
             encoder=None,
-            memory=tuple(torch.empty_like(tensor, device=device) for tensor in self.memory.tensors),
+            past=tuple(torch.empty_like(tensor, device=device) for tensor in self.past.tensors),
         )
 
-    def _keep_place(self, rest: Any) -> None:
+    def _save_rewind_point(self, stream_state: Any) -> None:
         core = self._core
-        if core.has_encoder and not self._room_for_encoder:
-            self.history.add_encoder(core.encoder.room)
-            self._room_for_encoder = True
-        room = self.history.free_room()
-        if room is None:
+        if core.has_encoder and not self._has_encoder_buffers:
+            self.history.add_encoder(core.encoder.snapshot_buffers)
+            self._has_encoder_buffers = True
+        buffers = self.history.free_buffers()
+        if buffers is None:
             return
-        for target, tensor in zip(room.memory, self.memory.tensors, strict=True):
+        for target, tensor in zip(buffers.past, self.past.tensors, strict=True):
             target.copy_(tensor)
-        rows = zip(self._lane.all_kv_rows, room.cache, strict=True)
-        encoder = None if room.encoder is None else core.encoder.snapshot(self._place, into=room.encoder)
+        rows = zip(self._stream_rows.all_kv_rows, buffers.cache, strict=True)
+        encoder = None if buffers.encoder is None else core.encoder.snapshot(self._index, into=buffers.encoder)
         self.history.add(
-            Checkpoint(
+            RewindPoint(
                 number=self.chunks,
-                room=room,
+                buffers=buffers,
                 cache=tuple(core.cache.snapshot(row, into=into) for row, into in rows),
-                decoder=core.decoders[self._place].decoder.snapshot(0, into=room.decoder),
+                decoder=core.decoders[self._index].decoder.snapshot(0, into=buffers.decoder),
                 encoder=encoder,
-                memory=self.memory.facts(),
-                rest=(rest, self._latents, self._motion.state(), self._inputs.fresh),
+                past=self.past.facts(),
+                stream_state=(stream_state, self._latents, self._motion.state(), self._inputs.fresh),
             )
         )
 
     def rewind(self, number: int) -> None:
         """Go back to where chunk `number` was born; it is the next one."""
         core, checkpoint = self._core, self.history.back_to(number)
-        for row, snapshot in zip(self._lane.all_kv_rows, checkpoint.cache, strict=True):
+        for row, snapshot in zip(self._stream_rows.all_kv_rows, checkpoint.cache, strict=True):
             core.cache.restore(row, snapshot)
-        core.decoders[self._place].decoder.restore(0, checkpoint.decoder)
+        core.decoders[self._index].decoder.restore(0, checkpoint.decoder)
         if checkpoint.encoder is not None:
-            core.encoder.restore(self._place, checkpoint.encoder)
-        for tensor, kept in zip(self.memory.tensors, checkpoint.room.memory, strict=True):
+            core.encoder.restore(self._index, checkpoint.encoder)
+        for tensor, kept in zip(self.past.tensors, checkpoint.buffers.past, strict=True):
             tensor.copy_(kept)
-        self.memory.restore(checkpoint.memory)
-        _, self._latents, motion, fresh = checkpoint.rest
+        self.past.restore(checkpoint.past)
+        _, self._latents, motion, fresh = checkpoint.stream_state
         self._motion.restore(motion)
         self._inputs.fresh = fresh or checkpoint.encoder is None
         self.chunks = number

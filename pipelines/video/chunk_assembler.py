@@ -13,13 +13,13 @@ from pipelines.core.types import Frame
 from .chunks import FullChunk
 from .codecs.codec import frames_of
 
-_MOST_FULL = 1  # full chunks that wait while another one is denoised
+_MAX_FULL = 1  # full chunks that wait while another one is denoised
 
 ChunkSize = Callable[[bool], int]
 """(whether it is the stream's first chunk) -> latent frames of a chunk that begins to fill now."""
 
 
-class Collector:
+class ChunkAssembler:
     """Fills one chunk at a time; a full one waits until it is born. Frames of one chunk are of one kind."""
 
     def __init__(self, size: ChunkSize, time_factor: int) -> None:
@@ -60,7 +60,7 @@ class Collector:
         if self._filling and (self._filling[0] is None) != prompt_only:
             self.pad()
         room = self._wanted - len(self._filling) if self._filling else 0
-        chunks = _MOST_FULL - len(self._full) - bool(self._filling)
+        chunks = _MAX_FULL - len(self._full) - bool(self._filling)
         if chunks > 0:
             room += frames_of(self._size(self._first), first=self._first, time_factor=self._time_factor)
             room += (chunks - 1) * frames_of(self._size(False), first=False, time_factor=self._time_factor)
@@ -69,7 +69,7 @@ class Collector:
     def has_room_for_picture(self) -> bool:
         """Whether a picture can be taken now. What was being filled is padded."""
         self.pad()
-        return len(self._full) < _MOST_FULL
+        return len(self._full) < _MAX_FULL
 
     def add(self, frame: Frame | None) -> None:
         """Take a frame; `has_room` said that it can be."""

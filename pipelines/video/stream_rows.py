@@ -18,7 +18,7 @@ from .wan.actions import Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Lane:
+class StreamRows:
     """kv_rows: for each row of the stream (one, or one for each step) the cache row of the prompt and, where there is
     guidance, that of the negative prompt. latents: [chunks in flight, C, most frames, h, w], the stream's own memory.
     negative_text: row of the text cache, or None.
