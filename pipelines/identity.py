@@ -197,7 +197,7 @@ class IdentityStream:
 
     @property
     def _free(self) -> int:
-        return min(self._engine.free_slots, self._controls.integer("depth") - len(self._slots))
+        return min(self._engine.free_slots, self._controls.depth - len(self._slots))
 
     def _admit(self, frame: Frame) -> bool:
         if self._free < 1:

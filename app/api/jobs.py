@@ -15,8 +15,9 @@ import fastapi
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
+from pipelines.core.prompts import WeightedPrompt
 
 from .access import off_loop
 from .context import ApiContext

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from app.session.session import SessionReading
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
-from pipelines.core.controls import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
+from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
 from pipelines.core.types import StreamInfo
 
 MAX_SECONDS = 3600.0

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
-from pipelines.core.controls import Control
+from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
 
 VIDEO_ENGINE_CONTROLS = tuple(
@@ -51,13 +51,13 @@ def control_from_options(options: argparse.Namespace) -> Control:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a model and how it runs."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(CONTROLS["model"].help))
+    group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(Controls.model.help))
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live: cuda:0,cuda:1 (auto)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     group.add_argument("--backend", default="auto", help="auto, eager or cuda-graph (default auto)")
     group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
     group.add_argument(
-        "--frames-per-slot", default="1", metavar="N", help=_escaped(CONTROLS["frames_per_slot"].help) + " (default 1)"
+        "--frames-per-slot", default="1", metavar="N", help=_escaped(Controls.frames_per_slot.help) + " (default 1)"
     )
     group.add_argument(
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
@@ -85,7 +85,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, object]:
 
     width, height = parse_size(options.size) if options.size is not None else (0, 0)
     video = _video_options(options)
-    frames = _typed(CONTROLS["frames_per_slot"], options.frames_per_slot)
+    frames = _typed(Controls.frames_per_slot, options.frames_per_slot)
     checked = Control.of({"model": options.model, "width": width, "height": height, "frames_per_slot": frames})
     return {
         **checked.changes(),

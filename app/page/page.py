@@ -15,6 +15,7 @@ import gradio as gr
 
 from app.worker.pool import Workers
 from pipelines.core.control_table import CONTROLS
+from pipelines.core.controls import Controls
 
 from .prompts import Prompts
 from .widgets import SECTIONS, label_of, make_widget, section_id, send_changes
@@ -100,7 +101,7 @@ class Page:
     def _prompt_box(self) -> tuple[gr.Textbox, gr.HTML, list[gr.Button]]:
         prompt = gr.Textbox(
             value=self._prompts.examples[0] if self._prompts.examples else "",
-            label=label_of(CONTROLS["prompt"]),
+            label=label_of(Controls.prompt),
             placeholder="What to show. Blend several: a cat:2 | a robot:1",
             max_lines=3,
             elem_id="zt-prompt",

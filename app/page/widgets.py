@@ -25,39 +25,19 @@ class Section:
     open: bool = False
 
 
-SECTIONS = (
-    Section(title="Look", names=("strength", "steps", "seed", "seed_lock", "noise_walk_deg"), open=True),
-    Section(title="Prompt changes", names=("prompt_change", "prompt_blend", "transition_frames", "negative_prompt")),
-    Section(title="Guidance", names=("guidance_mode", "guidance_scale", "guidance_delta")),
+_TITLES = ("Look", "Prompt changes", "Guidance", "Engine", "Video")
+"""Of the sections, from top to bottom. Which controls are in each is a column of the control table."""
+
+SECTIONS = tuple(
     Section(
-        title="Engine",
-        names=(
-            "step_function",
-            "depth",
-            "lora_scale",
-            "similarity_filter",
-            "similarity_threshold",
-            "similarity_max_skips",
-        ),
-    ),
-    Section(
-        title="Video",
-        names=(
-            "paused",
-            "scene_cut",
-            "rewind_to",
-            "chunk_frames",
-            "first_chunk_frames",
-            "chunk_steps",
-            "input_use",
-            "noise_control",
-        ),
-    ),
+        title=title,
+        names=tuple(name for name, spec in CONTROLS.items() if spec.section == title),
+        open=title == _TITLES[0],
+    )
+    for title in _TITLES
 )
-ACTIONS = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
-"""Steered by keys, gamepad and the stage's pad, where the model takes them."""
-ELSEWHERE = ("prompt", *ACTIONS)
-"""Controls that a running stream can change and that have a place of their own on the page."""
+ELSEWHERE = tuple(name for name, spec in CONTROLS.items() if spec.section == "stage")
+"""The prompt, and what is steered by keys, gamepad and the stage's pad: they have places of their own on the page."""
 
 
 def section_id(section: Section) -> str:

@@ -165,15 +165,15 @@ def catch_up(
             stream.pull()
         progress()
     stream.flush()
-    stream.apply(Control(steps=wanted.integer("steps"), similarity_filter=wanted.flag("similarity_filter")))
+    stream.apply(Control(steps=wanted.steps, similarity_filter=wanted.similarity_filter))
 
 
 def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
     """Whether a frame depends on its number, by its noise or by a transition, in any state that a render has; so that a
     resumed stream has to catch up."""
-    numbered = any(not state.flag("seed_lock") for state in states)
-    walks = prompt_only and any(state.number("noise_walk_deg") > 0 for state in states)
-    glides = len(states) > 1 and any(state.integer("transition_frames") for state in states)
+    numbered = any(not state.seed_lock for state in states)
+    walks = prompt_only and any(state.noise_walk_deg > 0 for state in states)
+    glides = len(states) > 1 and any(state.transition_frames for state in states)
     return numbered or walks or glides
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import av
 
 from app.media.containers import Container
-from pipelines.core.controls import WeightedPrompt
+from pipelines.core.prompts import WeightedPrompt
 from pipelines.core.types import StreamInfo
 
 from .record import fingerprint

@@ -6,10 +6,10 @@ Knows one stream and its engine; no file and no writer.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from fractions import Fraction
 
 from pipelines.core.contracts import Engine, Stream
+from pipelines.core.control_table import ENGINE_CONTROLS
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.types import Frame
@@ -19,7 +19,8 @@ from .timeline import Cue, Timeline
 SLACK_S = Fraction(1, 1000)
 """How much earlier than its time a change may be made: files round the times of frames to their time base."""
 
-_IN_REHEARSAL = frozenset({"lora_scale", "rewind_to"})  # one changes the engine, the other needs chunks to go back to
+_NOT_REHEARSED = frozenset((*ENGINE_CONTROLS, Controls.rewind_to.name))
+"""Those change the engine; a rewind needs chunks to go back to."""
 
 
 def rehearse(timeline: Timeline, engine: Engine, control: Control) -> None:
@@ -34,7 +35,7 @@ def rehearse(timeline: Timeline, engine: Engine, control: Control) -> None:
         return
     with engine.open(control=control) as stream:
         for cue in timeline.cues:
-            _apply(timeline, cue, stream, without(cue.control, _IN_REHEARSAL))
+            _apply(timeline, cue, stream, cue.control.without(_NOT_REHEARSED))
 
 
 def states(timeline: Timeline, first: Controls) -> list[Controls]:
@@ -77,7 +78,7 @@ class TimelinePlayer:
                 self._engine.tick()
                 finished(self._stream.pull())
             for cue in due:
-                _apply(self._timeline, cue, self._stream, without(cue.control, held))
+                _apply(self._timeline, cue, self._stream, cue.control.without(held))
             self._done += len(due)
         self._boundary = counts.taken - counts.skipped + self._chunk_frames(has_image=has_image)
         return [cue.control for cue in due]
@@ -90,14 +91,9 @@ class TimelinePlayer:
     def _chunk_frames(self, *, has_image: bool) -> int:
         """Frames of the chunk that begins now. A picture with which a video begins is a chunk of its own."""
         info = self._stream.info
-        if has_image and info.engine == "video" and self._stream.controls.text("input_use") == "first-frame":
+        if has_image and info.engine == "video" and self._stream.controls.input_use == "first-frame":
             return 1
         return info.frames_per_chunk
-
-
-def without(control: Control, names: Iterable[str]) -> Control:
-    """`control` without these."""
-    return replace(control, **dict.fromkeys(names, None))
 
 
 def _apply(timeline: Timeline, cue: Cue, stream: Stream, control: Control) -> None:

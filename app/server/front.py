@@ -19,7 +19,7 @@ from app.api.schema import plain_controls
 from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from app.page.prompts import Prompts
 from app.page.widgets import foreign_elements, stream_controls
-from pipelines.core.controls import MAX_PROMPT_CHARACTERS
+from pipelines.core.prompts import MAX_PROMPT_CHARACTERS
 
 from .gate import FrontGate
 from .warm_up import warm_up

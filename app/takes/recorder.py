@@ -109,12 +109,12 @@ class Recorder:
 
 
 def complete_control(stream: Stream) -> Control:
-    """All controls of a stream that a fresh one can be opened with. lora_scale is the engine's, not the stream's."""
+    """All controls of a stream that a fresh one can be opened with; those of the engine are not the stream's."""
     values = {
         name: value
         for name, value in stream.controls.values.items()
         if CONTROLS[name].propagation is not Propagation.REOPEN
-        and name != "lora_scale"
+        and CONTROLS[name].scope == "stream"
         and not CONTROLS[name].momentary
     }
     return Control.of(plain_controls(values))

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control
+from pipelines.core.prompts import WeightedPrompt
 
 TAKE_SCHEMA = 1
 Outcome = Literal["accepted", "skipped", "refused"]

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from app.takes.machine import describe_machine
 from pipelines.core.contracts import Engine, Stream
+from pipelines.core.control_table import ENGINE_CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError, StreamError, ZoetropeError
 
@@ -239,9 +240,10 @@ class Worker:
 
     def _widen(self, control: Control, by: WorkerSession | None = None) -> None:
         """Remember what holds for the whole engine, and tell it to the takes of the other sessions."""
-        if control.lora_scale is None:
+        wide = Control(**{name: value for name, value in control.changes().items() if name in ENGINE_CONTROLS})
+        if not wide.changes():
             return
-        self._wide = Control(lora_scale=control.lora_scale)
+        self._wide = self._wide.merged(wide)
         for session in self._sessions.values():
             if session is not by and session.recorder is not None:
                 session.apply(self._wide)

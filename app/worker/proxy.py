@@ -140,8 +140,8 @@ class SessionProxy:
     def set_control(self, control: Control) -> None:
         """Apply a partial change to the stream, and remember it for the next worker."""
         with self._changed:
-            lasting = {name: v for name, v in control.changes().items() if not CONTROLS[name].momentary}
-            self._control = Control(**{**self._control.changes(), **lasting})  # type: ignore[arg-type]
+            momentary = [name for name in control.changes() if CONTROLS[name].momentary]
+            self._control = self._control.merged(control.without(momentary))
             self._notice = ""
             live = self._mailbox is not None
         if live:

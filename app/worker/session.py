@@ -109,7 +109,7 @@ class WorkerSession:
         self._skipped += counts.skipped
         self._dropped += counts.in_flight
         self.stream.close()
-        control = Control(**{**control.changes(), **wide.changes()})  # type: ignore[arg-type]  # names of Control
+        control = control.merged(wide)
         self.stream = open_stream(control)
         self._unrecorded = len(self._finished) + self._paced
         self._recorder, self._take = Recorder(message.first_seq), message.take

@@ -119,10 +119,10 @@ class ConditionPair:
 
 def encode_controls(texts: PromptCache, controls: Controls) -> ConditionPair:
     """The pair that a state of the controls asks for. No prompt: the empty text."""
-    prompts = controls.prompts
+    prompts = controls.prompt
     encoded = [texts.encode(p.text) for p in prompts] or [texts.encode("")]
-    positive = blend(encoded, [p.weight for p in prompts] or [1.0], BLENDS[controls.text("prompt_blend")])
-    return ConditionPair(positive=positive, negative=texts.encode(controls.text("negative_prompt")))
+    positive = blend(encoded, [p.weight for p in prompts] or [1.0], BLENDS[controls.prompt_blend])
+    return ConditionPair(positive=positive, negative=texts.encode(controls.negative_prompt))
 
 
 class Transition:

@@ -1,6 +1,7 @@
-"""The control table: every knob of a stream, once.
+"""The control table: every control of a stream, once.
 
-The command line, the page, the JSON schema, OSC, MIDI and the docs derive from it. Knows no engine and no widget.
+One row gives the typed attribute of `Control` and `Controls`, the command-line option, the page's widget, the JSON
+schema, the OSC and MIDI name and the docs. Knows no engine and no widget.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Generic, Literal, Required, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
+from .prompts import WeightedPrompt
+
+T = TypeVar("T")
 ControlKind = Literal["float", "int", "bool", "choice", "text", "prompts"]
 EngineKind = Literal["image", "video"]
+Scope = Literal["stream", "engine"]
 
 
 class Propagation(Enum):
@@ -24,19 +29,39 @@ class Propagation(Enum):
     REOPEN = "reopen"  # a new stream is opened (model, size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlSpec:
-    """One row of the table.
+class CompleteValues:
+    """What `Controls` is to the table: it has a value for every row."""
 
-    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice.
-    propagation: when a change is felt. cut_propagation: the class that holds instead while `prompt_change` is "cut" or
-    "flush". A slot of a video model is a chunk. engines: the kinds of engine for which it means anything. momentary: it
-    asks for something once and goes back to its default by itself, so a new stream is not told of it.
+    __slots__ = ()
+
+    def value_of(self, name: str) -> Any:
+        """The value of a control."""
+        raise NotImplementedError
+
+
+class PartialValues:
+    """What `Control` is to the table: it has values for some rows."""
+
+    __slots__ = ()
+
+    def value_of(self, name: str) -> Any:
+        """The value of a control, or None."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ControlRow(Generic[T]):
+    """One row: read from the class it is itself, from `Controls` its value, from `Control` its value or None.
+
+    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice. propagation: when a change is felt.
+    cut_propagation: the class that holds instead while `prompt_change` is "cut" or "flush". A slot of a video model is
+    a chunk. engines: the kinds of engine for which it means anything. section: where it is on the page; "stage": on the
+    stage itself, "": nowhere. momentary: it asks for something once and goes back to its default by itself, so a new
+    stream is not told of it. scope: whether it holds for one stream or for all of an engine.
     """
 
-    name: str
     kind: ControlKind
-    default: object
+    default: T
     help: str
     propagation: Propagation
     cut_propagation: Propagation | None = None
@@ -45,7 +70,39 @@ class ControlSpec:
     choices: tuple[str, ...] = ()
     unit: str = ""
     engines: tuple[EngineKind, ...] = ("image", "video")
+    section: str = ""
     momentary: bool = False
+    scope: Scope = "stream"
+    name: str = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        object.__setattr__(self, "name", name)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> ControlRow[T]: ...
+    @overload
+    def __get__(self, instance: CompleteValues, owner: type) -> T: ...
+    @overload
+    def __get__(self, instance: PartialValues, owner: type) -> T | None: ...
+    def __get__(self, instance: CompleteValues | PartialValues | None, owner: type) -> ControlRow[T] | T | None:
+        return self if instance is None else instance.value_of(self.name)
+
+    def __set__(self, instance: object, value: object) -> None:
+        raise AttributeError(f"{self.name} cannot be set: make a new record")
+
+
+ControlSpec: TypeAlias = ControlRow[Any]
+
+
+class _Columns(TypedDict, total=False):
+    propagation: Required[Propagation]
+    help: Required[str]
+    cut_propagation: Propagation
+    engines: tuple[EngineKind, ...]
+    section: str
+    unit: str
+    momentary: bool
+    scope: Scope
 
 
 _TICK, _SLOT, _CHUNK, _REOPEN = Propagation
@@ -53,348 +110,195 @@ _IMAGE: tuple[EngineKind, ...] = ("image",)
 _VIDEO: tuple[EngineKind, ...] = ("video",)
 
 
-def _action(name: str, at_1: str) -> ControlSpec:
+def _float(default: float, low: float, high: float, **columns: Unpack[_Columns]) -> ControlRow[float]:
+    return ControlRow(kind="float", default=default, minimum=low, maximum=high, **columns)
+
+
+def _int(default: int, low: int, high: int, **columns: Unpack[_Columns]) -> ControlRow[int]:
+    return ControlRow(kind="int", default=default, minimum=low, maximum=high, **columns)
+
+
+def _bool(default: bool, **columns: Unpack[_Columns]) -> ControlRow[bool]:
+    return ControlRow(kind="bool", default=default, **columns)
+
+
+def _choice(default: str, choices: tuple[str, ...], **columns: Unpack[_Columns]) -> ControlRow[str]:
+    return ControlRow(kind="choice", default=default, choices=choices, **columns)
+
+
+def _text(default: str, **columns: Unpack[_Columns]) -> ControlRow[str]:
+    return ControlRow(kind="text", default=default, **columns)
+
+
+def _prompts(**columns: Unpack[_Columns]) -> ControlRow[tuple[WeightedPrompt, ...]]:
+    return ControlRow(kind="prompts", default=(), **columns)
+
+
+def _action(at_1: str) -> ControlRow[float]:
     """One axis of an action. at_1: what its largest value does."""
-    return ControlSpec(
-        name=name,
-        kind="float",
-        default=0.0,
-        minimum=-1.0,
-        maximum=1.0,
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help=f"{at_1}, of a model that takes actions; -1 the other way, 0 nothing; holds until it is changed.",
-    )
+    text = f"{at_1}, of a model that takes actions; -1 the other way, 0 nothing; holds until it is changed."
+    return _float(0.0, -1.0, 1.0, propagation=_CHUNK, engines=_VIDEO, section="stage", help=text)
 
 
-_TABLE = (
-    ControlSpec(
-        name="prompt",
-        kind="prompts",
-        default=(),
-        propagation=_SLOT,
-        cut_propagation=_TICK,
+class ControlTable:
+    """The rows, in display order."""
+
+    __slots__ = ()
+    # fmt: off
+    prompt = _prompts(
+        propagation=_SLOT, cut_propagation=_TICK, section="stage",
         help="What to show. Several prompts with weights are blended: 'a cat:2 | a robot:1'.",
-    ),
-    ControlSpec(
-        name="negative_prompt",
-        kind="text",
-        default="",
-        propagation=_SLOT,
-        cut_propagation=_TICK,
-        help="What to steer away from; used by guidance modes full and onetime.",
-    ),
-    ControlSpec(
-        name="prompt_change",
-        kind="choice",
-        default="glide",
-        choices=("glide", "cut", "flush"),
-        propagation=_TICK,
-        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next tick. "
-        "A video's past is seen with the new prompt after a cut; flush forgets it but for sink and last frame.",
-    ),
-    ControlSpec(
-        name="prompt_blend",
-        kind="choice",
-        default="linear",
-        choices=("linear", "slerp"),
-        propagation=_SLOT,
+    )
+    prompt_change = _choice(
+        "glide", ("glide", "cut", "flush"), propagation=_TICK, section="Prompt changes",
+        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next "
+        "tick. A video's past is seen with the new prompt after a cut; flush forgets it but for sink and last "
+        "frame.",
+    )
+    prompt_blend = _choice(
+        "linear", ("linear", "slerp"), propagation=_SLOT, section="Prompt changes",
         help="How weighted prompts and transitions are mixed: straight line or along the sphere.",
-    ),
-    ControlSpec(
-        name="transition_frames",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=1000,
-        unit="frames",
-        propagation=_SLOT,
+    )
+    transition_frames = _int(
+        0, 0, 1000, propagation=_SLOT, section="Prompt changes", unit="frames",
         help="A prompt change moves from the old to the new prompt over this many frames.",
-    ),
-    ControlSpec(
-        name="guidance_mode",
-        kind="choice",
-        engines=_IMAGE,
-        default="none",
-        choices=("none", "full", "self", "onetime"),
-        propagation=_SLOT,
-        help="Classifier-free guidance: none, full (two evaluations a step), self-negative or onetime-negative (RCFG).",
-    ),
-    ControlSpec(
-        name="guidance_scale",
-        kind="float",
-        default=1.0,
-        minimum=0.0,
-        maximum=30.0,
-        propagation=_TICK,
+    )
+    negative_prompt = _text(
+        "", propagation=_SLOT, cut_propagation=_TICK, section="Prompt changes",
+        help="What to steer away from; used by guidance modes full and onetime.",
+    )
+    guidance_mode = _choice(
+        "none", ("none", "full", "self", "onetime"), propagation=_SLOT, engines=_IMAGE, section="Guidance",
+        help="Classifier-free guidance: none, full (two evaluations a step), self-negative or onetime-negative "
+        "(RCFG).",
+    )
+    guidance_scale = _float(
+        1.0, 0.0, 30.0, propagation=_TICK, section="Guidance",
         help="Strength of guidance; 1 and below turn it off.",
-    ),
-    ControlSpec(
-        name="guidance_delta",
-        kind="float",
-        engines=_IMAGE,
-        default=1.0,
-        minimum=0.0,
-        maximum=2.0,
-        propagation=_TICK,
+    )
+    guidance_delta = _float(
+        1.0, 0.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Guidance",
         help="Scale of the virtual negative noise in guidance modes self and onetime.",
-    ),
-    ControlSpec(
-        name="step_function",
-        kind="choice",
-        engines=_IMAGE,
-        default="lcm",
-        choices=("lcm", "tcd", "turbo"),
-        propagation=_SLOT,
+    )
+    step_function = _choice(
+        "lcm", ("lcm", "tcd", "turbo"), propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="How a step goes from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised).",
-    ),
-    ControlSpec(
-        name="strength",
-        kind="float",
-        default=0.5,
-        minimum=0.02,
-        maximum=1.0,
-        propagation=_SLOT,
+    )
+    strength = _float(
+        0.5, 0.02, 1.0, propagation=_SLOT, section="Look",
         help="How far an input picture is noised before it is redrawn: 0.02 barely, 1 wholly.",
-    ),
-    ControlSpec(
-        name="steps",
-        kind="int",
-        engines=_IMAGE,
-        default=2,
-        minimum=1,
-        maximum=8,
-        unit="steps",
-        propagation=_SLOT,
+    )
+    steps = _int(
+        2, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Look", unit="steps",
         help="Denoising steps of a slot.",
-    ),
-    ControlSpec(
-        name="depth",
-        kind="int",
-        engines=_IMAGE,
-        default=8,
-        minimum=1,
-        maximum=8,
-        unit="slots",
-        propagation=_SLOT,
+    )
+    depth = _int(
+        8, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Engine", unit="slots",
         help="Most slots of this stream in flight at once; fewer means a cheaper tick and fewer frames a tick.",
-    ),
-    ControlSpec(
-        name="seed", kind="int", default=2, minimum=0, maximum=2**32 - 1, propagation=_SLOT, help="Seed of the noise."
-    ),
-    ControlSpec(
-        name="seed_lock",
-        kind="bool",
-        default=True,
-        propagation=_SLOT,
+    )
+    seed = _int(
+        2, 0, 2**32 - 1, propagation=_SLOT, section="Look",
+        help="Seed of the noise.",
+    )
+    seed_lock = _bool(
+        True, propagation=_SLOT, section="Look",
         help="On: every slot uses the same noise, so that a still picture stays still. Off: each slot draws its own.",
-    ),
-    ControlSpec(
-        name="noise_walk_deg",
-        kind="float",
-        engines=_IMAGE,
-        default=2.0,
-        minimum=0.0,
-        maximum=90.0,
-        unit="degrees a frame",
-        propagation=_SLOT,
+    )
+    noise_walk_deg = _float(
+        2.0, 0.0, 90.0, propagation=_SLOT, engines=_IMAGE, section="Look", unit="degrees a frame",
         help="How far the noise of a prompt-only stream turns from frame to frame; 0 holds the picture.",
-    ),
-    ControlSpec(
-        name="lora_scale",
-        kind="float",
-        engines=_IMAGE,
-        default=1.0,
-        minimum=-2.0,
-        maximum=2.0,
-        propagation=_TICK,
+    )
+    lora_scale = _float(
+        1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
         help="Scale of the loaded LoRA; one value for the engine, the latest change wins.",
-    ),
-    ControlSpec(
-        name="similarity_filter",
-        kind="bool",
-        engines=_IMAGE,
-        default=False,
-        propagation=_SLOT,
+    )
+    similarity_filter = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="Skip input frames that look like the last one (stochastic, seeded).",
-    ),
-    ControlSpec(
-        name="similarity_threshold",
-        kind="float",
-        engines=_IMAGE,
-        default=0.98,
-        minimum=0.0,
-        maximum=1.0,
-        propagation=_SLOT,
+    )
+    similarity_threshold = _float(
+        0.98, 0.0, 1.0, propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="Cosine similarity from which frames begin to be skipped.",
-    ),
-    ControlSpec(
-        name="similarity_max_skips",
-        kind="int",
-        engines=_IMAGE,
-        default=10,
-        minimum=0,
-        maximum=1000,
-        unit="frames",
-        propagation=_SLOT,
+    )
+    similarity_max_skips = _int(
+        10, 0, 1000, propagation=_SLOT, engines=_IMAGE, section="Engine", unit="frames",
         help="Most consecutive skips.",
-    ),
-    ControlSpec(
-        name="chunk_frames",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=64,
-        unit="latents",
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help="Latent frames (of 4 frames) that are denoised together: fewer answer sooner; 0: the model's own.",
-    ),
-    ControlSpec(
-        name="first_chunk_frames",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=64,
-        unit="latents",
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help="The same for a stream's first chunk, so that something is seen sooner; 0: like the others.",
-    ),
-    ControlSpec(
-        name="chunk_steps",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=100,
-        unit="steps",
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help="Denoising steps of a chunk; 0: the model's own.",
-    ),
-    ControlSpec(
-        name="noise_control",
-        kind="bool",
-        default=True,
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help="Less noise on input chunks that move much (StreamDiffusionV2), so that movement is kept.",
-    ),
-    ControlSpec(
-        name="input_use",
-        kind="choice",
-        default="redraw",
-        choices=("redraw", "first-frame"),
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        help="redraw: input frames become a new video; first-frame: a picture begins the video, the prompt goes on.",
-    ),
-    ControlSpec(
-        name="scene_cut",
-        kind="bool",
-        default=False,
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        momentary=True,
-        help="The next chunk begins another scene; goes back to off by itself.",
-    ),
-    ControlSpec(
-        name="rewind_to",
-        kind="int",
-        default=-1,
-        minimum=-1,
-        maximum=10**9,
-        unit="chunk",
-        propagation=_CHUNK,
-        engines=_VIDEO,
-        momentary=True,
-        help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
-    ),
-    _action("camera_x", "1 moves the camera right"),
-    _action("camera_y", "1 moves the camera up"),
-    _action("camera_zoom", "1 zooms in"),
-    _action("push_x", "1 pushes the subject right"),
-    _action("push_y", "1 pushes the subject up"),
-    ControlSpec(
-        name="paused",
-        kind="bool",
-        default=False,
-        propagation=_TICK,
-        engines=_VIDEO,
+    )
+    paused = _bool(
+        False, propagation=_TICK, engines=_VIDEO, section="Video",
         help="Stop computing and taking frames; what is in flight waits.",
-    ),
-    ControlSpec(
-        name="model",
-        kind="text",
-        default="mini-image",
-        propagation=_REOPEN,
+    )
+    scene_cut = _bool(
+        False, propagation=_CHUNK, engines=_VIDEO, section="Video", momentary=True,
+        help="The next chunk begins another scene; goes back to off by itself.",
+    )
+    rewind_to = _int(
+        -1, -1, 10**9, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="chunk", momentary=True,
+        help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
+    )
+    chunk_frames = _int(
+        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latents",
+        help="Latent frames (of 4 frames) that are denoised together: fewer answer sooner; 0: the model's own.",
+    )
+    first_chunk_frames = _int(
+        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latents",
+        help="The same for a stream's first chunk, so that something is seen sooner; 0: like the others.",
+    )
+    chunk_steps = _int(
+        0, 0, 100, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="steps",
+        help="Denoising steps of a chunk; 0: the model's own.",
+    )
+    input_use = _choice(
+        "redraw", ("redraw", "first-frame"), propagation=_CHUNK, engines=_VIDEO, section="Video",
+        help="redraw: input frames become a new video; first-frame: a picture begins the video, the prompt goes on.",
+    )
+    noise_control = _bool(
+        True, propagation=_CHUNK, engines=_VIDEO, section="Video",
+        help="Less noise on input chunks that move much (StreamDiffusionV2), so that movement is kept.",
+    )
+    camera_x = _action("1 moves the camera right")
+    camera_y = _action("1 moves the camera up")
+    camera_zoom = _action("1 zooms in")
+    push_x = _action("1 pushes the subject right")
+    push_y = _action("1 pushes the subject up")
+    model = _text(
+        "mini-image", propagation=_REOPEN,
         help="Bundled name, local folder or hub id.",
-    ),
-    ControlSpec(
-        name="width",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=4096,
-        unit="px",
-        propagation=_REOPEN,
+    )
+    width = _int(
+        0, 0, 4096, propagation=_REOPEN, unit="px",
         help="Picture width; 0: the model's own.",
-    ),
-    ControlSpec(
-        name="height",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=4096,
-        unit="px",
-        propagation=_REOPEN,
+    )
+    height = _int(
+        0, 0, 4096, propagation=_REOPEN, unit="px",
         help="Picture height; 0: the model's own.",
-    ),
-    ControlSpec(
-        name="frames_per_slot",
-        kind="int",
-        engines=_IMAGE,
-        default=1,
-        minimum=1,
-        maximum=16,
-        unit="frames",
-        propagation=_REOPEN,
+    )
+    frames_per_slot = _int(
+        1, 1, 16, propagation=_REOPEN, engines=_IMAGE, unit="frames",
         help="Consecutive frames that are denoised together (F).",
-    ),
-    ControlSpec(
-        name="kv_policy",
-        kind="text",
-        default="",
-        propagation=_REOPEN,
-        engines=_VIDEO,
+    )
+    kv_policy = _text(
+        "", propagation=_REOPEN, engines=_VIDEO,
         help="What a video model remembers: full, window, sink, deep-sink, ...; empty: what suits it.",
-    ),
-    ControlSpec(
-        name="window_frames",
-        kind="int",
-        default=0,
-        minimum=0,
-        maximum=1024,
-        unit="latents",
-        propagation=_REOPEN,
-        engines=_VIDEO,
+    )
+    window_frames = _int(
+        0, 0, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latents",
         help="Latent frames that are attended, sink and chunk included; 0: what suits the model.",
-    ),
-    ControlSpec(
-        name="sink_frames",
-        kind="int",
-        default=-1,
-        minimum=-1,
-        maximum=1024,
-        unit="latents",
-        propagation=_REOPEN,
-        engines=_VIDEO,
+    )
+    sink_frames = _int(
+        -1, -1, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latents",
         help="First latent frames that are never forgotten; -1: what suits the model.",
-    ),
-)
+    )
+    # fmt: on
 
-CONTROLS: Mapping[str, ControlSpec] = MappingProxyType({spec.name: spec for spec in _TABLE})
+
+CONTROLS: Mapping[str, ControlSpec] = MappingProxyType(
+    {name: spec for name, spec in vars(ControlTable).items() if isinstance(spec, ControlRow)}
+)
 """By name, in display order."""
 
 STREAM_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.propagation is not Propagation.REOPEN)
 """The controls that a stream takes while it runs: all but those that choose the engine."""
+
+ENGINE_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.scope == "engine")
+"""Those that hold for all streams of an engine; the latest change wins."""

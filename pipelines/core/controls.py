@@ -1,154 +1,118 @@
 """Changes and states of a stream's controls, checked against the control table.
 
-`Control` is a partial change, `Controls` a complete state. Knows no engine and no widget.
+`Control` is a partial change, `Controls` a complete state; both have an attribute for each row of the table. Knows no
+engine and no widget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
+from typing import Any, Self
 
-from .control_table import CONTROLS, ControlSpec, EngineKind, Propagation
+from .control_table import CONTROLS, CompleteValues, ControlSpec, ControlTable, EngineKind, PartialValues, Propagation
 from .errors import ControlError
-
-MAX_PROMPT_CHARACTERS = 2000
-MAX_PROMPTS = 8
+from .prompts import check_length, check_prompts, parse_prompts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightedPrompt:
-    """A text and its weight (> 0, relative to the other prompts of the same blend)."""
+class Control(ControlTable, PartialValues):
+    """A partial change: only what is given and not None changes anything. `Control(strength=0.4)`; immutable.
 
-    text: str
-    weight: float = 1.0
+    Raises ControlError for an unknown name, a wrong type or a value out of range.
+    """
 
+    __slots__ = ("_changes",)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
-    """A partial change: only fields that are not None change anything. Names and types are the table's (tested)."""
-
-    prompt: tuple[WeightedPrompt, ...] | None = None
-    negative_prompt: str | None = None
-    prompt_change: str | None = None
-    prompt_blend: str | None = None
-    transition_frames: int | None = None
-    guidance_mode: str | None = None
-    guidance_scale: float | None = None
-    guidance_delta: float | None = None
-    step_function: str | None = None
-    strength: float | None = None
-    steps: int | None = None
-    depth: int | None = None
-    seed: int | None = None
-    seed_lock: bool | None = None
-    noise_walk_deg: float | None = None
-    lora_scale: float | None = None
-    similarity_filter: bool | None = None
-    similarity_threshold: float | None = None
-    similarity_max_skips: int | None = None
-    chunk_frames: int | None = None
-    first_chunk_frames: int | None = None
-    chunk_steps: int | None = None
-    noise_control: bool | None = None
-    input_use: str | None = None
-    scene_cut: bool | None = None
-    rewind_to: int | None = None
-    camera_x: float | None = None
-    camera_y: float | None = None
-    camera_zoom: float | None = None
-    push_x: float | None = None
-    push_y: float | None = None
-    paused: bool | None = None
-    model: str | None = None
-    width: int | None = None
-    height: int | None = None
-    frames_per_slot: int | None = None
-    kv_policy: str | None = None
-    window_frames: int | None = None
-    sink_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.changes().items():
-            check_value(CONTROLS[name], value)
-
-    def changes(self) -> dict[str, object]:
-        """The fields that are set."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+    def __init__(self, **changes: object) -> None:
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name, value in given.items():
+            check_value(_spec(name), value)
+        self._changes = {name: given[name] for name in CONTROLS if name in given}
 
     @classmethod
-    def of(cls, values: Mapping[str, object]) -> Control:
+    def of(cls, values: Mapping[str, object]) -> Self:
         """From plain values (a JSON object, a command line): prompts may be text such as 'a cat:2 | a robot'.
 
-        Raises ControlError for an unknown name, a wrong type or a value out of range.
+        Raises ControlError as the constructor does.
         """
-        known: dict[str, object] = {}
-        for name, value in values.items():
-            if name not in CONTROLS:
-                raise ControlError(f"There is no control named {name!r}.", f"Known controls: {', '.join(CONTROLS)}.")
-            spec = CONTROLS[name]
-            if spec.kind == "prompts":
-                value = parse_prompts(value)
-            elif spec.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            elif spec.kind == "int" and isinstance(value, float) and value.is_integer():
-                value = int(value)  # JSON knows one kind of number: 3.0 is a whole one
-            known[name] = value
-        return cls(**known)  # type: ignore[arg-type]  # checked field by field in __post_init__
+        return cls(**{name: _plain_to_typed(_spec(name), value) for name, value in values.items()})
+
+    def value_of(self, name: str) -> Any:
+        """The value of a control, or None."""
+        return self._changes.get(name)
+
+    def changes(self) -> dict[str, object]:
+        """What is set, by name, in the table's order."""
+        return dict(self._changes)
+
+    def merged(self, later: Control) -> Control:
+        """This change, then a later one."""
+        return Control(**{**self._changes, **later.changes()})
+
+    def without(self, names: Iterable[str]) -> Control:
+        """This change without these controls."""
+        left_out = set(names)
+        return Control(**{name: value for name, value in self._changes.items() if name not in left_out})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Control) and self._changes == other._changes
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._changes.items()))
+
+    def __repr__(self) -> str:
+        return f"Control({', '.join(f'{name}={value!r}' for name, value in self._changes.items())})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Controls:
-    """A complete state of all controls of a stream."""
+class Controls(ControlTable, CompleteValues):
+    """A complete state of all controls of a stream; the table's defaults to begin with. Immutable."""
 
-    values: Mapping[str, object] = field(
-        default_factory=lambda: MappingProxyType({n: s.default for n, s in CONTROLS.items()})
-    )
+    __slots__ = ("values",)
+
+    def __init__(self) -> None:
+        self.values: Mapping[str, object] = MappingProxyType({name: spec.default for name, spec in CONTROLS.items()})
 
     def updated(self, control: Control) -> Controls:
         """This state with the change applied."""
-        return replace(self, values=MappingProxyType({**self.values, **control.changes()}))
+        state = Controls()
+        state.values = MappingProxyType({**self.values, **control.changes()})
+        return state
 
-    def number(self, name: str) -> float:
-        """A control of kind float or int."""
-        value = self.values[name]
-        assert isinstance(value, int | float), name
+    def value_of(self, name: str) -> Any:
+        """The value of a control."""
+        return self.values[name]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Controls) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values.items()))
+
+
+def _spec(name: str) -> ControlSpec:
+    if name not in CONTROLS:
+        raise ControlError(f"There is no control named {name!r}.", f"Known controls: {', '.join(CONTROLS)}.")
+    return CONTROLS[name]
+
+
+def _plain_to_typed(spec: ControlSpec, value: object) -> object:
+    if spec.kind == "prompts":
+        return parse_prompts(value)
+    if spec.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-
-    def integer(self, name: str) -> int:
-        """A control of kind int."""
-        value = self.values[name]
-        assert isinstance(value, int), name
-        return value
-
-    def flag(self, name: str) -> bool:
-        """A control of kind bool."""
-        value = self.values[name]
-        assert isinstance(value, bool), name
-        return value
-
-    def text(self, name: str) -> str:
-        """A control of kind text or choice."""
-        value = self.values[name]
-        assert isinstance(value, str), name
-        return value
-
-    @property
-    def prompts(self) -> tuple[WeightedPrompt, ...]:
-        """The weighted prompts."""
-        value = self.values["prompt"]
-        assert isinstance(value, tuple)
-        return value
+    if spec.kind == "int" and isinstance(value, float) and value.is_integer():
+        return int(value)  # JSON has one kind of number: 3.0 is a whole one
+    return value
 
 
 def check_value(spec: ControlSpec, value: object) -> None:
     """Raise ControlError, with the value and the remedy, when `value` does not fit `spec`."""
     if spec.kind == "prompts":
-        _check_prompts(value)
+        check_prompts(value)
     elif spec.kind == "text":
         if not isinstance(value, str):
             raise ControlError(f"{spec.name} must be text, not {value!r}.")
-        _check_length(spec.name, value)
+        check_length(spec.name, value)
     elif spec.kind == "choice":
         if value not in spec.choices:
             raise ControlError(f"{spec.name} cannot be {value!r}.", f"Choose one of: {', '.join(spec.choices)}.")
@@ -171,68 +135,6 @@ def _check_number(spec: ControlSpec, value: object) -> None:
         raise ControlError(
             f"{spec.name} cannot be {value}.", f"Give a value from {spec.minimum:g} to {spec.maximum:g}."
         )
-
-
-def _check_length(name: str, text: str) -> None:
-    if len(text) > MAX_PROMPT_CHARACTERS:
-        raise ControlError(
-            f"{name} has {len(text)} characters ({len(text.split())} words).",
-            f"Keep it to {MAX_PROMPT_CHARACTERS} characters.",
-        )
-
-
-def _check_prompts(value: object) -> None:
-    if not isinstance(value, tuple) or not all(isinstance(p, WeightedPrompt) for p in value):
-        raise ControlError(
-            f"prompt must be a tuple of weighted prompts, not {value!r}.", "Control.of() also takes plain text."
-        )
-    if len(value) > MAX_PROMPTS:
-        raise ControlError(f"{len(value)} prompts were given.", f"Blend at most {MAX_PROMPTS}.")
-    for prompt in value:
-        _check_length("prompt", prompt.text)
-        if not 0 < prompt.weight < float("inf"):
-            raise ControlError(
-                f"The weight {prompt.weight} of {prompt.text!r} is not above 0.", "Leave the prompt out instead."
-            )
-
-
-def parse_prompts(value: object) -> tuple[WeightedPrompt, ...]:
-    """Weighted prompts from text, or from a list of texts, (text, weight) pairs or {"text", "weight"} objects.
-
-    Text: prompts are separated by '|', each may end in ':weight'. 'a cat:2 | a robot' -> cat 2, robot 1.
-    """
-    if isinstance(value, str):
-        return tuple(_parse_one(part) for part in value.split("|")) if value.strip() else ()
-    if not isinstance(value, list | tuple):
-        raise ControlError(f"prompt must be text or a list of weighted prompts, not {value!r}.")
-    return tuple(_from_item(item) for item in value)
-
-
-def _parse_one(part: str) -> WeightedPrompt:
-    text, colon, weight = part.rpartition(":")
-    if colon:
-        try:
-            return WeightedPrompt(text=text.strip(), weight=float(weight))
-        except ValueError:
-            pass  # a colon inside the prompt, not a weight
-    return WeightedPrompt(text=part.strip())
-
-
-def _from_item(item: object) -> WeightedPrompt:
-    match item:
-        case WeightedPrompt():
-            return item
-        case str():
-            return _parse_one(item)
-        case (str() as text, int() | float() as weight):
-            return WeightedPrompt(text=text, weight=float(weight))
-        case {"text": str() as text, "weight": int() | float() as weight}:
-            return WeightedPrompt(text=text, weight=float(weight))
-        case {"text": str() as text}:
-            return WeightedPrompt(text=text)
-    raise ControlError(
-        f"{item!r} is not a weighted prompt.", 'Give text, [text, weight] or {"text": ..., "weight": ...}.'
-    )
 
 
 _NOUNS: Mapping[EngineKind, str] = {"image": "an image model", "video": "a video model"}

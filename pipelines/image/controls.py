@@ -19,9 +19,8 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
     video models likewise.
     """
     candidate = changeable(current, control, engine="image")
-    if candidate.text("prompt_change") == "flush":
+    if candidate.prompt_change == "flush":
         raise ControlError("prompt_change cannot be 'flush' for an image model.", "It has no past: use cut or glide.")
-    timesteps(core.model.schedule, candidate.integer("steps"), candidate.number("strength"))
-    if control.lora_scale is not None:
-        core.check_lora_scale(control.lora_scale)
+    timesteps(core.model.schedule, candidate.steps, candidate.strength)
+    core.check_engine_controls(control)
     return candidate

@@ -99,8 +99,8 @@ class ImageEngine:
                 stream.prepare_tick()
         owners = [stream for stream in streams for _ in stream.active]
         slots = [slot for stream in streams for slot in stream.active]
-        scales = [stream.controls.number("guidance_scale") for stream in owners]
-        deltas = [stream.controls.number("guidance_delta") for stream in owners]
+        scales = [stream.controls.guidance_scale for stream in owners]
+        deltas = [stream.controls.guidance_delta for stream in owners]
         try:
             finished = self._runner.run(slots, scales, deltas)
         except (RuntimeError, MemoryError) as error:
@@ -156,8 +156,8 @@ class ImageEngine:
             width=core.width,
             height=core.height,
             multiple_px=core.model.codec.factor,
-            depth=min(largest.controls.integer("depth"), core.max_slots),
-            steps=largest.controls.integer("steps"),
+            depth=min(largest.controls.depth, core.max_slots),
+            steps=largest.controls.steps,
         )
         return OutOfMemoryError(
             f"{core.model.device} has too little memory for {slots} slots of {core.frames_per_slot} frames "

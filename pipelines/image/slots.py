@@ -80,8 +80,8 @@ def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
         source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
         timesteps=tuple(step.timestep for step in birth.plan),
         strength=birth.strength,
-        step_function=controls.text("step_function"),
-        guidance_mode=controls.text("guidance_mode"),
-        seed=controls.integer("seed"),
-        seed_lock=controls.flag("seed_lock"),
+        step_function=controls.step_function,
+        guidance_mode=controls.guidance_mode,
+        seed=controls.seed,
+        seed_lock=controls.seed_lock,
     )

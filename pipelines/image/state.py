@@ -12,7 +12,7 @@ from pipelines.backends.base import Backend
 from pipelines.backends.cuda_graph import CudaGraphBackend
 from pipelines.backends.eager import EagerBackend
 from pipelines.core.conditions import ConditionPair, PromptCache, TextCondition
-from pipelines.core.control_table import CONTROLS
+from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
@@ -22,7 +22,7 @@ from .model import ImageModel
 
 def max_steps() -> int:
     """Most steps that a slot can have: the control table's maximum."""
-    maximum = CONTROLS["steps"].maximum
+    maximum = Controls.steps.maximum
     assert maximum is not None
     return int(maximum)
 
@@ -61,7 +61,7 @@ class ImageCore:
         self.texts = PromptCache(model.prompts)
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
-        self.lora_scale = float(str(CONTROLS["lora_scale"].default))
+        self.lora_scale = Controls.lora_scale.default
         self.ring = Ring(max_slots, self._fields(self.texts.encode("")), model.device)
 
     def _fields(self, text: TextCondition) -> dict[str, RingField]:
@@ -95,14 +95,15 @@ class ImageCore:
             if condition.pooled is not None:
                 self.ring.tensor("pooled")[row, cell].copy_(condition.pooled)
 
-    def check_lora_scale(self, scale: float) -> None:
-        """Raise ControlError when `scale` asks for a change that this engine cannot make."""
-        if scale != self.lora_scale and self.model.lora is None:
+    def check_engine_controls(self, control: Control) -> None:
+        """Raise ControlError when a control of the whole engine asks for a change that cannot be made."""
+        if control.lora_scale not in (None, self.lora_scale) and self.model.lora is None:
             raise ControlError("No LoRA is loaded, so lora_scale has nothing to scale.", "Open the model with a LoRA.")
 
-    def set_lora_scale(self, scale: float) -> None:
-        """Holds from the next tick for every stream of the engine; captured graphs are captured again."""
-        if scale != self.lora_scale and self.model.lora is not None:
+    def set_engine_controls(self, control: Control) -> None:
+        """From the next tick on for every stream of the engine; captured graphs are captured again."""
+        scale = control.lora_scale
+        if scale is not None and scale != self.lora_scale and self.model.lora is not None:
             self.model.lora.set_scale(scale)
             self.lora_scale = scale
             self.backend.invalidate()
@@ -115,7 +116,7 @@ def _check_sizes(width: int, height: int, factor: int, frames_per_slot: int, max
             raise ControlError(
                 f"{name} cannot be {value} pixels.", f"It must be a multiple of {factor}: try {nearest}."
             )
-    maximum = CONTROLS["frames_per_slot"].maximum
+    maximum = Controls.frames_per_slot.maximum
     assert maximum is not None
     if not 1 <= frames_per_slot <= maximum:
         raise ControlError(f"frames_per_slot cannot be {frames_per_slot}.", f"Give a value from 1 to {maximum:g}.")

@@ -57,8 +57,7 @@ class ImageStream:
         self._transition = Transition(encode_controls(core.texts, self._controls))
         self._readback = core.make_readback()
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
-        if control.lora_scale is not None:  # last of what may fail: it changes the engine
-            core.set_lora_scale(control.lora_scale)
+        core.set_engine_controls(control)  # last of what may fail
         self._open = True
         self._order: deque[Slot] = deque()
         self._active: list[Slot] = []
@@ -71,7 +70,7 @@ class ImageStream:
     def _start_counters(self) -> None:
         self._taken = self._skipped = self._out = self._generated = self._slots = 0
         pixels = self._core.width * self._core.height * 3
-        self._filter = SimilarityFilter(self._controls.integer("seed"), pixels)
+        self._filter = SimilarityFilter(self._controls.seed, pixels)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -84,7 +83,7 @@ class ImageStream:
             height=core.height,
             frame_rate=self._frame_rate,
             frames_per_chunk=core.frames_per_slot,
-            latency_ticks=self._controls.integer("steps") - 1,
+            latency_ticks=self._controls.steps - 1,
             model=core.model.name,
             dtype=str(core.model.dtype).removeprefix("torch."),
             device=str(core.model.device),
@@ -123,10 +122,10 @@ class ImageStream:
             self._log.push(frame.seq, "refused")
             return False
         self._taken += 1
-        if self._controls.flag("similarity_filter") and self._filter.skips(
+        if self._controls.similarity_filter and self._filter.skips(
             frame.image,
-            self._controls.number("similarity_threshold"),
-            self._controls.integer("similarity_max_skips"),
+            self._controls.similarity_threshold,
+            self._controls.similarity_max_skips,
         ):
             self._skipped += 1
             self._log.push(frame.seq, "skipped")
@@ -156,7 +155,7 @@ class ImageStream:
         left_over = max(0, frames - (size - len(self._pending) if fits_pending else 0))
         needed = -(-left_over // size)
         in_flight = len(self._active) + bool(self._pending)
-        depth = min(self._controls.integer("depth"), self._core.max_slots)
+        depth = min(self._controls.depth, self._core.max_slots)
         return needed == 0 or needed <= min(depth - in_flight, self._core.ring.free_rows, self._free_buffers())
 
     def _free_buffers(self) -> int:
@@ -177,8 +176,8 @@ class ImageStream:
         core, controls, row = self._core, self._controls, self._pending_row
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
-        strength = 1.0 if prompt_only else controls.number("strength")
-        steps = timesteps(core.model.schedule, controls.integer("steps"), strength)
+        strength = 1.0 if prompt_only else controls.strength
+        steps = timesteps(core.model.schedule, controls.steps, strength)
         birth = Birth(
             stream=self._number,
             number=self._slots,
@@ -186,17 +185,17 @@ class ImageStream:
             kept=kept,
             controls=controls,
             strength=strength,
-            guidance=GUIDANCE_MODES[controls.text("guidance_mode")],
-            plan=plan(STEP_FUNCTIONS[controls.text("step_function")], core.model.schedule, steps),
+            guidance=GUIDANCE_MODES[controls.guidance_mode],
+            plan=plan(STEP_FUNCTIONS[controls.step_function], core.model.schedule, steps),
             noise=self._noise.draw(
-                controls.integer("seed"),
+                controls.seed,
                 len(steps),
-                slot=None if controls.flag("seed_lock") else self._slots,
-                walk_deg=controls.number("noise_walk_deg") if prompt_only else None,
+                slot=None if controls.seed_lock else self._slots,
+                walk_deg=controls.noise_walk_deg if prompt_only else None,
             ),
             first_ordinal=self._generated,
         )
-        if controls.text("prompt_change") == "glide":
+        if controls.prompt_change == "glide":
             self._transition.advance(core.frames_per_slot)
         core.write_condition(row, self._transition.now)
         slot = Slot(birth, row, self._readback, self._transition.version)
@@ -219,12 +218,11 @@ class ImageStream:
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
         target = encode_controls(self._core.texts, candidate) if _TEXT_CONTROLS & changed.keys() else None
-        if control.lora_scale is not None:
-            self._core.set_lora_scale(control.lora_scale)
+        self._core.set_engine_controls(control)
         self._controls = candidate
         if target is not None:
-            mix = BLENDS[candidate.text("prompt_blend")]
-            self._transition.aim(target, frames=candidate.integer("transition_frames"), mix=mix)
+            mix = BLENDS[candidate.prompt_blend]
+            self._transition.aim(target, frames=candidate.transition_frames, mix=mix)
         self._log.change(changed)
         return self._core.next_tick
 
@@ -232,7 +230,7 @@ class ImageStream:
 
     def prepare_tick(self) -> None:
         """While prompt changes cut: bring every slot in flight to the condition that holds now."""
-        if self._controls.text("prompt_change") != "cut":
+        if self._controls.prompt_change != "cut":
             return
         self._transition.advance(1)
         for slot in self._active:

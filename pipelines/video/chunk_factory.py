@@ -111,8 +111,8 @@ class ChunkFactory:
         scale = None
         if content.has_input:
             images = [frame.image for frame in content.frames if frame is not None]
-            controlled = controls.flag("noise_control")
-            scale = self._motion.scale(images, controls.number("strength"), controlled=controlled)
+            controlled = controls.noise_control
+            scale = self._motion.scale(images, controls.strength, controlled=controlled)
         else:
             self._motion.reset()
             self._inputs.gap()

@@ -118,11 +118,11 @@ class ChunkSlot:
         controls = self.birth.controls
         drawn = draw_noise(
             (channels, height, width),
-            seed=controls.integer("seed"),
+            seed=controls.seed,
             step=step,
             first_frame=self.birth.first_latent,
             frames=frames,
-            locked=controls.flag("seed_lock"),
+            locked=controls.seed_lock,
         )
         if self.latents.is_cuda:
             drawn = drawn.contiguous().pin_memory()

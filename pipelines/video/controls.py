@@ -46,34 +46,34 @@ def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, c
     candidate = changeable(current, control, engine="video")
     preset = core.preset
     for name in ("chunk_frames", "first_chunk_frames"):
-        if candidate.integer(name) > preset.chunk_frames:
+        if candidate.value_of(name) > preset.chunk_frames:
             raise ControlError(
-                f"{name} cannot be {candidate.integer(name)}.",
+                f"{name} cannot be {candidate.value_of(name)}.",
                 f"This engine was made for chunks of 1 to {preset.chunk_frames} latent frames: load it with more.",
             )
-    count = candidate.integer("chunk_steps")
+    count = candidate.chunk_steps
     if chunk_schedule.fixed_steps and count > len(preset.steps):
         raise ControlError(
             f"chunk_steps cannot be {count}.", f"This kind of stream has a place for each of {len(preset.steps)} steps."
         )
     prompt_steps(preset, count)
-    strength = candidate.number("strength")
+    strength = candidate.strength
     minimum = _MIN_SCALE[preset.warp]
     if strength < minimum:
         raise ControlError(f"strength cannot be {strength:g} for these weights.", f"Give {minimum:g} or more.")
     input_steps(preset, strength, count, same_number=chunk_schedule.fixed_steps)
-    if candidate.number("guidance_scale") > 1 and core.branches == 1:
+    if candidate.guidance_scale > 1 and core.branches == 1:
         raise ControlError(
-            f"guidance_scale cannot be {candidate.number('guidance_scale'):g}: these streams have no place for a "
+            f"guidance_scale cannot be {candidate.guidance_scale:g}: these streams have no place for a "
             "negative prompt, as the weights were distilled without.",
             "Leave it at 1, or load the engine with guidance.",
         )
-    if candidate.text("input_use") == "first-frame" and not chunk_schedule.takes_pictures:
+    if candidate.input_use == "first-frame" and not chunk_schedule.takes_pictures:
         raise ControlError(
             "input_use cannot be 'first-frame' in a step-batched stream, which has no clean pass.",
             "Load the engine with the kind of stream 'chunk'.",
         )
-    if candidate.integer("rewind_to") >= 0:
+    if candidate.rewind_to >= 0:
         check_rewind(chunk_schedule)
     if not core.model.takes_actions:
         _check_no_action(candidate, core.model.name)
@@ -100,20 +100,20 @@ def check_rewind(chunk_schedule: ChunkSchedule) -> None:
 
 def chunk_latents(core: VideoCore, controls: Controls, *, first: bool) -> int:
     """Latent frames of the next chunk."""
-    usual = controls.integer("chunk_frames") or core.preset.chunk_frames
-    return (controls.integer("first_chunk_frames") or usual) if first else usual
+    usual = controls.chunk_frames or core.preset.chunk_frames
+    return (controls.first_chunk_frames or usual) if first else usual
 
 
 def number_of_steps(core: VideoCore, controls: Controls, *, first: bool) -> int:
     """Steps of the next chunk from the prompt; of one from input frames at most."""
-    return len(prompt_steps(core.preset, controls.integer("chunk_steps"), first=first).steps)
+    return len(prompt_steps(core.preset, controls.chunk_steps, first=first).steps)
 
 
 def chunk_plan(
     core: VideoCore, controls: Controls, *, first: bool, noise_scale: float | None, same_number: bool
 ) -> ChunkSteps:
     """The steps of the next chunk. noise_scale: None where it comes from the prompt alone."""
-    count = controls.integer("chunk_steps")
+    count = controls.chunk_steps
     if noise_scale is None:
         return prompt_steps(core.preset, count, first=first)
     minimum = _MIN_SCALE[core.preset.warp]

@@ -61,8 +61,8 @@ class VideoStream:
         self._open, self._flushing = True, False
         self._taken = 0
         self._chunk_factory.reset()
-        if self._controls.integer("rewind_to") >= 0:
-            self._chunk_factory.history.check(self._controls.integer("rewind_to"))
+        if self._controls.rewind_to >= 0:
+            self._chunk_factory.history.check(self._controls.rewind_to)
         self._log.event("open")
         self._log.change(self._controls.values)
 
@@ -97,7 +97,7 @@ class VideoStream:
     @property
     def has_work(self) -> bool:
         """Whether a tick would do something. For the engine."""
-        if self._controls.flag("paused"):
+        if self._controls.paused:
             return False
         return self._can_admit or self._chunk_schedule.has_work(draining=self._draining)
 
@@ -118,9 +118,9 @@ class VideoStream:
         self._check_open()
         check_frame(frame, self._core.width, self._core.height)
         assembler = self._assembler
-        picture = self._controls.text("input_use") == "first-frame"
+        picture = self._controls.input_use == "first-frame"
         room = assembler.has_room_for_picture() if picture else assembler.has_room(1, prompt_only=False)
-        if self._controls.flag("paused") or not room:
+        if self._controls.paused or not room:
             self._log.push(frame.seq, "refused")
             return False
         self._taken += 1
@@ -136,7 +136,7 @@ class VideoStream:
         self._check_open()
         if frames < 1:
             raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
-        if self._controls.flag("paused") or not self._assembler.has_room(frames, prompt_only=True):
+        if self._controls.paused or not self._assembler.has_room(frames, prompt_only=True):
             self._log.push(None, "refused")
             return False
         for _ in range(frames):
@@ -182,7 +182,7 @@ class VideoStream:
 
     def prepare_tick(self) -> None:
         """Bring prompts that cut to all chunks in flight, and let the next chunk be born where it may."""
-        if self._text.moving and self._controls.text("prompt_change") != "glide":
+        if self._text.moving and self._controls.prompt_change != "glide":
             self._text.advance(1)
             self._text_changed = True
             self._text.write()
@@ -195,11 +195,11 @@ class VideoStream:
 
     def _admit_chunk(self) -> None:
         chunk_factory, controls = self._chunk_factory, self._controls
-        if controls.integer("rewind_to") >= 0:
-            chunk_factory.rewind(controls.integer("rewind_to"))
-        if controls.flag("scene_cut"):
+        if controls.rewind_to >= 0:
+            chunk_factory.rewind(controls.rewind_to)
+        if controls.scene_cut:
             chunk_factory.past.scene_cut()
-        if self._text_changed and controls.text("prompt_change") == "flush":
+        if self._text_changed and controls.prompt_change == "flush":
             chunk_factory.past.flush()
         elif self._text_changed and self._chunk_schedule.recaches:
             chunk_factory.past.new_text()
@@ -207,7 +207,7 @@ class VideoStream:
         self._controls = controls.updated(EVENTS)
         content = self._assembler.pop()
         stream_state = self._prompt_state()
-        if controls.text("prompt_change") == "glide":
+        if controls.prompt_change == "glide":
             self._text.advance(len(content.frames))
         self._text.write()
         slot = chunk_factory.create(content, self._controls, self._text.now, stream_state)
@@ -221,7 +221,7 @@ class VideoStream:
 
     def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         """The passes of this tick, and what the log says of them."""
-        return self._chunk_schedule.requests(self._controls.number("guidance_scale"), draining=self._draining)
+        return self._chunk_schedule.requests(self._controls.guidance_scale, draining=self._draining)
 
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
         """The results of the passes, in order. Returns the chunks to be decoded, in order."""
@@ -247,7 +247,7 @@ class VideoStream:
     def flush(self) -> list[Frame]:
         """Tick the engine until this stream has nothing in flight; a partial chunk is padded first."""
         self._check_open()
-        if self._controls.flag("paused"):
+        if self._controls.paused:
             raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
         self._log.event("flush")
         self._assembler.pad()

@@ -33,9 +33,9 @@ class TextRows:
 
     def aim(self, target: ConditionPair, controls: Controls) -> None:
         """Change to a prompt: over transition_frames where it glides, else at once."""
-        glides = controls.text("prompt_change") == "glide"
-        frames = controls.integer("transition_frames") if glides else 0
-        self._transition.aim(target, frames=frames, mix=BLENDS[controls.text("prompt_blend")])
+        glides = controls.prompt_change == "glide"
+        frames = controls.transition_frames if glides else 0
+        self._transition.aim(target, frames=frames, mix=BLENDS[controls.prompt_blend])
 
     def advance(self, frames: int) -> None:
         """Move on by so many frames."""

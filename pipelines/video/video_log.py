@@ -26,8 +26,8 @@ def birth_record(core: VideoCore, slot: ChunkSlot, row: int) -> BirthRecord:
         strength=birth.strength,
         step_function=core.preset.sampler,
         guidance_mode="full" if core.branches == 2 else "none",
-        seed=controls.integer("seed"),
-        seed_lock=controls.flag("seed_lock"),
+        seed=controls.seed,
+        seed_lock=controls.seed_lock,
     )
 
 

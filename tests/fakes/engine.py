@@ -100,7 +100,7 @@ class FakeStream:
             self._engine.calls["refused"] += 1
             return False
         self._taken += 1
-        if self._taken > 1 and self._controls.flag("similarity_filter") and self._engine.skip(frame.seq):
+        if self._taken > 1 and self._controls.similarity_filter and self._engine.skip(frame.seq):
             self._skipped += 1
             return True
         return self._admit(replace(frame, image=np.invert(frame.image), source_seq=frame.seq))

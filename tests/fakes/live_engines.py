@@ -33,7 +33,7 @@ class PacedEngine(IdentityEngine):
     def tick(self) -> None:
         """Move every frame on, and take the time for it."""
         for stream in self._streams:
-            if any(RAISES in part.text for part in stream.controls.prompts):
+            if any(RAISES in part.text for part in stream.controls.prompt):
                 raise StreamError("The stream failed: it was asked to.", "Ask for something else.", stream=stream)
         if self._row_s:
             time.sleep(self._row_s * sum(stream.slots for stream in self._streams) / (self.latency_ticks + 1))

@@ -33,7 +33,7 @@ def test_one_slot_equals_lcm_scheduler(
     observer = Observer(engine, monkeypatch)
     observer.feed(stream, [picture])
     engine_latents = [x[0] for x in observer.traces[0, 0].latents]
-    drawn = NoiseSource(1, engine.core.latent_shape, 8).locked(stream.controls.integer("seed"), steps)
+    drawn = NoiseSource(1, engine.core.latent_shape, 8).locked(stream.controls.seed, steps)
     image = torch.from_numpy(picture.image).permute(2, 0, 1)[None] / 127.5 - 1
     text = bundled.prompts.encode("a cat").embeds[None]
     noise = [drawn.entry, *drawn.later]

@@ -137,7 +137,7 @@ def test_a_whip_server_that_refuses_ends_the_push_alone_and_the_session_is_told(
 def test_a_whip_push_arrives_and_is_no_connection_of_its_session(client: Client, server: ApiServer) -> None:
     target = server.table.open(prompt_only=False)
     try:
-        wait_until(lambda: target.stream.info is not None)
+        wait_until(lambda: target.proxy.info is not None)
         address = f"{server.url}/v1/sessions/{target.id}/whip"
         made = client.start(kind="whip", address=address, token=target.token).json()
         wait_until(lambda: target.read().accounting.taken > 3)

@@ -64,7 +64,7 @@ def curves_of(name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "least"),
+    ("name", "minimum"),
     [
         ("bouncing", 8 / 128), ("moving from side to side", 16 / 128), ("moving in circles", 16 / 128),
         ("rocking", 0.35), ("growing and shrinking", 0.27), ("zooming in and out", 0.25),

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
 from pipelines.core.control_table import CONTROLS
-from pipelines.core.controls import Control, Controls, WeightedPrompt, parse_prompts
+from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError
+from pipelines.core.prompts import WeightedPrompt, parse_prompts
 
 
 def test_record_and_table_have_the_same_names_in_the_same_order() -> None:
-    assert [f.name for f in fields(Control)] == list(CONTROLS)
+    every = {name: spec.default for name, spec in CONTROLS.items()}
+    assert list(Control(**dict(reversed(every.items()))).changes()) == list(CONTROLS) == list(Controls().values)
+    assert all(getattr(Control, name) is spec and spec.name == name for name, spec in CONTROLS.items())
+    assert {name: getattr(Controls(), name) for name in CONTROLS} == every
+    assert {name: getattr(Control(), name) for name in CONTROLS} == dict.fromkeys(CONTROLS)
 
 
 def test_every_default_passes_its_own_check() -> None:
-    Control(**{name: spec.default for name, spec in CONTROLS.items()})  # type: ignore[arg-type]
+    Control(**{name: spec.default for name, spec in CONTROLS.items()})
 
 
 def test_a_partial_change_leaves_the_rest() -> None:
     before = Controls()
     after = before.updated(Control(strength=0.7))
-    assert after.number("strength") == 0.7
+    assert after.strength == 0.7
     assert {k: v for k, v in after.values.items() if k != "strength"} == {
         k: v for k, v in before.values.items() if k != "strength"
     }

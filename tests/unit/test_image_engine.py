@@ -308,8 +308,8 @@ def test_an_open_that_fails_leaves_nothing_open(change: dict[str, object], words
 def test_defaults_of_the_model_come_before_the_callers() -> None:
     engine = ImageEngine(cheap_model(defaults={"steps": 1, "strength": 0.7, "step_function": "turbo"}))
     stream = engine.open(Control(strength=0.4))
-    assert (stream.controls.integer("steps"), stream.controls.number("strength")) == (1, 0.4)
-    assert stream.controls.text("step_function") == "turbo"
+    assert (stream.controls.steps, stream.controls.strength) == (1, 0.4)
+    assert stream.controls.step_function == "turbo"
     assert set(stream.controls.values) == set(CONTROLS)
 
 
@@ -337,4 +337,4 @@ def test_models_with_pooled_text_get_it_with_sizes_for_every_row() -> None:
     assert condition.time_ids is not None
     assert condition.pooled.shape == (4, 8)
     assert condition.time_ids.tolist() == [[16, 32, 0, 0, 16, 32]] * 4
-    assert not condition.pooled[0].equal(condition.pooled[2]) or stream.controls.text("negative_prompt") == ""
+    assert not condition.pooled[0].equal(condition.pooled[2]) or stream.controls.negative_prompt == ""

@@ -16,8 +16,9 @@ from app.cli.options import (
     parse_size,
 )
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, Propagation
-from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError
+from pipelines.core.prompts import WeightedPrompt
 from pipelines.files.lora_files import LoraFile
 
 

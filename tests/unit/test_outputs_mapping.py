@@ -22,8 +22,9 @@ from app.controllers.osc import OscInput, OscOptions
 from app.controllers.smoothing import Smoother
 from app.outputs.output import OutputPhase
 from pipelines.core.control_table import CONTROLS, Propagation
-from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError
+from pipelines.core.prompts import WeightedPrompt
 from tests.fakes import midi_backend
 
 BLEND = (WeightedPrompt(text="a cat", weight=2.0), WeightedPrompt(text="a robot"))

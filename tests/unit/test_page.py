@@ -19,7 +19,6 @@ from app.page import page as page_module
 from app.page.page import Page
 from app.page.prompts import Prompts, world_examples
 from app.page.widgets import (
-    ACTIONS,
     ELSEWHERE,
     SECTIONS,
     foreign_elements,
@@ -34,6 +33,8 @@ from app.worker.meter import Meter
 from app.worker.process import WorkerOptions
 from pipelines.core.control_table import CONTROLS
 from pipelines.files.hub import BUNDLED_FOLDER
+
+ACTIONS = tuple(name for name in ELSEWHERE if name != "prompt")
 
 WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
 

@@ -19,8 +19,9 @@ from app.render.job import render
 from app.render.loop import StopSignal
 from app.render.record import part_folder
 from app.render.request import RenderRequest
-from pipelines.core.controls import Control, WeightedPrompt
+from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.prompts import WeightedPrompt
 from tests.fakes.clips import make_clip, play
 from tests.fakes.engine import FakeEngine
 

@@ -107,7 +107,7 @@ def test_compiled_kernels_give_what_plain_ones_do() -> None:
     results = []
     for kernels in (PLAIN_KERNELS, compiled_kernels("eager")):
         memory = torch.zeros(3, 20, 2, 16)
-        kernels.place(keys[0], values, cos, sin, index, index + 0, *memory)
+        kernels.write(keys[0], values, cos, sin, index, index + 0, *memory)
         kernels.rotate_into(memory[0, :5], memory[1, 3:8], cos[0, :5], sin[0, :5])
         kernels.rotate_into(memory[0, :6], memory[1, 3:9], cos[0], sin[0])
         results.append(memory)

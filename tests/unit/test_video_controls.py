@@ -21,12 +21,12 @@ from pipelines.core.tick_log import BirthRecord, RowRecord
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
 from pipelines.video.presets import VideoPreset
-from pipelines.video.schedules import Task
+from pipelines.video.schedules import PassPart
 from pipelines.video.wan.actions import ACTION_NAMES
 from tests.fakes.video_engine import SMALL, acting_engine, run_chunks, small_engine, video_frames
 
 GUIDED = replace(SMALL, guidance=3.0, negative_prompt="dull")
-Found = list[tuple[PassRequest, tuple[Task, ...]]]
+Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
 class Bench:
@@ -242,13 +242,13 @@ def test_a_seed_lock_gives_every_frame_the_same_noise() -> None:
     engine = small_engine()
     starts: list[torch.Tensor] = []
     stream = engine.open(Control(seed_lock=True))
-    bear = stream._chunk_schedule.bear
+    bear = stream._chunk_schedule.admit
 
     def watched(slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
         starts.append(slot.latents.clone())
         bear(slot, context)
 
-    stream._chunk_schedule.bear = watched  # type: ignore[method-assign]
+    stream._chunk_schedule.admit = watched  # type: ignore[method-assign]
     run_chunks(stream, engine, 2)
     stream.apply(Control(seed_lock=False))
     run_chunks(stream, engine, 2)
@@ -262,7 +262,7 @@ def test_a_scene_cut_comes_with_the_next_chunk_and_goes_back_by_itself() -> None
     stream_rows = bench.stream._stream_rows
     onset = bench.onset(Control(scene_cut=True), lambda b: stream_rows.ledger().shot == 1)
     assert onset == (2, 1)
-    assert not bench.stream.controls.flag("scene_cut")
+    assert not bench.stream.controls.scene_cut
     positions = bench.engine.core.cache.positions(stream_rows.kv_rows[0][0])
     assert max(np.diff(positions)) > 10  # a jump in time
     for _ in range(6):

@@ -163,7 +163,7 @@ def test_switching_between_camera_and_prompt_pads_and_goes_on(engine: VideoEngin
         assert stream.push(frame)
     settle()
     assert [f.source_seq for f in out] == [0, 1, 2, *[None] * 8, *range(3, 11)]
-    assert engine.core.encoder.latents_done(stream.place) == 3  # one ahead, for the gap, and two
+    assert engine.core.encoder.latents_done(stream.index) == 3  # one ahead, for the gap, and two
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -109,7 +109,7 @@ def test_out_of_memory_in_a_pass_loses_nothing(engine: VideoEngine) -> None:
 
 def test_what_fails_in_one_stream_s_decoding_is_its_own_error(engine: VideoEngine) -> None:
     good, bad = engine.open(), engine.open()
-    decoder = engine.core.decoders[bad.place]
+    decoder = engine.core.decoders[bad.index]
 
     def short(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -23,13 +23,13 @@ def test_input_frames_are_encoded_as_one_clip_and_mixed_with_noise() -> None:
     stream = engine.open(Control.of({"strength": 0.5, "noise_control": False}))
     supply = video_frames(13)
     starts = []
-    bear = stream._chunk_schedule.bear
+    bear = stream._chunk_schedule.admit
 
     def watched(slot: ChunkSlot, context: Sequence[torch.Tensor]) -> None:
         starts.append((slot.latents.clone(), slot.noise(0), slot.birth.plan))
         bear(slot, context)
 
-    stream._chunk_schedule.bear = watched  # type: ignore[method-assign]
+    stream._chunk_schedule.admit = watched  # type: ignore[method-assign]
     for frame in supply:
         while not stream.push(frame):
             engine.tick()

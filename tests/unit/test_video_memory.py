@@ -107,7 +107,7 @@ def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
     before = len(tasks(engine))
     assert stream._stream_rows.ledger().next_frame == 10
     stream.apply(Control.of({"prompt": "a robot", "prompt_change": "cut"}))
-    clean = stream._chunk_factory.memory._clean.take([0, 3, 4, 5, 6, 7, 8, 9])  # type: ignore[attr-defined]
+    clean = stream._chunk_factory.past._clean.take([0, 3, 4, 5, 6, 7, 8, 9])  # type: ignore[attr-defined]
     assert stream.generate(8)
     for _ in range(4):
         engine.tick()
@@ -156,13 +156,13 @@ def test_a_rebuilt_cache_has_the_last_clean_frames_and_an_anchor_that_is_encoded
     engine = engine_of("rebuild")
     stream = engine.open()
     images = run_chunks(stream, engine, 4)
-    memory = stream._chunk_factory.memory
+    memory = stream._chunk_factory.past
     assert isinstance(memory, RebuildPast)
     latest = memory._clean.take([6, 7]).latents
     assert stream.generate(8)
     engine.tick()
     assert tasks(engine)[-1] == "context"
-    job = stream._chunk_schedule._jobs[0]
+    job = stream._chunk_schedule._pending[0]
     assert job.kind == "denoise"  # the context pass is over
     assert [span.position for span in stream._stream_rows.ledger().spans] == [0, 1, 2]
     with torch.inference_mode():
@@ -181,7 +181,7 @@ def test_each_shot_of_a_story_sees_pictures_of_the_earlier_ones() -> None:
     stream.apply(Control.of({"prompt": "two", "prompt_change": "cut"}))
     seen: list[torch.Tensor] = []
     encode = engine.core.encode_pictures
-    memory = stream._chunk_factory.memory
+    memory = stream._chunk_factory.past
     parts = replace(memory._parts, encode=lambda pictures: seen.append(pictures) or encode(pictures))  # type: ignore[func-returns-value]
     memory._parts = parts
     run_chunks(stream, engine, 1)
@@ -229,7 +229,7 @@ def test_a_rewound_stream_makes_the_same_chunks_again(policy: str) -> None:
     first = run_chunks(stream, engine, 4)
     assert stream.apply(Control(rewind_to=3)) == engine.core.next_tick
     again = run_chunks(stream, engine, 4)
-    assert stream.controls.integer("rewind_to") == -1
+    assert stream.controls.rewind_to == -1
     assert np.array_equal(first, again)
     assert stream.accounting.out == 8 * 11 - 3
 
@@ -242,12 +242,12 @@ def test_a_rewound_stream_goes_another_way_with_another_seed_or_prompt() -> None
     stream.apply(Control.of({"prompt": "a robot"}))
     run_chunks(stream, engine, 1)
     stream.apply(Control.of({"rewind_to": 3}))
-    assert stream.controls.prompts[0].text == "a cat"  # the prompt that held then
+    assert stream.controls.prompt[0].text == "a cat"  # the prompt that held then
     assert np.array_equal(first, run_chunks(stream, engine, 1))
     stream.apply(Control.of({"rewind_to": 3, "seed": 5}))
     assert not np.array_equal(first, run_chunks(stream, engine, 1))
     stream.apply(Control.of({"rewind_to": 3, "prompt": "a dog", "seed": 2}))
-    assert stream.controls.prompts[0].text == "a dog"
+    assert stream.controls.prompt[0].text == "a dog"
     assert not np.array_equal(first, run_chunks(stream, engine, 1))
 
 
@@ -275,7 +275,7 @@ def test_a_rewound_stream_of_inputs_redraws_them_alike() -> None:
 
 def addresses(history: RewindHistory) -> set[int]:
     rooms = [*history._free, *(kept.buffers for kept in history._kept)]
-    parts = [part for room in rooms for part in (*room.cache, room.decoder, room.encoder or (), room.memory)]
+    parts = [part for room in rooms for part in (*room.cache, room.decoder, room.encoder or (), room.past)]
     return {tensor.data_ptr() for part in parts for tensor in part}
 
 

@@ -160,16 +160,16 @@ def test_autoencoders(folder: Path, tmp_path: Path) -> None:
         load_codec(parts, "tiny", CPU, said.append)
     file = tiny_taew(tmp_path / "taew2_1.safetensors")
     tiny = load_codec(parts, str(file), CPU, said.append)
-    assert (type(tiny).__name__, tiny.latent_channels, tiny.dtype) == ("TinyCodec", 16, torch.float32)
+    assert (type(tiny).__name__, tiny.latent_channels, tiny.dtype) == ("TinyVideoCodec", 16, torch.float32)
 
 
 def test_a_folders_own_tiny_autoencoder_is_chosen_and_said(tmp_path: Path) -> None:
     own = tiny_video_model(tmp_path / "model", tiny_vae=True)
     said: list[str] = []
     parts = read_video_folder(own)
-    assert type(load_codec(parts, "auto", CPU, said.append)).__name__ == "TinyCodec"
+    assert type(load_codec(parts, "auto", CPU, said.append)).__name__ == "TinyVideoCodec"
     assert "tiny autoencoder tiny_vae is used" in said[0]
-    assert type(load_codec(parts, "tiny", CPU, said.append)).__name__ == "TinyCodec"
+    assert type(load_codec(parts, "tiny", CPU, said.append)).__name__ == "TinyVideoCodec"
     assert type(load_codec(parts, "stock", CPU, said.append)).__name__ == "WanCodec"
     assert len(said) == 1
     assert load_codec(parts, "tiny", CPU, said.append).encoder_delay_frames == 3

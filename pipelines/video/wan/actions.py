@@ -57,7 +57,7 @@ class ActionEmbedder(nn.Module):
 
 def action_of(controls: Controls) -> Action:
     """What the controls say now."""
-    return tuple(controls.number(name) for name in ACTION_NAMES)
+    return tuple(controls.value_of(name) for name in ACTION_NAMES)
 
 
 def save_actions(embedder: ActionEmbedder, folder: Path, gains: Sequence[float] | None = None) -> None:

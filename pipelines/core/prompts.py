@@ -1,0 +1,82 @@
+"""Weighted prompts: the value of the control `prompt`, and how it is read from text and JSON. Knows no text encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import ControlError
+
+MAX_PROMPT_CHARACTERS = 2000
+MAX_PROMPTS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightedPrompt:
+    """A text and its weight (> 0, relative to the other prompts of the same blend)."""
+
+    text: str
+    weight: float = 1.0
+
+
+def check_length(name: str, text: str) -> None:
+    """Raise ControlError for a text of more than MAX_PROMPT_CHARACTERS."""
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise ControlError(
+            f"{name} has {len(text)} characters ({len(text.split())} words).",
+            f"Keep it to {MAX_PROMPT_CHARACTERS} characters.",
+        )
+
+
+def check_prompts(value: object) -> None:
+    """Raise ControlError unless value is a tuple of at most MAX_PROMPTS weighted prompts."""
+    if not isinstance(value, tuple) or not all(isinstance(p, WeightedPrompt) for p in value):
+        raise ControlError(
+            f"prompt must be a tuple of weighted prompts, not {value!r}.", "Control.of() also takes plain text."
+        )
+    if len(value) > MAX_PROMPTS:
+        raise ControlError(f"{len(value)} prompts were given.", f"Blend at most {MAX_PROMPTS}.")
+    for prompt in value:
+        check_length("prompt", prompt.text)
+        if not 0 < prompt.weight < float("inf"):
+            raise ControlError(
+                f"The weight {prompt.weight} of {prompt.text!r} is not above 0.", "Leave the prompt out instead."
+            )
+
+
+def parse_prompts(value: object) -> tuple[WeightedPrompt, ...]:
+    """Weighted prompts from text, or from a list of texts, (text, weight) pairs or {"text", "weight"} objects.
+
+    Text: prompts are separated by '|', each may end in ':weight'. 'a cat:2 | a robot' -> cat 2, robot 1.
+    """
+    if isinstance(value, str):
+        return tuple(_parse_one(part) for part in value.split("|")) if value.strip() else ()
+    if not isinstance(value, list | tuple):
+        raise ControlError(f"prompt must be text or a list of weighted prompts, not {value!r}.")
+    return tuple(_from_item(item) for item in value)
+
+
+def _parse_one(part: str) -> WeightedPrompt:
+    text, colon, weight = part.rpartition(":")
+    if colon:
+        try:
+            return WeightedPrompt(text=text.strip(), weight=float(weight))
+        except ValueError:
+            pass  # a colon inside the prompt, not a weight
+    return WeightedPrompt(text=part.strip())
+
+
+def _from_item(item: object) -> WeightedPrompt:
+    match item:
+        case WeightedPrompt():
+            return item
+        case str():
+            return _parse_one(item)
+        case (str() as text, int() | float() as weight):
+            return WeightedPrompt(text=text, weight=float(weight))
+        case {"text": str() as text, "weight": int() | float() as weight}:
+            return WeightedPrompt(text=text, weight=float(weight))
+        case {"text": str() as text}:
+            return WeightedPrompt(text=text)
+    raise ControlError(
+        f"{item!r} is not a weighted prompt.", 'Give text, [text, weight] or {"text": ..., "weight": ...}.'
+    )
