@@ -149,7 +149,7 @@ def _synchronise(device: torch.device) -> None:
 
 def bundled(options: argparse.Namespace) -> dict[str, object]:
     """The bundled model on the chosen device."""
-    from pipelines.load import LoadOptions, load_image_model
+    from pipelines.image.loading.load import LoadOptions, load_image_model
 
     started = time.perf_counter()
     model = load_image_model("mini-image", LoadOptions(device=options.device, dtype=options.dtype))

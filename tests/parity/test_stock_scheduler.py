@@ -10,9 +10,9 @@ from diffusers.schedulers import scheduling_lcm
 
 from pipelines.core.controls import Control
 from pipelines.image.engine import ImageEngine
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from pipelines.image.model import ImageModel
 from pipelines.image.noise import NoiseSource
-from pipelines.load import LoadOptions, load_image_model
 from tests.fakes.image_model import frames
 from tests.parity.conftest import Report
 from tests.parity.observed import Observer

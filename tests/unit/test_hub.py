@@ -12,7 +12,7 @@ from pipelines.core.errors import HubUnreachableError, ModelLayoutError, ModelNo
 from pipelines.files import hub
 from pipelines.files.hub_files import select_files
 from pipelines.files.lora_files import LoraFile
-from pipelines.load import LoadOptions, load_image_model
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from tests.fakes.tiny_models import tiny_sd15
 
 CLOSED = "http://127.0.0.1:9"

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from pipelines.core.errors import ModelError, ModelLayoutError, UnsafeWeightsError
 from pipelines.files import hub
 from pipelines.image.loading.betas import schedule_config
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from pipelines.image.loading.networks import guidance_scale_embedding
 from pipelines.image.model import Condition, ImageModel
-from pipelines.load import LoadOptions, load_engine, load_image_model
+from pipelines.load import load_engine
 from tests.fakes.tiny_models import (
     SD15_SCHEDULER,
     XL_TURBO_SCHEDULER,

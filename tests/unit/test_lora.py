@@ -16,8 +16,8 @@ from torch import nn
 from pipelines.core.errors import InputError, ModelLayoutError, UnsafeWeightsError
 from pipelines.files.lora_files import LoraFile
 from pipelines.files.lora_keys import read_lora
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from pipelines.image.loading.lora import MergedLora
-from pipelines.load import LoadOptions, load_image_model
 from tests.fakes.tiny_models import tiny_sd15, tiny_sdxl_turbo
 
 RANK = 2

@@ -14,8 +14,8 @@ from transformers.models.clip.configuration_clip import CLIPConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pipelines.core.errors import ModelLayoutError
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from pipelines.image.model import ImageModel
-from pipelines.load import LoadOptions, load_image_model
 from tests.fakes.tiny_models import rename_keys, tiny_sd15, write_json
 
 
