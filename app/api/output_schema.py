@@ -37,6 +37,10 @@ class RecordingRequest(Strict):
     """Record to a file on the server."""
 
     kind: Literal["recording"]
+    sound: bool = Field(
+        default=False,
+        description="With the sound that the session's source sends by WebRTC or WHIP. If none comes, `text` says so.",
+    )
 
 
 class RtmpRequest(Strict):

@@ -21,6 +21,7 @@ from app.outputs.output import Output, OutputReading
 from app.outputs.push import Push, PushOptions
 from app.outputs.push_hosts import PushHostError
 from app.outputs.record import Recording, RecordingOptions
+from app.outputs.recording_sound import SoundFormat
 from app.outputs.recordings import RecordingStore, recording_id
 from app.outputs.table import OutputTable
 from app.outputs.transports import address_of
@@ -158,7 +159,13 @@ class Maker:
 
     def recording(self, wanted: RecordingRequest) -> Output:
         path = self.store.begin()
-        options = RecordingOptions(path=path, may_grow=self.store.may_grow, on_end=lambda: self.store.ended(path))
+        options = RecordingOptions(
+            path=path,
+            sound=SoundFormat(channels=2) if wanted.sound else None,
+            listen=self.session.sound.listen if wanted.sound else None,
+            may_grow=self.store.may_grow,
+            on_end=lambda: self.store.ended(path),
+        )
         return Recording(options)
 
     def push(self, wanted: RtmpRequest | SrtRequest) -> Output:

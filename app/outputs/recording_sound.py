@@ -51,7 +51,7 @@ class _Chunk:
 
 
 class SoundTrack:
-    """`add` from any thread; `until` and what follows on the writer's. At most 30 s wait; newer ones are dropped."""
+    """`add` from any thread; `until` and what follows on the writer's. At most 30 s wait; the oldest are dropped."""
 
     def __init__(self, format_: SoundFormat) -> None:
         self.format = format_
@@ -70,9 +70,8 @@ class SoundTrack:
         with self._lock:
             for samples in self._converted(sound):
                 seconds = samples.shape[1] / self.format.rate_hz
-                if self._waiting_s + seconds > _MAX_WAIT_S:
-                    self.dropped_chunks += 1
-                    continue
+                while self._chunks and self._waiting_s + seconds > _MAX_WAIT_S:
+                    self._drop_oldest()
                 if captured_ns is None:
                     captured_ns = time.monotonic_ns() - round(seconds * 1e9)
                 self._chunks.append(_Chunk(captured_ns=captured_ns, samples=samples))
@@ -91,6 +90,10 @@ class SoundTrack:
                 samples = samples[:, max(0, -gap) :]
             if samples.shape[1]:
                 yield self._frame(samples)
+
+    def _drop_oldest(self) -> None:
+        self._waiting_s -= self._chunks.popleft().samples.shape[1] / self.format.rate_hz
+        self.dropped_chunks += 1
 
     def _take(self, end_ns: int) -> _Chunk | None:
         """The next chunk that begins before `end_ns`."""

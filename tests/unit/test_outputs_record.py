@@ -280,7 +280,7 @@ def test_the_message_of_a_full_disk() -> None:
 def test_no_room_for_the_ordinary_file_leaves_the_fragmented_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(growing: Path, final: Path) -> int:
+    def full(growing: Path, final: Path, *, sound: bool) -> int:
         final.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
