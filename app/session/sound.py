@@ -6,7 +6,7 @@ Hands frames on and keeps none: listeners bound what waits for them. Does not de
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import av
 
@@ -23,16 +23,17 @@ class SoundHub:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sources: tuple[SoundSource, ...] = ()
-        self._listeners: tuple[SoundListener, ...] = ()
+        self._listeners: Mapping[object, SoundListener] = {}
 
     def listen(self, listener: SoundListener) -> Callable[[], None]:
         """Give `listener` every frame from now on; the result ends that (calling it twice is fine)."""
         with self._lock:
-            self._listeners = (*self._listeners, listener)
+            key = object()
+            self._listeners = {**self._listeners, key: listener}
 
         def forget() -> None:
             with self._lock:
-                self._listeners = tuple(one for one in self._listeners if one != listener)
+                self._listeners = {other: one for other, one in self._listeners.items() if other is not key}
 
         return forget
 
@@ -51,7 +52,7 @@ class SoundHub:
     def listeners(self, source: SoundSource) -> tuple[SoundListener, ...]:
         """Who listens to `source`: nobody while another one is heard."""
         heard = self._sources[-1:]
-        return self._listeners if heard and heard[0] is source else ()
+        return tuple(self._listeners.values()) if heard and heard[0] is source else ()
 
 
 class SoundSource:
