@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import av
+import numpy as np
 from aiortc import RTCRtpReceiver
 from aiortc.jitterbuffer import MAX_MISORDER, JitterBuffer, JitterFrame
 from aiortc.mediastreams import MediaStreamError
@@ -25,6 +26,8 @@ _CLOCK_HZ = 48_000  # RFC 7587, section 4.1: the clock of every Opus payload
 _MAX_WAITING_PACKETS = 50  # for the decoder: one second of the usual 20 ms
 _MAX_LATE_TICKS = _CLOCK_HZ
 _SETTLE_PACKETS = 256
+_MIN_HOLE_TICKS = _CLOCK_HZ // 200  # the steps of ArrivalClock are smaller
+_MAX_HOLE_TICKS = _CLOCK_HZ // 5  # longer ones are pauses, which are for the listener to keep
 _NS_PER_S = 1_000_000_000
 
 
@@ -105,6 +108,7 @@ class PeerSound:
     def __init__(self, receiver: RTCRtpReceiver, hub: SoundHub) -> None:
         self._track = receiver.track
         self._source = source = hub.open()
+        self._end_ticks = 0  # where the last frame ended
         replace_intake(receiver, PacketBuffer(), SoundQueue(lambda: source.wanted))
 
     async def run(self) -> None:
@@ -113,15 +117,28 @@ class PeerSound:
             while True:
                 frame = await self._track.recv()
                 assert isinstance(frame, av.AudioFrame)
-                assert frame.pts is not None
-                # A packet leaves when its last sample was captured, as a picture does when it was captured.
-                first_ticks = frame.pts - frame.samples * _CLOCK_HZ // frame.sample_rate
-                self._source.give(frame, first_ticks * _NS_PER_S // _CLOCK_HZ)
+                self._give(frame)
         except MediaStreamError:
             return
         finally:
             self.close()
 
+    def _give(self, frame: av.AudioFrame) -> None:
+        """Hand it on, after silence in place of packets that were lost: what follows would be early."""
+        assert frame.pts is not None
+        lost = frame.pts - self._end_ticks
+        if _MIN_HOLE_TICKS <= lost <= _MAX_HOLE_TICKS:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * lost), np.int16), format="s16", layout="stereo")
+            silence.sample_rate = _CLOCK_HZ
+            self._source.give(silence, _captured_ns(self._end_ticks, frame.samples))
+        self._end_ticks = frame.pts + frame.samples
+        self._source.give(frame, _captured_ns(frame.pts, frame.samples))
+
     def close(self) -> None:
         """The session's sound comes from others. Closing twice is fine."""
         self._source.close()
+
+
+def _captured_ns(arrived_ticks: int, packet_ticks: int) -> int:
+    """When a packet's first sample was captured: it leaves after its last one. (A picture leaves at its own time.)"""
+    return (arrived_ticks - packet_ticks) * _NS_PER_S // _CLOCK_HZ

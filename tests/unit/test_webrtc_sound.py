@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import queue
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -17,14 +19,15 @@ import httpx
 import numpy as np
 import pytest
 from aiortc.codecs.opus import OpusDecoder
-from aiortc.jitterbuffer import JitterFrame
-from aiortc.mediastreams import MediaStreamTrack
+from aiortc.jitterbuffer import JitterBuffer, JitterFrame
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from aiortc.rtcrtpparameters import RTCRtpCodecParameters
 from aiortc.rtp import RtpPacket
 
 from app.session.session import Session
+from app.session.sound import SoundHub
 from app.webrtc.sdp import ROLES, plan_offer
-from app.webrtc.sound import ArrivalClock, PacketBuffer, SoundQueue
+from app.webrtc.sound import ArrivalClock, PacketBuffer, PeerSound, SoundQueue
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import wait_until, worker_client
 from tests.fakes.webrtc_peers import BEEP_EVERY_S, BEEP_HZ, BEEP_S, Beeps, Flashes, FlatVideo, TestPeer, until
@@ -101,6 +104,43 @@ def test_the_decoder_hands_the_time_of_arrival_on() -> None:
     (sound,) = OpusDecoder().decode(item[1])
     assert sound.pts is not None
     assert before * 48 // 1_000_000 - 1 <= sound.pts <= time.monotonic_ns() * 48 // 1_000_000
+
+
+class Decoded:
+    """A receiver whose track gives frames of 20 ms with these pts, a tick of 1/48000 s each."""
+
+    def __init__(self, pts: list[int]) -> None:
+        self._RTCRtpReceiver__jitter_buffer = JitterBuffer(capacity=16, prefetch=4)
+        self._RTCRtpReceiver__decoder_queue: queue.Queue[object] = queue.Queue()
+        self._pts = iter(pts)
+        self.track = self
+
+    async def recv(self) -> av.AudioFrame:
+        pts = next(self._pts, None)
+        if pts is None:
+            raise MediaStreamError
+        frame = av.AudioFrame.from_ndarray(np.full((1, 2 * PACKET), 1000, np.int16), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, pts, Fraction(1, RATE_HZ)
+        return frame
+
+
+def test_lost_packets_become_silence_so_that_what_follows_is_not_early() -> None:
+    second = RATE_HZ
+    arrivals = [0, PACKET, 2 * PACKET + 50, 5 * PACKET + 50, 6 * PACKET - 900, second]  # two lost; jitter; a pause
+    hub, heard = SoundHub(), list[tuple[bool, int, int]]()
+    hub.listen(lambda sound, at_ns: heard.append((bool(sound.to_ndarray().any()), sound.samples, at_ns)))
+    asyncio.run(PeerSound(Decoded([second + at for at in arrivals]), hub).run())  # type: ignore[arg-type]
+    times = [(sound, samples, round(at_ns * 48 / 1e6) - second + PACKET) for sound, samples, at_ns in heard]
+    assert times == [
+        (True, PACKET, 0),
+        (True, PACKET, PACKET),
+        (True, PACKET, 2 * PACKET + 50),
+        (False, 2 * PACKET, 3 * PACKET + 50),
+        (True, PACKET, 5 * PACKET + 50),
+        (True, PACKET, 6 * PACKET - 900),
+        (True, PACKET, second),
+    ]
+    assert not hub._sources
 
 
 # ---- offers ----
