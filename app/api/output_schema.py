@@ -1,6 +1,6 @@
 """The JSON of a session's outputs as pydantic models: one for each kind, told apart by `kind`.
 
-Addresses and tokens are secrets: they can be written and are never shown. Knows no output.
+Addresses and tokens are secrets: they can be written and are never shown. Does not depend on the outputs.
 """
 
 from __future__ import annotations

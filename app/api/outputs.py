@@ -1,4 +1,4 @@
-"""A session's outputs over HTTP: start, look, stop. Knows what each kind is made of; knows no format and no transport.
+"""A session's outputs over HTTP: start, list, stop. Makes each kind; does not depend on formats and transports.
 
 Where a client may push to is `context.push_hosts`; no path is ever taken from a request.
 """
@@ -84,7 +84,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
 
     @routes.get("/sessions/{session_id}/outputs", operation_id="list_outputs", responses={**REFUSALS, **UNFIT})
     async def list_outputs(session_id: str, request: Request) -> OutputList:
-        """How each stands; a failed one stays until it is stopped, and says why it failed."""
+        """The state of each; a failed one stays until it is stopped, and says why it failed."""
         outputs = table.known(session_of(context, session_id, request))
         readings = outputs.read() if outputs is not None else {}
         return OutputList(outputs=[view(name, reading) for name, reading in readings.items()])
@@ -188,7 +188,7 @@ class Maker:
     def virtual_camera(self, wanted: VirtualCameraRequest) -> Output:
         info = self.session.proxy.info
         if info is None:
-            raise NotReadyError("The stream does not stand yet.", "Ask again when the session is live.")
+            raise NotReadyError("The stream is not open yet.", "Ask again when the session is live.")
         size = (max(16, info.width // 2 * 2), max(16, info.height // 2 * 2))
         return VirtualCamera(VirtualCameraOptions(size=size, rate=Fraction(wanted.frame_rate)))
 

@@ -1,8 +1,8 @@
 """Records a session's frames, with sound if it is given, to an MP4 file, away from the path of live frames.
 
 Owns one thread, which encodes and writes. Frames wait in a bounded room; when the disk or the encoder is too slow the
-newest are turned away and counted. A picture stands in the file at the time its source was captured, or at which it
-arrived when there was none. Knows no session.
+newest are turned away and counted. A picture's time in the file is that at which its source was captured, or at which
+it arrived when there was none. Does not depend on where frames and sound come from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A growing MP4 of pictures at any times and sound: plays at any moment, becomes an ordinary file when finished.
 
 While it grows it consists of fragments of about a second (frag_keyframe): a killed process leaves all but the last.
-`make_ordinary` copies it, without encoding again, to a file with its index in front. Knows no threads and no clock.
+`make_ordinary` copies it, without encoding again, to a file with its index in front. Does not depend on threads or clocks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sound that is recorded beside pictures: chunks with their capture times become one track without holes.
 
-Times are monotonic ns. Pictures stand in a recording at the time when their source was captured, and so does sound:
-that delays it by exactly what the model took. Knows no file and no pictures.
+Times are monotonic ns. Pictures and sound are placed in a recording at the time at which their source was captured: that
+delays sound by exactly what the model took. Does not depend on files and pictures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Offers, answers and candidates as text: what they ask for, checked before a peer is made of them.
 
-Knows SDP (RFC 8866), trickled candidates (RFC 8840) and what a peer may want of a session; makes no connection.
+Owns SDP (RFC 8866), trickled candidates (RFC 8840) and what a peer may want of a session; makes no connection.
 """
 
 from __future__ import annotations

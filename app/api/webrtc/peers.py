@@ -1,7 +1,7 @@
 """WebRTC peers of sessions: made from an offer, watched while they live, and gone without a trace.
 
 Owns every connection of aiortc on the server's side, their number and their end. A peer connects to its session as
-every door does: when it has vanished, the session's grace time begins. Knows no HTTP.
+every door does: when it has vanished, the session's grace time begins. Does not depend on HTTP.
 """
 
 from __future__ import annotations
