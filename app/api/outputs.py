@@ -1,4 +1,4 @@
-"""A session's outputs over HTTP: start, list, stop. Makes each kind; does not depend on formats and transports.
+"""A session's outputs over HTTP: start, list, stop. Makes each kind; independent of formats and transports.
 
 Where a client may push to is `context.push_hosts`; no path is ever taken from a request.
 """

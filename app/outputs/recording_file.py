@@ -1,7 +1,7 @@
 """A growing MP4 of pictures at any times and sound: plays at any moment, becomes an ordinary file when finished.
 
 While it grows it consists of fragments of about a second (frag_keyframe): a killed process leaves all but the last.
-`make_ordinary` copies it, without encoding again, to a file with its index in front. Does not depend on threads or clocks.
+`make_ordinary` copies it, without encoding again, to a file with its index in front. Owns no thread and no clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sound that is recorded beside pictures: chunks with their capture times become one track without holes.
 
-Times are monotonic ns. Pictures and sound are placed in a recording at the time at which their source was captured: that
+Times are monotonic ns. Pictures and sound are placed in a recording at the time when their source was captured: that
 delays sound by exactly what the model took. Does not depend on files and pictures.
 """
 

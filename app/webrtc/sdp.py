@@ -1,6 +1,7 @@
 """Offers, answers and candidates as text: what they ask for, checked before a peer is made of them.
 
-Owns SDP (RFC 8866), trickled candidates (RFC 8840) and what a peer may want of a session; makes no connection.
+Owns reading SDP (RFC 8866) and trickled candidates (RFC 8840), and what a peer may want of a session; makes no
+connection.
 """
 
 from __future__ import annotations
