@@ -1,6 +1,6 @@
 """The JSON of a session's outputs as pydantic models: one for each kind, told apart by `kind`.
 
-Addresses and tokens are secrets: they can be written and are never shown. Knows no output.
+Addresses and tokens are secrets: they can be written and are never shown. Does not depend on the outputs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class RecordingRequest(Strict):
     """Record to a file on the server."""
 
     kind: Literal["recording"]
+    sound: bool = Field(
+        default=False,
+        description="With the sound that the session's source sends by WebRTC or WHIP. If none comes, `text` says so.",
+    )
 
 
 class RtmpRequest(Strict):

@@ -1,4 +1,4 @@
-"""A session's outputs over HTTP: start, look, stop. Knows what each kind is made of; knows no format and no transport.
+"""A session's outputs over HTTP: start, list, stop. Makes each kind; independent of formats and transports.
 
 Where a client may push to is `context.push_hosts`; no path is ever taken from a request.
 """
@@ -21,6 +21,7 @@ from app.outputs.output import Output, OutputReading
 from app.outputs.push import Push, PushOptions
 from app.outputs.push_hosts import PushHostError
 from app.outputs.record import Recording, RecordingOptions
+from app.outputs.recording_sound import SoundFormat
 from app.outputs.recordings import RecordingStore, recording_id
 from app.outputs.table import OutputTable
 from app.outputs.transports import address_of
@@ -83,7 +84,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
 
     @routes.get("/sessions/{session_id}/outputs", operation_id="list_outputs", responses={**REFUSALS, **UNFIT})
     async def list_outputs(session_id: str, request: Request) -> OutputList:
-        """How each stands; a failed one stays until it is stopped, and says why it failed."""
+        """The state of each; a failed one stays until it is stopped, and says why it failed."""
         outputs = table.known(session_of(context, session_id, request))
         readings = outputs.read() if outputs is not None else {}
         return OutputList(outputs=[view(name, reading) for name, reading in readings.items()])
@@ -158,7 +159,13 @@ class Maker:
 
     def recording(self, wanted: RecordingRequest) -> Output:
         path = self.store.begin()
-        options = RecordingOptions(path=path, may_grow=self.store.may_grow, on_end=lambda: self.store.ended(path))
+        options = RecordingOptions(
+            path=path,
+            sound=SoundFormat(channels=2) if wanted.sound else None,
+            listen=self.session.sound.listen if wanted.sound else None,
+            may_grow=self.store.may_grow,
+            on_end=lambda: self.store.ended(path),
+        )
         return Recording(options)
 
     def push(self, wanted: RtmpRequest | SrtRequest) -> Output:
@@ -181,7 +188,7 @@ class Maker:
     def virtual_camera(self, wanted: VirtualCameraRequest) -> Output:
         info = self.session.proxy.info
         if info is None:
-            raise NotReadyError("The stream does not stand yet.", "Ask again when the session is live.")
+            raise NotReadyError("The stream is not open yet.", "Ask again when the session is live.")
         size = (max(16, info.width // 2 * 2), max(16, info.height // 2 * 2))
         return VirtualCamera(VirtualCameraOptions(size=size, rate=Fraction(wanted.frame_rate)))
 

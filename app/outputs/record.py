@@ -1,8 +1,8 @@
 """Records a session's frames, with sound if it is given, to an MP4 file, away from the path of live frames.
 
 Owns one thread, which encodes and writes. Frames wait in a bounded room; when the disk or the encoder is too slow the
-newest are turned away and counted. A picture stands in the file at the time its source was captured, or at which it
-arrived when there was none. Knows no session.
+newest are turned away and counted. A picture's time in the file is that at which its source was captured, or at which
+it arrived when there was none. Does not depend on where frames and sound come from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 
+from app.session.sound import SoundListener
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import Frame
 
@@ -33,14 +34,17 @@ _QUOTA_LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordingOptions:
-    """path: an MP4 file that does not exist yet, in an existing folder. sound: None for none.
+    """path: an MP4 file that does not exist yet, in an existing folder.
 
+    sound: None for none. listen: subscribes the recording to a source's sound (SoundHub.listen), until the result is
+    called; without it sound comes by `Recording.add_sound`.
     waiting_frames: room for frames that the encoder has not taken yet. may_grow: asked every second; False ends the
     recording. on_end: called once, when nothing more is written. Both on the recording's own thread.
     """
 
     path: Path
     sound: SoundFormat | None = None
+    listen: Callable[[SoundListener], Callable[[], None]] | None = None
     waiting_frames: int = 24
     may_grow: Callable[[], bool] = lambda: True
     on_end: Callable[[], None] = lambda: None
@@ -68,6 +72,7 @@ class Recording:
         self._asked_s = time.monotonic()
         self._full = False
         self._phase, self._text = OutputPhase.STARTING, "waiting for the first frame"
+        self._forget = options.listen(self.add_sound) if options.listen is not None else lambda: None
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
@@ -90,13 +95,15 @@ class Recording:
         self._track.add(sound, captured_ns)
 
     def read(self) -> OutputReading:
-        file = self._file
+        file, phase, text = self._file, self._phase, self._text
+        if phase is OutputPhase.RUNNING and self._silent:
+            text = f"{text}; no sound has come yet"
         return OutputReading(
             kind="recording",
-            phase=self._phase,
+            phase=phase,
             done=file.frames if file is not None else 0,
             dropped=self._room.turned_away,
-            text=self._text,
+            text=text,
             file=self._options.path.name,
         )
 
@@ -104,6 +111,11 @@ class Recording:
         """Write what waits, finish the file and wait for that."""
         self._room.close()
         self._thread.join(_JOIN_S)
+
+    @property
+    def _silent(self) -> bool:
+        """Sound was wanted, and there is none in the file."""
+        return self._track is not None and self._file is not None and not self._file.has_sound
 
     # ---- the writing thread ----
 
@@ -121,6 +133,7 @@ class Recording:
             if not self.read().over:  # a fault of ours; the thread's hook reports it
                 self._room.close()
                 self._phase, self._text = OutputPhase.FAILED, "the recording ended by a fault; the terminal has it"
+            self._forget()
             self._options.on_end()
 
     def _step(self) -> None:
@@ -173,6 +186,8 @@ class Recording:
         self._write_sound(self._origin_ns + end_ticks * 1_000_000_000 // TICKS_A_SECOND)
         self._file.close()
         text = f"recorded {end_ticks / TICKS_A_SECOND:.1f} s to {self._options.path.name}"
+        if self._silent:
+            text = f"{text}; no sound came"
         if self._full:  # no room for a copy either: the fragmented file plays
             self._phase, self._text = OutputPhase.FAILED, f"{text}, then the space allowed for recordings was full"
             return

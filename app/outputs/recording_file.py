@@ -1,7 +1,7 @@
 """A growing MP4 of pictures at any times and sound: plays at any moment, becomes an ordinary file when finished.
 
 While it grows it consists of fragments of about a second (frag_keyframe): a killed process leaves all but the last.
-`make_ordinary` copies it, without encoding again, to a file with its index in front. Knows no threads and no clock.
+`make_ordinary` copies it, without encoding again, to a file with its index in front. Owns no thread and no clock.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class RecordingFile:
     def __init__(self, path: Path, size: tuple[int, int], sound: SoundFormat | None) -> None:
         self.path = path
         self.frames = 0
+        self.has_sound = False
         self._size = size
         self._to_yuv = ToYuv()
         self._durations: dict[int, int] = {}
@@ -90,6 +91,7 @@ class RecordingFile:
         """Samples that follow the last ones."""
         with recording_to(self.path):
             self._container.mux(self._sound.encode(frame))
+        self.has_sound = True
 
     def close(self) -> None:
         """Drain the encoders and end the growing file."""
@@ -102,11 +104,12 @@ class RecordingFile:
     def make_ordinary(self) -> None:
         """After `close`: put a file with its index in front in the place of the fragmented one.
 
+        It has a sound track only if sound was written.
         Raises OutputError: the fragmented file stays, and is whole.
         """
         final = self.path.with_name(f".{self.path.stem}.final.mp4")
         try:
-            copied = _remux(self.path, final)
+            copied = _remux(self.path, final, sound=self.has_sound)
             if copied != self.frames:
                 raise OutputError(f"{copied} of {self.frames} frames were found in {self.path.name}.")
             final.replace(self.path)
@@ -143,15 +146,16 @@ class RecordingFile:
             self._container.mux(packet)
 
 
-def _remux(growing: Path, final: Path) -> int:
-    """Copy all packets; returns the number of pictures."""
+def _remux(growing: Path, final: Path, *, sound: bool) -> int:
+    """Copy all packets, with a track for sound or without; returns the number of pictures."""
     pictures = 0
     with (
         av.open(str(growing)) as source,
         av.open(str(final), "w", format="mp4", options=dict(_KIND.finished)) as target,
     ):
-        streams = {stream: target.add_stream_from_template(stream, opaque=True) for stream in source.streams}
-        for packet in source.demux():
+        kept = [stream for stream in source.streams if sound or stream.type == "video"]
+        streams = {stream: target.add_stream_from_template(stream, opaque=True) for stream in kept}
+        for packet in source.demux(kept):
             if not packet.size:
                 continue
             pictures += packet.stream.type == "video"

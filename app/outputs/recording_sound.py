@@ -1,7 +1,7 @@
 """Sound that is recorded beside pictures: chunks with their capture times become one track without holes.
 
-Times are monotonic ns. Pictures stand in a recording at the time when their source was captured, and so does sound:
-that delays it by exactly what the model took. Knows no file and no pictures.
+Times are monotonic ns. Pictures and sound are placed in a recording at the time when their source was captured: that
+delays sound by exactly what the model took. Does not depend on files and pictures.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Chunk:
 
 
 class SoundTrack:
-    """`add` from any thread; `until` and what follows on the writer's. At most 30 s wait; newer ones are dropped."""
+    """`add` from any thread; `until` and what follows on the writer's. At most 30 s wait; the oldest are dropped."""
 
     def __init__(self, format_: SoundFormat) -> None:
         self.format = format_
@@ -70,9 +70,8 @@ class SoundTrack:
         with self._lock:
             for samples in self._converted(sound):
                 seconds = samples.shape[1] / self.format.rate_hz
-                if self._waiting_s + seconds > _MAX_WAIT_S:
-                    self.dropped_chunks += 1
-                    continue
+                while self._chunks and self._waiting_s + seconds > _MAX_WAIT_S:
+                    self._drop_oldest()
                 if captured_ns is None:
                     captured_ns = time.monotonic_ns() - round(seconds * 1e9)
                 self._chunks.append(_Chunk(captured_ns=captured_ns, samples=samples))
@@ -91,6 +90,10 @@ class SoundTrack:
                 samples = samples[:, max(0, -gap) :]
             if samples.shape[1]:
                 yield self._frame(samples)
+
+    def _drop_oldest(self) -> None:
+        self._waiting_s -= self._chunks.popleft().samples.shape[1] / self.format.rate_hz
+        self.dropped_chunks += 1
 
     def _take(self, end_ns: int) -> _Chunk | None:
         """The next chunk that begins before `end_ns`."""

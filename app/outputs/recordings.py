@@ -1,6 +1,6 @@
 """The folder that holds all recordings: names, a limit on the bytes, and which are deleted to stay below it.
 
-Names are made here and hold the id that a client asks by; none ever comes from a request. Knows no session, no codec.
+Names are made here and hold the id that a client asks by; none ever comes from a request. Independent of sessions.
 """
 
 from __future__ import annotations

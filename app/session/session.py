@@ -21,6 +21,7 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import ZoetropeError
 
 from .feed import Feed
+from .sound import SoundHub
 
 TOKEN_BYTES = 24
 
@@ -49,6 +50,7 @@ class Session:
         self.token = secrets.token_urlsafe(TOKEN_BYTES)
         self.proxy = proxy
         self.stages = StageTimes()
+        self.sound = SoundHub()
         self.created_s = time.monotonic()
         self._on_close = on_close
         self._lock = threading.Lock()

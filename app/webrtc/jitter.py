@@ -150,3 +150,13 @@ def _inside(receiver: RTCRtpReceiver, name: str, kind: type[_T]) -> _T:
     if not isinstance(found, kind):
         raise AiortcError(f"This aiortc has no {name}.", "Install aiortc 1.16, or turn the option off.")
     return found
+
+
+def replace_intake(receiver: RTCRtpReceiver, buffer: JitterBuffer, decoder_queue: queue.Queue[object]) -> None:
+    """Give a receiver another buffer for packets and another queue to its decoder, before it has started.
+
+    Raises AiortcError.
+    """
+    for name, kind, new in ((_BUFFER, JitterBuffer, buffer), (_QUEUE, queue.Queue, decoder_queue)):
+        _inside(receiver, name, kind)
+        vars(receiver)[name] = new

@@ -1,6 +1,7 @@
 """Offers, answers and candidates as text: what they ask for, checked before a peer is made of them.
 
-Knows SDP (RFC 8866), trickled candidates (RFC 8840) and what a peer may want of a session; makes no connection.
+Owns reading SDP (RFC 8866) and trickled candidates (RFC 8840), and what a peer may want of a session; makes no
+connection.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipelines.core.errors import InputError
 
 from .options import IceServer
 
+OPUS = "audio/opus"
 _MAX_MEDIA = 8
 # aiortc's parser meets malformed lines with whatever Python raises
 _MALFORMED = (ValueError, LookupError, AssertionError, AttributeError, TypeError)
@@ -57,7 +59,10 @@ _DIRECTIONS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPlan:
-    """What becomes of one of an offer's media: kind, and whether the session takes pictures from it, gives it some."""
+    """What becomes of one of an offer's media.
+
+    kind: audio, video or application. input: the session takes its pictures or sound. output: it is given pictures.
+    """
 
     kind: str
     input: bool
@@ -70,8 +75,9 @@ class MediaPlan:
 
 
 def plan_offer(text: str, role: Role) -> tuple[MediaPlan, ...]:
-    """What to answer to each of the offer's media, in order: at most one input and one output, no sound.
+    """What to answer to each of the offer's media, in order: at most one video input, one sound input and one output.
 
+    Sound is taken in Opus, from a peer that may send pictures, and never sent.
     Raises OfferError: unreadable, or without the video that the role is for.
     """
     try:
@@ -90,19 +96,23 @@ def plan_offer(text: str, role: Role) -> tuple[MediaPlan, ...]:
     plans: list[MediaPlan] = []
     for media in offer.media:
         video = media.kind == "video"
-        gives = video and role.gives and media.direction in (None, "sendonly", "sendrecv")
+        gives = (video or _has_opus(media)) and role.gives and media.direction in (None, "sendonly", "sendrecv")
         takes = video and role.takes and media.direction in (None, "recvonly", "sendrecv")
         plans.append(
             MediaPlan(
                 kind=media.kind,
-                input=gives and not any(plan.input for plan in plans),
+                input=gives and not any(plan.input and plan.kind == media.kind for plan in plans),
                 output=takes and not any(plan.output for plan in plans),
             )
         )
-    if not any(plan.input or plan.output for plan in plans):
+    if not any(plan.input or plan.output for plan in plans if plan.kind == "video"):
         wanted = "sendrecv" if role.gives and role.takes else "sendonly" if role.gives else "recvonly"
         raise OfferError("The offer has no video that could be used here.", f"Offer video with a={wanted}.")
     return tuple(plans)
+
+
+def _has_opus(media: MediaDescription) -> bool:
+    return media.kind == "audio" and any(codec.mimeType.lower() == OPUS for codec in media.rtp.codecs)
 
 
 def _secured(media: MediaDescription) -> bool:

@@ -1,7 +1,7 @@
 """The pictures between a WebRTC peer and a session: newest wins in both directions, nothing queues.
 
-Pictures are converted by OpenCV in an executor, to and from BT.601 in studio swing, as libwebrtc sends them. Knows
-aiortc's tracks and sessions; no signalling.
+Pictures are converted by OpenCV in an executor, to and from BT.601 in studio swing, as libwebrtc sends them.
+Depends on aiortc's tracks and on sessions, not on signalling.
 """
 
 from __future__ import annotations

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from bench.live_page import serving
@@ -115,3 +119,50 @@ def test_the_script_in_the_document_runs_as_printed(page: Page, url: str) -> Non
     controls = asked(url, f"v1/sessions/{session['id']}", session["token"])["controls"]
     assert controls["prompt"] == [{"text": "a harbour at dusk", "weight": 1.0}]
     page.evaluate("window.peer.close()")
+
+
+SOUND = """
+(async () => {
+  const peer = window.peer = new RTCPeerConnection({ iceServers: [] });
+  const audio = window.audio = new AudioContext(), tone = audio.createOscillator();
+  const out = audio.createMediaStreamDestination();
+  await audio.resume();
+  tone.frequency.value = 440;
+  tone.connect(out);
+  tone.start();
+  peer.addTransceiver(window.camera.getVideoTracks()[0], { direction: 'sendonly' });
+  peer.addTransceiver(out.stream.getAudioTracks()[0], { direction: 'sendonly' });
+  await peer.setLocalDescription();
+  await new Promise(done => peer.iceGatheringState === 'complete' ? done()
+    : peer.addEventListener('icegatheringstatechange', () => peer.iceGatheringState === 'complete' && done()));
+  const answer = await fetch(`/v1/sessions/${ID}/whip`, { method: 'POST', body: peer.localDescription.sdp,
+    headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${TOKEN}` } });
+  await peer.setRemoteDescription({ type: 'answer', sdp: await answer.text() });
+})()
+"""
+
+
+def test_the_sound_that_a_browser_sends_is_recorded(page: Page, url: str) -> None:
+    session = asked(url, "v1/sessions", body=b"{}")
+    path, token = f"v1/sessions/{session['id']}/outputs", session["token"]
+    made = asked(url, path, token, b'{"kind": "recording", "sound": true}')  # before there is a source
+    script = SOUND.replace("${ID}", session["id"]).replace("${TOKEN}", token)
+    page.call("Runtime.evaluate", expression=script, awaitPromise=True, userGesture=True)  # which sound needs
+    page.until("window.peer.connectionState === 'connected'")
+    deadline_s = time.monotonic() + 30
+    while (reading := asked(url, path, token)["outputs"][0])["done"] < 90 or "sound" in reading["text"]:
+        assert time.monotonic() < deadline_s, reading
+        time.sleep(0.1)
+    headers = {"Authorization": f"Bearer {token}"}
+    stop = urllib.request.Request(f"{url}{path}/{made['id']}", headers=headers, method="DELETE")
+    with urllib.request.urlopen(stop, timeout=30) as answer:
+        last = json.load(answer)
+    assert last["phase"] == "stopped"
+    assert "sound" not in last["text"]
+    with urllib.request.urlopen(f"{url}{last['file_url'].lstrip('/')}", timeout=30) as answer:
+        file = answer.read()
+    with av.open(io.BytesIO(file)) as container:
+        samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    second = samples[-72_000:-24_000]
+    assert np.argmax(np.abs(np.fft.rfft(second))) == pytest.approx(440, abs=3)
+    page.evaluate("window.peer.close(); window.audio.close()")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import av
 import fastapi
+import numpy as np
 import pytest
 import uvicorn
 from cryptography import x509
@@ -57,6 +58,30 @@ with av.open(url, "w", format="whip", options=options) as out:
             out.mux(packet)
         time.sleep(1 / 30)
 """.replace("COLOUR", repr(COLOUR))
+
+TONE_HZ = 440
+SENDER_WITH_SOUND = """
+import sys, time
+from fractions import Fraction
+import av, numpy as np
+url, token, cert, key = sys.argv[1:]
+options = {"authorization": token, "handshake_timeout": "10000", "cert_file": cert, "key_file": key}
+with av.open(url, "w", format="whip", options=options) as out:
+    video = out.add_stream("libx264", rate=30, options={"preset": "ultrafast", "tune": "zerolatency", "bf": "0"})
+    video.width, video.height, video.pix_fmt, video.codec_context.profile = 320, 240, "yuv420p", "Baseline"
+    video.codec_context.gop_size = 15
+    sound = out.add_stream("libopus", rate=48000, layout="stereo")
+    for number in range(300):
+        frame = av.VideoFrame.from_ndarray(np.full((240, 320, 3), COLOUR, np.uint8), format="rgb24")
+        frame.pts, frame.time_base = number, Fraction(1, 30)
+        time_s = (number * 1600 + np.arange(1600)) / 48000
+        wave = (np.sin(2 * np.pi * TONE_HZ * time_s) * 10000).astype(np.int16)
+        piece = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
+        piece.sample_rate, piece.pts, piece.time_base = 48000, number * 1600, Fraction(1, 48000)
+        for packet in [*video.encode(frame.reformat(format="yuv420p")), *sound.encode(piece)]:
+            out.mux(packet)
+        time.sleep(1 / 30)
+""".replace("COLOUR", repr(COLOUR)).replace("TONE_HZ", repr(TONE_HZ))
 
 GSTREAMER = """
 import sys, threading, urllib.request
@@ -201,6 +226,33 @@ def send(command: list[str], session: Session, tmp_path: Path) -> None:
 def test_ffmpeg_of_pyav_sends_by_whip(server: tuple[SessionTable, str], session: Session, tmp_path: Path) -> None:
     url = f"{server[1]}/sessions/{session.id}/whip"
     send([sys.executable, "-c", SENDER, url, session.token, *certificate(tmp_path)], session, tmp_path)
+
+
+@pytest.mark.skipif("whip" not in av.formats_available, reason="PyAV's FFmpeg has no WHIP (from version 8 on)")
+def test_ffmpeg_of_pyav_sends_sound_too(server: tuple[SessionTable, str], session: Session, tmp_path: Path) -> None:
+    heard: list[tuple[np.ndarray, int]] = []
+    session.sound.listen(lambda sound, at_ns: heard.append((sound.to_ndarray()[0, ::2], at_ns)))
+    url = f"{server[1]}/sessions/{session.id}/whip"
+    log, command = tmp_path / "sender.log", [sys.executable, "-c", SENDER_WITH_SOUND, url, session.token]
+    with log.open("wb") as output:
+        sender = subprocess.Popen([*command, *certificate(tmp_path)], stdout=output, stderr=output)
+    try:
+        arrives(session, sender, log)
+        deadline_s = time.monotonic() + WAIT_S
+        while len(heard) < 80:
+            assert sender.poll() is None, log.read_text()
+            assert time.monotonic() < deadline_s, log.read_text()
+            time.sleep(0.02)
+        now_ns = time.monotonic_ns()
+    finally:
+        sender.kill()
+        sender.wait()
+    samples = np.concatenate([piece for piece, _ in heard[20:70]])
+    tone_hz = np.argmax(np.abs(np.fft.rfft(samples))) * 48_000 / len(samples)
+    assert tone_hz == pytest.approx(TONE_HZ, abs=2)
+    times_ns = np.array([at_ns for _, at_ns in heard[20:70]])
+    assert now_ns - 5_000_000_000 < times_ns[0] < times_ns[-1] < now_ns
+    assert (times_ns[-1] - times_ns[0]) / 1e9 == pytest.approx((len(samples) - len(heard[69][0])) / 48_000, abs=0.1)
 
 
 def test_the_ffmpeg_command_sends_by_whip(server: tuple[SessionTable, str], session: Session, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A WebRTC peer of a test, in Python: sends flat pictures of one colour and remembers those that come back."""
+"""A WebRTC peer of a test, in Python: sends flat pictures of one colour and remembers those that come back.
+
+Flashes and beeps of the same moments show whether sound and pictures stay together.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from fractions import Fraction
 import numpy as np
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
 WAIT_S = 15.0
+BEEP_HZ, BEEP_S, BEEP_EVERY_S = 1000, 0.3, 1.0
+_RATE_HZ, _PIECE = 48_000, 960
 
 
 class FlatVideo(MediaStreamTrack):
@@ -38,8 +44,45 @@ class FlatVideo(MediaStreamTrack):
         return frame
 
 
+class Flashes(FlatVideo):
+    """Black, and white for BEEP_S at each BEEP_EVERY_S of the time since `began_s` (monotonic)."""
+
+    def __init__(self, began_s: float) -> None:
+        super().__init__((0, 0, 0))
+        self._began_s = began_s
+
+    async def recv(self) -> VideoFrame:
+        lit = (time.monotonic() + 1 / 30 - self._began_s) % BEEP_EVERY_S < BEEP_S
+        self.colour = (255, 255, 255) if lit else (0, 0, 0)
+        return await super().recv()
+
+
+class Beeps(MediaStreamTrack):
+    """A microphone that hears a tone with each flash: gives 20 ms of sound when they are over."""
+
+    kind = "audio"
+
+    def __init__(self, began_s: float, channels: int = 2) -> None:
+        super().__init__()
+        self._began_s = began_s
+        self._layout = "stereo" if channels == 2 else "mono"
+        self._position = round((time.monotonic() - began_s) * _RATE_HZ)
+
+    async def recv(self) -> AudioFrame:
+        time_s = (self._position + np.arange(_PIECE)) / _RATE_HZ
+        await asyncio.sleep(max(0.0, self._began_s + float(time_s[-1]) - time.monotonic()))
+        if self.readyState != "live":
+            raise MediaStreamError
+        wave = np.sin(2 * np.pi * BEEP_HZ * time_s) * 10_000 * (time_s % BEEP_EVERY_S < BEEP_S)
+        samples = np.repeat(wave.astype(np.int16), 2 if self._layout == "stereo" else 1)[None]
+        frame = AudioFrame.from_ndarray(samples, format="s16", layout=self._layout)
+        frame.sample_rate, frame.pts, frame.time_base = _RATE_HZ, self._position, Fraction(1, _RATE_HZ)
+        self._position += _PIECE
+        return frame
+
+
 class TestPeer:
-    """gives: a track to send. takes: whether to ask for pictures. control: whether to open the data channel.
+    """gives, sound: tracks to send. takes: whether to ask for pictures. control: whether to open the data channel.
 
     codec: the only one that it speaks; None for all of aiortc's.
     """
@@ -50,6 +93,7 @@ class TestPeer:
         self,
         *,
         gives: MediaStreamTrack | None = None,
+        sound: MediaStreamTrack | None = None,
         takes: bool = False,
         control: bool = False,
         codec: str | None = None,
@@ -70,6 +114,8 @@ class TestPeer:
             transceiver.setCodecPreferences(
                 [item for item in known.codecs if codec in (None, item.mimeType.removeprefix("video/"))]
             )
+        if sound is not None:
+            self.connection.addTransceiver(sound, direction="sendonly")
         self.connection.on("track", lambda track: self.tasks.append(asyncio.ensure_future(self._watch(track))))
         self.channel = self.connection.createDataChannel("control") if control else None
         if self.channel is not None:

@@ -89,6 +89,23 @@ def test_a_recording_is_downloaded_after_it_was_stopped(client: Client) -> None:
     assert client.http.get(f"/v1/recordings/{made['recording']}").status_code == 404
 
 
+def test_a_prompt_recorded_with_sound_says_that_none_came(client: Client) -> None:
+    made = client.start(kind="recording", sound=True)
+    assert made.status_code == 201, made.text
+    wait_until(lambda: int(str(client.outputs()[0]["done"])) > 2)
+    assert str(client.outputs()[0]["text"]).endswith("; no sound has come yet")
+    last = client.stop(made.json()["id"]).json()
+    assert (last["phase"], last["text"].endswith("; no sound came")) == ("stopped", True)
+    with av.open(io.BytesIO(client.http.get(last["file_url"]).content)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+def test_the_document_shows_that_a_recording_may_have_sound(server: ApiServer) -> None:
+    schemas = server.http.get("/v1/openapi.json").json()["components"]["schemas"]
+    sound = schemas["RecordingRequest"]["properties"]["sound"]
+    assert (sound["type"], sound["default"]) == ("boolean", False)
+
+
 def test_a_recording_ends_with_its_session_and_stays(client: Client) -> None:
     made = client.start(kind="recording").json()
     wait_until(lambda: int(str(client.outputs()[0]["done"])) > 2)
@@ -175,6 +192,8 @@ def test_the_virtual_camera_has_the_stream_s_size(client: Client, monkeypatch: p
         ({"kind": "rtmp", "address": f"rtmp://127.0.0.1/{KEY}", "video_kbps": 1}, 422, "video_kbps"),
         ({"kind": "disk", "address": KEY}, 422, "kind"),
         ({"kind": "recording", "file": "/tmp/x.mp4"}, 422, "file"),
+        ({"kind": "recording", "sound": "loud"}, 422, "sound"),
+        ({"kind": "rtmp", "address": f"rtmp://127.0.0.1/{KEY}", "sound": True}, 422, "sound"),
     ],
 )
 def test_what_does_not_fit_is_refused_without_showing_the_key(

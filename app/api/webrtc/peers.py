@@ -1,7 +1,7 @@
 """WebRTC peers of sessions: made from an offer, watched while they live, and gone without a trace.
 
 Owns every connection of aiortc on the server's side, their number and their end. A peer connects to its session as
-every door does: when it has vanished, the session's grace time begins. Knows no HTTP.
+every door does: when it has vanished, the session's grace time begins. Does not depend on HTTP.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aiortc import (
     RTCConfiguration,
     RTCDataChannel,
     RTCPeerConnection,
+    RTCRtpCodecCapability,
     RTCRtpReceiver,
     RTCRtpTransceiver,
     RTCSessionDescription,
@@ -30,6 +31,7 @@ from app.webrtc.ice import ice_servers
 from app.webrtc.jitter import bound_decoder, release_on_marker
 from app.webrtc.options import WebRtcOptions
 from app.webrtc.sdp import (
+    OPUS,
     MediaPlan,
     OfferError,
     Role,
@@ -39,6 +41,7 @@ from app.webrtc.sdp import (
     sent_codecs,
     with_start_bitrate,
 )
+from app.webrtc.sound import PeerSound
 from app.webrtc.tracks import PeerVideo, SessionVideo
 from app.worker.handle import BusyError
 from pipelines.core.errors import ZoetropeError
@@ -56,6 +59,13 @@ _REFUSED = (
 )
 
 
+def _known_codecs(kind: str, *mime_types: str) -> list[RTCRtpCodecCapability]:
+    """Those of aiortc's, in the order of `mime_types`."""
+    known = RTCRtpReceiver.getCapabilities(kind)
+    assert known is not None
+    return [codec for name in mime_types for codec in known.codecs if codec.mimeType == name]
+
+
 class NoRestartError(OfferError):
     """An ICE restart, or candidates of another connection."""
 
@@ -65,6 +75,7 @@ class _Media:
     """What of a connection is the session's."""
 
     input: PeerVideo | None = None
+    sound: PeerSound | None = None
     output: SessionVideo | None = None
     control: ControlChannel | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -173,6 +184,8 @@ class Peer:
             await asyncio.gather(*self._media.tasks, return_exceptions=True)
             if self._media.output is not None:
                 self._media.output.stop()
+            if self._media.sound is not None:
+                self._media.sound.close()
             async with asyncio.timeout(_CLOSE_S):
                 await self._connection.close()
         except TimeoutError:
@@ -184,24 +197,28 @@ class Peer:
 
     def _transceiver(self, plan: MediaPlan) -> RTCRtpTransceiver:
         """Ours, made before the offer is read, so that only our codecs are answered."""
-        if plan.kind != "video":
-            return self._connection.addTransceiver(plan.kind, direction="inactive")
-        transceiver = self._connection.addTransceiver("video", direction=plan.direction)
+        transceiver = self._connection.addTransceiver(plan.kind, direction=plan.direction)
+        if plan.kind == "audio":
+            if plan.input:
+                transceiver.setCodecPreferences(_known_codecs("audio", OPUS))
+            return transceiver
         if plan.output:
             self._media.output = SessionVideo(self.session, self._context.codecs, repeat_s=self._options.repeat_s)
             transceiver.sender.replaceTrack(self._media.output)
-        wanted = [f"video/{name}" for name in self._options.codecs]
-        known = RTCRtpReceiver.getCapabilities("video")
-        assert known is not None
-        chosen = [codec for name in wanted for codec in known.codecs if codec.mimeType == name]
-        transceiver.setCodecPreferences([*chosen, *(codec for codec in known.codecs if codec.mimeType == "video/rtx")])
+        wanted = [f"video/{name}" for name in (*self._options.codecs, "rtx")]
+        transceiver.setCodecPreferences(_known_codecs("video", *wanted))
         return transceiver
 
     def _prepare(self, plans: list[MediaPlan], transceivers: list[RTCRtpTransceiver], codecs: tuple[str, ...]) -> None:
-        """Tune senders and receivers before they start, and take up the peer's pictures."""
+        """Tune senders and receivers before they start, and take up the peer's pictures and sound."""
         mime_types = iter(codecs)
         for plan, transceiver in zip(plans, transceivers, strict=True):
-            mime_type = next(mime_types) if plan.kind == "video" else ""
+            if plan.kind == "audio":
+                if plan.input:
+                    self._media.sound = PeerSound(transceiver.receiver, self.session.sound)
+                    self._keep(self._media.sound.run())
+                continue
+            mime_type = next(mime_types)
             if plan.output:
                 tune_encoder(transceiver.sender, mime_type, self._options)
             if plan.input:
