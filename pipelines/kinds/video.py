@@ -29,7 +29,7 @@ class VideoKind(ModelKind):
         return load_video_engine(model, options, tick_log=tick_log, notice=notice)
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
-        """Of the transformer, the autoencoders, the text encoder and the actions."""
+        """Of the transformer, the autoencoders, the text encoder and the actions; LoRA files are not among them."""
         from pipelines.video.loading.source import video_weight_files
 
         return video_weight_files(model, options.video.base)
