@@ -15,11 +15,10 @@ import numpy as np
 
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Controls
-from pipelines.core.tick_log import TickLog
 from pipelines.core.types import Frame
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.identity import IdentityEngine
-from pipelines.kinds import MODEL_KINDS, ModelKind, Notice
+from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind
 from pipelines.load import load_engine
 
 
@@ -46,7 +45,7 @@ class PosteriseKind(ModelKind):
     def recognises(self, model: str) -> bool:
         return re.fullmatch(r"posterise:([2-9]|[1-9]\d)", model) is not None
 
-    def load(self, model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Notice) -> Engine:
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         tones = int(model.partition(":")[2])
         return PosteriseEngine(tones, model=model, width=options.width or 192, height=options.height or 192)
 

@@ -10,7 +10,7 @@ import logging
 from pipelines.core.contracts import Engine
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
-from pipelines.kinds import MODEL_KINDS, ModelKind, Notice, kind_of
+from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,4 +32,4 @@ def load_engine(
     Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
     """
     wanted = (options or LoaderOptions()).changed(choices)
-    return kind_of(model, kinds).load(model, wanted, tick_log=tick_log, notice=notice)
+    return kind_of(model, kinds).load(model, wanted, LoadContext(notice=notice, tick_log=tick_log))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pipelines.core.contracts import Engine
 from pipelines.files.loader_options import LoaderOptions
-from pipelines.kinds import kind_of
+from pipelines.kinds import LoadContext, kind_of
 
 from .messages import WorkerReady
 
@@ -35,7 +35,7 @@ def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[
     """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
     kind = kind_of(options.model)
     threads = kind.use_threads(options.threads)
-    return kind.load(options.model, options.engine, notice=notice), threads
+    return kind.load(options.model, options.engine, LoadContext(notice=notice)), threads
 
 
 def describe(engine: Engine, threads: int) -> WorkerReady:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,17 @@ from pipelines.files.loader_options import LoaderOptions
 
 Notice = Callable[[str], None]
 """Gets a sentence that the user should see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadContext:
+    """What a program hands to loading beside the user's choices; it stays in the process and is in no take.
+
+    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own.
+    """
+
+    notice: Notice
+    tick_log: TickLog | None = None
 
 
 class ModelKind(ABC):
@@ -32,7 +44,7 @@ class ModelKind(ABC):
         """Whether a name (bundled, a folder, a file, a hub id) means this kind. Reads names and headers only."""
 
     @abstractmethod
-    def load(self, model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Notice) -> Engine:
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """The engine of a model of this kind. Raises ModelError and its kinds, InputError, each with the remedy."""
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pipelines.core.contracts import Engine
-from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.identity import IDENTITY, IdentityEngine
 
-from .base import ModelKind, Notice
+from .base import LoadContext, ModelKind
 
 _SIZE_PX = 192
 
@@ -23,7 +22,7 @@ class IdentityKind(ModelKind):
         """By its name."""
         return model == self.name
 
-    def load(self, model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Notice) -> Engine:
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """Only size and slots are chosen; there is nothing to run, so device, dtype and backend mean nothing."""
         return IdentityEngine(
             model=model,

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipelines.core.contracts import Engine
 from pipelines.core.errors import ModelError
-from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import ModelKind, Notice
+from .base import LoadContext, ModelKind, Notice
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +33,7 @@ class ImageKind(ModelKind):
         """Everything that has come so far down the table; loading says what a name lacks."""
         return True
 
-    def load(self, model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Notice) -> Engine:
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_image_model`."""
         if video := options.video.chosen():
             raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
@@ -49,7 +48,7 @@ class ImageKind(ModelKind):
             autoencoder=options.autoencoder,
             allow_pickle=options.allow_pickle,
             safety=options.safety,
-            notice=notice,
+            notice=context.notice,
         )
         image_model = load_image_model(model, wanted)
         from pipelines.image.engine import ImageEngine
@@ -61,7 +60,7 @@ class ImageKind(ModelKind):
             frames_per_slot=options.frames_per_slot,
             max_slots=options.max_slots,
             backend=_choose_backend(options.backend, image_model.device),
-            tick_log=tick_log,
+            tick_log=context.tick_log,
         )
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.core.contracts import Engine
-from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import ModelKind, Notice
+from .base import LoadContext, ModelKind, Notice
 
 
 class VideoKind(ModelKind):
@@ -22,11 +21,11 @@ class VideoKind(ModelKind):
 
         return is_video_model(model)
 
-    def load(self, model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Notice) -> Engine:
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
         from pipelines.video.loading.engine import load_video_engine
 
-        return load_video_engine(model, options, tick_log=tick_log, notice=notice)
+        return load_video_engine(model, options, tick_log=context.tick_log, notice=context.notice)
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
         """Of the transformer, the autoencoders, the text encoder and the actions; LoRA files are not among them."""
