@@ -20,6 +20,9 @@ from .core.errors import InputError
 from .core.tick_log import TickLog
 from .core.types import Accounting, Frame, StreamInfo
 
+IDENTITY = "identity"
+"""The name of its one model."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Slot:
@@ -30,13 +33,22 @@ class _Slot:
 
 
 class IdentityEngine:
-    """An engine whose model is the identity.
+    """An engine whose model is the identity. A small model without a tensor library may subclass it: see `draw`.
 
-    width, height: the size that `push` takes, in pixels. latency_ticks: ticks between the one that admits a frame and
-    the one that finishes it (0: the same tick). max_slots: rows shared by all streams.
+    model: its name, as streams tell it. width, height: the size that `push` takes, in pixels. latency_ticks: ticks
+    between the one that admits a frame and the one that finishes it (0: the same tick). max_slots: rows shared by all
+    streams.
     """
 
-    def __init__(self, *, width: int = 192, height: int = 192, latency_ticks: int = 1, max_slots: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        model: str = IDENTITY,
+        width: int = 192,
+        height: int = 192,
+        latency_ticks: int = 1,
+        max_slots: int = 8,
+    ) -> None:
         for name, value, minimum in (
             ("width", width, 1),
             ("height", height, 1),
@@ -45,6 +57,7 @@ class IdentityEngine:
         ):
             if value < minimum:
                 raise InputError(f"{name} cannot be {value}.", f"Give {minimum} or more.")
+        self.model = model
         self.width = width
         self.height = height
         self.latency_ticks = latency_ticks
@@ -64,6 +77,13 @@ class IdentityEngine:
         self.ticks += 1
         for stream in self._streams:
             stream.advance()
+
+    def draw(self, image: npt.NDArray[np.uint8], controls: Controls) -> npt.NDArray[np.uint8]:
+        """The finished picture of a frame, of the same shape and type; the identity gives `image` itself.
+
+        controls: of its stream at the tick that finishes it. A subclass never writes to `image`.
+        """
+        return image
 
     def close(self) -> None:
         """Close all streams."""
@@ -103,10 +123,10 @@ class IdentityStream:
             frame_rate=self._frame_rate,
             frames_per_chunk=1,
             latency_ticks=self._engine.latency_ticks,
-            model="identity",
+            model=self._engine.model,
             dtype="uint8",
             device="cpu",
-            backend="identity",
+            backend=self._engine.model,
         )
 
     @property
@@ -185,7 +205,8 @@ class IdentityStream:
         for slot in self._slots:
             slot.done_ticks += 1
         while self._slots and self._slots[0].done_ticks > self._engine.latency_ticks:
-            self._finished.append(self._slots.popleft().frame)
+            frame = self._slots.popleft().frame
+            self._finished.append(replace(frame, image=self._engine.draw(frame.image, self._controls)))
 
     def __enter__(self) -> Self:
         return self

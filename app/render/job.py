@@ -39,7 +39,7 @@ Say = Callable[[str], object]
 def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int:
     """Returns the exit status: 0 done, 1 the source broke off (what came before is finished), 130 interrupted.
 
-    load: called with the keywords `request.engine`. say: told sentences for the user. Raises ZoetropeError.
+    load: pipelines.load.load_engine or one like it. say: told sentences for the user. Raises ZoetropeError.
     """
     kind = container_for(request.output, named_as_folder=request.as_folder)
     if request.source is not None:
@@ -48,7 +48,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
     source = open_source(request.source, request.frame_rate) if request.source is not None else None
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
     record.agree(asked_settings(request, kind))
-    engine = load(**request.engine)
+    engine = load(request.model, request.engine, notice=say)
     try:
         rehearse(timeline, engine, request.control)
         rate = source.info.frame_rate if source is not None else request.frame_rate

@@ -13,7 +13,8 @@ import torch
 
 from cache.kv.plan import KVError
 from cache.kv.policies import KVPolicy, make_policy
-from pipelines.core.errors import ControlError, InputError
+from pipelines.core.errors import ControlError
+from pipelines.files.loader_options import check_video_counts
 
 from .presets import VideoPreset
 
@@ -47,14 +48,13 @@ class VideoOptions:
     work_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for name, minimum in (("chunk_frames", 0), ("window_frames", 0), ("sink_frames", -1), ("max_streams", 0)):
-            value = getattr(self, name)
-            if value < minimum:
-                raise ControlError(
-                    f"{name} cannot be {value}.", f"Give {minimum + 1} or more, or {minimum} for the usual."
-                )
-        if self.rewind_bytes < 0:
-            raise InputError(f"rewind_bytes cannot be {self.rewind_bytes}.", "Give 0 for none, or more.")
+        check_video_counts(
+            chunk_frames=self.chunk_frames,
+            window_frames=self.window_frames,
+            sink_frames=self.sink_frames,
+            max_streams=self.max_streams,
+            rewind_bytes=self.rewind_bytes,
+        )
 
 
 def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:

@@ -24,6 +24,7 @@ from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from pipelines.core.errors import InputError
 from pipelines.core.types import Frame
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.clips import grey, picture, play
 
 WAIT_S = 30.0
@@ -125,7 +126,7 @@ def test_a_feed_is_pumped_until_it_ends() -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=2) as client:
         client.wait_ready(60)
         yield client

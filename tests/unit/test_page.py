@@ -33,6 +33,7 @@ from app.worker.meter import Meter
 from app.worker.process import WorkerOptions
 from pipelines.core.control_table import CONTROLS
 from pipelines.files.hub import BUNDLED_FOLDER
+from pipelines.files.loader_options import LoaderOptions
 
 ACTIONS = tuple(name for name in ELSEWHERE if name != "prompt")
 
@@ -41,7 +42,7 @@ WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 16, "height": 16})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=16, height=16))
     with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client

@@ -22,13 +22,14 @@ from app.webrtc.tracks import PeerVideo
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.stage_times import StageTimes
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
