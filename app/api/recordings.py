@@ -1,6 +1,6 @@
-"""Recordings over HTTP, also after their session has ended: look, download, delete. The id authorises.
+"""Recordings over HTTP, even after their session has ended: status, download, delete. The id is the authorisation.
 
-Knows no codec; what is written is app/outputs/record.py's.
+app/outputs/record.py writes the files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
 
     @routes.get("/recordings/{recording_id}", operation_id="read_recording", responses={**_UNKNOWN, **UNFIT})
     async def read_recording(recording_id: str) -> RecordingView:
-        """How large it is, and whether it still grows."""
+        """The recording's size, and whether it is still being written."""
         recording = await found(recording_id)
         return RecordingView(
             id=recording.id,
@@ -58,7 +58,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
         responses={200: {"content": {_MEDIA_TYPE: {}}}, **_GROWING, **_UNKNOWN, **UNFIT},
     )
     async def download_recording(recording_id: str) -> FileResponse:
-        """The file."""
+        """The recording's file."""
         recording = await finished(recording_id)
         name = f"zoetrope-{recording.path.name[:15]}.mp4"
         return FileResponse(recording.path, media_type=_MEDIA_TYPE, filename=name)
@@ -70,7 +70,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
         responses={**_GROWING, **_UNKNOWN, **UNFIT},
     )
     async def delete_recording(recording_id: str) -> None:
-        """Delete the file."""
+        """Delete the recording."""
         recording = await finished(recording_id)
         await asyncio.to_thread(store.delete, recording)
 
