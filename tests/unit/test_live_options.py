@@ -90,7 +90,7 @@ def test_osc_changes_the_session_that_was_opened_last() -> None:
                 assert isinstance(opened[0], OscInput)
                 osc = SimpleUDPClient("127.0.0.1", opened[0].port)
                 osc.send_message("/zoetrope/strength", 0.3)
-                wait_until(lambda: "No session runs" in opened[0].read().text)
+                wait_until(lambda: "No session is running" in opened[0].read().text)
                 first = table.open()
                 time.sleep(0.01)
                 second = table.open()
@@ -102,7 +102,7 @@ def test_osc_changes_the_session_that_was_opened_last() -> None:
                 wait_until(lambda: first.proxy.control.changes().get("strength") == 0.75)
                 osc._sock.close()
             first.close()
-            with pytest.raises(InputError, match="No session runs"):
+            with pytest.raises(InputError, match="No session is running"):
                 NewestSession(table).apply({"strength": 0.5})
         finally:
             table.stop()
