@@ -64,7 +64,7 @@ def check_token(token: str) -> None:
     """Raise InputError for a server token that is too short or invalid in a header; never shows its value."""
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InputError(
-            f"--token has only {len(token)} characters.",
+            f"--token has {len(token)} characters.",
             f"Give {MIN_TOKEN_CHARACTERS} or more, or leave it out with another --host: one is generated and printed.",
         )
     if not all("!" <= character <= "~" for character in token):

@@ -65,7 +65,7 @@ class SourceBrokenError(InputError):
     def __init__(self, name: str, frame: int, seconds: float, reason: str) -> None:
         super().__init__(
             f"{name} cannot be decoded beyond frame {frame} ({seconds:.2f} s): {reason}.",
-            "What came before was rendered. Repair or download the file again for the rest.",
+            "Everything before was rendered. Repair the file or download it again for the rest.",
         )
         self.frame = frame
         self.seconds = seconds

@@ -73,7 +73,7 @@ def test_what_was_asked_for(mapping_file: Path) -> None:
         (("--push-host", "rtmp://a/b"), "--push-host"),
         (("--take-quota-gb", "0.01"), "--take-quota-gb cannot be 0.01"),
         (("--recording-quota-gb", "nan"), "--recording-quota-gb cannot be nan"),
-        (("--ice-server", "http://a"), "is no ICE server"),
+        (("--ice-server", "http://a"), "is not an ICE server"),
         (("--ice-server", "turn:a:1,me"), "no password"),
     ],
 )

@@ -281,7 +281,7 @@ def test_osc_mapped_addresses_and_what_is_refused(applied: Applied, osc: OscInpu
 
 def test_osc_stays_on_loopback_and_says_when_the_port_is_taken(applied: Applied, osc: OscInput) -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::"):
-        with pytest.raises(InputError, match="OSC has no password"):
+        with pytest.raises(InputError, match="OSC has no authentication"):
             OscOptions(host=host)
     assert OscOptions(host="0.0.0.0", allow_remote=True).allow_remote
     with pytest.raises(InputError, match="not an IP address"):
