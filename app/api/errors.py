@@ -133,9 +133,9 @@ def validation_text(errors: object) -> tuple[str, str]:
     if not errors:
         return "bad_input", "The request is invalid."
     first: Mapping[str, object] = errors[0]
-    place = first.get("loc", ())
-    assert isinstance(place, tuple)
-    names = [str(part) for part in place if part not in ("body", "query", "path", "header")]
+    location = first.get("loc", ())
+    assert isinstance(location, tuple)
+    names = [str(part) for part in location if part not in ("body", "query", "path", "header")]
     code = "bad_control" if "controls" in names or "changes" in names else "bad_input"
     where = ".".join(names[:4]) or "body"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

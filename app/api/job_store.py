@@ -84,10 +84,10 @@ class Job:
 
     def read_line(self, line: str) -> None:
         """Parse one line of the render's output: progress, or a message."""
-        found = _PROGRESS.search(line)
-        if found is not None:
-            self.frames = int(found[1])
-            self.total_frames = None if found[2] == "?" else int(found[2])
+        match = _PROGRESS.search(line)
+        if match is not None:
+            self.frames = int(match[1])
+            self.total_frames = None if match[2] == "?" else int(match[2])
         elif line.strip():
             self.lines.append(line.strip())
 

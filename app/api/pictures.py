@@ -58,10 +58,10 @@ def unpack(data: bytes, form: PictureFormat, *, width: int, height: int, max_px:
             )
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
     codec = _CODECS[form]
-    found = codec.size(data)
-    if found != (width, height):
+    size = codec.size(data)
+    if size != (width, height):
         raise PictureError(
-            f"The picture has {found[0]}x{found[1]} px, but its header says {width}x{height}.", "Send its actual size."
+            f"The picture has {size[0]}x{size[1]} px, but its header says {width}x{height}.", "Send its actual size."
         )
     return codec.decode(data)
 

@@ -28,14 +28,14 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     """The routes under /v1/recordings."""
     routes = APIRouter(prefix="/v1", tags=["outputs"])
 
-    async def found(recording_id: str) -> StoredRecording:
+    async def find(recording_id: str) -> StoredRecording:
         recording = await asyncio.to_thread(store.find, recording_id)
         if recording is None:
             raise HTTPException(404, "There is no such recording.")
         return recording
 
-    async def finished(recording_id: str) -> StoredRecording:
-        recording = await found(recording_id)
+    async def find_finished(recording_id: str) -> StoredRecording:
+        recording = await find(recording_id)
         if recording.running:
             raise NotReadyError("This recording is still being written.", "Stop its output first.")
         return recording
@@ -43,7 +43,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     @routes.get("/recordings/{recording_id}", operation_id="read_recording", responses={**_UNKNOWN, **UNFIT})
     async def read_recording(recording_id: str) -> RecordingView:
         """The recording's size, and whether it is still being written."""
-        recording = await found(recording_id)
+        recording = await find(recording_id)
         return RecordingView(
             id=recording.id,
             running=recording.running,
@@ -59,7 +59,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     )
     async def download_recording(recording_id: str) -> FileResponse:
         """The recording's file."""
-        recording = await finished(recording_id)
+        recording = await find_finished(recording_id)
         name = f"zoetrope-{recording.path.name[:15]}.mp4"
         return FileResponse(recording.path, media_type=_MEDIA_TYPE, filename=name)
 
@@ -71,7 +71,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     )
     async def delete_recording(recording_id: str) -> None:
         """Delete the recording."""
-        recording = await finished(recording_id)
+        recording = await find_finished(recording_id)
         await asyncio.to_thread(store.delete, recording)
 
     return routes

@@ -53,8 +53,8 @@ class MidiInput:
         names = [str(name) for name in _call(backend.get_input_names)]
         name = options.port or (names[0] if names else "")
         if name not in names:
-            wanted = f"no MIDI input named {options.port!r}" if options.port else "no MIDI input"
-            raise InputError(f"There is {wanted}.", f"Available: {', '.join(names) or 'none; connect one'}.")
+            missing = f"no MIDI input named {options.port!r}" if options.port else "no MIDI input"
+            raise InputError(f"There is {missing}.", f"Available: {', '.join(names) or 'none; connect one'}.")
         self._unknown = 0
         self._stopped = False
         self._controller = Controller(apply, options.mappings, name="midi-controls")

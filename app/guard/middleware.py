@@ -23,7 +23,7 @@ from .rules import (
     Buckets,
     GuardOptions,
     body_cap,
-    checks_itself,
+    checks_session_token,
     host_allowed,
     opens_session,
     origin_allowed,
@@ -125,19 +125,19 @@ class Guard:
         token = self._options.token
         if token is None or self._has_cookie(request):
             return None
-        given = request.bearer
+        bearer = request.bearer
         signed = any(name == "token" for name, _ in request.query)
-        if checks_itself(request.kind, request.method, request.path, bearer=bool(given), signed=signed):
+        if checks_session_token(request.kind, request.method, request.path, bearer=bool(bearer), signed=signed):
             return None
-        return self._check_guess(request, given) if given else _NO_TOKEN
+        return self._check_guess(request, bearer) if bearer else _NO_TOKEN
 
-    def _check_guess(self, request: GuardedRequest, given: str) -> Refusal | None:
+    def _check_guess(self, request: GuardedRequest, token: str) -> Refusal | None:
         """Compare a token. After too many wrong ones from this client, even the right one has to wait."""
         assert self._options.token is not None
         wait_s = self._guesses.wait_s(request.client, self._clock())
         if wait_s > 0:
             return _too_many("Too many wrong tokens.", wait_s)
-        if same(given, self._options.token):
+        if same(token, self._options.token):
             return None
         self._guesses.take(request.client, self._clock())
         return _WRONG_TOKEN
@@ -164,14 +164,14 @@ class Guard:
 
     async def _sign_in(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
         """Handle /?token=... or the form: set the cookie and redirect to the URL without the token."""
-        given, others = request.split_token(request.query)
+        token, others = request.split_token(request.query)
         if request.method == "POST":
             gate = self._gate(receive, send, _FORM_BYTES)
             form = await _whole_body(gate)
             if form is None:
                 return
-            given, _ = request.split_token(parse_qsl(form.decode("utf-8", "replace")))
-        refusal = self._check_guess(request, given)
+            token, _ = request.split_token(parse_qsl(form.decode("utf-8", "replace")))
+        refusal = self._check_guess(request, token)
         if refusal is not None:
             await _refuse(request, send, refusal)
             return
@@ -195,7 +195,7 @@ class Guard:
         gate = self._gate(receive, send, cap_bytes)
         try:
             await self._app(request.scope, gate.receive, gate.send)
-        except Exception:  # whatever the application raises on the disconnect that it was given
+        except Exception:  # whatever the application raises on the simulated disconnect
             if not gate.refused:
                 raise
 

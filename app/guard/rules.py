@@ -83,13 +83,13 @@ def is_loopback(host: str) -> bool:
 
 def host_pair(text: str, default_port: int) -> tuple[str, int] | None:
     """Host header or netloc -> (lower-case name without brackets, port); None if it is neither name nor address."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
-    if found is None:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
+    if match is None:
         return None
-    name = found[1].lower().strip("[]").rstrip(".")
-    if found[1][0] != "[" and not _NAME.fullmatch(name):
+    name = match[1].lower().strip("[]").rstrip(".")
+    if match[1][0] != "[" and not _NAME.fullmatch(name):
         return None
-    return name, int(found[2]) if found[2] else default_port
+    return name, int(match[2]) if match[2] else default_port
 
 
 def host_allowed(options: GuardOptions, host: str, scheme: str) -> bool:
@@ -119,16 +119,16 @@ def origin_allowed(options: GuardOptions, origin: str, host: str, scheme: str) -
     return theirs is not None and theirs == host_pair(host, default)
 
 
-def checks_itself(kind: str, method: str, path: str, *, bearer: bool, signed: bool) -> bool:
+def checks_session_token(kind: str, method: str, path: str, *, bearer: bool, signed: bool) -> bool:
     """Whether the route of `path` belongs to a session and checks the request's session token itself.
 
     kind: "http" or "websocket", which sends the token in its first message. bearer: there is a Bearer header. signed:
     there is a `token` in the query. OPTIONS needs none: it reveals nothing about the session.
     """
-    found = _SESSION_ROUTE.fullmatch(path)
-    if found is None:
+    match = _SESSION_ROUTE.fullmatch(path)
+    if match is None:
         return False
-    part = found[1]
+    part = match[1]
     if kind == "websocket":
         return part in _SESSION_SOCKETS
     return bearer or (signed and method in ("GET", "HEAD") and part in _SIGNED_PARTS) or method == "OPTIONS"

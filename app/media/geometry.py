@@ -101,9 +101,9 @@ def output_placement(native: Size, source: Placement | None, size: Size, aspect:
     if source is None or size == native:
         return Placement.plan(native, size, aspect)
     inner = source.placed
-    wanted = size[0] / size[1] / (inner.width / inner.height)
+    ratio = size[0] / size[1] / (inner.width / inner.height)
     # Ratios within 2 % differ only by rounding to even pixels: fill the output, no thin bars.
-    plan = Placement.plan((inner.width, inner.height), size, aspect, wanted if abs(wanted - 1) < 0.02 else 1.0)
+    plan = Placement.plan((inner.width, inner.height), size, aspect, ratio if abs(ratio - 1) < 0.02 else 1.0)
     taken = Box(
         left=inner.left + plan.taken.left,
         top=inner.top + plan.taken.top,

@@ -120,8 +120,8 @@ class VideoWriter:
     def _copy_kept(self, keep_last: bool) -> None:
         """Copy the complete pieces of an interrupted run's output, in the encoder's format."""
         name = self._plan.kind.annexb_filter
-        with av.open(str(self._output)) as kept:
-            source = kept.streams.video[0]
+        with av.open(str(self._output)) as previous:
+            source = previous.streams.video[0]
             context = source.codec_context
             if (context.width, context.height) != self._plan.size:
                 raise OutputError(
@@ -129,7 +129,7 @@ class VideoWriter:
                     "Start again with --force.",
                 )
             bitstream = BitStreamFilterContext(name, source) if name else None
-            for packet in whole_pieces(kept, source, keep_last=keep_last):
+            for packet in whole_pieces(previous, source, keep_last=keep_last):
                 for filtered in bitstream.filter(packet) if bitstream is not None else (packet,):
                     filtered.stream = self._stream
                     self._mux_one(filtered)

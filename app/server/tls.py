@@ -60,16 +60,16 @@ def tls_files(options: argparse.Namespace, data: Path, host: str) -> TlsFiles | 
 
 def check_files(cert: Path, key: Path, now: datetime | None = None) -> TlsFiles:
     """The files, if they are a currently valid certificate and its key. Raises InputError saying what is wrong."""
-    found = _read_cert(cert)
+    certificate = _read_cert(cert)
     now = now or datetime.now(UTC)
-    if now > found.not_valid_after_utc:
-        raise InputError(f"--ssl-cert {cert} expired on {found.not_valid_after_utc:%Y-%m-%d}.", "Renew it.")
-    if now < found.not_valid_before_utc:
-        since = f"{found.not_valid_before_utc:%Y-%m-%d}"
+    if now > certificate.not_valid_after_utc:
+        raise InputError(f"--ssl-cert {cert} expired on {certificate.not_valid_after_utc:%Y-%m-%d}.", "Renew it.")
+    if now < certificate.not_valid_before_utc:
+        since = f"{certificate.not_valid_before_utc:%Y-%m-%d}"
         raise InputError(f"--ssl-cert {cert} is not valid before {since}.", "Check this machine's clock.")
-    if _public(_read_key(key)) != _public(found):
+    if _public(_read_key(key)) != _public(certificate):
         raise InputError(f"--ssl-key {key} is not the key of --ssl-cert {cert}.", "Give a matching pair.")
-    return TlsFiles(cert=cert, key=key, fingerprint=fingerprint(found))
+    return TlsFiles(cert=cert, key=key, fingerprint=fingerprint(certificate))
 
 
 def self_signed(folder: Path, host: str, now: datetime | None = None) -> TlsFiles:
@@ -89,8 +89,8 @@ def self_signed(folder: Path, host: str, now: datetime | None = None) -> TlsFile
         raise InputError(
             f"The certificate cannot be stored in {folder} ({error.strerror}).", "Choose another folder with --data."
         ) from error
-    print_ = kept or fingerprint(_read_cert(cert))
-    return TlsFiles(cert=cert, key=key, fingerprint=print_, self_signed=True, made=kept is None)
+    sha256 = kept or fingerprint(_read_cert(cert))
+    return TlsFiles(cert=cert, key=key, fingerprint=sha256, self_signed=True, made=kept is None)
 
 
 def fingerprint(cert: x509.Certificate) -> str:
@@ -124,9 +124,13 @@ def _kept(cert: Path, key: Path, host: str, now: datetime) -> str | None:
         files = check_files(cert, key, now)
     except InputError:
         return None  # an invalid pair of our own is replaced
-    found = _read_cert(cert)
-    wanted = {name for name in _names(host) if ":" not in name}  # IPv6 privacy addresses change daily
-    return files.fingerprint if found.not_valid_after_utc - now > _RENEW and wanted <= set(_covered(found)) else None
+    certificate = _read_cert(cert)
+    required = {name for name in _names(host) if ":" not in name}  # IPv6 privacy addresses change daily
+    return (
+        files.fingerprint
+        if certificate.not_valid_after_utc - now > _RENEW and required <= set(_covered(certificate))
+        else None
+    )
 
 
 def _names(host: str) -> list[str]:

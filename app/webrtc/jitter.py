@@ -145,7 +145,7 @@ def bound_decoder(
 
 
 def _internal(receiver: RTCRtpReceiver, name: str, kind: type[_T]) -> _T:
-    found = vars(receiver).get(name)
-    if not isinstance(found, kind):
+    value = vars(receiver).get(name)
+    if not isinstance(value, kind):
         raise AiortcError(f"This aiortc has no {name}.", "Install aiortc 1.16, or turn the option off.")
-    return found
+    return value

@@ -202,7 +202,7 @@ class _Endpoint:
 
     async def trickle(self, request: Request, peer: Peer) -> Response:
         """RFC 9725, section 4.3.1."""
-        _check_type(request, TRICKLE)
+        _check_content_type(request, TRICKLE)
         match = request.headers.get("if-match")
         if match is None:
             raise HTTPException(428, "Send If-Match with the ETag of the connection.")
@@ -226,7 +226,7 @@ class _Endpoint:
         return Response(status_code=200)
 
     async def _offer(self, request: Request) -> str:
-        _check_type(request, SDP)
+        _check_content_type(request, SDP)
         accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
         if not {SDP, "application/*", "*/*"} & set(accepted):
             raise HTTPException(406, f"The response is {SDP}; accept that.")
@@ -256,7 +256,7 @@ class _Endpoint:
             response.headers.append("Link", link)
 
 
-def _check_type(request: Request, wanted: str) -> None:
+def _check_content_type(request: Request, expected: str) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != wanted:
-        raise HTTPException(415, f"Send it as {wanted}.")
+    if content_type != expected:
+        raise HTTPException(415, f"Send it as {expected}.")

@@ -1,10 +1,10 @@
 // Encodes pictures as JPEG in a worker: a canvas on the main thread encodes only when that is idle.
 function encodeForever() {  // runs in the worker
   const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d', { alpha: false, willReadFrequently: true });
-  self.onmessage = async ({ data: { picture, cut, width, height, mirror, quality, keep } }) => {
+  self.onmessage = async ({ data: { picture, crop, width, height, mirror, quality, keep } }) => {
     if (canvas.width !== width || canvas.height !== height) { canvas.width = width; canvas.height = height; }
     context.setTransform(mirror ? -1 : 1, 0, 0, 1, mirror ? width : 0, 0);
-    context.drawImage(picture, cut.x, cut.y, cut.width, cut.height, 0, 0, width, height);
+    context.drawImage(picture, crop.x, crop.y, crop.width, crop.height, 0, 0, width, height);
     picture.close();
     const jpeg = await (await canvas.convertToBlob({ type: 'image/jpeg', quality })).arrayBuffer();
     const bitmap = keep ? canvas.transferToImageBitmap() : null;

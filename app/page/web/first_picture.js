@@ -6,10 +6,10 @@ async function pictureOf(file, { width, height }) {  // centre-cropped to the st
   const bitmap = await createImageBitmap(file).catch(() => null);
   if (!bitmap) throw new Error('the browser cannot read this picture');
   const canvas = Object.assign(document.createElement('canvas'), { width, height });
-  const cut = covering(bitmap.width, bitmap.height, width, height);
+  const crop = centreCrop(bitmap.width, bitmap.height, width, height);
   const context = canvas.getContext('2d', { alpha: false });
   Object.assign(context, { imageSmoothingQuality: 'high' });
-  context.drawImage(bitmap, cut.x, cut.y, cut.width, cut.height, 0, 0, width, height);
+  context.drawImage(bitmap, crop.x, crop.y, crop.width, crop.height, 0, 0, width, height);
   bitmap.close();
   return canvas;
 }

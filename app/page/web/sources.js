@@ -1,6 +1,6 @@
 // The browser's picture sources: a camera, the screen, a local file; none for the prompt alone.
 // Owns the <video> element. Independent of the session.
-function covering(fromWidth, fromHeight, width, height) {  // the centre crop with the target aspect ratio
+function centreCrop(fromWidth, fromHeight, width, height) {  // the centre crop with the target aspect ratio
   const scale = Math.max(width / fromWidth, height / fromHeight), w = width / scale, h = height / scale;
   return { x: (fromWidth - w) / 2, y: (fromHeight - h) / 2, width: w, height: h };
 }
@@ -68,10 +68,10 @@ class Sources {
   // The current picture, centre-cropped to the target aspect ratio, no larger than the stream or `longest`.
   // keep: also return the encoded picture as a bitmap.
   async take(width, height, keep) {
-    const out = this.sent(width, height), { cut, mirror } = out, capturedMs = this.fresh ?? performance.now();
+    const out = this.sent(width, height), { crop, mirror } = out, capturedMs = this.fresh ?? performance.now();
     this.fresh = null;
     const picture = self.VideoFrame ? new VideoFrame(this.video) : await createImageBitmap(this.video);
-    const encoded = await this.encoder.encode({ picture, cut, width: out.width, height: out.height, mirror, quality: 0.85, keep });
+    const encoded = await this.encoder.encode({ picture, crop, width: out.width, height: out.height, mirror, quality: 0.85, keep });
     return { width: out.width, height: out.height, capturedMs, ...encoded };
   }
 
@@ -79,16 +79,16 @@ class Sources {
   sent(width, height) {
     const shrink = Math.min(1, this.longest / Math.max(width, height)), { videoWidth, videoHeight } = this.video;
     const out = { width: Math.round(width * shrink), height: Math.round(height * shrink), mirror: this.mirror && this.kind === 'camera' };
-    return { ...out, cut: covering(videoWidth, videoHeight, out.width, out.height) };
+    return { ...out, crop: centreCrop(videoWidth, videoHeight, out.width, out.height) };
   }
 
   // Draws the same crop onto a canvas, on the main thread.
   draw(canvas, { width, height }) {
-    const out = this.sent(width, height), { cut } = out;
+    const out = this.sent(width, height), { crop } = out;
     if (canvas.width !== out.width || canvas.height !== out.height) Object.assign(canvas, { width: out.width, height: out.height });
     const context = canvas.getContext('2d', { alpha: false });
     context.setTransform(out.mirror ? -1 : 1, 0, 0, 1, out.mirror ? out.width : 0, 0);
-    context.drawImage(this.video, cut.x, cut.y, cut.width, cut.height, 0, 0, out.width, out.height);
+    context.drawImage(this.video, crop.x, crop.y, crop.width, crop.height, 0, 0, out.width, out.height);
     context.resetTransform();
   }
 }
