@@ -277,13 +277,13 @@ def test_a_closed_session_counts_as_in_flight_until_the_worker_has_let_go_of_it(
     session = SimpleNamespace(id="a", read=lambda: SimpleNamespace(accounting=counts))
     table = SimpleNamespace(sessions=(session,), client=SimpleNamespace(max_sessions=1))
     collector = TableCollector(table)  # type: ignore[arg-type]
-    collector.look()
+    collector.update()
     table.sessions = ()
-    collector.look()
+    collector.update()
     assert collector._ended == SessionAccounting()
     counts = SessionAccounting(taken=5, out=2, dropped=3)
-    collector.look()
-    collector.look()
+    collector.update()
+    collector.update()
     assert collector._ended == counts
 
 

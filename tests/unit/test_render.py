@@ -254,7 +254,7 @@ def test_bad_places_each_with_a_message(bench: Bench, clip: Path, tmp_path: Path
     (tmp_path / "file").touch()
     for output, changes, error, message in (
         ("none/out.mp4", {}, OutputError, "does not exist. Make it first: mkdir -p"),
-        ("out.avi", {}, OutputError, "which is not written here"),
+        ("out.avi", {}, OutputError, "which is not supported"),
         ("folder.mp4", {}, OutputError, "is a folder"),
         ("file/", {}, OutputError, "is a file"),
         ("clip.mp4", {"force": True}, OutputError, "is the input itself"),

@@ -363,6 +363,6 @@ def test_options_say_what_is_wrong() -> None:
         WebRtcOptions(start_kbps=10, min_kbps=20)
     with pytest.raises(ValueError, match="choose from H264, VP8"):
         WebRtcOptions(codecs=("AV1",))
-    with pytest.raises(ValueError, match="is no ICE server"):
+    with pytest.raises(ValueError, match="is not an ICE server"):
         IceServer(urls=("http://example.org",))
     assert "s3cret" not in repr(WebRtcOptions(ice_servers=(TURN,)))

@@ -52,7 +52,7 @@ def test_a_picture_that_is_too_large_ends_the_peer_with_a_message(
             await peer.accept(answer.text)
             refused = await peer.hears("error")
             assert refused["code"] == "too_large"
-            assert refused["message"] == "A picture of 80 x 64 came by WebRTC."
+            assert refused["message"] == "A picture of 80 x 64 px was sent over WebRTC."
             assert refused["remedy"] == "Send at most 3072 pixels."
             await until(lambda: peer.connection.connectionState == "closed")
         await peer.close()
