@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.errors import ModelError
 from pipelines.files.lora_files import LoraFile
 
@@ -38,6 +40,7 @@ def load_engine(
     allow_pickle: bool = False,
     safety: bool = True,
     video: Mapping[str, Any] | None = None,
+    conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
 ) -> Engine:
@@ -46,7 +49,8 @@ def load_engine(
     width, height: pixels, 0 for the model's own. max_slots: rows of the ring shared by all streams of an image engine.
     autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a folder or a hub id.
     safety: load the model's safety checker where it has one. video: what is chosen of a video model, see
-    video.load_engine. notice: gets sentences the user should see.
+    video.load_engine. conditioners: what may steer a slot or chunk; (*CONDITIONERS, mine) adds one. notice: gets
+    sentences the user should see.
     Raises ModelError and its kinds, each with the remedy.
     """
     if model == "identity":
@@ -60,7 +64,14 @@ def load_engine(
 
         common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
         chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
-        return load_video_engine(model, chosen, frames_per_slot=frames_per_slot, tick_log=tick_log, notice=notice)
+        return load_video_engine(
+            model,
+            chosen,
+            frames_per_slot=frames_per_slot,
+            conditioners=conditioners,
+            tick_log=tick_log,
+            notice=notice,
+        )
     if video:
         raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
     if backend not in _BACKENDS:
@@ -87,6 +98,7 @@ def load_engine(
         max_slots=max_slots,
         backend=_choose_backend(backend, image_model.device),
         tick_log=tick_log,
+        conditioners=conditioners,
     )
 
 

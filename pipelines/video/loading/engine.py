@@ -5,10 +5,12 @@ Knows which choice belongs to loading and which to the engine. Heavy libraries a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.video.engine import VideoEngine
@@ -24,6 +26,7 @@ def load_video_engine(
     choices: Mapping[str, Any],
     *,
     frames_per_slot: int = 1,
+    conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
@@ -46,4 +49,4 @@ def load_video_engine(
         )
     options = VideoOptions(**{name: value for name, value in named.items() if name in running})
     load = VideoLoadOptions(**{name: value for name, value in named.items() if name in loading}, notice=notice)
-    return VideoEngine(load_video_model(model, load), options, tick_log=tick_log)
+    return VideoEngine(load_video_model(model, load), options, tick_log=tick_log, conditioners=conditioners)
