@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cache.kv.policies import POLICIES
+from pipelines.conditioning.actions import NO_ACTION
+from pipelines.conditioning.frames import FrameConditions
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError
 from pipelines.video.codecs.codec import encode_image
