@@ -2,8 +2,8 @@
 
     python examples/add_a_conditioner.py "a red ball, warm" out.png
 
-To ship it: move the classes to a file in pipelines/conditioning/, add a row to `CONDITIONERS` there and, for a control of
-its own, a row to pipelines/core/control_table.py. No engine changes.
+To ship it: move the classes to a file in pipelines/conditioning/, add a row to `CONDITIONERS` there and, for a control
+of its own, a row to pipelines/core/control_table.py. No engine changes.
 """
 
 import sys
