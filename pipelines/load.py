@@ -6,11 +6,16 @@ Independent of networks, rings and frames. Heavy libraries are imported when a m
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipelines.core.contracts import Engine
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
+
+if TYPE_CHECKING:
+    from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +27,7 @@ def load_engine(
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
     kinds: tuple[ModelKind, ...] = MODEL_KINDS,
+    conditioners: Sequence[ConditionerFactory] | None = None,
     **choices: object,
 ) -> Engine:
     """An engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
@@ -29,7 +35,11 @@ def load_engine(
     options: what is chosen. choices: fields of `LoaderOptions` by name, which count more than `options`; `video` may be
     a mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
     notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them.
+    conditioners: what may steer a slot or chunk, (*CONDITIONERS, mine) for one more; None: CONDITIONERS.
     Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
     """
     wanted = (options or LoaderOptions()).changed(choices)
-    return kind_of(model, kinds).load(model, wanted, LoadContext(notice=notice, tick_log=tick_log))
+    context = LoadContext(
+        notice=notice, tick_log=tick_log, conditioners=None if conditioners is None else tuple(conditioners)
+    )
+    return kind_of(model, kinds).load(model, wanted, context)

@@ -5,12 +5,14 @@ Knows no files, no HTTP and no other engine. docs/engine.md tells a tick in orde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 
 import torch
 
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
 from pipelines.core.tick_log import TickLog
@@ -26,7 +28,7 @@ class ImageEngine:
     """Runs one image model for any number of streams, which share `max_slots` slots.
 
     width, height: pixels, multiples of the codec's factor; 0: the model's own. backend: "eager" or "cuda-graph".
-    work_dtype: of latents and formula; float32 except in tests.
+    work_dtype: of latents and formula; float32 except in tests. conditioners: what may steer a slot.
     Raises ControlError or InputError for sizes that cannot be, ModelError where the device cannot run the backend.
     """
 
@@ -41,6 +43,7 @@ class ImageEngine:
         backend: str = "eager",
         tick_log: TickLog | None = None,
         work_dtype: torch.dtype = torch.float32,
+        conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     ) -> None:
         with torch.inference_mode():
             self.core = ImageCore(
@@ -52,6 +55,7 @@ class ImageEngine:
                 backend=backend,
                 tick_log=tick_log,
                 work_dtype=work_dtype,
+                conditioners=conditioners,
             )
             self._runner = TickRunner(self.core)
         self._streams: dict[int, ImageStream] = {}

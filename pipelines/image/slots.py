@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.conditioning.base import NewSlot
+from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
 from pipelines.core.tick_log import BirthRecord
 from pipelines.core.transfers import Mark, Readback
@@ -44,23 +46,28 @@ class Birth:
         """False: prompt-only. The frames of one slot are of one kind."""
         return self.frames[0] is not None
 
+    @property
+    def for_conditioners(self) -> NewSlot:
+        """What conditioners are told of it."""
+        return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))
+
 
 class Slot:
     """A slot in flight or waiting to be pulled.
 
     row: its ring row, while it is in flight. readback, buffer: where its pictures land. step: index of the next step.
-    condition_version: which state of its stream's condition its row holds. done: passed when the pictures are there.
+    conditions: what conditioners wrote for it. done: passed when the pictures are there.
     """
 
-    __slots__ = ("birth", "buffer", "condition_version", "done", "readback", "row", "step")
+    __slots__ = ("birth", "buffer", "conditions", "done", "readback", "row", "step")
 
-    def __init__(self, birth: Birth, row: int, readback: Readback, condition_version: int) -> None:
+    def __init__(self, birth: Birth, row: int, readback: Readback, conditions: SlotConditions) -> None:
         self.birth = birth
         self.row = row
         self.readback = readback
         self.buffer = readback.acquire()
         self.step = 0
-        self.condition_version = condition_version
+        self.conditions = conditions
         self.done: Mark | None = None
 
     @property

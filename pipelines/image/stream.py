@@ -14,7 +14,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from pipelines.core.conditions import BLENDS, Transition, encode_controls
+from pipelines.conditioning.base import StreamPlace
+from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.stream_log import StreamLog
@@ -30,8 +31,6 @@ from .similarity import SimilarityFilter
 from .slots import Birth, Slot, birth_record
 from .state import ImageCore, max_steps
 from .steps import STEP_FUNCTIONS, plan
-
-_TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
 
 
 class ImageStream:
@@ -54,7 +53,7 @@ class ImageStream:
         base = Controls().updated(Control.of({**fixed, "frames_per_slot": core.frames_per_slot}))
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
-        self._transition = Transition(encode_controls(core.texts, self._controls))
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
         self._readback = core.make_readback()
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
         core.set_engine_controls(control)  # last of what may fail
@@ -195,10 +194,9 @@ class ImageStream:
             ),
             first_ordinal=self._generated,
         )
-        if controls.prompt_change == "glide":
-            self._transition.advance(core.frames_per_slot)
-        core.write_condition(row, self._transition.now)
-        slot = Slot(birth, row, self._readback, self._transition.version)
+        self._conditioning.begin(birth.for_conditioners)
+        conditions = self._conditioning.share(birth.for_conditioners, core.condition_fields(row))
+        slot = Slot(birth, row, self._readback, conditions)
         self._order.append(slot)
         self._active.append(slot)
         self._slots += 1
@@ -217,26 +215,18 @@ class ImageStream:
         self._check_open()
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
-        target = encode_controls(self._core.texts, candidate) if _TEXT_CONTROLS & changed.keys() else None
+        hold = self._conditioning.change(changed, candidate)
         self._core.set_engine_controls(control)
         self._controls = candidate
-        if target is not None:
-            mix = BLENDS[candidate.prompt_blend]
-            self._transition.aim(target, frames=candidate.transition_frames, mix=mix)
+        hold()
         self._log.change(changed)
         return self._core.next_tick
 
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
 
     def prepare_tick(self) -> None:
-        """While prompt changes cut: bring every slot in flight to the condition that holds now."""
-        if self._controls.prompt_change != "cut":
-            return
-        self._transition.advance(1)
-        for slot in self._active:
-            if slot.condition_version != self._transition.version:
-                self._core.write_condition(slot.row, self._transition.now)
-                slot.condition_version = self._transition.version
+        """Bring slots in flight to what holds now, of conditioners whose slots follow (prompts that cut)."""
+        self._conditioning.tick(self._controls, [slot.conditions for slot in self._active])
 
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
         """Let go of the rows of finished slots; their pictures wait in the readback for their turn."""

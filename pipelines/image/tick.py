@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipelines.conditioning.base import Conditioner
 from pipelines.core.tick_log import RowRecord, TickRecord, TimingRecord
 from pipelines.core.transfers import Mark, Uploads
 
@@ -28,6 +29,7 @@ class TickRunner:
 
     def __init__(self, core: ImageCore) -> None:
         self._core, self._ring, self._codec = core, core.ring, core.model.codec
+        self._columned = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
         slots, frames, device = core.max_slots, core.frames_per_slot, core.model.device
         noise_shape = (slots, max_steps(), frames, *core.latent_shape)
         picture = (frames, core.height, core.width, 3)
@@ -37,6 +39,7 @@ class TickRunner:
                 "wholes": ((len(IntRow), 2 * slots), torch.int64),
                 "noise": (noise_shape, core.work_dtype),
                 "pictures": ((slots, *picture), torch.uint8),
+                **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self._columned},
             },
             device,
         )
@@ -47,7 +50,8 @@ class TickRunner:
             core.model.denoiser,
             self._floats,
             self._ints,
-            pooled=core.texts.encode("").pooled is not None,
+            conditioners=core.conditioners,
+            columns={c.name: self._uploads.device(_columns_of(c)) for c in self._columned},
             time_ids=core.time_ids(),
         )
         self._timings: deque[tuple[int, list[Mark]]] = deque()
@@ -122,11 +126,12 @@ class TickRunner:
         for entry, column in enumerate(extra, start=len(slots)):
             floats[:, entry] = floats[:, column]
             ints[:, entry] = ints[:, column]
-            ints[IntRow.EMBED, entry] += 1
+            ints[IntRow.CELL, entry] += 1
             ints[IntRow.EXTRA, column] = entry
         for index, slot in enumerate(new):
             self._fill_entry(index, slot)
         ints[IntRow.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
+        self._fill_conditions(slots, extra)
         uploads.send("reals")
         uploads.send("wholes")
         uploads.send("noise", len(new))
@@ -144,12 +149,20 @@ class TickRunner:
         floats[FloatRow.STOCK, column] = guidance.uses_stock
         floats[FloatRow.STOCK_START, column] = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
         ints[IntRow.ROW, column] = slot.row
-        ints[IntRow.EMBED, column] = 2 * slot.row
+        ints[IntRow.CELL, column] = 2 * slot.row
         ints[IntRow.TIMESTEP, column] = step.timestep
         ints[IntRow.STEP, column] = slot.step
         # The last step adds no noise; it reads some cell of its own row.
         ints[IntRow.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
         ints[IntRow.EXTRA, column] = column
+
+    def _fill_conditions(self, slots: Sequence[Slot], extra: Sequence[int]) -> None:
+        """The columns of conditioners; an extra row has its owner's."""
+        owners = [*slots, *(slots[column] for column in extra)]
+        for conditioner in self._columned:
+            table = self._uploads.host(_columns_of(conditioner)).numpy()
+            table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
+            self._uploads.send(_columns_of(conditioner), len(owners))
 
     def _fill_entry(self, index: int, slot: Slot) -> None:
         uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
@@ -216,3 +229,8 @@ class TickRunner:
         )
         ended = tuple((slot.birth.stream, slot.birth.number) for slot in finished)
         self._core.log.add(TickRecord(tick=self._core.next_tick, rows=rows, finished=ended))
+
+
+def _columns_of(conditioner: Conditioner) -> str:
+    """The name of its table among the uploads."""
+    return f"columns of {conditioner.name}"

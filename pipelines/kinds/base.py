@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pipelines.core.contracts import Engine
 from pipelines.core.errors import ModelError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
+
+if TYPE_CHECKING:
+    from pipelines.conditioning.base import ConditionerFactory
 
 Notice = Callable[[str], None]
 """Gets a sentence that the user should see."""
@@ -21,11 +24,13 @@ Notice = Callable[[str], None]
 class LoadContext:
     """What a program hands to loading beside the user's choices; it stays in the process and is in no take.
 
-    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own.
+    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own. conditioners: what
+    may steer a slot or chunk; None: all that Zoetrope has.
     """
 
     notice: Notice
     tick_log: TickLog | None = None
+    conditioners: tuple[ConditionerFactory, ...] | None = None
 
 
 class ModelKind(ABC):

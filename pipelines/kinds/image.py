@@ -39,6 +39,7 @@ class ImageKind(ModelKind):
             raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
         if options.backend not in _BACKENDS:
             raise ModelError(f"There is no backend {options.backend!r}.", f"Use one of: {', '.join(_BACKENDS)}.")
+        from pipelines.conditioning import CONDITIONERS
         from pipelines.image.loading.load import LoadOptions, load_image_model
 
         wanted = LoadOptions(
@@ -61,6 +62,7 @@ class ImageKind(ModelKind):
             max_slots=options.max_slots,
             backend=_choose_backend(options.backend, image_model.device),
             tick_log=context.tick_log,
+            conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
         )
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:

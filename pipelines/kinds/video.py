@@ -23,9 +23,16 @@ class VideoKind(ModelKind):
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
+        from pipelines.conditioning import CONDITIONERS
         from pipelines.video.loading.engine import load_video_engine
 
-        return load_video_engine(model, options, tick_log=context.tick_log, notice=context.notice)
+        return load_video_engine(
+            model,
+            options,
+            conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
+            tick_log=context.tick_log,
+            notice=context.notice,
+        )
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
         """Of the transformer, the autoencoders, the text encoder and the actions; LoRA files are not among them."""

@@ -13,6 +13,8 @@ from fractions import Fraction
 import torch
 
 from cache.kv.plan import KVError
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
 from pipelines.core.tick_log import TickLog, TickRecord, TimingRecord
@@ -32,13 +34,21 @@ Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
 class VideoEngine:
-    """Runs one causal video model for up to `core.streams` streams. Raises ControlError, InputError, ModelError."""
+    """Runs one causal video model for up to `core.streams` streams. conditioners: what may steer a chunk.
+
+    Raises ControlError, InputError, ModelError.
+    """
 
     def __init__(
-        self, model: VideoModel, options: VideoOptions | None = None, *, tick_log: TickLog | None = None
+        self,
+        model: VideoModel,
+        options: VideoOptions | None = None,
+        *,
+        tick_log: TickLog | None = None,
+        conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     ) -> None:
         with torch.inference_mode(), _memory_for("the engine", options or VideoOptions()):
-            self.core = VideoCore(model, options or VideoOptions(), tick_log)
+            self.core = VideoCore(model, options or VideoOptions(), tick_log, conditioners)
         self._streams: dict[int, VideoStream] = {}
         self._timings: deque[tuple[int, list[Mark]]] = deque()
         self._opened = 0

@@ -12,7 +12,8 @@ from typing import Self
 
 import torch
 
-from pipelines.core.conditions import encode_controls
+from pipelines.conditioning.base import StreamPlace
+from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.stream_log import StreamLog
@@ -22,12 +23,11 @@ from pipelines.core.types import Accounting, Frame, StreamInfo
 from .chunk_assembler import ChunkAssembler
 from .chunk_factory import ChunkFactory
 from .chunks import ChunkSlot
-from .controls import EVENTS, TEXT_CONTROLS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
+from .controls import EVENTS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
 from .output_frames import Outputs, check_frame
 from .passes import PassRequest
 from .schedules import ChunkSchedule, PassPart
 from .state import VideoCore
-from .text_rows import TextRows
 from .video_log import birth_record
 
 
@@ -53,8 +53,9 @@ class VideoStream:
         self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
         self._chunk_factory = ChunkFactory(core, number, index, self._stream_rows, self._chunk_schedule, past)
         self._controls = checked(core, self._chunk_schedule, default_controls(core), control)
-        self._text = TextRows(core, self._stream_rows, encode_controls(core.prompts, self._controls))
-        self._text_changed = False  # by a cut or a flush that no chunk has been born after
+        place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, place)
+        self._past_is_stale = False  # by a cut or a flush that no chunk has been born after
         self._outputs = Outputs(core.make_readback(), frame_rate)
         self._log = StreamLog(core, number)
         self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
@@ -162,13 +163,12 @@ class VideoStream:
             current = self._prompt_of(rewind)
         candidate = checked(self._core, self._chunk_schedule, current, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
-        own = {n for n in TEXT_CONTROLS if candidate.values[n] != current.values[n]}
-        target = encode_controls(self._core.prompts, candidate) if own else None
+        own = {n for n, value in candidate.values.items() if value != current.values[n]}
+        hold = self._conditioning.change(own, candidate)
         if rewind is not None:
-            self._text.restore(self._chunk_factory.history.find(rewind).stream_state[0][1])
+            self._conditioning.restore(self._chunk_factory.history.find(rewind).stream_state[0][1])
         self._controls = candidate
-        if target is not None:
-            self._text.aim(target, candidate)
+        hold()
         self._log.change(changed)
         return self._core.next_tick
 
@@ -182,16 +182,13 @@ class VideoStream:
 
     def prepare_tick(self) -> None:
         """Bring prompts that cut to all chunks in flight, and let the next chunk be born where it may."""
-        if self._text.moving and self._controls.prompt_change != "glide":
-            self._text.advance(1)
-            self._text_changed = True
-            self._text.write()
-            for slot in self._chunk_schedule.slots:
-                slot.text = self._text.now
+        in_flight = [slot.conditions for slot in self._chunk_schedule.slots]
+        if self._conditioning.tick(self._controls, in_flight):
+            self._past_is_stale = True
         if self._can_admit:
             self._admit_chunk()
         for row, slot in self._chunk_schedule.texts:
-            self._text.put(row, slot.text)
+            self._conditioning.serve(row, slot.conditions)
 
     def _admit_chunk(self) -> None:
         chunk_factory, controls = self._chunk_factory, self._controls
@@ -199,25 +196,18 @@ class VideoStream:
             chunk_factory.rewind(controls.rewind_to)
         if controls.scene_cut:
             chunk_factory.past.scene_cut()
-        if self._text_changed and controls.prompt_change == "flush":
+        if self._past_is_stale and controls.prompt_change == "flush":
             chunk_factory.past.flush()
-        elif self._text_changed and self._chunk_schedule.recaches:
+        elif self._past_is_stale and self._chunk_schedule.recaches:
             chunk_factory.past.new_text()
-        self._text_changed = False
+        self._past_is_stale = False
         self._controls = controls.updated(EVENTS)
         content = self._assembler.pop()
-        stream_state = self._prompt_state()
-        if controls.prompt_change == "glide":
-            self._text.advance(len(content.frames))
-        self._text.write()
-        slot = chunk_factory.create(content, self._controls, self._text.now, stream_state)
+        stream_state = self._conditioning.rewound(self._controls), self._conditioning.state()
+        self._conditioning.begin(content.for_conditioners(self._controls))
+        slot = chunk_factory.create(content, self._controls, self._conditioning, stream_state)
         self._outputs.add(slot)
         self._log.birth(birth_record(self._core, slot, self._stream_rows.kv_rows[0][0]))
-
-    def _prompt_state(self) -> object:
-        """What a rewind to the chunk that is born now puts back of the prompt."""
-        values = {name: self._controls.values[name] for name in TEXT_CONTROLS}
-        return Control.of(values), self._text.state()
 
     def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         """The passes of this tick, and what the log says of them."""

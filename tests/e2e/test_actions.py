@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from tests.fakes.live_process import LiveProcess, live_process, wait_for
 from tests.fakes.tiny_video_model import tiny_video_model
 

@@ -5,8 +5,10 @@ Heavy libraries are imported when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.errors import ControlError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
@@ -17,7 +19,12 @@ from .load import VideoLoadOptions, load_video_model
 
 
 def load_video_engine(
-    model: str, options: LoaderOptions, *, tick_log: TickLog | None = None, notice: Callable[[str], None]
+    model: str,
+    options: LoaderOptions,
+    *,
+    conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
+    tick_log: TickLog | None = None,
+    notice: Callable[[str], None],
 ) -> VideoEngine:
     """An engine for a video model, see `source.resolve_video`.
 
@@ -29,7 +36,8 @@ def load_video_engine(
             "Use chunk_frames: latents of 4 frames.",
         )
     running = running_options(options)
-    return VideoEngine(load_video_model(model, loading_options(options, notice)), running, tick_log=tick_log)
+    loaded = load_video_model(model, loading_options(options, notice))
+    return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners)
 
 
 def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> VideoLoadOptions:
