@@ -38,6 +38,7 @@ def load_engine(
     allow_pickle: bool = False,
     safety: bool = True,
     video: Mapping[str, Any] | None = None,
+    stages: Sequence[str] = (),
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
 ) -> Engine:
@@ -46,20 +47,21 @@ def load_engine(
     width, height: pixels, 0 for the model's own. max_slots: rows of the ring shared by all streams of an image engine.
     autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a folder or a hub id.
     safety: load the model's safety checker where it has one. video: what is chosen of a video model, see
-    video.load_engine. notice: gets sentences the user should see.
+    video.load_engine. stages: names of pipelines.stages.table, which every frame passes in this order before it is
+    handed over. notice: gets sentences the user should see.
     Raises ModelError and its kinds, each with the remedy.
     """
     if model == "identity":
         from .identity import IdentityEngine
 
-        return IdentityEngine(width=width or 192, height=height or 192, max_slots=max_slots)
+        return IdentityEngine(width=width or 192, height=height or 192, max_slots=max_slots, stages=stages)
     from .video.loading.source import is_video_model
 
     if is_video_model(model):
         from .video.loading.engine import load_video_engine
 
         common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
-        chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
+        chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, "stages": tuple(stages), **(video or {})}
         return load_video_engine(model, chosen, frames_per_slot=frames_per_slot, tick_log=tick_log, notice=notice)
     if video:
         raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
@@ -87,6 +89,7 @@ def load_engine(
         max_slots=max_slots,
         backend=_choose_backend(backend, image_model.device),
         tick_log=tick_log,
+        stages=stages,
     )
 
 

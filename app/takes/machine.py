@@ -18,7 +18,7 @@ from pipelines.files.lora_files import LoraFile
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video")
+_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
 Machine = dict[str, object]
 
 

@@ -33,8 +33,12 @@ OpenEngine = Callable[[WorkerOptions, Callable[[str], None]], tuple[Engine, int]
 def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
     """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
     if options.model == "identity":
-        sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
-        return IdentityEngine(**sizes), 1
+        sizes: dict[str, int] = {
+            name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)
+        }
+        stages = options.engine.get("stages", ())
+        assert isinstance(stages, tuple | list)
+        return IdentityEngine(**sizes, stages=stages), 1
     import torch  # only the worker, and only for a real model
 
     from pipelines.load import load_engine

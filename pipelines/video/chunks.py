@@ -11,7 +11,7 @@ import torch
 
 from pipelines.core.conditions import ConditionPair
 from pipelines.core.controls import Controls
-from pipelines.core.transfers import Mark, Readback
+from pipelines.core.outputs import Output
 from pipelines.core.types import Frame
 
 from .chunk_noise import draw_noise
@@ -75,20 +75,17 @@ class ChunkSlot:
     """A chunk in flight, or finished and not pulled.
 
     latents: [C, n, h, w], its stream's memory. text: the prompt it was born with. step: index of the next step.
-    readback, buffer: where its pictures land.
-    done: passed when the pictures are there.
+    output: where its pictures go; its stream sets it.
     """
 
-    __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text")
+    __slots__ = ("birth", "latents", "output", "step", "text")
 
     def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text: PromptState) -> None:
         self.birth = birth
         self.latents = latents
         self.text = text
-        self.readback: Readback | None = None
-        self.buffer = -1
+        self.output: Output | None = None
         self.step = 0
-        self.done: Mark | None = None
 
     @property
     def steps(self) -> tuple[FlowStep, ...]:
