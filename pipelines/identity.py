@@ -110,7 +110,7 @@ class IdentityStream:
         self._finished: deque[Frame] = deque()
         self._stages = [make() for make in engine.make_stages]
         self._chain = StageChain(self._stages)
-        self._taken = 0
+        self._taken = self._generated = 0
         self._closed = False
 
     @property
@@ -166,9 +166,9 @@ class IdentityStream:
         if frames > self._free:
             return False
         for _ in range(frames):
-            number = self._taken
-            picture = pattern_picture(self._engine.width, self._engine.height, number)
-            self._admit(Frame(image=picture, pts=number, time_base=1 / self._frame_rate, seq=number))
+            picture = pattern_picture(self._engine.width, self._engine.height, self._taken)
+            self._admit(Frame(image=picture, pts=self._generated, time_base=1 / self._frame_rate, seq=self._taken))
+            self._generated += 1
         return True
 
     def apply(self, control: Control) -> int:
@@ -193,7 +193,7 @@ class IdentityStream:
         self._slots.clear()
         self._finished.clear()
         self._chain.reset()
-        self._taken = 0
+        self._taken = self._generated = 0
 
     def close(self) -> None:
         """Give the rows back; closing twice is fine."""
