@@ -170,10 +170,6 @@ class RebuildPolicy(KVPolicy):
     def begin_frames(self) -> int:
         return max(self.context_frames, self.chunk_frames)
 
-    @property
-    def rebuilds(self) -> bool:
-        return True
-
     def context(self, frames: int) -> tuple[int, ...]:
         """Which of `frames` finished latent frames are encoded again, in order: an anchor and the latest ones."""
         if frames <= self.context_frames:
