@@ -50,7 +50,7 @@ class MidiInput:
 
     def __init__(self, options: MidiOptions, apply: Apply) -> None:
         backend = _backend(options.backend)
-        names = [str(name) for name in _call(backend.get_input_names)]
+        names = midi_ports(options.backend)
         name = options.port or (names[0] if names else "")
         if name not in names:
             missing = f"no MIDI input named {options.port!r}" if options.port else "no MIDI input"

@@ -11,7 +11,7 @@ import hmac
 import secrets
 
 TOKEN_BYTES = 24
-SECRET_BYTES = 32
+
 _PURPOSE = b"zoetrope signed address, version 1"
 _MAX = 128  # characters of a signed token; longer ones are rejected
 _MS_DIGITS = 15
@@ -20,11 +20,6 @@ _MS_DIGITS = 15
 def new_token() -> str:
     """192 random bits as 32 URL-safe characters."""
     return secrets.token_urlsafe(TOKEN_BYTES)
-
-
-def new_secret() -> bytes:
-    """A key for `sign`: 256 random bits, for the lifetime of one process."""
-    return secrets.token_bytes(SECRET_BYTES)
 
 
 def same(a: str, b: str) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pipelines.conditioning.base import NewSlot
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
+from pipelines.core.outputs import Output
 from pipelines.core.tick_log import BirthRecord
-from pipelines.core.transfers import Mark, Readback
 from pipelines.core.types import Frame
 
 from .guidance import Guidance
@@ -55,20 +55,18 @@ class Birth:
 class Slot:
     """A slot in flight or waiting to be pulled.
 
-    row: its ring row, while it is in flight. readback, buffer: where its pictures land. step: index of the next step.
-    conditions: what conditioners wrote for it. done: passed when the pictures are there.
+    row: its ring row, while it is in flight. output: where its pictures go. step: index of the next step.
+    conditions: what conditioners wrote for it.
     """
 
-    __slots__ = ("birth", "buffer", "conditions", "done", "readback", "row", "step")
+    __slots__ = ("birth", "conditions", "output", "row", "step")
 
-    def __init__(self, birth: Birth, row: int, readback: Readback, conditions: SlotConditions) -> None:
+    def __init__(self, birth: Birth, row: int, output: Output, conditions: SlotConditions) -> None:
         self.birth = birth
         self.row = row
-        self.readback = readback
-        self.buffer = readback.acquire()
+        self.output = output
         self.step = 0
         self.conditions = conditions
-        self.done: Mark | None = None
 
     @property
     def is_last_step(self) -> bool:

@@ -6,13 +6,13 @@ made in __init__; nothing in `run` waits for the device.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
 
 from pipelines.conditioning.base import Conditioner
-from pipelines.core.tick_log import RowRecord, TickRecord, TimingRecord
+from pipelines.core.tick_log import RowRecord, TickRecord
+from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark, Uploads
 
 from .denoise import DenoiseBatch, FloatRow, IntRow
@@ -54,7 +54,7 @@ class TickRunner:
             columns={c.name: self._uploads.device(_columns_of(c)) for c in self._columned},
             time_ids=core.time_ids(),
         )
-        self._timings: deque[tuple[int, list[Mark]]] = deque()
+        self.timings = TickTimings(core.log)
         self._stepped: frozenset[Slot] = frozenset()  # by a tick that failed after its step
 
     def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
@@ -87,25 +87,11 @@ class TickRunner:
             self._stepped = frozenset()
         marks[3].record()
         self._log(slots, scales, deltas, set(extra), finished)
-        self._timings.append((core.next_tick, marks))
-        self.log_timings()
+        self.timings.add(core.next_tick, marks)
         for slot in slots:
             slot.step += 1
         core.next_tick += 1
         return [(slot, marks[3]) for slot in finished]
-
-    def log_timings(self) -> None:
-        """Log the timings of the ticks that the device has finished."""
-        while self._timings and self._timings[0][1][-1].passed():
-            tick, (start, encoded, stepped, decoded) = self._timings.popleft()
-            self._core.log.add(
-                TimingRecord(
-                    tick=tick,
-                    encode_ms=encoded.ms_since(start),
-                    denoise_ms=stepped.ms_since(encoded),
-                    decode_ms=decoded.ms_since(stepped),
-                )
-            )
 
     def _upload(
         self,
@@ -204,7 +190,7 @@ class TickRunner:
     def _read_back(self, finished: Sequence[Slot]) -> None:
         frames = self._core.frames_per_slot
         for index, slot in enumerate(finished):
-            slot.readback.receive(slot.buffer, self._decoded[index * frames : (index + 1) * frames])
+            slot.output.receive(self._decoded[index * frames : (index + 1) * frames])
 
     def _log(
         self,

@@ -29,4 +29,5 @@ class IdentityKind(ModelKind):
             width=options.width or _SIZE_PX,
             height=options.height or _SIZE_PX,
             max_slots=options.max_slots,
+            stages=options.stages,
         )

@@ -62,6 +62,7 @@ class ImageKind(ModelKind):
             max_slots=options.max_slots,
             backend=_choose_backend(options.backend, image_model.device),
             tick_log=context.tick_log,
+            stages=options.stages,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
         )
 

@@ -12,7 +12,7 @@ import torch
 from pipelines.conditioning.base import NewSlot
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
-from pipelines.core.transfers import Mark, Readback
+from pipelines.core.outputs import Output
 from pipelines.core.types import Frame
 
 from .chunk_noise import draw_noise
@@ -71,19 +71,17 @@ class ChunkSlot:
     """A chunk in flight, or finished and not pulled.
 
     latents: [C, n, h, w], its stream's memory. conditions: what conditioners wrote for it. step: index of the next
-    step. readback, buffer: where its pictures land. done: passed when the pictures are there.
+    step. output: where its pictures go; its stream sets it.
     """
 
-    __slots__ = ("birth", "buffer", "conditions", "done", "latents", "readback", "step")
+    __slots__ = ("birth", "conditions", "latents", "output", "step")
 
     def __init__(self, birth: ChunkBirth, latents: torch.Tensor, conditions: SlotConditions) -> None:
         self.birth = birth
         self.latents = latents
         self.conditions = conditions
-        self.readback: Readback | None = None
-        self.buffer = -1
+        self.output: Output | None = None
         self.step = 0
-        self.done: Mark | None = None
 
     @property
     def steps(self) -> tuple[FlowStep, ...]:

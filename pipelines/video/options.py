@@ -28,7 +28,7 @@ class VideoOptions:
     memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
     storage: of keys and values (cache.kv.bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
     backend: how the transformer is executed. rewind_bytes: memory of a stream's snapshots to rewind to.
-    work_dtype: of latents between passes; float32 except in tests.
+    work_dtype: of latents between passes; float32 except in tests. stages: of pipelines.stages.table.
     """
 
     width: int = 0
@@ -46,6 +46,7 @@ class VideoOptions:
     backend: str = "auto"
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_video_counts(

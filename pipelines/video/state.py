@@ -192,6 +192,7 @@ class VideoCore:
             chunk_frames=self.preset.chunk_frames,
             latent_shape=self.latent_shape,
             size=(self.height, self.width),
+            time_factor=self.model.codec.time_factor,
             dtype=self.options.work_dtype,
             device=self.model.device,
             encode=self.encode_pictures,

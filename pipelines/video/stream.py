@@ -1,4 +1,4 @@
-"""Owns one stream of the video engine: admission, births, controls, order of outputs and exact accounting.
+"""Owns one stream of the video engine: admission, births and controls.
 
 Knows no batch and no arithmetic of the model; the engine asks it for its passes and hands it their results.
 """
@@ -7,32 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from types import TracebackType
-from typing import Self
 
 import torch
 
 from pipelines.conditioning.base import StreamPlace
 from pipelines.conditioning.stream import StreamConditioning
+from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
+from pipelines.core.frame_stages import FrameStage, StageChain
+from pipelines.core.outputs import OutputQueue
+from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
-from pipelines.core.types import Accounting, Frame, StreamInfo
+from pipelines.core.types import Frame, StreamInfo
 
 from .chunk_assembler import ChunkAssembler
 from .chunk_factory import ChunkFactory
 from .chunks import ChunkSlot
 from .controls import EVENTS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
-from .output_frames import Outputs, check_frame
 from .passes import PassRequest
 from .schedules import ChunkSchedule, PassPart
 from .state import VideoCore
 from .video_log import birth_record
 
 
-class VideoStream:
-    """See pipelines.core.types.Stream for the contract of every method. Made by VideoEngine.open."""
+class VideoStream(StreamBase):
+    """See pipelines.core.contracts.Stream for the contract of every method. Made by VideoEngine.open."""
 
     def __init__(
         self,
@@ -41,13 +42,16 @@ class VideoStream:
         index: int,
         frame_rate: Fraction,
         control: Control,
+        stages: Sequence[FrameStage],
         *,
         tick: Callable[[], None],
         leave: Callable[[int], None],
     ) -> None:
-        """place: which of the engine's rows are its own."""
-        self._core, self._number, self.index, self._frame_rate = core, number, index, frame_rate
-        self._tick, self._leave = tick, leave
+        """index: which of the engine's rows are its own."""
+        outputs = OutputQueue(core.make_readback(), frame_rate, StageChain(stages))
+        super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
+        self._core, self.index, self._frame_rate = core, index, frame_rate
+        self._stages = tuple(stage.name for stage in stages)
         self._stream_rows = core.stream_rows(index)
         past = core.past(self._stream_rows)
         self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
@@ -56,11 +60,7 @@ class VideoStream:
         place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, place)
         self._past_is_stale = False  # by a cut or a flush that no chunk has been born after
-        self._outputs = Outputs(core.make_readback(), frame_rate)
-        self._log = StreamLog(core, number)
         self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
-        self._open, self._flushing = True, False
-        self._taken = 0
         self._chunk_factory.reset()
         if self._controls.rewind_to >= 0:
             self._chunk_factory.history.check(self._controls.rewind_to)
@@ -75,15 +75,19 @@ class VideoStream:
     @property
     def info(self) -> StreamInfo:
         """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
-        return stream_info(
-            self._core, self._chunk_schedule, self._controls, rate=self._frame_rate, frames=self._assembler.next_frames
+        own = stream_info(
+            self._core,
+            self._chunk_schedule,
+            self._controls,
+            rate=self._frame_rate,
+            frames=self._assembler.next_frames,
+            stages=self._stages,
         )
+        return self._outputs.stages.described(own, chunk_ticks=own.latency_ticks + 1)
 
     @property
-    def accounting(self) -> Accounting:
-        """Exact at any moment: taken == out + in_flight; nothing is skipped."""
-        in_flight = len(self._assembler) + self._outputs.frames
-        return Accounting(taken=self._taken, out=self._outputs.count, skipped=0, in_flight=in_flight)
+    def _collected(self) -> int:
+        return len(self._assembler)
 
     @property
     def controls(self) -> Controls:
@@ -135,8 +139,7 @@ class VideoStream:
     def generate(self, frames: int = 1) -> bool:
         """Ask for prompt-only frames: all of them, or none (False) where there is not room for all, or while paused."""
         self._check_open()
-        if frames < 1:
-            raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        check_count(frames)
         if self._controls.paused or not self._assembler.has_room(frames, prompt_only=True):
             self._log.push(None, "refused")
             return False
@@ -206,7 +209,7 @@ class VideoStream:
         stream_state = self._conditioning.rewound(self._controls), self._conditioning.state()
         self._conditioning.begin(content.for_conditioners(self._controls))
         slot = chunk_factory.create(content, self._controls, self._conditioning, stream_state)
-        self._outputs.add(slot)
+        slot.output = self._outputs.add(content.frames[: content.kept], slot.birth.first_ordinal)
         self._log.birth(birth_record(self._core, slot, self._stream_rows.kv_rows[0][0]))
 
     def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
@@ -221,75 +224,43 @@ class VideoStream:
         """Latents to pictures, on their way to the host."""
         frames = self._core.decoders[self.index].decode(slot.latents[None])[0]
         self._chunk_factory.past.decoded(frames)
-        assert slot.readback is not None
-        slot.readback.receive(slot.buffer, frames)
+        assert slot.output is not None
+        slot.output.receive(frames)
 
     def finish(self, slot: ChunkSlot, mark: Mark) -> None:
         """mark: passes when the pictures are there."""
-        slot.done = mark
+        assert slot.output is not None
+        slot.output.done = mark
 
-    # -- output --------------------------------------------------------------------------------------------------------
-
-    def pull(self) -> list[Frame]:
-        """Finished frames in input order, oldest first; never waits."""
-        return self._outputs.pull()
+    # -- endings -------------------------------------------------------------------------------------------------------
 
     def flush(self) -> list[Frame]:
-        """Tick the engine until this stream has nothing in flight; a partial chunk is padded first."""
+        """See StreamBase. Raises InputError while paused."""
         self._check_open()
         if self._controls.paused:
             raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
-        self._log.event("flush")
+        return super().flush()
+
+    def _pad(self) -> None:
         self._assembler.pad()
-        frames: list[Frame] = []
-        self._flushing = True
-        try:
-            while True:
-                frames += self.pull()
-                if self.has_work:
-                    self._tick()
-                elif not self._outputs.wait():
-                    return frames
-        finally:
-            self._flushing = False
-
-    def reset(self) -> None:
-        """Drop what is in flight and start counting again; controls stay."""
-        self._check_open()
-        self._drop()
-        self._chunk_factory.reset()
-        self._taken = 0
-        self._log.event("reset")
-
-    def close(self) -> None:
-        """Drop what is in flight and leave the engine. Closing twice is fine."""
-        if self._open:
-            self._drop()
-            self._chunk_factory.reset()
-            self._open = False
-            self._leave(self._number)
-            self._log.event("close")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _drop(self) -> None:
         self._chunk_schedule.drop()
         self._assembler.reset()
-        self._outputs.clear()
+        self._chunk_factory.reset()
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise InputError("The stream is closed.", "Open a new one.")
+    def _restart(self) -> None:
+        """Dropping has left nothing of before."""
 
 
 def stream_info(
-    core: VideoCore, chunk_schedule: ChunkSchedule, controls: Controls, *, rate: Fraction, frames: int
+    core: VideoCore,
+    chunk_schedule: ChunkSchedule,
+    controls: Controls,
+    *,
+    rate: Fraction,
+    frames: int,
+    stages: tuple[str, ...],
 ) -> StreamInfo:
     """rate: of prompt-only frames. frames: that the chunk which is filled next still lacks."""
     steps = number_of_steps(core, controls, first=False)
@@ -306,4 +277,5 @@ def stream_info(
         backend=core.backend.name,
         engine="video",
         takes_actions=core.model.takes_actions,
+        stages=stages,
     )

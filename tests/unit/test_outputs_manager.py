@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +13,8 @@ from pythonosc.udp_client import SimpleUDPClient
 
 from app.controllers.osc import OscInput, OscOptions
 from app.outputs.manager import OutputsError, SessionOutputs
-from app.outputs.output import OutputPhase, OutputReading, pump
+from app.outputs.output import OutputPhase, OutputReading
 from app.outputs.record import Recording, RecordingOptions
-from app.session.feed import Delivery
 from app.session.session import Session
 from app.session.table import SessionTable
 from app.worker.handle import WorkerHandle
@@ -106,19 +104,6 @@ def test_an_output_that_is_made_while_the_session_ends_is_stopped() -> None:
     outputs.start("late", make)
     outputs.offer(frame(0), 0)
     assert (late.stopped, late.seen) == (1, [])
-
-
-def test_a_feed_is_pumped_until_it_ends() -> None:
-    class Feed:
-        def __init__(self) -> None:
-            self.left = [Delivery(number=n, frame=frame(n), missed=0) for n in (1, 2, 4)]
-
-        async def next(self, timeout_s: float | None = None) -> Delivery | None:
-            return self.left.pop(0) if self.left else None
-
-    kept = Kept()
-    asyncio.run(pump(Feed(), kept.offer))
-    assert kept.seen == [1, 2, 4]
 
 
 # ---- with a real worker ----

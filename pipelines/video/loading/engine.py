@@ -72,4 +72,5 @@ def running_options(options: LoaderOptions) -> VideoOptions:
         attention=video.attention,
         backend=options.backend,
         rewind_bytes=video.rewind_bytes,
+        stages=options.stages,
     )

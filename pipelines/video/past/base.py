@@ -22,13 +22,15 @@ EncodePictures = Callable[[torch.Tensor], torch.Tensor]
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastParts:
     """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px.
-    nothing: what conditioners say of one frame that they say nothing of."""
+    nothing: what conditioners say of one frame that they say nothing of. time_factor: pictures of a latent frame after
+    the first."""
 
     stream_rows: StreamRows
     policy: KVPolicy
     chunk_frames: int
     latent_shape: tuple[int, int, int]
     size: tuple[int, int]
+    time_factor: int
     dtype: torch.dtype
     device: torch.device
     encode: EncodePictures

@@ -11,9 +11,28 @@ import torch
 
 from cache.kv.policies.windows import RebuildPolicy
 from pipelines.conditioning.frames import FrameConditions
+from pipelines.video.codecs.codec import frames_of
 
 from .base import PastParts, StreamPast
 from .clean_latents import CleanFrames, CleanLatents, StoredFrame
+
+
+def anchor_is_encoded(policy: RebuildPolicy, frames: int) -> bool:
+    """Whether the first of the context of `frames` finished latent frames must be made by encoding a picture as a
+    stream's first frame.
+
+    A causal codec's first latent has statistics of its own; once the true one has left the window, an old picture takes
+    its place: the oldest of the last `anchor_pictures`.
+    """
+    return frames > policy.context_frames and not policy.keep_first
+
+
+def anchor_pictures(policy: RebuildPolicy, time_factor: int) -> int:
+    """Length of the queue of decoded pictures whose oldest is the anchor: those of a context that begins a stream.
+
+    time_factor: pictures of a latent frame after the first.
+    """
+    return frames_of(policy.context_frames, first=True, time_factor=time_factor)
 
 
 class RebuildPast(StreamPast):
@@ -25,7 +44,7 @@ class RebuildPast(StreamPast):
         self._policy = parts.policy
         cells = self._policy.context_frames + self._policy.chunk_frames + 1
         self._clean = CleanLatents(cells, parts.latent_shape, parts.nothing, device=parts.device, dtype=parts.dtype)
-        size = (self._policy.anchor_pixels_back, *parts.size, 3)
+        size = (anchor_pictures(self._policy, parts.time_factor), *parts.size, 3)
         self._pixels = torch.zeros(size, dtype=torch.uint8, device=parts.device)
         self._frames = 0
         self._pictures = 0
@@ -35,7 +54,7 @@ class RebuildPast(StreamPast):
         if not self._frames:
             return []
         latents, conditions = self._clean.take(self._policy.context(self._frames))
-        if self._policy.anchor_is_encoded(self._frames) and self._pictures >= len(self._pixels):
+        if anchor_is_encoded(self._policy, self._frames) and self._pictures >= len(self._pixels):
             oldest = self._pictures % len(self._pixels)
             picture = self._pixels[oldest].permute(2, 0, 1).float() / 255
             latents[:, :1] = self._parts.encode(picture[None]).to(latents.dtype)
