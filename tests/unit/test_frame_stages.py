@@ -17,7 +17,7 @@ import pytest
 from app.render.frame_times import PUSH_TIME_BASE, Offered, Shown, frame_times
 from app.render.job import render
 from app.render.request import RenderRequest
-from app.takes.machine import describe_machine, loader_words
+from app.takes.machine import describe_machine, recorded_engine
 from app.takes.reader import read_take
 from app.takes.replay import Replay, ReplayOptions
 from app.takes.writer import TakeWriter
@@ -38,6 +38,7 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
 from pipelines.core.frame_stages import FrameStage, StageChain, between
 from pipelines.core.types import Frame
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.identity import IdentityEngine
 from pipelines.image.engine import ImageEngine
 from pipelines.load import load_engine
@@ -400,12 +401,11 @@ def test_a_take_replays_to_the_same_frames(
 
 
 def test_a_take_says_which_stages_its_engine_has() -> None:
-    engine: dict[str, object] = {"width": 8, "height": 8, "stages": ("double",)}
+    engine = LoaderOptions(width=8, height=8, stages=("double",))
     info = IdentityEngine(width=8, height=8, stages=("double",)).open().info
     machine = json.loads(json.dumps(describe_machine("identity", engine, info, 1)))
-    again = load_engine(**loader_words(machine))  # type: ignore[arg-type]
-    assert again.open().info.stages == ("double",)
-    assert "stages" not in describe_machine("identity", {"width": 8}, info, 1)["loader"]  # type: ignore[operator]
+    assert load_engine(*recorded_engine(machine)).open().info.stages == ("double",)
+    assert "stages" not in describe_machine("identity", LoaderOptions(width=8), info, 1)["loader"]  # type: ignore[operator]
 
 
 # ---- a render ----
@@ -416,12 +416,13 @@ def rendered(folder: Path, output: str, *stages: str, source: Path | None, **cha
         source=source,
         output=folder / output,
         control=Control(),
-        engine={"stages": stages},
+        model="identity",
+        engine=LoaderOptions(stages=stages),
         **changes,  # type: ignore[arg-type]
     )
 
-    def load(stages: tuple[str, ...]) -> Engine:
-        return IdentityEngine(width=64, height=48, stages=stages)
+    def load(model: str, options: LoaderOptions) -> Engine:
+        return IdentityEngine(width=64, height=48, stages=options.stages)
 
     assert render(request, load, lambda text: None) == 0
     return request.output
