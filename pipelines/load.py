@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from pipelines.backends.base import Backend
+from pipelines.backends.table import BACKENDS, choose_backend
 from pipelines.core.errors import ModelError
 from pipelines.files.lora_files import LoraFile
+from pipelines.files.precision import choose_device
 
 if TYPE_CHECKING:
     from pipelines.core.contracts import Engine
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Notice = Callable[[str], None]
-_BACKENDS = ("auto", "eager", "cuda-graph")
 
 
 def load_engine(
@@ -40,6 +40,7 @@ def load_engine(
     video: Mapping[str, Any] | None = None,
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
+    backends: Mapping[str, Backend] = BACKENDS,
 ) -> Engine:
     """An engine for a bundled name ("mini-image"), a local diffusers folder, a hub id, or "identity".
 
@@ -47,6 +48,7 @@ def load_engine(
     autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a folder or a hub id.
     safety: load the model's safety checker where it has one. video: what is chosen of a video model, see
     video.load_engine. notice: gets sentences the user should see.
+    backend: a name of `backends`, or "auto"; a program can give a longer table than BACKENDS (backends.table).
     Raises ModelError and its kinds, each with the remedy.
     """
     if model == "identity":
@@ -60,11 +62,17 @@ def load_engine(
 
         common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
         chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
-        return load_video_engine(model, chosen, frames_per_slot=frames_per_slot, tick_log=tick_log, notice=notice)
+        video_backend = _backend_of(str(chosen.pop("backend")), "video", str(chosen["device"]), backends)
+        return load_video_engine(
+            model,
+            chosen,
+            frames_per_slot=frames_per_slot,
+            make_runtime=video_backend.video,
+            tick_log=tick_log,
+            notice=notice,
+        )
     if video:
         raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
-    if backend not in _BACKENDS:
-        raise ModelError(f"There is no backend {backend!r}.", f"Use one of: {', '.join(_BACKENDS)}.")
     from pipelines.image.loading.load import LoadOptions, load_image_model
 
     options = LoadOptions(
@@ -76,7 +84,7 @@ def load_engine(
         safety=safety,
         notice=notice,
     )
-    image_model = load_image_model(model, options)
+    image_model = load_image_model(model, options, _backend_of(backend, "image", device, backends).image)
     from .image.engine import ImageEngine
 
     return ImageEngine(
@@ -85,15 +93,12 @@ def load_engine(
         height=height,
         frames_per_slot=frames_per_slot,
         max_slots=max_slots,
-        backend=_choose_backend(backend, image_model.device),
         tick_log=tick_log,
     )
 
 
-def _choose_backend(requested: str, device: torch.device) -> str:
-    """auto: a CUDA graph on CUDA, eager elsewhere. Raises ModelError when a graph is asked of a CPU."""
-    if requested == "auto":
-        return "cuda-graph" if device.type == "cuda" else "eager"
-    if requested == "cuda-graph" and device.type != "cuda":
-        raise ModelError(f"The backend cuda-graph needs a CUDA device, not {device.type}.", "Use --backend eager.")
-    return requested
+def _backend_of(requested: str, kind: str, device: str, backends: Mapping[str, Backend]) -> Backend:
+    """The backend for models of a kind. Raises ModelError."""
+    choice = choose_backend(requested, kind, choose_device(device), backends)
+    logger.info("backend %s", choice.reason)
+    return choice.backend

@@ -25,9 +25,9 @@ from .tick import TickRunner
 class ImageEngine:
     """Runs one image model for any number of streams, which share `max_slots` slots.
 
-    width, height: pixels, multiples of the codec's factor; 0: the model's own. backend: "eager" or "cuda-graph".
+    width, height: pixels, multiples of the codec's factor; 0: the model's own.
     work_dtype: of latents and formula; float32 except in tests.
-    Raises ControlError or InputError for sizes that cannot be, ModelError where the device cannot run the backend.
+    Raises ControlError or InputError for sizes that cannot be.
     """
 
     def __init__(
@@ -38,7 +38,6 @@ class ImageEngine:
         height: int = 0,
         frames_per_slot: int = 1,
         max_slots: int = 8,
-        backend: str = "eager",
         tick_log: TickLog | None = None,
         work_dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -49,7 +48,6 @@ class ImageEngine:
                 height=height,
                 frames_per_slot=frames_per_slot,
                 max_slots=max_slots,
-                backend=backend,
                 tick_log=tick_log,
                 work_dtype=work_dtype,
             )
@@ -129,7 +127,7 @@ class ImageEngine:
         for stream in tuple(self._streams.values()):
             stream.close()
         if not self._closed:
-            self.core.backend.invalidate()
+            self.core.executor.invalidate()
         self._closed = True
 
     def _forget(self, number: int) -> None:
@@ -155,7 +153,7 @@ class ImageEngine:
             ran=self._max_run,
             width=core.width,
             height=core.height,
-            multiple_px=core.model.codec.factor,
+            multiple_px=core.codec.factor,
             depth=min(largest.controls.depth, core.max_slots),
             steps=largest.controls.steps,
         )

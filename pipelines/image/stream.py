@@ -87,7 +87,7 @@ class ImageStream:
             model=core.model.name,
             dtype=str(core.model.dtype).removeprefix("torch."),
             device=str(core.model.device),
-            backend=core.backend.name,
+            backend=core.model.runtime.backend,
         )
 
     @property

@@ -5,21 +5,17 @@ Knows latents, timesteps and rows; not what a pass is for, nor what becomes of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cache.kv.cache import KVCache
-from cache.kv.view import KVView
 
 from .flow import guided
+from .model import VideoCondition, VideoDenoiser
 from .wan.actions import Action
-from .wan.text_cache import TextKVCache, TextView
-
-Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
-"""(latents [B, C, F, h, w], timesteps [B, F], text, past, actions [B, F, 5] or None) -> velocity [B, C, F, h, w], valid
-until the next call."""
+from .wan.text_cache import TextKVCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,9 +55,9 @@ class PassRunner:
     """Runs passes for one engine. takes_actions: the model does; the others' requests have none but NO_ACTION."""
 
     def __init__(
-        self, forward: Forward, cache: KVCache, texts: TextKVCache, *, device: torch.device, takes_actions: bool
+        self, denoiser: VideoDenoiser, cache: KVCache, texts: TextKVCache, *, device: torch.device, takes_actions: bool
     ) -> None:
-        self._forward, self._cache, self._texts, self._device = forward, cache, texts, device
+        self._denoiser, self._cache, self._texts, self._device = denoiser, cache, texts, device
         self._takes_actions = takes_actions
 
     def run(self, requests: Sequence[PassRequest]) -> list[torch.Tensor]:
@@ -99,10 +95,12 @@ class PassRunner:
         first = requests[group[0].request]
         latents = torch.stack([requests[entry.request].latents for entry in group])
         timesteps = self._to_device([requests[entry.request].timesteps for entry in group])
-        actions = self._to_device([requests[entry.request].actions for entry in group]) if self._takes_actions else None
+        inputs = {}
+        if self._takes_actions:
+            inputs["actions"] = self._to_device([requests[entry.request].actions for entry in group])
         view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
-        text = self._texts.view([entry.text_row for entry in group])
-        return self._forward(latents, timesteps, text, view, actions).to(latents.dtype)
+        condition = VideoCondition(text=self._texts.view([entry.text_row for entry in group]), inputs=inputs)
+        return self._denoiser(latents, timesteps, condition, view).to(latents.dtype)
 
     def _to_device(self, numbers: Sequence[Sequence[object]]) -> torch.Tensor:
         """float32 on the device, without waiting."""

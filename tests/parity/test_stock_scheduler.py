@@ -63,7 +63,7 @@ def _stock_loop(
     monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *args, **options: next(upcoming))
     x = scheduler.add_noise(z, noise[0], scheduler.timesteps[:1])
     latents = []
-    unet: Any = model.denoiser.unet  # type: ignore[attr-defined]
+    unet: Any = model.runtime.denoiser.unet  # type: ignore[attr-defined]
     for t in scheduler.timesteps:
         predicted = unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
         x = scheduler.step(predicted, t, x, return_dict=False)[0]

@@ -12,7 +12,9 @@ from typing import Any
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.video.engine import VideoEngine
+from pipelines.video.model import MakeVideoRuntime
 from pipelines.video.options import VideoOptions
+from pipelines.video.runtime import plain_runtime
 
 from .load import VideoLoadOptions, load_video_model
 
@@ -24,13 +26,14 @@ def load_video_engine(
     choices: Mapping[str, Any],
     *,
     frames_per_slot: int = 1,
+    make_runtime: MakeVideoRuntime = plain_runtime,
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
     """An engine for a video model, see `source.resolve_video`.
 
-    choices: fields of VideoLoadOptions and VideoOptions by name (kv_policy is policy). Raises InputError for an unknown
-    one, ControlError, and ModelError and its kinds.
+    choices: fields of VideoLoadOptions and VideoOptions by name (kv_policy is policy). make_runtime: of a backend.
+    Raises InputError for an unknown choice, ControlError, and ModelError and its kinds.
     """
     if frames_per_slot != 1:
         raise ControlError(
@@ -46,4 +49,4 @@ def load_video_engine(
         )
     options = VideoOptions(**{name: value for name, value in named.items() if name in running})
     load = VideoLoadOptions(**{name: value for name, value in named.items() if name in loading}, notice=notice)
-    return VideoEngine(load_video_model(model, load), options, tick_log=tick_log)
+    return VideoEngine(load_video_model(model, load, make_runtime), options, tick_log=tick_log)
