@@ -54,9 +54,11 @@ def chunks(transformer: CausalWanTransformer, backend: str, count: int) -> torch
 
 def test_compiled_passes_equal_eager_ones(transformer: CausalWanTransformer) -> None:
     torch._dynamo.reset()
+    before = dict(vars(transformer))
     eager, compiled = chunks(transformer, "eager", 4), chunks(transformer, "compiled", 4)
     torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-6)
-    assert torch.equal(chunks(transformer, "eager", 4), eager), "a backend leaves nothing on the network"
+    assert torch.equal(chunks(transformer, "eager", 4), eager)
+    assert vars(transformer) == before, "a backend leaves nothing on the network"
 
 
 @pytest.mark.parametrize("codec", ["tiny", pytest.param("stock", marks=pytest.mark.soak)])

@@ -14,11 +14,11 @@ from typing import Any
 from pipelines.core.errors import ModelLayoutError
 from pipelines.files.hub import licence_of, resolve_lora
 from pipelines.files.lora_files import LoraFile
-from pipelines.files.precision import choose_device
+from pipelines.files.precision import Precision, choose_device
 from pipelines.video.model import MakeVideoRuntime, VideoModel, VideoNetworks
 from pipelines.video.presets import Licence, VideoPreset
 from pipelines.video.runtime import plain_runtime
-from pipelines.video.wan.actions import load_actions
+from pipelines.video.wan.actions import ActionEmbedder, load_actions
 from pipelines.video.wan.attention import choose_attention
 from pipelines.video.wan.config import WanConfig
 
@@ -74,21 +74,18 @@ def load_video_model(
     check_published_size(found, config)
     preset, licence = _preset(source, found.family), _licence(source, found.family)
     adapters = _adapters(source, found.family, options)
+    embedder = _embedder(source.folder, config, precision)
     attention = choose_attention(
         options.attention, device=precision.device, dtype=precision.dtype, head_dim=config.attention_head_dim
     )
-    actions = source.folder.actions
-    embedder = None
-    if actions is not None:
-        embedder = load_actions(actions, dim=config.dim, device=precision.device, dtype=precision.dtype)
     transformer, report = load_transformer(found.checkpoint, config, precision, adapters, action_embedder=embedder)
     codec = load_codec(source.folder, options.autoencoder, precision, options.notice)
+    networks = VideoNetworks(transformer=transformer, codec=codec, attention=attention.backend)
     text = load_text(source.folder, precision, options.text_encoder)
     _check_parts(config, codec.latent_channels, text.text_dim)
     _say(found, licence, options.notice)
     logger.info("%s: %s (%s) on %s, %s", source.name, found.family.title, found.why, precision.device, precision.reason)
     logger.info("attention %s", attention.reason)
-    networks = VideoNetworks(transformer=transformer, codec=codec, attention=attention.backend)
     return VideoModel(
         name=source.name,
         family=found.family.name,
@@ -104,6 +101,12 @@ def load_video_model(
         commercial=licence.commercial,
         weights=report,
     )
+
+
+def _embedder(folder: VideoFolder, config: WanConfig, precision: Precision) -> ActionEmbedder | None:
+    if folder.actions is None:
+        return None
+    return load_actions(folder.actions, dim=config.dim, device=precision.device, dtype=precision.dtype)
 
 
 def _beside(folder: VideoFolder) -> Mapping[str, Any]:
