@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.motion import Transitions, transitions
 from bench.motion_judge import Displacements, displacements_of
-from bench.rollouts import Rollout, RolloutSettings
+from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.video_options import add_options, load_model, options_of
 from bench.video_quality import FRAME_RATE
 from bench.video_scores import Bar
@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.rendered:
         name, axes, rest = "rendered clips", truth, residual_px(measured_of(rendered(None)))
     else:
-        model = load_model(options)
+        model = load_model(options, auto_on_cuda=ROLLOUT_BACKEND)
         name = model.name
         captions = [canonical_clip_caption(*row) for row in torch.stack(list(spec), 1).tolist()]
         settings = RolloutSettings(options=options_of(options), seed=options.seed)

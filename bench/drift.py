@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.motion_judge import load_motion_judge
-from bench.rollouts import Rollout, RolloutSettings
+from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
@@ -40,10 +40,10 @@ class Case:
     policy: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def video_options(self, latents: int, backend: str) -> VideoOptions:
+    def video_options(self, latents: int) -> VideoOptions:
         """latents: of the whole stream, which `full` has to hold."""
         own = {**self.options, **({"max_frames": latents} if self.policy == "full" else {})}
-        return VideoOptions(policy=self.policy, policy_options=own, backend=backend)
+        return VideoOptions(policy=self.policy, policy_options=own)
 
 
 CASES: Mapping[str, Case] = MappingProxyType(
@@ -107,7 +107,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
     o = run.options
     judge, side_px = classifier_of(o)
     spec, captions = held_out_captions(o.captions, load_sprites().shape[0])
-    settings = RolloutSettings(options=case.video_options(run.latents, o.backend), seed=o.seed)
+    settings = RolloutSettings(options=case.video_options(run.latents), seed=o.seed)
     parts: list[StreamFigures] = []
     rolled_s, passed = 0.0, time.perf_counter()
     for start in range(0, len(captions), o.batch):
@@ -126,7 +126,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
         "policy": case.policy,
         "options": dict(case.options),
         "device": run.model.device.type,
-        "backend": rollout.backend.name,
+        "backend": run.model.runtime.backend,
         "streams_folded": rollout.cache.folded,
         "frames_per_second": round(len(captions) * o.seconds * FRAME_RATE / rolled_s, 1),
         "rolled_s": round(rolled_s, 1),
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long; call again to go on")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    run = Run(model=load_model(options), options=options, stop_at=time.monotonic() + 60 * options.minutes)
+    model = load_model(options, auto_on_cuda=ROLLOUT_BACKEND)
+    run = Run(model=model, options=options, stop_at=time.monotonic() + 60 * options.minutes)
     results, left = run_cases(run, options.cases, options.out)
     told = {"bench": "drift", **run.settings, "cases": {name: row(r) for name, r in results.items()}, "left": left}
     sys.stdout.write((json.dumps(told) if options.json else table(results)) + "\n")

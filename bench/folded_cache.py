@@ -13,7 +13,7 @@ from cache.kv.cache import KVCache, KVShape
 from cache.kv.policies import KVPolicy
 from cache.kv.policies.adaptive import AdaptiveSinkPolicy
 from cache.kv.view import KVView
-from pipelines.video.backends import VideoBackend
+from pipelines.video.model import VideoRuntime
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 
@@ -62,7 +62,7 @@ class StreamsInStep:
         self,
         transformer: CausalWanTransformer,
         policy: KVPolicy,
-        backend: VideoBackend,
+        runtime: VideoRuntime,
         *,
         streams: int,
         storage: str = "native",
@@ -80,7 +80,7 @@ class StreamsInStep:
             dtype=transformer.dtype,
             device=transformer.device,
         )
-        self.cache = KVCache(shape, policy, rotary=transformer.rotary, storage=storage, kernels=backend.kernels)
+        self.cache = KVCache(shape, policy, rotary=transformer.rotary, storage=storage, kernels=runtime.kernels)
 
     @property
     def bytes(self) -> int:

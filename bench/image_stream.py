@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from bench.machine import device_name
+from pipelines.backends.table import BACKENDS
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame
 from pipelines.files.precision import cpu_flags
@@ -38,7 +39,6 @@ class Settings:
     steps: int
     frames: int
     rounds: int = 1
-    backend: str = "eager"
 
 
 def moving_frames(count: int, width: int, height: int) -> list[Frame]:
@@ -59,7 +59,7 @@ def moving_frames(count: int, width: int, height: int) -> list[Frame]:
 
 def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, object]:
     """One configuration. started: perf_counter at which the time to the first frame begins."""
-    engine = ImageEngine(model, backend=settings.backend)
+    engine, backend = ImageEngine(model), model.runtime.backend
     prompt = {"prompt": "a cat", "steps": settings.steps, "strength": STRENGTH, "guidance_mode": "none"}
     width, height = engine.core.width, engine.core.height
     with engine.open(Control.of({**prompt, "step_function": "lcm"})) as stream:
@@ -75,13 +75,13 @@ def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, 
         ring_s, sequential_s, first_tick = [], [], engine.core.next_tick
         for _ in range(settings.rounds):
             ring_s.append(_ring(engine, stream, pictures) / len(pictures))
-            if settings.backend == "eager":
+            if backend == "eager":
                 sequential_s.append(_sequential(model, settings.steps, pictures) / len(pictures))
         times = [t for t in engine.log.timings() if t.tick >= first_tick]
         stream.flush()
     figures: dict[str, object] = {
         "steps": settings.steps,
-        "backend": settings.backend,
+        "backend": backend,
         "fps": round(1 / statistics.median(ring_s), 2),
         "encode_ms": round(statistics.median(t.encode_ms for t in times), 3),
         "denoise_ms": round(statistics.median(t.denoise_ms for t in times), 3),
@@ -117,7 +117,7 @@ def _sequential(model: ImageModel, steps: int, pictures: list[Frame]) -> float:
     device = model.device
     text = model.prompts.encode("a cat")
     times = timesteps(model.schedule, steps, STRENGTH)
-    noise = torch.randn((steps, 1, model.codec.latent_channels, *_latent_size(model)), device=device)
+    noise = torch.randn((steps, 1, model.runtime.codec.latent_channels, *_latent_size(model)), device=device)
     condition = Condition(
         embeds=text.embeds[None],
         pooled=None,
@@ -129,17 +129,17 @@ def _sequential(model: ImageModel, steps: int, pictures: list[Frame]) -> float:
     start = time.perf_counter()
     for picture in pictures:
         image = torch.from_numpy(picture.image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        x = model.codec.encode(image)
+        x = model.runtime.codec.encode(image)
         for i, t in enumerate(times):
             a, b = levels(model.schedule, t)
-            x = model.denoiser(a * x + b * noise[i], t_device[i], condition)
-        pixels = model.codec.decode(x).add(1).mul(127.5).round().to(torch.uint8)
+            x = model.runtime.denoiser(a * x + b * noise[i], t_device[i], condition)
+        pixels = model.runtime.codec.decode(x).add(1).mul(127.5).round().to(torch.uint8)
         pixels[0].permute(1, 2, 0).contiguous().cpu().numpy()
     return time.perf_counter() - start
 
 
 def _latent_size(model: ImageModel) -> tuple[int, int]:
-    return model.size_px[1] // model.codec.factor, model.size_px[0] // model.codec.factor
+    return model.size_px[1] // model.runtime.codec.factor, model.size_px[0] // model.runtime.codec.factor
 
 
 def _synchronise(device: torch.device) -> None:
@@ -169,8 +169,8 @@ def random_shape(options: argparse.Namespace) -> dict[str, object]:
     runs: list[dict[str, object]] = []
     for steps in (1, 2, 4):
         for backend in backends:
-            settings = Settings(steps=steps, frames=options.frames, backend=backend)
-            runs.append(measure(parts.model, settings, time.perf_counter()))
+            settings = Settings(steps=steps, frames=options.frames)
+            runs.append(measure(parts.model_with(BACKENDS[backend]), settings, time.perf_counter()))
         pictures = moving_frames(options.frames + 10, *parts.model.size_px)
         inputs = [torch.from_numpy(p.image).permute(2, 0, 1)[None].float() / 255 for p in pictures]
         peer = peer_fps(parts, timesteps(parts.model.schedule, steps, STRENGTH), inputs, warmup=10)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.machine import device_name
 from bench.motion_judge import load_motion_judge
-from bench.rollouts import Rollout, RolloutSettings
+from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.sheets import Keeper, write_png
 from bench.video_options import add_options, classifier_of, folder_mib, load_model, options_of
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
@@ -93,7 +93,7 @@ def roll_out(
         "frames_per_second": round(len(captions) * frames / rolled_s, 1),
         "rolled_s": round(rolled_s, 1),
         "bytes_of_a_stream": {name: size // len(captions) for name, size in rollout.bytes.items()},
-        "backend": rollout.backend.name,
+        "backend": model.runtime.backend,
     }
     return meter.figures(), cost
 
@@ -102,7 +102,7 @@ def roll_out(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every figure as one dictionary."""
     began = time.perf_counter()
-    model = load_model(options)
+    model = load_model(options, auto_on_cuda=ROLLOUT_BACKEND)
     subjects = load_sprites().shape[0]
     spec, captions = held_out_captions(options.captions, subjects)
     settings = RolloutSettings(options=options_of(options), seed=options.seed)

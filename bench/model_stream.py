@@ -44,9 +44,9 @@ def moving_pictures(height: int, width: int) -> Iterator[Frame]:
         number += 1
 
 
-def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int, backend: str) -> Figures:
+def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int) -> Figures:
     """Frames a second of video to video in the steady state, and from a chunk's last input to its first picture."""
-    engine = VideoEngine(model, VideoOptions(max_streams=1, backend=backend, chunk_frames=chunk_frames))
+    engine = VideoEngine(model, VideoOptions(max_streams=1, chunk_frames=chunk_frames))
     control = Control.of({"prompt": PROMPT, "strength": STRENGTH})
     made, starts = 0, 0.0
     waits: list[float] = []
@@ -86,14 +86,11 @@ def measure_model(options: argparse.Namespace) -> Figures:
     started = time.perf_counter()
     model = load_model(options)
     load_s = time.perf_counter() - started
-    backend = options.backend or "auto"
     runs: list[Figures] = []
     for frames in options.chunk_latents:
-        asked = EngineSettings(
-            window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks, backend=backend
-        )
+        asked = EngineSettings(window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks)
         runs.append(measure_engine(model, asked))
-        runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks, backend=backend))
+        runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks))
     return {
         "bench": "video_stream",
         "model": model.name,

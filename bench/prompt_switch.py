@@ -120,9 +120,7 @@ def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[st
     """One mode."""
     judge, side_px = classifier_of(options)
     before, after = pairs(options.captions, load_sprites().shape[0], options.seed)
-    engine = VideoEngine(
-        model, VideoOptions(max_streams=len(before.subject), policy=options.policy, backend=options.backend)
-    )
+    engine = VideoEngine(model, VideoOptions(max_streams=len(before.subject), policy=options.policy))
     streams = Streams(engine, caption_list(before), options.seed)
     for _ in range(options.chunks_before):
         last = streams.chunk()

@@ -16,25 +16,26 @@ from torch import Tensor
 from bench.folded_cache import StreamsInStep
 from bench.rollout_context import Context, choose_context
 from pipelines.core.errors import InputError
-from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
 from pipelines.video.chunk_noise import draw_noise
-from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.video.codecs.codec import FrameDecoder
+from pipelines.video.executed import WARM_PASSES, ExecutedDenoiser
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep
-from pipelines.video.model import VideoModel
+from pipelines.video.model import VideoCondition, VideoModel
 from pipelines.video.options import VideoOptions, chosen_policy, chosen_preset
 from pipelines.video.sampling import SAMPLERS
-from pipelines.video.wan.attention import choose_attention
 from pipelines.video.wan.text_cache import TextKVCache
 
 Noise = Callable[[int, int, int], Tensor]
 """(step: 0 for the start, i for what follows the i-th; index of the first latent frame; frames) -> [N, C, F, h, w]."""
+ROLLOUT_BACKEND = "cuda-graph"
+"""On CUDA where none is named: many streams fill the device without compiling."""
 DECODED_TOGETHER = 32
 """Streams of one call of the decoder: its features at full size are what memory goes to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
-    """options: of the engine (window, sink, policy, storage, backend, ...); max_streams is not read.
+    """options: of the engine (window, sink, policy, storage, ...); max_streams is not read.
 
     seed: of the noise. folded: see bench.folded_cache; None chooses.
     """
@@ -102,17 +103,13 @@ class Rollout:
         latent_height, latent_width = self.height // model.codec.factor, self.width // model.codec.factor
         self.shape = (self.streams, model.codec.latent_channels, latent_height, latent_width)
         policy = chosen_policy(self.preset, transformer.grid(latent_height, latent_width))
-        attention = choose_attention(
-            options.attention, device=model.device, dtype=model.dtype, head_dim=transformer.head_dim
-        )
-        transformer.attention = attention.backend
-        name = "cuda-graph" if options.backend == "auto" and model.device.type == "cuda" else options.backend
-        self.backend = choose_backend(name, transformer)
+        self._executor = model.runtime.make_executor()
+        self._denoiser = ExecutedDenoiser(model.runtime.denoiser, self._executor.calls(warm_calls=WARM_PASSES))
         with torch.inference_mode():
             self.cache = StreamsInStep(
                 transformer,
                 policy,
-                self.backend,
+                model.runtime,
                 streams=self.streams,
                 storage=options.storage,
                 folded=settings.folded,
@@ -128,13 +125,9 @@ class Rollout:
 
     def _make_decoders(self) -> tuple[list[slice], list[FrameDecoder]]:
         groups = [slice(i, min(i + DECODED_TOGETHER, self.streams)) for i in range(0, self.streams, DECODED_TOGETHER)]
-        kind = VIDEO_BACKENDS[self.backend.name]
+        make = self.model.runtime.make_frame_decoder
         decoders = [
-            FrameDecoder(
-                self.model.codec.decoder(height=self.height, width=self.width, rows=group.stop - group.start),
-                kind,
-                device=self.model.device,
-            )
+            make(self._executor, height=self.height, width=self.width, rows=group.stop - group.start)
             for group in groups
         ]
         return groups, decoders
@@ -191,14 +184,13 @@ class Rollout:
         """The velocity of a pass of the chunk that stands in the cache; first: its latent frames' first index."""
         frames = latents.shape[2]
         times = torch.full((self.streams, frames), timestep, device=latents.device)
-        text = self.text.view(range(self.streams))
+        inputs = {} if self._actions is None else {"actions": self._actions_of(self._actions, first, frames)}
+        condition = VideoCondition(text=self.text.view(range(self.streams)), inputs=inputs)
         view: Any = self.cache.view()
-        return self.backend(latents, times, text, view, self._actions_of(first, frames))
+        return self._denoiser(latents, times, condition, view)
 
-    def _actions_of(self, first: int, frames: int) -> Tensor | None:
-        if self._actions is None:
-            return None
-        known = self._actions[:, max(first, 0) : first + frames]
+    def _actions_of(self, actions: Tensor, first: int, frames: int) -> Tensor:
+        known = actions[:, max(first, 0) : first + frames]
         missing = frames - known.shape[1]
         return torch.nn.functional.pad(known, (0, 0, 0, missing)).to(self.model.device)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from pipelines.backends.base import Backend
+from pipelines.backends.table import BACKENDS
 from pipelines.core.conditions import TextCondition
-from pipelines.image.loading.networks import TinyImageCodec, UNetDenoiser
-from pipelines.image.model import ImageModel, ScheduleConfig
+from pipelines.image.model import ImageModel, ImageNetworks, ScheduleConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +88,22 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 class Parts:
     """The networks of a shape, and the model around them."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderTiny
+    networks: ImageNetworks
     model: ImageModel
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser's network."""
+        return self.networks.unet
+
+    @property
+    def vae(self) -> AutoencoderTiny:
+        """The codec's network."""
+        return self.networks.autoencoder
+
+    def model_with(self, backend: Backend) -> ImageModel:
+        """The model as this backend runs it."""
+        return replace(self.model, runtime=backend.image(self.networks))
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -101,16 +115,25 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
         network.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
     schedule = ScheduleConfig(alphas_cumprod=np.cumprod(1.0 - betas, dtype=np.float64))
+    networks = ImageNetworks(
+        unet=unet,
+        autoencoder=vae,
+        autoencoder_class="AutoencoderTiny",
+        schedule=schedule,
+        prediction_type="epsilon",
+        device=device,
+        dtype=dtype,
+        codec_dtype=dtype,
+    )
     model = ImageModel(
         name="random weights",
         device=device,
         dtype=dtype,
         size_px=(shape.side_px, shape.side_px),
-        denoiser=UNetDenoiser(unet, schedule=schedule, prediction_type="epsilon", device=device, dtype=dtype),
-        codec=TinyImageCodec(vae, dtype=dtype, device=device),
+        runtime=BACKENDS["eager"].image(networks),
         prompts=RandomPrompts(shape.text, device),
         schedule=schedule,
         defaults={},
         licence="none: random weights",
     )
-    return Parts(unet=unet, vae=vae, model=model)
+    return Parts(networks=networks, model=model)

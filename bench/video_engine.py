@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.video_shapes import VideoShape
+from bench.video_shapes import VideoShape, build_runtime
+from pipelines.backends.base import Backend
 from pipelines.core.controls import Control
 from pipelines.core.tick_log import BirthRecord, TickLog
 from pipelines.core.types import Frame
@@ -24,7 +25,6 @@ from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
-from pipelines.video.wan.actions import ActionEmbedder
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 
@@ -35,7 +35,6 @@ class EngineSettings:
     window_frames: int
     chunk_frames: int
     chunks: int
-    backend: str
 
 
 class RandomText:
@@ -57,10 +56,13 @@ class RandomText:
 
 
 def random_model(
-    shape: VideoShape, transformer: CausalWanTransformer, codec: VideoCodec, settings: EngineSettings
+    shape: VideoShape,
+    transformer: CausalWanTransformer,
+    codec: VideoCodec,
+    settings: EngineSettings,
+    backend: Backend,
 ) -> VideoModel:
-    """The seam between loading and engine, filled with random parts, actions among them."""
-    transformer.action_embedder = ActionEmbedder(transformer.config.dim).to(transformer.device).requires_grad_(False)
+    """The seam between loading and engine, filled with random parts."""
     preset = VideoPreset(
         window_frames=settings.window_frames,
         chunk_frames=settings.chunk_frames,
@@ -73,6 +75,7 @@ def random_model(
         why="for measurements",
         transformer=transformer,
         codec=codec,
+        runtime=build_runtime(backend, transformer, codec),
         text=RandomText(shape, transformer.device, transformer.dtype),
         preset=preset,
         dtype=transformer.dtype,
@@ -90,7 +93,6 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
     """
     options = VideoOptions(
         max_streams=1,
-        backend=settings.backend,
         chunk_frames=settings.chunk_frames,
         window_frames=settings.window_frames,
     )
@@ -117,7 +119,7 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
     timings = [t for t in engine.log.timings() if first_tick <= t.tick < last_tick]
     figures = {
         "what": "engine",
-        "backend": settings.backend,
+        "backend": model.runtime.backend,
         "window_latents": settings.window_frames,
         "chunk_latents": settings.chunk_frames,
         "end_to_end_fps": round(fps, 2),

@@ -16,9 +16,10 @@ import torch
 from bench.video_shapes import VideoShape
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.policies import make_policy
-from pipelines.video.backends import VideoBackend
-from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.video.codecs.codec import FrameDecoder
+from pipelines.video.executed import WARM_PASSES, ExecutedDenoiser
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep, StepList, denoised, noised
+from pipelines.video.model import VideoCondition, VideoRuntime
 from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
@@ -39,10 +40,11 @@ class ChunkLoop:
     """One endless stream of chunks of latents on a transformer's device."""
 
     def __init__(
-        self, transformer: CausalWanTransformer, shape: VideoShape, settings: LoopSettings, backend: VideoBackend
+        self, transformer: CausalWanTransformer, shape: VideoShape, settings: LoopSettings, runtime: VideoRuntime
     ) -> None:
         device, grid = transformer.device, transformer.grid(*shape.latent_size)
-        self.settings, self.device, self._backend = settings, device, backend
+        self.settings, self.device, self.executor = settings, device, runtime.make_executor()
+        self._denoiser = ExecutedDenoiser(runtime.denoiser, self.executor.calls(warm_calls=WARM_PASSES))
         policy = make_policy(
             settings.policy, grid=grid, window_frames=settings.window_frames, chunk_frames=settings.chunk_frames
         )
@@ -58,7 +60,7 @@ class ChunkLoop:
             policy,
             rotary=transformer.rotary,
             storage=settings.storage,
-            kernels=backend.kernels,
+            kernels=runtime.kernels,
         )
         config = shape.transformer
         self.text = TextKVCache(transformer, rows=1, tokens=config.text_len)
@@ -83,7 +85,8 @@ class ChunkLoop:
 
     def one_pass(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The velocity of a pass of the chunk that stands in the cache."""
-        return self._backend(latents, times, self.text.view([0]), self.cache.view([0]))
+        condition = VideoCondition(text=self.text.view([0]), inputs={})
+        return self._denoiser(latents, times, condition, self.cache.view([0]))
 
     def noise(self) -> torch.Tensor:
         """Fresh noise [1, C, F, h, w] float32."""

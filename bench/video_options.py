@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pipelines.backends.table import choose_backend
+from pipelines.files.precision import choose_device
 from pipelines.video.loading.load import VideoLoadOptions, load_video_model
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
@@ -34,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser, *, captions: int, seconds: int)
     parser.add_argument("--autoencoder", default="auto", help="auto, stock or tiny")
 
 
-def load_model(options: argparse.Namespace, *, autoencoder: str = "") -> VideoModel:
-    """The model of the options; what loading has to say goes to stderr.
+def load_model(options: argparse.Namespace, *, autoencoder: str = "", auto_on_cuda: str = "auto") -> VideoModel:
+    """The model of the options; what loading has to say goes to stderr. auto_on_cuda: the backend that "auto" is there.
 
     Raises FileNotFoundError where the bundled one is asked for and has not been made: a hub does not have it.
     """
@@ -47,12 +49,15 @@ def load_model(options: argparse.Namespace, *, autoencoder: str = "") -> VideoMo
         autoencoder=autoencoder or options.autoencoder,
         notice=lambda text: print(text, file=sys.stderr),
     )
-    return load_video_model(options.model, wanted)
+    device, requested = choose_device(options.device), options.backend or "auto"
+    if requested == "auto" and device.type == "cuda":
+        requested = auto_on_cuda
+    return load_video_model(options.model, wanted, choose_backend(requested, "video", device).backend.video)
 
 
 def options_of(options: argparse.Namespace) -> VideoOptions:
     """The engine's choices."""
-    return VideoOptions(policy=options.policy, backend=options.backend)
+    return VideoOptions(policy=options.policy)
 
 
 def classifier_of(options: argparse.Namespace) -> tuple[Classifier, int]:

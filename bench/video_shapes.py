@@ -16,11 +16,14 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from torch import nn
 
+from pipelines.backends.base import Backend
 from pipelines.video.codecs.codec import VideoCodec
 from pipelines.video.codecs.tiny import TinyVideoAutoencoder, TinyVideoCodec
 from pipelines.video.codecs.tiny_layers import TinyCodecConfig
 from pipelines.video.codecs.wan import WanCodec
-from pipelines.video.wan.attention import choose_attention
+from pipelines.video.model import VideoNetworks, VideoRuntime
+from pipelines.video.wan.actions import ActionEmbedder
+from pipelines.video.wan.attention import AttentionBackend, choose_attention
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.transformer import CausalWanTransformer
 
@@ -97,14 +100,13 @@ VIDEO_SHAPES: Mapping[str, VideoShape] = MappingProxyType(
 
 
 def build_transformer(shape: VideoShape, device: torch.device, dtype: torch.dtype) -> CausalWanTransformer:
-    """Random weights on the device, the fastest attention that runs there."""
+    """Random weights on the device, those of actions among them."""
     torch.manual_seed(0)
     with torch.device(device):
-        transformer = CausalWanTransformer(shape.transformer)
+        embedder = ActionEmbedder(shape.transformer.dim)
+        transformer = CausalWanTransformer(shape.transformer, action_embedder=embedder)
     transformer.eval().requires_grad_(False)
     transformer.set_precision(dtype)
-    choice = choose_attention("auto", device=device, dtype=dtype, head_dim=transformer.head_dim)
-    transformer.attention = choice.backend
     return transformer
 
 
@@ -117,3 +119,15 @@ def build_codec(kind: str, shape: VideoShape, device: torch.device, dtype: torch
             return TinyVideoCodec(nn.Module.to(tiny, dtype))
         stock = AutoencoderKLWan(**shape.wan_vae).eval().requires_grad_(False)
         return WanCodec(nn.Module.to(stock, dtype))
+
+
+def build_runtime(backend: Backend, transformer: CausalWanTransformer, codec: VideoCodec) -> VideoRuntime:
+    """What the backend makes of them, with the fastest attention that runs on the device."""
+    attention = attention_of(transformer)
+    return backend.video(VideoNetworks(transformer=transformer, codec=codec, attention=attention))
+
+
+def attention_of(transformer: CausalWanTransformer) -> AttentionBackend:
+    """The fastest that runs on its device."""
+    device, dtype = transformer.device, transformer.dtype
+    return choose_attention("auto", device=device, dtype=dtype, head_dim=transformer.head_dim).backend

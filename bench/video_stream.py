@@ -27,9 +27,17 @@ from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
 from bench.video_options import MODEL
 from bench.video_peer import RELEASED_FULL_CHUNKS, PeerSettings, measure_peer
 from bench.video_profile import matmul_tflops, profile
-from bench.video_shapes import VIDEO_SHAPES, VideoShape, build_codec, build_transformer
-from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
-from pipelines.video.codecs.frame_decoder import FrameDecoder
+from bench.video_shapes import (
+    VIDEO_SHAPES,
+    VideoShape,
+    attention_of,
+    build_codec,
+    build_runtime,
+    build_transformer,
+)
+from pipelines.backends.table import BACKENDS, choose_backend
+from pipelines.video.codecs.codec import FrameDecoder
+from pipelines.video.model import VideoRuntime
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 Figures = dict[str, object]
@@ -63,7 +71,7 @@ class Bench:
 
 def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[ChunkLoop, Figures]:
     """The transformer alone: chunks of latents in the steady state."""
-    loop = ChunkLoop(bench.transformer, bench.shape, settings, choose_backend(backend, bench.transformer))
+    loop = ChunkLoop(bench.transformer, bench.shape, settings, _runtime(bench, backend, "tiny"))
     frames, window = settings.chunk_frames, settings.window_frames
     warm_up_s = bench.seconds(loop.chunk, loop.filling_chunks + 3)
     seconds = [bench.seconds(loop.chunk) for _ in range(bench.chunks)]
@@ -137,11 +145,15 @@ def measure_frames(
     return chunk, figures
 
 
+def _runtime(bench: Bench, backend: str, codec: str) -> VideoRuntime:
+    chosen = choose_backend(backend, "video", bench.device).backend
+    parts = build_codec(codec, bench.shape, bench.device, _codec_dtype(bench, codec))
+    return build_runtime(chosen, bench.transformer, parts)
+
+
 def _decoder(bench: Bench, codec: str) -> FrameDecoder:
-    shape = bench.shape
-    parts = build_codec(codec, shape, bench.device, _codec_dtype(bench, codec))
-    decoder = parts.decoder(height=shape.height_px, width=shape.width_px)
-    return FrameDecoder(decoder, VIDEO_BACKENDS[bench.backend], device=bench.device)
+    runtime, shape = _runtime(bench, bench.backend, codec), bench.shape
+    return runtime.make_frame_decoder(runtime.make_executor(), height=shape.height_px, width=shape.width_px)
 
 
 def _codec_dtype(bench: Bench, codec: str) -> torch.dtype:
@@ -254,11 +266,11 @@ def _through_the_engine(bench: Bench, settings: LoopSettings, codec: str) -> Fig
         window_frames=settings.window_frames,
         chunk_frames=settings.chunk_frames,
         chunks=bench.chunks,
-        backend=bench.backend,
     )
     dtype = _codec_dtype(bench, codec)
     parts = build_codec(codec, bench.shape, bench.device, dtype)
-    figures = measure_engine(random_model(bench.shape, bench.transformer, parts, asked), asked)
+    model = random_model(bench.shape, bench.transformer, parts, asked, BACKENDS[bench.backend])
+    figures = measure_engine(model, asked)
     return {**figures, **_memory(bench)}
 
 
@@ -283,7 +295,7 @@ def _machine(bench: Bench, shape: str) -> Figures:
         "weights": "random; random embeddings stand in for the text encoder",
         "device": device_name(bench.device),
         "dtype": str(bench.dtype).removeprefix("torch."),
-        "attention": bench.transformer.attention.name,
+        "attention": attention_of(bench.transformer).name,
         "passes": "4 denoising steps and a clean pass",
         "matmul_8192_tflops": matmul_tflops(bench.device),
         "torch": torch.__version__,
@@ -299,13 +311,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--dtype", default="auto", help="of a model: auto, float32, bfloat16 or float16")
     options.add_argument("--autoencoder", default="auto", help="of a model: auto, stock or tiny")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    options.add_argument("--backend", choices=tuple(VIDEO_BACKENDS), help="default: the fastest of the device")
+    options.add_argument("--backend", choices=tuple(BACKENDS), help="default: the fastest of the device")
     options.add_argument("--windows", type=int, nargs="+", help="latent frames; default: those of the shape")
     options.add_argument(
         "--chunk-latents", type=int, nargs="+", default=[3, 1], help="latent frames; 1: first codec only"
     )
     options.add_argument("--codecs", nargs="*", choices=("tiny", "stock"), default=["tiny", "stock"])
-    options.add_argument("--compare", nargs="*", choices=tuple(VIDEO_BACKENDS), default=[], help="other backends")
+    options.add_argument("--compare", nargs="*", choices=tuple(BACKENDS), default=[], help="other backends")
     options.add_argument("--chunks", type=int, default=10, help="timed chunks")
     options.add_argument("--no-peer", dest="peer", action="store_false", help="leave diffusers' transformer out")
     options.add_argument("--profile", action="store_true", help="kernels by kind, of chunks of more than one latent")

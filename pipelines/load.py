@@ -6,9 +6,11 @@ Independent of networks, rings and frames. Heavy libraries are imported when a m
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.backends.base import Backend
+from pipelines.backends.table import BACKENDS
 from pipelines.core.contracts import Engine
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
@@ -27,6 +29,7 @@ def load_engine(
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
     kinds: tuple[ModelKind, ...] = MODEL_KINDS,
+    backends: Mapping[str, Backend] = BACKENDS,
     conditioners: Sequence[ConditionerFactory] | None = None,
     **choices: object,
 ) -> Engine:
@@ -34,12 +37,16 @@ def load_engine(
 
     options: what is chosen. choices: fields of `LoaderOptions` by name, which count more than `options`; `video` may be
     a mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
-    notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them.
+    notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them. backends:
+    the table of backends, for one with more of them (backends.table.backend_table).
     conditioners: what may steer a slot or chunk, (*CONDITIONERS, mine) for one more; None: CONDITIONERS.
     Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
     """
     wanted = (options or LoaderOptions()).changed(choices)
     context = LoadContext(
-        notice=notice, tick_log=tick_log, conditioners=None if conditioners is None else tuple(conditioners)
+        notice=notice,
+        tick_log=tick_log,
+        backends=backends,
+        conditioners=None if conditioners is None else tuple(conditioners),
     )
     return kind_of(model, kinds).load(model, wanted, context)

@@ -18,6 +18,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class State(Enum):
@@ -217,6 +221,26 @@ def engine_findings(device_name: str) -> list[Finding]:
             findings.append(_used(f"gpu {index}", State.OK, f"{properties.name}, {memory_gib:.0f} GiB"))
     else:
         findings.append(_used("gpu", State.OPTIONAL, "none that torch can use", "Not needed for the bundled model."))
+    return findings + backend_findings(precision.device)
+
+
+def backend_findings(device: torch.device) -> list[Finding]:
+    """Whether each backend runs models of each kind on the device, and what "auto" takes for them."""
+    from pipelines.backends.base import KINDS
+    from pipelines.backends.table import BACKENDS, choose_backend
+
+    findings = []
+    for name, backend in BACKENDS.items():
+        refusals = {kind: backend.refusal(kind, device) for kind in backend.kinds}
+        runs = [kind for kind, refusal in refusals.items() if refusal is None]
+        if runs:
+            findings.append(_backends(name, State.OK, f"{' and '.join(runs)} models: {backend.purpose}"))
+        else:
+            refusal = refusals[backend.kinds[0]]
+            assert refusal is not None
+            findings.append(_backends(name, State.OPTIONAL, refusal.message, refusal.remedy))
+    for kind in KINDS:
+        findings.append(_backends(f"auto, {kind} models", State.OK, choose_backend("auto", kind, device).reason))
     return findings
 
 
@@ -271,4 +295,5 @@ def _in(section: str) -> Callable[..., Finding]:
 _installed = _in("installed")
 _machine = _in("this machine")
 _used = _in("will be used")
+_backends = _in("backends")
 _models = _in("models")

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipelines.backends.table import backend_help
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
@@ -56,7 +57,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(Controls.model.help))
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live: cuda:0,cuda:1 (auto)")
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
-    group.add_argument("--backend", default="auto", help="auto, eager or cuda-graph (default auto)")
+    group.add_argument("--backend", default="auto", help=_escaped(backend_help()))
     group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
     group.add_argument(
         "--frames-per-slot", default="1", metavar="N", help=_escaped(Controls.frames_per_slot.help) + " (default 1)"

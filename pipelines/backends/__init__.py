@@ -1,1 +1,1 @@
-"""How a denoiser is executed: eager or in a CUDA graph."""
+"""What makes the parts that an engine calls out of loaded networks: one table, and the executor of CUDA graphs."""

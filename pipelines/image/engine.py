@@ -31,10 +31,10 @@ _FRAME_RATE = Fraction(24)  # of prompt-only frames
 class ImageEngine(EngineBase[ImageStream]):
     """Runs one image model for any number of streams, which share `max_slots` slots.
 
-    width, height: pixels, multiples of the codec's factor; 0: the model's own. backend: "eager" or "cuda-graph".
+    width, height: pixels, multiples of the codec's factor; 0: the model's own.
     work_dtype: of latents and formula; float32 except in tests. conditioners: what may steer a slot. stages: of
     pipelines.stages.table.
-    Raises ControlError or InputError for sizes that cannot be, ModelError where the device cannot run the backend.
+    Raises ControlError or InputError for sizes that cannot be.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class ImageEngine(EngineBase[ImageStream]):
         height: int = 0,
         frames_per_slot: int = 1,
         max_slots: int = 8,
-        backend: str = "eager",
         tick_log: TickLog | None = None,
         work_dtype: torch.dtype = torch.float32,
         conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
@@ -58,7 +57,6 @@ class ImageEngine(EngineBase[ImageStream]):
                 height=height,
                 frames_per_slot=frames_per_slot,
                 max_slots=max_slots,
-                backend=backend,
                 tick_log=tick_log,
                 work_dtype=work_dtype,
                 conditioners=conditioners,
@@ -115,7 +113,7 @@ class ImageEngine(EngineBase[ImageStream]):
         closed = self._closed
         super().close()
         if not closed:
-            self.core.backend.invalidate()
+            self.core.executor.invalidate()
 
     def _check_storage(self) -> None:
         self.core.ring.check_integrity()
@@ -136,7 +134,7 @@ class ImageEngine(EngineBase[ImageStream]):
             ran=self._max_run,
             width=core.width,
             height=core.height,
-            multiple_px=core.model.codec.factor,
+            multiple_px=core.codec.factor,
             depth=min(largest.controls.depth, core.max_slots),
             steps=largest.controls.steps,
         )

@@ -1,19 +1,21 @@
-"""The seam between loading and engines: what an image model is, as parts with one-method contracts.
+"""The seam between loading, backends and the engine: what an image model is, as parts with one-method contracts.
 
-pipelines/load.py builds an `ImageModel`; pipelines/image/engine.py runs one. Neither knows the other's inside.
+pipelines/image/loading/load.py reads `ImageNetworks`, a backend makes an `ImageRuntime` of them, and
+pipelines/image/engine.py runs the `ImageModel` that holds it. None depends on the inside of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipelines.core.conditions import PromptEncoder
+from pipelines.core.execution import Executor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,6 +93,42 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageNetworks:
+    """What was loaded, for a backend to make a runtime of.
+
+    unet: diffusers' UNet2DConditionModel in `dtype`. autoencoder: diffusers' module of the class `autoencoder_class`,
+    in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32, of
+    networks that were distilled with guidance as an input, else None.
+    """
+
+    unet: Any
+    autoencoder: Any
+    autoencoder_class: str
+    schedule: ScheduleConfig
+    prediction_type: str
+    device: torch.device
+    dtype: torch.dtype
+    codec_dtype: torch.dtype
+    guidance_embedding: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImageRuntime:
+    """What an image engine calls; a backend makes it.
+
+    backend: its name, to be shown. make_executor: each engine has its own executor.
+    """
+
+    backend: str
+    denoiser: Denoiser
+    codec: LatentCodec
+    make_executor: Callable[[], Executor]
+
+
+MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageModel:
     """A loaded image model.
 
@@ -103,8 +141,7 @@ class ImageModel:
     device: torch.device
     dtype: torch.dtype
     size_px: tuple[int, int]
-    denoiser: Denoiser
-    codec: LatentCodec
+    runtime: ImageRuntime
     prompts: PromptEncoder
     schedule: ScheduleConfig
     defaults: dict[str, object]

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 import torch
 
 from cache.ring import Ring, RingField
-from pipelines.backends.base import Backend
-from pipelines.backends.cuda_graph import CudaGraphBackend
-from pipelines.backends.eager import EagerBackend
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
 from pipelines.conditioning.stream import all_fields, make_conditioners
 from pipelines.core.conditions import PromptCache
@@ -31,15 +28,6 @@ def max_steps() -> int:
     return int(maximum)
 
 
-def make_backend(name: str, device: torch.device) -> Backend:
-    """The backend of that name. Raises InputError for an unknown one, ModelError where the device cannot run it."""
-    if name == "eager":
-        return EagerBackend()
-    if name == "cuda-graph":
-        return CudaGraphBackend(device)
-    raise InputError(f"There is no backend {name!r}.", "Choose eager or cuda-graph.")
-
-
 class ImageCore:
     """The shared state of an image engine. Latents and formula have the dtype `work_dtype`."""
 
@@ -51,7 +39,6 @@ class ImageCore:
         height: int,
         frames_per_slot: int,
         max_slots: int,
-        backend: str,
         tick_log: TickLog | None,
         work_dtype: torch.dtype,
         conditioners: Sequence[ConditionerFactory],
@@ -59,10 +46,11 @@ class ImageCore:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
         self.frames_per_slot, self.max_slots, self.work_dtype = frames_per_slot, max_slots, work_dtype
-        _check_sizes(self.width, self.height, model.codec.factor, frames_per_slot, max_slots)
-        factor = model.codec.factor
-        self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
-        self.backend = make_backend(backend, model.device)
+        self.denoiser, self.codec = model.runtime.denoiser, model.runtime.codec
+        factor = self.codec.factor
+        _check_sizes(self.width, self.height, factor, frames_per_slot, max_slots)
+        self.latent_shape = (self.codec.latent_channels, self.height // factor, self.width // factor)
+        self.executor = model.runtime.make_executor()
         self.texts = PromptCache(model.prompts)
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
@@ -119,7 +107,7 @@ class ImageCore:
         if scale is not None and scale != self.lora_scale and self.model.lora is not None:
             self.model.lora.set_scale(scale)
             self.lora_scale = scale
-            self.backend.invalidate()
+            self.executor.invalidate()
 
 
 def _check_sizes(width: int, height: int, factor: int, frames_per_slot: int, max_slots: int) -> None:

@@ -28,7 +28,7 @@ class TickRunner:
     """Runs ticks for one engine. `run` takes the slots in batch order with the guidance scale and delta of each."""
 
     def __init__(self, core: ImageCore) -> None:
-        self._core, self._ring, self._codec = core, core.ring, core.model.codec
+        self._core, self._ring, self._codec = core, core.ring, core.codec
         self._columned = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
         slots, frames, device = core.max_slots, core.frames_per_slot, core.model.device
         noise_shape = (slots, max_steps(), frames, *core.latent_shape)
@@ -47,7 +47,7 @@ class TickRunner:
         self._decoded = torch.zeros((slots * frames, *picture[1:]), dtype=torch.uint8, device=device)
         self._batch = DenoiseBatch(
             core.ring,
-            core.model.denoiser,
+            core.denoiser,
             self._floats,
             self._ints,
             conditioners=core.conditioners,
@@ -62,7 +62,7 @@ class TickRunner:
 
         When it fails, nothing of it counts, and it can be run again with fewer slots.
         """
-        core, run = self._core, self._core.backend.run
+        core, run = self._core, self._core.executor.run
         marks = [Mark(core.model.device) for _ in range(4)]
         marks[0].record()
         pictures = [s for s in slots if s.step == 0 and s.birth.has_picture]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from pipelines.backends.base import Backend
+from pipelines.backends.table import BACKENDS, choose_backend
 from pipelines.core.contracts import Engine
 from pipelines.core.errors import ModelError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from pipelines.conditioning.base import ConditionerFactory
+
+logger = logging.getLogger(__name__)
 
 Notice = Callable[[str], None]
 """Gets a sentence that the user should see."""
@@ -24,13 +31,20 @@ Notice = Callable[[str], None]
 class LoadContext:
     """What a program hands to loading beside the user's choices; it stays in the process and is in no take.
 
-    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own. conditioners: what
-    may steer a slot or chunk; None: all that Zoetrope has.
+    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own. backends: by name.
+    conditioners: what may steer a slot or chunk; None: all that Zoetrope has.
     """
 
     notice: Notice
     tick_log: TickLog | None = None
+    backends: Mapping[str, Backend] = field(default_factory=lambda: BACKENDS)
     conditioners: tuple[ConditionerFactory, ...] | None = None
+
+    def backend(self, requested: str, kind: str, device: torch.device) -> Backend:
+        """The one that was asked for, for a kind of models on a device. Raises ModelError, with the remedy."""
+        choice = choose_backend(requested, kind, device, self.backends)
+        logger.info("backend %s", choice.reason)
+        return choice.backend
 
 
 class ModelKind(ABC):

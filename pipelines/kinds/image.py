@@ -12,11 +12,8 @@ from pipelines.files.loader_options import LoaderOptions
 from .base import LoadContext, ModelKind, Notice
 
 if TYPE_CHECKING:
-    import torch
-
     from pipelines.image.loading.presets import ImagePreset
 
-_BACKENDS = ("auto", "eager", "cuda-graph")
 _PUBLISHED = (
     "stabilityai/sd-turbo",
     "stabilityai/sdxl-turbo",
@@ -37,9 +34,8 @@ class ImageKind(ModelKind):
         """See `load_image_model`."""
         if video := options.video.chosen():
             raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
-        if options.backend not in _BACKENDS:
-            raise ModelError(f"There is no backend {options.backend!r}.", f"Use one of: {', '.join(_BACKENDS)}.")
         from pipelines.conditioning import CONDITIONERS
+        from pipelines.files.precision import choose_device
         from pipelines.image.loading.load import LoadOptions, load_image_model
 
         wanted = LoadOptions(
@@ -51,7 +47,8 @@ class ImageKind(ModelKind):
             safety=options.safety,
             notice=context.notice,
         )
-        image_model = load_image_model(model, wanted)
+        backend = context.backend(options.backend, self.name, choose_device(options.device))
+        image_model = load_image_model(model, wanted, backend.image)
         from pipelines.image.engine import ImageEngine
 
         return ImageEngine(
@@ -60,7 +57,6 @@ class ImageKind(ModelKind):
             height=options.height,
             frames_per_slot=options.frames_per_slot,
             max_slots=options.max_slots,
-            backend=_choose_backend(options.backend, image_model.device),
             tick_log=context.tick_log,
             stages=options.stages,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
@@ -99,15 +95,6 @@ class ImageKind(ModelKind):
         if preset.notice:
             notice(preset.notice)
         return folder
-
-
-def _choose_backend(requested: str, device: torch.device) -> str:
-    """auto: a CUDA graph on CUDA, eager elsewhere. Raises ModelError when a graph is asked of a CPU."""
-    if requested == "auto":
-        return "cuda-graph" if device.type == "cuda" else "eager"
-    if requested == "cuda-graph" and device.type != "cuda":
-        raise ModelError(f"The backend cuda-graph needs a CUDA device, not {device.type}.", "Use --backend eager.")
-    return requested
 
 
 def _preset(folder: Path) -> ImagePreset:

@@ -24,11 +24,14 @@ class VideoKind(ModelKind):
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
         from pipelines.conditioning import CONDITIONERS
+        from pipelines.files.precision import choose_device
         from pipelines.video.loading.engine import load_video_engine
 
+        backend = context.backend(options.backend, self.name, choose_device(options.device))
         return load_video_engine(
             model,
             options,
+            make_runtime=backend.video,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
             tick_log=context.tick_log,
             notice=context.notice,

@@ -1,19 +1,86 @@
-"""The seam between loading and the video engine: what a causal video model is.
+"""The seam between loading, backends and the video engine: what a causal video model is, in parts with contracts.
 
-pipelines/video/loading/load.py builds a `VideoModel`, the engine runs one: neither knows the other's inside.
+pipelines/video/loading/load.py reads `VideoNetworks`, a backend makes a `VideoRuntime` of them, the engine runs the
+`VideoModel` that holds both. None depends on the inside of another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from .codecs.codec import VideoCodec
+from cache.kv.kernels import KVKernels
+from cache.kv.view import KVView
+from pipelines.core.execution import Executor
+
+from .codecs.codec import FrameDecoder, VideoCodec
 from .loading.checkpoint_keys import KeyReport
 from .presets import VideoPreset
+from .wan.attention import PLAIN, AttentionBackend
+from .wan.text_cache import TextView
 from .wan.transformer import CausalWanTransformer
 from .wan.umt5 import TextEncoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VideoCondition:
+    """What a denoiser is told about each of B entries of a pass beside latents and timesteps.
+
+    text: the prompts' keys and values. inputs: keyword inputs of the network, each [B, F, ...] on the device:
+    {"actions": [B, F, 5] float32 in [-1, 1]} of a model that takes actions, else none.
+    """
+
+    text: TextView
+    inputs: Mapping[str, torch.Tensor]
+
+
+class VideoDenoiser(Protocol):
+    """velocity = denoiser(latents, timesteps, condition, kv).
+
+    latents: [B, C, F, h, w] noisy latents x_t. timesteps: [B, F] float32 in [0, 1000], one for each latent frame.
+    kv: what the pass sees of the cache, and where it leaves its keys and values. Returns the velocity v = noise - x0,
+    [B, C, F, h, w], valid until the next call. Not x0 as an image denoiser does: flow samplers (Euler's step x + ds v)
+    need the velocity, and v of x0 = x_t - s v would lose digits at small s.
+    """
+
+    def __call__(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
+    ) -> torch.Tensor: ...
+
+
+class MakeFrameDecoder(Protocol):
+    """A new frame decoder for `rows` streams of height × width pixels, whose calls the executor runs."""
+
+    def __call__(self, executor: Executor, *, height: int, width: int, rows: int = 1) -> FrameDecoder: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VideoNetworks:
+    """What was loaded, for a backend to make a runtime of. attention: the kernel that was chosen for it."""
+
+    transformer: CausalWanTransformer
+    codec: VideoCodec
+    attention: AttentionBackend = PLAIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VideoRuntime:
+    """What a video engine calls; a backend makes it.
+
+    backend: its name, to be shown. kernels: of the KV cache. make_executor: each engine has its own executor.
+    """
+
+    backend: str
+    denoiser: VideoDenoiser
+    make_frame_decoder: MakeFrameDecoder
+    kernels: KVKernels
+    make_executor: Callable[[], Executor]
+
+
+MakeVideoRuntime = Callable[[VideoNetworks], VideoRuntime]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,6 +88,7 @@ class VideoModel:
     """A loaded causal video model.
 
     name: what to call it. family: of loading/families.py, and why it was taken for that: both are shown.
+    transformer: its sizes, and the prompts' way into the cache; passes go through `runtime`.
     text: prompts to embeddings [512, D] on the device. preset: defaults that suit the weights. licence: one line.
     commercial: False where the licence forbids commercial use. weights: what became of the checkpoint's names.
     """
@@ -30,6 +98,7 @@ class VideoModel:
     why: str
     transformer: CausalWanTransformer
     codec: VideoCodec
+    runtime: VideoRuntime
     text: TextEncoder
     preset: VideoPreset
     dtype: torch.dtype

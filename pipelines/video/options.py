@@ -26,8 +26,7 @@ class VideoOptions:
     width, height: pixels. stream: a name of streams.STREAMS. policy, policy_options: of cache.kv.policies.
     chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams that are open at once, 0: up to 4, as
     memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
-    storage: of keys and values (cache.kv.bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
-    backend: how the transformer is executed. rewind_bytes: memory of a stream's snapshots to rewind to.
+    storage: of keys and values (cache.kv.bank.STORAGES). rewind_bytes: memory of a stream's snapshots to rewind to.
     work_dtype: of latents between passes; float32 except in tests. stages: of pipelines.stages.table.
     """
 
@@ -42,8 +41,6 @@ class VideoOptions:
     max_streams: int = 0
     guidance: bool | None = None
     storage: str = "native"
-    attention: str = "auto"
-    backend: str = "auto"
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
     stages: tuple[str, ...] = ()

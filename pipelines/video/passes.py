@@ -5,23 +5,19 @@ Knows latents, timesteps and rows; not what a pass is for, nor what becomes of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cache.kv.cache import KVCache
-from cache.kv.view import KVView
 from pipelines.conditioning.base import LATENT_BIAS, Conditioner
 from pipelines.conditioning.frames import FrameConditions
 from pipelines.conditioning.stream import all_inputs
 
 from .flow import guided
-from .wan.text_cache import TextKVCache, TextView
-
-Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
-"""(latents [B, C, F, h, w], timesteps [B, F], text, past, actions [B, F, 5] or None) -> velocity [B, C, F, h, w], valid
-until the next call."""
+from .model import VideoCondition, VideoDenoiser
+from .wan.text_cache import TextKVCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,14 +58,14 @@ class PassRunner:
 
     def __init__(
         self,
-        forward: Forward,
+        denoiser: VideoDenoiser,
         cache: KVCache,
         texts: TextKVCache,
         *,
         device: torch.device,
         conditioners: Sequence[Conditioner],
     ) -> None:
-        self._forward, self._cache, self._texts, self._device = forward, cache, texts, device
+        self._denoiser, self._cache, self._texts, self._device = denoiser, cache, texts, device
         self._conditioners = conditioners
 
     def run(self, requests: Sequence[PassRequest]) -> list[torch.Tensor]:
@@ -115,8 +111,8 @@ class PassRunner:
         if bias is not None:
             seen = latents + bias.to(latents.dtype).transpose(1, 2)
         view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
-        text = self._texts.view([entry.text_row for entry in group])
-        return self._forward(seen, timesteps, text, view, inputs.get("actions")).to(latents.dtype)
+        condition = VideoCondition(text=self._texts.view([entry.text_row for entry in group]), inputs=inputs)
+        return self._denoiser(seen, timesteps, condition, view).to(latents.dtype)
 
 
 class PassRows:

@@ -19,16 +19,14 @@ from pipelines.core.errors import InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
-from .backends import VIDEO_BACKENDS, choose_backend
-from .codecs.codec import VideoEncoder, frames_of
-from .codecs.frame_decoder import FrameDecoder
+from .codecs.codec import FrameDecoder, VideoEncoder, frames_of
+from .executed import WARM_PASSES, ExecutedDenoiser
 from .model import VideoModel
 from .options import VideoOptions, check_size, chosen_policy, chosen_preset
 from .passes import PassRunner
 from .past import PastParts, StreamPast, make_past
 from .schedules import CHUNK_SCHEDULES
 from .stream_rows import StreamRows
-from .wan.attention import choose_attention
 from .wan.text_cache import TextKVCache
 
 _MAX_STREAMS = 4
@@ -67,11 +65,7 @@ class VideoCore:
         self.chunk_schedule = CHUNK_SCHEDULES[self.preset.stream]
         self._check_policy()
         self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)
-        choice = choose_attention(
-            options.attention, device=model.device, dtype=model.dtype, head_dim=transformer.head_dim
-        )
-        transformer.attention, self.attention_reason = choice.backend, choice.reason
-        self.backend = choose_backend(options.backend, transformer)
+        self.executor = model.runtime.make_executor()
         self.rows = self.chunk_schedule.max_rows(self.preset)
         self.streams = options.max_streams or self._fitting_streams()
         self.cache = self._make_cache()
@@ -84,8 +78,9 @@ class VideoCore:
         self.decoders = tuple(self._make_decoder() for _ in range(self.streams))
         self._encoder: VideoEncoder | None = None
         self._picture_encoders: dict[int, VideoEncoder] = {}
+        denoiser = ExecutedDenoiser(model.runtime.denoiser, self.executor.calls(warm_calls=WARM_PASSES))
         self.passes = PassRunner(
-            self.backend, self.cache, self.text_rows, device=model.device, conditioners=self.conditioners
+            denoiser, self.cache, self.text_rows, device=model.device, conditioners=self.conditioners
         )
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
@@ -115,8 +110,7 @@ class VideoCore:
 
     def _make_decoder(self) -> FrameDecoder:
         """Of one stream: alone in its rows, a decoder can be captured."""
-        decoder = self.model.codec.decoder(height=self.height, width=self.width)
-        return FrameDecoder(decoder, VIDEO_BACKENDS[self.backend.name], device=self.model.device)
+        return self.model.runtime.make_frame_decoder(self.executor, height=self.height, width=self.width)
 
     def _make_cache(self) -> KVCache:
         shape = self._kv_shape(self.streams * self.rows * self.branches)
@@ -126,7 +120,7 @@ class VideoCore:
                 self.policy,
                 rotary=self.model.transformer.rotary,
                 storage=self.options.storage,
-                kernels=self.backend.kernels,
+                kernels=self.model.runtime.kernels,
             )
         except KVError as error:
             raise InputError(f"The cache cannot be made: {error}.") from error

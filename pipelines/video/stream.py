@@ -274,7 +274,7 @@ def stream_info(
         model=core.model.name,
         dtype=str(core.model.dtype).removeprefix("torch."),
         device=str(core.model.device),
-        backend=core.backend.name,
+        backend=core.model.runtime.backend,
         engine="video",
         takes_actions=core.model.takes_actions,
         stages=stages,

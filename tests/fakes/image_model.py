@@ -15,9 +15,10 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from pipelines.core.conditions import TextCondition
+from pipelines.core.execution import EagerExecutor
 from pipelines.core.types import Frame
 from pipelines.image.loading.networks import UNetDenoiser
-from pipelines.image.model import Condition, ImageModel, ScheduleConfig
+from pipelines.image.model import Condition, Denoiser, ImageModel, ImageRuntime, LatentCodec, ScheduleConfig
 
 SIDE_PX = 16
 TEXT_SHAPE = (3, 16)
@@ -81,15 +82,24 @@ class BlackList:
         return [bool(image.mean() > self.limit) for image in images]
 
 
-def cheap_model(**changes: object) -> ImageModel:
+def cheap_runtime(denoiser: Denoiser | None = None, codec: LatentCodec | None = None) -> ImageRuntime:
+    """Of arithmetic where nothing else is given."""
+    return ImageRuntime(
+        backend="eager",
+        denoiser=denoiser or ArithmeticDenoiser(),
+        codec=codec or BlockCodec(),
+        make_executor=EagerExecutor,
+    )
+
+
+def cheap_model(*, denoiser: Denoiser | None = None, codec: LatentCodec | None = None, **changes: object) -> ImageModel:
     """A model of arithmetic. changes: fields of ImageModel."""
     fields: dict[str, object] = {
         "name": "cheap",
         "device": torch.device("cpu"),
         "dtype": torch.float32,
         "size_px": (SIDE_PX, SIDE_PX),
-        "denoiser": ArithmeticDenoiser(),
-        "codec": BlockCodec(),
+        "runtime": cheap_runtime(denoiser, codec),
         "prompts": HashPrompts(),
         "schedule": stable_diffusion_schedule(),
         "defaults": {},

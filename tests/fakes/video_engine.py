@@ -19,10 +19,12 @@ from pipelines.video.codecs.codec import VideoCodec
 from pipelines.video.codecs.tiny import TinyVideoCodec
 from pipelines.video.engine import VideoEngine
 from pipelines.video.loading.checkpoint_keys import KeyReport
-from pipelines.video.model import VideoModel
+from pipelines.video.model import MakeVideoRuntime, VideoModel, VideoNetworks
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
+from pipelines.video.runtime import plain_runtime
 from pipelines.video.stream import VideoStream
+from pipelines.video.wan.attention import choose_attention
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.fakes.image_model import frames as pictures
@@ -89,14 +91,27 @@ ROLLING = replace(SMALL, steps=(1000, 700, 400), stream="rolling", window_frames
 KINDS = {"chunk": SMALL, "step-batch": STEP_BATCH, "rolling": ROLLING}
 
 
-def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **changes: Any) -> VideoModel:
-    """A model of random weights. changes: fields of VideoModel."""
+def small_model(
+    preset: VideoPreset = SMALL,
+    dtype: torch.dtype = torch.float32,
+    *,
+    make_runtime: MakeVideoRuntime = plain_runtime,
+    transformer: CausalWanTransformer | None = None,
+    codec: VideoCodec | None = None,
+    attention: str = "auto",
+    **changes: Any,
+) -> VideoModel:
+    """A model of random weights. make_runtime: of a backend. changes: fields of VideoModel."""
+    transformer = transformer or random_transformer(dtype)
+    kernel = choose_attention(attention, device=transformer.device, dtype=dtype, head_dim=transformer.head_dim).backend
+    networks = VideoNetworks(transformer=transformer, codec=codec or random_codec(dtype), attention=kernel)
     model = VideoModel(
         name="small",
         family="self-forcing",
         why="a test",
-        transformer=random_transformer(dtype),
-        codec=random_codec(dtype),
+        transformer=networks.transformer,
+        codec=networks.codec,
+        runtime=make_runtime(networks),
         text=HashText(dtype),  # type: ignore[arg-type]
         preset=preset,
         dtype=dtype,
@@ -108,24 +123,36 @@ def small_model(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32,
     return replace(model, **changes)
 
 
-def small_model_on(device: torch.device, preset: VideoPreset = SMALL, *, acts: bool = False) -> VideoModel:
-    """The same weights on another device. acts: with actions."""
-    model = small_model(preset)
-    if acts:
-        model = replace(model, transformer=acting_transformer(torch.float32))
+def small_model_on(
+    device: torch.device,
+    preset: VideoPreset = SMALL,
+    *,
+    acts: bool = False,
+    make_runtime: MakeVideoRuntime = plain_runtime,
+    attention: str = "auto",
+) -> VideoModel:
+    """The same weights on another device. acts: with actions. make_runtime: of a backend."""
+    weights = acting_transformer(torch.float32) if acts else random_transformer(torch.float32)
     text = HashText(torch.float32)
     encode = text.encode
     text.encode = lambda words: encode(words).to(device)  # type: ignore[method-assign]
     codec = TinyVideoCodec(copy.deepcopy(tiny_autoencoder(encoder_padding="front")).to(device).requires_grad_(False))
-    transformer = copy.deepcopy(model.transformer).to(device)
-    return replace(model, transformer=transformer, codec=codec, text=text, device=device)  # type: ignore[arg-type]
+    return small_model(
+        preset,
+        make_runtime=make_runtime,
+        attention=attention,
+        transformer=copy.deepcopy(weights).to(device),
+        codec=codec,
+        text=text,
+        device=device,
+    )
 
 
 @functools.cache
 def acting_transformer(dtype: torch.dtype) -> CausalWanTransformer:
     """`random_transformer` with random actions, never changed."""
     transformer = copy.deepcopy(random_transformer(dtype))
-    transformer.action_embedder = random_actions(transformer.config.dim).to(dtype)
+    transformer.add_actions(random_actions(transformer.config.dim).to(dtype))
     return transformer
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.backends.table import BACKENDS
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame
 from pipelines.image.engine import ImageEngine
@@ -22,7 +23,8 @@ CONTROL = {"prompt": "a cat", "steps": 3, "guidance_mode": "onetime", "guidance_
 def _engine(backend: str) -> ImageEngine:
     from bench.shapes import SHAPES, build
 
-    return ImageEngine(build(SHAPES["tiny"], torch.device("cuda"), torch.float32).model, backend=backend)
+    parts = build(SHAPES["tiny"], torch.device("cuda"), torch.float32)
+    return ImageEngine(parts.model_with(BACKENDS[backend]))
 
 
 def _run(engine: ImageEngine, count: int) -> list[Frame]:

@@ -13,7 +13,7 @@ from train.video.bank import ClipBank
 from train.video.causal import CHUNK, GRID, WINDOW, make_networks
 from train.video.distill import Game, make_players, train_scorer
 from train.video.forcing import Condition, ForcedPass, forced_frames
-from train.video.teacher import prepare_transformer, train_teacher
+from train.video.teacher import train_teacher
 from train.video.words import STAGE as WORDS
 
 pytestmark = [
@@ -46,7 +46,6 @@ def bank() -> ClipBank:
 def test_flex_attention_sees_what_the_dense_mask_shows(chunk: int) -> None:
     transformer = make_networks(CUDA, vocabulary=VOCABULARY, seed=1).transformer
     transformer.requires_grad_(False).to(torch.bfloat16)
-    prepare_transformer(transformer, compile_blocks=False)
     torch.manual_seed(2)
     clean, noisy = torch.randn(2, 2, 16, WINDOW, 16, 16, device=CUDA, dtype=torch.bfloat16)
     times = 1000 * torch.rand(2, WINDOW, device=CUDA)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from bench.video_loop import ChunkLoop, FrameOutput, LoopSettings
-from bench.video_shapes import VIDEO_SHAPES, build_codec, build_transformer
-from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
-from pipelines.video.codecs.frame_decoder import FrameDecoder
+from bench.video_shapes import VIDEO_SHAPES, build_codec, build_runtime, build_transformer
+from pipelines.backends.table import BACKENDS
 from pipelines.video.wan.attention import ATTENTION_BACKENDS
 from pipelines.video.wan.attention_parts import cudnn_in_parts
 from pipelines.video.wan.blocks import linear_gelu
@@ -27,9 +26,10 @@ SETTINGS = LoopSettings(window_frames=6)
 
 def make_loop(backend: str, dtype: torch.dtype = torch.float32, **settings: str) -> ChunkLoop:
     transformer = build_transformer(SHAPE, CUDA, dtype)
+    runtime = build_runtime(BACKENDS[backend], transformer, build_codec("tiny", SHAPE, CUDA, dtype))
     torch.manual_seed(2)
     chosen = LoopSettings(window_frames=6, **settings)  # type: ignore[arg-type]
-    return ChunkLoop(transformer, SHAPE, chosen, choose_backend(backend, transformer))
+    return ChunkLoop(transformer, SHAPE, chosen, runtime)
 
 
 def chunks(loop: ChunkLoop, count: int) -> torch.Tensor:
@@ -55,10 +55,10 @@ def test_a_captured_pass_equals_an_eager_one(storage: str) -> None:
     captured = make_loop("cuda-graph", storage=storage)
     expected, given = chunks(make_loop("eager", storage=storage), 12), chunks(captured, 12)
     torch.testing.assert_close(given, expected, rtol=0, atol=0)
-    graphs = captured._backend.graphs
+    graphs = captured.executor.graphs
     assert graphs == 1
     torch.testing.assert_close(chunks(captured, 4).shape, expected[:4].shape)
-    assert captured._backend.graphs == graphs
+    assert captured.executor.graphs == graphs
 
 
 @pytest.mark.parametrize("backend", ["compiled", "compiled-cuda-graph"])
@@ -75,7 +75,7 @@ def test_half_precision_is_as_exact_compiled_as_eager() -> None:
     assert errors["compiled-cuda-graph"] <= 1.2 * errors["eager"], errors
 
 
-@pytest.mark.parametrize("backend", list(VIDEO_BACKENDS))
+@pytest.mark.parametrize("backend", list(BACKENDS))
 def test_a_warm_chunk_neither_waits_nor_grows(backend: str, waiting_is_an_error: None) -> None:
     loop = make_loop(backend, torch.bfloat16)
     chunks(loop, 10)
@@ -97,8 +97,10 @@ def test_frames_of_a_captured_decoder_equal_eager_ones(codec: str, overlapped: b
     frames = {}
     for backend in ("eager", "cuda-graph"):
         loop = make_loop("eager")
-        decoder = build_codec(codec, SHAPE, CUDA, torch.float32).decoder(height=32, width=48)
-        output = FrameOutput(FrameDecoder(decoder, VIDEO_BACKENDS[backend], device=CUDA), CUDA, overlapped=overlapped)
+        transformer = build_transformer(SHAPE, CUDA, torch.float32)
+        runtime = build_runtime(BACKENDS[backend], transformer, build_codec(codec, SHAPE, CUDA, torch.float32))
+        decoder = runtime.make_frame_decoder(runtime.make_executor(), height=32, width=48)
+        output = FrameOutput(decoder, CUDA, overlapped=overlapped)
         shown = []
         for latents in chunks(loop, 6):
             sent = output.send(latents[None])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.backends.table import BACKENDS
 from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from pipelines.video.options import VideoOptions
@@ -22,8 +23,8 @@ CUDA = torch.device("cuda")
 
 
 def cuda_engine(kind: str, backend: str = "eager", *, acts: bool = False) -> VideoEngine:
-    options = VideoOptions(max_streams=1, backend=backend, attention="math")
-    return VideoEngine(small_model_on(CUDA, KINDS[kind], acts=acts), options)
+    model = small_model_on(CUDA, KINDS[kind], acts=acts, make_runtime=BACKENDS[backend].video, attention="math")
+    return VideoEngine(model, VideoOptions(max_streams=1))
 
 
 def ticks(engine: VideoEngine, stream: VideoStream, count: int, *, inputs: bool) -> None:
@@ -98,6 +99,6 @@ def test_actions_change_from_chunk_to_chunk_as_on_the_cpu(kind: str, backend: st
                 images += stream.pull()
         images += stream.flush()
         shown.append(np.stack([frame.image for frame in images]).astype(int))
-    assert (engine.core.backend.graphs > 0) == (backend == "cuda-graph")
+    assert (engine.core.executor.graphs > 0) == (backend == "cuda-graph")
     assert shown[0].shape == shown[1].shape
     assert np.abs(shown[0] - shown[1]).max() <= 2

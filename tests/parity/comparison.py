@@ -113,7 +113,7 @@ def _reference(
     slot: int,
     given: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> Trace:
-    unet = model.denoiser.unet  # type: ignore[attr-defined]
+    unet = model.runtime.denoiser.unet  # type: ignore[attr-defined]
 
     def predict(x: torch.Tensor, t: int, text: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -38,7 +38,7 @@ def test_one_slot_equals_lcm_scheduler(
     text = bundled.prompts.encode("a cat").embeds[None]
     noise = [drawn.entry, *drawn.later]
     with torch.no_grad():
-        expected = _stock_loop(bundled, bundled.codec.encode(image), noise, text, steps, strength, monkeypatch)
+        expected = _stock_loop(bundled, bundled.runtime.codec.encode(image), noise, text, steps, strength, monkeypatch)
     abar = bundled.schedule.alphas_cumprod
     scales = [max(1.0, float(((1 - abar[t]) / abar[t]) ** 0.5)) for t in observer.traces[0, 0].timesteps]
     differences = [(ours - theirs[0]) / s for ours, theirs, s in zip(engine_latents, expected, scales, strict=True)]
@@ -63,7 +63,7 @@ def _stock_loop(
     monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *args, **options: next(upcoming))
     x = scheduler.add_noise(z, noise[0], scheduler.timesteps[:1])
     latents = []
-    unet: Any = model.denoiser.unet  # type: ignore[attr-defined]
+    unet: Any = model.runtime.denoiser.unet  # type: ignore[attr-defined]
     for t in scheduler.timesteps:
         predicted = unet(x, t, encoder_hidden_states=text, return_dict=False)[0]
         x = scheduler.step(predicted, t, x, return_dict=False)[0]

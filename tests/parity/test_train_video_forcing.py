@@ -16,7 +16,6 @@ from train.video.forcing import (
     Condition,
     ForcedPass,
     JointPass,
-    TrainingAttention,
     chunk_levels,
     clean_of,
     forced_frames,
@@ -41,9 +40,8 @@ GRID, FRAMES = (2, 2), 12
 def make_transformer() -> CausalWanTransformer:
     torch.manual_seed(0)
     transformer = CausalWanTransformer(CONFIG)
-    transformer.action_embedder = ActionEmbedder(CONFIG.dim)
+    transformer.add_actions(ActionEmbedder(CONFIG.dim))
     transformer.requires_grad_(False)
-    transformer.attention = TrainingAttention()
     return transformer
 
 

@@ -19,11 +19,13 @@ from pipelines.video.chunks import ChunkSlot
 from pipelines.video.codecs.wan import WanCodec
 from pipelines.video.engine import VideoEngine
 from pipelines.video.loading.checkpoint_keys import KeyReport
-from pipelines.video.model import VideoModel
+from pipelines.video.model import VideoModel, VideoNetworks
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
+from pipelines.video.runtime import plain_runtime
 from pipelines.video.stream import VideoStream
 from pipelines.video.wan.actions import ActionEmbedder
+from pipelines.video.wan.attention import choose_attention
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import stock_decode, wan_vae
 from tests.parity import plain_video as plain
@@ -60,6 +62,9 @@ ROLLING = replace(
 )
 
 
+CPU = torch.device("cpu")
+
+
 class OneText:
     """The same random embedding for every text."""
 
@@ -75,17 +80,21 @@ class OneText:
 def engine_of(stock: WanTransformer3DModel, preset: VideoPreset, embedder: ActionEmbedder | None = None) -> VideoEngine:
     """Over diffusers' weights and diffusers' autoencoder."""
     transformer = our_model(stock)
-    transformer.action_embedder = embedder
+    if embedder is not None:
+        transformer.add_actions(embedder)
+    attention = choose_attention("auto", device=CPU, dtype=torch.float32, head_dim=transformer.head_dim).backend
+    networks = VideoNetworks(transformer=transformer, codec=WanCodec(wan_vae()), attention=attention)
     model = VideoModel(
         name="pair",
         family="self-forcing",
         why="a test",
         transformer=transformer,
-        codec=WanCodec(wan_vae()),
+        codec=networks.codec,
+        runtime=plain_runtime(networks),
         text=OneText(),  # type: ignore[arg-type]
         preset=preset,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=CPU,
         licence="none",
         commercial=True,
         weights=KeyReport(mapped={}, missing=(), unexpected=(), mismatched={}),

@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipelines.core.errors import ModelLayoutError
+from pipelines.video.wan.attention import PLAIN
 from pipelines.video.wan.blocks import WanBlock
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.text_cache import PlainText, TextKVCache
@@ -142,7 +143,7 @@ def test_actions_are_diffusers_with_the_embedding_added_by_a_hook(report: Report
     ours = ours_of(stock)
     plain, embedder = inputs.ours(ours), random_actions(ours.config.dim)
     actions = torch.rand((2, 5, 5), generator=torch.Generator().manual_seed(4)) * 2 - 1
-    ours.action_embedder = embedder
+    ours.add_actions(embedder)
     assert torch.equal(inputs.ours(ours), plain), "not told of any"
     assert torch.equal(inputs.ours(ours, actions=torch.zeros(2, 5, 5)), plain), "none adds exactly 0"
     act(stock, embedder.linear_1.weight, embedder.linear_2.weight)(actions)
@@ -250,7 +251,7 @@ def test_a_text_for_each_frame(ours: CausalWanTransformer) -> None:
     torch.testing.assert_close(one, inputs.ours(ours), rtol=0, atol=1e-6)
     assert min((mixed - one).abs().max(), (mixed - two).abs().max()) > 1e-2
     alone = [ours(inputs.latents[:, :, i : i + 1], inputs.timesteps[:, i : i + 1], cache.view([i])) for i in (0, 1)]
-    apart = ours.attention.frame_mask(torch.eye(2, dtype=torch.bool), 6)
+    apart = PLAIN.frame_mask(torch.eye(2, dtype=torch.bool), 6)
     lonely = ours(inputs.latents, inputs.timesteps, cache.view(torch.tensor([[0, 1]])), mask=apart)
     torch.testing.assert_close(lonely, torch.cat(alone, 2), rtol=0, atol=2e-6)
 

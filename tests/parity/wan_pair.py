@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.policies import make_policy
 from cache.rotary import Rotary
-from pipelines.video.wan.attention import block_causal
+from pipelines.video.wan.attention import PLAIN, block_causal
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.text_cache import PlainText, TextView
 from pipelines.video.wan.transformer import CausalWanTransformer
@@ -163,4 +163,4 @@ def one_forward(model: CausalWanTransformer, inputs: Inputs, chunk_frames: int) 
     frames, height, width = inputs.latents.shape[2:]
     rows, columns = model.grid(height, width)
     allowed = block_causal(frames, chunk_frames)
-    return inputs.ours(model, mask=model.attention.frame_mask(allowed, rows * columns))
+    return inputs.ours(model, mask=PLAIN.frame_mask(allowed, rows * columns))

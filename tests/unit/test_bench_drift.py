@@ -50,7 +50,7 @@ def _arguments(model: Path, captions: int, *more: str) -> list[str]:
 def test_every_policy_is_a_case_and_fits_the_window() -> None:
     assert {case.policy for case in CASES.values()} == set(POLICIES)
     for name, case in CASES.items():
-        options = case.video_options(243, "auto")
+        options = case.video_options(243)
         policy = make_policy(case.policy, grid=(8, 8), chunk_frames=3, **options.policy_options)
         attended = policy.attended_tokens / 64
         assert attended == (243 if name == "full" else pytest.approx(12, abs=4.6)), name
@@ -100,7 +100,7 @@ def test_a_plot_of_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_full_cache_holds_the_whole_stream() -> None:
-    assert Case(policy="full").video_options(243, "auto").policy_options == {"max_frames": 243}
+    assert Case(policy="full").video_options(243).policy_options == {"max_frames": 243}
 
 
 def test_mini_video_says_every_figure_and_bar(

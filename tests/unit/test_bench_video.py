@@ -38,7 +38,7 @@ def test_the_command_prints_a_row_for_each_measurement(capsys: pytest.CaptureFix
 
 def test_a_camera_s_rows_count_its_pictures() -> None:
     model = small_engine().core.model
-    row = measure_camera(model, chunk_frames=2, chunks=2, backend="eager")
+    row = measure_camera(model, chunk_frames=2, chunks=2)
     assert row["chunk_latents"] == 2
     assert isinstance(row["end_to_end_fps"], float)
     assert row["end_to_end_fps"] > 0

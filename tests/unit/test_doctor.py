@@ -12,6 +12,7 @@ import pytest
 
 from app.cli import doctor
 from app.cli.doctor import Finding, Package, State
+from pipelines.backends.table import BACKENDS
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -63,6 +64,20 @@ def test_missing_things_change_the_verdict(monkeypatch: pytest.MonkeyPatch, caps
     assert "MISS  av" in text
     assert "-> make install" in text
     assert "Something required is missing" in text
+
+
+def test_every_backend_and_what_auto_takes_is_said() -> None:
+    found = {item.name: item for item in doctor.engine_findings("cpu") if item.section == "backends"}
+    assert list(found) == [*BACKENDS, "auto, image models", "auto, video models"]
+    assert found["eager"].value.startswith("image and video models: ")
+    assert found["compiled"].value.startswith("video models: ")
+    for name in ("cuda-graph", "compiled-cuda-graph"):
+        assert (found[name].state, found[name].value) == (
+            State.OPTIONAL,
+            f"The backend {name} needs a CUDA device.",
+        )
+    for kind in ("image", "video"):
+        assert found[f"auto, {kind} models"].value == "eager: the model is not on a CUDA device"
 
 
 def test_an_absent_device_is_said_with_the_remedy() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.backends.table import choose_backend
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError, ModelError, OutOfMemoryError
@@ -256,10 +257,10 @@ def test_wrong_frames_sizes_and_backends_are_refused_with_a_remedy() -> None:
         engine.open().push(frames(1, side_px=8)[0])
     with pytest.raises(ControlError, match="multiple of 2: try 16"):
         ImageEngine(cheap_model(), width=17)
-    with pytest.raises(InputError, match="eager or cuda-graph"):
-        ImageEngine(cheap_model(), backend="magic")
+    with pytest.raises(ModelError, match="Use auto, eager, cuda-graph"):
+        choose_backend("magic", "image", torch.device("cpu"))
     with pytest.raises(ModelError, match="CUDA"):
-        ImageEngine(cheap_model(), backend="cuda-graph")
+        choose_backend("cuda-graph", "image", torch.device("cpu"))
 
 
 def test_a_refused_change_changes_nothing() -> None:

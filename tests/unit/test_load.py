@@ -99,7 +99,7 @@ def test_denoiser_and_prompts_equal_stock_sd(tmp_path: Path, prediction_type: st
     ours = condition(model, texts)
     assert difference("embeds", ours.embeds, stock_embeds) <= TOLERANCE
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    clean = model.denoiser(x, torch.tensor(timesteps), ours)
+    clean = model.runtime.denoiser(x, torch.tensor(timesteps), ours)
     with torch.no_grad():
         for row, t in enumerate(timesteps):
             out = stock.unet(x[row : row + 1], t, encoder_hidden_states=stock_embeds[row : row + 1]).sample
@@ -131,7 +131,7 @@ def test_denoiser_and_prompts_equal_stock_sdxl(sdxl_turbo: Path) -> None:
     assert difference("embeds", ours.embeds, embeds) <= TOLERANCE
     assert difference("pooled", ours.pooled, pooled) <= TOLERANCE
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    clean = model.denoiser(x, torch.tensor([999, 999]), ours)
+    clean = model.runtime.denoiser(x, torch.tensor([999, 999]), ours)
     added = {"text_embeds": pooled, "time_ids": time_ids}
     with torch.no_grad():
         out = stock.unet(x, 999, encoder_hidden_states=embeds, added_cond_kwargs=added).sample
@@ -140,7 +140,7 @@ def test_denoiser_and_prompts_equal_stock_sdxl(sdxl_turbo: Path) -> None:
     assert difference("x0", clean, expected) <= TOLERANCE * scale
     assert model.wants_time_ids
     assert model.defaults["step_function"] == "turbo"
-    zeroed = model.denoiser(x, torch.tensor([999, 999]), condition(model, texts, torch.zeros(2, 6)))
+    zeroed = model.runtime.denoiser(x, torch.tensor([999, 999]), condition(model, texts, torch.zeros(2, 6)))
     assert not torch.allclose(zeroed, clean, atol=1e-4)  # the sizes matter
 
 
@@ -154,9 +154,9 @@ def test_codec_equals_stock(model_name: str, request: pytest.FixtureRequest) -> 
     with torch.no_grad():
         latents = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
         decoded = vae.decode(latents / vae.config.scaling_factor).sample.clamp(-1, 1)
-    assert difference("latents", model.codec.encode(image), latents) <= 1e-9
-    assert difference("pictures", model.codec.decode(latents), decoded) <= 1e-9
-    assert (model.codec.latent_channels, model.codec.factor, model.size_px) == (4, 8, (64, 64))
+    assert difference("latents", model.runtime.codec.encode(image), latents) <= 1e-9
+    assert difference("pictures", model.runtime.codec.decode(latents), decoded) <= 1e-9
+    assert (model.runtime.codec.latent_channels, model.runtime.codec.factor, model.size_px) == (4, 8, (64, 64))
 
 
 def test_alphas_are_those_of_diffusers_to_the_last_bit() -> None:
@@ -208,7 +208,7 @@ def test_published_key_names_are_read(sd15: Path, tmp_path: Path) -> None:
     embeds = [model.prompts.encode("a cat").embeds for model in (published, current)]
     assert torch.equal(*embeds)
     image = torch.rand(1, 3, 64, 64)
-    assert torch.equal(published.codec.encode(image), current.codec.encode(image))
+    assert torch.equal(published.runtime.codec.encode(image), current.runtime.codec.encode(image))
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
@@ -236,7 +236,7 @@ def test_pickles_are_refused_unless_insisted_on(tmp_path: Path) -> None:
         load(folder)
     model, _ = load(folder, allow_pickle=True)
     x = torch.randn(1, 4, 8, 8)
-    assert model.denoiser(x, torch.tensor([500]), condition(model, ["a cat"])).shape == x.shape
+    assert model.runtime.denoiser(x, torch.tensor([500]), condition(model, ["a cat"])).shape == x.shape
 
 
 def test_half_precision_variant_and_shards_are_read(tmp_path: Path, sd15: Path) -> None:
@@ -248,16 +248,16 @@ def test_half_precision_variant_and_shards_are_read(tmp_path: Path, sd15: Path) 
     ours, _ = load(folder)
     full, _ = load(sd15)
     x, told = torch.randn(1, 4, 8, 8), condition(full, ["a cat"])
-    gap = difference("fp16 file", *(model.denoiser(x, torch.tensor([200]), told) for model in (ours, full)))
+    gap = difference("fp16 file", *(model.runtime.denoiser(x, torch.tensor([200]), told) for model in (ours, full)))
     assert 0 < gap < 0.05
 
 
 def test_another_autoencoder_can_be_chosen(sd15: Path, tmp_path: Path) -> None:
     model, _ = load(sd15, autoencoder=str(tiny_taesd(tmp_path / "taesd")))
     image = torch.rand(2, 3, 64, 64) * 2 - 1
-    latents = model.codec.encode(image)
+    latents = model.runtime.codec.encode(image)
     assert latents.shape == (2, 4, 8, 8)
-    assert model.codec.decode(latents).abs().max() <= 1
+    assert model.runtime.codec.decode(latents).abs().max() <= 1
     write_json(tmp_path / "other" / "config.json", {"_class_name": "AutoencoderDC"})
     with pytest.raises(ModelLayoutError, match="AutoencoderDC"):
         load(sd15, autoencoder=str(tmp_path / "other"))
@@ -268,12 +268,12 @@ def test_the_bundled_model_loads_in_the_best_format_of_this_cpu() -> None:
     assert model.vocabulary == str(hub.BUNDLED_FOLDER / "mini-image" / "world.json")
     assert (model.defaults["step_function"], model.defaults["steps"], model.defaults["strength"]) == ("lcm", 2, 0.5)
     width, height = model.size_px
-    factor = model.codec.factor
-    latents = torch.randn(1, model.codec.latent_channels, height // factor, width // factor)
-    clean = model.denoiser(latents, torch.tensor([999]), condition(model, ["a cat"]))
+    factor = model.runtime.codec.factor
+    latents = torch.randn(1, model.runtime.codec.latent_channels, height // factor, width // factor)
+    clean = model.runtime.denoiser(latents, torch.tensor([999]), condition(model, ["a cat"]))
     assert clean.dtype is torch.float32
     assert clean.shape == latents.shape
-    assert model.codec.decode(clean).shape == (1, 3, height, width)
+    assert model.runtime.codec.decode(clean).shape == (1, 3, height, width)
 
 
 def test_identity_needs_no_model() -> None:
@@ -285,7 +285,11 @@ def test_identity_needs_no_model() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"backend": "warp"}, "no backend 'warp'"), ({"backend": "cuda-graph", "device": "cpu"}, "needs a CUDA device")],
+    [
+        ({"backend": "warp"}, "no backend named 'warp'"),
+        ({"backend": "cuda-graph", "device": "cpu"}, "needs a CUDA device"),
+        ({"backend": "compiled", "device": "cpu"}, "does not run image models"),
+    ],
 )
 def test_backends_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -143,7 +143,7 @@ def test_every_choice_of_a_video_model_reaches_its_place() -> None:
     assert (running.width, running.height, running.stream, running.policy) == (64, 32, "rolling", "sink")
     assert (running.policy_options, running.window_frames, running.sink_frames) == ({"a": 1}, 9, 2)
     assert (running.chunk_frames, running.max_streams, running.guidance) == (4, 7, True)
-    assert (running.storage, running.attention, running.backend) == ("int8", "math", "compiled")
+    assert (running.storage, loading.attention) == ("int8", "math")
     assert running.rewind_bytes == 11
 
 

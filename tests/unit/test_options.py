@@ -15,6 +15,7 @@ from app.cli.options import (
     parse_lora,
     parse_size,
 )
+from pipelines.backends.table import BACKENDS, backend_help
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError
@@ -131,3 +132,15 @@ def test_a_colon_in_a_path_is_no_scale(tmp_path: Path) -> None:
     assert parse_lora(str(odd)) == (str(odd), 1.0)
     assert parse_lora("c:/styles/x.safetensors") == ("c:/styles/x.safetensors", 1.0)
     assert parse_lora("x.safetensors:-1") == ("x.safetensors", -1.0)
+
+
+def test_the_help_names_every_backend_and_what_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # long names are not broken at hyphens
+    parser = argparse.ArgumentParser()
+    add_engine_options(parser)
+    text = " ".join(parser.format_help().split())
+    assert backend_help() in text
+    both, video = backend_help().split("; video models also ")
+    assert both.split(", ") == ["auto", *(name for name, row in BACKENDS.items() if "image" in row.kinds)]
+    only = [name for name, row in BACKENDS.items() if row.kinds == ("video",)]
+    assert video == f"{', '.join(only)} (default auto)"

@@ -35,7 +35,6 @@ from train.video.teacher import (
     Batch,
     as_batch,
     kind_of_step,
-    prepare_transformer,
     train_teacher,
 )
 from train.video.teacher import STAGE as TEACHER
@@ -110,7 +109,6 @@ def test_a_window_with_a_sink_keeps_its_clip_s_beginning(bank: ClipBank) -> None
 
 def make_pool(session: Session, bank: ClipBank) -> Pool:
     networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
-    prepare_transformer(networks.transformer, compile_blocks=False)
     levels = few_step_levels(session.device)
     return Pool(
         networks.transformer, bank, networks.encode, 4, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK, sink=SINK,

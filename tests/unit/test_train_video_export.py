@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("mini-video")
     torch.manual_seed(3)
     tokenizer, transformer = build_tokenizer(), make_transformer()
-    transformer.action_embedder = ActionEmbedder(transformer.config.dim)
+    transformer.add_actions(ActionEmbedder(transformer.config.dim))
     session = Session(device=torch.device("cpu"), out=place, resume=place, scale=TINY)
     untrained = make_codecs(session)
     untrained.moments.mean.fill_(0.25)

@@ -14,16 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.takes.recorder import complete_control
+from cache.kv.view import KVView
 from pipelines.conditioning.actions import ACTION_NAMES, NO_ACTION, Action
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, ModelLayoutError
 from pipelines.core.tick_log import ControlRecord
-from pipelines.video.backends import choose_backend
 from pipelines.video.engine import VideoEngine
+from pipelines.video.executed import ExecutedDenoiser
+from pipelines.video.model import VideoCondition
 from pipelines.video.passes import PassRequest
 from pipelines.video.stream import VideoStream
 from pipelines.video.wan.actions import ActionEmbedder, load_actions, save_actions
+from pipelines.video.wan.denoiser import WanDenoiser
 from pipelines.video.wan.text_cache import TextKVCache
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_engine import (
@@ -226,13 +229,13 @@ def test_both_branches_of_guidance_have_them() -> None:
     engine = acting_engine(replace(SMALL, guidance=3.0, negative_prompt="dull"))
     stream = engine.open(Control(camera_y=-1.0))
     seen: list[torch.Tensor] = []
-    forward = engine.core.passes._forward
+    denoiser = engine.core.passes._denoiser
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        seen.append(arguments[4])
-        return forward(*arguments)
+    def watched(latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView) -> torch.Tensor:
+        seen.append(condition.inputs["actions"])
+        return denoiser(latents, timesteps, condition, kv)
 
-    engine.core.passes._forward = watched
+    engine.core.passes._denoiser = watched
     run_chunks(stream, engine, 1)
     assert all(torch.equal(given, torch.tensor([[action(camera_y=-1.0)] * 2] * 2)) for given in seen)
 
@@ -324,22 +327,26 @@ def test_a_rewound_stream_remembers_the_actions_of_then(policy: str) -> None:
 def test_a_captured_pass_takes_them_as_an_input() -> None:
     """They are not among what a graph keeps: a replay reads the ones it is given."""
     transformer = acting_transformer(torch.float32)
-    backend, text = choose_backend("eager", transformer), TextKVCache(transformer, rows=1, tokens=6)
+    text = TextKVCache(transformer, rows=1, tokens=6)
     text.write(0, torch.randn(6, 12))
     calls: list[tuple[torch.Tensor, ...]] = []
 
-    def captured(key: object, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object) -> Any:
+    def captured(key: object, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object = None) -> Any:
         calls.append(inputs)
         return function(*inputs)
 
-    backend._calls = captured  # type: ignore[assignment]
+    denoiser = ExecutedDenoiser(WanDenoiser(transformer), captured)
     engine = acting_engine(max_streams=1)
     engine.core.cache.begin(0, 2)
     view = engine.core.cache.view([0])
     latents, timesteps, actions = torch.randn(1, 4, 2, 4, 6), torch.full((1, 2), 500.0), torch.rand(1, 2, 5)
-    given = backend(latents, timesteps, text.view([0]), view, actions)
+
+    def passed(**inputs: torch.Tensor) -> torch.Tensor:
+        return denoiser(latents, timesteps, VideoCondition(text=text.view([0]), inputs=inputs), view)
+
+    given = passed(actions=actions)
     assert torch.equal(given, transformer(latents, timesteps, text.view([0]), view, actions))
-    assert not torch.equal(given, backend(latents, timesteps, text.view([0]), view, torch.zeros(1, 2, 5)))
-    backend(latents, timesteps, text.view([0]), view)
+    assert not torch.equal(given, passed(actions=torch.zeros(1, 2, 5)))
+    passed()
     assert [len(inputs) for inputs in calls] == [3, 3, 2]
     assert calls[0][2] is actions

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bench.video_loop import ChunkLoop, LoopSettings
-from bench.video_shapes import VIDEO_SHAPES, build_codec, build_transformer
+from bench.video_shapes import VIDEO_SHAPES, build_codec, build_runtime, build_transformer
 from cache.kv.kernels import PLAIN_KERNELS, compiled_kernels
+from pipelines.backends.base import KINDS
+from pipelines.backends.cuda_graph import GraphExecutor
+from pipelines.backends.table import BACKENDS, choose_backend
 from pipelines.core.errors import ModelError
-from pipelines.video.backends import VIDEO_BACKENDS, choose_backend
-from pipelines.video.captured import CapturedCalls
-from pipelines.video.codecs.frame_decoder import FrameDecoder
+from pipelines.core.execution import EagerExecutor
+from pipelines.video.codecs.codec import VideoCodec
+from pipelines.video.model import VideoRuntime
 from pipelines.video.wan.attention_parts import best_parts, join, parts_of_keys
-from pipelines.video.wan.blocks import AS_WRITTEN
 from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 SHAPE = VIDEO_SHAPES["tiny"]
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 H100_MULTIPROCESSORS = 132
 
 
@@ -28,12 +34,17 @@ def transformer() -> CausalWanTransformer:
     return build_transformer(SHAPE, CPU, torch.float32)
 
 
+def runtime_of(name: str, transformer: CausalWanTransformer, codec: VideoCodec | None = None) -> VideoRuntime:
+    """With torch.compile's tracing, without its code generation."""
+    codec = codec or build_codec("tiny", SHAPE, CPU, torch.float32)
+    return build_runtime(replace(BACKENDS[name], compiler="eager"), transformer, codec)  # type: ignore[call-arg]
+
+
 def chunks(transformer: CausalWanTransformer, backend: str, count: int) -> torch.Tensor:
-    """The same noise for every backend; torch.compile's tracing, without its code generation."""
+    """The same noise for every backend."""
+    runtime = runtime_of(backend, transformer)
     torch.manual_seed(2)
-    loop = ChunkLoop(
-        transformer, SHAPE, LoopSettings(window_frames=6), choose_backend(backend, transformer, compiler="eager")
-    )
+    loop = ChunkLoop(transformer, SHAPE, LoopSettings(window_frames=6), runtime)
     out = []
     for _ in range(count):
         out.append(loop.denoise())
@@ -43,51 +54,85 @@ def chunks(transformer: CausalWanTransformer, backend: str, count: int) -> torch
 
 def test_compiled_passes_equal_eager_ones(transformer: CausalWanTransformer) -> None:
     torch._dynamo.reset()
+    before = dict(vars(transformer))
     eager, compiled = chunks(transformer, "eager", 4), chunks(transformer, "compiled", 4)
     torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-6)
-    choose_backend("eager", transformer)
-    assert transformer.halves is AS_WRITTEN
+    assert torch.equal(chunks(transformer, "eager", 4), eager)
+    assert vars(transformer) == before, "a backend leaves nothing on the network"
 
 
 @pytest.mark.parametrize("codec", ["tiny", pytest.param("stock", marks=pytest.mark.soak)])
-def test_a_compiled_decoder_equals_an_eager_one(codec: str) -> None:
+def test_a_compiled_decoder_equals_an_eager_one(codec: str, transformer: CausalWanTransformer) -> None:
     torch.manual_seed(4)
     latents = torch.randn(2, 1, 16, 3, 4, 6)
     frames = {}
     for name in ("eager", "compiled"):
-        decoder = build_codec(codec, SHAPE, CPU, torch.float32).decoder(height=32, width=48)
-        shown = FrameDecoder(decoder, VIDEO_BACKENDS[name], device=CPU, compiler="eager")
+        runtime = runtime_of(name, transformer, build_codec(codec, SHAPE, CPU, torch.float32))
+        shown = runtime.make_frame_decoder(EagerExecutor(), height=32, width=48)
         frames[name] = [shown.decode(chunk) for chunk in latents]
-        assert decoder.latents_done(0) == 6
+        assert shown.decoder.latents_done(0) == 6
     assert [f.shape for f in frames["eager"]] == [(1, 9, 32, 48, 3), (1, 12, 32, 48, 3)]
     for one, other in zip(frames["eager"], frames["compiled"], strict=True):
         assert (one.int() - other.int()).abs().max() <= 1
 
 
-def test_auto_says_what_it_took(transformer: CausalWanTransformer) -> None:
-    backend = choose_backend("auto", transformer)
-    assert (backend.name, backend.reason) == ("eager", "eager: the model is not on a CUDA device")
-    assert choose_backend("eager", transformer).reason == "eager as asked"
-    assert backend.graphs == 0
-    backend.invalidate()
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_says_what_it_took(kind: str) -> None:
+    choice = choose_backend("auto", kind, CPU)
+    assert (choice.backend.name, choice.reason) == ("eager", "eager: the model is not on a CUDA device")
+    assert choose_backend("eager", kind, CPU).reason == "eager as asked"
+
+
+def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_backend("auto", "image", CUDA).reason == "cuda-graph: the fastest measured"
+    reason = "cuda-graph: Triton, which compiling needs, is not installed"
+    assert choose_backend("auto", "video", CUDA).reason == reason
+    with pytest.raises(ModelError, match=r"compiled needs Triton\. Install triton, or use cuda-graph or eager"):
+        choose_backend("compiled", "video", CUDA)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert choose_backend("auto", "image", CUDA).reason == "cuda-graph: the fastest measured"
+    assert choose_backend("auto", "video", CUDA).reason == "compiled-cuda-graph: the fastest measured"
+
+
+def test_an_eager_executor_keeps_nothing() -> None:
+    executor, seen = EagerExecutor(), []
+    for _ in range(3):
+        executor.run("part", lambda: seen.append("part"))
+    calls = executor.calls(warm_calls=1)
+    given = torch.ones(2)
+    assert calls("key", lambda x: x, given) is given
+    executor.invalidate()
+    assert (seen, executor.graphs) == (["part"] * 3, 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("kind", "name", "message"),
     [
-        ("fast", "no backend named 'fast'. Use auto, eager, compiled, cuda-graph, compiled-cuda-graph"),
-        ("cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
-        ("compiled-cuda-graph", "needs a CUDA device"),
+        ("video", "fast", "no backend named 'fast'. Use auto, eager, compiled, cuda-graph, compiled-cuda-graph"),
+        ("video", "cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
+        ("video", "compiled-cuda-graph", "needs a CUDA device"),
+        ("image", "fast", "no backend named 'fast'. Use auto, eager, cuda-graph"),
+        ("image", "cuda-graph", "needs a CUDA device. Use auto or eager"),
+        ("image", "compiled", "The backend compiled does not run image models. Use auto or eager"),
     ],
 )
-def test_a_backend_that_cannot_be_is_refused(name: str, message: str, transformer: CausalWanTransformer) -> None:
+def test_a_backend_that_cannot_be_is_refused(kind: str, name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        choose_backend(name, transformer)
+        choose_backend(name, kind, CPU)
+
+
+@pytest.mark.parametrize(("page", "kind"), [("engine.md", "image"), ("video-engine.md", "video")])
+def test_the_docs_have_the_table_s_names(page: str, kind: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    table = text.split("| backend |", 1)[1].split("\n\n", 1)[0]
+    names = re.findall(r"^\| ([a-z-]+) \|", table, re.MULTILINE)
+    assert names == [name for name, row in BACKENDS.items() if kind in row.kinds]
 
 
 def test_graphs_need_a_cuda_device() -> None:
     with pytest.raises(ModelError, match="cannot run on the device cpu"):
-        CapturedCalls(CPU)
+        GraphExecutor(CPU)
 
 
 def test_text_views_that_read_the_same_memory_have_one_signature(transformer: CausalWanTransformer) -> None:

@@ -214,8 +214,8 @@ def test_streams_do_not_see_each_other(kind: str) -> None:
 def test_passes_of_equal_shape_are_one_batch() -> None:
     engine = small_engine()
     batches: list[int] = []
-    backend = engine.core.passes._forward
-    engine.core.passes._forward = lambda latents, *rest: (batches.append(len(latents)), backend(latents, *rest))[1]
+    backend = engine.core.passes._denoiser
+    engine.core.passes._denoiser = lambda latents, *rest: (batches.append(len(latents)), backend(latents, *rest))[1]
     streams = [engine.open(), engine.open()]
     for stream in streams:
         assert stream.generate(5)

@@ -31,8 +31,6 @@ def engine() -> VideoEngine:
         ({"stream": "sideways"}, "There is no kind of stream 'sideways'. Use one of: chunk, step-batch, rolling"),
         ({"stream": "rolling", "policy": "rebuild", "window_frames": 12}, "passes context before a chunk"),
         ({"storage": "paper"}, "unknown storage 'paper'"),
-        ({"attention": "psychic"}, "There is no attention backend named 'psychic'"),
-        ({"backend": "cuda-graph"}, "needs a CUDA device"),
         ({"chunk_frames": -1}, "chunk_frames cannot be -1"),
         ({"rewind_bytes": -1}, "rewind_bytes cannot be -1"),
     ],
@@ -92,17 +90,17 @@ def test_pictures_of_another_size_are_refused(engine: VideoEngine) -> None:
 
 def test_out_of_memory_in_a_pass_loses_nothing(engine: VideoEngine) -> None:
     stream, expected = engine.open(), small_engine()
-    forward = engine.core.passes._forward
+    denoiser = engine.core.passes._denoiser
     assert stream.generate(5)
     engine.tick()
 
     def short(*_: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine.core.passes._forward = short
+    engine.core.passes._denoiser = short
     with pytest.raises(OutOfMemoryError, match=r"too little memory for 1 passes .* Use a smaller --size, or a smaller"):
         engine.tick()
-    engine.core.passes._forward = forward
+    engine.core.passes._denoiser = denoiser
     images = [frame.image for frame in stream.flush()]
     assert np.array_equal(images, run_chunks(expected.open(), expected, 1))
 

@@ -56,7 +56,7 @@ def make_networks(device: torch.device, *, vocabulary: int, seed: int) -> VideoN
     torch.manual_seed(seed)
     text = make_text_encoder(vocabulary)
     transformer = make_transformer()
-    transformer.action_embedder = ActionEmbedder(transformer.config.dim)
+    transformer.add_actions(ActionEmbedder(transformer.config.dim))
     return VideoNetworks(transformer=transformer.to(device), text=text.to(device))
 
 

@@ -25,11 +25,20 @@ from train.session import Average, Master, Session, adamw, set_rate, trapezoid, 
 from .bank import ClipBank, draw_windows
 from .causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
 from .checkpoints import require_parts, restore_parts, save_parts
-from .forcing import Condition, ForcedPass, JointPass, clean_of, noised, shifted_levels, velocity_loss
+from .forcing import (
+    Condition,
+    ForcedPass,
+    JointPass,
+    clean_of,
+    noised,
+    shifted_levels,
+    training_execution,
+    velocity_loss,
+)
 from .loop import Course, train_for
 from .rollouts import Pool
 from .teacher import STAGE as TEACHER
-from .teacher import Batch, as_batch, prepare_transformer, subject_weight
+from .teacher import Batch, as_batch, subject_weight
 
 SCORER, STUDENT, FAKE = "scorer", "student", "fake"
 SCORER_RATE, STUDENT_RATE, FAKE_RATE = 1e-3, 1.5e-4, 4.5e-4
@@ -99,9 +108,9 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
     restore_parts(session, SCORER, transformer=networks.transformer)
-    prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     networks.text.requires_grad_(False).to(session.dtype)
-    joint = JointPass(networks.transformer, GRID, frames=WINDOW)
+    execution = training_execution(compile_blocks=session.scale.compile)
+    joint = JointPass(networks.transformer, GRID, frames=WINDOW, execution=execution)
 
     def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
@@ -141,8 +150,6 @@ def make_players(session: Session, vocabulary: int) -> Players:
     require_parts(session, SCORER, transformer=fake.transformer)
     restore_parts(session, STUDENT, transformer=student.transformer)
     restore_parts(session, FAKE, transformer=fake.transformer)
-    for networks in (student, fake, scorer):
-        prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     for module in scorer.modules:
         module.requires_grad_(False).to(session.dtype)
     return Players(student=student, fake=fake, scorer=scorer)
@@ -160,15 +167,20 @@ class Game:
         self.fake_optimiser = adamw(self.fake.full, 0.0, device)
         self.levels = few_step_levels(device)
         session.seed_draws()
-        batch = session.scale.video_streams
+        batch, execution = session.scale.video_streams, training_execution(compile_blocks=session.scale.compile)
         self.pool = Pool(
             players.student.transformer, bank, self._states, batch, grid=GRID, past=WINDOW - CHUNK, chunk=CHUNK,
-            sink=SINK, levels=self.levels,
+            sink=SINK, levels=self.levels, execution=execution,
         )  # fmt: skip
-        self.fake_joint = JointPass(players.fake.transformer, GRID, frames=WINDOW)
-        self.real_joint = JointPass(players.scorer.transformer, GRID, frames=WINDOW)
+        self.fake_joint = JointPass(players.fake.transformer, GRID, frames=WINDOW, execution=execution)
+        self.real_joint = JointPass(players.scorer.transformer, GRID, frames=WINDOW, execution=execution)
         self.forced = ForcedPass(
-            players.student.transformer, GRID, frames=session.scale.video_window, chunk=CHUNK, window=WINDOW
+            players.student.transformer,
+            GRID,
+            frames=session.scale.video_window,
+            chunk=CHUNK,
+            window=WINDOW,
+            execution=execution,
         )
         self.entry, self.entry_level = torch.zeros_like(self.pool.x), torch.zeros_like(self.pool.level)
         self.empty = self._states(bank.empty_ids[None]).to(dtype)

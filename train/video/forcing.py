@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from pipelines.video.wan.attention import ATTENTION_BACKENDS, Mask, dense_frame_mask
+from pipelines.video.wan.blocks import AS_WRITTEN, BlockExecution, compiled_halves
 from pipelines.video.wan.text_cache import PlainText
 from pipelines.video.wan.transformer import CausalWanTransformer, FullWindow
 
@@ -49,6 +50,15 @@ class TrainingAttention:
         return functional.scaled_dot_product_attention(*first, attn_mask=mask).transpose(1, 2)
 
 
+def training_execution(*, compile_blocks: bool) -> BlockExecution:
+    """Attention that can be differentiated, and blocks compiled where that is wanted."""
+    return BlockExecution(attention=TrainingAttention(), halves=compiled_halves() if compile_blocks else AS_WRITTEN)
+
+
+TRAINING = training_execution(compile_blocks=False)
+"""Blocks as they are written."""
+
+
 def forced_frames(frames: int, chunk: int, window: int) -> Tensor:
     """bool [2 frames, 2 frames]: what the clean frames, and then the noisy ones, see of all of them.
 
@@ -77,10 +87,17 @@ class ForcedPass:
     """The teacher-forced pass over windows of `frames` latents in chunks of `chunk`."""
 
     def __init__(
-        self, transformer: CausalWanTransformer, grid: tuple[int, int], *, frames: int, chunk: int, window: int
+        self,
+        transformer: CausalWanTransformer,
+        grid: tuple[int, int],
+        *,
+        frames: int,
+        chunk: int,
+        window: int,
+        execution: BlockExecution = TRAINING,
     ) -> None:
         device = transformer.device
-        self._transformer, self._frames = transformer, frames
+        self._transformer, self._frames, self._execution = transformer, frames, execution
         self._view = make_view(transformer, list(range(frames)) * 2, grid)
         allowed = forced_frames(frames, chunk, window).to(device)
         self._mask = TrainingAttention().frame_mask(allowed, grid[0] * grid[1])
@@ -95,6 +112,7 @@ class ForcedPass:
             self._view,
             mask=self._mask,
             actions=condition.actions.repeat(1, 2, 1),
+            execution=self._execution,
         )
         return velocity[:, :, frames:]
 
@@ -102,8 +120,15 @@ class ForcedPass:
 class JointPass:
     """Frames that all see each other, but for those that are not there (None: all are)."""
 
-    def __init__(self, transformer: CausalWanTransformer, grid: tuple[int, int], *, frames: int) -> None:
-        self._transformer, self._tokens = transformer, grid[0] * grid[1]
+    def __init__(
+        self,
+        transformer: CausalWanTransformer,
+        grid: tuple[int, int],
+        *,
+        frames: int,
+        execution: BlockExecution = TRAINING,
+    ) -> None:
+        self._transformer, self._tokens, self._execution = transformer, grid[0] * grid[1], execution
         self._view = make_view(transformer, list(range(frames)), grid)
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, there: Tensor | None = None) -> Tensor:
@@ -113,7 +138,9 @@ class JointPass:
             mask = there.repeat_interleave(self._tokens, 1)[:, None, None, :]
             mask = mask.expand(-1, -1, mask.shape[-1], -1)
         text = PlainText(self._transformer, condition.states)
-        velocity: Tensor = self._transformer(noisy, timesteps, text, self._view, mask=mask, actions=condition.actions)
+        velocity: Tensor = self._transformer(
+            noisy, timesteps, text, self._view, mask=mask, actions=condition.actions, execution=self._execution
+        )
         return velocity
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from pipelines.conditioning.actions import ACTION_NAMES
+from pipelines.video.wan.blocks import BlockExecution
 from pipelines.video.wan.text_cache import PlainText
 from pipelines.video.wan.transformer import CausalWanTransformer
 from train.clips.actions import FULL_DEFLECTION, MAX, REACH, turned_back
 
 from .bank import ClipBank, draw_windows
-from .forcing import clean_of, make_view, noised
+from .forcing import TRAINING, clean_of, make_view, noised
 
 MAX_CHUNKS = 100
 """Of a stream's life: 75 seconds."""
@@ -109,8 +110,9 @@ class Pool:
         chunk: int,
         sink: int,
         levels: Tensor,
+        execution: BlockExecution = TRAINING,
     ) -> None:
-        self._transformer, self._bank, self._encode = transformer, bank, encode
+        self._transformer, self._bank, self._encode, self._execution = transformer, bank, encode, execution
         self.past, self.chunk, self.sink, self.levels = past, chunk, sink, levels
         device, dtype = transformer.device, transformer.dtype
         self._tokens = grid[0] * grid[1]
@@ -224,7 +226,7 @@ class Pool:
         dtype = transformer.dtype
         velocity: Tensor = transformer(
             x.to(dtype), 1000 * level, PlainText(transformer, self.states), self.view, mask=self.mask,
-            actions=self.actions[:, self.past :].to(dtype),
+            actions=self.actions[:, self.past :].to(dtype), execution=self._execution,
         )  # fmt: skip
         return velocity
 

@@ -19,10 +19,10 @@ from .causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_ne
 from .checkpoints import require_parts, save_parts
 from .distill import STUDENT, clip_loss
 from .export import ACTIONS
-from .forcing import ForcedPass
+from .forcing import ForcedPass, training_execution
 from .loop import Course, train_for
 from .teacher import STAGE as TEACHER
-from .teacher import as_batch, prepare_transformer
+from .teacher import as_batch
 
 STAGE = "actions"
 RATE = 1e-3
@@ -51,14 +51,14 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     require_parts(session, TEACHER, text=networks.text)
     require_parts(session, STUDENT, transformer=networks.transformer)
     kept = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
-    prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     for module in networks.modules:
         module.requires_grad_(False).to(session.dtype)
     embedder = networks.transformer.action_embedder
     assert embedder is not None, "make_networks gives one"
     bank, embedder = steered(bank), embedder.requires_grad_(True)
     levels, frames = few_step_levels(session.device)[:LEVELS], session.scale.video_window
-    forced = ForcedPass(networks.transformer, GRID, frames=frames, chunk=CHUNK, window=WINDOW)
+    execution = training_execution(compile_blocks=session.scale.compile)
+    forced = ForcedPass(networks.transformer, GRID, frames=frames, chunk=CHUNK, window=WINDOW, execution=execution)
 
     def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, frames)

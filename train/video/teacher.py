@@ -16,9 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.video.compiling import compiled
-from pipelines.video.wan.blocks import BlockHalves, WanBlock
-from pipelines.video.wan.transformer import CausalWanTransformer
 from train.budget import Budget
 from train.crew import CrewClock
 from train.graphs import Replay
@@ -32,10 +29,10 @@ from .forcing import (
     Condition,
     ForcedPass,
     JointPass,
-    TrainingAttention,
     chunk_levels,
     noised,
     shifted_levels,
+    training_execution,
     velocity_loss,
 )
 from .words import STAGE as WORDS
@@ -107,13 +104,6 @@ def as_batch(windows: Windows, chunk: int, *, cut_share: float = CUT_SHARE) -> B
     return Batch(latents=latents, ids=windows.ids, actions=actions, coverage=coverage, counted=counted, follows=follows)
 
 
-def prepare_transformer(transformer: CausalWanTransformer, *, compile_blocks: bool) -> None:
-    """Attention that can be differentiated, and blocks compiled where that is wanted."""
-    transformer.attention = TrainingAttention()
-    if compile_blocks:
-        transformer.halves = BlockHalves(before=compiled(WanBlock.before), after=compiled(WanBlock.after))
-
-
 class TeacherStep:
     """One captured training step for chunks of `chunk`."""
 
@@ -121,7 +111,12 @@ class TeacherStep:
         self._trainer, self._chunk = trainer, chunk
         session = trainer.session
         self._pass = ForcedPass(
-            trainer.networks.transformer, GRID, frames=session.scale.video_window, chunk=chunk, window=WINDOW
+            trainer.networks.transformer,
+            GRID,
+            frames=session.scale.video_window,
+            chunk=chunk,
+            window=WINDOW,
+            execution=training_execution(compile_blocks=session.scale.compile),
         )
         self.replay = Replay(self._step, session.device)
 
@@ -149,7 +144,8 @@ class OpeningStep:
 
     def __init__(self, trainer: Trainer, frames: int, clips: int) -> None:
         self._trainer, self._frames, self._clips = trainer, frames, clips
-        self._pass = JointPass(trainer.networks.transformer, GRID, frames=frames)
+        execution = training_execution(compile_blocks=trainer.session.scale.compile)
+        self._pass = JointPass(trainer.networks.transformer, GRID, frames=frames, execution=execution)
         self.replay = Replay(self._step, trainer.session.device)
 
     def _step(self) -> None:
@@ -246,7 +242,6 @@ def train_teacher(
     Continued, the text encoder stands still: scorers and students have learnt to read what it writes.
     """
     networks, continued = load_teacher(session, vocabulary)
-    prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     trainer = Trainer(session, bank, openings, networks, reads=not continued)
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
     until = CONTINUED_OPENINGS_UNTIL if continued else OPENINGS_UNTIL

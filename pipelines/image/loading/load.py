@@ -21,7 +21,8 @@ from pipelines.files.lora_files import LoraFile
 from pipelines.files.memory import Budget, check_memory
 from pipelines.files.precision import Precision, choose_device, choose_precision
 from pipelines.files.vocabulary import WORLD_FILE
-from pipelines.image.model import ImageModel, LatentCodec, LoraControl, SafetyChecker
+from pipelines.image.model import ImageModel, ImageNetworks, LoraControl, MakeImageRuntime, SafetyChecker
+from pipelines.image.runtime import plain_runtime
 
 from .betas import schedule_config
 from .presets import ImagePreset, ModelFacts, choose_preset
@@ -45,8 +46,10 @@ class LoadOptions:
     notice: Notice = logger.warning
 
 
-def load_image_model(model: str, options: LoadOptions | None = None) -> ImageModel:
-    """Everything of `load_engine` but the engine."""
+def load_image_model(
+    model: str, options: LoadOptions | None = None, make_runtime: MakeImageRuntime = plain_runtime
+) -> ImageModel:
+    """Everything of `load_engine` but the engine. make_runtime: of a backend; the default runs networks as they are."""
     options = options or LoadOptions()
     precision = choose_precision(choose_device(options.device), options.dtype)
     source = hub.resolve(model, allow_pickle=options.allow_pickle, notice=options.notice)
@@ -61,75 +64,61 @@ def load_image_model(model: str, options: LoadOptions | None = None) -> ImageMod
         unless = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
         options.notice(preset.notice + unless)
     logger.info("%s: %s on %s, %s", source.name, preset.name, precision.device, precision.reason)
-    return _assemble(source, facts, preset, precision, loaded)
+    return _assemble(source, facts, preset, loaded, make_runtime)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Networks:
-    """What was read from the disk, adapted where it does not depend on the schedule."""
+class _Loaded:
+    """What was read from the disk."""
 
-    unet: Any
-    codec: LatentCodec
+    networks: ImageNetworks
     prompts: PromptEncoder
     safety: SafetyChecker | None
     lora: LoraControl | None
 
 
 def _assemble(
-    source: hub.ModelSource, facts: ModelFacts, preset: ImagePreset, precision: Precision, networks: _Networks
+    source: hub.ModelSource, facts: ModelFacts, preset: ImagePreset, loaded: _Loaded, make_runtime: MakeImageRuntime
 ) -> ImageModel:
-    from .networks import UNetDenoiser, guidance_scale_embedding
-
-    layout, config = facts.layout, networks.unet.config
-    schedule = schedule_config(layout.scheduler)
-    distilled_width = config.time_cond_proj_dim
-    denoiser = UNetDenoiser(
-        networks.unet,
-        schedule=schedule,
-        prediction_type=str(layout.scheduler.get("prediction_type", "epsilon")),
-        device=precision.device,
-        dtype=precision.dtype,
-        guidance_embedding=guidance_scale_embedding(_DISTILLED_GUIDANCE, distilled_width) if distilled_width else None,
-    )
-    if networks.codec.latent_channels != config.in_channels:
+    layout, networks = facts.layout, loaded.networks
+    config, channels = networks.unet.config, int(networks.autoencoder.config.latent_channels)
+    if channels != config.in_channels:
         raise ModelLayoutError(
-            f"The autoencoder has {networks.codec.latent_channels} latent channels, the denoiser {config.in_channels}.",
+            f"The autoencoder has {channels} latent channels, the denoiser {config.in_channels}.",
             "Choose an autoencoder that was made for this model, or --autoencoder auto.",
         )
+    runtime = make_runtime(networks)
     world = layout.folder / WORLD_FILE
     return ImageModel(
         name=source.name,
-        device=precision.device,
-        dtype=precision.dtype,
-        size_px=_native_size(config.sample_size, networks.codec.factor),
-        denoiser=denoiser,
-        codec=networks.codec,
-        prompts=networks.prompts,
-        schedule=schedule,
+        device=networks.device,
+        dtype=networks.dtype,
+        size_px=_native_size(config.sample_size, runtime.codec.factor),
+        runtime=runtime,
+        prompts=loaded.prompts,
+        schedule=networks.schedule,
         defaults=dict(preset.defaults),
         licence=hub.licence_of(layout.folder),
         wants_time_ids=layout.family.wants_time_ids,
-        safety=networks.safety,
-        lora=networks.lora,
+        safety=loaded.safety,
+        lora=loaded.lora,
         vocabulary=str(world) if world.is_file() else None,
     )
 
 
-def _load_networks(
-    layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions
-) -> _Networks:
+def _load_networks(layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions) -> _Loaded:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     from pipelines.files.weights import load_component
 
-    from .networks import channels_last
+    from .networks import channels_last, guidance_scale_embedding
 
     def load(network: Any, component: Component, dtype: torch.dtype) -> Any:
         return load_component(
             network, component, dtype=dtype, device=precision.device, allow_pickle=options.allow_pickle
         )
 
-    unet = channels_last(load(UNet2DConditionModel, layout.unet, precision.dtype))
+    unet: Any = channels_last(load(UNet2DConditionModel, layout.unet, precision.dtype))
     text_dtype = _text_dtype(precision)
     text_models = tuple(load(_text_class(part), part, text_dtype) for part in layout.text_encoders)
     lora: LoraControl | None = None
@@ -139,32 +128,35 @@ def _load_networks(
         lora = MergedLora(
             unet, text_models, [(hub.resolve_lora(lora, notice=options.notice), lora.weight) for lora in options.loras]
         )
-    return _Networks(
+    codec_format = codec_dtype(autoencoder, layout, precision.dtype)
+    distilled_width = unet.config.time_cond_proj_dim
+    networks = ImageNetworks(
         unet=unet,
-        codec=_load_codec(autoencoder, layout, precision, load),
+        autoencoder=channels_last(load(_autoencoder_class(autoencoder), autoencoder, codec_format)),
+        autoencoder_class=autoencoder.class_name,
+        schedule=schedule_config(layout.scheduler),
+        prediction_type=str(layout.scheduler.get("prediction_type", "epsilon")),
+        device=precision.device,
+        dtype=precision.dtype,
+        codec_dtype=codec_format,
+        guidance_embedding=guidance_scale_embedding(_DISTILLED_GUIDANCE, distilled_width) if distilled_width else None,
+    )
+    return _Loaded(
+        networks=networks,
         prompts=_prompt_encoder(layout, text_models, precision.device),
         safety=_load_safety(layout, precision, options),
         lora=lora,
     )
 
 
-def _load_codec(
-    autoencoder: Component,
-    layout: ModelLayout,
-    precision: Precision,
-    load: Callable[[Any, Component, torch.dtype], Any],
-) -> LatentCodec:
-    from .networks import KLCodec, TinyImageCodec, channels_last
-
-    dtype = codec_dtype(autoencoder, layout, precision.dtype)
+def _autoencoder_class(autoencoder: Component) -> Any:
     if autoencoder.class_name == "AutoencoderTiny":
         from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-        tiny = channels_last(load(AutoencoderTiny, autoencoder, dtype))
-        return TinyImageCodec(tiny, dtype=dtype, device=precision.device)
+        return AutoencoderTiny
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return KLCodec(channels_last(load(AutoencoderKL, autoencoder, dtype)), dtype=dtype, device=precision.device)
+    return AutoencoderKL
 
 
 def codec_dtype(autoencoder: Component, layout: ModelLayout, dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from pipelines.conditioning.base import LATENT_BIAS
 from pipelines.core.errors import ModelLayoutError
-from pipelines.image.model import Condition, ScheduleConfig
+from pipelines.image.model import Condition, LatentCodec, ScheduleConfig
 
 # (latents, prediction, a, b) -> x0, where x_t = a x0 + b eps, a = sqrt(abar_t), b = sqrt(1 - abar_t).
 _ToClean = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -164,6 +165,12 @@ class TinyImageCodec(_Codec):
         """See `pipelines.image.model.LatentCodec`."""
         z = latents.to(self._outer) / self._scaling
         return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
+
+
+CODECS: Mapping[str, Callable[..., LatentCodec]] = MappingProxyType(
+    {"AutoencoderKL": KLCodec, "AutoencoderTiny": TinyImageCodec}
+)
+"""By the autoencoder's class in diffusers: (autoencoder, *, dtype, device)."""
 
 
 def channels_last(module: nn.Module) -> nn.Module:

@@ -42,6 +42,19 @@ class VideoDecoder(RowState, Protocol):
     def advance(self, rows: Sequence[int] | None, latents: int) -> None: ...
 
 
+class FrameDecoder(Protocol):
+    """Latents to bytes of frames, chunk by chunk. decoder: the state of its rows."""
+
+    @property
+    def decoder(self) -> RowState: ...
+
+    def decode(self, latents: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
+        """latents [B, C, n, h, w], an entry for each of `rows` (None: all) -> uint8 [B, F, H, W, 3] on the device,
+        valid until the next call. Rows, frames and errors as `VideoDecoder.decode` has them.
+        """
+        ...
+
+
 class VideoEncoder(RowState, Protocol):
     """Pixels to latents, chunk by chunk, as if the whole clip had been encoded at once."""
 

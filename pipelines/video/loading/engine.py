@@ -13,7 +13,9 @@ from pipelines.core.errors import ControlError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.video.engine import VideoEngine
+from pipelines.video.model import MakeVideoRuntime
 from pipelines.video.options import VideoOptions
+from pipelines.video.runtime import plain_runtime
 
 from .load import VideoLoadOptions, load_video_model
 
@@ -22,13 +24,15 @@ def load_video_engine(
     model: str,
     options: LoaderOptions,
     *,
+    make_runtime: MakeVideoRuntime = plain_runtime,
     conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
     """An engine for a video model, see `source.resolve_video`.
 
-    Raises InputError, ControlError, and ModelError and its kinds. Every choice is checked before anything is loaded.
+    make_runtime: of a backend. Raises InputError, ControlError, and ModelError and its kinds. Every choice is checked
+    before anything is loaded.
     """
     if options.frames_per_slot != 1:
         raise ControlError(
@@ -36,7 +40,7 @@ def load_video_engine(
             "Use chunk_frames: latents of 4 frames.",
         )
     running = running_options(options)
-    loaded = load_video_model(model, loading_options(options, notice))
+    loaded = load_video_model(model, loading_options(options, notice), make_runtime)
     return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners)
 
 
@@ -50,6 +54,7 @@ def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> Vi
         autoencoder=options.autoencoder,
         loras=options.loras,
         text_encoder=options.video.text_encoder,
+        attention=options.video.attention,
         notice=notice,
     )
 
@@ -69,8 +74,6 @@ def running_options(options: LoaderOptions) -> VideoOptions:
         max_streams=video.max_streams,
         guidance=video.guidance,
         storage=video.storage,
-        attention=video.attention,
-        backend=options.backend,
         rewind_bytes=video.rewind_bytes,
         stages=options.stages,
     )

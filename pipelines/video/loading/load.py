@@ -14,10 +14,12 @@ from typing import Any
 from pipelines.core.errors import ModelLayoutError
 from pipelines.files.hub import licence_of, resolve_lora
 from pipelines.files.lora_files import LoraFile
-from pipelines.files.precision import choose_device
-from pipelines.video.model import VideoModel
+from pipelines.files.precision import Precision, choose_device
+from pipelines.video.model import MakeVideoRuntime, VideoModel, VideoNetworks
 from pipelines.video.presets import Licence, VideoPreset
-from pipelines.video.wan.actions import load_actions
+from pipelines.video.runtime import plain_runtime
+from pipelines.video.wan.actions import ActionEmbedder, load_actions
+from pipelines.video.wan.attention import choose_attention
 from pipelines.video.wan.config import WanConfig
 
 from .companions import load_codec, load_text
@@ -40,6 +42,7 @@ class VideoLoadOptions:
     family: a name of FAMILIES; "" recognises it. base: the Wan folder that goes with a checkpoint. autoencoder: "auto"
     (the folder's tiny one where it has one, else the stock one), "stock", "tiny", or the path of a tiny one's weights.
     text_encoder: where it is between two prompts: "auto", "keep", "host" or "drop" (umt5.RESIDENCES).
+    attention: a name of wan.attention.ATTENTION_BACKENDS or "auto".
     notice: gets sentences that the user should see.
     """
 
@@ -50,11 +53,15 @@ class VideoLoadOptions:
     autoencoder: str = "auto"
     loras: tuple[LoraFile, ...] = ()
     text_encoder: str = "auto"
+    attention: str = "auto"
     notice: Notice = logger.warning
 
 
-def load_video_model(model: str, options: VideoLoadOptions | None = None) -> VideoModel:
-    """Load a causal video model. model: see `source.resolve_video`.
+def load_video_model(
+    model: str, options: VideoLoadOptions | None = None, make_runtime: MakeVideoRuntime = plain_runtime
+) -> VideoModel:
+    """Load a causal video model. model: see `source.resolve_video`. make_runtime: of a backend; by default the networks
+    run as they are.
 
     Raises ModelError and its kinds, each with the remedy: not found, another kind of file, damaged, weights that do
     not fit, a LoRA of another model, too little memory.
@@ -67,22 +74,25 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
     check_published_size(found, config)
     preset, licence = _preset(source, found.family), _licence(source, found.family)
     adapters = _adapters(source, found.family, options)
-    transformer, report = load_transformer(found.checkpoint, config, precision, adapters)
-    if source.folder.actions is not None:
-        transformer.action_embedder = load_actions(
-            source.folder.actions, dim=config.dim, device=precision.device, dtype=precision.dtype
-        )
+    embedder = _embedder(source.folder, config, precision)
+    attention = choose_attention(
+        options.attention, device=precision.device, dtype=precision.dtype, head_dim=config.attention_head_dim
+    )
+    transformer, report = load_transformer(found.checkpoint, config, precision, adapters, action_embedder=embedder)
     codec = load_codec(source.folder, options.autoencoder, precision, options.notice)
+    networks = VideoNetworks(transformer=transformer, codec=codec, attention=attention.backend)
     text = load_text(source.folder, precision, options.text_encoder)
     _check_parts(config, codec.latent_channels, text.text_dim)
     _say(found, licence, options.notice)
     logger.info("%s: %s (%s) on %s, %s", source.name, found.family.title, found.why, precision.device, precision.reason)
+    logger.info("attention %s", attention.reason)
     return VideoModel(
         name=source.name,
         family=found.family.name,
         why=found.why,
         transformer=transformer,
         codec=codec,
+        runtime=make_runtime(networks),
         text=text,
         preset=preset,
         dtype=precision.dtype,
@@ -91,6 +101,12 @@ def load_video_model(model: str, options: VideoLoadOptions | None = None) -> Vid
         commercial=licence.commercial,
         weights=report,
     )
+
+
+def _embedder(folder: VideoFolder, config: WanConfig, precision: Precision) -> ActionEmbedder | None:
+    if folder.actions is None:
+        return None
+    return load_actions(folder.actions, dim=config.dim, device=precision.device, dtype=precision.dtype)
 
 
 def _beside(folder: VideoFolder) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from pipelines.core.errors import OutOfMemoryError
 from pipelines.files.checkpoints import Checkpoint
 from pipelines.files.memory import WORKING_BYTES, free_memory_bytes
 from pipelines.files.precision import Precision, choose_precision
+from pipelines.video.wan.actions import ActionEmbedder
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.transformer import CausalWanTransformer
 
@@ -31,15 +32,22 @@ def choose_video_precision(device: torch.device, requested: str) -> Precision:
 
 
 def load_transformer(
-    checkpoint: Checkpoint, config: WanConfig, precision: Precision, adapters: Sequence[Adapter] = ()
+    checkpoint: Checkpoint,
+    config: WanConfig,
+    precision: Precision,
+    adapters: Sequence[Adapter] = (),
+    *,
+    action_embedder: ActionEmbedder | None = None,
 ) -> tuple[CausalWanTransformer, KeyReport]:
     """The transformer with a checkpoint's weights, adapters merged, for inference; and what became of the names.
 
+    action_embedder: for a model that takes actions, on the device already: the checkpoint does not have its weights.
     Raises ModelLayoutError listing what does not fit, OutOfMemoryError before anything is moved.
     """
     with torch.device("meta"):
-        transformer = CausalWanTransformer(config)
-    state = transformer.state_dict()
+        transformer = CausalWanTransformer(config, action_embedder=action_embedder)
+    own = {f"action_embedder.{name}": tensor for name, tensor in _state(action_embedder).items()}
+    state = {name: tensor for name, tensor in transformer.state_dict().items() if name not in own}
     expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     report = match(checkpoint.shapes, expected, ignored=checkpoint.ignored)
     report.raise_unless_complete(str(checkpoint.source))
@@ -54,8 +62,12 @@ def load_transformer(
         )
         for name, target in report.mapped.items()
     }
-    transformer.load_state_dict(weights, assign=True)
+    transformer.load_state_dict(weights | own, assign=True)
     return transformer.eval().requires_grad_(False), report
+
+
+def _state(embedder: ActionEmbedder | None) -> dict[str, torch.Tensor]:
+    return {} if embedder is None else embedder.state_dict()
 
 
 def weight_format(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipelines.video.compiling import compiled
+from pipelines.core.compiling import compiled
 
 BLOCK_QUERIES = 128
 MAX_PARTS = 8

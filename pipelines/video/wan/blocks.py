@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from cache.rotary import Rotary
+from pipelines.core.compiling import compiled
 
-from .attention import AttentionBackend, Mask
+from .attention import PLAIN, AttentionBackend, Mask
 from .text_cache import KeysValues, TextView
 
 
@@ -197,6 +198,25 @@ def _after(block: WanBlock, *arguments: Any) -> torch.Tensor:
 
 AS_WRITTEN = BlockHalves(before=_before, after=_after)
 """Called as they stand."""
+
+
+def compiled_halves(compiler: str = "inductor") -> BlockHalves:
+    """Both halves compiled at first use, once for each shape of the batch and all blocks. compiler: torch.compile's
+    backend.
+    """
+    return BlockHalves(before=compiled(WanBlock.before, compiler), after=compiled(WanBlock.after, compiler))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockExecution:
+    """How the blocks of a transformer compute: told to each pass, never kept by the network."""
+
+    attention: AttentionBackend = PLAIN
+    halves: BlockHalves = AS_WRITTEN
+
+
+PLAIN_EXECUTION = BlockExecution()
+"""PyTorch's attention, blocks as they are written."""
 
 
 def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, ...]:

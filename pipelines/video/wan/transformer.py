@@ -20,8 +20,8 @@ from torch import nn
 from cache.rotary import Rotary
 
 from .actions import ActionEmbedder
-from .attention import PLAIN, AttentionBackend, Mask
-from .blocks import AS_WRITTEN, BlockHalves, KeyValueView, WanBlock, modulate, wide
+from .attention import Mask
+from .blocks import PLAIN_EXECUTION, BlockExecution, KeyValueView, WanBlock, modulate, wide
 from .config import WanConfig, refuse_image_weights
 from .text_cache import KeysValues, TextView
 
@@ -86,16 +86,10 @@ class ConditionEmbedder(nn.Module):
 class CausalWanTransformer(nn.Module):
     """Wan 2.1's video transformer with a timestep for each latent frame and keys and values kept outside of it."""
 
-    def __init__(self, config: WanConfig, *, attention: AttentionBackend = PLAIN) -> None:
-        """attention: see `attention.choose_attention`; the attribute of that name may be set later.
-
-        The attribute `halves` says how the blocks are executed: `backends` sets it. `action_embedder` is for models
-        that take actions: whoever loads or trains one sets it; its weights are in `state_dict` under that name.
-        """
+    def __init__(self, config: WanConfig, *, action_embedder: ActionEmbedder | None = None) -> None:
+        """action_embedder: of models that take actions; its weights are in `state_dict` under that name."""
         super().__init__()
-        self.config, self.attention = config, attention
-        self.halves: BlockHalves = AS_WRITTEN
-        self.action_embedder: ActionEmbedder | None = None
+        self.config = config
         self.rotary = Rotary(config.attention_head_dim)
         self.patch_embedding = nn.Conv3d(
             config.in_channels, config.dim, kernel_size=config.patch_size, stride=config.patch_size
@@ -107,6 +101,12 @@ class CausalWanTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(config.dim, config.out_channels * math.prod(config.patch_size))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.action_embedder = action_embedder
+
+    def add_actions(self, embedder: ActionEmbedder) -> None:
+        """For training: a transformer that was made without actions is to learn them."""
+        assert self.action_embedder is None, "the transformer takes actions already"
+        self.action_embedder = embedder
 
     @property
     def layers(self) -> int:
@@ -199,6 +199,7 @@ class CausalWanTransformer(nn.Module):
         positions: torch.Tensor | None = None,
         phase: torch.Tensor | float = 0.0,
         mask: Mask | None = None,
+        execution: BlockExecution = PLAIN_EXECUTION,
     ) -> torch.Tensor:
         """The velocity (noise - x0): [B, out_channels, F, H, W].
 
@@ -206,7 +207,7 @@ class CausalWanTransformer(nn.Module):
         allowed; [B, 1] where all frames share one. kv: positions and past come from it; None: the frames see each
         other only, at `positions` [F] (0 .. F - 1), temporal angles moved by `phase` (radians). mask: of the attention
         backend's `frame_mask`, over the frames (kv None) or over all that kv returns. actions: [B, F, 5] in [-1, 1],
-        by ACTION_NAMES, of a model that takes them; None: none.
+        by ACTION_NAMES, of a model that takes them; None: none. execution: how the blocks compute.
         """
         frames, height, width = latents.shape[2:]
         grid = self.grid(height, width)
@@ -214,7 +215,7 @@ class CausalWanTransformer(nn.Module):
         embedding, time = self.condition_embedder.time(timesteps, self.embed_actions(actions))
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
         for layer, block in enumerate(self.blocks):
-            hidden = block(hidden, time, layer, text, view, self.rotary, self.attention, mask, self.halves)
+            hidden = block(hidden, time, layer, text, view, self.rotary, execution.attention, mask, execution.halves)
         return self.head(hidden, embedding, grid)
 
     def embed_actions(self, actions: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,19 +1,16 @@
 """Owns CUDA graphs of single calls, with static inputs and results: a call runs, is captured later, then replayed.
 
-Knows tensors and keys; nothing of what it captures. Graphs of one object share one memory pool, so they are replayed
-one after the other on one CUDA stream; calls that overlap in time belong to different objects.
+Does not depend on what it captures. Graphs of one object share one memory pool, so they are replayed one after the
+other on one CUDA stream; calls that overlap in time belong to different objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-
-from pipelines.core.errors import ModelError
-
-Call = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,16 +22,11 @@ class _Captured:
 
 
 class CapturedCalls:
-    """warm_calls: how often a key runs as it stands before it is captured (more than one chunk has passes, so that the
-    phase in which a cache fills is not captured). max_graphs: further keys run without one, as each holds memory.
-    Raises ModelError where there is no CUDA device.
+    """`Calls` on a CUDA device. warm_calls: how often a key runs as it is before it is captured. max_graphs: further
+    keys run without one, as each holds memory.
     """
 
-    def __init__(self, device: torch.device, *, warm_calls: int = 6, max_graphs: int = 64) -> None:
-        if device.type != "cuda":
-            raise ModelError(
-                f"CUDA graphs cannot run on the device {device}.", "Choose a CUDA device or backend eager."
-            )
+    def __init__(self, device: torch.device, *, warm_calls: int, max_graphs: int = 64) -> None:
         assert warm_calls >= 1, warm_calls
         self._device, self._warm_calls, self._max_graphs = device, warm_calls, max_graphs
         self._inputs: dict[Hashable, tuple[torch.Tensor, ...]] = {}
@@ -47,12 +39,12 @@ class CapturedCalls:
         """How many were captured."""
         return len(self._captured)
 
-    def __call__(self, key: Hashable, function: Call, *inputs: torch.Tensor, kept: object = None) -> torch.Tensor:
-        """function(*inputs), which must not wait for the device and keeps no tensor of its own.
-
-        Calls of equal keys read the same addresses but for their inputs, which are copied. The result is valid until
-        the next call. kept: objects whose memory the function reads.
-        """
+    def __call__(
+        self, key: Hashable | None, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object = None
+    ) -> torch.Tensor:
+        """See `Calls`. Inputs are copied to addresses that stay."""
+        if key is None:
+            return function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         own = self._inputs.get(shapes)
         if own is None:
@@ -73,22 +65,38 @@ class CapturedCalls:
         return captured.result
 
     def invalidate(self) -> None:
-        """Drop all graphs: what they read has changed its place (other weights). They are captured again when due."""
+        """Drop all graphs; they are captured again when they are due."""
         torch.cuda.synchronize(self._device)
         self._captured.clear()
         self._warm.clear()
 
     def _capture(
-        self, function: Call, inputs: tuple[torch.Tensor, ...], example: torch.Tensor, kept: object
+        self,
+        function: Callable[..., torch.Tensor],
+        inputs: tuple[torch.Tensor, ...],
+        example: torch.Tensor,
+        kept: object,
     ) -> _Captured:
-        """The last warm call's result is given back with the graph: recording runs nothing."""
+        """The last warm call's result is returned with the graph: recording runs nothing."""
         with torch.inference_mode(False):
             result = torch.empty_like(example)
         result.copy_(example)
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
-        ):
+
+        def body() -> None:
             result.copy_(function(*inputs))
-        return _Captured(graph, result, kept)
+
+        return _Captured(record(body, self._device, self._pool, errors="thread_local"), result, kept)
+
+
+def record(
+    body: Callable[[], None], device: torch.device, pool: Any, *, errors: str = "global"
+) -> torch.cuda.CUDAGraph:
+    """A graph of what `body` does; it is recorded, not run.
+
+    pool: of torch.cuda.graph_pool_handle. errors: PyTorch's capture_error_mode: whose forbidden calls make
+    the recording fail, those of any thread ("global") or of this one ("thread_local").
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode=errors):
+        body()
+    return graph

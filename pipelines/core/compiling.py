@@ -1,4 +1,4 @@
-"""Owns how functions of the video engine are compiled: whole, or not at all. Knows none of them."""
+"""Owns how functions of tensors are compiled: whole, or not at all. Does not depend on any of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""A backend in one file and one row: it counts and times every call of the denoiser.
+
+`python examples/add_a_backend.py` runs the bundled models with it. To have it in the program itself (`--backend
+timed`), put the class into pipelines/backends/ and the row into BACKENDS of pipelines/backends/table.py; nothing else
+changes.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from pipelines.backends.base import Backend
+from pipelines.backends.table import BACKENDS, backend_table
+from pipelines.image.model import ImageNetworks, ImageRuntime
+from pipelines.image.runtime import plain_runtime as plain_image_runtime
+from pipelines.load import load_engine
+from pipelines.video.model import VideoNetworks, VideoRuntime
+from pipelines.video.runtime import plain_runtime as plain_video_runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedBackend(Backend):
+    """The networks as they are, with a clock around the denoiser. seconds: of each call."""
+
+    name: str = "timed"
+    purpose: str = "as eager, with a clock around the denoiser"
+    seconds: list[float] = field(default_factory=list)
+
+    def image(self, networks: ImageNetworks) -> ImageRuntime:
+        """A whole other denoiser could stand here: all that an engine asks of it is `Denoiser`."""
+        runtime = plain_image_runtime(networks)
+        return replace(runtime, backend=self.name, denoiser=self._timed(runtime.denoiser))
+
+    def video(self, networks: VideoNetworks) -> VideoRuntime:
+        """The same for `VideoDenoiser`."""
+        runtime = plain_video_runtime(networks)
+        return replace(runtime, backend=self.name, denoiser=self._timed(runtime.denoiser))
+
+    def _timed(self, denoiser: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            start = time.perf_counter()
+            result = denoiser(*arguments)
+            self.seconds.append(time.perf_counter() - start)
+            return result
+
+        return call
+
+
+def main() -> None:
+    """One chunk of frames of each bundled model."""
+    for model in ("mini-image", "mini-video"):
+        timed = TimedBackend()  # the row
+        table = backend_table(*BACKENDS.values(), timed)
+        engine = load_engine(model, backend="timed", backends=table, device="cpu", notice=lambda text: None)
+        with engine.open() as stream:
+            stream.generate(stream.info.frames_per_chunk)
+            frames = stream.flush()
+        engine.close()
+        calls, mean_ms = len(timed.seconds), 1e3 * sum(timed.seconds) / len(timed.seconds)
+        sys.stdout.write(f"{model}, {stream.info.backend}: {len(frames)} frames, {calls} calls of {mean_ms:.0f} ms\n")
+
+
+if __name__ == "__main__":
+    main()

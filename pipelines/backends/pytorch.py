@@ -1,0 +1,90 @@
+"""Owns the backends that run the networks in PyTorch: as written, with blocks compiled, in CUDA graphs, or both.
+
+The result is the same function in each case, up to rounding. A backend that changes how the networks are called starts
+from `plain_runtime` of image or video and replaces its part, as these do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .base import Backend, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from pipelines.core.execution import Executor
+    from pipelines.image.model import ImageNetworks, ImageRuntime
+    from pipelines.video.model import VideoNetworks, VideoRuntime
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyTorchBackend(Backend):
+    """compiled: blocks, cache kernels and decoders by torch.compile; captured: parts of a tick in CUDA graphs.
+
+    compiler: torch.compile's backend.
+    """
+
+    compiled: bool = False
+    captured: bool = False
+    compiler: str = "inductor"
+
+    def refusal(self, kind: str, device: torch.device) -> Refusal | None:
+        """Graphs need a CUDA device, and the compiler needs Triton there."""
+        if self.captured and device.type != "cuda":
+            return Refusal(
+                because="the model is not on a CUDA device", message=f"The backend {self.name} needs a CUDA device."
+            )
+        has_triton = importlib.util.find_spec("triton") is not None
+        if self.compiled and device.type == "cuda" and not has_triton and self.compiler == "inductor":
+            return Refusal(
+                because="Triton, which compiling needs, is not installed",
+                message=f"The backend {self.name} needs Triton.",
+                remedy="Install triton, or use cuda-graph or eager.",
+            )
+        return None
+
+    def image(self, networks: ImageNetworks) -> ImageRuntime:
+        """The plain runtime, captured where that is asked for."""
+        from pipelines.image.runtime import plain_runtime
+
+        assert not self.compiled, "images run as they are written"
+        return replace(plain_runtime(networks), backend=self.name, make_executor=self._executors(networks.device))
+
+    def video(self, networks: VideoNetworks) -> VideoRuntime:
+        """The plain runtime, compiled or captured where that is asked for."""
+        from pipelines.video.runtime import plain_runtime
+
+        runtime = replace(
+            plain_runtime(networks), backend=self.name, make_executor=self._executors(networks.transformer.device)
+        )
+        return self._with_compiled_parts(networks, runtime) if self.compiled else runtime
+
+    def _with_compiled_parts(self, networks: VideoNetworks, runtime: VideoRuntime) -> VideoRuntime:
+        from cache.kv.kernels import compiled_kernels
+        from pipelines.core.compiling import compiled
+        from pipelines.video.codecs.frame_decoder import decode_later
+        from pipelines.video.runtime import frame_decoders
+        from pipelines.video.wan.blocks import BlockExecution, compiled_halves
+        from pipelines.video.wan.denoiser import WanDenoiser
+
+        execution = BlockExecution(attention=networks.attention, halves=compiled_halves(self.compiler))
+        return replace(
+            runtime,
+            denoiser=WanDenoiser(networks.transformer, execution),
+            make_frame_decoder=frame_decoders(networks.codec, compiled(decode_later, self.compiler)),
+            kernels=compiled_kernels(self.compiler),
+        )
+
+    def _executors(self, device: torch.device) -> Callable[[], Executor]:
+        from pipelines.core.execution import EagerExecutor
+
+        if not self.captured:
+            return EagerExecutor
+        from .cuda_graph import GraphExecutor
+
+        return lambda: GraphExecutor(device)

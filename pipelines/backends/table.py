@@ -1,0 +1,112 @@
+"""Owns the table of backends, and the choice of one by name or by "auto".
+
+The command line's help, `zoetrope doctor` and the docs say what this table says. To add a backend, write a `Backend`
+and add its row; examples/add_a_backend.py is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from pipelines.core.errors import ModelError
+
+from .base import KINDS, Backend, Refusal
+from .pytorch import PyTorchBackend
+
+if TYPE_CHECKING:
+    import torch
+
+
+def backend_table(*rows: Backend) -> Mapping[str, Backend]:
+    """Backends by name, not to be changed: `backend_table(*BACKENDS.values(), mine)` is one more."""
+    return MappingProxyType({row.name: row for row in rows})
+
+
+BACKENDS = backend_table(
+    PyTorchBackend(name="eager", purpose="every network as it is written, on any device", preference=1),
+    PyTorchBackend(
+        name="compiled",
+        purpose="the transformer's blocks, the KV cache's kernels and the decoder by torch.compile",
+        kinds=("video",),
+        compiled=True,
+    ),
+    PyTorchBackend(name="cuda-graph", purpose="captured in CUDA graphs and replayed", preference=2, captured=True),
+    PyTorchBackend(
+        name="compiled-cuda-graph",
+        purpose="compiled, and captured in CUDA graphs",
+        kinds=("video",),
+        preference=3,
+        compiled=True,
+        captured=True,
+    ),
+)
+"""Every backend by the name a user gives it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendChoice:
+    """A backend and why it was taken; `reason` is for the user."""
+
+    backend: Backend
+    reason: str
+
+
+def choose_backend(
+    requested: str, kind: str, device: torch.device, backends: Mapping[str, Backend] = BACKENDS
+) -> BackendChoice:
+    """The backend of that name, or with "auto" the one of highest preference that runs here. kind: of KINDS.
+
+    Raises ModelError, with the remedy, for an unknown name and for one that cannot run models of this kind here.
+    """
+    assert kind in KINDS, kind
+    if requested == "auto":
+        return _automatic(kind, device, backends)
+    backend = backends.get(requested)
+    if backend is None:
+        names = ", ".join(name for name, row in backends.items() if kind in row.kinds)
+        raise ModelError(f"There is no backend named {requested!r}.", f"Use auto, {names}.")
+    refusal = refusal_of(backend, kind, device)
+    if refusal is None:
+        return BackendChoice(backend=backend, reason=f"{requested} as asked")
+    usable = [name for name, row in backends.items() if refusal_of(row, kind, device) is None]
+    raise ModelError(refusal.message, refusal.remedy or f"Use {_either('auto', *usable)}.")
+
+
+def refusal_of(backend: Backend, kind: str, device: torch.device) -> Refusal | None:
+    """Why a backend cannot run models of a kind on a device; None when it can."""
+    if kind not in backend.kinds:
+        return Refusal(
+            because=f"{backend.name} does not run {kind} models",
+            message=f"The backend {backend.name} does not run {kind} models.",
+        )
+    return backend.refusal(kind, device)
+
+
+def backend_help(backends: Mapping[str, Backend] = BACKENDS) -> str:
+    """What the command line says of --backend."""
+    both = [name for name, row in backends.items() if row.kinds == KINDS]
+    parts = [", ".join(("auto", *both))]
+    for kind in KINDS:
+        names = [name for name, row in backends.items() if row.kinds == (kind,)]
+        parts += [f"{kind} models also {', '.join(names)}"] if names else []
+    return f"{'; '.join(parts)} (default auto)"
+
+
+def _automatic(kind: str, device: torch.device, backends: Mapping[str, Backend]) -> BackendChoice:
+    """The reason for anything but the first choice is what kept the first choice from being taken."""
+    rows = [row for row in backends.values() if kind in row.kinds and row.preference]
+    reason = "the fastest measured"
+    for number, row in enumerate(sorted(rows, key=lambda row: -row.preference)):
+        refusal = row.refusal(kind, device)
+        if refusal is None:
+            return BackendChoice(backend=row, reason=f"{row.name}: {reason}")
+        reason = refusal.because if number == 0 else reason
+    raise ModelError(f"No backend runs {kind} models on {device}.", "Choose another --device.")
+
+
+def _either(*names: str) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
