@@ -1,6 +1,6 @@
-"""What frames depend on besides a take's records: the model, what runs it, and on what. Written into every take.
+"""What frames depend on besides a take's records: the model, its backend and the machine. Written into every take.
 
-Knows no take: it makes the description, compares two and gives the keywords to load the same engine again.
+Makes the description, compares two, and derives the keywords that load the same engine. Independent of takes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pipelines.files.lora_files import LoraFile
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video")
+_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video")
 Machine = dict[str, object]
 
 
 def describe_machine(model: str, engine: Mapping[str, object], info: StreamInfo, threads: int) -> Machine:
-    """model, engine: what load_engine was given. info: of a stream of it. threads: CPU threads. Reads a few MiB."""
+    """model, engine: as given to load_engine. info: of one of its streams. threads: CPU threads. Reads a few MiB."""
     return {
         "model": model,
         "weights": "none" if model == "identity" else _weights(model, engine),
-        "loader": {name: engine[name] for name in _LOADER_WORDS if name in engine},
+        "loader": {name: engine[name] for name in _LOADER_KEYWORDS if name in engine},
         "loras": [[lora.source, lora.weight] for lora in _loras(engine)],
         "dtype": info.dtype,
         "device": info.device,
@@ -39,15 +39,15 @@ def describe_machine(model: str, engine: Mapping[str, object], info: StreamInfo,
     }
 
 
-def loader_words(machine: Mapping[str, object]) -> dict[str, object]:
-    """The keywords of pipelines.load.load_engine that make the same engine. Never allow_pickle: a take cannot grant
-    that. Raises InputError for a description that cannot be read."""
+def loader_keywords(machine: Mapping[str, object]) -> dict[str, object]:
+    """The keywords of pipelines.load.load_engine for the same engine; never allow_pickle, which a take cannot grant.
+    Raises InputError for a description that cannot be read."""
     try:
         loader = cast(Mapping[str, object], machine["loader"])
-        words: dict[str, object] = {name: loader[name] for name in _LOADER_WORDS if name in loader}
+        keywords: dict[str, object] = {name: loader[name] for name in _LOADER_KEYWORDS if name in loader}
         loras = cast(list[tuple[str, float]], machine["loras"])
-        words["loras"] = tuple(LoraFile(source=source, weight=weight) for source, weight in loras)
-        return {"model": str(machine["model"]), **words}
+        keywords["loras"] = tuple(LoraFile(source=source, weight=weight) for source, weight in loras)
+        return {"model": str(machine["model"]), **keywords}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The take does not say which model it needs ({error!r}).", "Its first lines are lost."
@@ -55,7 +55,7 @@ def loader_words(machine: Mapping[str, object]) -> dict[str, object]:
 
 
 def differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What differs, one sentence part each: 'torch 2.13 instead of 2.12'."""
+    """The differences as phrases: 'torch 2.13 instead of 2.12'."""
     before, after = _flat(then), _flat(now)
     return [
         f"{name} {after.get(name, 'unknown')} instead of {before.get(name, 'unknown')}"
@@ -75,7 +75,7 @@ def _flat(machine: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def _weights(model: str, engine: Mapping[str, object]) -> str:
-    """Names, sizes and the first and last MiB of every weight file of the model, in one digest."""
+    """A digest of the name, size, and first and last MiB of every weight file."""
     from pipelines.files import hub
     from pipelines.files.layout import find_weights, read_layout
     from pipelines.video.loading.source import is_video_model, video_weight_files
@@ -116,7 +116,7 @@ def _loras(engine: Mapping[str, object]) -> tuple[LoraFile, ...]:
 
 
 def _processor(info: StreamInfo) -> str:
-    """The device's name; of a CPU the instructions that the kernels use, which choose the order of their sums."""
+    """The device's name; for a CPU, the instruction set of its kernels, which determines the order of sums."""
     if info.model == "identity":
         return platform.machine()
     import torch

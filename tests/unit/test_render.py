@@ -235,7 +235,7 @@ def test_nothing_is_overwritten_without_force(bench: Bench, clip: Path, tmp_path
     (tmp_path / "out.mp4").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    for output, message in (("out.mp4", "is there already"), ("out/", "is not empty")):
+    for output, message in (("out.mp4", "already exists"), ("out/", "is not empty")):
         with pytest.raises(OutputError, match=message):
             render(bench.request(clip, output), FakeEngine, bench.said.append)
         assert bench.run(bench.request(clip, output, force=True)) == 0
@@ -247,11 +247,11 @@ def test_bad_places_each_with_a_message(bench: Bench, clip: Path, tmp_path: Path
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, changes, error, message in (
-        ("none/out.mp4", {}, OutputError, "does not exist. Make it first: mkdir -p"),
+        ("none/out.mp4", {}, OutputError, "does not exist. Create it first: mkdir -p"),
         ("out.avi", {}, OutputError, "which is not written here"),
         ("folder.mp4", {}, OutputError, "is a folder"),
         ("file/", {}, OutputError, "is a file"),
-        ("clip.mp4", {"force": True}, OutputError, "is the input itself"),
+        ("clip.mp4", {"force": True}, OutputError, "is also the input"),
         ("out.mp4", {"resume": True}, InputError, r"There is no .* to resume"),
         ("out.mp4", {"out_size": "source", "frames": 2}, InputError, "without an input"),
     ):

@@ -15,7 +15,7 @@ import pytest
 
 from app.media.picture import Picture, jpeg
 from app.takes.inputs import InputArchive, load_input
-from app.takes.machine import describe_machine, differences, loader_words
+from app.takes.machine import describe_machine, differences, loader_keywords
 from app.takes.reader import read_take
 from app.takes.records import (
     Changed,
@@ -230,7 +230,7 @@ def test_a_writer_that_cannot_keep_up_ends_the_take_and_says_so(tmp_path: Path) 
 
 def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take", lambda size: False)
-    wait_for(lambda: "space for takes" in session.notice)
+    wait_for(lambda: "quota for takes" in session.notice)
     assert not session.recording
     assert session.submit(picture(1)) is not None
     session.start_take(tmp_path / "next")  # and another one may begin
@@ -308,9 +308,9 @@ def test_another_machine_is_named_word_by_word() -> None:
     found = differences(then, other)
     assert "threads 1 instead of 2" in found
     assert any(text.startswith("torch 0.1 instead of ") for text in found)
-    assert "allow_pickle" not in loader_words(then)
+    assert "allow_pickle" not in loader_keywords(then)
     with pytest.raises(InputError, match="which model"):
-        loader_words({})
+        loader_keywords({})
 
 
 @pytest.mark.parametrize(
