@@ -148,8 +148,8 @@ def test_an_interrupted_render_plays_and_resumes_to_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(StopSignal, "__call__", lambda signal: stop(signal))
         assert bench.run(bench.request(clip, output)) == 130
-    assert "--resume goes on" in bench.said[-1]
-    with pytest.raises(OutputError, match=r"An interrupted render of .* is there"):
+    assert "--resume continues" in bench.said[-1]
+    with pytest.raises(OutputError, match=r"There is an interrupted render of"):
         bench.run(bench.request(clip, output))
     assert bench.run(bench.request(clip, output, resume=True)) == 0
     if output == "out/":
@@ -302,7 +302,7 @@ def options(*arguments: str) -> argparse.Namespace:
         (("a", "b", "c"), "3 paths were given"),
         (("a", "b", "--prompt-only", "--seconds", "1"), "Give OUTPUT only"),
         (("b", "--prompt-only"), "needs a length. Give --seconds S."),
-        (("b", "--prompt-only", "--seconds", "0.001"), "is no frame at all"),
+        (("b", "--prompt-only", "--seconds", "0.001"), "is less than one frame"),
         (("b", "--prompt-only", "--seconds", "-1"), "seconds cannot be '-1'. Give a number above 0."),
         (("a", "b", "--seconds", "1"), "It belongs to --prompt-only"),
         (("a", "b", "--fps", "fast"), "fps cannot be 'fast'"),
