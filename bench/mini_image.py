@@ -1,6 +1,6 @@
-"""Owns the figures of the bundled model: autoencoder PSNR, held-out captions, photographs at strength 0.5.
+"""Measures the bundled model: autoencoder PSNR, held-out captions, photographs at strength 0.5.
 
-Only stock parts generate: diffusers' UNet, autoencoder and LCMScheduler, transformers' text encoder, guidance none.
+Uses stock parts only: diffusers' UNet, autoencoder and LCMScheduler, transformers' text encoder, no guidance.
 ``python -m bench.mini_image --json`` prints one JSON line. It needs train/data/pack.npz (``python -m train.collect``).
 """
 
@@ -64,7 +64,7 @@ class Model:
 
     @property
     def scale(self) -> float:
-        """What the autoencoder's latents are multiplied by for the denoiser."""
+        """The scaling factor of the autoencoder's latents."""
         return float(self.vae.config.scaling_factor)
 
     def states(self, captions: list[str]) -> Tensor:
@@ -152,7 +152,7 @@ def read_photos(folder: Path, count: int) -> Tensor:
 
 
 def true_style_limits(judge: Classifier, photos: Tensor) -> dict[str, float]:
-    """Edge correlation and recognised style of the true styles of photos: what a perfect model would score."""
+    """Edge correlation and recognised style of the true styles of photos: the scores of a perfect model."""
     edges, hits = [], []
     for style in range(1, len(STYLES)):
         styled = apply_styles(photos, torch.full((photos.shape[0],), style))
@@ -163,7 +163,7 @@ def true_style_limits(judge: Classifier, photos: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of the bundled model as one dictionary."""
+    """All figures of the bundled model as one dictionary."""
     began = time.perf_counter()
     torch.set_num_threads(options.threads)
     random.seed(0)

@@ -88,7 +88,7 @@ def test_names_and_numbers_are_bounded_and_a_failed_start_leaves_room() -> None:
     with pytest.raises(OutputsError, match="already an output 'one'"):
         outputs.start("one", Kept)
     outputs.control("two", Kept)
-    with pytest.raises(OutputsError, match="2 outputs are in use"):
+    with pytest.raises(OutputsError, match="2 outputs are already in use"):
         outputs.start("three", Kept)
     with pytest.raises(OutputsError, match=r"no output 'three'\. Existing outputs: one, two"):
         outputs.stop("three")
