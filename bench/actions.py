@@ -69,9 +69,9 @@ def scenes(count: int, subjects: int, seed: int) -> ClipSpec:
     return chosen._replace(motion=torch.zeros_like(chosen.motion))
 
 
-def by_latent(found: Displacements) -> Tensor:
+def by_latent(displacements: Displacements) -> Tensor:
     """Mean displacement per frame in each latent but the first, [N, latents - 1, 5] by ACTION_NAMES."""
-    moved = torch.cat([found.camera, found.subject], -1)
+    moved = torch.cat([displacements.camera, displacements.subject], -1)
     whole = moved.shape[1] // 4 * 4
     return moved[:, :whole].reshape(moved.shape[0], -1, 4, moved.shape[2]).mean(2)
 
@@ -88,16 +88,16 @@ def compared(commands: Tensor, measured: Tensor, side_px: int) -> dict[str, dict
     commands: [N, latents, 5]; measured: [N, latents - 1 or more, 5], as `by_latent`: whole chunks may exceed latents.
     """
     measured = measured[:, : commands.shape[1] - 1]
-    wanted = (commands[:, 1 : 1 + measured.shape[1]] * full_speed(side_px)).double()
+    commanded = (commands[:, 1 : 1 + measured.shape[1]] * full_speed(side_px)).double()
     result = {}
     for axis, name in enumerate(ACTION_NAMES):
         streams = commands[..., axis].abs().amax(1) > 0
-        x, y = wanted[streams][..., axis].flatten(), measured[streams][..., axis].double().flatten()
+        x, y = commanded[streams][..., axis].flatten(), measured[streams][..., axis].double().flatten()
         if x.numel() < 2:
             continue
-        together = torch.corrcoef(torch.stack([x, y]))[0, 1]
+        correlation = torch.corrcoef(torch.stack([x, y]))[0, 1]
         slope = (x * y).sum() / x.square().sum()
-        result[name] = {"correlation": round(float(together), 4), "slope": round(float(slope), 4)}
+        result[name] = {"correlation": round(float(correlation), 4), "slope": round(float(slope), 4)}
     return result
 
 
@@ -136,9 +136,9 @@ def measured_of(pieces: Iterable[Tensor]) -> Tensor:
 
 def passed(axes: dict[str, dict[str, float]], rest: dict[str, float]) -> list[Bar]:
     """The bars: correlation at least 0.9, slope 0.8 to 1.2, at most 0.2 px per frame without commands."""
-    found = [Bar(name=f"{name}_correlation", value=axis["correlation"], minimum=0.9) for name, axis in axes.items()]
-    found += [Bar(name=f"{name}_slope", value=axis["slope"], minimum=0.8, maximum=1.2) for name, axis in axes.items()]
-    return [*found, *(Bar(name=name, value=rest[name], maximum=0.2) for name in ("camera_px", "subject_px"))]
+    bars = [Bar(name=f"{name}_correlation", value=axis["correlation"], minimum=0.9) for name, axis in axes.items()]
+    bars += [Bar(name=f"{name}_slope", value=axis["slope"], minimum=0.8, maximum=1.2) for name, axis in axes.items()]
+    return [*bars, *(Bar(name=name, value=rest[name], maximum=0.2) for name in ("camera_px", "subject_px"))]
 
 
 @torch.no_grad()

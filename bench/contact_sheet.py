@@ -18,14 +18,14 @@ Picture = npt.NDArray[np.uint8]
 
 
 def sampled_frames(path: Path, count: int, height_px: int) -> list[Picture]:
-    """`count` RGB frames [height_px, w, 3] of a video, evenly spaced; decodes it twice instead of holding it in memory."""
+    """`count` RGB frames [height_px, w, 3] of a video, evenly spaced; decodes it twice to save memory."""
     with av.open(str(path)) as container:
         total = sum(1 for _ in container.decode(video=0))
-    wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
+    sampled = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
     frames: list[Picture] = []
     with av.open(str(path)) as container:
         for index, frame in enumerate(container.decode(video=0)):
-            if index in wanted:
+            if index in sampled:
                 width_px = round(frame.width * height_px / frame.height)
                 picture = cv2.resize(
                     frame.to_ndarray(format="rgb24"), (width_px, height_px), interpolation=cv2.INTER_AREA

@@ -120,7 +120,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
             passed = time.perf_counter()
         parts.append(meter.figures())
         held = {name: size // rollout.streams for name, size in rollout.bytes.items()}
-    told = summary(StreamFigures.together(parts), spec, load_motion_judge())
+    scores = summary(StreamFigures.concatenate(parts), spec, load_motion_judge())
     return {
         **run.settings,
         "policy": case.policy,
@@ -131,8 +131,8 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
         "frames_per_second": round(len(captions) * o.seconds * FRAME_RATE / rolled_s, 1),
         "rolled_s": round(rolled_s, 1),
         "kv_mib_of_a_stream": round(held["kv"] / 2**20, 2),
-        "bars": {bar.name: bar.record() for bar in bars(told)},
-        **told,
+        "bars": {bar.name: bar.record() for bar in bars(scores)},
+        **scores,
     }
 
 
@@ -150,11 +150,11 @@ def _synchronise(device: torch.device) -> None:
 
 def read_case(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A finished case. Raises ValueError if it was measured with other settings."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    other = {name: found.get(name) for name, value in settings.items() if found.get(name) != value}
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    other = {name: result.get(name) for name, value in settings.items() if result.get(name) != value}
     if other:
         raise ValueError(f"{file} was measured with {other}, not {dict(settings)}: use another --out, or delete it")
-    return found
+    return result
 
 
 def run_cases(run: Run, names: Sequence[str], out: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -181,14 +181,14 @@ def row(result: Mapping[str, Any]) -> dict[str, Any]:
     """A case's row of the table: figures at the end of the stream, relative to those of seconds 2 to 5."""
     end, reference, start = result["end"], result["seconds_2_to_5"], result["start"]
 
-    def kept(name: str, before: Mapping[str, Any]) -> float:
+    def relative(name: str, before: Mapping[str, Any]) -> float:
         return round(end[name] / before[name], 3) if before[name] else 0.0
 
     return {
-        "sharpness": kept("sharpness", reference),
-        "saturation": kept("saturation", reference),
-        "degree": kept("degree", start),
-        "flicker": kept("flicker", reference),
+        "sharpness": relative("sharpness", reference),
+        "saturation": relative("saturation", reference),
+        "degree": relative("degree", start),
+        "flicker": relative("flicker", reference),
         "colour_drift": round(end.get("histogram_drift", 0.0), 3),
         "subject": round(end["subject"], 3),
         "place": round(end["place"], 3),

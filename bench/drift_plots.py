@@ -39,11 +39,11 @@ def read_lines(folder: Path) -> dict[str, dict[str, list[float]]]:
 def inks(cases: Sequence[str], bold: Sequence[str] = ()) -> dict[str, Ink]:
     """A colour (BGR) for each case, in drawing order: the bold ones last, in black."""
     thin = [case for case in cases if case not in bold]
-    found: dict[str, Ink] = {}
+    colours: dict[str, Ink] = {}
     for number, case in enumerate(thin):
         red, green, blue = colorsys.hsv_to_rgb(number / len(thin), 0.85, (0.45, 0.95, 0.7)[number % 3])
-        found[case] = (int(255 * blue), int(255 * green), int(255 * red))
-    return found | {case: BLACK for case in cases if case in bold}
+        colours[case] = (int(255 * blue), int(255 * green), int(255 * red))
+    return colours | {case: BLACK for case in cases if case in bold}
 
 
 def draw_panel(title: str, lines: Lines, ink: Mapping[str, Ink]) -> np.ndarray:
@@ -88,10 +88,10 @@ def _write(panel: np.ndarray, text: str, left: int, base: int, colour: Ink) -> N
 def plot(folder: Path, out: Path, *, bold: Sequence[str] = (), columns: int = 3) -> None:
     """Write all panels and the legend as one picture. Raises ValueError for an unknown bold case."""
     lines = read_lines(folder)
-    known = sorted({case for cases in lines.values() for case in cases})
-    if unknown := sorted({*bold} - {*known}):
-        raise ValueError(f"{folder} has no case {', '.join(unknown)}; it has {', '.join(known)}")
-    ink = inks(known, bold)
+    cases_found = sorted({case for cases in lines.values() for case in cases})
+    if unknown := sorted({*bold} - {*cases_found}):
+        raise ValueError(f"{folder} has no case {', '.join(unknown)}; it has {', '.join(cases_found)}")
+    ink = inks(cases_found, bold)
     panels = [draw_panel(name, cases, ink) for name, cases in lines.items() if cases] + [draw_key(ink)]
     panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
     rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]

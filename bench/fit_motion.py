@@ -49,7 +49,7 @@ def degraded(frames: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def fit(measured: Tensor, truth: Tensor) -> MotionJudge:
-    """The judge for measured features [N, K] of clips with motions truth int64 [N]: AdamW, features slightly jittered."""
+    """The judge for measured features [N, K] of clips with motions truth int64 [N]: AdamW on jittered features."""
     mean, scale = measured.mean(0), measured.std(0).clamp(min=1e-3)
     x = (measured - mean) / scale
     generator = torch.Generator(x.device).manual_seed(0)
@@ -143,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fresh = gather(options.clips, 7_001, device, with_degraded=False)
         shares = shares_right(load_motion_judge(options.out), fresh.clips, fresh.motions)
     else:
-        known = gather(options.clips, 7_000, device, with_degraded=True)
-        judge = fit(gathered.features, known.truth)
+        gathered = gather(options.clips, 7_000, device, with_degraded=True)
+        judge = fit(gathered.features, gathered.truth)
         write(judge, options.out, f"python -m bench.fit_motion --clips {options.clips}")
-        shares = {"fitted": float((judge.of_features(gathered.features).argmax(1) == known.truth).double().mean())}
+        shares = {"fitted": float((judge.of_features(gathered.features).argmax(1) == gathered.truth).double().mean())}
     sys.stdout.write(json.dumps({name: round(value, 4) for name, value in shares.items()}) + "\n")
 
 

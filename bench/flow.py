@@ -106,7 +106,7 @@ def texture(pictures: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Tensor:
 
 
 def warp(pictures: Tensor, flow: Tensor) -> Tensor:
-    """pictures(p + flow(p)), bilinear, borders repeated: undoes the motion. [N, C, H, W]; flow [N, 2, H, W] in pixels."""
+    """pictures(p + flow(p)), bilinear, borders repeated: undoes the motion. pictures: [N, C, H, W]; flow: in px."""
     height, width = pictures.shape[-2:]
     grid = torch.stack(
         [

@@ -67,9 +67,9 @@ def measure(cache: KVCache, chunks: int, warmup: int) -> dict[str, float]:
 
     times: dict[str, list[float]] = {"begin_ms": [], "first_pass_ms": [], "later_pass_ms": []}
     for chunk in range(warmup + chunks):
-        found = [timed(lambda: cache.begin(0, frames), device), timed(one_pass, device), timed(one_pass, device)]
+        measured = [timed(lambda: cache.begin(0, frames), device), timed(one_pass, device), timed(one_pass, device)]
         if chunk >= warmup:
-            for name, value in zip(times, found, strict=True):
+            for name, value in zip(times, measured, strict=True):
                 times[name].append(value)
     return {name: round(statistics.median(values), 3) for name, values in times.items()}
 

@@ -54,7 +54,7 @@ CAMERA = """
     await frame(header, ...more);
     if (header.capturedMs) window.shown.push(performance.now() - header.capturedMs);
   };
-  link.on.stats = (message) => { window.told = message; stats(message); };
+  link.on.stats = (message) => { window.lastStats = message; stats(message); };
   window.beginReading = () => {
     window.samples = [];
     window.shown = [];
@@ -104,8 +104,8 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def median(values: Sequence[float | None]) -> float | None:
     """The median, or None if a run has no value."""
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 2) if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return round(statistics.median(present), 2) if len(present) == len(values) else None
 
 
 def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
@@ -120,15 +120,15 @@ def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
     before = loop_figures(url)
     page.evaluate("window.beginReading()")
     time.sleep(options.seconds)
-    samples, shown, told = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "told"))
+    samples, shown, stats = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "lastStats"))
     after = loop_figures(url)
     latency_ticks = page.evaluate("window.zoetrope.info().latency_ticks")
     page.evaluate("window.zoetrope.stop()")
     times = [at for at, _ in samples]
     delays = [delay for _, delay in samples if -5 < delay < 10_000]
     latency_ms = percentile(shown, 0.5)
-    wait_ms = told["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
-    model_ms = wait_ms + (latency_ticks + 1) * told["tick_ms"]
+    wait_ms = stats["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
+    model_ms = wait_ms + (latency_ticks + 1) * stats["tick_ms"]
     return {
         "frames": len(samples),
         "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
@@ -138,8 +138,8 @@ def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
         "capture_to_paint_p50_ms": round(latency_ms, 1),
         "model_ms": round(model_ms, 1),
         "app_overhead_ms": round(latency_ms - model_ms, 1),
-        "stages": told["stages"],
-        "accounting": told["accounting"],
+        "stages": stats["stages"],
+        "accounting": stats["accounting"],
         "loop": {name: value if name.startswith("longest") else value - before[name] for name, value in after.items()},
     }
 

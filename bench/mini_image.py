@@ -132,13 +132,13 @@ def reconstruct(model: Model, pictures: Tensor) -> Tensor:
 def measure_judge(model: Model, judge: Classifier, source: Source, scenes: int) -> dict[str, dict[str, float]]:
     """Recognition on fresh scenes of all combinations and on their reconstructions."""
     generator = torch.Generator(model.device).manual_seed(402)
-    found: list[list[Tensor]] = [[], [], []]
+    classes: list[list[Tensor]] = [[], [], []]
     for _ in range(0, scenes, 64):
         spec, _, styled, _ = random_scenes(source, 64, generator, held_out=None)
         answers = (labels(spec), predict(judge, styled), predict(judge, reconstruct(model, styled)))
-        for part, answer in zip(found, answers, strict=True):
+        for part, answer in zip(classes, answers, strict=True):
             part.append(answer)
-    truth, fresh, decoded = (torch.cat(part) for part in found)
+    truth, fresh, decoded = (torch.cat(part) for part in classes)
     return {"fresh": recognition(truth, fresh), "reconstructed": recognition(truth, decoded)}
 
 
@@ -182,20 +182,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "photographs": {"count": photos.shape[0], "true_styles": true_style_limits(judge.cpu(), photos)},
     }  # fmt: skip
     judge.to(device)
-    rows, kept = [], torch.empty(0)
+    rows, pictures = [], torch.empty(0)
     for steps in (1, 2, 4):
         scores, first = score_captions(judge, model.generate, spec, captions, steps, 32)
         result["captions"][f"steps_{steps}"] = scores
         rows.append(first[:SHEET_COLUMNS])
     for steps in (4, 1, 2):
-        scores, kept = score_photos(judge, model.translate, photos, steps, 30)
+        scores, pictures = score_photos(judge, model.translate, photos, steps, 30)
         result["photographs"][f"steps_{steps}"] = scores
     if options.sheets is not None:
         options.sheets.mkdir(parents=True, exist_ok=True)
         sheet(rows, options.sheets / "sheet-captions.jpg", quality=80)
         (options.sheets / "sheet-captions.txt").write_text("\n".join(captions[:SHEET_COLUMNS]) + "\n", encoding="utf-8")
         sheet(
-            [photos[::7][:SHEET_COLUMNS], *kept[:, ::7][:, :SHEET_COLUMNS]],
+            [photos[::7][:SHEET_COLUMNS], *pictures[:, ::7][:, :SHEET_COLUMNS]],
             options.sheets / "sheet-photos.jpg",
             quality=80,
         )

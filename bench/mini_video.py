@@ -43,11 +43,11 @@ def psnr_db(a: Tensor, b: Tensor) -> Tensor:
 
 def reconstruction_db(codec: VideoCodec, clips: Tensor) -> Tensor:
     """PSNR of every frame of clips [B, 3, 1 + 4k, H, W] in 0..1, encoded and decoded one by one: [B, F] in dB."""
-    found = []
+    psnr = []
     for clip in clips[:, None]:
         decoded = decode_clip(codec, encode_clip(codec, clip.to(codec.device))).float().cpu()
-        found.append(psnr_db(decoded[0].transpose(0, 1), clip[0].transpose(0, 1).cpu()))
-    return torch.stack(found)
+        psnr.append(psnr_db(decoded[0].transpose(0, 1), clip[0].transpose(0, 1).cpu()))
+    return torch.stack(psnr)
 
 
 def measure_autoencoder(codec: VideoCodec, clips: Tensor, pictures: Tensor | None) -> dict[str, float]:
@@ -116,8 +116,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         figures, cost = roll_out(model, captions[rows], settings, options, part)
         parts.append(figures)
         costs.append(cost)
-    told = summary(StreamFigures.together(parts), spec, motion)
-    passed = {bar.name: bar.record() for bar in bars(told)}
+    scores = summary(StreamFigures.concatenate(parts), spec, motion)
+    passed = {bar.name: bar.record() for bar in bars(scores)}
     if options.sheet is not None:
         write_sheet(options.sheet, keeper, spec, captions)
     result: dict[str, Any] = {
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": options.seconds,
         "steps": len(model.preset.steps),
         "policy": options.policy or model.preset.policy,
-        **told,
+        **scores,
         "cost": costs[0],
         "bars": passed,
         "all_met": all(bar["met"] for bar in passed.values()),

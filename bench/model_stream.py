@@ -89,10 +89,10 @@ def measure_model(options: argparse.Namespace) -> Figures:
     backend = options.backend or "auto"
     runs: list[Figures] = []
     for frames in options.chunk_latents:
-        asked = EngineSettings(
+        settings = EngineSettings(
             window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks, backend=backend
         )
-        runs.append(measure_engine(model, asked))
+        runs.append(measure_engine(model, settings))
         runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks, backend=backend))
     return {
         "bench": "video_stream",
