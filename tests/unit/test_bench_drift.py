@@ -90,7 +90,7 @@ def test_two_prompts_under_two_policies_and_on_from_there(
     with pytest.raises(ValueError, match="has no case sink-6; it has full, window"):
         plot(out, tmp_path / "none.png", bold=["sink-6"])
     assert "| window |" in drift.table({"window": stored})
-    with pytest.raises(ValueError, match="give another --out"):
+    with pytest.raises(ValueError, match="use another --out"):
         read_case(out / "full.json", {"captions": 3})
 
 
