@@ -32,7 +32,7 @@ HEEDLESS_CLIPS = 0.05
 """Share of clips whose commands may still run into the bounds."""
 RELEASED, TWO_AXES, FULL_DEFLECTION = 0.2, 0.4, 0.5
 """Shares of commands: none, two axes at once, values of full deflection or more."""
-MIN_ACTION, MAX = 0.2, 1.4
+MIN_ACTION, MAX_ACTION = 0.2, 1.4
 """Maximum of all values. Users never exceed full deflection, but a model follows the extreme of its training range too
 weakly (0.71 of full speed, against 0.88 at half), so full speed is not the extreme, and the decoder's delay can be
 compensated by a gain (train.video.export).
@@ -45,7 +45,7 @@ def frame_count(latents: int) -> int:
 
 
 def sample_actions(n: int, latents: int, generator: torch.Generator, device: torch.device) -> Tensor:
-     """Actions float32 [n, latents, 5] within MAX_ACTION on `device`, the generator's: three in ten have none, the others
+    """Actions float32 [n, latents, 5] within MAX_ACTION on `device` (the generator's): three in ten have none, others
     have commands on one or two axes, each held for 2 to 8 latents, that reverse at REACH. Full speed is as frequent on
     bounded axes as on the others.
     """
@@ -66,7 +66,7 @@ def sample_actions(n: int, latents: int, generator: torch.Generator, device: tor
     axes = 1 + (uniform(n, count, 1) < TWO_AXES).long()
     sign = torch.where(uniform(n, count, len(ACTION_NAMES)) < 0.5, -1.0, 1.0)
     minimum = torch.where(uniform(n, count, 1) < FULL_DEFLECTION, 1.0, MIN_ACTION)
-    size = minimum + (MAX - minimum) * uniform(n, count, len(ACTION_NAMES))
+    size = minimum + (MAX_ACTION - minimum) * uniform(n, count, len(ACTION_NAMES))
     values = sign * size * (order < axes) * (uniform(n, count, 1) >= RELEASED)
     values = values * (uniform(n, 1, 1) >= IDLE_CLIPS)
     given = values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
