@@ -57,12 +57,14 @@ def download(package: Package, folder: Path) -> Path:
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if not (found := sorted(folder.glob(patterns[package.kind]))):
+    if not (archives := sorted(folder.glob(patterns[package.kind]))):
         run(commands[package.kind], folder, f"Downloading {package.name} {package.version}")
-        found = sorted(folder.glob(patterns[package.kind]))
-    if len(found) != 1:
-        raise CollectError(f"{folder} holds {len(found)} archives of {package.name}; delete that folder and try again.")
-    return found[0]
+        archives = sorted(folder.glob(patterns[package.kind]))
+    if len(archives) != 1:
+        raise CollectError(
+            f"{folder} holds {len(archives)} archives of {package.name}; delete that folder and try again."
+        )
+    return archives[0]
 
 
 def unpack(package: Package, archive: Path, target: Path) -> None:

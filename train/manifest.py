@@ -69,8 +69,8 @@ def describe(path: str) -> dict[str, str]:
 def bundled_files(assets: Path) -> list[str]:
     """Paths below assets/ that the manifest must list, sorted."""
     every = (path.relative_to(assets) for path in assets.rglob("*") if path.is_file())
-    kept = (p for p in every if p.name not in ("README.md", "manifest.json") and p.parts[0] != "LICENSES")
-    return sorted(p.as_posix() for p in kept if not p.name.startswith("."))
+    bundled = (p for p in every if p.name not in ("README.md", "manifest.json") and p.parts[0] != "LICENSES")
+    return sorted(p.as_posix() for p in bundled if not p.name.startswith("."))
 
 
 def file_entry(assets: Path, path: str) -> dict[str, Any]:

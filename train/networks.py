@@ -112,9 +112,9 @@ def angle_betas() -> list[float]:
     determine each other at every t.
     """
     angles = torch.linspace(FIRST_ANGLE, math.acos(LAST_SIGNAL), TRAIN_STEPS, dtype=torch.float64)
-    kept = angles.cos().square()
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-    return [round(beta, 9) for beta in (1 - kept / previous).tolist()]
+    signal = angles.cos().square()
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])
+    return [round(beta, 9) for beta in (1 - signal / previous).tolist()]
 
 
 def make_scheduler() -> LCMScheduler:

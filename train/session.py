@@ -270,12 +270,12 @@ class Master:
 
     def step(self, optimiser: Steps, *, max_norm: float = 1.0) -> None:
         """Clip the modules' gradients, step the float32 parameters, write them back and drop the gradients."""
-        found = [p.grad for p in self.low if p.grad is not None]
-        assert len(found) == len(self.low), "every parameter takes part in the loss"
+        present = [p.grad for p in self.low if p.grad is not None]
+        assert len(present) == len(self.low), "every parameter takes part in the loss"
         for full in self.full:
             full.grad = torch.empty_like(full) if full.grad is None else full.grad
         gradients = [p.grad for p in self.full if p.grad is not None]
-        torch._foreach_copy_(gradients, found)
+        torch._foreach_copy_(gradients, present)
         self._crew.average(gradients)
         for low in self.low:
             low.grad = None

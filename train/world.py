@@ -215,8 +215,8 @@ def render_covered(
     layer = _place_sprites(sprites.index_select(0, spec.subject.clamp(min=0)), pose, size)
     layer = layer * (spec.subject >= 0).view(-1, 1, 1, 1)
     alpha = layer[:, 3:]
-    standing = (grounded * (spec.subject >= 0)).view(-1, 1, 1, 1)
-    picture = picture * (1 - ellipse_shadow(*find_foot(alpha), size) * standing)
+    shadowed = (grounded * (spec.subject >= 0)).view(-1, 1, 1, 1)
+    picture = picture * (1 - ellipse_shadow(*find_foot(alpha), size) * shadowed)
     picture = picture * (1 - alpha) + layer[:, :3]
     gain = sample_gain(picture.shape[0], generator, picture.device)
     plain = apply_lights((picture * gain).clamp(0, 1), spec.light, generator)

@@ -33,7 +33,7 @@ HEEDLESS_CLIPS = 0.05
 RELEASED, TWO_AXES, FULL_DEFLECTION = 0.2, 0.4, 0.5
 """Shares of commands: none, two axes at once, values of full deflection or more."""
 MIN_ACTION, MAX_ACTION = 0.2, 1.4
-"""Maximum of all values. Users never exceed full deflection, but a model follows the extreme of its training range too
+"""Of the values. Users never exceed full deflection, but a model follows the extreme of its training range too
 weakly (0.71 of full speed, against 0.88 at half), so full speed is not the extreme, and the decoder's delay can be
 compensated by a gain (train.video.export).
 """
@@ -69,9 +69,9 @@ def sample_actions(n: int, latents: int, generator: torch.Generator, device: tor
     size = minimum + (MAX_ACTION - minimum) * uniform(n, count, len(ACTION_NAMES))
     values = sign * size * (order < axes) * (uniform(n, count, 1) >= RELEASED)
     values = values * (uniform(n, 1, 1) >= IDLE_CLIPS)
-    given = values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
+    values_held = values.gather(1, command.unsqueeze(-1).expand(-1, -1, len(ACTION_NAMES)))
     heedless = uniform(n, 1, 1) < HEEDLESS_CLIPS
-    return torch.where(heedless, given, within_reach(given, command))
+    return torch.where(heedless, values_held, within_reach(values_held, command))
 
 
 def within_reach(actions: Tensor, command: Tensor) -> Tensor:
@@ -79,14 +79,14 @@ def within_reach(actions: Tensor, command: Tensor) -> Tensor:
     in the opposite direction at the same speed.
     """
     reach = torch.tensor(REACH, device=actions.device)
-    place, way, kept = torch.zeros_like(actions[:, 0]), torch.ones_like(actions[:, 0]), []
+    place, direction, limited = torch.zeros_like(actions[:, 0]), torch.ones_like(actions[:, 0]), []
     begins = torch.cat([torch.ones_like(command[:, :1]), command.diff(dim=1)], 1) != 0
     for value, new in zip(actions.unbind(1), begins.unsqueeze(-1).unbind(1), strict=True):
-        ahead = torch.where(new, value, value * way)
-        kept.append(turned_back(ahead, place, reach))
-        way = torch.where(kept[-1] == value, 1.0, -1.0)
-        place = place + kept[-1]
-    return torch.stack(kept, 1)
+        ahead = torch.where(new, value, value * direction)
+        limited.append(turned_back(ahead, place, reach))
+        direction = torch.where(limited[-1] == value, 1.0, -1.0)
+        place = place + limited[-1]
+    return torch.stack(limited, 1)
 
 
 def turned_back(action: Tensor, place: Tensor, reach: Tensor) -> Tensor:

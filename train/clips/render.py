@@ -88,7 +88,7 @@ def _shadows(paths: ClipPaths, left: Tensor, right: Tensor, size: int) -> Tensor
 
 class _Cast(NamedTuple):
     """The ingredients of B clips. painting: [B, 3, T, T]. layer: premultiplied sprites [B, 4, h, h], transparent
-    without a subject. left, right: [B, 1] ends of its foot. standing: [B, 1, 1, 1], 1 if it casts a shadow. gain:
+    without a subject. left, right: [B, 1] ends of its foot. shadowed: [B, 1, 1, 1], 1 if it casts a shadow. gain:
     brightness [B, 1, 1, 1].
     """
 
@@ -96,7 +96,7 @@ class _Cast(NamedTuple):
     layer: Tensor
     left: Tensor
     right: Tensor
-    standing: Tensor
+    shadowed: Tensor
     gain: Tensor
     paths: ClipPaths
 
@@ -107,7 +107,7 @@ class _Cast(NamedTuple):
             layer=self.layer.index_select(0, rows),
             left=self.left.index_select(0, rows),
             right=self.right.index_select(0, rows),
-            standing=self.standing.index_select(0, rows),
+            shadowed=self.shadowed.index_select(0, rows),
             gain=self.gain.index_select(0, rows),
             paths=ClipPaths(*(path.index_select(0, rows) for path in self.paths)),
         )
@@ -130,13 +130,13 @@ def _gather_cast(
         (side.view(-1, 1) - 0.5).index_select(0, who) for side in find_foot(sprites[:, 3:], FOOT_DEPTH)
     )
     curves = motion_curves(spec.motion, frame_count(actions.shape[1]), generator, any_phase=any_phase)
-    there = (spec.subject >= 0).view(-1, 1, 1, 1)
+    has_subject = (spec.subject >= 0).view(-1, 1, 1, 1)
     return _Cast(
         painting=painting,
-        layer=_fit_sprites(premultiplied(sprites.index_select(0, who)), size) * there,
+        layer=_fit_sprites(premultiplied(sprites.index_select(0, who)), size) * has_subject,
         left=left,
         right=right,
-        standing=grounded.view(-1, 1, 1, 1) * there,
+        shadowed=grounded.view(-1, 1, 1, 1) * has_subject,
         gain=sample_gain(count, generator, device),
         paths=trace_paths(sample_start(actions, generator), curves, actions, foot, sprites.shape[-1]),
     )
@@ -146,7 +146,7 @@ def _draw(cast: _Cast, size: int) -> Tensor:
     """Frames [n * F, 3, size, size] in 0..1 of all clips of a cast, before light and style."""
     frames = cast.paths.x.shape[1]
     picture = view_places(cast.painting, cast.paths, size)
-    shadow = _shadows(cast.paths, cast.left, cast.right, size) * cast.standing.repeat_interleave(frames, 0)
+    shadow = _shadows(cast.paths, cast.left, cast.right, size) * cast.shadowed.repeat_interleave(frames, 0)
     layer = view_subjects(cast.layer, cast.paths, size)
     picture = picture * (1 - shadow) * (1 - layer[:, 3:]) + layer[:, :3]
     return (picture * cast.gain.repeat_interleave(frames, 0)).clamp(0, 1)
@@ -154,10 +154,10 @@ def _draw(cast: _Cast, size: int) -> Tensor:
 
 def _groups(spec: ClipSpec, clips: int) -> list[tuple[int, int, list[int]]]:
     """(light, style, rows), at most `clips` rows each: the only point that synchronises with the device."""
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, key in enumerate(torch.stack([spec.light, spec.style], 1).tolist()):
-        found[key[0], key[1]].append(row)
-    return [(*key, rows[i : i + clips]) for key, rows in sorted(found.items()) for i in range(0, len(rows), clips)]
+        groups[key[0], key[1]].append(row)
+    return [(*key, rows[i : i + clips]) for key, rows in sorted(groups.items()) for i in range(0, len(rows), clips)]
 
 
 def render_clips(

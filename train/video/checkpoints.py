@@ -66,8 +66,8 @@ def read_parts(folder: Path, name: str) -> dict[str, Tensor]:
 def _state(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under one name each, even if a network shares them under several."""
     state = dict(module.named_parameters())
-    kept = module.state_dict().keys()
-    buffers: dict[str, Tensor] = {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    names = module.state_dict().keys()
+    buffers: dict[str, Tensor] = {name: buffer for name, buffer in module.named_buffers() if name in names}
     return {**state, **buffers}
 
 

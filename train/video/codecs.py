@@ -139,10 +139,10 @@ def measure_codecs(codecs: Codecs, clips: Tensor) -> dict[str, float]:
         "tiny_psnr_db": tiny.decoder(**size).decode(own),
         "tiny_decoder_psnr_db": tiny.decoder(**size).decode(latents),
     }
-    found = {name: psnr_db(frames, clips) for name, frames in rebuilt.items()}
+    results = {name: psnr_db(frames, clips) for name, frames in rebuilt.items()}
     error = float((own - latents).square().mean().sqrt())
     moments = {"latent_std": float(latents.std()), "latent_most": float(latents.abs().amax())}
-    return {**found, "tiny_latent_error": error, **moments}
+    return {**results, "tiny_latent_error": error, **moments}
 
 
 def psnr_db(frames: Tensor, truth: Tensor) -> float:

@@ -85,11 +85,11 @@ def young_streams(batch: Batch, begins: Tensor) -> tuple[Batch, Tensor]:
     return batch, index >= frames - length
 
 
-def _seen(there: Tensor) -> Tensor:
+def _seen(present: Tensor) -> Tensor:
     """bool [B, F]: all present frames, or in some windows only the newest chunk."""
-    newest = torch.arange(there.shape[1], device=there.device) >= there.shape[1] - CHUNK
-    alone = torch.rand(there.shape[0], 1, device=there.device) < ALONE_SHARE
-    return there & (newest | ~alone)
+    newest = torch.arange(present.shape[1], device=present.device) >= present.shape[1] - CHUNK
+    alone = torch.rand(present.shape[0], 1, device=present.device) < ALONE_SHARE
+    return present & (newest | ~alone)
 
 
 def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
@@ -103,18 +103,18 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
 
     def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
-        batch, there = young_streams(as_batch(windows, CHUNK), windows.begins)
-        latents, there = batch.latents, _seen(there)
+        batch, present = young_streams(as_batch(windows, CHUNK), windows.begins)
+        latents, present = batch.latents, _seen(present)
         rows = latents.shape[0]
         levels = _levels(rows, WINDOW, session.device)
-        apart = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
-        levels = torch.where(torch.rand(rows, 1, device=session.device) < INDEPENDENT_SHARE, apart, levels)
+        per_chunk = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
+        levels = torch.where(torch.rand(rows, 1, device=session.device) < INDEPENDENT_SHARE, per_chunk, levels)
         noise = torch.randn_like(latents)
         with torch.no_grad():
             states = networks.encode(batch.ids)
         condition = Condition(states=states, actions=batch.actions.to(session.dtype))
-        velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, there)
-        weight = there[:, None, :, None, None] * subject_weight(batch.coverage)
+        velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, present)
+        weight = present[:, None, :, None, None] * subject_weight(batch.coverage)
         return velocity_loss(velocity, latents, noise, weight)
 
     train_for(session, SCORER_COURSE, [networks.transformer], loss, seconds)
@@ -211,33 +211,33 @@ class Game:
         pool, dtype = self.pool, self.session.dtype
         velocity = pool.velocity(self.players.student.transformer, self.entry, self.entry_level)
         x0 = clean_of(self.entry, velocity, self.entry_level)
-        window, there = self._window(x0.detach()), _seen(pool.there)
-        condition, weight = self._condition(), there[:, None, :, None, None].float()
+        window, present = self._window(x0.detach()), _seen(pool.present)
+        condition, weight = self._condition(), present[:, None, :, None, None].float()
         for _ in range(FAKE_UPDATES):
             levels = _levels(window.shape[0], WINDOW, self.session.device)
             noise = torch.randn_like(window)
-            fake = self.fake_joint(noised(window, noise, levels).to(dtype), 1000 * levels, condition, there)
+            fake = self.fake_joint(noised(window, noise, levels).to(dtype), 1000 * levels, condition, present)
             loss = velocity_loss(fake, window, noise, weight)
             loss.backward()  # type: ignore[no-untyped-call]
             self.fake.step(self.fake_optimiser)
-        gradient = self._matching_gradient(window, condition, there)
+        gradient = self._matching_gradient(window, condition, present)
         x0.backward(gradient / gradient.numel())  # type: ignore[no-untyped-call]
         self.student.step(self.student_optimiser)
         self.measures[0].copy_(loss.detach())
         self.measures[1].copy_(gradient.abs().mean())
 
     @torch.no_grad()
-    def _matching_gradient(self, window: Tensor, condition: Condition, there: Tensor) -> Tensor:
+    def _matching_gradient(self, window: Tensor, condition: Condition, present: Tensor) -> Tensor:
         """(x0_fake - x0_real) / mean |x0 - x0_real| of the newest chunk (DMD, equations 7 and 8)."""
         dtype, past = self.session.dtype, self.pool.past
         levels = _levels(window.shape[0], WINDOW, self.session.device)
         noisy = noised(window, torch.randn_like(window), levels)
         low, times = noisy.to(dtype), 1000 * levels
-        fake = clean_of(noisy, self.fake_joint(low, times, condition, there), levels)
+        fake = clean_of(noisy, self.fake_joint(low, times, condition, present), levels)
         without = Condition(states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions))
-        given = self.real_joint(low, times, condition, there).float()
-        free = self.real_joint(low, times, without, there).float()
-        real = clean_of(noisy, free + GUIDANCE * (given - free), levels)
+        conditional = self.real_joint(low, times, condition, present).float()
+        unconditional = self.real_joint(low, times, without, present).float()
+        real = clean_of(noisy, unconditional + GUIDANCE * (conditional - unconditional), levels)
         new = slice(past, None)
         distance = (window - real)[:, :, new].abs().mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-2)
         gradient: Tensor = (fake - real)[:, :, new] / distance

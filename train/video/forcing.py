@@ -106,11 +106,11 @@ class JointPass:
         self._transformer, self._tokens = transformer, grid[0] * grid[1]
         self._view = make_view(transformer, list(range(frames)), grid)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, there: Tensor | None = None) -> Tensor:
-        """Velocity [B, C, F, h, w]. timesteps [B, F]; there: bool [B, F], the frames present."""
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, present: Tensor | None = None) -> Tensor:
+        """Velocity [B, C, F, h, w]. timesteps [B, F]; present: bool [B, F], the frames that exist."""
         mask = None
-        if there is not None:
-            mask = there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+        if present is not None:
+            mask = present.repeat_interleave(self._tokens, 1)[:, None, None, :]
             mask = mask.expand(-1, -1, mask.shape[-1], -1)
         text = PlainText(self._transformer, condition.states)
         velocity: Tensor = self._transformer(noisy, timesteps, text, self._view, mask=mask, actions=condition.actions)

@@ -48,8 +48,8 @@ def clip_world() -> dict[str, Any]:
 def gains_of(folder: Path) -> list[float] | None:
     """The action gains of a model folder; None: it has none."""
     file = folder / "actions" / "config.json"
-    found: list[float] | None = json.loads(file.read_text(encoding="utf-8")).get("gains") if file.is_file() else None
-    return found
+    gains: list[float] | None = json.loads(file.read_text(encoding="utf-8")).get("gains") if file.is_file() else None
+    return gains
 
 
 def publish(

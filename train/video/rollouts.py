@@ -137,7 +137,7 @@ class Pool:
         self._first_limit = self.chunk * torch.randint_like(self.age, 1, MAX_CHUNKS + 1)
 
     @property
-    def there(self) -> Tensor:
+    def present(self) -> Tensor:
         """bool [B, past + chunk]: which of the window's latents are present."""
         index = torch.arange(self.past + self.chunk, device=self.age.device)
         return index >= self.past - self.age.clamp(max=self.past)[:, None]
@@ -216,7 +216,7 @@ class Pool:
     @property
     def mask(self) -> Tensor:
         """bool [B, 1, new tokens, all tokens]: what the new chunk attends to."""
-        seen = self.there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+        seen = self.present.repeat_interleave(self._tokens, 1)[:, None, None, :]
         return seen.expand(-1, -1, self.chunk * self._tokens, -1)
 
     def velocity(self, transformer: CausalWanTransformer, x: Tensor, level: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, text=networks.text)
     require_parts(session, STUDENT, transformer=networks.transformer)
-    kept = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
+    frozen = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
     prepare_transformer(networks.transformer, compile_blocks=session.scale.compile)
     for module in networks.modules:
         module.requires_grad_(False).to(session.dtype)
@@ -70,7 +70,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
         stage=STAGE, optimiser=lambda full: adamw(full, 0.0, session.device), peak=RATE, factor=warm_cosine, decay=0.99
     )
     train_for(session, course, [embedder], loss, seconds)
-    kept |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
-    networks.transformer.float().load_state_dict(kept)
+    frozen |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
+    networks.transformer.float().load_state_dict(frozen)
     save_parts(session, STUDENT, transformer=networks.transformer)
     return networks

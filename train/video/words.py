@@ -88,19 +88,19 @@ def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float)
 
 def _loss(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> Tensor:
     """Cross entropies of all five, the mean over the tokens of the captions."""
-    kept = text_mask(ids)
-    states = networks.encode(ids)[kept]
-    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
-    parts = [functional.cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(reader(states))]
+    real_tokens = text_mask(ids)
+    states = networks.encode(ids)[real_tokens]
+    target = truth[:, None].expand(-1, ids.shape[1], -1)[real_tokens]
+    parts = [functional.cross_entropy(logits, target[:, i]) for i, logits in enumerate(reader(states))]
     return torch.stack(parts).sum()
 
 
 @torch.no_grad()
 def shares_right(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> dict[str, float]:
     """Accuracy of each of the five over tokens."""
-    kept = text_mask(ids)
-    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
-    found = reader(networks.encode(ids)[kept])
+    real_tokens = text_mask(ids)
+    target = truth[:, None].expand(-1, ids.shape[1], -1)[real_tokens]
+    predictions = reader(networks.encode(ids)[real_tokens])
     names = ("subject", "place", "light", "style", "motion")
-    return {name: float((logits.argmax(-1) == wanted[:, i]).float().mean())
-            for i, (name, logits) in enumerate(zip(names, found, strict=True))}  # fmt: skip
+    return {name: float((logits.argmax(-1) == target[:, i]).float().mean())
+            for i, (name, logits) in enumerate(zip(names, predictions, strict=True))}  # fmt: skip
