@@ -1,1 +1,1 @@
-"""One script per figure that the README quotes; each prints one JSON line with --json."""
+"""One script per figure quoted in the README; each prints one JSON line with --json."""

@@ -1,10 +1,10 @@
-"""Owns whether actions do what they say: displacement measured by flow against the commanded one, axis by axis.
+"""Measures how well actions are followed: displacement by optical flow against the command, axis by axis.
 
 `python -m bench.actions --json`: still held-out scenes, one axis each, commands of -1 to 1 that change every two
-latents and come back before a bound of the world stops them; correlation and slope over latent frames. The meter finds
-too little in some scenes (sky and grass hardly show how far a camera tilts), so slopes are divided by what it finds in
-rendered clips of the same scenes and commands, which go exactly as far as commanded. And streams without actions: what
-moves all the same. The rendered clips alone: --rendered.
+latents and return before a bound of the world stops them; correlation and slope over latent frames. Flow underestimates
+motion in some scenes (sky and grass hardly show how far a camera tilts), so slopes are divided by those measured in
+rendered clips of the same scenes and commands, which move exactly as commanded. Streams without actions show the
+residual motion. The rendered clips only: --rendered.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from train.clips.render import render_clips
 
 HELD_LATENTS = 2
 REACH = 2.2
-"""How far, in latents at full deflection, a command's sum may go from the middle: 13 px, within every bound."""
+"""How far, in latents at full deflection, the accumulated commands may go from the centre: 13 px, within all bounds."""
 REST_LATENTS = 3
-"""At the beginning without a command, so that the scene stands."""
+"""Latents without a command at the beginning, so that the scene is established."""
 SNOW = 3
-"""The light whose flakes fall over camera motion; scenes without it are judged here."""
+"""The light whose falling flakes mask camera motion: such scenes are left out."""
 CLEAR_STYLE = 0
-"""Plain: the others leave something where it is on the screen (hatching, paper, blocks, scan lines, hues by height),
-which measures as a motion that is too small.
+"""Plain: the others have screen-fixed patterns (hatching, paper, blocks, scan lines, hues by height), which make the
+measured motion too small.
 """
 
 
 def axis_commands(streams: int, latents: int, generator: torch.Generator) -> Tensor:
-    """[streams, latents, 5]: stream i commands axis i mod 5 alone, by values of -1, -0.5, 0.5, 1 held two latents."""
+    """[streams, latents, 5]: stream i commands axis i mod 5 only, with values -1, -0.5, 0.5, 1 held for two latents."""
     commands = torch.zeros(streams, latents, len(ACTION_NAMES))
     for stream in range(streams):
         place = 0.0
@@ -69,40 +69,40 @@ def scenes(count: int, subjects: int, seed: int) -> ClipSpec:
     return chosen._replace(motion=torch.zeros_like(chosen.motion))
 
 
-def by_latent(found: Displacements) -> Tensor:
-    """Mean displacement a frame of each latent but the first, [N, latents - 1, 5] by ACTION_NAMES."""
-    moved = torch.cat([found.camera, found.subject], -1)
+def by_latent(displacements: Displacements) -> Tensor:
+    """Mean displacement per frame in each latent but the first, [N, latents - 1, 5] by ACTION_NAMES."""
+    moved = torch.cat([displacements.camera, displacements.subject], -1)
     whole = moved.shape[1] // 4 * 4
     return moved[:, :whole].reshape(moved.shape[0], -1, 4, moved.shape[2]).mean(2)
 
 
 def full_speed(side_px: int) -> Tensor:
-    """What each axis moves a frame at full deflection: pixels, the zoom's logarithm."""
+    """Motion per frame of each axis at full deflection: pixels; for zoom, the log of the factor."""
     pixels = SPEED * side_px
     return torch.tensor([pixels, pixels, ZOOM_SPEED, pixels, pixels])
 
 
 def compared(commands: Tensor, measured: Tensor, side_px: int) -> dict[str, dict[str, float]]:
-    """Correlation and slope (least squares through the origin, in units of the commanded) by axis.
+    """Correlation and slope (least squares through the origin, in units of the command) by axis.
 
-    commands: [N, latents, 5]; measured: [N, latents - 1 or more, 5], as `by_latent`: whole chunks may be longer.
+    commands: [N, latents, 5]; measured: [N, latents - 1 or more, 5], as `by_latent`: whole chunks may exceed latents.
     """
     measured = measured[:, : commands.shape[1] - 1]
-    wanted = (commands[:, 1 : 1 + measured.shape[1]] * full_speed(side_px)).double()
+    commanded = (commands[:, 1 : 1 + measured.shape[1]] * full_speed(side_px)).double()
     result = {}
     for axis, name in enumerate(ACTION_NAMES):
         streams = commands[..., axis].abs().amax(1) > 0
-        x, y = wanted[streams][..., axis].flatten(), measured[streams][..., axis].double().flatten()
+        x, y = commanded[streams][..., axis].flatten(), measured[streams][..., axis].double().flatten()
         if x.numel() < 2:
             continue
-        together = torch.corrcoef(torch.stack([x, y]))[0, 1]
+        correlation = torch.corrcoef(torch.stack([x, y]))[0, 1]
         slope = (x * y).sum() / x.square().sum()
-        result[name] = {"correlation": round(float(together), 4), "slope": round(float(slope), 4)}
+        result[name] = {"correlation": round(float(correlation), 4), "slope": round(float(slope), 4)}
     return result
 
 
 def calibrated(axes: dict[str, dict[str, float]], truth: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Figures of a model with `slope` as a share of the slope that the meter finds in the truth; both are kept."""
+    """Figures of a model with `slope` relative to the slope measured in the ground truth; both are kept."""
     return {
         name: {
             "correlation": axis["correlation"],
@@ -115,7 +115,7 @@ def calibrated(axes: dict[str, dict[str, float]], truth: dict[str, dict[str, flo
 
 
 def residual_px(measured: Tensor) -> dict[str, float]:
-    """Mean absolute motion a frame without any command: camera and subject, in pixels (the larger of x and y)."""
+    """Mean absolute motion per frame without commands: camera and subject, in pixels (the larger of x and y)."""
     size = measured.abs().mean((0, 1))
     camera, subject = float(torch.maximum(size[0], size[1])), float(torch.maximum(size[3], size[4]))
     return {"camera_px": round(camera, 4), "subject_px": round(subject, 4), "zoom": round(float(size[2]), 5)}
@@ -135,10 +135,10 @@ def measured_of(pieces: Iterable[Tensor]) -> Tensor:
 
 
 def passed(axes: dict[str, dict[str, float]], rest: dict[str, float]) -> list[Bar]:
-    """The bars: correlation at least 0.9, slope 0.8 to 1.2, less than 0.2 px a frame where nothing is commanded."""
-    found = [Bar(name=f"{name}_correlation", value=axis["correlation"], minimum=0.9) for name, axis in axes.items()]
-    found += [Bar(name=f"{name}_slope", value=axis["slope"], minimum=0.8, maximum=1.2) for name, axis in axes.items()]
-    return [*found, *(Bar(name=name, value=rest[name], maximum=0.2) for name in ("camera_px", "subject_px"))]
+    """The bars: correlation at least 0.9, slope 0.8 to 1.2, at most 0.2 px per frame without commands."""
+    bars = [Bar(name=f"{name}_correlation", value=axis["correlation"], minimum=0.9) for name, axis in axes.items()]
+    bars += [Bar(name=f"{name}_slope", value=axis["slope"], minimum=0.8, maximum=1.2) for name, axis in axes.items()]
+    return [*bars, *(Bar(name=name, value=rest[name], maximum=0.2) for name in ("camera_px", "subject_px"))]
 
 
 @torch.no_grad()
@@ -153,9 +153,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def rendered(actions: Tensor | None) -> Iterable[Tensor]:
         device = torch.device(options.device)
         generator = torch.Generator(device).manual_seed(options.seed)
-        told = no_actions(options.captions, latents) if actions is None else actions
+        commanded = no_actions(options.captions, latents) if actions is None else actions
         world = ClipSpec(*(part.to(device) for part in spec))
-        clips = render_clips(world, sprites.to(device), told.to(device), generator, latents=latents)
+        clips = render_clips(world, sprites.to(device), commanded.to(device), generator, latents=latents)
         yield as_bytes(clips.frames)
 
     truth = compared(commands, measured_of(rendered(commands)), 128)

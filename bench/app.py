@@ -1,7 +1,7 @@
-"""The app's figures through the real front and worker: frames a second, glass-to-glass latency, the app's own share.
+"""The app's figures through the real front and worker: frames a second, glass-to-glass latency, the app's overhead.
 
-`python -m bench.app --json` measures a headless Chromium on the page over WebSocket and over WebRTC and a Python peer
-over WebRTC, with the identity model at 512x512; then the page with the bundled model. How: bench/live_page.py.
+`python -m bench.app --json` measures a headless Chromium on the page over WebSocket and WebRTC and a Python peer over
+WebRTC, with the identity model at 512x512; then the page with the bundled model. Method: bench/live_page.py.
 """
 
 from __future__ import annotations

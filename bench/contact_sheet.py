@@ -1,6 +1,6 @@
 """Frames of videos side by side in one picture: `python -m bench.contact_sheet SHEET.jpg VIDEO... [--columns N]`.
 
-One row for each video, its frames evenly spaced from first to last. For looking, not for measuring.
+One row per video, its frames evenly spaced from first to last. For visual inspection, not for measuring.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Picture = npt.NDArray[np.uint8]
 
 
 def sampled_frames(path: Path, count: int, height_px: int) -> list[Picture]:
-    """`count` RGB frames [height_px, w, 3] of a video, evenly spaced; decodes it twice rather than hold it."""
+    """`count` RGB frames [height_px, w, 3] of a video, evenly spaced; decodes it twice to save memory."""
     with av.open(str(path)) as container:
         total = sum(1 for _ in container.decode(video=0))
-    wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
+    sampled = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
     frames: list[Picture] = []
     with av.open(str(path)) as container:
         for index, frame in enumerate(container.decode(video=0)):
-            if index in wanted:
+            if index in sampled:
                 width_px = round(frame.width * height_px / frame.height)
                 picture = cv2.resize(
                     frame.to_ndarray(format="rgb24"), (width_px, height_px), interpolation=cv2.INTER_AREA
@@ -42,7 +42,7 @@ def contact_sheet(paths: Sequence[Path], columns: int, height_px: int) -> Pictur
 
 
 def main() -> None:
-    """Write the sheet; the suffix of its name says whether it is a JPEG or a PNG."""
+    """Write the sheet, as JPEG or PNG by its suffix."""
     parser = argparse.ArgumentParser(prog="python -m bench.contact_sheet", description=__doc__)
     parser.add_argument("sheet", type=Path)
     parser.add_argument("videos", type=Path, nargs="+")
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     sheet = contact_sheet(options.videos, options.columns, options.height)
     if not cv2.imwrite(str(options.sheet), sheet[..., ::-1]):
-        raise SystemExit(f"{options.sheet} could not be written; give a .jpg or .png name in an existing folder.")
+        raise SystemExit(f"{options.sheet} could not be written; give a .jpg or .png file in an existing folder.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Owns the drift of every cache policy: the same prompts for a minute under each, and what becomes of the pictures.
+"""Measures the drift of every cache policy: the same prompts for a minute under each, and how picture quality changes.
 
-`python -m bench.drift --json`: 32 held-out captions x 60 s x every case of CASES, streams in step as one batch. One
-JSON file for each case under --out; cases whose file is there are skipped, so a run that was cut off, or ended by
---minutes, goes on where it was. Formulas: bench/video_quality.py; plots: bench/drift_plots.py.
+`python -m bench.drift --json`: 32 held-out captions x 60 s x every case of CASES, streams in lockstep as one batch. One
+JSON file per case under --out; cases whose file exists are skipped, so a run that was interrupted, or ended by
+--minutes, can be continued. Formulas: bench/video_quality.py; plots: bench/drift_plots.py.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ OUT = Path("docs/drift")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A policy of cache.kv.policies with options that suit a window of 12 latent frames, a chunk of 3 included."""
+    """A policy of cache.kv.policies with options for a window of 12 latent frames, including a chunk of 3."""
 
     policy: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def video_options(self, latents: int) -> VideoOptions:
-        """latents: of the whole stream, which `full` has to hold."""
+        """latents: of the whole stream, all of which `full` must hold."""
         own = {**self.options, **({"max_frames": latents} if self.policy == "full" else {})}
         return VideoOptions(policy=self.policy, policy_options=own)
 
@@ -68,16 +68,16 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "full": Case(policy="full"),
     }
 )
-"""Every policy at least once, and the sinks that one may choose between; the likeliest first."""
+"""Every policy at least once, and several sink sizes; the most promising first."""
 
 
 class OutOfTimeError(Exception):
-    """--minutes are over; what was finished has its file."""
+    """--minutes are over; finished cases have their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """What stays the same for all cases. stop_at: of time.monotonic()."""
+    """What all cases share. stop_at: in time.monotonic()."""
 
     model: VideoModel
     options: argparse.Namespace
@@ -85,7 +85,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What two results must share to stand in one table."""
+        """What two results must share to be comparable."""
         o = self.options
         return {
             "model": self.model.name,
@@ -97,13 +97,13 @@ class Run:
 
     @property
     def latents(self) -> int:
-        """Latent frames of a stream, up to a chunk more than its seconds need."""
+        """Latent frames per stream, up to a chunk more than its seconds need."""
         chunk, frames = self.model.preset.chunk_frames, int(self.options.seconds) * FRAME_RATE
         return (-(-(frames + 3) // (4 * chunk)) + 1) * chunk
 
 
 def measured(run: Run, case: Case) -> dict[str, Any]:
-    """One case. Raises OutOfTimeError."""
+    """Measure one case. Raises OutOfTimeError."""
     o = run.options
     judge, side_px = classifier_of(o)
     spec, captions = held_out_captions(o.captions, load_sprites().shape[0])
@@ -120,7 +120,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
             passed = time.perf_counter()
         parts.append(meter.figures())
         held = {name: size // rollout.streams for name, size in rollout.bytes.items()}
-    told = summary(StreamFigures.together(parts), spec, load_motion_judge())
+    scores = summary(StreamFigures.concatenate(parts), spec, load_motion_judge())
     return {
         **run.settings,
         "policy": case.policy,
@@ -131,8 +131,8 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
         "frames_per_second": round(len(captions) * o.seconds * FRAME_RATE / rolled_s, 1),
         "rolled_s": round(rolled_s, 1),
         "kv_mib_of_a_stream": round(held["kv"] / 2**20, 2),
-        "bars": {bar.name: bar.record() for bar in bars(told)},
-        **told,
+        "bars": {bar.name: bar.record() for bar in bars(scores)},
+        **scores,
     }
 
 
@@ -149,16 +149,16 @@ def _synchronise(device: torch.device) -> None:
 
 
 def read_case(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished case. ValueError: it was measured otherwise."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    other = {name: found.get(name) for name, value in settings.items() if found.get(name) != value}
+    """A finished case. Raises ValueError if it was measured with other settings."""
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    other = {name: result.get(name) for name, value in settings.items() if result.get(name) != value}
     if other:
-        raise ValueError(f"{file} was measured with {other}, not {dict(settings)}: give another --out, or delete it")
-    return found
+        raise ValueError(f"{file} was measured with {other}, not {dict(settings)}: use another --out, or delete it")
+    return result
 
 
 def run_cases(run: Run, names: Sequence[str], out: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """(results by name, names left for want of time). Each finished case is written at once."""
+    """(results by name, names not measured in time). Each finished case is written at once."""
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):
@@ -178,17 +178,17 @@ def run_cases(run: Run, names: Sequence[str], out: Path) -> tuple[dict[str, dict
 
 
 def row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A case in the table: at the end of the stream, as shares of what it was in seconds 2 to 5."""
+    """A case's row of the table: figures at the end of the stream, relative to those of seconds 2 to 5."""
     end, reference, start = result["end"], result["seconds_2_to_5"], result["start"]
 
-    def kept(name: str, before: Mapping[str, Any]) -> float:
+    def relative(name: str, before: Mapping[str, Any]) -> float:
         return round(end[name] / before[name], 3) if before[name] else 0.0
 
     return {
-        "sharpness": kept("sharpness", reference),
-        "saturation": kept("saturation", reference),
-        "degree": kept("degree", start),
-        "flicker": kept("flicker", reference),
+        "sharpness": relative("sharpness", reference),
+        "saturation": relative("saturation", reference),
+        "degree": relative("degree", start),
+        "flicker": relative("flicker", reference),
         "colour_drift": round(end.get("histogram_drift", 0.0), 3),
         "subject": round(end["subject"], 3),
         "place": round(end["place"], 3),
@@ -201,7 +201,7 @@ def row(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown, a line for each case."""
+    """Markdown, one line per case."""
     rows = {name: row(result) for name, result in results.items()}
     columns = [name for name in next(iter(rows.values())) if name != "bars_missed"] if rows else []
     lines = [f"| policy | {' | '.join(columns)} | bars missed |", "|" + "---|" * (len(columns) + 2)]
@@ -212,7 +212,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing, and print."""
+    """Measure the missing cases, and print."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -220,14 +220,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64, help="captions rolled out together")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the cases' files")
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
-    parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long; call again to go on")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop after this time; run again to continue")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = load_model(options, auto_on_cuda=ROLLOUT_BACKEND)
     run = Run(model=model, options=options, stop_at=time.monotonic() + 60 * options.minutes)
     results, left = run_cases(run, options.cases, options.out)
-    told = {"bench": "drift", **run.settings, "cases": {name: row(r) for name, r in results.items()}, "left": left}
-    sys.stdout.write((json.dumps(told) if options.json else table(results)) + "\n")
+    report = {"bench": "drift", **run.settings, "cases": {name: row(r) for name, r in results.items()}, "left": left}
+    sys.stdout.write((json.dumps(report) if options.json else table(results)) + "\n")
     return 0
 
 

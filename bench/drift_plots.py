@@ -1,7 +1,7 @@
 """Owns the plots of bench.drift: ``python -m bench.drift_plots docs/drift --out docs/images/drift.png --bold sink-6``.
 
-A panel for each figure, a line for each case, over the seconds of the stream; --bold: cases as thick black lines, above
-the others. Draws with OpenCV alone.
+One panel per figure, one line per case, over the seconds of the stream; --bold: cases drawn as thick black lines on
+top. Draws with OpenCV only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLACK = (0, 0, 0)
 
 
 def read_lines(folder: Path) -> dict[str, dict[str, list[float]]]:
-    """Curves by figure and case. FileNotFoundError: the folder has no case."""
+    """Curves by figure and case. Raises FileNotFoundError if the folder has no case."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{folder} has no .json of bench.drift; run python -m bench.drift --out {folder}")
@@ -37,13 +37,13 @@ def read_lines(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def inks(cases: Sequence[str], bold: Sequence[str] = ()) -> dict[str, Ink]:
-    """A colour (BGR) for each case, in the order of drawing: the bold ones last, black."""
+    """A colour (BGR) for each case, in drawing order: the bold ones last, in black."""
     thin = [case for case in cases if case not in bold]
-    found: dict[str, Ink] = {}
+    colours: dict[str, Ink] = {}
     for number, case in enumerate(thin):
         red, green, blue = colorsys.hsv_to_rgb(number / len(thin), 0.85, (0.45, 0.95, 0.7)[number % 3])
-        found[case] = (int(255 * blue), int(255 * green), int(255 * red))
-    return found | {case: BLACK for case in cases if case in bold}
+        colours[case] = (int(255 * blue), int(255 * green), int(255 * red))
+    return colours | {case: BLACK for case in cases if case in bold}
 
 
 def draw_panel(title: str, lines: Lines, ink: Mapping[str, Ink]) -> np.ndarray:
@@ -71,7 +71,7 @@ def _thickness(colour: Ink) -> int:
 
 
 def draw_key(ink: Mapping[str, Ink]) -> np.ndarray:
-    """Which colour is which case."""
+    """The legend."""
     width, height = PANEL_PX
     panel = np.full((height, width, 3), 255, np.uint8)
     for number, (case, colour) in enumerate(ink.items()):
@@ -86,12 +86,12 @@ def _write(panel: np.ndarray, text: str, left: int, base: int, colour: Ink) -> N
 
 
 def plot(folder: Path, out: Path, *, bold: Sequence[str] = (), columns: int = 3) -> None:
-    """Write all panels and the key as one picture. Raises ValueError for a bold case that is not there."""
+    """Write all panels and the legend as one picture. Raises ValueError for an unknown bold case."""
     lines = read_lines(folder)
-    known = sorted({case for cases in lines.values() for case in cases})
-    if unknown := sorted({*bold} - {*known}):
-        raise ValueError(f"{folder} has no case {', '.join(unknown)}; it has {', '.join(known)}")
-    ink = inks(known, bold)
+    cases_found = sorted({case for cases in lines.values() for case in cases})
+    if unknown := sorted({*bold} - {*cases_found}):
+        raise ValueError(f"{folder} has no case {', '.join(unknown)}; it has {', '.join(cases_found)}")
+    ink = inks(cases_found, bold)
     panels = [draw_panel(name, cases, ink) for name, cases in lines.items() if cases] + [draw_key(ink)]
     panels += [np.full_like(panels[0], 255)] * (-len(panels) % columns)
     rows = [np.concatenate(panels[i : i + columns], 1) for i in range(0, len(panels), columns)]

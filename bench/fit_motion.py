@@ -1,9 +1,9 @@
-"""Owns the fit of the judge of motion: ``python -m bench.fit_motion`` renders clips and writes motion_judge.json.
+"""Owns the fit of the motion judge: ``python -m bench.fit_motion`` renders clips and writes motion_judge.json.
 
-Multinomial logistic regression on the features of bench.motion_judge, of clips with every subject, place, light and
-style as train.clips draws them, each once as rendered and once degraded (noise, blur, boiling texture, unsteady
-brightness), in windows of 40 to 77 frames. Combinations of any kind, held out ones too, for the judge
-knows no prompt. ``--check`` fits nothing and says how often the stored judge is right on fresh clips, motion by motion.
+Multinomial logistic regression on the features of bench.motion_judge, over clips with every subject, place, light and
+style of train.clips, each once as rendered and once degraded (noise, blur, boiling texture, flickering brightness), in
+windows of 40 to 77 frames. All combinations, including held-out ones, since the judge sees no prompt. ``--check``
+reports the stored judge's accuracy on fresh clips, motion by motion, without fitting.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from bench.motion_judge import FEATURES, MIN_FRAMES, MOTION_NAMES, WEIGHTS, Moti
 from bench.world_clips import load_sprites, motion_clips
 
 STEPS, RATE, DECAY, JITTER = 600, 0.02, 1e-2, 0.1
-"""Of the fit; the jitter in standard deviations of a feature."""
+"""Settings of the fit; the jitter in standard deviations of a feature."""
 CLIPS_AT_ONCE = 22
 LATENTS = 20
 
 
 def degraded(frames: Tensor, generator: torch.Generator) -> Tensor:
-    """Clips [B, F, 3, H, W] in 0..1 as a model might draw them: blurred, noisy, boiling, of unsteady brightness."""
+    """Clips [B, F, 3, H, W] in 0..1 as a model might draw them: blurred, noisy, boiling, with flickering brightness."""
     batch, count, _, height, width = frames.shape
 
     def random(*shape: int) -> Tensor:
@@ -48,10 +48,10 @@ def degraded(frames: Tensor, generator: torch.Generator) -> Tensor:
     return (drawn * gain).clamp(0, 1)
 
 
-def fit(found: Tensor, truth: Tensor) -> MotionJudge:
-    """The judge for features [N, K] of clips whose motions are truth int64 [N]: AdamW, features jittered a little."""
-    mean, scale = found.mean(0), found.std(0).clamp(min=1e-3)
-    x = (found - mean) / scale
+def fit(measured: Tensor, truth: Tensor) -> MotionJudge:
+    """The judge for measured features [N, K] of clips with motions truth int64 [N]: AdamW on jittered features."""
+    mean, scale = measured.mean(0), measured.std(0).clamp(min=1e-3)
+    x = (measured - mean) / scale
     generator = torch.Generator(x.device).manual_seed(0)
     layer = torch.nn.Linear(x.shape[1], len(MOTION_NAMES), device=x.device)
     torch.nn.init.zeros_(layer.weight)
@@ -70,7 +70,7 @@ def fit(found: Tensor, truth: Tensor) -> MotionJudge:
 
 
 def windows_of(window: Transitions, lengths: Sequence[int], generator: torch.Generator) -> list[Transitions]:
-    """One window of each length (in transitions), anywhere in it."""
+    """One window of each length (in transitions), at a random place."""
     total = window.degree.shape[1]
     starts = torch.stack([torch.randint(total - n + 1, (), generator=generator) for n in lengths]).tolist()
     return [
@@ -82,17 +82,17 @@ def windows_of(window: Transitions, lengths: Sequence[int], generator: torch.Gen
 class Gathered(NamedTuple):
     """Windows' features [N, K] and motions int64 [N]; and the whole clips' Transitions and motions."""
 
-    found: Tensor
+    features: Tensor
     truth: Tensor
     clips: list[Transitions]
     motions: Tensor
 
 
 def gather(clips: int, seed: int, device: torch.device, *, with_degraded: bool) -> Gathered:
-    """At least `clips` fresh clips, each motion equally often, each with three windows; the result is on the CPU."""
+    """At least `clips` fresh clips, each motion equally often, three windows each; the result is on the CPU."""
     sprites, generator = load_sprites().to(device), torch.Generator(device).manual_seed(seed)
     windows = torch.Generator().manual_seed(seed)
-    found, truth, whole, motions = [], [], [], []
+    collected, truth, whole, motions = [], [], [], []
     for _ in range(0, clips, CLIPS_AT_ONCE):
         spec, rendered = motion_clips(CLIPS_AT_ONCE, LATENTS, sprites, generator)
         frames = rendered.frames.transpose(1, 2)
@@ -101,13 +101,13 @@ def gather(clips: int, seed: int, device: torch.device, *, with_degraded: bool) 
             whole.append(motion)
             motions.append(spec.motion.cpu())
             for window in windows_of(motion, (MIN_FRAMES - 1, 60, motion.degree.shape[1]), windows):
-                found.append(features(window))
+                collected.append(features(window))
                 truth.append(spec.motion.cpu())
-    return Gathered(torch.cat(found), torch.cat(truth), whole, torch.cat(motions))
+    return Gathered(torch.cat(collected), torch.cat(truth), whole, torch.cat(motions))
 
 
 def write(judge: MotionJudge, file: Path, how: str) -> None:
-    """Numbers to six digits, a line for each motion."""
+    """Write the numbers with six digits, one line per motion."""
     rounded = {name: [round(float(v), 6) for v in getattr(judge, name)] for name in ("mean", "scale", "bias")}
     stored = {
         "fitted": how,
@@ -120,7 +120,7 @@ def write(judge: MotionJudge, file: Path, how: str) -> None:
 
 
 def shares_right(judge: MotionJudge, windows: Sequence[Transitions], truth: Tensor) -> dict[str, float]:
-    """Share of windows that are named right, by motion, and their mean."""
+    """Accuracy on the windows by motion, and the mean."""
     named = torch.cat([judge.name(window) for window in windows])
     shares = {
         name: float((named[truth == index] == index).double().mean())
@@ -133,7 +133,7 @@ def shares_right(judge: MotionJudge, windows: Sequence[Transitions], truth: Tens
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fit and write, or check; one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m bench.fit_motion", description=__doc__)
-    parser.add_argument("--clips", type=int, default=1500, help="rendered clips, at least")
+    parser.add_argument("--clips", type=int, default=1500, help="minimum number of rendered clips")
     parser.add_argument("--check", action="store_true", help="measure the stored judge on fresh clips")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
@@ -143,10 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fresh = gather(options.clips, 7_001, device, with_degraded=False)
         shares = shares_right(load_motion_judge(options.out), fresh.clips, fresh.motions)
     else:
-        known = gather(options.clips, 7_000, device, with_degraded=True)
-        judge = fit(known.found, known.truth)
+        gathered = gather(options.clips, 7_000, device, with_degraded=True)
+        judge = fit(gathered.features, gathered.truth)
         write(judge, options.out, f"python -m bench.fit_motion --clips {options.clips}")
-        shares = {"fitted": float((judge.of_features(known.found).argmax(1) == known.truth).double().mean())}
+        shares = {"fitted": float((judge.of_features(gathered.features).argmax(1) == gathered.truth).double().mean())}
     sys.stdout.write(json.dumps({name: round(value, 4) for name, value in shares.items()}) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""Owns dense optical flow between pictures, and warping by it: how far each pixel has moved.
+"""Owns dense optical flow between pictures, and warping by it.
 
-Pyramidal iterative Lucas-Kanade with Gaussian windows (Lucas and Kanade 1981; Bouguet 2000), colours taken together,
-on the device of the pictures. Knows no video, no motion's name and no bar.
+Pyramidal iterative Lucas-Kanade with Gaussian windows (Lucas and Kanade 1981; Bouguet 2000), colour channels combined,
+on the device of the pictures.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSettings:
-    """levels: of the pyramid, each half as large. iterations: warps at each level. window_sigma_px: of the Gaussian
-    window, at every level. smooth_sigma_px: of the blur before gradients are taken. damping: added to the structure
-    tensor, squared picture values (0..1) per squared pixel: slopes of less than its root count as flat.
-    diffusion_sigma_px: after each step flat places take over the flow of textured ones around them, so far.
+    """levels: of the pyramid, each half as large. iterations: warps per level. window_sigma_px: of the Gaussian window,
+    at every level. smooth_sigma_px: of the blur before the gradients. damping: added to the structure tensor, in
+    squared picture values (0..1) per squared pixel: gradients below its root count as flat. diffusion_sigma_px: radius
+    over which, after each step, flat areas take over the flow of textured ones nearby.
     """
 
     levels: int = 4
@@ -32,7 +32,7 @@ class FlowSettings:
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.iterations < 1:
-            raise ValueError(f"levels={self.levels}, iterations={self.iterations}: give 1 or more of each")
+            raise ValueError(f"levels={self.levels}, iterations={self.iterations}: each must be at least 1")
         if min(self.window_sigma_px, self.smooth_sigma_px, self.damping, self.diffusion_sigma_px) <= 0:
             raise ValueError("the sigmas and damping must be above 0")
 
@@ -41,12 +41,12 @@ DEFAULT_FLOW = FlowSettings()
 
 
 def optical_flow(first: Tensor, second: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Tensor:
-    """Flow [N, 2, H, W] in pixels, x to the right and y down: what is at p in `first` is at p + flow(p) in `second`.
+    """Flow [N, 2, H, W] in pixels, x right and y down: pixel p of `first` is at p + flow(p) in `second`.
 
-    first, second: [N, C, H, W] in 0..1, at least 16 pixels high and wide. ValueError for other shapes.
+    first, second: [N, C, H, W] in 0..1, at least 16 pixels high and wide. Raises ValueError for other shapes.
     """
     if first.shape != second.shape or first.ndim != 4:
-        raise ValueError(f"two batches [N, C, H, W] of one shape are compared, not {first.shape} and {second.shape}")
+        raise ValueError(f"flow needs two batches [N, C, H, W] of one shape, got {first.shape} and {second.shape}")
     if min(first.shape[-2:]) < 16:
         raise ValueError(f"pictures of {first.shape[-2:]} are too small for flow: give at least 16 pixels")
     before, after = pyramid(first, settings), pyramid(second, settings)
@@ -68,9 +68,9 @@ def pyramid(pictures: Tensor, settings: FlowSettings) -> list[Tensor]:
 
 
 def _refined(first: Tensor, second: Tensor, flow: Tensor, settings: FlowSettings) -> Tensor:
-    """`flow` after the settings' iterations: each step solves (A + damping I) d = -sum(slopes (warped - first)).
+    """`flow` after the settings' iterations: each step solves (A + damping I) d = -sum(gradient (warped - first)).
 
-    Slopes are the mean of both pictures' (second-order accurate); places that the flow takes outside count for nothing.
+    Gradients are the mean of both pictures' (second-order accurate); pixels whose flow leaves the picture are ignored.
     """
     fixed = slopes(first)
     for _ in range(settings.iterations):
@@ -98,7 +98,7 @@ def slopes(pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def texture(pictures: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Tensor:
-    """How well motion can be seen, [N, 1, H, W]: the structure tensor's smaller eigenvalue (Shi and Tomasi 1994)."""
+    """How visible motion is, [N, 1, H, W]: the structure tensor's smaller eigenvalue (Shi and Tomasi 1994)."""
     x, y = slopes(gaussian_blur(pictures, settings.smooth_sigma_px))
     products = torch.cat([(a * b).sum(1, keepdim=True) for a, b in ((x, x), (x, y), (y, y))], 1)
     xx, xy, yy = gaussian_blur(products, settings.window_sigma_px).chunk(3, 1)
@@ -106,7 +106,7 @@ def texture(pictures: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Tensor:
 
 
 def warp(pictures: Tensor, flow: Tensor) -> Tensor:
-    """pictures(p + flow(p)), bilinear, borders repeated: undoes a motion. [N, C, H, W] and [N, 2, H, W] pixels."""
+    """pictures(p + flow(p)), bilinear, borders repeated: undoes the motion. pictures: [N, C, H, W]; flow: in px."""
     height, width = pictures.shape[-2:]
     grid = torch.stack(
         [
@@ -119,7 +119,7 @@ def warp(pictures: Tensor, flow: Tensor) -> Tensor:
 
 
 def inside(flow: Tensor) -> Tensor:
-    """Whether p + flow(p) lies in the picture: [N, 1, H, W] bool."""
+    """Whether p + flow(p) is inside the picture: [N, 1, H, W] bool."""
     height, width = flow.shape[-2:]
     x, y = _line(width, flow) + flow[:, 0], _line(height, flow)[:, None] + flow[:, 1]
     return ((x >= 0) & (x <= width) & (y >= 0) & (y <= height)).unsqueeze(1)
@@ -128,7 +128,7 @@ def inside(flow: Tensor) -> Tensor:
 def warp_error(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     """Mean absolute difference [N] of `first` and `second` warped back by `flow`, where the flow stays inside.
 
-    What no motion explains: flicker (Lai et al. 2018, the warping error, without an occlusion mask).
+    What motion does not explain, flicker: the warping error of Lai et al. 2018, without an occlusion mask.
     """
     visible = inside(flow).to(first.dtype)
     difference = (warp(second, flow) - first).abs().mean(1, keepdim=True) * visible
@@ -136,7 +136,7 @@ def warp_error(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
 
 
 def gaussian_blur(pictures: Tensor, sigma_px: float) -> Tensor:
-    """[N, C, H, W] blurred, borders repeated: a product with a banded matrix from each side."""
+    """[N, C, H, W] blurred, borders repeated, by a product with a banded matrix on each side."""
     height, width = pictures.shape[-2:]
     down, across = (
         _blur_matrix(length, sigma_px).to(device=pictures.device, dtype=pictures.dtype) for length in (height, width)
@@ -146,7 +146,7 @@ def gaussian_blur(pictures: Tensor, sigma_px: float) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _blur_matrix(length: int, sigma_px: float) -> Tensor:
-    """[length, length]: row i holds the weights, reaching 2.5 sigma, of what is blurred into i."""
+    """[length, length]: row i holds the weights, truncated at 2.5 sigma, of pixel i."""
     radius = max(1, math.ceil(2.5 * sigma_px))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
@@ -156,5 +156,5 @@ def _blur_matrix(length: int, sigma_px: float) -> Tensor:
 
 
 def _line(length: int, like: Tensor) -> Tensor:
-    """Centres of pixels: 0.5, 1.5, ..."""
+    """Pixel centres: 0.5, 1.5, ..."""
     return torch.arange(length, dtype=like.dtype, device=like.device) + 0.5

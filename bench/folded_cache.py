@@ -1,8 +1,8 @@
-"""Owns how many streams in step share one row of a key/value cache: as further heads.
+"""Owns how many streams in lockstep share one row of a KV cache: as additional heads.
 
-Streams that begin together and have chunks of one length have equal plans at all times, so the host decides and moves
-once for all of them, not once for each: for 128 streams a hundredth of the kernel launches. Right for policies that
-treat every head alone; those that choose by all heads together get a row for each stream. Knows no latents, no prompt.
+Streams that begin together with chunks of one length always have equal plans, so the host plans and moves once for all
+of them: for 128 streams, a hundredth of the kernel launches. Valid for policies that treat every head separately; those
+that select by all heads together get a row per stream. Independent of latents and prompts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def mixes_heads(policy: KVPolicy) -> bool:
 
 
 class FoldedView:
-    """A KVView of a row whose heads are `streams` times the model's, for a batch of so many streams."""
+    """A KVView of a row with `streams` times the model's heads, for a batch of `streams` streams."""
 
     def __init__(self, view: KVView, streams: int) -> None:
         self._view, self._streams = view, streams
@@ -55,7 +55,7 @@ class FoldedView:
 class StreamsInStep:
     """The cache of `streams` streams that begin and end their chunks together.
 
-    folded: as further heads of one row; None: where the policy allows it.
+    folded: as additional heads of one row; None: if the policy allows it.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class StreamsInStep:
         return self.cache.bytes
 
     def begin(self, frames: int) -> None:
-        """A chunk of so many latent frames, or a context that comes like one, in every stream."""
+        """Begin a chunk of `frames` latent frames, or a context passed like one, in every stream."""
         for row in self._rows:
             self.cache.begin(row, frames)
 
     def reset(self) -> None:
-        """Forget all."""
+        """Empty the cache."""
         for row in self._rows:
             self.cache.reset(row)
 
     def view(self) -> KVView | FoldedView:
-        """For one pass of all streams."""
+        """The view for one pass of all streams."""
         view = self.cache.view(self._rows)
         return FoldedView(view, self._streams) if self.folded else view

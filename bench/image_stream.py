@@ -1,8 +1,8 @@
-"""Owns the figures of the image engine: frames a second, milliseconds by stage, ring-batched against one at a time.
+"""Measures the image engine: frames a second, milliseconds by stage, ring-batched against sequential.
 
 `python -m bench.image_stream --json`: the bundled model on the CPU, image-to-image, 2 steps, filter off.
 `python -m bench.image_stream --shape sd-turbo --device cuda --json`: SD-Turbo's shape with random weights, 1, 2 and 4
-steps, eager and as CUDA graphs, beside streamdiffusion 0.1.1. Every input frame is different; none is repeated.
+steps, eager and as CUDA graphs, and streamdiffusion 0.1.1 for comparison. Every input frame is different.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ STRENGTH = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """frames: timed in each round. rounds: ring and sequential take turns, so that both see the same machine."""
+    """frames: timed per round. rounds: ring and sequential alternate, so that both see the same machine load."""
 
     steps: int
     frames: int
@@ -42,7 +42,7 @@ class Settings:
 
 
 def moving_frames(count: int, width: int, height: int) -> list[Frame]:
-    """A textured picture that moves by 3 pixels a frame: all different."""
+    """A textured picture that moves by 3 pixels per frame: all frames differ."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     base = coarse.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
@@ -58,7 +58,7 @@ def moving_frames(count: int, width: int, height: int) -> list[Frame]:
 
 
 def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, object]:
-    """One configuration. started: perf_counter at which the time to the first frame begins."""
+    """Measure one configuration. started: perf_counter at the start of the time to the first frame."""
     engine, backend = ImageEngine(model), model.runtime.backend
     prompt = {"prompt": "a cat", "steps": settings.steps, "strength": STRENGTH, "guidance_mode": "none"}
     width, height = engine.core.width, engine.core.height
@@ -68,7 +68,7 @@ def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, 
             stream.push(pictures[0])
             engine.tick()
         first_frame_s = time.perf_counter() - started
-        for picture in pictures[:8]:  # every shape of the batch is warm, and captured where it is
+        for picture in pictures[:8]:  # warms up (and captures) every batch shape
             stream.push(picture)
             engine.tick()
             stream.pull()
@@ -97,7 +97,7 @@ def measure(model: ImageModel, settings: Settings, started: float) -> dict[str, 
 
 
 def _ring(engine: ImageEngine, stream: ImageStream, pictures: list[Frame]) -> float:
-    """Seconds for one picture a tick; every tick also finishes one. Ends when the device is done."""
+    """Seconds with one picture in and one out per tick, until the device is done."""
     start, out = time.perf_counter(), 0
     for picture in pictures:
         while not stream.push(picture):
@@ -113,7 +113,7 @@ def _ring(engine: ImageEngine, stream: ImageStream, pictures: list[Frame]) -> fl
 
 @torch.inference_mode()
 def _sequential(model: ImageModel, steps: int, pictures: list[Frame]) -> float:
-    """Seconds for the plain loop through the same parts: encode, each step as a batch of one, decode, picture out."""
+    """Seconds of a plain loop over the same parts: encode, each step with batch size 1, decode, picture out."""
     device = model.device
     text = model.prompts.encode("a cat")
     times = timesteps(model.schedule, steps, STRENGTH)
@@ -158,7 +158,7 @@ def bundled(options: argparse.Namespace) -> dict[str, object]:
 
 
 def random_shape(options: argparse.Namespace) -> dict[str, object]:
-    """A published shape with random weights; random embeddings stand in for the text encoder."""
+    """A published shape with random weights; random embeddings replace the text encoder."""
     from bench.peer import peer_fps
     from bench.shapes import SHAPES, build
 
@@ -207,7 +207,7 @@ def main() -> int:
     parser.add_argument("--shape", choices=("sd-turbo", "tiny"), help="random weights in this shape")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="of the bundled model: auto, float32, bfloat16, float16")
-    parser.add_argument("--frames", type=int, default=60, help="timed frames in each round")
+    parser.add_argument("--frames", type=int, default=60, help="timed frames per round")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -1,8 +1,8 @@
-"""Owns the figures of the key/value cache alone: what a chunk's beginning and a layer's exchange cost, and memory.
+"""Measures the KV cache alone: the cost of beginning a chunk and of a layer's exchange, and memory.
 
 `python -m bench.kv_cache --json`: tiny, on the CPU.
-`python -m bench.kv_cache --shape wan-1.3b --device cuda --compile --json`: 30 layers, 480x832, bf16, window 21; beside
-each the time that moving the same bytes takes on that device (a copy, measured).
+`python -m bench.kv_cache --shape wan-1.3b --device cuda --compile --json`: 30 layers, 480x832, bf16, window 21; with
+the measured time of copying the same bytes on that device for comparison.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, the device's work included."""
+    """Milliseconds of one call, including the device's work."""
     if device.type != "cuda":
         started = time.perf_counter()
         work()
@@ -53,7 +53,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(cache: KVCache, chunks: int, warmup: int) -> dict[str, float]:
-    """Medians over steady chunks: begin, the first pass's exchange and a later one's, for all layers."""
+    """Medians over steady-state chunks: begin, exchange in the first pass and in a later one, for all layers."""
     shape, frames = cache.shape, cache.policy.chunk_frames
     device = torch.device(shape.device)
     size = (1, frames * shape.frame_tokens, shape.heads, shape.head_dim)
@@ -67,15 +67,15 @@ def measure(cache: KVCache, chunks: int, warmup: int) -> dict[str, float]:
 
     times: dict[str, list[float]] = {"begin_ms": [], "first_pass_ms": [], "later_pass_ms": []}
     for chunk in range(warmup + chunks):
-        found = [timed(lambda: cache.begin(0, frames), device), timed(one_pass, device), timed(one_pass, device)]
+        measured = [timed(lambda: cache.begin(0, frames), device), timed(one_pass, device), timed(one_pass, device)]
         if chunk >= warmup:
-            for name, value in zip(times, found, strict=True):
+            for name, value in zip(times, measured, strict=True):
                 times[name].append(value)
     return {name: round(statistics.median(values), 3) for name, values in times.items()}
 
 
 def copy_ms(cache: KVCache) -> float:
-    """Milliseconds to copy as many bytes as the keys of the window, the least that rotating them all can take."""
+    """Milliseconds to copy as many bytes as the window's keys: a lower bound on rotating them all."""
     shape = cache.shape
     size = (cache.ledger(0).length * shape.heads * shape.head_dim,)
     source, target = (torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(2))
@@ -85,14 +85,14 @@ def copy_ms(cache: KVCache) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print one line for each case and storage, or one JSON line."""
+    """Print one line per case and storage, or one JSON line."""
     parser = argparse.ArgumentParser(prog="python -m bench.kv_cache", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", choices=CASES, action="append", help="default: all")
     parser.add_argument("--storage", choices=STORAGES, action="append", help="default: native")
     parser.add_argument("--chunks", type=int, default=10)
-    parser.add_argument("--compile", action="store_true", help="rotate and place in compiled kernels")
+    parser.add_argument("--compile", action="store_true", help="rotate and write with compiled kernels")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     dtype = torch.bfloat16 if options.device != "cpu" else torch.float32

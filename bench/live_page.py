@@ -1,8 +1,7 @@
-"""Owns what the app's benches share: a served page, a camera that shows the clock, and what a browser sees of it.
+"""Owns what the app's benches share: a served page, a camera that shows the clock, and latency as a browser sees it.
 
-The camera is a canvas that shows the browser's clock as a bar code. The code is read off each picture in the moment in
-which the page paints it: capture, both codecs, transport and worker are in it; a camera's and a monitor's own delay are
-not.
+The camera is a canvas that shows the browser's clock as a bar code. The code is read from each picture when the page
+paints it: the latency includes capture, both codecs, transport and worker, but not a camera's or monitor's own delay.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ CAMERA = """
     await frame(header, ...more);
     if (header.capturedMs) window.shown.push(performance.now() - header.capturedMs);
   };
-  link.on.stats = (message) => { window.told = message; stats(message); };
+  link.on.stats = (message) => { window.lastStats = message; stats(message); };
   window.beginReading = () => {
     window.samples = [];
     window.shown = [];
@@ -67,7 +66,7 @@ CAMERA = """
 
 @contextmanager
 def serving(model: str, size: str) -> Iterator[str]:
-    """The address of a fresh `zoetrope live`."""
+    """The URL of a fresh `zoetrope live`."""
     command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model]
     command += ["--size", size] if model == "identity" else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -83,7 +82,7 @@ def serving(model: str, size: str) -> Iterator[str]:
 
 
 def loop_figures(url: str) -> dict[str, float]:
-    """How long the front's event loop was held: the longest callback of the last minute, and counts since the start."""
+    """How long the front's event loop was blocked: longest callback of the last minute, and counts since the start."""
     with urllib.request.urlopen(f"{url}metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
@@ -104,13 +103,13 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median(values: Sequence[float | None]) -> float | None:
-    """None when a run could not read any."""
-    known = [value for value in values if value is not None]
-    return round(statistics.median(known), 2) if len(known) == len(values) else None
+    """The median, or None if a run has no value."""
+    present = [value for value in values if value is not None]
+    return round(statistics.median(present), 2) if len(present) == len(values) else None
 
 
 def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
-    """Stream the coded camera for a while; what arrived after the warm-up."""
+    """Stream the coded camera for a while; figures of what arrived after the warm-up."""
     page.until("window.zoetrope !== undefined && document.querySelector('.zt-stage').dataset.state === 'ready'", 90)
     page.evaluate(CAMERA % {"side": options.camera_px, "bits": BITS, "rate": options.rate})
     page.evaluate("window.zoetrope.sources.mirror = false")
@@ -121,26 +120,26 @@ def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
     before = loop_figures(url)
     page.evaluate("window.beginReading()")
     time.sleep(options.seconds)
-    samples, shown, told = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "told"))
+    samples, shown, stats = (page.evaluate(f"window.{name}") for name in ("samples", "shown", "lastStats"))
     after = loop_figures(url)
     latency_ticks = page.evaluate("window.zoetrope.info().latency_ticks")
     page.evaluate("window.zoetrope.stop()")
     times = [at for at, _ in samples]
     delays = [delay for _, delay in samples if -5 < delay < 10_000]
     latency_ms = percentile(shown, 0.5)
-    wait_ms = told["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
-    model_ms = wait_ms + (latency_ticks + 1) * told["tick_ms"]
+    wait_ms = stats["stages"].get("wait", {"p50_ms": 0.0})["p50_ms"]
+    model_ms = wait_ms + (latency_ticks + 1) * stats["tick_ms"]
     return {
         "frames": len(samples),
         "fps": round((len(times) - 1) / ((times[-1] - times[0]) / 1000), 2),
-        "p50_ms": round(percentile(delays, 0.5), 1) if delays else None,  # a model redraws the code
+        "p50_ms": round(percentile(delays, 0.5), 1) if delays else None,  # a model makes the code unreadable
         "p95_ms": round(percentile(delays, 0.95), 1) if delays else None,
         "unread": len(samples) - len(delays),
         "capture_to_paint_p50_ms": round(latency_ms, 1),
         "model_ms": round(model_ms, 1),
         "app_overhead_ms": round(latency_ms - model_ms, 1),
-        "stages": told["stages"],
-        "accounting": told["accounting"],
+        "stages": stats["stages"],
+        "accounting": stats["accounting"],
         "loop": {name: value if name.startswith("longest") else value - before[name] for name, value in after.items()},
     }
 
@@ -149,7 +148,7 @@ def browser_row(options: argparse.Namespace, model: str, transport: str) -> dict
     """Medians of several runs, each in a fresh browser. transport: "websocket" or "webrtc"."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("No Chromium was found; install it to measure the page.")
+        raise SystemExit("Chromium was not found; install it to measure the page.")
     runs: list[dict[str, Any]] = []
     with serving(model, options.size) as url:
         for _ in range(options.runs):

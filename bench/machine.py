@@ -1,4 +1,4 @@
-"""Owns what a bench says of the machine that it ran on."""
+"""Owns how benches describe their machine."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, else "cpu"."""
+    """The GPU's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

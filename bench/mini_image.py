@@ -1,6 +1,6 @@
-"""Owns the figures of the bundled model: autoencoder PSNR, held-out captions, photographs at strength 0.5.
+"""Measures the bundled model: autoencoder PSNR, held-out captions, photographs at strength 0.5.
 
-Only stock parts generate: diffusers' UNet, autoencoder and LCMScheduler, transformers' text encoder, guidance none.
+Uses stock parts only: diffusers' UNet, autoencoder and LCMScheduler, transformers' text encoder, no guidance.
 ``python -m bench.mini_image --json`` prints one JSON line. It needs train/data/pack.npz (``python -m train.collect``).
 """
 
@@ -64,7 +64,7 @@ class Model:
 
     @property
     def scale(self) -> float:
-        """What the autoencoder's latents are multiplied by for the denoiser."""
+        """The scaling factor of the autoencoder's latents."""
         return float(self.vae.config.scaling_factor)
 
     def states(self, captions: list[str]) -> Tensor:
@@ -132,13 +132,13 @@ def reconstruct(model: Model, pictures: Tensor) -> Tensor:
 def measure_judge(model: Model, judge: Classifier, source: Source, scenes: int) -> dict[str, dict[str, float]]:
     """Recognition on fresh scenes of all combinations and on their reconstructions."""
     generator = torch.Generator(model.device).manual_seed(402)
-    found: list[list[Tensor]] = [[], [], []]
+    classes: list[list[Tensor]] = [[], [], []]
     for _ in range(0, scenes, 64):
         spec, _, styled, _ = random_scenes(source, 64, generator, held_out=None)
         answers = (labels(spec), predict(judge, styled), predict(judge, reconstruct(model, styled)))
-        for part, answer in zip(found, answers, strict=True):
+        for part, answer in zip(classes, answers, strict=True):
             part.append(answer)
-    truth, fresh, decoded = (torch.cat(part) for part in found)
+    truth, fresh, decoded = (torch.cat(part) for part in classes)
     return {"fresh": recognition(truth, fresh), "reconstructed": recognition(truth, decoded)}
 
 
@@ -152,7 +152,7 @@ def read_photos(folder: Path, count: int) -> Tensor:
 
 
 def true_style_limits(judge: Classifier, photos: Tensor) -> dict[str, float]:
-    """Edge correlation and recognised style of the true styles of photos: what a perfect model would score."""
+    """Edge correlation and recognised style of the true styles of photos: the scores of a perfect model."""
     edges, hits = [], []
     for style in range(1, len(STYLES)):
         styled = apply_styles(photos, torch.full((photos.shape[0],), style))
@@ -163,7 +163,7 @@ def true_style_limits(judge: Classifier, photos: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure of the bundled model as one dictionary."""
+    """All figures of the bundled model as one dictionary."""
     began = time.perf_counter()
     torch.set_num_threads(options.threads)
     random.seed(0)
@@ -182,20 +182,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "photographs": {"count": photos.shape[0], "true_styles": true_style_limits(judge.cpu(), photos)},
     }  # fmt: skip
     judge.to(device)
-    rows, kept = [], torch.empty(0)
+    rows, pictures = [], torch.empty(0)
     for steps in (1, 2, 4):
         scores, first = score_captions(judge, model.generate, spec, captions, steps, 32)
         result["captions"][f"steps_{steps}"] = scores
         rows.append(first[:SHEET_COLUMNS])
     for steps in (4, 1, 2):
-        scores, kept = score_photos(judge, model.translate, photos, steps, 30)
+        scores, pictures = score_photos(judge, model.translate, photos, steps, 30)
         result["photographs"][f"steps_{steps}"] = scores
     if options.sheets is not None:
         options.sheets.mkdir(parents=True, exist_ok=True)
         sheet(rows, options.sheets / "sheet-captions.jpg", quality=80)
         (options.sheets / "sheet-captions.txt").write_text("\n".join(captions[:SHEET_COLUMNS]) + "\n", encoding="utf-8")
         sheet(
-            [photos[::7][:SHEET_COLUMNS], *kept[:, ::7][:, :SHEET_COLUMNS]],
+            [photos[::7][:SHEET_COLUMNS], *pictures[:, ::7][:, :SHEET_COLUMNS]],
             options.sheets / "sheet-photos.jpg",
             quality=80,
         )

@@ -1,8 +1,9 @@
-"""Owns the figures of the bundled video model: held-out captions at the beginning and after a minute, autoencoders.
+"""Measures the bundled video model: held-out captions at the beginning and after a minute, autoencoders.
 
-`python -m bench.mini_video --json`: 128 held-out captions, 60 seconds each, the folder's own steps and cache policy, as
-one batch; subject, place and style judged by the classifier, motion by optical flow; each bar with whether it is met.
-`--device cuda` for the whole; `--captions 4 --seconds 6` for a look on a CPU. Formulas: bench/video_quality.py.
+`python -m bench.mini_video --json`: 128 held-out captions, 60 seconds each, with the folder's own steps and cache
+policy, as one batch; subject, place and style judged by the classifier, motion by optical flow; each bar with whether
+it is met. `--device cuda` for the full run; `--captions 4 --seconds 6` for a quick one on a CPU. Formulas:
+bench/video_quality.py.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ def psnr_db(a: Tensor, b: Tensor) -> Tensor:
 
 def reconstruction_db(codec: VideoCodec, clips: Tensor) -> Tensor:
     """PSNR of every frame of clips [B, 3, 1 + 4k, H, W] in 0..1, encoded and decoded one by one: [B, F] in dB."""
-    found = []
+    psnr = []
     for clip in clips[:, None]:
         decoded = decode_clip(codec, encode_clip(codec, clip.to(codec.device))).float().cpu()
-        found.append(psnr_db(decoded[0].transpose(0, 1), clip[0].transpose(0, 1).cpu()))
-    return torch.stack(found)
+        psnr.append(psnr_db(decoded[0].transpose(0, 1), clip[0].transpose(0, 1).cpu()))
+    return torch.stack(psnr)
 
 
 def measure_autoencoder(codec: VideoCodec, clips: Tensor, pictures: Tensor | None) -> dict[str, float]:
@@ -60,7 +61,7 @@ def measure_autoencoder(codec: VideoCodec, clips: Tensor, pictures: Tensor | Non
 
 
 def autoencoders(options: argparse.Namespace, size_px: tuple[int, int]) -> dict[str, Any]:
-    """Both of the folder's. size_px: (width, height), which is square for clips."""
+    """Figures of the folder's two autoencoders. size_px: (width, height); square for clips."""
     generator = torch.Generator().manual_seed(401)
     clips = motion_clips(PSNR_CLIPS, PSNR_LATENTS, load_sprites(), generator, size_px=size_px[0])[1].frames
     pictures = None
@@ -77,7 +78,7 @@ def autoencoders(options: argparse.Namespace, size_px: tuple[int, int]) -> dict[
 def roll_out(
     model: VideoModel, captions: Sequence[str], settings: RolloutSettings, options: argparse.Namespace, keeper: Keeper
 ) -> tuple[StreamFigures, dict[str, Any]]:
-    """Figures of streams of options.seconds, and what they took."""
+    """Figures of streams of options.seconds, and their cost."""
     judge, side_px = classifier_of(options)
     rollout, meter = Rollout(model, captions, settings), StreamMeter(judge, side_px=side_px)
     rolled_s, last = 0.0, time.perf_counter()
@@ -100,7 +101,7 @@ def roll_out(
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every figure as one dictionary."""
+    """All figures as one dictionary."""
     began = time.perf_counter()
     model = load_model(options, auto_on_cuda=ROLLOUT_BACKEND)
     subjects = load_sprites().shape[0]
@@ -115,8 +116,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         figures, cost = roll_out(model, captions[rows], settings, options, part)
         parts.append(figures)
         costs.append(cost)
-    told = summary(StreamFigures.together(parts), spec, motion)
-    passed = {bar.name: bar.record() for bar in bars(told)}
+    scores = summary(StreamFigures.concatenate(parts), spec, motion)
+    passed = {bar.name: bar.record() for bar in bars(scores)}
     if options.sheet is not None:
         write_sheet(options.sheet, keeper, spec, captions)
     result: dict[str, Any] = {
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": options.seconds,
         "steps": len(model.preset.steps),
         "policy": options.policy or model.preset.policy,
-        **told,
+        **scores,
         "cost": costs[0],
         "bars": passed,
         "all_met": all(bar["met"] for bar in passed.values()),
@@ -142,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_sheet(file: Path, keeper: Keeper, spec: ClipSpec, captions: Sequence[str]) -> None:
-    """The sheet, and the captions of its rows in a text file beside it."""
+    """Write the sheet, and its rows' captions to a text file next to it."""
     write_png(keeper.sheet(), file)
     text = "\n".join(captions[:SHEET_STREAMS]) + "\n"
     file.with_suffix(".txt").write_text(text, encoding="utf-8")
@@ -155,10 +156,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_options(parser, captions=128, seconds=60)
     parser.add_argument("--batch", type=int, default=128, help="captions rolled out together")
-    parser.add_argument("--sheet", type=Path, help="a .png of the first 16 captions' frames to write")
+    parser.add_argument("--sheet", type=Path, help="write frames of the first 16 captions to this .png")
     parser.add_argument("--no-autoencoders", dest="autoencoders", action="store_false")
     parser.add_argument(
-        "--no-photographs", dest="photographs", action="store_false", help="where OpenCV and scikit-image are missing"
+        "--no-photographs", dest="photographs", action="store_false", help="if OpenCV and scikit-image are missing"
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
-"""Owns the figures of a video model that can be loaded, through the engine: from its prompt and from a camera.
+"""Measures a loadable video model through the engine: from its prompt and from a camera.
 
-Knows no shapes and no random weights: those are bench.video_stream's.
+Shapes with random weights are in bench.video_stream.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipelines.video.options import VideoOptions
 
 PROMPT = "a robot on the beach at sunset"
 STRENGTH = 0.75
-"""The control of video to video that `measure_camera` sets."""
+"""The video-to-video control that `measure_camera` sets."""
 WARM_CHUNKS = 6
-"""Before the first one that is timed."""
+"""Untimed chunks at the start."""
 
 Figures = dict[str, object]
 
@@ -45,7 +45,7 @@ def moving_pictures(height: int, width: int) -> Iterator[Frame]:
 
 
 def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int) -> Figures:
-    """Frames a second of video to video in the steady state, and from a chunk's last input to its first picture."""
+    """Frames a second of video to video in steady state, and latency from a chunk's last input to its first picture."""
     engine = VideoEngine(model, VideoOptions(max_streams=1, chunk_frames=chunk_frames))
     control = Control.of({"prompt": PROMPT, "strength": STRENGTH})
     made, starts = 0, 0.0
@@ -79,7 +79,7 @@ def measure_camera(model: VideoModel, *, chunk_frames: int, chunks: int) -> Figu
 
 
 def measure_model(options: argparse.Namespace) -> Figures:
-    """Load the folder, and every row: prompt alone and camera, for each length of a chunk.
+    """Load the folder and measure every row: prompt only and camera, for each chunk length.
 
     options: bench.video_stream's.
     """
@@ -88,8 +88,8 @@ def measure_model(options: argparse.Namespace) -> Figures:
     load_s = time.perf_counter() - started
     runs: list[Figures] = []
     for frames in options.chunk_latents:
-        asked = EngineSettings(window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks)
-        runs.append(measure_engine(model, asked))
+        settings = EngineSettings(window_frames=model.preset.window_frames, chunk_frames=frames, chunks=options.chunks)
+        runs.append(measure_engine(model, settings))
         runs.append(measure_camera(model, chunk_frames=frames, chunks=options.chunks))
     return {
         "bench": "video_stream",

@@ -1,7 +1,7 @@
-"""Owns what flow says of a scene: how camera and subject move from frame to frame.
+"""Owns the estimation of camera and subject motion from frame to frame, from optical flow.
 
 Two robust fits of a similarity transform to dense flow: one to the border of the picture (the background, hence the
-camera), one to what moves otherwise, else to the middle (the subject). Knows no motion's name and no classifier.
+camera), one to what moves differently, else to the centre (the subject). Independent of named motions and classifiers.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from bench.flow import DEFAULT_FLOW, FlowSettings, optical_flow, texture, warp_e
 from bench.registration import moved_by, sharpened
 
 BORDER_SHARES = (0.04, 0.22)
-"""Where the border in which the background is looked for begins and ends, from the edge, as shares of the side: the
-outermost part can be a frame that moves with nothing (a watercolour's paper)."""
+"""Where the border used for the background begins and ends, from the edge, as shares of the side: the outermost part
+can be static (a watercolour's paper)."""
 EXACT_SHARES = (0.02, 0.14)
-"""The same where a motion is sharpened: narrower, for a large subject stands on the screen and would hold it back."""
+"""The same for refinement: narrower, since a large subject is fixed on the screen and would bias it."""
 ROBUST_PX = 0.35
-"""Residual at which a pixel's weight has fallen to a half (Cauchy)."""
+"""Residual at which a pixel's weight is halved (Cauchy)."""
 FIT_ITERATIONS = 5
 VISIBLE_TEXTURE = 2e-4
-"""Of bench.flow.texture: what lies well below counts as flat and says nothing."""
+"""Of bench.flow.texture: pixels well below it count as flat and are ignored."""
 
 
 _MEDIAN_EXCHANGES = (
@@ -35,11 +35,11 @@ _MEDIAN_EXCHANGES = (
 
 
 class Transitions(NamedTuple):
-    """What happens between consecutive frames, each [..., T, k] for T transitions.
+    """Motion between consecutive frames, each [..., T, k] for T transitions.
 
-    background: (x, y) in pixels that it moves right and down, and the log of its magnification about the picture's
-    centre. subject: (x, y) of its own middle, log magnification, turn in radians (clockwise as seen). degree: mean
-    flow magnitude in pixels, the largest percent of pixels left out. flicker: the warp error, in levels of 255.
+    background: (x, y) motion in pixels, right and down, and the log of its magnification about the picture's centre.
+    subject: (x, y) of its own centre, log magnification, rotation in radians (clockwise as seen). degree: mean flow
+    magnitude in pixels without the largest 1 % of pixels. flicker: the warp error, in levels of 255.
     """
 
     background: Tensor
@@ -61,15 +61,15 @@ def transitions(
     pairs_at_once: int = 512,
     exact: bool = False,
 ) -> Transitions:
-    """Of clips: frames [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device.
+    """Frames of clips [B, F, 3, H, W] in 0..1 (or uint8) -> Transitions of [B, F - 1, k], on the frames' device.
 
-    shrink: frames are made so many times smaller first, by means, which is as exact here and much quicker; pixels
-    are those of the frames as they came all the same. exact: both motions are sharpened by the pictures, specks
-    and all, for measurements of scenes without falling snow; the judge of motion is fitted without.
+    shrink: first downscale frames by this factor, by averaging, which is as accurate here and much faster; results
+    are still in pixels of the original frames. exact: refine both motions on the pictures, including specks, to measure
+    scenes without falling snow; the motion judge is fitted without.
     """
     batch, count = frames.shape[:2]
     if count < 2:
-        raise ValueError(f"a clip of {count} frames has no transition: give at least 2")
+        raise ValueError(f"a clip of {count} frames has no transitions: give at least 2")
     parts = []
     small = shrunk(frames.flatten(0, 1), shrink)
     small = small.view(batch, count, *small.shape[1:])
@@ -91,7 +91,7 @@ def transitions(
 def despeckled(pictures: Tensor) -> Tensor:
     """[N, C, H, W] without specks of a pixel or two, such as falling snow: the median of 3 x 3 pixels.
 
-    By the exchanges of Devillard's network of 19 (1998), which is quicker than sorting.
+    By Devillard's 19-exchange network (1998), which is faster than sorting.
     """
     height, width = pictures.shape[-2:]
     padded = functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
@@ -102,7 +102,7 @@ def despeckled(pictures: Tensor) -> Tensor:
 
 
 def shrunk(pictures: Tensor, factor: int) -> Tensor:
-    """Pictures [N, C, H, W] (0..1, or uint8, which become so) by means of factor x factor pixels."""
+    """Pictures [N, C, H, W] (0..1, or uint8, which is converted) averaged over factor x factor pixels."""
     pixels = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
     return functional.avg_pool2d(pixels, factor) if factor > 1 else pixels
 
@@ -131,7 +131,7 @@ def _of_pairs(first: Tensor, second: Tensor, settings: FlowSettings, *, exact: b
 
 
 def flow_degree(flow: Tensor) -> Tensor:
-    """Mean magnitude [N] of flow [N, 2, H, W] in pixels without the largest percent, which mistakes would decide."""
+    """Mean magnitude [N] of flow [N, 2, H, W] in pixels without the largest 1 %, which outliers would dominate."""
     magnitude = flow.norm(dim=1).flatten(1)
     limit = magnitude.kthvalue(max(1, round(0.99 * magnitude.shape[1])), 1, keepdim=True).values
     result: Tensor = magnitude.clamp(max=limit).mean(1)
@@ -141,8 +141,8 @@ def flow_degree(flow: Tensor) -> Tensor:
 def fit_background(flow: Tensor, seen: Tensor) -> Tensor:
     """(x, y, log magnification about the centre) [N, 3] of the border of flow [N, 2, H, W]; seen: weights [N, 1, H, W].
 
-    Iteratively reweighted least squares from the weighted median, so that falling snow or a subject that reaches into
-    the border decides nothing. Where the border shows nothing it is taken to stand still.
+    Iteratively reweighted least squares from the weighted median, robust to falling snow and to a subject that reaches
+    into the border. A border without texture is taken to be still.
     """
     grid = _grid(flow)
     base = seen * border_mask(grid)
@@ -174,8 +174,8 @@ def background_flow(fitted: Tensor, grid: Tensor) -> Tensor:
 
 
 def subject_region(flow: Tensor, seen: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """(weights [N, 1, H, W], their middle [N, 2, 1, 1]) of what moves unlike the background, else of the middle of the
-    picture.
+    """(weights [N, 1, H, W], their centre [N, 2, 1, 1]) of what moves unlike the background, else of the picture's
+    centre.
     """
     grid = _grid(flow)
     size = flow.shape[-1]
@@ -188,7 +188,7 @@ def subject_region(flow: Tensor, seen: Tensor, background: Tensor) -> tuple[Tens
 
 
 def fit_subject(flow: Tensor, base: Tensor, centre: Tensor) -> Tensor:
-    """(x, y, magnification - 1, turn) [N, 4] of a region's flow about its middle; base, centre: of `subject_region`."""
+    """(x, y, magnification - 1, turn) [N, 4] of a region's flow about its centre; base, centre: of `subject_region`."""
     grid = _grid(flow)
     robust = torch.ones_like(base)
     fitted = flow.new_zeros(flow.shape[0], 4)
@@ -201,7 +201,7 @@ def fit_subject(flow: Tensor, base: Tensor, centre: Tensor) -> Tensor:
 
 
 def _as_logarithm(fitted: Tensor) -> Tensor:
-    """(x, y, magnification - 1, turn) [N, 4] with the magnification's logarithm and the turn's angle."""
+    """(x, y, magnification - 1, turn) [N, 4] with the log of the magnification and the angle of the turn."""
     grow, turn = 1 + fitted[:, 2], fitted[:, 3]
     size_change = 0.5 * (grow.square() + turn.square()).clamp(min=1e-2).log()
     return torch.stack([fitted[:, 0], fitted[:, 1], size_change, torch.atan2(turn, grow)], 1)
@@ -216,7 +216,7 @@ def _grid(flow: Tensor) -> Tensor:
 
 
 def _solve_zoom(flow: Tensor, grid: Tensor, weight: Tensor) -> Tensor:
-    """Weighted least squares of flow = (x, y) + z grid: [N, 3]. A little weight says that nothing moves."""
+    """Weighted least squares of flow = (x, y) + z grid: [N, 3]. Slightly regularised towards no motion."""
     count = flow.shape[-1] * flow.shape[-2]
     w = weight.sum((1, 2, 3)) + 1e-3 * count
     wg = (weight * grid).sum((2, 3))

@@ -1,7 +1,7 @@
-"""Owns the judge of motion: which of the eleven motions a clip shows, and how far camera and subject have moved.
+"""Owns the motion judge: which of the eleven motions a clip shows, and how far camera and subject have moved.
 
-A linear model over a few numbers of a window's Transitions; its weights lie beside this file (motion_judge.json) and
-are fitted on rendered clips by bench.fit_motion. Knows no generator and no prompt.
+A linear model over a few features of a window's Transitions; its weights are in motion_judge.json next to this file,
+fitted on rendered clips by bench.fit_motion. Independent of generators and prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOTION_NAMES = (
 )  # fmt: skip
 """In the order of their indices in train.clips."""
 MIN_FRAMES = 40
-"""2.5 seconds at 16 frames a second: shorter clips may not show a whole period."""
+"""2.5 seconds at 16 frames a second: shorter clips may not show a full period."""
 WEIGHTS = Path(__file__).parent / "motion_judge.json"
 
 _SERIES = ("camera_x", "camera_y", "camera_zoom", "subject_x", "subject_y", "subject_size", "subject_turn")
@@ -35,14 +35,14 @@ FEATURES = (
     *(f"share_{name}" for name in _SERIES),
     "direction_camera_x", "circularity", "turn_per_x", "bounce", "sameness_of_zooms", "log_degree",
 )  # fmt: skip
-"""What `features` gives, in order."""
+"""The columns of `features`."""
 _PX_OF_ZOOM, _PX_OF_TURN, _FLOOR_PX, _MAX_PX = 40.0, 30.0, 0.05, 12.0
 
 
 def series(window: Transitions) -> Tensor:
-    """The seven series [B, T, 7] in pixels a frame, smoothed over three frames.
+    """The seven time series [B, T, 7] in pixels per frame, smoothed over three frames.
 
-    A magnification counts as what it moves 40 px from the middle, a turn as what it moves 30 px from there.
+    A magnification is converted to the motion 40 px from the centre, a turn to the motion 30 px from it.
     """
     scale = torch.tensor([1, 1, _PX_OF_ZOOM, 1, 1, _PX_OF_ZOOM, _PX_OF_TURN], device=window.background.device)
     raw = (torch.cat([window.background, window.subject], -1) * scale).clamp(-_MAX_PX, _MAX_PX)
@@ -53,10 +53,10 @@ def series(window: Transitions) -> Tensor:
 
 
 def features(window: Transitions) -> Tensor:
-    """[B, len(FEATURES)] of transitions [B, T, k], T >= LEAST_FRAMES - 1. ValueError for fewer."""
+    """[B, len(FEATURES)] of transitions [B, T, k]. Raises ValueError if T < MIN_FRAMES - 1."""
     if window.degree.shape[1] < MIN_FRAMES - 1:
         raise ValueError(
-            f"motion is judged over at least {MIN_FRAMES} frames, not {window.degree.shape[1] + 1}: give more"
+            f"motion is judged over at least {MIN_FRAMES} frames, got {window.degree.shape[1] + 1}: give more"
         )
     values = series(window)
     rms, mean, size = values.square().mean(1).sqrt(), values.mean(1), values.abs().mean(1)
@@ -73,7 +73,7 @@ def features(window: Transitions) -> Tensor:
         (values[..., 3] * values[..., 6]).sum(1)
         / (values[..., 3].square().sum(1) + window.degree.shape[1] * _FLOOR_PX**2),
         jerk / (size[:, 4] + 0.3),
-        _alikeness(values[..., 2], values[..., 5]),
+        _correlation(values[..., 2], values[..., 5]),
         (_FLOOR_PX + window.degree[..., 0].mean(1)).log(),
     ]
     share = rms / (rms.sum(1, keepdim=True) + 2 * _FLOOR_PX)
@@ -81,8 +81,8 @@ def features(window: Transitions) -> Tensor:
     return torch.cat([logs, one_way.abs(), share, torch.stack(others, 1)], 1)
 
 
-def _alikeness(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation about 0 of series [B, T], drawn to 0 where they hardly move: [B]."""
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation about 0 of series [B, T], shrunk towards 0 if they hardly move: [B]."""
     floor = a.shape[1] * _FLOOR_PX**2
     return (a * b).sum(1) / ((a.square().sum(1) + floor) * (b.square().sum(1) + floor)).sqrt()
 
@@ -100,10 +100,10 @@ class MotionJudge:
         """[B, 11] of transitions [B, T, k]."""
         return self.of_features(features(window))
 
-    def of_features(self, found: Tensor) -> Tensor:
+    def of_features(self, measured: Tensor) -> Tensor:
         """[B, 11] of features [B, K]."""
-        mean, scale, weight, bias = (t.to(found) for t in (self.mean, self.scale, self.weight, self.bias))
-        return ((found - mean) / scale) @ weight.T + bias
+        mean, scale, weight, bias = (t.to(measured) for t in (self.mean, self.scale, self.weight, self.bias))
+        return ((measured - mean) / scale) @ weight.T + bias
 
     def name(self, window: Transitions) -> Tensor:
         """Indices of motions int64 [B]."""
@@ -111,7 +111,7 @@ class MotionJudge:
 
 
 def load_motion_judge(file: Path = WEIGHTS) -> MotionJudge:
-    """The judge that bench.fit_motion wrote. ValueError: made for other features."""
+    """The judge written by bench.fit_motion. Raises ValueError if it was fitted for other features."""
     stored = json.loads(file.read_text(encoding="utf-8"))
     if tuple(stored["features"]) != FEATURES or tuple(stored["motions"]) != MOTION_NAMES:
         raise ValueError(f"{file} was fitted for other features or motions; run python -m bench.fit_motion")
@@ -121,8 +121,8 @@ def load_motion_judge(file: Path = WEIGHTS) -> MotionJudge:
 class Displacements(NamedTuple):
     """Per transition of clips, each [B, F - 1, k].
 
-    camera: (x, y, log zoom): right and up in pixels of the frame as the camera moves, against the background.
-    subject: (x, y): right and up in pixels on the screen.
+    camera: (x, y, log zoom), the camera's motion right and up in pixels of the frame, opposite to the background's.
+    subject: (x, y), right and up in pixels on the screen.
     """
 
     camera: Tensor
@@ -135,7 +135,7 @@ def displacements(frames: Tensor, settings: FlowSettings = DEFAULT_FLOW) -> Disp
 
 
 def displacements_of(window: Transitions) -> Displacements:
-    """The same of Transitions: the background moves left where the camera moves right; y grows upwards."""
+    """As `displacements`, from Transitions: the background moves left when the camera moves right; y points up."""
     x, y, zoom = window.background.unbind(-1)
     return Displacements(
         camera=torch.stack([-x, y, zoom], -1),

@@ -1,6 +1,6 @@
-"""Owns the run of the package streamdiffusion 0.1.1 on given networks, for comparison in the same process.
+"""Runs the package streamdiffusion 0.1.1 on given networks, for comparison in the same process.
 
-Its pipeline gets a small stand-in for diffusers' pipeline object. It calls CUDA events, so it needs CUDA.
+Its pipeline gets a small stand-in for diffusers' pipeline object. It uses CUDA events, so it needs CUDA.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.shapes import Parts
 def peer_fps(parts: Parts, timesteps: tuple[int, ...], pictures: list[torch.Tensor], warmup: int) -> float | str:
     """Frames a second of image-to-image with cfg_type none at our timesteps, or why it was not measured.
 
-    pictures: [1, 3, H, W] in [0, 1] on the CPU; the first `warmup` are not timed. Decoded pictures stay on the device.
+    pictures: [1, 3, H, W] in [0, 1] on the CPU; the first `warmup` are untimed. Decoded pictures stay on the device.
     """
     if parts.model.device.type != "cuda":
         return "not measured: streamdiffusion needs CUDA"

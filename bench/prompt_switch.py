@@ -1,8 +1,8 @@
-"""Owns how fast a stream follows a new prompt: chunks until the classifier sees it, and until the old one is gone.
+"""Measures how fast a stream follows a new prompt: chunks until the classifier sees it, and until the old one is gone.
 
 `python -m bench.prompt_switch --json`: pairs of held-out scenes that differ in subject and place, through the engine
-and its controls, once for each mode of `prompt_change`: cut (the past is seen again with the new prompt), flush (the
-cache keeps sink and last frame), glide (embeddings move over `transition_frames`).
+and its controls, for each mode of `prompt_change`: cut (the past is passed again with the new prompt), flush (the
+cache keeps sink and last frame), glide (embeddings are interpolated over `transition_frames`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GLIDE_FRAMES = 24
 
 
 def pairs(count: int, subjects: int, seed: int) -> tuple[ClipSpec, ClipSpec]:
-    """(before, after): held-out scenes with a subject and a place, which differ in both from one to the next."""
+    """(before, after): held-out scenes with a subject and a place that differ in both."""
     generator = torch.Generator().manual_seed(seed)
     drawn = sample_clip_specs(40 * count + 200, generator, torch.device("cpu"), True, subjects=subjects)
     rows = ((drawn.subject >= 0) & (drawn.place >= 0)).nonzero().flatten()
@@ -52,7 +52,7 @@ def caption_list(spec: ClipSpec) -> list[str]:
 
 
 class Streams:
-    """Streams of one engine, a chunk at a time, all in step."""
+    """Streams of one engine, a chunk at a time, in lockstep."""
 
     def __init__(self, engine: VideoEngine, prompts: Sequence[str], seed: int) -> None:
         self._engine = engine
@@ -70,37 +70,37 @@ class Streams:
         return torch.from_numpy(np.stack(last)).permute(0, 3, 1, 2).float() / 255
 
     def apply(self, controls: Sequence[Control]) -> None:
-        """One for each stream."""
+        """Apply one control per stream."""
         for stream, control in zip(self.streams, controls, strict=True):
             stream.apply(control)
 
     def close(self) -> None:
-        """All of them."""
+        """Close all streams."""
         for stream in self.streams:
             stream.close()
 
 
 def chunks_until(holds: Tensor) -> list[int | None]:
-    """For rows [N, chunks] of bool: the number of the chunk, from 1, from which it holds to the end; None: never."""
-    found: list[int | None] = []
+    """For rows [N, chunks] of bool: the chunk, from 1, from which it holds to the end; None: never."""
+    chunks: list[int | None] = []
     for line in holds.tolist():
         trailing = 0
         while trailing < len(line) and line[len(line) - 1 - trailing]:
             trailing += 1
-        found.append(len(line) - trailing + 1 if trailing else None)
-    return found
+        chunks.append(len(line) - trailing + 1 if trailing else None)
+    return chunks
 
 
-def told(numbers: Sequence[int | None]) -> dict[str, float | None]:
-    """Share of the streams that get there, median and worst chunk of those."""
-    there = [number for number in numbers if number is not None]
-    share = len(there) / max(1, len(numbers))
-    median, worst = (statistics.median(there), max(there)) if there else (None, None)
+def statistics_of(chunks: Sequence[int | None]) -> dict[str, float | None]:
+    """Share of the streams that reach it, and their median and worst chunk."""
+    reached = [chunk for chunk in chunks if chunk is not None]
+    share = len(reached) / max(1, len(chunks))
+    median, worst = (statistics.median(reached), max(reached)) if reached else (None, None)
     return {"share": round(share, 4), "median_chunk": median, "worst_chunk": worst}
 
 
 def verdict(classes: Tensor, before: ClipSpec, after: ClipSpec) -> dict[str, Any]:
-    """classes: [N, chunks, 3] after the change. Seen: subject and place are the new ones; gone: neither is the old."""
+    """classes: [N, chunks, 3] after the change. Seen: subject and place are both new; gone: neither is the old one."""
     old, new = truth_of(before)[:, None, :2], truth_of(after)[:, None, :2]
     seen = (classes[..., :2] == new).all(2)
     gone = (classes[..., :2] != old).all(2)
@@ -111,13 +111,13 @@ def verdict(classes: Tensor, before: ClipSpec, after: ClipSpec) -> dict[str, Any
         "old_gone": gone,
     }
     return {
-        **{name: told(chunks_until(held)) for name, held in parts.items()},
+        **{name: statistics_of(chunks_until(holds)) for name, holds in parts.items()},
         "new_seen_by_chunk": [round(v, 3) for v in seen.double().mean(0).tolist()],
     }
 
 
 def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One mode."""
+    """Measure one mode."""
     judge, side_px = classifier_of(options)
     before, after = pairs(options.captions, load_sprites().shape[0], options.seed)
     engine = VideoEngine(model, VideoOptions(max_streams=len(before.subject), policy=options.policy))
@@ -130,13 +130,13 @@ def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[st
     classes = [classify(judge, streams.chunk().to(model.device), side_px).cpu() for _ in range(options.chunks_after)]
     streams.close()
     engine.close()
-    known = (at_change[:, :2] == truth_of(before)[:, :2]).all(1).double().mean()
-    return {"old_seen_before": round(float(known), 4), **verdict(torch.stack(classes, 1), before, after)}
+    seen = (at_change[:, :2] == truth_of(before)[:, :2]).all(1).double().mean()
+    return {"old_seen_before": round(float(seen), 4), **verdict(torch.stack(classes, 1), before, after)}
 
 
 @torch.no_grad()
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Every mode."""
+    """Measure every mode."""
     model = load_model(options)
     return {
         "bench": "prompt_switch",

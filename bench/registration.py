@@ -1,7 +1,7 @@
-"""Owns the sharpening of a fitted similarity motion by the pictures themselves.
+"""Owns the refinement of a fitted similarity motion by direct image registration.
 
-Robust Gauss-Newton on the difference of one picture and the other moved back (Odobez and Bouthemy 1995): dense flow is
-drawn to 0 where little can be seen, a whole region's motion need not be. Knows no scene.
+Robust Gauss-Newton on the difference of one picture and the other warped back (Odobez and Bouthemy 1995): dense flow is
+biased to 0 where there is little texture; the motion of a whole region need not be.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from bench.flow import gaussian_blur, inside, slopes, warp
 
 STEPS = 6
 ROBUST_LEVEL = 0.04
-"""Difference of colour (root of the sum of squares, 0..1) at which a pixel's weight has fallen to a quarter."""
+"""Colour difference (root of the sum of squares, 0..1) at which a pixel's weight is a quarter."""
 SMOOTH_PX = 0.8
 
 
 def moved_by(fitted: Tensor, place: Tensor) -> Tensor:
-    """Flow [N, 2, H, W] of (x, y, grow, turn) [N, 4] at places [N, 2, H, W] from the region's middle."""
+    """Flow [N, 2, H, W] of (x, y, grow, turn) [N, 4] at positions [N, 2, H, W] relative to the region's centre."""
     x, y = place.chunk(2, 1)
     grow, turn = fitted[:, 2, None, None, None], fitted[:, 3, None, None, None]
     return fitted[:, :2, None, None] + torch.cat([grow * x - turn * y, turn * x + grow * y], 1)
@@ -27,7 +27,7 @@ def moved_by(fitted: Tensor, place: Tensor) -> Tensor:
 def sharpened(first: Tensor, second: Tensor, fitted: Tensor, place: Tensor, weight: Tensor, *, turns: bool) -> Tensor:
     """(x, y, grow, turn) [N, 4] near `fitted` that best takes `first` to `second` [N, C, H, W] where `weight` is.
 
-    place: [N or 1, 2, H, W] from the region's middle; weight: [N, 1, H, W]; turns: False leaves the turn as it is.
+    place: [N or 1, 2, H, W] relative to the region's centre; weight: [N, 1, H, W]; turns: False keeps the turn fixed.
     """
     first, second = gaussian_blur(first, SMOOTH_PX), gaussian_blur(second, SMOOTH_PX)
     place = place.expand(first.shape[0], -1, -1, -1)

@@ -1,7 +1,7 @@
-"""Owns what a rollout passes again before a chunk, for the two policies that ask for it.
+"""Owns the context that a rollout passes before a chunk, for the two policies that need one.
 
-As pipelines/video/past has it, for streams in step: `rebuild` encodes its context anew before every chunk, `dual`
-begins a shot with an empty one. Knows no cache and no step.
+As pipelines/video/past, for streams in lockstep: `rebuild` encodes its context again before every chunk, `dual` begins
+a shot with an empty one. Independent of the cache and the denoising steps.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Shape = tuple[int, int, int, int]
 
 
 class Again(NamedTuple):
-    """Latents [N, C, n, h, w] to be passed at timestep 0 into an empty cache; first: index of their first frame."""
+    """Latents [N, C, n, h, w] to pass at timestep 0 into an empty cache; first: index of their first frame."""
 
     latents: Tensor
     first: int
 
 
 class Context(Protocol):
-    """Told of what is finished; asked before each chunk."""
+    """Notified of finished chunks; provides the context before each chunk."""
 
     def before_chunk(self, latents_done: int) -> Again | None:
-        """What the cache, emptied, must see first; None: it stays as it is."""
+        """What to pass first into the emptied cache; None: keep the cache."""
         ...
 
     def finished(self, latents: Tensor) -> None:
-        """A chunk's clean latents [N, C, F, h, w]."""
+        """Take a chunk's clean latents [N, C, F, h, w]."""
         ...
 
     def decoded(self, pictures: Tensor) -> None:
-        """Its pictures uint8 [N, F, H, W, 3], valid during the call."""
+        """Take its pictures uint8 [N, F, H, W, 3], valid during the call."""
         ...
 
 
 class NoContext:
-    """The cache remembers."""
+    """For policies whose cache keeps the past."""
 
     def before_chunk(self, latents_done: int) -> Again | None:
         return None
@@ -57,7 +57,7 @@ class NoContext:
 
 
 class EmptyShot(NoContext):
-    """A first shot: a context of zeros, once (ShotStream)."""
+    """The first shot: an all-zero context, once (ShotStream)."""
 
     def __init__(self, frames: int, shape: Shape, device: torch.device) -> None:
         streams, channels, height, width = shape
@@ -68,7 +68,7 @@ class EmptyShot(NoContext):
 
 
 class Rebuilding:
-    """The latest clean latents, before every chunk; the first of them encoded from an old picture (Krea)."""
+    """The latest clean latents before every chunk; the first of them encoded from an earlier decoded picture (Krea)."""
 
     def __init__(self, model: VideoModel, policy: RebuildPolicy, shape: Shape, size: tuple[int, int]) -> None:
         self._policy = policy
@@ -79,15 +79,15 @@ class Rebuilding:
         self._pictures: list[Tensor] = []
 
     def before_chunk(self, latents_done: int) -> Again | None:
-        wanted = self._policy.context(latents_done)
-        if not wanted:
+        context = self._policy.context(latents_done)
+        if not context:
             return None
         oldest = latents_done - len(self._latest)
         assert self._first is not None
-        chosen = [self._first if frame == 0 else self._latest[frame - oldest] for frame in wanted]
+        chosen = [self._first if frame == 0 else self._latest[frame - oldest] for frame in context]
         if anchor_is_encoded(self._policy, latents_done) and len(self._pictures) == self._anchor:
             chosen[0] = self._encoded(self._pictures[0]).to(chosen[0].dtype)
-        return Again(torch.stack(chosen, 2), wanted[0])
+        return Again(torch.stack(chosen, 2), context[0])
 
     def _encoded(self, pictures: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] as the first frames of videos: [N, C, h, w]."""
@@ -108,7 +108,7 @@ class Rebuilding:
 
 
 def choose_context(model: VideoModel, policy: KVPolicy, shape: Shape, size: tuple[int, int]) -> Context:
-    """By the class of the policy. shape: (streams, C, h, w); size: (H, W) in pixels."""
+    """The context for a policy's class. shape: (streams, C, h, w); size: (H, W) in pixels."""
     if isinstance(policy, RebuildPolicy):
         return Rebuilding(model, policy, shape, size)
     if isinstance(policy, DualPolicy):

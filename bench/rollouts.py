@@ -1,7 +1,7 @@
-"""Owns rollouts: many prompts at once, in step, as one batch on one device, frames in pieces in order of time.
+"""Owns rollouts: many prompts in lockstep, as one batch on one device; frames come in pieces, in temporal order.
 
-The engine's parts without its streams: the key/value cache under any policy, the steps of the preset, a clean pass
-after each chunk, the streaming decoder. A stream's frames are those of `VideoEngine` for the same noise.
+The engine's parts without its streams: the KV cache under any policy, the preset's steps, a clean pass after each
+chunk, the streaming decoder. With the same noise, a stream's frames equal those of `VideoEngine`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pipelines.video.sampling import SAMPLERS
 from pipelines.video.wan.text_cache import TextKVCache
 
 Noise = Callable[[int, int, int], Tensor]
-"""(step: 0 for the start, i for what follows the i-th; index of the first latent frame; frames) -> [N, C, F, h, w]."""
+"""(step: 0 for the start, i after the i-th step; index of the first latent frame; frames) -> [N, C, F, h, w]."""
 ROLLOUT_BACKEND = "cuda-graph"
 """On CUDA where none is named: many streams fill the device without compiling."""
 DECODED_TOGETHER = 32
-"""Streams of one call of the decoder: its features at full size are what memory goes to."""
+"""Streams per call of the decoder, whose full-size features dominate memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSettings:
-    """options: of the engine (window, sink, policy, storage, ...); max_streams is not read.
+    """options: of the engine (window, sink, policy, storage, ...); max_streams is ignored.
 
     seed: of the noise. folded: see bench.folded_cache; None chooses.
     """
@@ -46,7 +46,7 @@ class RolloutSettings:
 
 
 def device_noise(shape: tuple[int, int, int, int], seed: int, device: torch.device) -> Noise:
-    """Drawn where it is used, for all streams together: quick, and the same for the same number of streams.
+    """Noise drawn on the device for all streams at once: fast, and reproducible for the same number of streams.
 
     shape: (streams, C, h, w).
     """
@@ -60,7 +60,7 @@ def device_noise(shape: tuple[int, int, int, int], seed: int, device: torch.devi
 
 
 def engine_noise(shape: tuple[int, int, int, int], seeds: Sequence[int], device: torch.device) -> Noise:
-    """The engine's own, for a seed of each stream. shape: (streams, C, h, w)."""
+    """The engine's own noise, with a seed per stream. shape: (streams, C, h, w)."""
 
     def draw(step: int, first: int, frames: int) -> Tensor:
         drawn = [
@@ -73,7 +73,7 @@ def engine_noise(shape: tuple[int, int, int, int], seeds: Sequence[int], device:
 
 
 class Rollout:
-    """N endless streams in step. Raises InputError for presets of another kind than chunk by chunk without guidance."""
+    """N endless streams in lockstep. Raises InputError for presets that use another chunk schedule or guidance."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class Rollout:
         actions: Tensor | None = None,
         noise: Noise | None = None,
     ) -> None:
-        """actions: [N, latents, 5] by ACTION_NAMES, none after the last; None: none at all. noise: None for the
-        device's own.
+        """actions: [N, latents, 5] by ACTION_NAMES, zeros after the last; None: no actions. noise: None for device
+        noise.
         """
         settings = settings or RolloutSettings()
         options, transformer = settings.options, model.transformer
@@ -139,7 +139,7 @@ class Rollout:
         return {"kv": self.cache.bytes, "text": self.text.bytes, "decoder": decoder}
 
     def pieces(self, frames: int) -> Iterator[Tensor]:
-        """The next `frames` frames or up to a chunk more: uint8 [N, F, H, W, 3] on the device, each valid until the
+        """The next `frames` frames, or up to a chunk more: uint8 [N, F, H, W, 3] on the device, each valid until the
         next.
         """
         made = 0
@@ -150,7 +150,7 @@ class Rollout:
 
     @torch.inference_mode()
     def next_piece(self) -> Tensor:
-        """The frames of the next chunk: uint8 [N, F, H, W, 3], F = 4 n - 3 for the first one, else 4 n."""
+        """The frames of the next chunk: uint8 [N, F, H, W, 3]; F is 4 n - 3 for the first chunk, else 4 n."""
         frames = self.preset.chunk_frames
         self._pass_context()
         self.cache.begin(frames)
@@ -181,7 +181,7 @@ class Rollout:
         return latents
 
     def _one_pass(self, latents: Tensor, timestep: float, first: int) -> Tensor:
-        """The velocity of a pass of the chunk that stands in the cache; first: its latent frames' first index."""
+        """The velocity of a pass of the cache's current chunk; first: index of its first latent frame."""
         frames = latents.shape[2]
         times = torch.full((self.streams, frames), timestep, device=latents.device)
         inputs = {} if self._actions is None else {"actions": self._actions_of(self._actions, first, frames)}

@@ -1,6 +1,6 @@
-"""Owns models with random weights in published shapes: speed does not depend on the values. Needs no download.
+"""Owns models with random weights in published shapes, without downloads: speed does not depend on the weights.
 
-Knows no measurement. Random embeddings stand in for the text encoder, which is not part of a tick.
+Random embeddings replace the text encoder, which is not part of a tick.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipelines.image.model import ImageModel, ImageNetworks, ScheduleConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Constructors of the networks, the side of a picture in pixels and the text's [tokens, width]."""
+    """Constructors of the networks, the side of a picture in pixels, and the text embeddings' [tokens, width]."""
 
     unet: Callable[[], UNet2DConditionModel]
     vae: Callable[[], AutoencoderTiny]
@@ -32,13 +32,13 @@ class Shape:
 
 
 class RandomPrompts:
-    """Every text has its own random vectors, [tokens, width] float32."""
+    """Random vectors [tokens, width] float32 for every text."""
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
         self._shape, self._device = shape, device
 
     def encode(self, text: str) -> TextCondition:
-        """Random, but the same for the same text."""
+        """Random, but deterministic for each text."""
         random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
         return TextCondition(embeds=torch.randn(self._shape, generator=random).to(self._device))
 
@@ -86,7 +86,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Parts:
-    """The networks of a shape, and the model around them."""
+    """The networks of a shape, and the model that contains them."""
 
     networks: ImageNetworks
     model: ImageModel

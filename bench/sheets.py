@@ -1,6 +1,6 @@
-"""Owns sheets of rolled-out frames: which are kept while a stream passes by, and their way into one PNG.
+"""Owns sheets of rolled-out frames: selecting frames from passing streams, and writing them to one PNG.
 
-For looking, not for measuring. Needs no library but zlib.
+For visual inspection, not for measuring. Needs only zlib.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bench.video_quality import FRAME_RATE
 
 
 class Keeper:
-    """Passes pieces on, and keeps frames of the first streams at some seconds."""
+    """Passes pieces on, and keeps frames of the first streams at the given seconds."""
 
     def __init__(self, seconds: Sequence[float], streams: int) -> None:
         self._wanted = [round(second * FRAME_RATE) for second in seconds]
@@ -25,7 +25,7 @@ class Keeper:
         self._kept: list[Tensor] = []
 
     def passing(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The pieces, uint8 [N, F, H, W, 3]."""
+        """The same pieces, uint8 [N, F, H, W, 3]."""
         first = 0
         for piece in pieces:
             for index in self._wanted:
@@ -35,15 +35,15 @@ class Keeper:
             yield piece
 
     def sheet(self) -> Tensor:
-        """A row for each stream: uint8 [H, W, 3]. ValueError: nothing was kept."""
+        """A row per stream: uint8 [H, W, 3]. Raises ValueError if nothing was kept."""
         if not self._kept:
-            raise ValueError("no frame was kept: the streams were shorter than the first wanted second")
+            raise ValueError("no frame was kept: the streams were shorter than the first second to keep")
         rows = torch.stack(self._kept, 1)  # [streams, columns, h, w, 3]
         return rows.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
 
 
 def write_png(picture: Tensor, file: Path) -> None:
-    """picture: uint8 [H, W, 3]."""
+    """Write picture, uint8 [H, W, 3]."""
     height, width, _ = picture.shape
     raw = b"".join(b"\0" + row.contiguous().numpy().tobytes() for row in picture.cpu())
 

@@ -1,6 +1,6 @@
-"""Owns the causal video engine under measurement: a model with random weights, a stream that never lacks requests.
+"""Measures the causal video engine: a model with random weights, a stream that is always kept full.
 
-Everything that a live session does but its transport: controls, noise drawn on the CPU, the tick log, frames as arrays.
+Everything in a live session except transport: controls, noise drawn on the CPU, the tick log, frames as arrays.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipelines.video.wan.transformer import CausalWanTransformer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """window_frames counts the chunk; both in latent frames. chunks: timed."""
+    """window_frames includes the chunk; both in latent frames. chunks: how many are timed."""
 
     window_frames: int
     chunk_frames: int
@@ -38,7 +38,7 @@ class EngineSettings:
 
 
 class RandomText:
-    """Every text has its own random embeddings [text_len, text_dim]."""
+    """Random embeddings [text_len, text_dim] for every text."""
 
     def __init__(self, shape: VideoShape, device: torch.device, dtype: torch.dtype) -> None:
         self._shape, self._device, self._dtype = shape.transformer, device, dtype
@@ -49,7 +49,7 @@ class RandomText:
         return self._shape.text_dim
 
     def encode(self, text: str) -> torch.Tensor:
-        """The same for the same text."""
+        """Deterministic for each text."""
         random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
         size = (self._shape.text_len, self._shape.text_dim)
         return torch.randn(size, generator=random).to(self._device, self._dtype)
@@ -62,7 +62,7 @@ def random_model(
     settings: EngineSettings,
     backend: Backend,
 ) -> VideoModel:
-    """The seam between loading and engine, filled with random parts."""
+    """A loaded model with random weights."""
     preset = VideoPreset(
         window_frames=settings.window_frames,
         chunk_frames=settings.chunk_frames,
@@ -87,26 +87,26 @@ def random_model(
 
 
 def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, object]:
-    """Frames a second in the steady state; milliseconds to the first frame, and from a change of prompt to a frame.
+    """Frames a second in steady state; milliseconds to the first frame, and from a prompt change to its first frame.
 
-    Of a model that takes actions also what lies between a key press and the picture, see `_action_figures`.
+    For a model that takes actions also the latency from key press to picture, see `_action_figures`.
     """
     options = VideoOptions(
         max_streams=1,
         chunk_frames=settings.chunk_frames,
         window_frames=settings.window_frames,
     )
-    chunk_factory: list[BirthRecord] = []
-    log = TickLog(sink=lambda record: chunk_factory.append(record) if isinstance(record, BirthRecord) else None)
+    births: list[BirthRecord] = []
+    log = TickLog(sink=lambda record: births.append(record) if isinstance(record, BirthRecord) else None)
     engine = VideoEngine(model, options, tick_log=log)
     filling = -(-settings.window_frames // settings.chunk_frames)
     with engine.open(Control.of({"prompt": "a cat"})) as stream:
         _frames(engine, stream, 4 * settings.chunk_frames * (filling + 3))
-        wanted = 4 * settings.chunk_frames * settings.chunks
+        target = 4 * settings.chunk_frames * settings.chunks
         start, first_tick = time.perf_counter(), engine.core.next_tick
-        made, seconds = _timed_chunks(engine, stream, wanted)
+        made, seconds = _timed_chunks(engine, stream, target)
         fps, last_tick = made / (time.perf_counter() - start), engine.core.next_tick
-        actions = _action_figures(engine, stream, chunk_factory, fps) if model.takes_actions else {}
+        actions = _action_figures(engine, stream, births, fps) if model.takes_actions else {}
         stream.flush()
         prompts = [Control.of({"prompt": f"another cat {number}"}) for number in range(4)]
         change_ms = [_change_ms(engine, stream, change) for change in prompts]
@@ -136,12 +136,12 @@ def measure_engine(model: VideoModel, settings: EngineSettings) -> dict[str, obj
 
 
 def p95(seconds: Sequence[float]) -> float:
-    """The time that 95 of 100 do not exceed."""
+    """The 95th percentile."""
     return sorted(seconds)[min(len(seconds) - 1, int(0.95 * len(seconds)))]
 
 
 def _frames(engine: VideoEngine, stream: VideoStream, count: int) -> list[Frame]:
-    """At least so many frames; the stream is kept full."""
+    """At least `count` frames; the stream is kept full."""
     frames: list[Frame] = []
     while len(frames) < count:
         frames += _tick(engine, stream)
@@ -149,12 +149,12 @@ def _frames(engine: VideoEngine, stream: VideoStream, count: int) -> list[Frame]
 
 
 def _timed_chunks(engine: VideoEngine, stream: VideoStream, count: int) -> tuple[int, list[float]]:
-    """At least `count` frames: (how many, seconds from each chunk's pictures to the next one's)."""
+    """At least `count` frames: (number of frames, seconds between chunks' pictures)."""
     made, seconds, last = 0, [], time.perf_counter()
     while made < count:
-        found = len(_tick(engine, stream))
-        if found:
-            made += found
+        finished = len(_tick(engine, stream))
+        if finished:
+            made += finished
             now = time.perf_counter()
             seconds.append(now - last)
             last = now
@@ -162,7 +162,7 @@ def _timed_chunks(engine: VideoEngine, stream: VideoStream, count: int) -> tuple
 
 
 def _tick(engine: VideoEngine, stream: VideoStream) -> list[Frame]:
-    """The frames that are there after a tick of the stream, which is kept full."""
+    """The frames finished by a tick; the stream is kept full."""
     while stream.generate(stream.info.frames_per_chunk):
         pass
     engine.tick()
@@ -170,14 +170,14 @@ def _tick(engine: VideoEngine, stream: VideoStream) -> list[Frame]:
 
 
 def _one_chunk(engine: VideoEngine, stream: VideoStream) -> None:
-    """Until its frames are there; nothing else is asked for, so that nothing of the next chunk is waited for."""
+    """Run one chunk until its frames are finished, without requesting more, so that no time goes to the next chunk."""
     assert stream.generate(stream.info.frames_per_chunk)
     while not stream.pull():
         engine.tick()
 
 
 def _change_ms(engine: VideoEngine, stream: VideoStream, change: Control) -> float:
-    """The change comes as nothing is in flight, which is the best case."""
+    """Latency of a change made while nothing is in flight: the best case."""
     start = time.perf_counter()
     stream.apply(change)
     _one_chunk(engine, stream)
@@ -187,15 +187,15 @@ def _change_ms(engine: VideoEngine, stream: VideoStream, change: Control) -> flo
 
 
 def _action_figures(
-    engine: VideoEngine, stream: VideoStream, chunk_factory: Sequence[BirthRecord], fps: float
+    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], fps: float
 ) -> dict[str, object]:
-    """From a key press to the first picture that follows it, as fast as the engine goes.
+    """From a key press to the first picture that follows it, at the engine's full speed.
 
-    frames: that still come out before it, when the key is pressed right after a chunk was born, which is the worst
-    moment. ms: pressed then, pressed as nothing is in flight, and in the mean (half a chunk later than at best). A live
-    session shows frames at the stream's rate: there the frames count, not the milliseconds.
+    frames: shown before it if the key is pressed right after a chunk has begun, the worst case. ms: worst case, best
+    case (nothing in flight), and mean (half a chunk after the best). A live session shows frames at the stream's rate:
+    there the frame count matters, not the milliseconds.
     """
-    waits = [_after_a_birth(engine, stream, chunk_factory, Control(camera_x=float(turn % 2))) for turn in range(1, 6)]
+    waits = [_after_chunk_start(engine, stream, births, Control(camera_x=float(turn % 2))) for turn in range(1, 6)]
     frames = max(count for count, _ in waits)
     stream.flush()
     best_ms = statistics.median(_change_ms(engine, stream, Control(camera_x=float(turn % 2))) for turn in range(4))
@@ -203,20 +203,20 @@ def _action_figures(
         "action_to_picture_frames": frames,
         "action_to_picture_ms_at_worst": round(statistics.median(ms for _, ms in waits), 1),
         "action_to_picture_ms_at_best": round(best_ms, 1),
-        "action_to_picture_ms_mean": round(best_ms + 500 * len(chunk_factory[-1].source_seqs) / fps, 1),
+        "action_to_picture_ms_mean": round(best_ms + 500 * len(births[-1].source_seqs) / fps, 1),
     }
 
 
-def _after_a_birth(
-    engine: VideoEngine, stream: VideoStream, chunk_factory: Sequence[BirthRecord], change: Control
+def _after_chunk_start(
+    engine: VideoEngine, stream: VideoStream, births: Sequence[BirthRecord], change: Control
 ) -> tuple[int, float]:
-    """A change in the steady state: (frames before the first one that has it, milliseconds until that one is there)."""
-    born = len(chunk_factory)
-    while len(chunk_factory) == born:
+    """A change in steady state: (frames before the first one that shows it, milliseconds until that one)."""
+    count = len(births)
+    while len(births) == count:
         _tick(engine, stream)
     start, shown = time.perf_counter(), stream.accounting.out
     stream.apply(change)
-    first = sum(len(birth.source_seqs) for birth in chunk_factory)  # the next chunk's
+    first = sum(len(birth.source_seqs) for birth in births)  # the next chunk's
     while stream.accounting.out <= first:
         _tick(engine, stream)
     return first - shown, 1e3 * (time.perf_counter() - start)

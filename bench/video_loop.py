@@ -1,7 +1,7 @@
-"""Owns the plainest loop over a causal video transformer: chunks of latents, and their way to frames in host memory.
+"""Owns a minimal loop over a causal video transformer: chunks of latents, decoded to frames in host memory.
 
-n denoising passes with fresh noise between them and a clean pass that writes the chunk's keys and values, as
-Self-Forcing has it (Huang et al. 2025, algorithm 2). Knows no prompt, camera, control or session: the engine does.
+n denoising passes with fresh noise between them, and a clean pass that writes the chunk's keys and values, as in
+Self-Forcing (Huang et al. 2025, algorithm 2). No prompts, camera, controls or sessions: see the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STEPS = StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """window_frames counts the chunk; both in latent frames."""
+    """window_frames includes the chunk; both in latent frames."""
 
     window_frames: int
     chunk_frames: int = 3
@@ -75,7 +75,7 @@ class ChunkLoop:
 
     @property
     def passes(self) -> int:
-        """Passes a chunk takes."""
+        """Passes per chunk."""
         return len(self._steps) + 1
 
     @property
@@ -84,7 +84,7 @@ class ChunkLoop:
         return -(-self.settings.window_frames // self.settings.chunk_frames)
 
     def one_pass(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """The velocity of a pass of the chunk that stands in the cache."""
+        """The velocity of a pass of the cache's current chunk."""
         condition = VideoCondition(text=self.text.view([0]), inputs={})
         return self._denoiser(latents, times, condition, self.cache.view([0]))
 
@@ -108,18 +108,18 @@ class ChunkLoop:
         self.one_pass(latents, self._clean)
 
     def chunk(self) -> None:
-        """A whole chunk."""
+        """Run a complete chunk."""
         self.finish(self.denoise())
 
     def reset(self) -> None:
-        """A new stream."""
+        """Begin a new stream."""
         self.cache.reset(0)
 
 
 class FrameOutput:
-    """Decodes chunks and copies their frames to host memory; at most two chunks are under way.
+    """Decodes chunks and copies their frames to host memory; at most two chunks are in flight.
 
-    overlapped: on a CUDA stream of its own, beside the passes of the following chunk.
+    overlapped: on a separate CUDA stream, concurrent with the next chunk's passes.
     """
 
     def __init__(self, decoder: FrameDecoder, device: torch.device, *, overlapped: bool) -> None:
@@ -129,7 +129,7 @@ class FrameOutput:
         self._pending: deque[torch.cuda.Event] = deque()
 
     def send(self, latents: torch.Tensor) -> torch.Tensor:
-        """The memory in which the frames [1, F, H, W, 3] will stand once `wait` returns."""
+        """The buffer that holds the frames [1, F, H, W, 3] once `wait` returns."""
         while len(self._pending) >= 2:
             self._pending.popleft().synchronize()
         with self._on_stream(latents):
@@ -143,7 +143,7 @@ class FrameOutput:
         return host
 
     def wait(self) -> None:
-        """Until all that was sent is there."""
+        """Wait until all sent frames are in host memory."""
         while self._pending:
             self._pending.popleft().synchronize()
 
@@ -168,6 +168,6 @@ class FrameOutput:
 
 
 def _stream_beside(device: torch.device) -> torch.cuda.Stream:
-    """Of higher priority: frames leave before the next chunk goes on."""
+    """A stream of higher priority: frames are finished before the next chunk continues."""
     stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
     return stream

@@ -1,8 +1,8 @@
-"""Owns the run of diffusers' AnyFlowFARTransformer3DModel, the transformer of its AnyFlowFARPipeline, for comparison.
+"""Runs diffusers' AnyFlowFARTransformer3DModel, the transformer of its AnyFlowFARPipeline, for comparison.
 
-Random weights in the same shape, driven as the pipeline drives it: n passes over a key/value cache, then its cache
-pass, which encodes all frames so far again. With full_chunk_limit chunks in full it attends to the same window as ours;
-the released checkpoints keep 3 and see older frames at a quarter of the tokens.
+Random weights in the same shape, driven as the pipeline does: n passes over a KV cache, then its cache pass, which
+encodes all previous frames again. With full_chunk_limit chunks in full it attends to the same window as ours; the
+released checkpoints keep 3 and see older frames at a quarter of the tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RELEASED_FULL_CHUNKS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerSettings:
-    """window_frames: latent frames with the chunk. compiled: its blocks by `compile_repeated_blocks`, as it offers."""
+    """window_frames: latent frames including the chunk. compiled: blocks compiled by its `compile_repeated_blocks`."""
 
     shape: VideoShape
     window_frames: int
@@ -36,7 +36,7 @@ class PeerSettings:
 
 
 def measure_peer(settings: PeerSettings) -> dict[str, object]:
-    """Milliseconds of its passes in the last chunk of the window, and the frames a second that they would give."""
+    """Milliseconds of its passes in the last chunk of the window, and the resulting frames a second."""
     figures: dict[str, object] = {
         "what": "diffusers AnyFlowFARTransformer3DModel",
         "compiled": settings.compiled,
@@ -94,7 +94,7 @@ class _Peer:
         self.cache = self._cache(chunks)
 
     def _cache(self, chunks: int) -> dict[int, dict[str, torch.Tensor]]:
-        """As the pipeline allocates it, with random contents."""
+        """A cache allocated as in the pipeline, with random contents."""
         s, c = self.settings, self.settings.shape.transformer
         in_full = s.full_chunks * s.chunk_frames * s.shape.frame_tokens
         height, width = s.shape.latent_size
@@ -127,7 +127,7 @@ class _Peer:
 
     @torch.no_grad()
     def write_cache(self) -> None:
-        """Its cache pass at the end of the chunk before the last: the pipeline needs none after the last."""
+        """The cache pass at the end of the last chunk but one: the pipeline needs none after the last."""
         frames = self.settings.window_frames - self.settings.chunk_frames
         before = self.partition[:-1]
         zeros = torch.zeros((1, frames), device=self.settings.device)

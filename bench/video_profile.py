@@ -1,4 +1,4 @@
-"""Owns where the time of a chunk goes on a CUDA device: kernels by kind; and its ceiling for matrix products."""
+"""Profiles a chunk on a CUDA device: kernels by kind, and the device's peak for matrix products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = (
 
 
 def profile(device: torch.device, chunk: Callable[[], None], *, chunks: int = 2) -> dict[str, object]:
-    """Milliseconds of kernels for each chunk by kind, the longest kernels, and the time without any kernel."""
+    """Kernel milliseconds per chunk by kind, the longest kernels, and the idle time."""
     if device.type != "cuda":
         return {"note": "kernels are timed on CUDA devices only"}
     chunk()
@@ -55,7 +55,7 @@ def profile(device: torch.device, chunk: Callable[[], None], *, chunks: int = 2)
 
 
 def matmul_tflops(device: torch.device, size: int = 8192) -> float | None:
-    """What a bfloat16 product of size³ reaches here: the ceiling that arithmetic is compared with."""
+    """Throughput of a bfloat16 matrix product of size³ on this device: the practical peak."""
     if device.type != "cuda":
         return None
     a, b = (torch.randn((size, size), device=device, dtype=torch.bfloat16) for _ in range(2))

@@ -1,11 +1,11 @@
-"""Owns how long streams are judged second by second: sharpness, saturation, colour drift, motion, flicker, recognition.
+"""Measures long streams second by second: sharpness, saturation, colour drift, motion, flicker, recognition.
 
-Frames come in pieces, in order of time, and are let go: memory does not grow with a stream's pictures. Knows no
-generator and no bar. Formulas, for pictures in 0..1 (Y: Rec. 601 luma):
+Frames come in pieces, in temporal order, and are not kept: memory does not grow with the length of a stream.
+Independent of generators and bars. Formulas, for pictures in 0..1 (Y: Rec. 601 luma):
   sharpness    255 * mean over pixels of |(dY/dx, dY/dy)|, central differences
   saturation   mean over pixels of max(R, G, B) - min(R, G, B)
-  histogram    shares of 8 x 8 x 8 boxes of colour; drift: half the sum of absolute differences to seconds 2 to 5
-  degree       dynamic degree: mean flow magnitude in px a frame, the largest percent of pixels left out
+  histogram    shares of 8 x 8 x 8 colour bins; drift: half the sum of absolute differences to seconds 2 to 5
+  degree       dynamic degree: mean flow magnitude in px per frame, without the largest 1 % of pixels
   flicker      warp error: mean |frame - next frame warped back by the flow|, in levels of 255
 Each is a mean over a second's frames; degree and flicker over the transitions into them.
 """
@@ -27,11 +27,11 @@ from train.classifier import Classifier, predict
 FRAME_RATE = 16
 HISTOGRAM_LEVELS = 8
 REFERENCE_S = (2, 5)
-"""The seconds that later ones are compared with, the last one left out."""
+"""The seconds that later ones are compared with (half-open)."""
 
 
 class PictureFigures(NamedTuple):
-    """Of pictures, each [N, ...]: sharpness and saturation [N], histogram [N, 512]."""
+    """Figures of N pictures: sharpness and saturation [N], histogram [N, 512]."""
 
     sharpness: Tensor
     saturation: Tensor
@@ -39,7 +39,7 @@ class PictureFigures(NamedTuple):
 
 
 def picture_figures(pictures: Tensor) -> PictureFigures:
-    """Of pictures [N, 3, H, W] in 0..1."""
+    """Figures of pictures [N, 3, H, W] in 0..1."""
     luma = (pictures * pictures.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     x, y = slopes(luma)
     return PictureFigures(
@@ -50,7 +50,7 @@ def picture_figures(pictures: Tensor) -> PictureFigures:
 
 
 def colour_histogram(pictures: Tensor) -> Tensor:
-    """Shares of the boxes of colour, [N, 512] float32, of pictures [N, 3, H, W] in 0..1."""
+    """Shares of the colour bins, [N, 512] float32, of pictures [N, 3, H, W] in 0..1."""
     level = (pictures * HISTOGRAM_LEVELS).long().clamp(0, HISTOGRAM_LEVELS - 1)
     box = ((level[:, 0] * HISTOGRAM_LEVELS + level[:, 1]) * HISTOGRAM_LEVELS + level[:, 2]).flatten(1)
     counts = torch.zeros(box.shape[0], HISTOGRAM_LEVELS**3, device=pictures.device)
@@ -59,7 +59,7 @@ def colour_histogram(pictures: Tensor) -> Tensor:
 
 
 def histogram_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Half the sum of absolute differences of shares [..., K]: 0 for the same, 1 where no colour is shared."""
+    """Half the sum of absolute differences of shares [..., K]: 0 for equal ones, 1 if no colour is shared."""
     return (a - b).abs().sum(-1) / 2
 
 
@@ -75,7 +75,7 @@ def classify(judge: Classifier, pictures: Tensor, side_px: int = 192) -> Tensor:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StreamFigures:
     """N streams of S whole seconds, on the CPU. sharpness, saturation, degree, flicker: [N, S]; histogram: [N, S, 512];
-    classes: int64 [N, S, 3], the judge's answer to the picture in the middle of each second, or None without a judge;
+    classes: int64 [N, S, 3], the judge's classes of the middle frame of each second, or None without a judge;
     motion: Transitions [N, frames - 1, k].
     """
 
@@ -89,12 +89,12 @@ class StreamFigures:
 
     @property
     def seconds(self) -> int:
-        """How many."""
+        """Number of whole seconds."""
         return self.sharpness.shape[1]
 
     @staticmethod
-    def together(parts: Sequence[StreamFigures]) -> StreamFigures:
-        """Streams that were measured apart as one."""
+    def concatenate(parts: Sequence[StreamFigures]) -> StreamFigures:
+        """Concatenate streams that were measured separately."""
         classes = [part.classes for part in parts if part.classes is not None]
         return StreamFigures(
             sharpness=torch.cat([part.sharpness for part in parts]),
@@ -107,20 +107,20 @@ class StreamFigures:
         )
 
     def window(self, start_s: float, stop_s: float) -> Transitions:
-        """The transitions between the frames of a span of time."""
+        """The transitions between the frames of a time span."""
         first, last = round(start_s * FRAME_RATE), round(stop_s * FRAME_RATE) - 1
         return Transitions(*(part[:, first:last] for part in self.motion))
 
     def histogram_drift(self) -> Tensor:
-        """Distance of each second's colours to those of seconds 2 to 5: [N, S]. ValueError for less than 3 seconds."""
+        """Distance of each second's colours to those of seconds 2 to 5: [N, S]. Raises ValueError below 3 seconds."""
         if self.seconds <= REFERENCE_S[0]:
-            raise ValueError(f"{self.seconds} s of stream have no seconds 2 to 5 to compare with: give at least 3 s")
+            raise ValueError(f"a stream of {self.seconds} s has no seconds 2 to 5 to compare with: give at least 3 s")
         reference = self.histogram[:, slice(*REFERENCE_S)].mean(1, keepdim=True)
         return histogram_distance(self.histogram, reference)
 
 
 class StreamMeter:
-    """Takes streams in step, piece by piece. judge: None leaves recognition away. shrink: of frames before flow."""
+    """Measures streams in lockstep, piece by piece. judge: None skips recognition. shrink: factor before flow."""
 
     def __init__(self, judge: Classifier | None = None, *, side_px: int = 192, shrink: int = 2) -> None:
         self._judge, self._side_px, self._shrink = judge, side_px, shrink
@@ -132,7 +132,7 @@ class StreamMeter:
 
     @torch.no_grad()
     def add(self, frames: Tensor) -> None:
-        """The next frames, uint8 [N, F, H, W, 3], on any device; not kept."""
+        """Add the next frames, uint8 [N, F, H, W, 3], on any device; they are not kept."""
         first, streams = self._frames, frames.shape[0]
         pixels = frames.permute(0, 1, 4, 2, 3).float() / 255
         figures = picture_figures(pixels.flatten(0, 1))
@@ -148,10 +148,10 @@ class StreamMeter:
                 self._classes.append(classify(self._judge, pixels[:, index - first], self._side_px).cpu())
 
     def figures(self) -> StreamFigures:
-        """Of all whole seconds. ValueError: there is none."""
+        """Figures of all whole seconds. Raises ValueError if there is none."""
         seconds = self._frames // FRAME_RATE
         if not seconds:
-            raise ValueError(f"{self._frames} frames are less than a second at {FRAME_RATE} a second: give more")
+            raise ValueError(f"{self._frames} frames at {FRAME_RATE} a second are less than a second: give more")
         motion = Transitions.joined(self._motion)
         pictures = PictureFigures(*(torch.cat(parts, 1) for parts in zip(*self._pictures, strict=True)))
 
@@ -176,7 +176,7 @@ class StreamMeter:
 def measure_stream(
     pieces: Iterable[Tensor], judge: Classifier | None = None, *, side_px: int = 192, shrink: int = 2
 ) -> StreamFigures:
-    """Figures of pieces uint8 [N, F, H, W, 3] in order of time."""
+    """Figures of pieces uint8 [N, F, H, W, 3] in temporal order."""
     meter = StreamMeter(judge, side_px=side_px, shrink=shrink)
     for piece in pieces:
         meter.add(piece)

@@ -1,9 +1,9 @@
-"""Owns the run of all of mini-video's benches at once: a queue of commands, taken by every GPU in turn.
+"""Runs all of mini-video's benches: a queue of commands shared by all GPUs.
 
-`python -m bench.video_report --out DIR`: bench.mini_video for a minute and for ten, bench.actions, bench.prompt_switch
-and bench.drift, each to DIR/NAME.json with what it said beside it (NAME.log), the drift cases in DIR/drift/, a sheet of
-rollouts; then a line for each bench with the bars that it misses. What it does not measure:
-speed on two cores (bench.video_stream), which wants a machine of its own.
+`python -m bench.video_report --out DIR`: bench.mini_video for one minute and for ten, bench.actions,
+bench.prompt_switch and bench.drift, each to DIR/NAME.json with its output in NAME.log, the drift cases in DIR/drift/, a
+sheet of rollouts; then one line per bench with the bars it misses. Not included: speed on two cores
+(bench.video_stream), which needs an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ OUT_OF_TIME = 124
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """name: of its files; command: arguments of `python -m`."""
+    """name: of its output files; command: arguments of `python -m`."""
 
     name: str
     command: Sequence[str]
 
 
 def jobs_of(options: argparse.Namespace, parts: int) -> list[Job]:
-    """The longest first. parts: drift is measured in so many, side by side."""
+    """The longest first. parts: how many concurrent jobs drift is split into."""
     out, short = Path(options.out), ["--no-photographs", "--no-autoencoders"]
     shared = ["--model", str(options.model), "--json", *options.bench]
     few, cases = ["--captions", str(options.drift_captions)], list(CASES)
@@ -59,16 +59,16 @@ def jobs_of(options: argparse.Namespace, parts: int) -> list[Job]:
 
 
 def run_job(job: Job, out: Path, device: int | None, stop_at: float) -> int:
-    """Its exit code; OUT_OF_TIME where the time was over. device: of CUDA, None: none is named."""
+    """Its exit code, or OUT_OF_TIME. device: CUDA index; None: not set."""
     environment = {**os.environ, **({} if device is None else {"CUDA_VISIBLE_DEVICES": str(device)})}
     left = stop_at - time.monotonic()
     if left <= 0:
         return OUT_OF_TIME
     unfinished = out / f"{job.name}.part"
-    with unfinished.open("wb") as told, (out / f"{job.name}.log").open("wb") as log:
+    with unfinished.open("wb") as result, (out / f"{job.name}.log").open("wb") as log:
         try:
             command = [sys.executable, "-m", *job.command]
-            done = subprocess.run(command, env=environment, stdout=told, stderr=log, timeout=left, check=False)
+            done = subprocess.run(command, env=environment, stdout=result, stderr=log, timeout=left, check=False)
         except subprocess.TimeoutExpired:
             return OUT_OF_TIME
     if not done.returncode:
@@ -95,29 +95,29 @@ def run_all(jobs: Sequence[Job], out: Path, devices: Sequence[int | None], stop_
         return dict(zip([job.name for job in jobs], pool.map(work, jobs), strict=True))
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Of a bench's result: each bar that is not met, as "name value (least .., most ..)"; of drift, each case's."""
-    if "cases" in found:
-        missed = {case: row["bars_missed"] for case, row in found["cases"].items()}
+def verdict(result: Mapping[str, Any]) -> str:
+    """The bars that a bench's result misses, as "name value (least .., most ..)"; for drift, those of each case."""
+    if "cases" in result:
+        missed = {case: row["bars_missed"] for case, row in result["cases"].items()}
         return "; ".join(f"{case}: {', '.join(names) or 'every bar is met'}" for case, names in missed.items())
-    if "bars" not in found:
+    if "bars" not in result:
         return "measured; it has no bars"
-    told = [
+    missed_bars = [
         f"{name} {bar['value']} ({', '.join(f'{k} {bar[k]}' for k in ('least', 'most') if k in bar)})"
-        for name, bar in found["bars"].items()
+        for name, bar in result["bars"].items()
         if not bar["met"]
     ]
-    return "; ".join(told) or "every bar is met"
+    return "; ".join(missed_bars) or "every bar is met"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and print; 1 where a job failed."""
+    """Run and print; 1 if a job failed."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.video_report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--minutes", type=float, default=1e6, help="what has not ended by then is stopped")
+    parser.add_argument("--minutes", type=float, default=1e6, help="stop unfinished jobs after this time")
     parser.add_argument("--captions", type=int, default=128, help="of bench.mini_video")
     parser.add_argument("--drift-captions", type=int, default=32, help="of bench.drift and of the long streams")
     parser.add_argument("--seconds", type=int, default=60)

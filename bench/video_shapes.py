@@ -1,8 +1,8 @@
-"""Owns causal video models with random weights in published shapes, and the arithmetic that their passes must do.
+"""Owns causal video models with random weights in published shapes, and the FLOPs of their passes.
 
-Speed does not depend on the values of weights. Knows no measurement. Random embeddings stand in for the text encoder.
-The arithmetic counts matrix products alone: in a layer 2 N (4 d² + 2 d² + 2 d f) for N tokens, width d and MLP width f;
-4 N M d for self-attention over M tokens; 4 N L d for cross-attention over L.
+Speed does not depend on the weights. Random embeddings replace the text encoder. FLOPs count matrix products only: per
+layer 2 N (4 d² + 2 d² + 2 d f) for N tokens, width d and MLP width f; 4 N M d for self-attention over M tokens; 4 N L d
+for cross-attention over L.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 H100_DENSE_TFLOPS = 990.0
-"""Data sheet, bfloat16, without sparsity: of H100 SXM and H200 alike."""
+"""From the data sheet, bfloat16, without sparsity; H100 SXM and H200 alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoShape:
-    """The transformer's sizes, the frame in pixels, the windows to measure (latent frames), and the autoencoders'."""
+    """Sizes of the transformer, the frame in pixels, the windows to measure (latent frames), and the autoencoders."""
 
     transformer: WanConfig
     width_px: int
@@ -44,24 +44,24 @@ class VideoShape:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """Height and width in latents."""
+        """Latent height and width."""
         return self.height_px // 8, self.width_px // 8
 
     @property
     def frame_tokens(self) -> int:
-        """Tokens of a latent frame."""
+        """Tokens per latent frame."""
         _, rows, columns = self.transformer.patch_size
         return (self.latent_size[0] // rows) * (self.latent_size[1] // columns)
 
     def pass_tflop(self, frames: int, window: int) -> float:
-        """Arithmetic of one pass of `frames` latent frames that attends to `window` latent frames."""
+        """TFLOPs of one pass of `frames` latent frames that attends to `window` latent frames."""
         c, tokens = self.transformer, frames * self.frame_tokens
         products = 2 * tokens * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
         attention = 4 * tokens * c.dim * (window * self.frame_tokens + c.text_len)
         return c.num_layers * (products + attention) / 1e12
 
     def floor_fps(self, frames: int, window: int, passes: int, tflops: float = H100_DENSE_TFLOPS) -> float:
-        """Frames a second that arithmetic alone allows, autoencoder left out."""
+        """Upper bound on frames a second from arithmetic only, without the autoencoder."""
         return 4 * frames / (passes * self.pass_tflop(frames, window) / tflops)
 
 
@@ -100,7 +100,7 @@ VIDEO_SHAPES: Mapping[str, VideoShape] = MappingProxyType(
 
 
 def build_transformer(shape: VideoShape, device: torch.device, dtype: torch.dtype) -> CausalWanTransformer:
-    """Random weights on the device, those of actions among them."""
+    """Random weights on the device, including an action embedder."""
     torch.manual_seed(0)
     with torch.device(device):
         embedder = ActionEmbedder(shape.transformer.dim)

@@ -1,10 +1,10 @@
-"""Owns the figures of the causal video engine: frames a second with and without the decoder, latencies, memory.
+"""Measures the causal video engine: frames a second with and without the decoder, latencies, memory.
 
 `python -m bench.video_stream --json`: the bundled mini-video (or `--model FOLDER`) through the engine, from its prompt
 and from a camera.
 `python -m bench.video_stream --shape wan-1.3b --device cuda --json`: Wan 2.1 1.3B's shape at 480×832 with random
-weights, 4 denoising steps and a clean pass, for each window; beside the arithmetic floor, and beside the transformer of
-diffusers' AnyFlowFARPipeline at the same shape. `--shape tiny` runs on the CPU in seconds.
+weights, 4 denoising steps and a clean pass, for each window; compared with the arithmetic bound and with the
+transformer of diffusers' AnyFlowFARPipeline at the same shape. `--shape tiny` runs on the CPU in seconds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Figures = dict[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What stays the same through a run. chunks: timed in each measurement."""
+    """What all measurements of a run share. chunks: timed in each."""
 
     shape: VideoShape
     transformer: CausalWanTransformer
@@ -55,12 +55,12 @@ class Bench:
     backend: str
 
     def synchronise(self) -> None:
-        """Until the device is done."""
+        """Wait until the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds(self, call: Callable[[], object], times: int = 1) -> float:
-        """Of so many calls, until the device is done."""
+        """Seconds of `times` calls, until the device is done."""
         self.synchronise()
         start = time.perf_counter()
         for _ in range(times):
@@ -70,13 +70,13 @@ class Bench:
 
 
 def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[ChunkLoop, Figures]:
-    """The transformer alone: chunks of latents in the steady state."""
+    """The transformer only: chunks of latents in steady state."""
     loop = ChunkLoop(bench.transformer, bench.shape, settings, _runtime(bench, backend, "tiny"))
     frames, window = settings.chunk_frames, settings.window_frames
     warm_up_s = bench.seconds(loop.chunk, loop.filling_chunks + 3)
     seconds = [bench.seconds(loop.chunk) for _ in range(bench.chunks)]
-    together = bench.seconds(loop.chunk, bench.chunks) / bench.chunks
-    fps = 4 * frames / together
+    chunk_s = bench.seconds(loop.chunk, bench.chunks) / bench.chunks
+    fps = 4 * frames / chunk_s
     floor = bench.shape.floor_fps(frames, window, loop.passes)
     return loop, {
         "what": "transformer",
@@ -84,10 +84,10 @@ def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[Ch
         "window_latents": window,
         "chunk_latents": frames,
         "loop_fps": round(fps, 2),
-        "chunk_ms": round(1e3 * together, 2),
+        "chunk_ms": round(1e3 * chunk_s, 2),
         "chunk_p95_ms": round(1e3 * p95(seconds), 2),
         "tflop_per_pass": round(bench.shape.pass_tflop(frames, window), 2),
-        "tflops": round(loop.passes * bench.shape.pass_tflop(frames, window) / together, 1),
+        "tflops": round(loop.passes * bench.shape.pass_tflop(frames, window) / chunk_s, 1),
         "floor_fps_at_990_tflops": round(floor, 1),
         "percent_of_floor": round(100 * fps / floor, 1),
         "kv_mib": round(loop.cache.bytes / 2**20),
@@ -98,7 +98,7 @@ def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[Ch
 def measure_frames(
     bench: Bench, loop: ChunkLoop, codec: str, *, overlapped: bool
 ) -> tuple[Callable[[], None], Figures]:
-    """The same with the decoder, to bytes of frames in host memory; and the latencies."""
+    """The same with the decoder, up to frames in host memory; and the latencies."""
     decoder = _decoder(bench, codec)
     output = FrameOutput(decoder, bench.device, overlapped=overlapped)
 
@@ -117,7 +117,7 @@ def measure_frames(
 
     for _ in range(loop.filling_chunks + 3):
         chunk()
-    together = bench.seconds(chunk, bench.chunks) / bench.chunks
+    chunk_s = bench.seconds(chunk, bench.chunks) / bench.chunks
     decode_s = _decode_seconds(bench, loop, decoder)
     change_s = []
     for _ in range(3):
@@ -133,11 +133,11 @@ def measure_frames(
         "backend": bench.backend,
         "window_latents": loop.settings.window_frames,
         "chunk_latents": loop.settings.chunk_frames,
-        "end_to_end_fps": round(4 * loop.settings.chunk_frames / together, 2),
-        "chunk_ms": round(1e3 * together, 2),
+        "end_to_end_fps": round(4 * loop.settings.chunk_frames / chunk_s, 2),
+        "chunk_ms": round(1e3 * chunk_s, 2),
         "decode_ms": round(1e3 * decode_s, 2),
         "control_to_frame_ms_at_best": round(best_ms, 1),
-        "control_to_frame_ms_mean": round(best_ms + 500 * together, 1),
+        "control_to_frame_ms_mean": round(best_ms + 500 * chunk_s, 1),
         "first_frame_ms": round(1e3 * _first_frame_seconds(bench, loop, decoder, changed), 1),
         "codec_state_mib": round(decoder.decoder.bytes / 2**20),
         **_memory(bench),
@@ -157,7 +157,7 @@ def _decoder(bench: Bench, codec: str) -> FrameDecoder:
 
 
 def _codec_dtype(bench: Bench, codec: str) -> torch.dtype:
-    """The tiny one's published weights are float16; the stock one overflows in it."""
+    """The tiny codec's published weights are float16; the stock one overflows in float16."""
     return torch.float16 if codec == "tiny" and bench.device.type == "cuda" else bench.dtype
 
 
@@ -169,7 +169,7 @@ def _decode_seconds(bench: Bench, loop: ChunkLoop, decoder: FrameDecoder) -> flo
 def _first_frame_seconds(
     bench: Bench, loop: ChunkLoop, decoder: FrameDecoder, first_frames: Callable[[], None]
 ) -> float:
-    """From the opening of a stream, prompt included, to its first frames: models warm, the last of three."""
+    """From opening a stream, including its prompt, to its first frames: warm, the last of three."""
     seconds = 0.0
     for _ in range(3):
         loop.reset()
@@ -192,7 +192,7 @@ def _memory(bench: Bench) -> Figures:
 
 
 def run(options: argparse.Namespace) -> Figures:
-    """All that the options ask for."""
+    """Run everything that the options request."""
     shape, device = VIDEO_SHAPES[options.shape], torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     started = time.perf_counter()
@@ -221,7 +221,7 @@ def run(options: argparse.Namespace) -> Figures:
 
 
 def _peers(shape: VideoShape, window: int, device: torch.device, dtype: torch.dtype) -> list[PeerSettings]:
-    """Our window in full; the released checkpoints' three chunks in full; that one eager. On the CPU eager only."""
+    """Our window in full; the released checkpoints' three chunks in full; the latter eager. On the CPU eager only."""
     chunks = window // 3
     kinds = ((chunks, True), (RELEASED_FULL_CHUNKS, False), (RELEASED_FULL_CHUNKS, True))
     return [
@@ -241,7 +241,7 @@ def _peers(shape: VideoShape, window: int, device: torch.device, dtype: torch.dt
 def _configuration(
     bench: Bench, settings: LoopSettings, options: argparse.Namespace, runs: list[Figures], *, thorough: bool
 ) -> None:
-    """thorough: also the decoder on a CUDA stream of its own, the profile, and the engine with every codec."""
+    """thorough: also the decoder on a separate CUDA stream, the profile, and the engine with every codec."""
     loop, row = measure_loop(bench, settings, bench.backend)
     _keep(runs, row)
     codecs = options.codecs if settings.chunk_frames > 1 else options.codecs[:1]
@@ -262,20 +262,20 @@ def _configuration(
 
 
 def _through_the_engine(bench: Bench, settings: LoopSettings, codec: str) -> Figures:
-    asked = EngineSettings(
+    engine_settings = EngineSettings(
         window_frames=settings.window_frames,
         chunk_frames=settings.chunk_frames,
         chunks=bench.chunks,
     )
     dtype = _codec_dtype(bench, codec)
     parts = build_codec(codec, bench.shape, bench.device, dtype)
-    model = random_model(bench.shape, bench.transformer, parts, asked, BACKENDS[bench.backend])
-    figures = measure_engine(model, asked)
+    model = random_model(bench.shape, bench.transformer, parts, engine_settings, BACKENDS[bench.backend])
+    figures = measure_engine(model, engine_settings)
     return {**figures, **_memory(bench)}
 
 
 def _keep(runs: list[Figures], row: Figures) -> None:
-    """Rows are said as they come: a run that is cut off has still said them."""
+    """Print rows as they come, so that an interrupted run has printed them."""
     runs.append(row)
     print(json.dumps(row), file=sys.stderr, flush=True)
 
@@ -319,7 +319,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--codecs", nargs="*", choices=("tiny", "stock"), default=["tiny", "stock"])
     options.add_argument("--compare", nargs="*", choices=tuple(BACKENDS), default=[], help="other backends")
     options.add_argument("--chunks", type=int, default=10, help="timed chunks")
-    options.add_argument("--no-peer", dest="peer", action="store_false", help="leave diffusers' transformer out")
+    options.add_argument("--no-peer", dest="peer", action="store_false", help="skip diffusers' transformer")
     options.add_argument("--profile", action="store_true", help="kernels by kind, of chunks of more than one latent")
     options.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch")
     return options

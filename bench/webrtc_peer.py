@@ -1,8 +1,8 @@
-"""Owns a Python peer that streams by WebRTC through the real server, and measures what comes back.
+"""Measures a Python peer that streams by WebRTC through the real server.
 
-It sends a picture that shows its own clock as a bar code, and reads it off the pictures that come back: both codecs
-both ways, transport and worker are in it. Stock aiortc in a process of its own, whose receiver hands a frame on one
-frame period late.
+It sends pictures that show its own clock as a bar code, and reads it from the returned pictures: the latency includes
+both codecs both ways, transport and worker. Stock aiortc in a separate process; its receiver delivers frames one frame
+period late.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ClockVideo(MediaStreamTrack):
         self._count = 0
 
     async def recv(self) -> VideoFrame:
-        """The next picture, when it is due; those that would be late are left out."""
+        """The next picture, when it is due; late ones are skipped."""
         late = int((time.monotonic() - self._began_s) * self._rate)
         self._count = max(self._count + 1, late)
         await asyncio.sleep(max(0.0, self._began_s + self._count / self._rate - time.monotonic()))
@@ -83,7 +83,7 @@ def clock_picture(side_px: int, turn: int, now_ms: float) -> np.ndarray[Any, np.
 
 
 def read_delay_ms(frame: VideoFrame, now_ms: float) -> float:
-    """How old the clock in a picture is."""
+    """The age of the clock in a picture."""
     row = frame.to_ndarray()[frame.height // 2, : frame.width]  # of the luma plane
     places = [(2 * bit + 1) * frame.width // (2 * BITS) for bit in range(BITS)]
     code = sum(1 << bit for bit, place in enumerate(places) if row[place] > 127)
@@ -98,15 +98,15 @@ class _Samples:
 
 async def _stream(run: PeerRun) -> dict[str, Any]:
     opened = _ask(f"{run.url}v1/sessions", b"{}", "application/json", "")
-    told = json.loads(opened)
+    session = json.loads(opened)
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     transceiver = connection.addTransceiver(ClockVideo(run.side_px, run.rate), direction="sendrecv")
-    known = RTCRtpReceiver.getCapabilities("video")
-    assert known is not None
-    transceiver.setCodecPreferences([codec for codec in known.codecs if codec.mimeType == f"video/{run.codec}"])
+    available = RTCRtpReceiver.getCapabilities("video")
+    assert available is not None
+    transceiver.setCodecPreferences([codec for codec in available.codecs if codec.mimeType == f"video/{run.codec}"])
     await connection.setLocalDescription(await connection.createOffer())
     offer = connection.localDescription.sdp.encode()
-    answer = _ask(f"{run.url}v1/sessions/{told['id']}/webrtc", offer, "application/sdp", told["token"])
+    answer = _ask(f"{run.url}v1/sessions/{session['id']}/webrtc", offer, "application/sdp", session["token"])
     await connection.setRemoteDescription(RTCSessionDescription(sdp=answer, type="answer"))
     samples = _Samples()
     ends_s = time.monotonic() + run.warm_up_s + run.seconds
@@ -118,12 +118,12 @@ async def _stream(run: PeerRun) -> dict[str, Any]:
             samples.at_ms.append(now_ms)
             samples.delay_ms.append(read_delay_ms(frame, now_ms))
     await connection.close()
-    _ask(f"{run.url}v1/sessions/{told['id']}", b"", "application/json", told["token"], method="DELETE")
+    _ask(f"{run.url}v1/sessions/{session['id']}", b"", "application/json", session["token"], method="DELETE")
     return summary(samples.at_ms, samples.delay_ms)
 
 
 def summary(at_ms: list[float], delay_ms: list[float]) -> dict[str, Any]:
-    """Frames a second and the delays that can be right."""
+    """Frames a second, and the plausible delays."""
     read = [delay for delay in delay_ms if -5 < delay < 10_000]
     return {
         "frames": len(at_ms),
@@ -146,7 +146,7 @@ def _in_process(run: PeerRun, result: Connection) -> None:
 
 
 def python_run(run: PeerRun) -> dict[str, Any]:
-    """One measurement by a fresh process."""
+    """One measurement in a fresh process."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_in_process, args=(run, theirs))
     process.start()

@@ -1,6 +1,6 @@
-"""Owns the rendered clips and held-out captions that video models and their judges are measured with.
+"""Owns the rendered clips and held-out captions for measuring video models and their judges.
 
-Sprites are read without OpenCV. Knows no model.
+Sprites are read without OpenCV. Independent of models.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def no_actions(clips: int, latents: int, device: torch.device | None = None) -> 
 def motion_clips(
     clips: int, latents: int, sprites: Tensor, generator: torch.Generator, *, size_px: int = 128
 ) -> tuple[ClipSpec, Clips]:
-    """Clips of all combinations in which every motion comes equally often; a subject's motion always has a subject."""
+    """Clips of all combinations with every motion equally often; a subject's motion always has a subject."""
     device = sprites.device
     spec = sample_clip_specs(clips, generator, device, None, subjects=sprites.shape[0])
     motion = torch.arange(clips, device=device) % len(MOTIONS)
@@ -51,7 +51,7 @@ def motion_clips(
 
 
 def held_out_captions(count: int, subjects: int, seed: int = HELD_OUT_SEED) -> tuple[ClipSpec, list[str]]:
-    """count held-out combinations (on the CPU) and a caption in a random wording for each."""
+    """count held-out combinations (on the CPU), each with a caption in a random wording."""
     generator = torch.Generator().manual_seed(seed)
     spec = sample_clip_specs(count, generator, torch.device("cpu"), True, subjects=subjects)
     rng = random.Random(seed)
@@ -59,5 +59,5 @@ def held_out_captions(count: int, subjects: int, seed: int = HELD_OUT_SEED) -> t
 
 
 def as_bytes(frames: Tensor) -> Tensor:
-    """Clips' frames [B, 3, F, H, W] in 0..1 as a stream's: uint8 [B, F, H, W, 3]."""
+    """Clips' frames [B, 3, F, H, W] in 0..1 in a stream's format: uint8 [B, F, H, W, 3]."""
     return (frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)

@@ -1,1 +1,1 @@
-"""Storage that outlives a tick: the ring of slots. Knows tensors and integers; never frames, prompts or HTTP."""
+"""Storage that outlives a tick: the ring and the KV cache. Depends on tensors and integers only."""

@@ -1,6 +1,6 @@
-"""Owns the preallocated storage of the slots in flight: one row for each slot, handed out by a moving head.
+"""Owns the preallocated storage of the slots in flight: one row per slot, handed out by a moving head.
 
-Knows tensors and integers only: no frame, prompt, schedule or stream. Nothing here concatenates, rolls or grows.
+Works on tensors and integers only, never on frames, prompts or streams. Nothing here concatenates, rolls or grows.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingField:
-    """What one row holds under a name: a tensor of `shape` and `dtype`."""
+    """One named tensor of a row."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
 
 
 class Ring:
-    """`capacity` rows; for each field one tensor [capacity, *shape], allocated (zeros) here and never again."""
+    """`capacity` rows; for each field one tensor [capacity, *shape] of zeros, allocated once, here."""
 
     def __init__(self, capacity: int, fields: Mapping[str, RingField], device: torch.device) -> None:
         assert capacity >= 1, capacity
@@ -35,7 +35,7 @@ class Ring:
 
     @property
     def free_rows(self) -> int:
-        """Rows that `acquire` can still hand out."""
+        """How many rows `acquire` can still hand out."""
         return self._free_rows
 
     @property
@@ -55,7 +55,7 @@ class Ring:
         return None
 
     def release(self, row: int) -> None:
-        """Give a held row back. Its contents stay until it is written again."""
+        """Free a held row. Its contents stay until they are overwritten."""
         assert self._held[row], f"row {row} is not held"
         self._held[row] = False
         self._free_rows += 1
@@ -72,7 +72,7 @@ class Ring:
         return self._cells[field]
 
     def gather(self, field: str, rows: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Copies of rows. rows: [N] int64 on the ring's device -> [N, *shape], in `out` where given."""
+        """Copy rows [N] (int64, on the ring's device) to [N, *shape], into `out` if given."""
         source = self._tensors[field]
         if out is None:
             return source.index_select(0, rows)

@@ -1,7 +1,6 @@
-"""Owns rotary position phases in three axes (time, row, column), real-valued, with interleaved pairs, as Wan has them.
+"""Owns rotary position embeddings in three axes (time, row, column), real-valued, with interleaved pairs, as in Wan.
 
-Knows tensors and positions. It keeps no table of positions, so no length and no size runs out of it; it knows nothing
-of caches, layers or models.
+No table of positions is kept, so length and size are unbounded. Independent of caches, layers and models.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 class Rotary:
-    """The angles of one kind of head. RoFormer (2104.09864), eq. 15, applied to three axes as in Wan 2.1.
+    """The rotary angles of a head size. RoFormer (2104.09864), eq. 15, applied to three axes as in Wan 2.1.
 
-    Pair j of an axis with d channels turns by position * theta^(-2j/d).
+    Pair j of an axis with d channels rotates by position * theta^(-2j/d).
     """
 
     def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
@@ -59,7 +58,7 @@ class Rotary:
     ) -> torch.Tensor:
         """Angles of tokens at (t, y, x), each [N], integers or fractions -> [N, D/2] float32, in [-pi, pi].
 
-        Computed and brought into one turn in float64: an angle at position 100,000 is as exact as one at position 0.
+        Computed and wrapped in float64: an angle at position 100,000 is as exact as one at position 0.
         phase: radians added to all temporal angles, a number or [N] (ShotStream, 2603.25746: shot index * theta).
         """
         return self._wrapped(t, y, x, phase).float()

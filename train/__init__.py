@@ -1,1 +1,1 @@
-"""How the bundled models were made, end to end, from data that packages provide and scenes it renders itself."""
+"""How the bundled models were trained, end to end, on data from packages and on rendered scenes."""

@@ -1,4 +1,4 @@
-"""Owns the training of the autoencoder: losses, data order, measures. Knows no text and no noise schedule."""
+"""Owns the training of the autoencoder: losses, data order, metrics. Independent of text and noise schedules."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STAGE = "autoencoder"
 PEAK_RATE = 2e-3
 LATENT_NOISE = 0.08
 SHARP_FROM = 0.55
-"""Share of the budget after which the squared error takes over (it is what PSNR measures)."""
+"""Share of the budget after which squared error takes over (as measured by PSNR)."""
 
 
 def encode_pictures(vae: AutoencoderTiny, pictures: Tensor) -> Tensor:
-    """Latents [B, 4, 48, 48] of pictures [B, 3, 192, 192] in 0..1; a denoiser sees LATENT_SCALE times them."""
+    """Latents [B, 4, 48, 48] of pictures [B, 3, 192, 192] in 0..1; a denoiser sees them times LATENT_SCALE."""
     latents: Tensor = vae.encode(pictures * 2 - 1).latents
     return latents
 
@@ -39,10 +39,10 @@ def _slopes(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def autoencoder_loss(vae: AutoencoderTiny, pictures: Tensor, noise: Tensor, sharp: float) -> tuple[Tensor, Tensor]:
-    """(loss, squared error): L1 + slopes moving to squared error as sharp goes 0..1, and the distance of
+    """(loss, squared error): L1 + gradient loss blending into squared error as sharp goes 0..1, plus the distance of
     the latents' moments from zero mean and unit covariance.
 
-    pictures: [B, 3, H, W] in 0..1; noise: standard normal, as the latents, so that the decoder bears errors.
+    pictures: [B, 3, H, W] in 0..1; noise: standard normal, of the latents' shape, to make the decoder robust to errors.
     """
     latents = encode_pictures(vae, pictures).float()
     decoded = vae.decode(latents + LATENT_NOISE * noise).sample.float() / 2 + 0.5
@@ -68,7 +68,7 @@ def moments(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def whiten(vae: AutoencoderTiny, pictures: Tensor) -> None:
-    """Fold the whitening of the latents of pictures into the convolutions next to them, exact but for the clamp."""
+    """Fold the whitening of the pictures' latents into the adjacent convolutions; exact except for the clamp."""
     last, first = vae.encoder.layers[-1], vae.decoder.layers[0]
     mean, covariance = moments(encode_pictures(vae, pictures))
     values, vectors = torch.linalg.eigh(covariance)
@@ -80,7 +80,7 @@ def whiten(vae: AutoencoderTiny, pictures: Tensor) -> None:
 
 
 def train_autoencoder(session: Session, source: Source, seconds: float) -> AutoencoderTiny:
-    """Train for seconds (rendering included) and save the averaged weights as autoencoder.safetensors."""
+    """Train for seconds (including rendering) and save the averaged weights as autoencoder.safetensors."""
     device, scale = session.device, session.scale
     budget = Budget(seconds)
     generator = session.generator(11)
@@ -126,7 +126,7 @@ def psnr_db(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure_autoencoder(session: Session, vae: AutoencoderTiny, source: Source) -> dict[str, float]:
-    """PSNR in dB on fresh scenes and on photograph crops of the source, and the latents' moments."""
+    """PSNR in dB on new scenes and on photograph crops of the source, and the latents' moments."""
     generator = session.generator(12)
     count = min(64, session.scale.eval_scenes)
     styled = random_scenes(source, count, generator)[2]

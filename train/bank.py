@@ -1,7 +1,7 @@
-"""Owns the training pictures: scenes, photograph crops and synthetic clutter, rendered ahead into device memory.
+"""Owns the training pictures: scenes, photograph crops and synthetic clutter, pre-rendered into device memory.
 
-ImageBank holds uint8 pictures for the autoencoder; LatentBank holds pairs of latents (before and after the style) with
-token ids for the denoiser. Knows nothing of losses.
+`image_bank` makes uint8 pictures for the autoencoder; LatentBank holds pairs of latents (before and after the style)
+with token ids for the denoiser. Independent of losses.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ CAPTIONS_PER_ITEM = 2
 PHOTO_SUBJECT = -2
 """Marks a photograph in a spec's subject field."""
 PHOTO_STYLES = (0.25, 0.1, 0.2, 0.1, 0.1, 0.15, 0.1)
-"""How often a photograph is drawn in each of STYLES: the ones that the denoiser learns slowest more often."""
+"""Sampling weights of STYLES for photographs: the styles that the denoiser learns slowest are drawn more often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What pictures are made of. sprites: [S, 4, h, h] float 0..1; photos: uint8 [3, h, w] RGB, all on one device."""
+    """Source material of pictures. sprites: [S, 4, h, h] float 0..1; photos: uint8 [3, h, w] RGB, all on one device."""
 
     sprites: Tensor
     photos: list[Tensor]
 
     @property
     def device(self) -> torch.device:
-        """Where everything is rendered."""
+        """The device that everything is rendered on."""
         return self.sprites.device
 
 
@@ -57,7 +57,7 @@ def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tens
 
 
 def crop_photo(photo: Tensor, n: int, generator: torch.Generator, *, smallest: float = 0.5) -> Tensor:
-    """n square crops [n, 3, 192, 192] in 0..1 of one photograph: random place, scale, flip and a slight turn.
+    """n square crops [n, 3, 192, 192] in 0..1 of one photograph: random position, scale, flip and slight rotation.
 
     smallest: the shortest crop side as a share of the photograph's short side.
     """
@@ -149,7 +149,7 @@ class LatentBank:
     """N items. plain, styled: latents [N, 4, 48, 48] float16; ids: int16 [N, K, 32], K captions each.
 
     changed: bool [N], whether plain and styled differ; the first `scenes` items are scenes, the rest photographs.
-    coverage: [N, 1, 48, 48] float16, how far the subject covers each cell.
+    coverage: [N, 1, 48, 48] float16, the fraction of each cell that the subject covers.
     """
 
     plain: Tensor
@@ -202,7 +202,7 @@ def random_photos(source: Source, n: int, generator: torch.Generator) -> tuple[S
 
 
 def item_captions(row: list[int], rng: random.Random) -> list[str]:
-    """CAPTIONS_PER_ITEM captions for a spec row; photographs are sometimes described by light and style alone."""
+    """CAPTIONS_PER_ITEM captions for a spec row; photographs are sometimes described by light and style only."""
     subject, place, light, style = row
     if subject != PHOTO_SUBJECT:
         return [caption(subject, place, light, style, rng) for _ in range(CAPTIONS_PER_ITEM)]

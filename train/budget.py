@@ -1,4 +1,4 @@
-"""Progress through a training stage's time. Knows no network."""
+"""Progress through a training stage's time budget."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ CHECKPOINT_SECONDS = 120.0
 
 
 class Budget:
-    """Progress through a number of seconds: fraction() goes from 0 to 1; steps counts the calls of tick()."""
+    """Progress through a budget of seconds: fraction() goes from 0 to 1; steps counts calls of tick()."""
 
     def __init__(self, seconds: float, min_steps: int = 2) -> None:
         self.seconds, self.min_steps, self.steps = seconds, min_steps, 0
         self.started = self.saved = time.monotonic()
 
     def due(self) -> bool:
-        """Whether CHECKPOINT_SECONDS have passed since the start or since due() was last true."""
+        """Whether CHECKPOINT_SECONDS have passed since the start or since this was last true."""
         now = time.monotonic()
         if now - self.saved < CHECKPOINT_SECONDS:
             return False
@@ -27,10 +27,10 @@ class Budget:
         return time.monotonic() - self.started
 
     def fraction(self) -> float:
-        """Share of the budget that is spent, at most 1."""
+        """Share of the budget spent, at most 1."""
         return min(1.0, self.elapsed() / max(self.seconds, 1e-6))
 
     def tick(self) -> bool:
-        """Count a step; False once the time and the minimum of steps are both used."""
+        """Count a step; False once the time is spent and the minimum number of steps is reached."""
         self.steps += 1
         return self.elapsed() < self.seconds or self.steps <= self.min_steps

@@ -1,4 +1,4 @@
-"""Owns the wording of captions: templates over the vocabulary, and every word they can produce. Knows no pictures.
+"""Owns the wording of captions: templates over the vocabulary, and every word they can produce.
 
 Omitted components have a fixed meaning: no place is the studio, no light is day, no style is plain, no subject is
 an empty scene.
@@ -14,9 +14,9 @@ from .vocabulary import SUBJECTS, Subject
 from .vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
 
 PHOTO_WORDS = ("photo", "photograph", "picture")
-"""Subject words for what the camera sees; the first is the canonical one."""
+"""Subject words for camera pictures; the first is canonical."""
 EMPTY_WORDS = ("empty scene", "empty place")
-"""Said sometimes when there is no subject."""
+"""Sometimes used when there is no subject."""
 
 Parts = tuple[str, Term | None, Term | None, Term | None]
 Template = Callable[[Parts, random.Random], str]
@@ -41,12 +41,12 @@ def _label(term: Term | None, rng: random.Random) -> str:
 
 
 def mostly_first(wordings: tuple[str, ...], rng: random.Random) -> str:
-    """One wording, the canonical one (the first) in 60 % of cases and more."""
+    """One wording, in at least 60 % of cases the canonical (first) one."""
     return wordings[0] if rng.random() < 0.6 else rng.choice(wordings)
 
 
 def join_words(separator: str, *pieces: str) -> str:
-    """The pieces that are not empty, with the separator between them."""
+    """The non-empty pieces, joined by the separator."""
     return separator.join(piece for piece in pieces if piece)
 
 
@@ -114,11 +114,10 @@ TEMPLATES: tuple[tuple[Template, float], ...] = (
 def caption(
     subject: int, place: int, light: int, style: int, rng: random.Random, *, photo: bool = False, doing: str = ""
 ) -> str:
-    """One caption for a combination of indices (-1 or 0 is the default, usually left unsaid), drawn with `rng`.
+    """One caption for a combination of indices (-1 or 0 is the default, usually omitted), drawn with `rng`.
 
-    photo: describe a photograph from the camera; subject and place are then ignored. doing: words said right after
-    the subject, "bouncing". The caption of an empty studio can be "". Raises IndexError when an index is outside the
-    vocabulary.
+    photo: describe a camera picture; subject and place are then ignored. doing: words placed right after the subject,
+    "bouncing". The caption of an empty studio can be "". Raises IndexError for an index outside the vocabulary.
     """
     if photo:
         noun, where = mostly_first(PHOTO_WORDS, rng), None
@@ -135,8 +134,8 @@ def caption(
 
 
 def canonical_caption(subject: int, place: int, light: int, style: int, *, photo: bool = False, doing: str = "") -> str:
-    """The canonical wording, "a robot on the beach at sunset, pencil sketch", with defaults left out and `doing` said
-    right after the subject.
+    """The canonical wording, "a robot on the beach at sunset, pencil sketch", with defaults omitted and `doing` right
+    after the subject.
     """
     noun = PHOTO_WORDS[0] if photo else (SUBJECTS[subject].name if subject >= 0 else "")
     noun = join_words(" ", noun, doing)

@@ -1,4 +1,4 @@
-"""Owns the wording of the two model cards. Knows the vocabulary and the measured figures, no weights."""
+"""Owns the text of the two model cards. Depends on the vocabulary and the measured figures, not on weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ draw is listed below, and nothing else.
 def model_card(figures: dict[str, Any] | None, captions: list[str]) -> str:
     """Markdown of assets/models/mini-image/README.md.
 
-    figures: bench.mini_image's result, None before it ran. captions: of the sample sheet, none without one.
+    figures: bench.mini_image's result, None before it has run. captions: of the sample sheet, empty without one.
     """
     lists = [
         f"**Subjects ({len(SUBJECTS)}):** " + ", ".join(s.name for s in SUBJECTS) + ".",

@@ -1,6 +1,6 @@
-"""Owns the independent judge: a small residual network that names subject, place and style of a picture.
+"""Owns the independent judge: a small residual network that classifies subject, place and style of a picture.
 
-It is trained on rendered scenes only, with its own architecture and seed, and knows nothing of the generator.
+Trained on rendered scenes only, with its own architecture and seed, independently of the generator.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(2 * WIDTHS[-1], n) for n in sizes)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the three heads over mean and maximum features."""
+        """Logits of the three heads over mean- and max-pooled features."""
         x = functional.relu(self.stem_norm(self.stem(pictures * 4 - 2)))
         x = self.stages(x)
         features = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
@@ -101,7 +101,7 @@ def predict(model: Classifier, pictures: Tensor, chunk: int = 64) -> Tensor:
 
 
 def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Flip, small shifts and scales, colour changes, rescaling blur on a third, and noise, for pictures in 0..1."""
+    """Random flips, small shifts and scales, colour jitter, rescaling blur on a third, and noise; pictures in 0..1."""
     n, size = pictures.shape[0], IMAGE_SIZE_PX
     scale, shift = uniform(n, 0.85, 1.12, generator).flatten(), 0.12 * (uniform(2 * n, -1, 1, generator).view(n, 2))
     flip = torch.where(uniform(n, 0, 1, generator).flatten() < 0.5, -1.0, 1.0)
@@ -134,7 +134,7 @@ def render_bank(source: Source, count: int, chunk: int, generator: torch.Generat
 
 
 def train_classifier(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
-    """Train for seconds (rendering included) on rendered scenes; save it and return it in evaluation mode."""
+    """Train for seconds (including rendering) on rendered scenes; save it and return it in evaluation mode."""
 
     def render(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return render_bank(source, session.scale.classifier_bank, session.scale.chunk, generator)
@@ -155,8 +155,8 @@ def fit_classifier(
     *,
     start: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
-    """Train for seconds (rendering included) on what `render` gives; save it as stage and return it in evaluation
-    mode. start: weights to begin with where the stage has no checkpoint.
+    """Train for seconds (including rendering) on batches of `render`; save it as stage and return it in evaluation
+    mode. start: initial weights if the stage has no checkpoint.
     """
     device, budget = session.device, Budget(seconds)
     generator = torch.Generator(device).manual_seed(SEED)
@@ -198,7 +198,7 @@ def fit_classifier(
 
 @torch.no_grad()
 def recalibrate(model: Classifier, pictures: Tensor, generator: torch.Generator) -> None:
-    """Measure the batch norms' statistics anew for the averaged weights, then switch to evaluation mode."""
+    """Recompute the batch norms' statistics for the averaged weights, then switch to evaluation mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()

@@ -2,7 +2,7 @@
 
 python -m train.collect    # needs npm, apt-get, dpkg-deb and pip with access to their usual sources
 
-Reproduces train/data/ (sprites.npz, photos.npz, pack.npz) and assets/samples/photos/. Knows nothing of picture formats.
+Reproduces train/data/ (sprites.npz, photos.npz, pack.npz) and assets/samples/photos/.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SPRITE_PACKAGE = "@lobehub/fluent-emoji-3d"
 
 
 class CollectError(RuntimeError):
-    """A package could not be had; the message says which, why, and what to do."""
+    """A package could not be downloaded; the message says which, why, and what to do."""
 
 
 def run(command: Sequence[str], folder: Path, purpose: str) -> None:
-    """Run a command in folder; CollectError with its last lines if it is not installed or fails."""
+    """Run a command in folder. Raises CollectError, with its last lines, if it is not installed or fails."""
     if shutil.which(command[0]) is None:
         raise CollectError(
             f"{purpose} needs the program {command[0]}, which is not installed; install it and try again."
@@ -41,12 +41,12 @@ def run(command: Sequence[str], folder: Path, purpose: str) -> None:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-5:])
         raise CollectError(
             f"{purpose} failed: `{' '.join(command)}` returned {done.returncode}.\n{tail}\n"
-            "Check the network and that this version is still offered; versions are pinned in train/photo_table.py."
+            "Check the network and that this version is still available; versions are pinned in train/photo_table.py."
         )
 
 
 def download(package: Package, folder: Path) -> Path:
-    """The package's archive, downloaded into folder by its own client; an archive that is already there is kept."""
+    """The package's archive, downloaded into folder by its own client; an existing archive is kept."""
     patterns = {"npm": "*.tgz", "apt": "*.deb", "pip": "*.whl"}
     commands = {
         "npm": ["npm", "pack", f"{package.name}@{package.version}"],
@@ -57,16 +57,18 @@ def download(package: Package, folder: Path) -> Path:
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    if not (found := sorted(folder.glob(patterns[package.kind]))):
+    if not (archives := sorted(folder.glob(patterns[package.kind]))):
         run(commands[package.kind], folder, f"Downloading {package.name} {package.version}")
-        found = sorted(folder.glob(patterns[package.kind]))
-    if len(found) != 1:
-        raise CollectError(f"{folder} holds {len(found)} archives of {package.name}; delete that folder and try again.")
-    return found[0]
+        archives = sorted(folder.glob(patterns[package.kind]))
+    if len(archives) != 1:
+        raise CollectError(
+            f"{folder} holds {len(archives)} archives of {package.name}; delete that folder and try again."
+        )
+    return archives[0]
 
 
 def unpack(package: Package, archive: Path, target: Path) -> None:
-    """Unpack the archive into target, which appears whole or not at all."""
+    """Unpack the archive into target atomically."""
     unfinished = target.with_name(target.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -91,12 +93,12 @@ def write_pack() -> int:
     save_pack(DATA / "pack.npz", Pack(sprites=sprites, photo_train=train, photo_test=test))
     size = (DATA / "pack.npz").stat().st_size
     if size > PACK_LIMIT_BYTES:
-        raise CollectError(f"pack.npz has {size} bytes, more than {PACK_LIMIT_BYTES}; cut fewer photographs.")
+        raise CollectError(f"pack.npz has {size} bytes, more than {PACK_LIMIT_BYTES}; use fewer photographs.")
     return size
 
 
 def main() -> None:
-    """Download what is missing, then make train/data/ and the test photographs anew."""
+    """Download what is missing, then rebuild train/data/ and the test photographs."""
     root = DATA / "packages"
     try:
         for package in PACKAGES:

@@ -1,6 +1,7 @@
-"""Owns training on several GPUs of one host: the same weights everywhere, other data, gradients averaged.
+"""Owns data-parallel training on several GPUs of one host: equal weights, different data, averaged gradients.
 
-Started by `torchrun --nproc-per-node N -m train.video.run ...`; alone otherwise. Knows no network and no loss.
+Started by `torchrun --nproc-per-node N -m train.video.run ...`; otherwise a single process. Independent of networks and
+losses.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from .graphs import SYNCHRONISE_EVERY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crew:
-    """This process among those that train together. rank: 0 writes files; size: how many there are."""
+    """This process's place in the process group. rank: 0 writes files; size: number of processes."""
 
     rank: int = 0
     size: int = 1
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Each tensor becomes its mean over the crew, in place and in one transfer; can be captured in a CUDA graph."""
+        """Replace each tensor by its mean over the crew, in one transfer; can be captured in a CUDA graph."""
         if self.size == 1:
             return
         gradients = list(tensors)
@@ -37,7 +38,7 @@ class Crew:
         torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(parts, gradients, strict=True)])
 
     def agree(self, value: float, device: torch.device) -> float:
-        """Rank 0's value. Waits for the others."""
+        """Broadcast rank 0's value. Waits for the others."""
         if self.size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64, device=device)
@@ -45,19 +46,19 @@ class Crew:
         return float(shared)
 
     def same(self, tensors: Sequence[Tensor]) -> None:
-        """Give all the values of rank 0."""
+        """Broadcast rank 0's values, in place."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
 
     def wait(self) -> None:
-        """For all others: what rank 0 has written can be read after it."""
+        """Barrier: afterwards all can read what rank 0 has written."""
         if self.size > 1:
             distributed.barrier()
 
     def leave(self) -> None:
-        """The end of the run. Steps captured in CUDA graphs must be gone: while one holds the communicator, leaving
-        waits for ever.
+        """Leave the process group at the end of the run. Captured CUDA graphs must be freed before: while one holds the
+        communicator, leaving blocks forever.
         """
         if self.size > 1:
             gc.collect()
@@ -69,7 +70,7 @@ ALONE = Crew()
 
 
 def join(device: torch.device) -> tuple[Crew, torch.device]:
-    """The crew that torchrun started, and this process's device; alone, and `device`, where it did not."""
+    """The crew started by torchrun and this process's device; without torchrun, ALONE and `device`."""
     if "RANK" not in os.environ:
         return ALONE, device
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -81,9 +82,9 @@ def join(device: torch.device) -> tuple[Crew, torch.device]:
 
 
 class CrewClock:
-    """A budget of seconds by rank 0's clock: all take the same number of steps at the same learning rates.
+    """A budget of seconds by rank 0's clock: all processes take the same number of steps at the same learning rates.
 
-    The clock is read every few steps, when the device is waited for anyway.
+    The clock is read every few steps, when the host synchronises with the device anyway.
     """
 
     def __init__(self, crew: Crew, device: torch.device, budget: Budget) -> None:
@@ -98,15 +99,15 @@ class CrewClock:
 
     @property
     def rate(self) -> float:
-        """Steps a second so far."""
+        """Steps per second so far."""
         return self.steps / max(self.budget.elapsed(), 1e-9)
 
     def fraction(self) -> float:
-        """Share of the budget that is spent, as agreed last."""
+        """Share of the budget spent, as last agreed."""
         return self._fraction if self._crew.size > 1 else self.budget.fraction()
 
     def tick(self) -> bool:
-        """Count a step; False once the time is used."""
+        """Count a step; False once the time is spent."""
         running = self.budget.tick()
         if self._crew.size == 1:
             return running

@@ -1,6 +1,6 @@
 """Owns the plot of learning curves: ``python -m train.curves docs/curves/*.jsonl --out docs/images/curves.png``.
 
-Draws with OpenCV alone. Knows only JSON lines that have a stage, seconds and a loss.
+Draws with OpenCV only. Reads JSON lines with a stage, seconds and a loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Curve = tuple[list[float], list[float]]
 
 
 def read_curves(file: Path) -> dict[str, Curve]:
-    """(seconds, loss) of each stage (and run) of a log, stages without two losses left out."""
+    """(seconds, loss) of each stage (and run) of a log; stages with fewer than two losses are omitted."""
     curves: dict[str, Curve] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)

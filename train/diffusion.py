@@ -1,6 +1,6 @@
 """Owns the training of the teacher: v-prediction on latents with captions, and translation pairs (photograph to style).
 
-Knows nothing of pixels beyond the latent bank, nor of the few-step student.
+Independent of pixels and of the few-step student.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ TRANSLATE_STEPS = (40, 800)
 HIGH_STEPS = (600, 1000)
 LAST_SHARE, HIGH_SHARE = 0.25, 0.35
 WEIGHT_CAP = 6.0
-"""Largest weight of the squared error of x0, after the min-SNR idea of Hang et al. (2023) for v-prediction."""
+"""Maximum weight of the squared error of x0, after min-SNR weighting (Hang et al. 2023) for v-prediction."""
 
 SUBJECT_WEIGHT = 2.0
-"""Added to the weight of cells that the subject covers: a fifth of the picture, and the hardest to learn."""
+"""Extra loss weight of cells that the subject covers: a fifth of the picture, and the hardest to learn."""
 
 Forward = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def fast_forward(session: Session) -> Forward:
-    """unet_forward, compiled where the scale says so."""
+    """unet_forward, compiled if the scale says so."""
     return torch.compile(unet_forward, dynamic=False) if session.scale.compile else unet_forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """source: what is noised; target: the x0 wanted, both [B, 4, 48, 48]; ids: int64 [B, 32].
+    """source: what is noised; target: the target x0, both [B, 4, 48, 48]; ids: int64 [B, 32].
 
     translate, photo: bool [B]: source is the picture before its style; the item is a photograph.
-    coverage: [B, 1, 48, 48], how far the subject covers each cell.
+    coverage: [B, 1, 48, 48], the fraction of each cell that the subject covers.
     """
 
     source: Tensor
@@ -61,9 +61,9 @@ class Batch:
 
 
 def draw_batch(bank: LatentBank, n: int, generator: torch.Generator | None = None) -> Batch:
-    """n items, PHOTO_SHARE of them photographs; where translate is set the source is the picture before its style.
+    """n items, PHOTO_SHARE of them photographs; if translate is set, the source is the picture before its style.
 
-    Without a generator the device's default one draws: a captured step then draws anew at each replay.
+    Without a generator the device's default one is used, so that a captured step draws new numbers at each replay.
     """
     device = bank.plain.device
     photos = bank.changed.shape[0] - bank.scenes
@@ -81,9 +81,9 @@ def draw_batch(bank: LatentBank, n: int, generator: torch.Generator | None = Non
 
 
 def draw_steps(batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-    """t int64 [B]: mostly high for scenes, where x_t says little and the text decides; even for photographs.
+    """t int64 [B]: mostly high for scenes, where x_t holds little and the text decides; uniform for photographs.
 
-    Scenes: LAST_SHARE at 999, HIGH_SHARE in HIGH_STEPS, the rest below. Translated items: even in TRANSLATE_STEPS.
+    Scenes: LAST_SHARE at 999, HIGH_SHARE in HIGH_STEPS, the rest below. Translated items: uniform in TRANSLATE_STEPS.
     """
     device, n = batch.translate.device, batch.translate.shape[0]
     u, v = torch.rand(2, n, generator=generator, device=device)
@@ -120,9 +120,9 @@ class Schedule:
 def denoising_loss(
     schedule: Schedule, x: Tensor, v: Tensor, t: Tensor, target: Tensor, coverage: Tensor | None = None
 ) -> Tensor:
-    """Squared error of v against the v that gives target; as weight on x0: min(1 + SNR, cap) = min(1/b^2, cap).
+    """Squared error of v against the target's v, with weight on x0 min(1 + SNR, cap) = min(1/b^2, cap).
 
-    coverage: cells covered by the subject weigh 1 + SUBJECT_WEIGHT times as much.
+    coverage: cells covered by the subject are weighted 1 + SUBJECT_WEIGHT times.
     """
     errors = (schedule.clean(x, v, t) - target).square()
     if coverage is not None:
@@ -133,7 +133,7 @@ def denoising_loss(
 
 
 def make_models(session: Session, tokenizer: Any) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Untrained UNet and text encoder on the session's device, channels last."""
+    """Untrained UNet and text encoder on the session's device, in channels_last."""
     torch.manual_seed(session.seed)
     unet = make_unet().to(device=session.device, memory_format=torch.channels_last)
     return unet, make_text_encoder(tokenizer).to(session.device)
@@ -145,7 +145,7 @@ def encode_text(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
 
 
 def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> nn.ModuleDict:
-    """Train UNet and text encoder for seconds; save the averages as diffusion.safetensors; return them."""
+    """Train UNet and text encoder for seconds; save the averaged weights as diffusion.safetensors; return them."""
     device, scale = session.device, session.scale
     unet, text = make_models(session, tokenizer)
     session.restore(STAGE, unet=unet, text=text)

@@ -1,10 +1,10 @@
-"""Owns the distillation of the teacher into one to four steps. Knows no pixels.
+"""Owns the distillation of the teacher into one to four steps. Independent of pixels.
 
 Distribution matching (Yin et al. 2024, DMD and DMD2): the student's x0 follows the difference between the score of the
 teacher (with guidance) and that of a fake network trained on the student's own outputs; a small discriminator on the
 fake network's middle features adds the real data's detail; the student's inputs come from its own chains of 1, 2 and 4
-steps. Every second batch instead noises real latents (translation pairs among them) and adds regression to the real
-target, so that image-to-image holds its input at any strength.
+steps. Every second batch instead noises real latents (including translation pairs) and adds regression to the real
+target, so that image-to-image preserves its input at any strength.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CHAINS = (1, 2, 2, 4, 4, 4)
 
 @dataclass(slots=True, kw_only=True)
 class Players:
-    """The networks of the game: teacher and text are only read; head scores middle features [B, C, 12, 12]."""
+    """The networks: teacher and text are frozen; head, the discriminator, scores middle features [B, C, 12, 12]."""
 
     teacher: UNet2DConditionModel
     text: CLIPTextModel
@@ -57,7 +57,7 @@ class Players:
     dtype: torch.dtype
 
     def run(self, unet: UNet2DConditionModel, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """(v, middle features) in the dtype of training."""
+        """(v, middle features) in the training dtype."""
         return self.forward(unet, x.to(self.dtype).contiguous(memory_format=torch.channels_last), t, text)
 
     def denoiser(self, unet: UNet2DConditionModel, text: Tensor) -> Denoise:
@@ -76,13 +76,13 @@ class Players:
         return denoise
 
     def states(self, ids: Tensor) -> Tensor:
-        """Text states [B, 32, 128], no gradient."""
+        """Text states [B, 32, 128], without gradient."""
         with torch.no_grad():
             return text_forward(self.text, ids)
 
 
 def make_head() -> nn.Module:
-    """Discriminator over middle features: [B, C, 12, 12] to one logit for each of 5x5 places."""
+    """Discriminator over middle features: [B, C, 12, 12] to one logit at each of 5x5 positions."""
     channels = UNetShape().channels[-1]
     return nn.Sequential(
         nn.Conv2d(channels, 128, 4, stride=2, padding=0), nn.SiLU(), nn.GroupNorm(8, 128), nn.Conv2d(128, 1, 1)
@@ -90,7 +90,7 @@ def make_head() -> nn.Module:
 
 
 def make_players(session: Session, tokenizer: Any) -> tuple[Players, bool]:
-    """Teacher from its checkpoint; student and fake (float32) from theirs, else the teacher's; True if from theirs."""
+    """Teacher from its checkpoint; student and fake (float32) from theirs, else from the teacher; True if resumed."""
     device = session.device
     teacher, text = make_models(session, tokenizer)
     session.require(TEACHER, unet=teacher, text=text)
@@ -125,7 +125,7 @@ def renoise(players: Players, x0: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fake_loss(players: Players, x0: Tensor, real: Tensor, text: Tensor) -> Tensor:
-    """Denoising loss of the fake network on the student's x0 plus the discriminator's loss against real latents."""
+    """Denoising loss of the fake network on the student's x0, plus the discriminator loss against real latents."""
     x, t = renoise(players, x0)
     v, middle = players.run(players.fake, x, t, text)
     loss = denoising_loss(players.schedule, x, v, t, x0)
@@ -135,7 +135,7 @@ def fake_loss(players: Players, x0: Tensor, real: Tensor, text: Tensor) -> Tenso
 
 
 def matching_gradient(players: Players, x0: Tensor, text: Tensor) -> Tensor:
-    """Gradient for x0: (x0_fake - x0_teacher) / mean |x0 - x0_teacher| (DMD, equations 7, 8), plus the adversarial."""
+    """Gradient for x0: (x0_fake - x0_teacher) / mean |x0 - x0_teacher| (DMD, eq. 7, 8), plus the adversarial one."""
     leaf = x0.detach().requires_grad_(True)
     x, t = renoise(players, leaf)
     players.fake.requires_grad_(False)
@@ -154,7 +154,7 @@ def matching_gradient(players: Players, x0: Tensor, text: Tensor) -> Tensor:
 
 
 class Game:
-    """One iteration over fixed tensors, captured as two graphs: a student forward (for its chains) and the update."""
+    """One iteration over static tensors, captured as two graphs: a student forward (for its chains) and the update."""
 
     def __init__(self, players: Players, batch: int) -> None:
         self.players, device = players, players.device
@@ -173,7 +173,7 @@ class Game:
         self.update = Replay(self._update, device)
 
     def set_rates(self, factor: float) -> None:
-        """Set every learning rate to factor times its peak."""
+        """Set every learning rate to factor times its peak value."""
         for optimiser, rate in self.optimisers:
             set_rate(optimiser, rate * factor)
 
@@ -197,7 +197,7 @@ class Game:
         self.measures.copy_(torch.stack([loss.detach(), gradient.abs().mean(), error.square().mean()]))
 
     def prepare(self, bank: LatentBank, generated: bool, rng: random.Random) -> None:
-        """Fill the fixed tensors: the state of one of the student's chains, or real latents noised on the LCM grid."""
+        """Fill the static tensors: a state of one of the student's chains, or real latents noised on the LCM grid."""
         batch = draw_batch(bank, self.t.shape[0])
         self.target.copy_(batch.target)
         self.text.copy_(self.players.states(batch.ids))
@@ -218,7 +218,7 @@ class Game:
 
 
 def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> Players:
-    """Distil for seconds; save student (averaged) and fake; return the players with the averaged student in place."""
+    """Distil for seconds; save student (averaged) and fake; return the players with the averaged student."""
     players, continued = make_players(session, tokenizer)
     peak = 0.5 if continued else 1.0
     game = Game(players, session.scale.batch)

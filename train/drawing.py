@@ -1,9 +1,8 @@
 """Owns the drawing primitives of the procedural world: a batched canvas with distance-field shapes and smooth
 edges.
 
-Knows coordinates, colours and random numbers; knows no places, styles or subjects. Coordinates run from 0 to 1 over
-the frame, y downwards. Every per-picture parameter is a tensor [n, 1, 1, 1] (a scalar of each picture) or [n, 3, 1,
-1] (a colour).
+Independent of places, styles and subjects. Coordinates run from 0 to 1 over the frame, y downwards. Every per-picture
+parameter is a tensor [n, 1, 1, 1] (a scalar per picture) or [n, 3, 1, 1] (a colour).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Scalar = Tensor | float
 
 
 class Canvas:
-    """One batch of n pictures being drawn, all random numbers from one generator.
+    """A batch of n pictures being drawn, with all random numbers from one generator.
 
     `picture` is [n, 3, size, size] in 0..1; `x` is [1, 1, 1, size], `y` is [1, 1, size, 1], both pixel centres in 0..1.
     """
@@ -62,7 +61,7 @@ class Canvas:
         self.picture = (top + (bottom - top) * t).expand(self.n, 3, self.size, self.size)
 
     def paint(self, mask: Tensor, colour: Tensor) -> None:
-        """Blend `colour` (broadcastable to the picture) in where `mask` (0..1) says."""
+        """Blend in `colour` (broadcastable to the picture) by `mask` (0..1)."""
         self.picture = self.picture + mask * (colour - self.picture)
 
     def shape(self, distance: Tensor, colour: Tensor, blur_px: float = 1.4) -> None:

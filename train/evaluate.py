@@ -1,6 +1,6 @@
-"""Owns the measures of the generated pictures: recognised subject, place and style, edge correlation, sheets.
+"""Owns the metrics of generated pictures: recognised subject, place and style, edge correlation, sheets.
 
-Knows a denoiser only as a function of (x_t, t); the same measures serve training and bench.mini_image.
+Shared by training and bench.mini_image; the generators are plain functions.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Translate = Callable[[Tensor, list[str], int], Tensor]
 
 
 def held_out_captions(count: int, subjects: int, seed: int = 99) -> tuple[SceneSpec, list[str]]:
-    """count held-out combinations (on the CPU) and a caption in a random wording for each."""
+    """count held-out combinations (on the CPU), each with a caption in a random wording."""
     spec = sample_specs(count, torch.Generator().manual_seed(seed), torch.device("cpu"), True, subjects=subjects)
     rng = random.Random(seed)
     return spec, [caption(s, p, light, y, rng) for s, p, light, y in torch.stack(spec, 1).tolist()]
 
 
 def recognition(truth: Tensor, predicted: Tensor) -> dict[str, float]:
-    """Share of pictures whose subject, place and style are recognised; truth and predicted int64 [B, 3]."""
+    """Share of pictures whose subject, place and style are recognised; truth and predicted: int64 [B, 3]."""
     shares = (truth == predicted).double().mean(0).tolist()
     return dict(zip(("subject", "place", "style"), shares, strict=True))
 
@@ -44,7 +44,7 @@ def recognition(truth: Tensor, predicted: Tensor) -> dict[str, float]:
 def score_captions(
     classifier: Classifier, generate: Generate, spec: SceneSpec, captions: list[str], steps: int, chunk: int
 ) -> tuple[dict[str, float], Tensor]:
-    """(recognition shares, the first chunk of pictures) of pictures generated from captions."""
+    """(recognition rates, first chunk of pictures) for pictures generated from captions."""
     device = next(classifier.parameters()).device
     found, first = [], torch.empty(0)
     for start in range(0, len(captions), chunk):
@@ -55,7 +55,7 @@ def score_captions(
 
 
 def edge_map(pictures: Tensor) -> Tensor:
-    """Gradient magnitude of luma, blurred over 5 pixels so that an edge may move by a pixel or two: [B, H * W]."""
+    """Gradient magnitude of luma, blurred over 5 pixels to tolerate edge shifts of a pixel or two: [B, H * W]."""
     edges = gradient_magnitude(luminance(pictures.float()))
     return functional.avg_pool2d(edges, 5, stride=1, padding=2, count_include_pad=False).flatten(1)
 
@@ -81,7 +81,7 @@ def square_photos(photos: Sequence[np.ndarray], size: int) -> Tensor:
 def score_photos(
     classifier: Classifier, translate: Translate, photos: Tensor, steps: int, chunk: int
 ) -> tuple[dict[str, float], Tensor]:
-    """(edge correlation, shares of recognised styles over photos x drawing styles; all pictures, style by style)."""
+    """(edge correlation and recognition rates of styles, over photos x drawing styles; all pictures, by style)."""
     device = next(classifier.parameters()).device
     edges, hits, kept = [], [], []
     result: dict[str, float] = {}
@@ -99,7 +99,7 @@ def score_photos(
 
 
 def sheet(rows: Sequence[Tensor], file: Path, *, quality: int = 88) -> None:
-    """Write rows of pictures [N, 3, H, W] in 0..1 as one JPEG or PNG, a row of pictures for each tensor."""
+    """Write rows of pictures [N, 3, H, W] in 0..1 as one JPEG or PNG, one row per tensor."""
     lines = [torch.cat(list(row.float().cpu().clamp(0, 1)), 2) for row in rows]
     width = max(line.shape[2] for line in lines)
     lines = [functional.pad(line, (0, width - line.shape[2])) for line in lines]

@@ -1,6 +1,6 @@
 """Owns the files of assets/models/mini-image: the stock diffusers layout, 16-bit weights and world.json.
 
-Knows nothing of how the weights came to be; the model card is written by train.card.
+Independent of training; the model card is written by train.card.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def export_model(
 ) -> float:
     """Write the pipeline's folders with float16 weights and world.json; return the size of folder in MiB.
 
-    Raises ValueError if the folder is larger than MAX_SIZE_MIB: the networks must shrink.
+    Raises ValueError if the folder is larger than MAX_SIZE_MIB.
     """
     folder.mkdir(parents=True, exist_ok=True)
     half = torch.float16
@@ -65,18 +65,18 @@ def export_model(
 
 
 def folder_mib(folder: Path) -> float:
-    """Sum of the sizes of all files under folder, in MiB."""
+    """Total size of the files under folder, in MiB."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
 def load_as_float32(config_file: Path) -> None:
-    """Let transformers load the text encoder as diffusers loads the rest: float32 unless the caller says otherwise."""
+    """Make transformers load the text encoder as diffusers loads the rest: float32 unless the caller says otherwise."""
     config = json.loads(config_file.read_text(encoding="utf-8"))
     write_json(config_file, {**config, "dtype": "float32"})
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """tokenizer.json as transformers 5 writes it, and vocab.json with merges.txt for readers of the older layout."""
+    """Write tokenizer.json as transformers 5 does, plus vocab.json and merges.txt for readers of the older layout."""
     tokenizer.save_pretrained(folder)
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     write_json(folder / "vocab.json", model["vocab"])
@@ -85,6 +85,6 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write content as readable JSON; the folder is made."""
+    """Write content as readable JSON; creates the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Owns the capture of a training step in a CUDA graph. Knows nothing of what the step does.
+"""Owns the capture of a training step in a CUDA graph, whatever the step does.
 
 A step of these small networks is hundreds of kernels of microseconds each: launched one by one they leave the GPU idle.
 """
@@ -10,14 +10,14 @@ from collections.abc import Callable
 import torch
 
 SYNCHRONISE_EVERY = 8
-"""Replays between waits for the device, so that a budget of seconds is not overrun by a long queue."""
+"""Replays between synchronisations with the device, so that a long queue does not overrun the time budget."""
 
 
 class Replay:
     """A step without arguments, captured once and replayed; on a CPU it is simply called.
 
-    The step reads and writes only tensors that live as long as this object, draws random numbers from the device's
-    default generator, and never waits for the device. Constructing runs it a few times for real.
+    The step must only use tensors that live as long as this object, draw random numbers from the device's default
+    generator, and never synchronise with the device. The constructor runs it a few times for real.
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device, warmups: int = 3) -> None:

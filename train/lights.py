@@ -1,8 +1,8 @@
 """Owns the four lights: day, sunset, night, snowfall. Whole-picture gradings that also work on photographs.
 
-Knows pictures only, no places or subjects. A light given no generator is a deterministic function of the picture
-(its sun, moon and flakes stand at fixed positions); given one, those positions vary from picture to picture. The
-frames of a clip share one draw of these numbers, and only the flakes move.
+Independent of places and subjects. Without a generator a light is a deterministic function of the picture (its sun,
+moon and flakes are at fixed positions); with one, those positions vary from picture to picture. The frames of a clip
+share one draw of these numbers, and only the flakes move.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma weights."""
 
 Tables = Sequence[Tensor]
-"""The random numbers of a light for each of B pictures, each [B, ...] uniform in 0..1."""
+"""The random numbers of a light for B pictures, each [B, ...] uniform in 0..1."""
 FAR_ROWS, NEAR_ROWS = 13, 8
 """Rows of cells, each with one flake, in the two layers of falling snow."""
 FAR_FALL, NEAR_FALL = 0.16, 0.24
@@ -55,7 +55,7 @@ def _table(img: Tensor, generator: torch.Generator | None, *shape: int) -> Tenso
 
 
 def day(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
-    """The picture as it is."""
+    """The unchanged picture."""
     return img
 
 
@@ -73,7 +73,7 @@ def sunset(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
 
 
 def night(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
-    """Dark blue grade with a pool of moonlight from above; strongly yellow and bright parts (lamps, windows, lava)
+    """Dark blue grade with a pool of moonlight from above; saturated yellow and bright parts (lamps, windows, lava)
     stay lit.
     """
     x, y = axes(img)
@@ -89,10 +89,9 @@ def night(img: Tensor, tables: Tables, time_s: Tensor) -> Tensor:
 
 
 def _flakes(img: Tensor, table: Tensor, fallen: Tensor, radius: tuple[float, float]) -> Tensor:
-    """Coverage [B, 1, H, W] of soft flakes, one for each cell of a grid given by table [B, 4, rows, columns].
+    """Coverage [B, 1, H, W] of soft flakes, one per cell of a grid given by table [B, 4, rows, columns].
 
-    fallen: [B, 1, 1] by how much of the frame's height the grid, which has no end, has moved down. radius: in frame
-    heights.
+    fallen: [B, 1, 1], how far the endless grid has moved down, in frame heights. radius: in frame heights.
     """
     height, width = img.shape[-2:]
     rows, columns = table.shape[-2:]
@@ -134,7 +133,7 @@ class Light:
     """How one light is painted.
 
     paint: (pictures [B, 3, H, W] in 0..1, tables, time in seconds [B] or [1]) to pictures of the same shape, which may
-    leave 0..1. shapes: the tables' shapes after B for pictures of a height and width.
+    exceed 0..1. shapes: the tables' shapes after B, for pictures of a height and width.
     """
 
     paint: Callable[[Tensor, Tables, Tensor], Tensor]
@@ -158,7 +157,7 @@ LIGHT_PAINTERS: tuple[Light, ...] = (
 
 
 def draw_tables(img: Tensor, generator: torch.Generator | None) -> tuple[tuple[Tensor, ...], ...]:
-    """For each of LIGHT_PAINTERS the tables of the pictures img [B, 3, H, W], whose values do not matter."""
+    """The tables of each of LIGHT_PAINTERS for pictures img [B, 3, H, W], of which only the shape matters."""
     return tuple(_light_tables(img, light, generator) for light in LIGHT_PAINTERS)
 
 

@@ -1,8 +1,8 @@
-"""Owns assets/samples/camera.mp4: a moving picture like a hand-held camera's, with a synthesised tune.
+"""Owns assets/samples/camera.mp4: a clip like a hand-held camera's, with a synthesised tune.
 
 python -m train.make_sample [FOLDER]    # FOLDER of unpacked packages, by default train/data/packages (train.collect)
 
-Three held-out photographs in motion, two cuts, 6 s at 24 FPS. Knows nothing of training.
+Three held-out photographs in motion, two cuts, 6 s at 24 FPS. Not used in training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHOTS = (
 
 
 def find(title: str) -> Photo:
-    """The held-out picture of that title."""
+    """The held-out picture with that title."""
     return next(photo for photo in PHOTOS if photo.title == title and photo.crops)
 
 
@@ -67,7 +67,7 @@ def shot_frames(picture: Picture, shot: Shot) -> Iterator[Picture]:
     """uint8 RGB [288, 384, 3] frames of one shot, easing from its start window to its end window."""
     height, width = picture.shape[:2]
     window_px = min(shot.start[2], shot.end[2]) * width
-    if window_px > 2 * WIDTH_PX:  # Averages first, so that the warp below does not alias.
+    if window_px > 2 * WIDTH_PX:  # Average first, so that the warp below does not alias.
         scale = 1.5 * WIDTH_PX / window_px
         picture = np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
         height, width = picture.shape[:2]
@@ -103,7 +103,7 @@ def tune() -> npt.NDArray[np.float32]:
 
 
 def write_video(path: Path, frames: list[Picture], sound: npt.NDArray[np.float32]) -> None:
-    """H.264 (yuv420p, a key frame each second) and AAC in MP4, playable while it loads."""
+    """Write H.264 (yuv420p, a key frame every second) and AAC in MP4, playable while it loads."""
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
         video = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "slow", "threads": "1"})
         video.width, video.height, video.pix_fmt, video.gop_size = WIDTH_PX, HEIGHT_PX, "yuv420p", FPS

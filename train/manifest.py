@@ -1,8 +1,8 @@
 """Owns assets/manifest.json: what every bundled file is, its checksum and licence, and where training data came from.
 
-python -m train.manifest    # run it again after any file under assets/ was replaced
+python -m train.manifest    # run again after replacing any file under assets/
 
-Knows nothing of how the files are made. Licence texts lie in assets/LICENSES/<SPDX identifier>.txt.
+Independent of how the files are made. Licence texts are in assets/LICENSES/<SPDX identifier>.txt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def credit(photo: Photo) -> str:
 
 
 def describe(path: str) -> dict[str, str]:
-    """spdx, source and made of one file below assets/; ValueError if no rule knows it."""
+    """spdx, source and made of one file below assets/. Raises ValueError if no rule covers it."""
     if path.startswith("samples/photos/"):
         photo = test_sources()[int(Path(path).stem)]
         change = "a view with tone mapping" if photo.panorama else "cropped and resized"
@@ -63,14 +63,14 @@ def describe(path: str) -> dict[str, str]:
         if path.startswith(f"models/{model}/"):
             source = "this project; trained from random weights on training_sources and on scenes that train/ renders"
             return {"spdx": "Apache-2.0", "source": source, "made": f"python -m {maker}"}
-    raise ValueError(f"assets/{path} has no rule in train/manifest.py; add one that says its licence and origin")
+    raise ValueError(f"assets/{path} has no rule in train/manifest.py; add one with its licence and origin")
 
 
 def bundled_files(assets: Path) -> list[str]:
     """Paths below assets/ that the manifest must list, sorted."""
     every = (path.relative_to(assets) for path in assets.rglob("*") if path.is_file())
-    kept = (p for p in every if p.name not in ("README.md", "manifest.json") and p.parts[0] != "LICENSES")
-    return sorted(p.as_posix() for p in kept if not p.name.startswith("."))
+    bundled = (p for p in every if p.name not in ("README.md", "manifest.json") and p.parts[0] != "LICENSES")
+    return sorted(p.as_posix() for p in bundled if not p.name.startswith("."))
 
 
 def file_entry(assets: Path, path: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def file_entry(assets: Path, path: str) -> dict[str, Any]:
 
 
 def training_sources() -> list[dict[str, Any]]:
-    """One entry for each package, with every picture taken from it."""
+    """One entry per package, with every picture taken from it."""
     sources = []
     for package in PACKAGES:
         photos = [photo for photo in PHOTOS if photo.package == package.name]
@@ -109,7 +109,7 @@ def training_sources() -> list[dict[str, Any]]:
 
 
 def build(assets: Path = ASSETS) -> dict[str, Any]:
-    """The whole manifest for the files that lie under assets now."""
+    """The complete manifest for the files currently under assets."""
     return {
         "format": FORMAT,
         "fields": FIELDS,

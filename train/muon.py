@@ -1,8 +1,8 @@
 """Owns the optimiser of the teacher: orthogonalised momentum for weight matrices, AdamW for everything else.
 
 Muon (Jordan et al. 2024): the momentum of a matrix is replaced by the nearest semi-orthogonal matrix, found by five
-Newton-Schulz iterations; the update is scaled to AdamW's usual size (Liu et al. 2025, Muon is Scalable, section 2.2),
-so that both parts take the same learning rate. Convolutions count as matrices [out, in * height * width].
+Newton-Schulz iterations; the update is scaled to AdamW's typical size (Liu et al. 2025, Muon is Scalable, section 2.2),
+so that both share a learning rate. Convolutions are treated as matrices [out, in * height * width].
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 UPDATE_RMS = 0.2
 SMALLEST_SIDE = 32
-"""Matrices with a shorter side (input and output convolutions) stay with AdamW."""
+"""Matrices with a shorter side (input and output convolutions) use AdamW."""
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """The polar factors, roughly, of matrices [B, m, n]: singular values near 1 (0.7 to 1.2); computed in bfloat16."""
+    """Approximate polar factors of matrices [B, m, n]: singular values near 1 (0.7 to 1.2); computed in bfloat16."""
     a, b, c = NEWTON_SCHULZ
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
@@ -35,12 +35,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
 
 class Muon:
-    """parameters: matrices and convolutions with both sides >= 32 get Muon, the rest fused AdamW."""
+    """parameters: matrices and convolutions with both sides >= 32 use Muon, the rest fused AdamW."""
 
     def __init__(
         self, parameters: list[nn.Parameter], embeddings: set[int], rate: float, *, decay: float = 0.01
     ) -> None:
-        """embeddings: id() of parameters that are look-up tables: AdamW whatever their shape."""
+        """embeddings: id() of parameters that are look-up tables: always AdamW."""
         self.decay = decay
         shapes: dict[tuple[int, int], list[nn.Parameter]] = {}
         others: list[nn.Parameter] = []
@@ -57,7 +57,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update with the gradients present; Nesterov momentum 0.95. The rate may be a tensor (captured steps)."""
+        """One update from the current gradients; Nesterov momentum 0.95. The rate may be a tensor (captured steps)."""
         rate = self.param_groups[0]["lr"]
         for (rows, columns), group, momentum in self.stacks:
             gradient = torch.stack([p.grad.reshape(rows, columns) for p in group if p.grad is not None])

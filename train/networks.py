@@ -1,7 +1,7 @@
 """Owns the shapes of mini-image's networks (stock diffusers and transformers classes) and the noise schedule.
 
-Knows nothing of data, losses or files. ``unet_forward`` is UNet2DConditionModel.forward without its options, so that
-training can read the middle block's features and compile one plain graph; tests hold the two equal.
+Independent of data, losses and files. ``unet_forward`` is UNet2DConditionModel.forward without its options, so that
+training can read the middle block's features and compile a single graph; tests check that the two are equal.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LATENT_CHANNELS = 4
 LATENT_SIZE = 48
 TEXT_WIDTH = 128
 LATENT_SCALE = 1.4
-"""What latents (unit variance) are multiplied by before noise is added: diffusers' scaling_factor. More than 1: at
-strength 0.5 the noise must not hide a photograph's edges, and latents of 48x48 have no detail to spare."""
+"""diffusers' scaling_factor, which multiplies latents (unit variance) before noise is added. Above 1, since at strength
+0.5 the noise must not hide a photograph's edges, and latents of 48x48 have no detail to spare."""
 TRAIN_STEPS = 1000
 LCM_ORIGIN_STEPS = 50
 FIRST_ANGLE, LAST_SIGNAL = 0.03, 0.05
@@ -35,8 +35,8 @@ FIRST_ANGLE, LAST_SIGNAL = 0.03, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UNetShape:
-    """Channels of the three resolutions (48, 24, 12), heads of each attention, groups of each group norm, width of the
-    time embedding, which the pooled text joins.
+    """Channels of the three resolutions (48, 24, 12), attention heads, groups per group norm, width of the time
+    embedding, to which the pooled text is added.
     """
 
     channels: tuple[int, int, int] = (64, 96, 144)
@@ -49,8 +49,8 @@ class UNetShape:
 def make_autoencoder(encoder_width: int = 32, decoder_width: int = 48) -> AutoencoderTiny:
     """AutoencoderTiny with three resolutions: 192x192x3 in -1..1 to 48x48x4 (a ratio of 12) and back.
 
-    No block works at full resolution (they cost most of the time on a CPU); the decoder's last two convolutions are
-    linear at full size, a learnt interpolation of 96x96 features.
+    No block runs at full resolution (which would dominate the time on a CPU); the decoder's last two convolutions are
+    linear at full size, a learned interpolation of 96x96 features.
     """
     return AutoencoderTiny(
         encoder_block_out_channels=(encoder_width,) * 3,
@@ -82,8 +82,8 @@ def make_text_encoder(tokenizer: Any) -> CLIPTextModel:
 def make_unet(shape: UNetShape | None = None) -> UNet2DConditionModel:
     """The denoiser (v-prediction) on [B, 4, 48, 48] latents, conditioned on [B, 32, 128] text states.
 
-    The text also reaches every residual block: pooled over its tokens it joins the time embedding, which scales and
-    shifts each block's features. Attention alone, at 12x12, learns what subjects look like far more slowly.
+    The text also reaches every residual block: pooled over its tokens it is added to the time embedding, which scales
+    and shifts each block's features. With attention only, at 12x12, subjects are learned far more slowly.
     """
     shape = shape or UNetShape()
     return UNet2DConditionModel(
@@ -105,20 +105,20 @@ def make_unet(shape: UNetShape | None = None) -> UNet2DConditionModel:
 
 
 def angle_betas() -> list[float]:
-    """Betas under which the angle of (signal, noise) = (cos, sin) grows evenly with t, as in Nichol and Dhariwal 2021.
+    """Betas for which the angle of (signal, noise) = (cos, sin) is linear in t, as in Nichol and Dhariwal 2021.
 
-    From 0.03 at t = 0 to arccos 0.05 at t = 999. At strength 0.5 (t = 499) the signal is 0.71 where Stable Diffusion's
-    schedule leaves 0.53: latents of 48x48 have no detail to spare. The last signal is not 0, so that epsilon and x0
-    can be had from each other at every t.
+    From 0.03 at t = 0 to arccos 0.05 at t = 999. At strength 0.5 (t = 499) the signal is 0.71, against 0.53 in Stable
+    Diffusion's schedule: latents of 48x48 have no detail to spare. The last signal is not 0, so that epsilon and x0
+    determine each other at every t.
     """
     angles = torch.linspace(FIRST_ANGLE, math.acos(LAST_SIGNAL), TRAIN_STEPS, dtype=torch.float64)
-    kept = angles.cos().square()
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-    return [round(beta, 9) for beta in (1 - kept / previous).tolist()]
+    signal = angles.cos().square()
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), signal[:-1]])
+    return [round(beta, 9) for beta in (1 - signal / previous).tolist()]
 
 
 def make_scheduler() -> LCMScheduler:
-    """The schedule the model is trained for: even angles, v-prediction, LCM steps."""
+    """The schedule the model is trained for: linear angles, v-prediction, LCM steps."""
     return LCMScheduler(
         num_train_timesteps=TRAIN_STEPS,
         trained_betas=angle_betas(),

@@ -1,7 +1,6 @@
 """Owns the format of train/data/pack.npz: the subject sprites and the photographs that training reads.
 
-Photographs are stored as JPEG bytes, concatenated, with offsets: no pickle, only NumPy and OpenCV needed to read it.
-Knows nothing of where pictures come from or what is trained on them.
+Photographs are stored as concatenated JPEG bytes with offsets: no pickle; NumPy and OpenCV are enough to read it.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class PackError(ValueError):
-    """pack.npz is missing, incomplete or damaged; the message says how to make it again."""
+    """pack.npz is missing, incomplete or damaged; the message says how to rebuild it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """What training needs. sprites: uint8 [S, 160, 160, 4] RGBA, straight alpha; the photographs: JPEG byte arrays."""
+    """The training data. sprites: uint8 [S, 160, 160, 4] RGBA, straight alpha; photographs: JPEG byte arrays."""
 
     sprites: Bytes
     photo_train: list[Bytes]
@@ -32,10 +31,10 @@ class Pack:
 
     @staticmethod
     def decode(jpeg: Bytes) -> Bytes:
-        """uint8 RGB [H, W, 3] of one stored photograph; PackError if it is no JPEG."""
+        """uint8 RGB [H, W, 3] of one stored photograph. Raises PackError if it is not a JPEG."""
         picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
         if picture is None:
-            raise PackError(f"{len(jpeg)} bytes that are no JPEG; run `python -m train.collect` again.")
+            raise PackError(f"{len(jpeg)} bytes that are not a JPEG; run `python -m train.collect` again.")
         return np.ascontiguousarray(picture[..., ::-1], dtype=np.uint8)
 
 
@@ -58,7 +57,7 @@ def split(data: Bytes, offsets: npt.NDArray[np.int64]) -> list[Bytes]:
 
 
 def save_pack(path: Path, pack: Pack) -> None:
-    """Write the pack; the file appears whole or not at all."""
+    """Write the pack atomically."""
     train, train_offsets = join(pack.photo_train)
     test, test_offsets = join(pack.photo_test)
     unfinished = path.with_name(path.stem + ".part.npz")
@@ -74,7 +73,7 @@ def save_pack(path: Path, pack: Pack) -> None:
 
 
 def load_pack(path: str | Path) -> Pack:
-    """Read pack.npz; PackError if it is missing or a part of it is."""
+    """Read pack.npz. Raises PackError if it is missing or incomplete."""
     if not Path(path).is_file():
         raise PackError(f"{path} does not exist; run `python -m train.collect` to make it.")
     with np.load(path, allow_pickle=False) as stored:

@@ -1,7 +1,4 @@
-"""Owns reading high-dynamic-range panoramas (equirectangular OpenEXR): tone mapping and rectilinear views.
-
-Knows nothing of which panoramas there are or what the views are for.
-"""
+"""Owns reading high-dynamic-range panoramas (equirectangular OpenEXR): tone mapping and rectilinear views."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ WHITE_POINT = 4.0
 
 
 def read_exr(data: bytes) -> npt.NDArray[np.float32]:
-    """float32 linear RGB [H, W, 3] of an OpenEXR file's bytes, decoded by FFmpeg; ValueError if not planar RGB."""
+    """float32 linear RGB [H, W, 3] of an OpenEXR file, decoded by FFmpeg. Raises ValueError if not planar RGB."""
     with av.open(io.BytesIO(data), format="exr_pipe") as container:
         frame = next(container.decode(video=0))
     kinds = {"gbrpf16le": np.float16, "gbrpf32le": np.float32}
@@ -29,7 +26,7 @@ def read_exr(data: bytes) -> npt.NDArray[np.float32]:
         for plane in frame.planes
     )
     linear = np.nan_to_num(np.stack([red, green, blue], -1), nan=60000, posinf=60000, neginf=60000)
-    # A sun brighter than the half-precision range comes out as a hole; its bright rim fills it.
+    # A sun beyond the half-precision range decodes as a hole; fill it from its bright rim.
     hole = linear.min(-1, keepdims=True) <= 0
     return np.where(hole, cv2.dilate(linear, np.ones((9, 9), np.uint8)), linear).clip(0, 60000).astype(np.float32)
 

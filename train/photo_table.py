@@ -1,7 +1,6 @@
 """Owns the list of photographs: package, file, author, licence, and whether training or the held-out test uses each.
 
 One row is one source picture; a picture (or a panorama) is used for training or for the test, never for both.
-Knows nothing of downloading or cropping.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Owns how source pictures become photographs: reads them from unpacked packages, cuts training and test pieces.
+"""Owns how source pictures become photographs: reads them from unpacked packages, cuts training and test crops.
 
 python -m train.photos FOLDER    # FOLDER/<package name, / as +>/ holds each unpacked package (train.collect makes it)
 
-Writes train/data/photos.npz (JPEG bytes and offsets) and assets/samples/photos/. Knows nothing of downloading.
+Writes train/data/photos.npz (JPEG bytes and offsets) and assets/samples/photos/.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Picture = npt.NDArray[np.uint8]
 
 
 def package_folder(root: Path, package: str) -> Path:
-    """Where a package lies unpacked."""
+    """The folder of an unpacked package."""
     return root / package.replace("/", "+")
 
 
 def read_rcc(data: bytes) -> dict[str, bytes]:
-    """All files of a Qt binary resource; zlib-compressed ones are unpacked, zstd left out."""
+    """All files of a Qt binary resource; zlib-compressed ones are unpacked, zstd ones omitted."""
     if data[:4] != b"qres":
         raise ValueError("not a Qt binary resource: it does not begin with 'qres'")
     version, tree, content, names = struct.unpack(">4I", data[4:20])
@@ -90,14 +90,14 @@ def read_picture(root: Path, photo: Photo) -> Picture:
         return tone_map(read_exr(data))
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
-        raise ValueError(f"{photo.path} of {photo.package} is no picture that OpenCV reads")
+        raise ValueError(f"{photo.path} of {photo.package} is not a picture that OpenCV can read")
     if min(picture.shape[:2]) < SMALLEST_SOURCE_PX:
         raise ValueError(f"{photo.path} is {picture.shape[1]}x{picture.shape[0]} px; {SMALLEST_SOURCE_PX} are needed")
     return np.ascontiguousarray(picture[..., ::-1], dtype=np.uint8)
 
 
 def resize(picture: Picture, width: int, height: int) -> Picture:
-    """Area averaging downwards, Lanczos upwards."""
+    """Resize by area averaging (down) or Lanczos (up)."""
     how = cv2.INTER_AREA if width < picture.shape[1] else cv2.INTER_LANCZOS4
     return np.asarray(cv2.resize(picture, (width, height), interpolation=how), dtype=np.uint8)
 
@@ -109,7 +109,7 @@ def square(picture: Picture, left: float, top: float, side: float, size_px: int)
 
 
 def test_pieces(picture: Picture, photo: Photo) -> Iterator[Picture]:
-    """photo.crops pieces [256, 256, 3] that do not overlap: along the long side, or around the panorama."""
+    """photo.crops non-overlapping pieces [256, 256, 3]: along the long side, or around the panorama."""
     if photo.panorama:
         for i in range(photo.crops):
             yield view(
@@ -131,7 +131,7 @@ def test_pieces(picture: Picture, photo: Photo) -> Iterator[Picture]:
 
 
 def panorama_pieces(picture: Picture, rng: random.Random) -> Iterator[Picture]:
-    """Views all around: sharper panoramas give more and narrower ones."""
+    """Views in all directions: sharper panoramas give more and narrower ones."""
     fine = picture.shape[1] >= 1024
     count, field_deg = (16, 72.0) if fine else (5, 92.0)
     for i in range(count):
@@ -145,7 +145,7 @@ def panorama_pieces(picture: Picture, rng: random.Random) -> Iterator[Picture]:
 
 
 def train_pieces(picture: Picture, photo: Photo, rng: random.Random) -> Iterator[Picture]:
-    """The whole picture for small ones, overlapping crops on three scales for large ones, views of a panorama."""
+    """Small pictures whole, large ones as overlapping crops at three scales, panoramas as views."""
     if photo.panorama:
         yield from panorama_pieces(picture, rng)
         return
@@ -161,7 +161,7 @@ def train_pieces(picture: Picture, photo: Photo, rng: random.Random) -> Iterator
 
 
 def cut(root: Path) -> tuple[list[Bytes], list[tuple[Photo, Bytes]]]:
-    """(training JPEGs, test JPEGs with their sources) from the packages under root; always the same ones."""
+    """(training JPEGs, test JPEGs with their sources) from the packages under root; deterministic."""
     train: list[Bytes] = []
     test: list[tuple[Photo, Bytes]] = []
     for photo in PHOTOS:
@@ -180,7 +180,7 @@ def test_sources() -> list[Photo]:
 
 
 def main() -> None:
-    """Cut everything; write train/data/photos.npz and assets/samples/photos/."""
+    """Cut all crops; write train/data/photos.npz and assets/samples/photos/."""
     if len(sys.argv) != 2:
         sys.exit("usage: python -m train.photos FOLDER_OF_UNPACKED_PACKAGES")
     project = Path(__file__).parent.parent

@@ -1,8 +1,7 @@
-"""Owns the registry of places and the ones under a roof or off the ground: studio, city, space, underwater, room,
-stage.
+"""Owns the registry of places, and six of them: studio, city, space, underwater, room, stage.
 
-A place is a painter on a `Canvas`. Its signature stands at the borders of the frame, since a subject covers the
-middle, and is made of shapes, so that it survives a change of light or of style. Knows no subjects, lights or
+A place is a painter on a `Canvas`. Its distinctive features are at the borders of the frame, since a subject covers the
+middle, and are made of shapes, so that they survive a change of light or style. Independent of subjects, lights and
 styles. The outdoor places are in places_outdoor.py.
 """
 
@@ -206,20 +205,20 @@ def stage(c: Canvas) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """How one place is painted; `grounded` says whether a subject stands on something and so casts a contact shadow."""
+    """How one place is painted. grounded: whether a subject stands on a surface and so casts a contact shadow."""
 
     paint: Callable[[Canvas], None]
     grounded: bool = True
 
     def __call__(self, n: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-        """Paint n variations, [n, 3, size, size] in 0..1; the generator lives on `device`."""
+        """Paint n variations, [n, 3, size, size] in 0..1; the generator is on `device`."""
         canvas = Canvas(n, size, generator, device)
         self.paint(canvas)
         return canvas.mirrored()
 
 
 STUDIO_PLACE = Place(paint=studio)
-"""Drawn for place index -1."""
+"""Painted for place index -1."""
 
 PLACE_PAINTERS: tuple[Place, ...] = (
     Place(paint=outdoor.beach),

@@ -1,6 +1,6 @@
 """Owns the painters of the outdoor places: beach, forest, desert, mountains, meadow, street, volcano.
 
-Each paints on a `Canvas`; the registry is in places.py. Knows no subjects, lights or styles.
+Each paints on a `Canvas`; the registry is in places.py. Independent of subjects, lights and styles.
 """
 
 from __future__ import annotations

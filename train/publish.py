@@ -1,6 +1,6 @@
 """Owns the step from checkpoints to assets: ``python -m train.publish`` writes both bundled models and the model card.
 
-Knows no training; the card's figures are read from the JSON that bench.mini_image wrote.
+Independent of training; the card's figures are read from the JSON of bench.mini_image.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
 MODEL = Path("assets/models/mini-image")
 CLASSIFIER = Path("assets/models/mini-classifier")
 SHEETS = Path("docs/images")
-"""Beside the docs: the model folder stays small."""
+"""With the docs, to keep the model folder small."""
 STUDENT_SHARE = 0.67
-"""The weights that ship lie between the teacher's (0) and its student's (1), as in Wortsman et al. (2022), WiSE-FT: the
-student alone bleaches plain scenes, the teacher alone blurs pixel art; docs/log.md has the figures.
+"""The shipped weights interpolate between the teacher's (0) and its student's (1), as in WiSE-FT (Wortsman et al.
+2022): the student alone bleaches plain scenes, the teacher alone blurs pixel art; docs/log.md has the figures.
 """
 
 
@@ -41,7 +41,7 @@ def term(item: Term) -> dict[str, Any]:
 
 
 def world() -> dict[str, Any]:
-    """What a prompt can name, for world.json: every component with its accepted words, and all words known."""
+    """The prompt vocabulary for world.json: every component with its accepted words, and all known words."""
     return {
         "subjects": [{"name": s.name, "words": list(s.words)} for s in SUBJECTS],
         "places": [term(place) for place in PLACES],
@@ -57,7 +57,7 @@ def world() -> dict[str, Any]:
 
 @torch.no_grad()
 def mix(unet: nn.Module, student: nn.Module, share: float) -> None:
-    """Move unet's weights towards student's by share, in place."""
+    """Interpolate unet's weights towards student's by share, in place."""
     for weight, other in zip(unet.parameters(), student.parameters(), strict=True):
         weight.lerp_(other, share)
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Publish from the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.publish", description=__doc__)
     parser.add_argument("--checkpoints", type=Path, default=Path("train/checkpoints"))
-    parser.add_argument("--figures", type=Path, help="JSON that bench.mini_image printed")
+    parser.add_argument("--figures", type=Path, help="JSON printed by bench.mini_image")
     parser.add_argument("--sheets", type=Path, help="folder with sheet-captions.jpg and sheet-photos.jpg")
     options = parser.parse_args(arguments)
     publish(options.checkpoints, options.figures, options.sheets)

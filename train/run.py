@@ -1,7 +1,7 @@
 """Owns the order of the training stages and their command line: ``python -m train.run STAGE... --minutes M --out DIR``.
 
 Stages: autoencoder, classifier, diffusion, distill, scores; quick runs all of them at a tiny size. Each continues from
-the files of --resume. Several stages share one process (and one latent bank), their minutes given in the same order.
+the files of --resume. Several stages share one process (and one latent bank); --minutes follows the same order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOGGER = logging.getLogger("train")
 
 @dataclass(slots=True)
 class Workshop:
-    """One run's session and what its stages share; the latent bank is made when first asked for."""
+    """One run's session and what its stages share; the latent bank is built on first use."""
 
     session: Session
     source: Source
@@ -49,7 +49,7 @@ class Workshop:
         return self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES)
 
     def autoencoder(self, seconds: float) -> None:
-        """Stage autoencoder; a latent bank of an older autoencoder is dropped."""
+        """Stage autoencoder; drops the latent bank of an older autoencoder."""
         train_autoencoder(self.session, self.source, seconds)
         self._bank = None
 
@@ -66,7 +66,7 @@ class Workshop:
         train_student(self.session, self.bank(), self.tokenizer, seconds)
 
     def scores(self, seconds: float) -> None:
-        """Stage scores: measures and sample sheets of whatever is there."""
+        """Stage scores: metrics and sample sheets of all models available."""
         vae = self.load_autoencoder()
         judge = Classifier(self.sizes).to(self.session.device)
         self.session.require("classifier", model=judge)
@@ -127,14 +127,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.run", description=__doc__)
     parser.add_argument("stages", nargs="+", choices=[*STAGES, "quick"])
-    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one for each stage")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one per stage")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
-    parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
+    parser.add_argument("--no-compile", action="store_true", help="start sooner, train slower")
     parser.add_argument(
-        "--bank-share", type=float, default=1.0, help="size of the rendered banks against the full size"
+        "--bank-share", type=float, default=1.0, help="size of the rendered banks relative to full size"
     )
     options = parser.parse_args(arguments)
     stages = list(STAGES) if "quick" in options.stages else options.stages
@@ -155,10 +155,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def configure_torch(session: Session) -> None:
-    """Fast matrix modes, room for several compiled variants, and the kernels compiled by an earlier run."""
+    """Set fast matmul modes, a larger compile cache limit, and the cache of kernels compiled by earlier runs."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = False  # its trials cost seconds for each new shape
+    torch.backends.cudnn.benchmark = False  # benchmarking costs seconds per new shape
     torch._dynamo.config.cache_size_limit = 32
 
 

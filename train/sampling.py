@@ -1,4 +1,4 @@
-"""Owns few-step generation for training and scoring: the LCM grid and its recurrence. Knows no captions."""
+"""Owns few-step generation for training and scoring: the LCM grid and its recurrence. Independent of captions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def lcm_chain(
     generator: torch.Generator,
     start: Tensor | None,
 ) -> Tensor:
-    """Denoise noise [B, 4, 48, 48] (added to start at steps[0] when given) through steps, noising anew in between.
+    """Denoise noise [B, 4, 48, 48] (added to start at steps[0], if given) through steps, with fresh noise in between.
 
-    The multistep consistency sampling of Luo et al. (2023); the skip weight of LCM's boundary condition is left out (it
-    is under 1e-4 from t = 19 on).
+    The multistep consistency sampling of Luo et al. (2023); the skip weight of LCM's boundary condition is omitted (it
+    is below 1e-4 from t = 19 on).
     """
     full = noise.shape[0]
     first = torch.full((full,), steps[0], device=noise.device)
@@ -50,7 +50,7 @@ def lcm_chain(
 
 @torch.no_grad()
 def ddim_chain(schedule: Schedule, denoise: Denoise, noise: Tensor, count: int) -> Tensor:
-    """Deterministic sampling of the teacher in count even steps (Song et al. 2021, equation 12 with sigma 0)."""
+    """Deterministic sampling of the teacher in count uniform steps (Song et al. 2021, equation 12 with sigma 0)."""
     steps = [int(t) for t in torch.linspace(TRAIN_STEPS - 1, 19, count)]
     x = noise
     for index, step in enumerate(steps):

@@ -1,6 +1,6 @@
-"""Owns the measures at the end of a training run: every figure of the model's card and the sample sheets.
+"""Owns the evaluation at the end of a training run: every figure of the model's card and the sample sheets.
 
-Knows the networks of a run; the measures themselves are in train.evaluate.
+Applies the metrics of train.evaluate to a run's networks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEACHER_STEPS = 20
 def score_everything(
     session: Session, source: Source, vae: AutoencoderTiny, judge: Classifier, tokenizer: Any, photos: Tensor
 ) -> None:
-    """Log the judge, the autoencoder, the teacher, the student at 1, 2, 4 steps, photographs; write sheets."""
+    """Log scores of the judge, the autoencoder, the teacher, the student at 1, 2, 4 steps; write sheets."""
     with torch.no_grad():
         score_judge(session, source, vae, judge)
         session.log(STAGE, event="autoencoder", **measure_autoencoder(session, vae, source))
@@ -43,7 +43,7 @@ def score_everything(
 
 
 def score_judge(session: Session, source: Source, vae: AutoencoderTiny, judge: Classifier) -> None:
-    """Recognition on fresh scenes (all combinations) and on their reconstructions."""
+    """Recognition on new scenes (all combinations) and on their reconstructions."""
     generator, parts = session.generator(51), []
     for _ in range(max(1, session.scale.eval_scenes // session.scale.chunk * 4)):
         spec, _, styled, _ = random_scenes(source, session.scale.chunk, generator, held_out=None)
@@ -56,7 +56,7 @@ def score_judge(session: Session, source: Source, vae: AutoencoderTiny, judge: C
 
 
 def style_limits(judge: Classifier, photos: Tensor) -> dict[str, float]:
-    """What the judge says of the true styles of photographs, and their edge correlation: the ceiling for the model."""
+    """Recognition and edge correlation of the true styles of photographs: the upper bound for the model."""
     return score_photos(judge, _true_styles, photos, 1, 64)[0]
 
 
@@ -75,7 +75,7 @@ def score_players(
     tokenizer: Any,
     photos: Tensor,
 ) -> None:
-    """Recognition of teacher and student on held-out captions, student on photographs; sheets of samples."""
+    """Recognition of teacher and student on held-out captions, of the student on photographs; sample sheets."""
     device, chunk = session.device, session.scale.batch
     players.student.to(dtype=session.dtype)
     count = session.scale.eval_scenes

@@ -1,7 +1,7 @@
-"""Owns what every training stage shares: settings, clock, log of metrics, averaged weights, checkpoint files.
+"""Owns what every training stage shares: settings, clock, metrics log, averaged weights, checkpoint files.
 
-Knows nothing of the networks' shapes or losses. A stage trains for a budget of seconds, writes its weights as float16
-safetensors under ``out`` and continues from files of the same names under ``resume``.
+Independent of the networks' shapes and losses. A stage trains for a budget of seconds, writes its weights as float16
+safetensors under ``out`` and continues from files with the same names under ``resume``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .crew import ALONE, Crew
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much of everything a run uses; FULL is for a GPU, TINY proves on a CPU that every stage runs."""
+    """The sizes of a run; FULL is for a GPU, TINY checks on a CPU that every stage runs."""
 
     image_bank: int
     world_latents: int
@@ -35,33 +35,33 @@ class Scale:
     eval_scenes: int
     log_every: int
     compile: bool
-    """Whether the UNet is compiled, for about a minute of an H100, before a step of it is captured."""
+    """Whether the UNet is compiled (about a minute on an H100) before its step is captured."""
     video_codec_clips: int = 3072
     video_codec_latents: int = 9
-    """Clips of so many latents held as pixels for mini-video's autoencoders."""
+    """Number and length in latents of the clips held as pixels for mini-video's autoencoders."""
     video_codec_batch: int = 4
     video_codec_frames: int = 33
     video_codec_px: int = 128
-    """Clips, frames and side of the crops of a step of these autoencoders."""
+    """Batch size, frames and side of the crops in a step of these autoencoders."""
     video_captions: int = 131_072
-    """That the text encoder reads before there are pictures."""
+    """Captions that the text encoder trains on before pictures."""
     video_openings: int = 40_000
-    """At most so many clips of one chunk, for the denoiser's beginnings."""
+    """Maximum number of one-chunk clips, for the denoiser's openings."""
     video_clips: int = 12288
     video_latents: int = 24
-    """At most so many clips of so many latents for mini-video's denoiser."""
+    """Maximum number, and length in latents, of clips for mini-video's denoiser."""
     video_bank_seconds: float = 100.0
-    """Rendering and encoding these clips stops there; the openings at half of it."""
+    """Time limit for rendering and encoding these clips; half of it for the openings."""
     video_chunk: int = 64
-    """Clips rendered at a time."""
+    """Clips rendered at once."""
     video_batch: int = 64
     video_window: int = 15
-    """Clips and latents of a denoiser's step."""
+    """Batch size and latents of a denoiser step."""
     video_streams: int = 64
-    """Streams that the student rolls out at a time."""
+    """Streams that the student rolls out at once."""
 
     def with_banks(self, share: float) -> Scale:
-        """The same with banks of share times as many pictures, for short trials."""
+        """The same with banks scaled by share, for short trials."""
 
         def part(count: int) -> int:
             return max(16, int(count * share))
@@ -79,8 +79,8 @@ class Scale:
         )
 
     def for_processes(self, count: int) -> Scale:
-        """The same for one of count processes that train mini-video together: half the clips in each one's step, in
-        all as many with two processes and more with others.
+        """The same for one of count processes that train mini-video together: half the clips per process, so the same
+        total with two processes and more with others.
         """
         if count == 1:
             return self
@@ -134,10 +134,10 @@ TINY = Scale(
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """Where and how a run trains. out: written; resume: read, may be missing files; seed: of everything random.
+    """A run's settings and state. out: folder written; resume: folder read, may lack files; seed: of all randomness.
 
-    crew: the processes that train together; rank 0 of them logs and saves, each draws data of its own. rate: what
-    mini-video's learning rates are multiplied by, for trials.
+    crew: the processes that train together; rank 0 logs and saves, each draws its own data. rate: factor on
+    mini-video's learning rates, for trials.
     """
 
     device: torch.device
@@ -151,16 +151,16 @@ class Session:
     started: float = field(default_factory=time.monotonic)
 
     def generator(self, salt: int, device: torch.device | None = None) -> torch.Generator:
-        """A generator on the device (None: the session's) whose numbers differ with salt, and with the process."""
+        """A generator on the device (None: the session's) seeded by salt and process."""
         return torch.Generator(device or self.device).manual_seed(self.seed * 1000 + salt + 1_000_003 * self.crew.rank)
 
     def seed_draws(self) -> None:
-        """Seed torch's default generators, other in each process: once the weights are made, which must be alike."""
+        """Seed torch's default generators per process; call after creating the weights, which must be equal."""
         torch.manual_seed(self.seed + 1_000_003 * self.crew.rank)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the networks compute in while training: bfloat16 on a GPU."""
+        """The training dtype: bfloat16 on a GPU."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def seconds(self) -> float:
@@ -168,7 +168,7 @@ class Session:
         return time.monotonic() - self.started
 
     def log(self, stage: str, **values: float | str) -> None:
-        """Append one JSON line to out/curve.jsonl and remember it; rank 0 alone."""
+        """Append one JSON line to out/curve.jsonl and keep it in `records`; rank 0 only."""
         if self.crew.rank:
             return
         record: dict[str, float | str] = {"stage": stage, "seconds": round(self.seconds(), 2)}
@@ -180,7 +180,7 @@ class Session:
     def save(self, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
         """Write the modules' tensors as float16 to out/name.safetensors, keys prefixed by the argument's name.
 
-        Rank 0 alone does.
+        Rank 0 only.
         """
         if self.crew.rank:
             return
@@ -193,7 +193,7 @@ class Session:
         save_file(tensors, self.out / f"{name}.safetensors")
 
     def restore(self, name: str, **modules: nn.Module) -> bool:
-        """Load modules from name.safetensors of this run, else of resume; False when neither has it."""
+        """Load modules from name.safetensors of this run, else of resume; False if neither has it."""
         for folder in (self.out, self.resume):
             file = folder / f"{name}.safetensors"
             if file.exists():
@@ -206,7 +206,7 @@ class Session:
         return False
 
     def require(self, name: str, **modules: nn.Module) -> None:
-        """restore, or FileNotFoundError naming the stage that writes the file."""
+        """`restore`; raises FileNotFoundError with the stage that writes the file."""
         if not self.restore(name, **modules):
             raise FileNotFoundError(
                 f"no {name}.safetensors in {self.out} or {self.resume}; run the stage {name!r} first"
@@ -214,18 +214,18 @@ class Session:
 
 
 class Steps(Protocol):
-    """What training needs of an optimiser: torch's own and train.muon's."""
+    """The optimiser interface: torch's and train.muon's."""
 
     param_groups: list[dict[str, Any]]
 
     def step(self) -> Any:
-        """One update with the gradients present."""
+        """One update from the current gradients."""
 
 
 def trapezoid(step: int, fraction: float, *, warmup_steps: int = 150, decay_from: float = 0.6) -> float:
     """Factor on the learning rate: warm-up by steps, constant, then linear to 2 % over the end of the budget.
 
-    A stage that goes on from a checkpoint loses less by it than by a second cosine.
+    A resumed stage loses less with it than with a second cosine.
     """
     return min(1.0, step / warmup_steps) * min(1.0, max(0.02, (1 - fraction) / (1 - decay_from)))
 
@@ -247,7 +247,7 @@ def set_rate(optimiser: Steps, rate: float) -> None:
 def adamw(
     parameters: list[nn.Parameter], rate: float, device: torch.device, *, beta2: float = 0.99, decay: float = 0.01
 ) -> torch.optim.AdamW:
-    """AdamW with a little decay; on a GPU fused, its rate a tensor, so that a captured step can be replayed."""
+    """AdamW with slight weight decay; on a GPU fused, with a tensor rate, so that a captured step can be replayed."""
     if device.type != "cuda":
         return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, beta2), weight_decay=decay)
     tensor = torch.tensor(rate, device=device)
@@ -255,9 +255,9 @@ def adamw(
 
 
 class Master:
-    """Float32 parameters behind modules that compute in another dtype (Micikevicius et al. 2018, section 3.1).
+    """Float32 master weights of modules that compute in another dtype (Micikevicius et al. 2018, section 3.1).
 
-    The modules are converted in place; the optimiser gets ``full`` and step() carries gradients and values across.
+    The modules are converted in place; the optimiser gets ``full``; step() copies gradients and values across.
     crew: gradients are averaged over it.
     """
 
@@ -270,12 +270,12 @@ class Master:
 
     def step(self, optimiser: Steps, *, max_norm: float = 1.0) -> None:
         """Clip the modules' gradients, step the float32 parameters, write them back and drop the gradients."""
-        found = [p.grad for p in self.low if p.grad is not None]
-        assert len(found) == len(self.low), "every parameter takes part in the loss"
+        present = [p.grad for p in self.low if p.grad is not None]
+        assert len(present) == len(self.low), "every parameter takes part in the loss"
         for full in self.full:
             full.grad = torch.empty_like(full) if full.grad is None else full.grad
         gradients = [p.grad for p in self.full if p.grad is not None]
-        torch._foreach_copy_(gradients, found)
+        torch._foreach_copy_(gradients, present)
         self._crew.average(gradients)
         for low in self.low:
             low.grad = None
@@ -289,12 +289,12 @@ class Master:
         torch._foreach_copy_(list[Tensor](self.low), list[Tensor](self.full))
 
     def named(self, values: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """values, one for each parameter in order, as one state dictionary for each module."""
+        """values, one per parameter in order, as one state dictionary per module."""
         rest = iter(values)
         return [{name: next(rest) for name, _ in module.named_parameters()} for module in self.modules]
 
     def release(self) -> None:
-        """Turn the modules to float32 with the float32 values."""
+        """Convert the modules back to float32 with the float32 values."""
         for module in self.modules:
             module.float()
         self.low = [p for m in self.modules for p in m.parameters()]
@@ -318,7 +318,7 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average with the parameters; a second call undoes it."""
+        """Swap the average with the parameters; a second call undoes it."""
         for value, source in zip(self.values, self.sources, strict=True):
             kept = source.detach().clone()
             source.copy_(value)

@@ -1,4 +1,4 @@
-"""Owns the cut-out pictures of the subjects: reads the sprite package's folder, writes train/data/sprites.npz.
+"""Owns the subjects' sprites: reads the sprite package's folder, writes train/data/sprites.npz.
 
 python -m train.sprites FOLDER    # FOLDER: assets/ of the unpacked npm package @lobehub/fluent-emoji-3d 1.1.0
 """
@@ -29,7 +29,7 @@ def load_sprite(folder: Path, subject: Subject) -> npt.NDArray[np.uint8]:
     picture = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     scale = (SPRITE_SIZE_PX - 2 * MARGIN_PX) / max(picture.shape[:2])
     width, height = (max(1, round(side * scale)) for side in picture.shape[1::-1])
-    # Resampled with premultiplied alpha, so that no colour of transparent pixels bleeds into the outline.
+    # Resample with premultiplied alpha, so that colours of transparent pixels do not bleed into the outline.
     alpha = picture[..., 3:].astype(np.float32) / 255
     premultiplied = np.concatenate([picture[..., :3] * alpha, alpha], axis=2)
     small = cv2.resize(premultiplied, (width, height), interpolation=cv2.INTER_AREA)

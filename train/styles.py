@@ -1,8 +1,8 @@
 """Owns the seven styles: plain, pencil sketch, pixel art, watercolour, neon lines, flat poster, night vision.
 
-Each is a deterministic function of the picture alone, without random numbers, which keeps the edges of the picture
-where they were; so a style can be taught from photographs as well as from rendered scenes. Lengths are given at 192
-px and scale with the height. Knows no scenes or lights.
+Each is a deterministic function of the picture that keeps its edges in place, so a style can be taught from photographs
+as well as from rendered scenes. Lengths are given at 192 px and scale with the height. Independent of scenes and
+lights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ REFERENCE_PX = 192
 
 
 def _length(img: Tensor, pixels: float) -> float:
-    """A length given in pixels at 192 px, in pixels of this picture."""
+    """A length in pixels at 192 px, converted to pixels of this picture."""
     return pixels * img.shape[-2] / REFERENCE_PX
 
 
@@ -54,7 +54,7 @@ def gradient_magnitude(img: Tensor) -> Tensor:
 
 
 def kuwahara(img: Tensor, radius_px: int) -> Tensor:
-    """Edge-preserving smoothing [B, 3, H, W]: the mean of four quadrant windows, weighted towards the least variance.
+    """Edge-preserving smoothing [B, 3, H, W]: the mean of four quadrant windows, weighted towards the lowest variance.
 
     The filter of Kuwahara et al. (1976), with the soft weighting of Papari et al. (2007) instead of a hard choice.
     """
@@ -80,7 +80,7 @@ def _saturate(img: Tensor, amount: float) -> Tensor:
 
 
 def plain(img: Tensor) -> Tensor:
-    """The picture as it is."""
+    """The unchanged picture."""
     return img
 
 
@@ -164,7 +164,7 @@ def night_vision(img: Tensor) -> Tensor:
     """Green phosphor: luminance under automatic gain, a glow around highlights, a vignette and faint scan lines of
     6 px.
     """
-    luma = (img * rgb(img, 0.60, 0.30, 0.10)).sum(1, keepdim=True)  # an intensifier tube sees red best
+    luma = (img * rgb(img, 0.60, 0.30, 0.10)).sum(1, keepdim=True)  # intensifier tubes are most sensitive to red
     luma = luma + 1.1 * (luma - blur(luma, _length(img, 10.0)))
     luma = (luma * (0.36 / luma.mean((1, 2, 3), keepdim=True).clamp(min=1e-3)).clamp(0.8, 3.5)).clamp(0, 1)
     gain = (luma * 1.5).clamp(min=1e-4) ** 0.75

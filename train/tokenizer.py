@@ -1,4 +1,4 @@
-"""Owns the byte-pair vocabulary of mini-image: which words become one token. Knows nothing of pictures or networks."""
+"""Owns the byte-pair vocabulary of mini-image: which words become one token."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _END = "</w>"
 def byte_pair_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges (Sennrich et al. 2016, algorithm 1) trained until every word is a single token.
 
-    words: lower-case ASCII words. The merges are in order of priority; a word absent from the list falls back to
-    pieces and characters. Ties are broken by the pair itself, so that the result does not depend on the order.
+    words: lower-case ASCII words. The merges are in order of priority; a word not in the list falls back to pieces and
+    characters. Ties are broken by the pair itself, so that the result does not depend on the order.
     """
     splits = {word: [*word[:-1], word[-1] + _END] for word in sorted(set(words))}
     merges: list[tuple[str, str]] = []
@@ -51,16 +51,16 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def split_words(phrases: Iterable[str]) -> list[str]:
-    """The distinct lower-case letter runs of phrases, sorted: what CLIP's pre-tokenizer hands to the merges."""
+    """The distinct lower-case letter runs of phrases, sorted: the words that CLIP's pre-tokenizer produces."""
     letters = set(string.ascii_lowercase)
     cleaned = ("".join(c if c in letters else " " for c in phrase.lower()) for phrase in phrases)
     return sorted({word for phrase in cleaned for word in phrase.split()})
 
 
 def build_tokenizer(phrases: Iterable[str]) -> Any:
-    """A CLIPTokenizer that knows every word of phrases as one token and any ASCII text by characters.
+    """A CLIPTokenizer in which every word of phrases is one token and other ASCII text is split into characters.
 
-    Ids: the alphabet, the alphabet at a word's end, the merges, then the start and the end token (also padding).
+    Ids: the alphabet, the alphabet at word ends, the merges, then the start token and the end token (also padding).
     """
     merges = byte_pair_merges(split_words(phrases))
     symbols = [*_ALPHABET, *(c + _END for c in _ALPHABET), *(a + b for a, b in merges), BOS, EOS]
@@ -77,7 +77,7 @@ def build_tokenizer(phrases: Iterable[str]) -> Any:
 
 
 def token_ids(tokenizer: Any, captions: list[str]) -> list[list[int]]:
-    """Ids of captions, each padded or cut to MAX_LENGTH_TOKENS, exactly as the Stable Diffusion pipeline calls it."""
+    """Ids of captions, each padded or truncated to MAX_LENGTH_TOKENS, exactly as in the Stable Diffusion pipeline."""
     encoded = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH_TOKENS, truncation=True)
     rows: list[list[int]] = encoded["input_ids"]
     return rows

@@ -1,7 +1,4 @@
-"""Owns the subjects that a prompt can name, in the order of their indices, and which Fluent emoji each is drawn from.
-
-Knows nothing of pixels.
-"""
+"""Owns the subjects that a prompt can name, in the order of their indices, and the Fluent emoji of each."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One thing that can stand in a scene.
+    """A thing that can appear in a scene.
 
     name: the canonical noun phrase. words: accepted wordings, the canonical one first. emoji: file stem in the sprite
     package (code points in hexadecimal).

@@ -1,4 +1,4 @@
-"""Owns the words for places, lights and styles, in the order of their indices. Knows nothing of how they are drawn."""
+"""Owns the words for places, lights and styles, in the order of their indices. Independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One thing a prompt can name.
+    """Something a prompt can name.
 
-    name: the canonical word. phrases: wordings that follow a subject ("on the beach"). labels: wordings that stand
-    alone between commas ("beach"). The first of each is the canonical one.
+    name: the canonical word. phrases: wordings after a subject ("on the beach"). labels: wordings used alone between
+    commas ("beach"). The first of each is canonical.
     """
 
     name: str
@@ -42,7 +42,7 @@ PLACES: tuple[Term, ...] = (
 )
 
 STUDIO = _term("studio", ("in a studio", "on a plain background"), "studio", "plain background")
-"""What place index -1 looks like; usually left unsaid."""
+"""The place of index -1; usually omitted from captions."""
 
 LIGHTS: tuple[Term, ...] = (
     _term("day", ("by day", "in daylight"), "day", "daylight"),

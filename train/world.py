@@ -1,7 +1,7 @@
 """Owns the procedural world: which combinations exist, which are held out, and how a batch of them is rendered.
 
-A scene is a subject sprite in a place, under a light, drawn in a style. All randomness comes from the torch
-generator given. Knows sprites as a tensor and everything else as indices; wording is in captions.py.
+A scene is a subject sprite in a place, under a light, drawn in a style. All randomness comes from the given torch
+generator. Sprites are a tensor, everything else indices; wording is in captions.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 HELD_OUT_FRACTION = 0.10
 NO_SUBJECT, NO_PLACE, DAY_LIGHT, PLAIN_STYLE = 0.06, 0.08, 0.40, 0.30
 SPRITE_MARGIN_PX = 4
-"""Transparent border of a sprite, which the wanted size does not count."""
+"""Transparent border of a sprite, not counted in its size."""
 
 
 class SceneSpec(NamedTuple):
@@ -56,8 +56,8 @@ class SceneSpec(NamedTuple):
 
 
 def is_held_out(subject: int, place: int, light: int, style: int) -> bool:
-    """Whether a combination is kept out of training: the first 8 bytes of sha256 of "subject/place/light/style"
-    below 10 %.
+    """Whether a combination is held out of training: the first 8 bytes of sha256 of "subject/place/light/style" are
+    below 10 % of their range.
     """
     digest = hashlib.sha256(f"{subject}/{place}/{light}/{style}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_FRACTION * 2**64
@@ -76,7 +76,7 @@ def _held_out_table(subjects: int) -> Tensor:
 
 
 def _pick(n: int, count: int, first: float, generator: torch.Generator, device: torch.device) -> Tensor:
-    """Index 0 with probability `first`, otherwise one of 1..count-1 equally; int64 [n]."""
+    """Index 0 with probability `first`, otherwise uniform in 1..count-1; int64 [n]."""
     other = torch.randint(1, count, (n,), generator=generator, device=device)
     return torch.where(torch.rand(n, generator=generator, device=device) < first, torch.zeros_like(other), other)
 
@@ -86,8 +86,8 @@ def sample_specs(
 ) -> SceneSpec:
     """Draw n combinations on `device` (the generator's).
 
-    held_out: False for training combinations only, True for held-out ones only, None for both. subjects: how many
-    subjects there are.
+    held_out: False for training combinations only, True for held-out ones only, None for both. subjects: the number of
+    subjects.
     """
     if n < 1 or subjects < 1:
         raise ValueError(f"n={n} and subjects={subjects} must be at least 1")
@@ -113,8 +113,8 @@ def sample_specs(
 
 
 class _Pose(NamedTuple):
-    """Where a sprite stands, each [B, 1, 1] in frame units: centre, length of the sprite square's side, rotation
-    (radians), flip (+-1).
+    """A sprite's pose, each [B, 1, 1] in frame units: centre, side of the sprite's square, rotation (radians), flip
+    (+-1).
     """
 
     x: Tensor
@@ -124,7 +124,7 @@ class _Pose(NamedTuple):
 
 
 def _sample_pose(n: int, sprite_px: int, generator: torch.Generator, device: torch.device) -> _Pose:
-    """Poses vary little (no mirroring): a network of six million weights spends them on what subjects look like."""
+    """Poses vary little (no mirroring), so that a network of six million weights can learn what subjects look like."""
     u = torch.rand(4, n, 1, 1, generator=generator, device=device)
     side = (0.50 + 0.16 * u[2]) * sprite_px / (sprite_px - 2 * SPRITE_MARGIN_PX)
     angle = (u[3] * 2 - 1) * math.radians(5)
@@ -132,7 +132,7 @@ def _sample_pose(n: int, sprite_px: int, generator: torch.Generator, device: tor
 
 
 def premultiplied(sprite: Tensor) -> Tensor:
-    """RGBA [B, 4, h, w] with straight alpha to colours multiplied by it."""
+    """RGBA [B, 4, h, w] with straight alpha to premultiplied alpha."""
     return torch.cat([sprite[:, :3] * sprite[:, 3:], sprite[:, 3:]], 1)
 
 
@@ -149,8 +149,8 @@ def _place_sprites(sprite: Tensor, pose: _Pose, size: int) -> Tensor:
 
 
 def find_foot(alpha: Tensor, depth: float = 0.10) -> tuple[Tensor, Tensor, Tensor]:
-    """Where what alpha [B, 1, H, H] covers stands: (lowest y, left x, right x), each [B, 1, 1, 1] in sides of the
-    square; left and right are those of its lowest part, `depth` sides high.
+    """The foot of the shape alpha [B, 1, H, H]: (lowest y, left x, right x), each [B, 1, 1, 1] in sides of the square;
+    left and right are those of its lowest part, `depth` sides high.
     """
     size = alpha.shape[-1]
     line = (torch.arange(size, device=alpha.device, dtype=alpha.dtype) + 0.5) / size
@@ -164,8 +164,8 @@ def find_foot(alpha: Tensor, depth: float = 0.10) -> tuple[Tensor, Tensor, Tenso
 
 
 def ellipse_shadow(foot: Tensor, left: Tensor, right: Tensor, size: int) -> Tensor:
-    """Strength [B, 1, size, size] of a soft flat ellipse on the ground under what stands from left to right at the
-    height foot (each [B, 1, 1, 1] in frame sides).
+    """Strength [B, 1, size, size] of a soft flat elliptical shadow on the ground from left to right at height foot
+    (each [B, 1, 1, 1] in frame sides).
     """
     line = (torch.arange(size, device=foot.device, dtype=foot.dtype) + 0.5) / size
     half = (right - left).clamp(min=0.04) * 0.5 + 0.05
@@ -176,7 +176,7 @@ def ellipse_shadow(foot: Tensor, left: Tensor, right: Tensor, size: int) -> Tens
 
 
 def paint_places(place: Tensor, generator: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
-    """Backgrounds [B, 3, size, size] and whether each is grounded [B], painted group by group."""
+    """Backgrounds [B, 3, size, size] and whether each is grounded [B], painted place by place."""
     picture = torch.empty(place.shape[0], 3, size, size, device=place.device)
     grounded = torch.zeros(place.shape[0], device=place.device)
     for index, painter in ((-1, STUDIO_PLACE), *enumerate(PLACE_PAINTERS)):
@@ -198,7 +198,7 @@ def render_scenes(
     """Render a batch of scenes.
 
     spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1, on the generator's device.
-    Returns (plain, styled), both [B, 3, size, size] float32 in 0..1 with the same layout; plain is the lit picture
+    Returns (plain, styled), both [B, 3, size, size] float32 in 0..1 with the same composition; plain is the lit picture
     before its style.
     """
     return render_covered(spec, sprites, generator, size)[:2]
@@ -207,7 +207,7 @@ def render_scenes(
 def render_covered(
     spec: SceneSpec, sprites: Tensor, generator: torch.Generator, size: int = 192
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """render_scenes and, third, how far the subject covers each pixel: [B, 1, size, size] in 0..1."""
+    """As render_scenes, plus the subject's coverage of each pixel: [B, 1, size, size] in 0..1."""
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:
         raise ValueError(f"sprites must be [S, 4, h, h] RGBA, got {tuple(sprites.shape)}")
     picture, grounded = paint_places(spec.place, generator, size)
@@ -215,8 +215,8 @@ def render_covered(
     layer = _place_sprites(sprites.index_select(0, spec.subject.clamp(min=0)), pose, size)
     layer = layer * (spec.subject >= 0).view(-1, 1, 1, 1)
     alpha = layer[:, 3:]
-    standing = (grounded * (spec.subject >= 0)).view(-1, 1, 1, 1)
-    picture = picture * (1 - ellipse_shadow(*find_foot(alpha), size) * standing)
+    shadowed = (grounded * (spec.subject >= 0)).view(-1, 1, 1, 1)
+    picture = picture * (1 - ellipse_shadow(*find_foot(alpha), size) * shadowed)
     picture = picture * (1 - alpha) + layer[:, :3]
     gain = sample_gain(picture.shape[0], generator, picture.device)
     plain = apply_lights((picture * gain).clamp(0, 1), spec.light, generator)

@@ -1,1 +1,1 @@
-"""The command line: one file for each sub-command, and the options they share."""
+"""The command line: one file per subcommand, and the options they share."""

@@ -1,6 +1,6 @@
 """`zoetrope doctor`: what is installed, what will be used and why, what is missing and how to get it.
 
-Reports only; changes nothing and loads no model. Exit status 1 when something required is missing.
+Reports only; changes nothing and loads no model. Exit status 1 if something required is missing.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """How a line of the report is meant."""
+    """The status of a line of the report."""
 
     OK = "ok"
-    OPTIONAL = "optional"  # missing, and only some things need it
-    MISSING = "missing"  # nothing works without it
+    OPTIONAL = "optional"  # missing, but needed only by some features
+    MISSING = "missing"  # required
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the report. remedy: how to get what is missing."""
+    """One line of the report. remedy: how to fix it."""
 
     section: str
     name: str
@@ -45,8 +45,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """A distribution to look for. needed_for: empty when everything needs it. compiled: of code that may not fit the
-    machine though it is installed, so that only importing it tells."""
+    """A distribution to look for. needed_for: empty if everything needs it. compiled: contains native code that may not
+    run on this machine although it is installed, so it has to be imported."""
 
     name: str
     module: str
@@ -93,16 +93,16 @@ _MIN_MEMORY_GIB = 2.0
 _GIB = 1024**3
 
 
-def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the sub-command and its options."""
-    parser = doors.add_parser("doctor", help="what is installed, what will be used, what is missing")
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    parser = subparsers.add_parser("doctor", help="what is installed, what will be used, what is missing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--device", default="auto", help="report for this device (default auto)")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report; 1 when something required is missing."""
+    """Print the report; 1 if something required is missing."""
     findings = examine(options.device)
     fine = all(finding.state is not State.MISSING for finding in findings)
     sys.stdout.write(report_json(findings, fine=fine) if options.json else report_text(findings, fine=fine))
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def examine(device: str = "auto") -> list[Finding]:
-    """Everything there is to say, section by section."""
+    """All findings, section by section."""
     findings = [python_finding(), *(package_finding(package) for package in PACKAGES)]
     installed = {finding.name for finding in findings if finding.state is State.OK}
     if "av" in installed:
@@ -130,9 +130,9 @@ def python_finding() -> Finding:
 
 
 def package_finding(package: Package) -> Finding:
-    """The version; a package that is there but broken counts as missing.
+    """The version; a package that is installed but broken counts as missing.
 
-    Compiled ones are imported. The others are looked for only: importing diffusers and gradio takes ten seconds.
+    Compiled ones are imported. The others are only looked up: importing diffusers and gradio takes ten seconds.
     """
     missing = State.OPTIONAL if package.needed_for else State.MISSING
     why = f"not installed; needed for {package.needed_for}" if package.needed_for else "not installed"
@@ -141,7 +141,7 @@ def package_finding(package: Package) -> Finding:
         if package.compiled:
             importlib.import_module(package.module)
         elif importlib.util.find_spec(package.module) is None:
-            raise ModuleNotFoundError(f"there is no module {package.module}")
+            raise ModuleNotFoundError(f"no module named {package.module}")
     except importlib.metadata.PackageNotFoundError:
         return _installed(package.name, missing, why, package.remedy)
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
@@ -163,7 +163,7 @@ def codec_findings() -> list[Finding]:
 
 
 def machine_findings() -> list[Finding]:
-    """Processor, its flags, memory, the programs that tests use."""
+    """CPU and its flags, memory, programs that tests use."""
     import psutil
 
     flags = sorted(cpu_flags() & set(_CPU_FLAGS))
@@ -178,7 +178,7 @@ def machine_findings() -> list[Finding]:
             "memory",
             State.OK if enough else State.OPTIONAL,
             f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free",
-            "" if enough else f"The bundled model wants {_MIN_MEMORY_GIB:g} GiB; close other programs.",
+            "" if enough else f"The bundled model needs {_MIN_MEMORY_GIB:g} GiB; close other programs.",
         ),
         _machine("chromium", State.OK, browser)
         if browser
@@ -187,7 +187,7 @@ def machine_findings() -> list[Finding]:
 
 
 def cpu_flags() -> set[str]:
-    """Feature flags of the processor, as Linux names them; empty elsewhere."""
+    """CPU feature flags, by Linux's names; empty on other systems."""
     file = Path("/proc/cpuinfo")
     if not file.is_file():
         return set()
@@ -245,7 +245,7 @@ def backend_findings(device: torch.device) -> list[Finding]:
 
 
 def model_findings() -> list[Finding]:
-    """Bundled models, and where downloaded ones are kept."""
+    """Bundled models, and the cache of downloaded ones."""
     try:
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -266,7 +266,7 @@ def model_findings() -> list[Finding]:
 
 
 def report_text(findings: list[Finding], *, fine: bool) -> str:
-    """The report for a person."""
+    """The report as text."""
     marks = {State.OK: "ok  ", State.OPTIONAL: "-   ", State.MISSING: "MISS"}
     lines, section = [], ""
     for finding in findings:
@@ -275,12 +275,12 @@ def report_text(findings: list[Finding], *, fine: bool) -> str:
             lines.append(f"\n{section}")
         remedy = f"  -> {finding.remedy}" if finding.remedy and finding.state is not State.OK else ""
         lines.append(f"  {marks[finding.state]}  {finding.name:<24}{finding.value}{remedy}")
-    verdict = "Everything that is required is there." if fine else "Something required is missing: see MISS above."
+    verdict = "Everything required is installed." if fine else "Something required is missing: see MISS above."
     return "\n".join(lines).lstrip("\n") + f"\n\n{verdict}\n"
 
 
 def report_json(findings: list[Finding], *, fine: bool) -> str:
-    """The report for a program."""
+    """The report as JSON."""
     items = [{**asdict(finding), "state": finding.state.value} for finding in findings]
     return json.dumps({"ok": fine, "findings": items}, indent=2, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""The guard's options on the command line, and the links with which a person enters. Knows no ASGI."""
+"""The guard's command-line options, and the links to open the page. Independent of ASGI."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN_VARIABLE = "ZOETROPE_TOKEN"
 _ORIGIN = re.compile(r"https?://[^/?#\s@]+")
 
 
-class _Gone(argparse.Action):
+class _RemovedOption(argparse.Action):
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -28,20 +28,20 @@ class _Gone(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         parser.error(
-            f"{option_string} is gone: --host with another address now asks every visitor for a token, "
-            "which is made and printed when --token is not given."
+            f"{option_string} was removed: --host with another address now requires a token of every visitor, "
+            "which is generated and printed if --token is not given."
         )
 
 
 def add_guard_options(parser: argparse.ArgumentParser) -> None:
-    """Add --token, --allow-host, --allow-origin and those of TLS."""
+    """Add --token, --allow-host, --allow-origin and the TLS options."""
     group = parser.add_argument_group(
-        "access", "Without --host only this machine can connect, and no token is asked for."
+        "access", "Without --host only this machine can connect, and no token is required."
     )
     group.add_argument(
         "--token",
         metavar="TEXT",
-        help=f"ask everybody for this token; better in the variable {TOKEN_VARIABLE}, which other users of the machine "
+        help=f"require this token; better set the variable {TOKEN_VARIABLE}, which other users of the machine "
         "cannot read (default on another host: a new one at each start)",
     )
     group.add_argument(
@@ -49,7 +49,7 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME[:PORT]",
-        help="a name that this server also goes by, e.g. behind a proxy; may be repeated",
+        help="another name of this server, e.g. behind a proxy; may be repeated",
     )
     group.add_argument(
         "--allow-origin",
@@ -58,14 +58,14 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="another site whose pages may use the API, e.g. https://example.org; may be repeated",
     )
-    group.add_argument("--allow-remote", action=_Gone, nargs=0, help=argparse.SUPPRESS)
+    group.add_argument("--allow-remote", action=_RemovedOption, nargs=0, help=argparse.SUPPRESS)
     add_tls_options(parser)
 
 
 def guard_options(options: argparse.Namespace, host: str, port: int) -> GuardOptions:
-    """What was asked for. host, port: what is listened on, port never 0. Raises InputError.
+    """The guard's settings. host, port: the listening address, port never 0. Raises InputError.
 
-    On a host that other machines reach a token is mandatory: one is made when none was given.
+    On a host that other machines can reach a token is mandatory: one is generated if none was given.
     """
     token = options.token if options.token is not None else os.environ.get(TOKEN_VARIABLE) or None
     if token is not None:
@@ -85,9 +85,9 @@ def guard_options(options: argparse.Namespace, host: str, port: int) -> GuardOpt
 
 
 def links(options: GuardOptions, host: str, *, tls: bool) -> list[str]:
-    """The addresses that a browser can open, the first on this machine, each with the token if there is one.
+    """The URLs for a browser, the first for this machine, each with the token if there is one.
 
-    They are for the terminal and for `webbrowser.open`, never for a log.
+    For the terminal and `webbrowser.open`, never for a log.
     """
     shown = ["127.0.0.1" if host != "::" else "::1", *own_addresses()] if host in WILDCARDS else [host]
     query = f"/?token={quote(options.token, safe='')}" if options.token is not None else "/"

@@ -1,6 +1,7 @@
-"""`zoetrope live`: the front process. Serves page and API, owns the worker client and the session table.
+"""`zoetrope live`: the front process. Serves page and API, owns the worker pool and the session table.
 
-Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, worker joined, memory unlinked.
+Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, workers joined, shared memory
+unlinked.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ _PAGE_CLOSE_S = 2
 _CODEC_THREADS = 2
 
 
-def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the sub-command and its options."""
-    parser = doors.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand and its options."""
+    parser = subparsers.add_parser("live", help="serve a page: camera, video or prompt in, a generated stream out")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default 7860)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of each worker (default: the cores)")
-    parser.add_argument("--max-sessions", type=int, default=4, help="sessions at once, of all devices (default 4)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads per worker (default: all cores)")
+    parser.add_argument("--max-sessions", type=int, default=4, help="concurrent sessions, all devices (default 4)")
     parser.add_argument("--data", type=Path, default=data_folder(), help="folder of takes, recordings and jobs")
     parser.add_argument(
         "--open",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="open the page in a browser (default: where there is a display)",
+        help="open the page in a browser (default: if there is a display)",
     )
     add_guard_options(parser)
     add_output_options(parser)
@@ -63,7 +64,7 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and what the worker failed with."""
+    """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and the error of a failed worker."""
     check_numbers(options)
     listener = listen(options.host, options.port)
     try:
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_numbers(options: argparse.Namespace) -> None:
-    """Raise InputError for counts that make no sense."""
+    """Raise InputError for numbers out of range."""
     if options.threads < 0:
         raise InputError(f"--threads cannot be {options.threads}.", "Give 0 (all cores) or more.")
     if options.max_sessions < 1:
@@ -83,7 +84,7 @@ def check_numbers(options: argparse.Namespace) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises InputError naming --port or --host."""
+    """A listening socket. Raises InputError that names --port or --host."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -104,7 +105,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it asks at import
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import cv2
 
     from app.api.context import ApiContext
@@ -150,15 +151,15 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
 
 
 def worker_options(model: str, engine: LoaderOptions, threads: int) -> list[WorkerOptions]:
-    """A worker for each of the devices, which commas part. threads: of each; 0 shares the cores among several.
+    """One worker per device in the comma-separated list. threads: per worker; 0 shares the cores among several.
 
-    Raises InputError for a list with nothing between two commas.
+    Raises InputError for an empty entry in the list.
     """
     from app.worker.process import WorkerOptions
 
     devices = [part.strip() for part in engine.device.split(",")]
     if not all(devices):
-        raise InputError(f"--device cannot be {engine.device!r}.", "Part devices by single commas: cuda:0,cuda:1.")
+        raise InputError(f"--device cannot be {engine.device!r}.", "Separate devices by single commas: cuda:0,cuda:1.")
     if len(devices) > 1 and not threads:
         threads = max(1, (os.cpu_count() or 1) // len(devices))
     return [WorkerOptions(model=model, engine=replace(engine, device=device), threads=threads) for device in devices]
@@ -177,26 +178,26 @@ def _serve_until_stopped(
     from app.server.front import make_application
     from app.server.log_secrets import hidden_tokens
 
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # below it names addresses: a WHIP push's is a key
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # INFO logs addresses: a WHIP push's holds a key
     application = make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard))
     keep_for_good()
     config = uvicorn.Config(
         application,
         log_level="warning",
-        lifespan="on",  # "auto" would go on in silence without what a failing start had to begin
+        lifespan="on",  # "auto" would silently ignore a failed start-up
         ws="websockets-sansio",
         ws_max_size=context.limits.message_bytes,
         ws_per_message_deflate=False,
-        proxy_headers=False,  # the guard counts by address, which a header must not change
+        proxy_headers=False,  # the guard limits by address, which a header must not override
         timeout_graceful_shutdown=_PAGE_CLOSE_S,
         ssl_certfile=tls.cert if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
     server = uvicorn.Server(config)
-    shown = guard if guard.token_is_new else replace(guard, token=None)  # who chose the token knows it
+    shown = guard if guard.token_is_new else replace(guard, token=None)  # print only generated tokens
     addresses = links(shown, options.host, tls=tls is not None)
     if tls is not None and tls.self_signed:
-        sys.stdout.write(f"Certificate of our own, SHA-256 {tls.fingerprint}: the browser asks once.\n")
+        sys.stdout.write(f"Self-signed certificate, SHA-256 {tls.fingerprint}: the browser asks once.\n")
     watcher = threading.Thread(
         target=_announce,
         args=(context.table.workers, server, addresses, wants_browser(options.open)),
@@ -212,27 +213,27 @@ def _serve_until_stopped(
 
 
 def data_folder() -> Path:
-    """Where files of this user go unless told otherwise: $XDG_DATA_HOME/zoetrope or ~/.local/share/zoetrope."""
+    """The default folder of this user's files: $XDG_DATA_HOME/zoetrope or ~/.local/share/zoetrope."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "zoetrope"
 
 
 def prompts_of(model: str) -> Prompts:
-    """Examples and vocabulary of a model that says what it knows (a bundled one); general examples for others."""
+    """Examples and vocabulary of a model that has a word list (a bundled one); general examples for others."""
     from pipelines.files.vocabulary import world_file
 
     world = world_file(model)
     return Prompts.of_world(world) if world is not None else Prompts()
 
 
-def wants_browser(asked: bool | None) -> bool:
-    """Whether to open a browser: as asked, or where there is a display."""
-    if asked is not None:
-        return asked
+def wants_browser(option: bool | None) -> bool:
+    """Whether to open a browser: by the option, else if there is a display."""
+    if option is not None:
+        return option
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _announce(workers: Workers, server: uvicorn.Server, urls: Sequence[str], browser: bool) -> None:
-    """Say where the page is once it answers, what the worker chose, and stop the server if that failed."""
+    """Print the page's URL once the server is up and the worker's status; stop the server if the worker failed."""
     from app.worker.handle import WorkerPhase
 
     while not server.started and not server.should_exit:
@@ -242,14 +243,14 @@ def _announce(workers: Workers, server: uvicorn.Server, urls: Sequence[str], bro
     sys.stdout.flush()
     if browser:
         webbrowser.open(urls[0])
-    told: set[str] = set()
+    printed: set[str] = set()
     text = ""
     while not server.should_exit:
         status = workers.status
-        news = [notice for notice in status.notices if notice not in told]
+        news = [notice for notice in status.notices if notice not in printed]
         if status.text != text:
             news.append(text := status.text)
-        told.update(status.notices)
+        printed.update(status.notices)
         for line in news:
             sys.stdout.write(f"worker: {line}\n")
         sys.stdout.flush()

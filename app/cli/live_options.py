@@ -1,6 +1,6 @@
-"""Options of `zoetrope live` for what leaves and enters a session: pushes, quotas, ICE servers, OSC and MIDI.
+"""Options of `zoetrope live` for outputs and controllers: pushes, quotas, ICE servers, OSC and MIDI.
 
-Turns them into checked settings. Starts nothing; loads nothing heavy.
+Turns them into validated settings. Starts nothing; loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOST[:PORT]",
-        help="a host that clients may push to, * for any; may be repeated (default: any where only this machine can "
-        "connect and no token is asked for, else none)",
+        help="a host that clients may push to, * for any; may be repeated (default: any if only this machine can "
+        "connect and no token is required, else none)",
     )
     for name, what in (("take", "takes"), ("recording", "recordings")):
         group.add_argument(
@@ -40,7 +40,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
             type=float,
             default=10.0,
             metavar="GB",
-            help=f"most that all {what} may fill, in GiB; the oldest are deleted (default 10)",
+            help=f"maximum size of all {what} in GiB; the oldest are deleted (default 10)",
         )
     group.add_argument(
         "--ice-server",
@@ -55,27 +55,27 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         const=OSC_PORT,
         metavar="PORT",
-        help=f"take control changes by OSC on 127.0.0.1 for the session that was opened last (default port {OSC_PORT})",
+        help=f"take control changes by OSC on 127.0.0.1 for the most recent session (default port {OSC_PORT})",
     )
     group.add_argument(
         "--midi",
         nargs="?",
         const="",
         metavar="PORT NAME",
-        help="take control changes from a MIDI input, the first one unless named; needs --control-map",
+        help="take control changes from a MIDI input, by default the first; needs --control-map",
     )
-    group.add_argument("--control-map", type=Path, metavar="FILE", help="which OSC or MIDI address moves which control")
+    group.add_argument("--control-map", type=Path, metavar="FILE", help="maps OSC or MIDI addresses to controls")
 
 
 def push_hosts(options: argparse.Namespace, *, private: bool) -> PushHosts:
-    """private: only this machine can connect, and no token is asked for. Raises InputError."""
+    """private: only this machine can connect, and no token is required. Raises InputError."""
     from app.outputs.push_hosts import PushHosts
 
     return PushHosts.of(options.push_host, private=private)
 
 
 def api_limits(options: argparse.Namespace) -> ApiLimits:
-    """The API's limits with the quotas that were given. Raises InputError."""
+    """The API's limits with the quotas given. Raises InputError."""
     from app.api.context import ApiLimits
 
     for name in ("take", "recording"):
@@ -86,14 +86,14 @@ def api_limits(options: argparse.Namespace) -> ApiLimits:
 
 
 def webrtc_options(options: argparse.Namespace) -> WebRtcOptions:
-    """With the ICE servers that were given. Raises InputError, without their passwords."""
+    """WebRTC options with the ICE servers given. Raises InputError, without their passwords."""
     from app.webrtc.options import IceServer, WebRtcOptions
 
     servers = []
     for text in options.ice_server:
         url, *credentials = text.split(",", 2)
         if len(credentials) == 1:
-            raise InputError(f"--ice-server {url} has a user and no password.", "Give URL,USER,PASSWORD.")
+            raise InputError(f"--ice-server {url} has a user but no password.", "Give URL,USER,PASSWORD.")
         user, password = credentials or (None, None)
         try:
             servers.append(IceServer(urls=(url.strip(),), username=user, credential=password))

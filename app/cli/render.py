@@ -1,4 +1,4 @@
-"""`zoetrope render`: a video, pictures or a prompt in, a video or pictures out. Reads the command line only."""
+"""`zoetrope render`: a video, pictures or a prompt in, a video or pictures out. Parses the command line only."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _EXAMPLES = """examples:
   zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
   zoetrope render --prompt-only --seconds 12 out.mp4 --timeline examples/story.json
   zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume
-  zoetrope render --take FOLDER out.mp4                        (a live session's take again)
+  zoetrope render --take FOLDER out.mp4                        (replays a live session's take)
   zoetrope render --take FOLDER out.mp4 --fill-drops --steps 8 --size 512x512
 """
 
 
-def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `render` to the command line."""
-    parser = doors.add_parser(
+    parser = subparsers.add_parser(
         "render",
         help="render a video, pictures or a prompt to a file",
-        description="Render a video file, a folder of pictures or a prompt alone to a video file or a folder of PNG.",
+        description="Render a video file, a folder of pictures or only a prompt to a video file or a folder of PNG.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -53,20 +53,20 @@ def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="frame rate of pictures (default 24) and prompt-only renders (default: the model's own)",
     )
     parser.add_argument(
-        "--aspect", default="pad", metavar="pad|crop|stretch", help="when the aspect ratios differ (default pad)"
+        "--aspect", default="pad", metavar="pad|crop|stretch", help="if the aspect ratios differ (default pad)"
     )
     parser.add_argument("--out-size", default="native", metavar="native|source|WxH", help="size of the output")
     parser.add_argument(
-        "--first-picture", metavar="FILE", help="a picture with which a prompt-only video begins (video models)"
+        "--first-picture", metavar="FILE", help="a picture that a prompt-only video begins with (video models)"
     )
     parser.add_argument(
-        "--timeline", metavar="FILE", help="changes of controls at times, as JSON: docs/render.md has the format"
+        "--timeline", metavar="FILE", help="timed control changes, as JSON: docs/render.md has the format"
     )
-    parser.add_argument("--take", metavar="FOLDER", help="render a live session's take: the same frames as live")
+    parser.add_argument("--take", metavar="FOLDER", help="replay a live session's take: the same frames as live")
     parser.add_argument(
-        "--fill-drops", action="store_true", help="with --take: also the inputs that were dropped live, so other frames"
+        "--fill-drops", action="store_true", help="with --take: also render the inputs dropped live (changes frames)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted render")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted render")
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     add_engine_options(parser)
     add_control_options(parser)
@@ -98,7 +98,7 @@ def _run_take(request: TakeRequest) -> int:
 
 
 def take_from_options(options: argparse.Namespace) -> TakeRequest:
-    """What the command line asks for with --take. Raises InputError for an option that a take answers itself."""
+    """The request with --take. Raises InputError for an option that the take itself determines."""
     from app.render.take import TakeRequest
 
     engine, control = engine_options(options), control_from_options(options).changes()
@@ -114,8 +114,8 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
     given = [name for name, value in others.items() if value]
     if given:
         raise InputError(
-            f"{', '.join(given)} cannot be given with --take, which has its own.",
-            "Besides how it runs and what is written, --fill-drops, --steps and --size can be chosen.",
+            f"{', '.join(given)} cannot be combined with --take, which has its own.",
+            "Besides device, dtype, backend and output, only --fill-drops, --steps and --size can be given.",
         )
     if len(options.paths) != 1:
         raise InputError(f"{len(options.paths)} paths were given.", "With --take give OUTPUT only.")
@@ -140,14 +140,13 @@ def _flag(control: str) -> str:
 
 
 def request_from_options(options: argparse.Namespace) -> RenderRequest:
-    """What the command line asks for. Raises InputError."""
+    """The request of the command line. Raises InputError."""
     from app.media.geometry import Aspect
     from app.render.request import RenderRequest
 
     if options.force and options.resume:
-        raise InputError("--force and --resume were both given.", "Start again with one, or go on with the other.")
-    wanted = 1 if options.prompt_only else 2
-    if len(options.paths) != wanted:
+        raise InputError("--force and --resume were both given.", "--force starts over, --resume continues: give one.")
+    if len(options.paths) != (1 if options.prompt_only else 2):
         shape = "OUTPUT only" if options.prompt_only else "INPUT and OUTPUT"
         raise InputError(f"{len(options.paths)} paths were given.", f"Give {shape}.")
     if options.aspect not in {aspect.value for aspect in Aspect}:
@@ -174,7 +173,7 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
 
 
 def tell_unknown_words(model: str, *controls: Control) -> None:
-    """Say which words of the prompts a bundled model does not know, with near ones."""
+    """Print which words of the prompts a bundled model does not know, with similar ones it does."""
     from pipelines.files.vocabulary import Vocabulary, world_file
 
     world = world_file(model)
@@ -195,7 +194,7 @@ def _first_picture(options: argparse.Namespace) -> Path | None:
 
 
 def _seconds(options: argparse.Namespace, rate: Fraction | None) -> Fraction | None:
-    """The length of a prompt-only render at the model's own rate; None where frames are counted."""
+    """The length of a prompt-only render at the model's own rate; None if `frames` gives it."""
     if rate is not None or _frames(options, _DEFAULT_RATE) is None:
         return None
     return _number("seconds", options.seconds)
@@ -210,7 +209,7 @@ def _frames(options: argparse.Namespace, rate: Fraction) -> int | None:
         raise InputError("--prompt-only needs a length.", "Give --seconds S.")
     frames = round(_number("seconds", options.seconds) * rate)
     if frames < 1:
-        raise InputError(f"{options.seconds} seconds at {rate} frames a second is no frame at all.", "Give more.")
+        raise InputError(f"{options.seconds} seconds at {rate} frames a second is less than one frame.", "Give more.")
     return frames
 
 

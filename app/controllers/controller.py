@@ -33,7 +33,7 @@ class Controller:
         self._pending: dict[str, object] = {}
         self._moving: dict[str, Smoother] = {}  # by control
         self._smoothers: dict[ControlMapping, Smoother] = {}
-        self._applied: dict[str, object] = {}
+        self._sent: dict[str, object] = {}
         self._stopped = False
         self.received = 0
         self.refused = 0
@@ -77,7 +77,7 @@ class Controller:
             smoother.aim(target, time.monotonic())
             self._pending.pop(mapping.control, None)
             self._moving[mapping.control] = smoother
-            self._applied.pop(mapping.control, None)  # the page may have changed it since
+            self._sent.pop(mapping.control, None)  # the page may have changed it since
             self.received += 1
             self._changed.notify_all()
 
@@ -124,9 +124,9 @@ class Controller:
             value: object = smoother.at(now_s)
             if CONTROLS[control].kind == "int":
                 value = round(smoother.at(now_s))
-            if self._applied.get(control) != value:
+            if self._sent.get(control) != value:
                 changes[control] = value
             if smoother.settled:
                 del self._moving[control]
-        self._applied |= changes
+        self._sent |= changes
         return changes

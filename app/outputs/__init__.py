@@ -1,1 +1,1 @@
-"""Where finished frames go besides the doors: recordings, streaming services, a virtual camera."""
+"""Where finished frames go besides the clients: recordings, streaming services, a virtual camera."""

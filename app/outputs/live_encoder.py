@@ -1,6 +1,6 @@
-"""H.264 at a constant rate for a live stream, with a silent sound track since some services refuse one without.
+"""H.264 at a constant rate for a live stream, with a silent sound track, which some services require.
 
-Owns the encoders of one open container. Knows no network.
+Owns the encoders of one open container. Independent of the network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveEncoding:
-    """size: even (width, height) in pixels. rate: frames a second. video_kbps: kilobits a second, held constant."""
+    """size: even (width, height) in pixels. rate: frames a second. video_kbps: constant bit rate in kbit/s."""
 
     size: tuple[int, int]
     rate: Fraction
@@ -31,7 +31,7 @@ class LiveEncoding:
 
 
 class LiveEncoder:
-    """Encodes pictures into `container`, an open PyAV output that has written nothing yet."""
+    """Encodes pictures into `container`, an open PyAV output with nothing written yet."""
 
     def __init__(self, container: Any, encoding: LiveEncoding) -> None:
         self._container = container
@@ -45,7 +45,7 @@ class LiveEncoder:
         container.start_encoding()
 
     def write(self, picture: Picture, tick: int) -> None:
-        """picture: of any size. tick: its place in time, in units of 1 / rate; each above the one before."""
+        """picture: of any size. tick: its time in units of 1 / rate, strictly increasing."""
         width, height = self._encoding.size
         if picture.shape[:2] != (height, width):
             picture = cover(picture, width, height)
@@ -56,13 +56,13 @@ class LiveEncoder:
             self._write_silence(int((tick + 1) / self._encoding.rate * _SOUND_RATE_HZ))
 
     def finish(self) -> None:
-        """What the encoders still hold."""
+        """Flush the encoders."""
         self._container.mux(self._video.encode(None))
         if self._sound is not None:
             self._container.mux(self._sound.encode(None))
 
     def _write_silence(self, end: int) -> None:
-        """Up to sample `end`, at most a second at once."""
+        """Write silence up to sample `end`, at most a second at once."""
         while self._samples < end:
             count = min(end - self._samples, _SOUND_RATE_HZ)
             frame = av.AudioFrame.from_ndarray(np.zeros((2, count), np.float32), format="fltp", layout="stereo")

@@ -1,6 +1,6 @@
-"""The contracts of what is attached to a session: outputs take frames, controllers give changes; how frames reach them.
+"""The contracts of a session's attachments (outputs take frames, controllers change controls), and frame delivery.
 
-Knows no format and no transport.
+Independent of formats and transports.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from app.worker.proxy import SessionProxy
 from pipelines.core.types import Frame
 
 Offer = Callable[[Frame, int], None]
-"""Takes a frame and the monotonic time in ns at which it arrived; returns at once."""
+"""Takes a frame and its monotonic arrival time in ns; does not block."""
 
 
 class OutputPhase(Enum):
-    """Where an attachment stands."""
+    """The state of an attachment."""
 
     STARTING = "starting"
     RUNNING = "running"
-    RETRYING = "retrying"  # the other side is away; it goes on by itself
+    RETRYING = "retrying"  # the other side is unreachable; it reconnects by itself
     STOPPED = "stopped"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReading:
-    """done: frames written, or control messages taken. dropped: frames or messages given up. text: for the user.
+    """done: frames written, or control messages applied. dropped: frames or messages dropped. text: for the user.
 
-    file: the name of the file that is written, without its folder; "" for outputs that write none.
+    file: the name of the file being written, without its folder; "" for outputs that write none.
     """
 
     kind: str
@@ -44,17 +44,17 @@ class OutputReading:
 
     @property
     def over(self) -> bool:
-        """Nothing more will happen."""
+        """Whether it has ended."""
         return self.phase in (OutputPhase.STOPPED, OutputPhase.FAILED)
 
 
 class Attachment(Protocol):
-    """Anything that starts when it is made, says how it stands, and can be stopped."""
+    """Starts when it is created, reports its status, and can be stopped."""
 
     def read(self) -> OutputReading: ...
 
     def stop(self) -> None:
-        """End it and wait for its end; may take seconds. Stopping twice is fine."""
+        """Stop and wait for its end; may take seconds. Idempotent."""
         ...
 
 
@@ -62,19 +62,19 @@ class Output(Attachment, Protocol):
     """An attachment that takes frames."""
 
     def offer(self, frame: Frame, arrived_ns: int) -> None:
-        """Take a frame that arrived at a monotonic time in ns. Returns at once, from any thread."""
+        """Take a frame and its monotonic arrival time in ns. Does not block; callable from any thread."""
         ...
 
 
 def tap(stream: SessionProxy, offer: Offer, over: Callable[[], None]) -> Callable[[], None]:
-    """Hand on every frame of a session on the thread that receives it; the result stops that.
+    """Pass on every frame of a session on the thread that receives it; call the result to stop.
 
     over: called once when the session is over. Both must be quick.
     """
     seen = stream.count
     ended = False
 
-    def wake() -> None:  # the session calls this after each frame, and holds its lock meanwhile
+    def wake() -> None:  # the session calls this after each frame, holding its lock
         nonlocal seen, ended
         newest = stream.newest(seen)
         if newest is not None:
@@ -85,6 +85,6 @@ def tap(stream: SessionProxy, offer: Offer, over: Callable[[], None]) -> Callabl
             over()
 
     forget = stream.listen(wake)
-    if stream.over:  # it ended before the listener was there
+    if stream.over:  # it ended before the listener was registered
         wake()
     return forget

@@ -1,6 +1,6 @@
-"""From frames that come when they come to a constant rate: the newest wins, the last one is repeated.
+"""Turns frames that arrive irregularly into a constant rate: the newest wins, the last one is repeated.
 
-Knows no format. Used by one writing thread and by whoever offers.
+Independent of formats. Used by one writing thread and any number of offering threads.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pipelines.core.types import Frame
 
 
 class PacedFrames:
-    """One frame of room. Ticks are counted from `restart`; a tick that the writer was too late for is left out."""
+    """Holds one frame. Ticks are counted from `restart`; a tick that the writer is too late for is skipped."""
 
     def __init__(self, rate: Fraction) -> None:
-        """rate: ticks a second, above 0."""
+        """rate: ticks per second, above 0."""
         self._rate = rate
         self._changed = threading.Condition()
         self._newest: Frame | None = None
@@ -28,7 +28,7 @@ class PacedFrames:
         self.replaced = 0
 
     def offer(self, frame: Frame) -> None:
-        """Put it in the place of the one before, which counts as replaced if it was never taken."""
+        """Replace the previous frame, which counts as replaced if it was never taken."""
         with self._changed:
             if self._closed:
                 return
@@ -37,7 +37,7 @@ class PacedFrames:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Wake the writer: nothing comes any more."""
+        """Wake the writer: no more frames will come."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -47,7 +47,7 @@ class PacedFrames:
         return self._closed
 
     def wait(self, seconds: float) -> bool:
-        """Sleep; True as soon as it is closed."""
+        """Sleep; returns True as soon as it is closed."""
         with self._changed:
             return self._changed.wait_for(lambda: self._closed, seconds)
 

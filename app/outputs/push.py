@@ -1,7 +1,7 @@
-"""Pushes a session's frames to a streaming service, by RTMP or SRT, and comes back by itself after a break.
+"""Pushes a session's frames to a streaming service by RTMP or SRT, and reconnects by itself.
 
 Owns one thread. The newest frame wins; the rate is constant, the last frame is repeated. The address, which holds the
-stream's key, appears in no message. Knows no session.
+stream's key, appears in no message. Independent of sessions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .transports import TIMEOUT_S, Transport, open_transport
 class PushOptions:
     """address: from `transports.address_of`. rate: frames a second.
 
-    size: even (width, height) in pixels; None: the first frame's. silence: with a silent sound track. first_wait_s:
-    after a break; doubled after each one that follows, up to max_wait_s; a connection that held steady_s begins
-    anew.
+    size: even (width, height) in pixels; None: the first frame's. silence: add a silent sound track. first_wait_s:
+    delay before reconnecting; doubled after each further failure, up to max_wait_s; a connection that lasted steady_s
+    resets it.
     """
 
     address: PushAddress
@@ -55,7 +55,7 @@ class PushOptions:
 
 
 class Push:
-    """A running push. It connects when the first frame is there."""
+    """A running push. It connects when the first frame arrives."""
 
     def __init__(self, options: PushOptions) -> None:
         self._options = options
@@ -63,8 +63,8 @@ class Push:
         self._lock = threading.Lock()
         self._transport: Transport | None = None
         self._phase, self._text = OutputPhase.STARTING, f"connecting to {options.address.shown} with the first frame"
-        self._to_device = 0
-        self.connections = 0  # processes that were given a stream; whether the service took it shows when one breaks
+        self._sent = 0
+        self.connections = 0  # processes started with a stream; a service that refuses it breaks the connection later
         self._thread = threading.Thread(target=self._run, name="push", daemon=True)
         self._thread.start()
 
@@ -74,7 +74,7 @@ class Push:
     def read(self) -> OutputReading:
         with self._lock:
             return OutputReading(
-                kind="push", phase=self._phase, done=self._to_device, dropped=self._frames.replaced, text=self._text
+                kind="push", phase=self._phase, done=self._sent, dropped=self._frames.replaced, text=self._text
             )
 
     def stop(self) -> None:
@@ -94,8 +94,8 @@ class Push:
         try:
             self._push()
         finally:
-            if not self.read().over:  # a fault of ours; the thread's hook reports it
-                self._say(OutputPhase.FAILED, "the push ended by a fault; the terminal has it")
+            if not self.read().over:  # an internal error; the thread's hook reports it
+                self._say(OutputPhase.FAILED, "the push ended with an internal error; see the terminal")
 
     def _push(self) -> None:
         options = self._options
@@ -119,7 +119,7 @@ class Push:
         self._say(OutputPhase.STOPPED, f"stopped pushing to {options.address.shown}")
 
     def _connect_and_send(self, first: Picture) -> str:
-        """One connection's life. Returns why it broke, or "" when it was stopped."""
+        """One connection from start to end. Returns why it broke, or "" if it was stopped."""
         transport: Transport | None = None
         try:
             transport = open_transport(self._options.address)
@@ -130,7 +130,7 @@ class Push:
             reason = transport.reason(error) if transport is not None else type(error).__name__
             if transport is not None:
                 transport.abort()
-                with suppress(av.error.FFmpegError, OSError):  # it is broken already
+                with suppress(av.error.FFmpegError, OSError):  # it is already broken
                     transport.close()
             return "" if self._frames.closed else reason
         finally:
@@ -155,6 +155,6 @@ class Push:
             tick, picture = ticked
             encoder.write(picture, tick)
             with self._lock:
-                self._to_device += 1
+                self._sent += 1
         encoder.finish()
         transport.close()

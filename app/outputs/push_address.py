@@ -1,6 +1,6 @@
-"""Addresses of streaming services: checked, and never shown whole, since their paths and queries are the keys.
+"""Addresses of streaming services: checked, and never shown in full, since their paths and queries hold the keys.
 
-Knows no network.
+Independent of the network.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pipelines.core.errors import InputError
 
 _HIDDEN = "…"
-_SHORTEST_SECRET = 3  # characters; hiding shorter pieces would only garble messages
+_MIN_SECRET_CHARACTERS = 3  # hiding shorter pieces would only garble messages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushAddress:
-    """url is a secret: it stays out of repr, messages and logs. shown: what may be seen, scheme://host:port/…"""
+    """url is a secret: it stays out of repr, messages and logs. shown: the public part, scheme://host:port/…"""
 
     url: str = field(repr=False)
     scheme: str
@@ -32,7 +32,7 @@ class PushAddress:
             parts = urlsplit(url.strip())
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise InputError("The address to push to is no URL.", wanted) from error
+            raise InputError("The address to push to is not a URL.", wanted) from error
         if parts.scheme not in schemes or not host or any(ord(letter) <= 32 for letter in url.strip()):
             raise InputError("The address to push to cannot be used.", wanted)
         if ":" in host:
@@ -41,7 +41,7 @@ class PushAddress:
         return cls(url=url.strip(), scheme=parts.scheme, shown=shown, secrets=_secrets(url.strip()))
 
     def hide(self, text: str) -> str:
-        """`text` without anything that opens the service."""
+        """`text` with all secrets of the address masked."""
         text = text.replace(self.url, self.shown)
         for secret in self.secrets:
             text = text.replace(secret, _HIDDEN)
@@ -56,4 +56,4 @@ def _secrets(url: str) -> tuple[str, ...]:
     pieces += [value for _, value in parse_qsl(parts.query)]
     pieces += re.split(r"[=&:,#!/@]+", url.split(parts.netloc, 1)[1])
     pieces += [unquote(piece) for piece in pieces]
-    return tuple(sorted({p for p in pieces if len(p) >= _SHORTEST_SECRET}, key=len, reverse=True))
+    return tuple(sorted({p for p in pieces if len(p) >= _MIN_SECRET_CHARACTERS}, key=len, reverse=True))

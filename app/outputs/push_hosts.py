@@ -1,6 +1,6 @@
-"""Which hosts clients may have this server push to: a server is no way into the network behind it.
+"""Which hosts clients may have this server push to: the server must not be a way into the network behind it.
 
-Compares names as they are written; resolves nothing. Knows no session and no transport.
+Compares names as written; resolves nothing. Independent of sessions and transports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipelines.core.errors import InputError
 
 ANY = "*"
 _PORTS: Mapping[str, int] = MappingProxyType({"rtmp": 1935, "rtmps": 443, "http": 80, "https": 443, "srt": 0})
-# What urllib and the libraries that connect could read differently is no address: only plain names and ports.
+# Only plain names and ports: anything that urllib and the connecting libraries could parse differently is refused.
 _NETLOC = re.compile(r"(?:[\w.~%!$&'()*+,;=:-]*@)?([^@]+)", re.ASCII)
 _LISTENS = re.compile(r"[?&]mode=(?!caller(?:[&#]|$))", re.IGNORECASE)
 
@@ -27,15 +27,15 @@ class PushHostError(InputError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushHosts:
-    """any_host: no host is refused. pairs: allowed (name, port), names in lower case; port None: all of its ports."""
+    """any_host: every host is allowed. pairs: allowed (name, port), names in lower case; port None: any port."""
 
     any_host: bool = False
     pairs: frozenset[tuple[str, int | None]] = frozenset()
 
     @classmethod
     def of(cls, names: Sequence[str], *, private: bool) -> PushHosts:
-        """names: HOST, HOST:PORT or *. private: only this machine can connect and nobody is asked for a token; then
-        no names mean any host, else none. Raises InputError."""
+        """names: HOST, HOST:PORT or *. private: only this machine can connect and no token is required; then an empty
+        list means any host, else none. Raises InputError."""
         if not names:
             return cls(any_host=private)
         if ANY in names:
@@ -45,7 +45,7 @@ class PushHosts:
     def check(self, url: str) -> None:
         """Raise PushHostError, without the address's key, unless `url` may be pushed to."""
         if _LISTENS.search(url):
-            raise PushHostError("An SRT address that listens cannot be pushed to.", "Leave mode out: it calls.")
+            raise PushHostError("A push needs SRT caller mode, not listener or rendezvous.", "Omit mode.")
         if self.any_host:
             return
         parts = urlsplit(url)
@@ -56,7 +56,7 @@ class PushHosts:
         if pair not in self.pairs and (pair[0], None) not in self.pairs:
             raise PushHostError(
                 f"This server does not push to {pair[0]}.",
-                "Who runs it may allow that: zoetrope live --push-host HOST.",
+                "Its operator can allow that: zoetrope live --push-host HOST.",
             )
 
 

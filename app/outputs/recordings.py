@@ -1,6 +1,7 @@
-"""The folder that holds all recordings: names, a limit on the bytes, and which are deleted to stay below it.
+"""The folder of all recordings: names, the quota, and deletion of the oldest to stay below it.
 
-Names are made here and hold the id that a client asks by; none ever comes from a request. Independent of sessions.
+Names are made here, never taken from a request, and contain the id that clients use. Independent of sessions and
+codecs.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pipelines.core.errors import InputError, OutputError
 GIB = 2**30
 MIN_BYTES = 64 * 2**20
 _NAME = re.compile(r"\d{8}-\d{6}-([0-9a-f]{32})\.mp4")
-_ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # also copies that were being made
-_STILL_S = 60.0  # a file that changed so recently may be another process's
+_ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # including unfinished copies
+_STILL_S = 60.0  # a file that changed more recently may be another process's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredRecording:
-    """size: bytes so far. running: it is still written."""
+    """size: bytes so far. running: it is still being written."""
 
     id: str
     path: Path
@@ -33,7 +34,7 @@ class StoredRecording:
 
 
 class RecordingStore:
-    """Recordings under `root`, all together at most `limit_bytes`. Safe from several threads."""
+    """Recordings under `root`, at most `limit_bytes` in total. Thread-safe."""
 
     def __init__(self, root: Path, limit_bytes: int = 10 * GIB) -> None:
         if limit_bytes < MIN_BYTES:
@@ -44,30 +45,30 @@ class RecordingStore:
         self._running: set[str] = set()
 
     def begin(self) -> Path:
-        """A new file's path; it counts as running until `ended`. Raises OutputError: no folder, or no room."""
+        """A new file's path, running until `ended`. Raises OutputError if the folder cannot be made or is full."""
         with self._lock:
             if not self._make_room(MIN_BYTES):
                 raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise OutputError(f"A folder for recordings cannot be made: {error.strerror}.") from error
+                raise OutputError(f"A folder for recordings cannot be created: {error.strerror}.") from error
             recording = secrets.token_hex(16)
             self._running.add(recording)
             return self.root / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{recording}.mp4"
 
     def ended(self, path: Path) -> None:
-        """Nothing more is written there."""
+        """Mark a recording as complete."""
         with self._lock:
             self._running.discard(recording_id(path.name))
 
     def may_grow(self) -> bool:
-        """Whether recordings may grow on; makes room if it can."""
+        """Whether recordings may grow further; makes room if possible."""
         with self._lock:
             return self._make_room(0)
 
     def find(self, recording: str) -> StoredRecording | None:
-        """The recording of that id; None for an unknown one, and for one that ended without a frame."""
+        """The recording with that id; None if unknown or ended without a frame."""
         for path in self._files():
             found = _NAME.fullmatch(path.name)
             if found is not None and secrets.compare_digest(found[1].encode(), recording.encode()):
@@ -76,7 +77,7 @@ class RecordingStore:
         return None
 
     def delete(self, recording: StoredRecording) -> None:
-        """Raises InputError while it is written."""
+        """Delete a recording. Raises InputError while it is being written."""
         if recording.running:
             raise InputError("That recording is still being written.", "Stop it first.")
         recording.path.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ class RecordingStore:
 
 
 def recording_id(name: str) -> str:
-    """The id in a file's name that `begin` has made."""
+    """The id in a file name made by `begin`."""
     found = _NAME.fullmatch(name)
     assert found is not None, name
     return found[1]

@@ -1,7 +1,7 @@
-"""A program: sends FLV from its standard input on to an RTMP address, which is the input's first line.
+"""A program: relays FLV from standard input to an RTMP address, which is the first line of input.
 
-PyAV holds the interpreter's lock while it connects: in the front process a silent server would stop every session. Here
-it stops nobody, and killing this process frees whoever waits. The address is not on the command line, where other users
+PyAV holds the GIL while it connects: in the front process an unresponsive server would block every session. Here it
+blocks nobody else, and killing this process frees the writer. The address is not on the command line, where other users
 could read it. Imports nothing of Zoetrope.
 """
 
@@ -15,17 +15,17 @@ import av
 
 
 class Unbuffered:
-    """What has come so far: a buffered reader would wait until its buffer is full, which takes seconds."""
+    """Returns what has arrived so far: a buffered reader would wait for seconds until its buffer is full."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, at least one, or none at the end."""
+        """1 to `size` bytes, or none at the end."""
         return os.read(self._descriptor, size)
 
     def line(self) -> str:
-        """Up to the first line feed."""
+        """The first line."""
         line = b""
         while (letter := self.read(1)) not in (b"", b"\n"):
             line += letter
@@ -33,7 +33,7 @@ class Unbuffered:
 
 
 def main() -> int:
-    """Exit status 0: sent to the input's end. 1: the reason is on the standard error, without the address."""
+    """Exit status 0: all input was sent. 1: the reason is on standard error, without the address."""
     pipe = Unbuffered(sys.stdin.fileno())
     url = pipe.line()
     try:

@@ -1,6 +1,6 @@
-"""The outputs of all sessions: made when a session first asks for one, stopped when it is over.
+"""The outputs of all sessions: created when a session first requests one, stopped when it is over.
 
-Knows no kind of output and no protocol.
+Independent of the kinds of output and of protocols.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from .manager import SessionOutputs
 
 
 class OutputTable:
-    """Keeps no session alive. Safe from several threads."""
+    """Keeps no session alive. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._of: WeakKeyDictionary[Session, SessionOutputs] = WeakKeyDictionary()
 
     def of(self, session: Session) -> SessionOutputs:
-        """The session's, made if there are none yet."""
+        """The session's outputs, created on first use."""
         with self._lock:
             outputs = self._of.get(session)
             if outputs is None:
@@ -29,12 +29,12 @@ class OutputTable:
             return outputs
 
     def known(self, session: Session) -> SessionOutputs | None:
-        """The session's, if it has ever asked for one."""
+        """The session's outputs, if it has ever requested any."""
         with self._lock:
             return self._of.get(session)
 
     def close(self) -> None:
-        """Stop all outputs of all sessions and wait for their ends: the server stops."""
+        """Stop all outputs of all sessions and wait for them; called when the server stops."""
         with self._lock:
             all_of_them = list(self._of.values())
         for outputs in all_of_them:

@@ -1,6 +1,6 @@
-"""How encoded packets reach a streaming service: through a process of its own, relay.py for RTMP, ffmpeg for SRT.
+"""How encoded packets reach a streaming service: through a separate process, relay.py for RTMP, ffmpeg for SRT.
 
-One table of schemes. A transport is opened once and closed or aborted once. Knows no frames and no encoder.
+One table of schemes. A transport is opened once and closed or aborted once. Independent of frames and encoders.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _LAST_CHARACTERS = 500
 
 
 class Transport(Protocol):
-    """A way to the service. container: an open PyAV output."""
+    """A connection to the service. container: an open PyAV output."""
 
     container: Any
 
     def close(self) -> None:
-        """End the stream in order. Raises av.error.FFmpegError or OSError when the service is away."""
+        """End the stream cleanly. Raises av.error.FFmpegError or OSError if the service is unreachable."""
         ...
 
     def abort(self) -> None:
-        """Let go at once, from any thread, and free a writer that is stuck; raises nothing."""
+        """Abort at once, from any thread, and free a blocked writer; raises nothing."""
         ...
 
     def reason(self, error: Exception) -> str:
@@ -47,17 +47,17 @@ class Transport(Protocol):
 
 
 class ThroughProcess:
-    """PyAV muxes into a pipe, and a program of its own connects and sends: a silent server holds up nobody else."""
+    """PyAV muxes into a pipe and another program connects and sends: an unresponsive server blocks nobody else."""
 
     def __init__(self, command: Sequence[str], first_line: str, muxer: str, options: Mapping[str, str]) -> None:
-        """first_line: given to the program before anything else; may be empty."""
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        """first_line: written to the program first; may be empty."""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             command,
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._stderr,
             start_new_session=True,
         )
         assert self._process.stdin is not None
@@ -71,37 +71,37 @@ class ThroughProcess:
             self.container.close()
         finally:
             self._pipe.close()
-            with suppress(subprocess.TimeoutExpired):  # then it is killed
+            with suppress(subprocess.TimeoutExpired):  # killed below
                 self._process.wait(TIMEOUT_S)
             self.abort()
-            self._said.close()
+            self._stderr.close()
 
     def abort(self) -> None:
-        self._process.kill()  # does nothing once the process was waited for
+        self._process.kill()  # does nothing once the process has been reaped
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(TIMEOUT_S)
 
     def reason(self, error: Exception) -> str:
-        with suppress(subprocess.TimeoutExpired):  # it is ending: its last words may be on their way
+        with suppress(subprocess.TimeoutExpired):  # it is exiting: its last output may still be pending
             self._process.wait(1.0)
-        if self._said.closed:
-            return _words(error)
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip()
-        return said[-_LAST_CHARACTERS:] or _words(error)
+        if self._stderr.closed:
+            return _text_of(error)
+        self._stderr.seek(0)
+        output = self._stderr.read().decode(errors="replace").strip()
+        return output[-_LAST_CHARACTERS:] or _text_of(error)
 
 
 def open_relay(address: PushAddress, muxer: str, options: Mapping[str, str]) -> Transport:
-    """By relay.py: PyAV speaks RTMP."""
+    """Through relay.py: PyAV supports RTMP."""
     relay = str(Path(__file__).with_name("relay.py"))
     return ThroughProcess([sys.executable, "-I", relay], f"{address.url}\n", muxer, options)
 
 
 def open_ffmpeg(address: PushAddress, muxer: str, options: Mapping[str, str]) -> Transport:
-    """By the ffmpeg program, since the wheels of PyAV are built without SRT.
+    """Through the ffmpeg program, since PyAV's wheels are built without SRT.
 
-    It takes the address, and with it an SRT passphrase, on its command line: users of this machine can see it in the
-    list of processes.
+    The address, with any SRT passphrase, is on its command line: other users of this machine can see it in the process
+    list.
     """
     command = [_ffmpeg_with(address.scheme), "-hide_banner", "-loglevel", "error", "-fflags", "nobuffer"]
     command += ["-f", muxer, "-analyzeduration", "1000000", "-probesize", "1000000", "-i", "pipe:0"]
@@ -110,7 +110,7 @@ def open_ffmpeg(address: PushAddress, muxer: str, options: Mapping[str, str]) ->
 
 
 class _Unbuffered:
-    """A pipe as PyAV writes to it: every packet leaves at once."""
+    """A pipe that PyAV writes to: every packet is sent at once."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -124,7 +124,7 @@ class _Unbuffered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """muxer: of PyAV. options: of muxer and protocol. open: makes a transport."""
+    """muxer: PyAV's name. options: of muxer and protocol. open: opens a transport."""
 
     muxer: str
     options: Mapping[str, str]
@@ -141,14 +141,14 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
 
 
 def open_transport(address: PushAddress) -> Transport:
-    """Raises OutputError for what will never work, av.error.FFmpegError or OSError for what may next time."""
+    """Open a transport. Raises OutputError for permanent errors, av.error.FFmpegError or OSError for transient ones."""
     scheme = SCHEMES[address.scheme]
     return scheme.open(address, scheme.muxer, scheme.options)
 
 
 def _ffmpeg_with(protocol: str) -> str:
-    """The ffmpeg program, if it speaks `protocol`. Raises OutputError."""
-    remedy = f"Install an ffmpeg that has {protocol}: ffmpeg -protocols lists them."
+    """The ffmpeg program, if it supports `protocol`. Raises OutputError."""
+    remedy = f"Install an ffmpeg with {protocol}: ffmpeg -protocols lists them."
     program = shutil.which("ffmpeg")
     if program is None:
         raise OutputError(f"{protocol} needs the program ffmpeg, which is not installed.", remedy)
@@ -158,7 +158,7 @@ def _ffmpeg_with(protocol: str) -> str:
     return program
 
 
-def _words(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 

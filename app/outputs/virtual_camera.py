@@ -1,7 +1,7 @@
-"""Shows a session's frames as a camera of this machine, for programs that take a camera.
+"""Shows a session's frames as a camera of this machine, for other programs.
 
 Optional (pyvirtualcam and a driver: v4l2loopback on Linux, OBS elsewhere). Owns one thread; the newest frame wins, the
-last one is repeated. Knows no session.
+last one is repeated. Independent of sessions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _JOIN_S = 5.0
 
 
 class NoVirtualCameraError(InputError):
-    """This machine has no virtual camera, or lacks the package for it."""
+    """This machine has no virtual camera, or the package is not installed."""
 
 
 class Camera(Protocol):
-    """What is used of pyvirtualcam.Camera. device: the name that other programs show."""
+    """The part of pyvirtualcam.Camera in use. device: the name that other programs show."""
 
     @property
     def device(self) -> str: ...
@@ -36,11 +36,11 @@ class Camera(Protocol):
 
 
 OpenCamera = Callable[[int, int, float, str], Camera]
-"""Width and height in pixels, frames a second, device ("": any). Raises InputError."""
+"""(width and height in pixels, frames a second, device or "" for any) -> camera. Raises InputError."""
 
 
 def open_camera(width: int, height: int, rate: float, device: str) -> Camera:
-    """pyvirtualcam's. Raises InputError without the package or a driver."""
+    """Open pyvirtualcam's camera. Raises InputError without the package or a driver."""
     try:
         from pyvirtualcam import Camera as System
     except ImportError as error:
@@ -72,7 +72,7 @@ class VirtualCameraOptions:
 
 
 class VirtualCamera:
-    """A camera that is on. Raises InputError at once when there can be none."""
+    """A running camera. Raises InputError if it cannot be opened."""
 
     def __init__(self, options: VirtualCameraOptions, open_device: OpenCamera = open_camera) -> None:
         self._options = options
@@ -80,7 +80,7 @@ class VirtualCamera:
         self._frames = PacedFrames(options.rate)
         self._name = self._camera.device
         self._phase, self._text = OutputPhase.STARTING, f"{self._name} waits for the first frame"
-        self._to_device = 0
+        self._sent = 0
         self._thread = threading.Thread(target=self._run, name="virtual-camera", daemon=True)
         self._thread.start()
 
@@ -91,7 +91,7 @@ class VirtualCamera:
         return OutputReading(
             kind="virtual camera",
             phase=self._phase,
-            done=self._to_device,
+            done=self._sent,
             dropped=self._frames.replaced,
             text=self._text,
         )
@@ -116,5 +116,5 @@ class VirtualCamera:
             self._frames.restart()
             while (ticked := self._frames.next()) is not None:
                 self._camera.send(cover(ticked[1], width, height))
-                self._to_device += 1
+                self._sent += 1
         self._phase, self._text = OutputPhase.STOPPED, f"{self._name} is off"

@@ -1,6 +1,6 @@
-"""Frames that wait for a writer: bounded, and the policy is "keep the old": a full room turns the newest away.
+"""A bounded queue of frames for a writer that keeps the old: when full, new frames are rejected.
 
-For recordings, where a frame that was let in must not be lost. Knows no file.
+For recordings, where an accepted frame must not be lost. Independent of files.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pipelines.core.types import Frame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
-    """A frame and the monotonic time of its arrival in ns."""
+    """A frame and its monotonic arrival time in ns."""
 
     frame: Frame
     arrived_ns: int
 
 
 class WaitingRoom:
-    """First in, first out. Safe from several threads."""
+    """First in, first out. Thread-safe."""
 
     def __init__(self, max_frames: int) -> None:
         self._max = max_frames
@@ -31,7 +31,7 @@ class WaitingRoom:
         self.turned_away = 0
 
     def offer(self, frame: Frame, arrived_ns: int) -> bool:
-        """False, and counted: the room is full or closed."""
+        """Add a frame; False, and counted, if the queue is full or closed."""
         with self._changed:
             if self._closed or len(self._frames) >= self._max:
                 self.turned_away += 1
@@ -41,19 +41,19 @@ class WaitingRoom:
             return True
 
     def take(self, timeout_s: float) -> Arrived | None:
-        """The oldest, waiting for one; None after `timeout_s`, or when the room is closed and empty."""
+        """The oldest frame, waiting for one; None after `timeout_s`, or when closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._closed, timeout_s)
             return self._frames.popleft() if self._frames else None
 
     def close(self) -> None:
-        """Let nobody in any more; who is inside can still be taken."""
+        """Accept no more frames; queued ones can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def done(self) -> bool:
-        """Closed and empty."""
+        """Whether it is closed and empty."""
         with self._changed:
             return self._closed and not self._frames

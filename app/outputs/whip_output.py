@@ -1,6 +1,6 @@
-"""A WHIP push as an output among others: runs it on an event loop, says how it stands, stops it from any thread.
+"""A WHIP push as an output: runs it on an event loop, reports its status, stops it from any thread.
 
-Knows no SDP; the address appears in no message.
+Independent of SDP; the address appears in no message.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PHASES = {
 
 
 class WhipOutput:
-    """A running WHIP push. It takes the session's frames by itself, newest first; `offer` only counts them."""
+    """A running WHIP push. It pulls the session's newest frames itself; `offer` only counts them."""
 
     def __init__(
         self, session: Session, codecs: Executor, loop: asyncio.AbstractEventLoop, options: WhipPushOptions
     ) -> None:
-        """loop: a running one; this may be called from any thread. Raises InputError for an address that is none."""
+        """loop: a running one. Callable from any thread. Raises InputError for an invalid address."""
         self._address = PushAddress.of(options.url, SCHEMES)
         self._push = WhipPush(session, codecs, options)
         self._loop = loop
@@ -56,7 +56,7 @@ class WhipOutput:
 
     def stop(self) -> None:
         self._stopping = True
-        with suppress(RuntimeError):  # the loop is closed: it has cancelled its tasks
+        with suppress(RuntimeError):  # the loop is closed and has cancelled its tasks
             self._loop.call_soon_threadsafe(self._cancel)
             self._ended.wait(_STOP_S)
 
@@ -86,7 +86,7 @@ class WhipOutput:
             self._ending = (OutputPhase.STOPPED, f"stopped pushing to {self._address.shown}")
         elif isinstance(error, ZoetropeError):
             self._ending = (OutputPhase.FAILED, self._address.hide(str(error)))
-        else:  # a fault of ours
-            self._ending = (OutputPhase.FAILED, "the push ended by a fault; the terminal has it")
+        else:  # an internal error
+            self._ending = (OutputPhase.FAILED, "the push ended with an internal error; see the terminal")
             self._loop.call_exception_handler({"message": "WHIP push", "exception": error, "task": task})
         self._ended.set()

@@ -1,6 +1,6 @@
-"""A session's output pushed to a WHIP server (RFC 9725), such as a streaming service's, coming back when it is lost.
+"""Pushes a session's output to a WHIP server (RFC 9725), such as a streaming service's, and reconnects by itself.
 
-Off until started with an address. Owns the client's side of one connection at a time; knows no route of ours.
+Off until started with an address. Owns the client side of one connection at a time; independent of our own routes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from pipelines.core.errors import InputError, OutputError, ZoetropeError
 
 _SDP = "application/sdp"
 _MAX_ANSWER_BYTES = 64 << 10
-_GIVE_UP = (400, 401, 403, 404, 405, 406, 415, 422)  # asking again would be answered alike
-_SETTLED_S = 10.0  # a connection that held so long has earned a fresh back-off
+_GIVE_UP = (400, 401, 403, 404, 405, 406, 415, 422)  # permanent: a retry would get the same answer
+_SETTLED_S = 10.0  # a connection that lasted this long resets the back-off
 _log = logging.getLogger(__name__)
-# what aiortc and sockets raise for an answer or a network that does not fit
+# what aiortc and sockets raise for an invalid answer or a network failure
 _BROKEN = (
     *(InternalError, InvalidAccessError, InvalidStateError, OperationError),
     *(ValueError, LookupError, AssertionError, AttributeError, TypeError, OSError),
@@ -48,7 +48,7 @@ class PushRefusedError(OutputError):
 
 
 class PushState(Enum):
-    """Where a push stands."""
+    """The state of a push."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -59,10 +59,10 @@ class PushState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WhipPushOptions:
-    """url: of the WHIP endpoint, http or https. token: its bearer token, if it wants one.
+    """url: of the WHIP endpoint, http or https. token: its bearer token, if required.
 
-    first_wait_s, max_wait_s: before the next attempt; doubled each time, with up to a quarter of chance.
-    timeout_s: for an answer, and for the connection after it. webrtc: codecs, bit rates and ICE servers.
+    first_wait_s, max_wait_s: delay before the next attempt; doubled each time, with up to 25 % jitter.
+    timeout_s: for the answer and connection. webrtc: codecs, bit rates and ICE servers.
     """
 
     url: str = field(repr=False)  # may hold a key
@@ -75,30 +75,30 @@ class WhipPushOptions:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("The WHIP address is not one of http or https.", "Give https://HOST/PATH.")
+            raise InputError("The WHIP address is not http or https.", "Give https://HOST/PATH.")
         if parts.username or parts.password:
-            raise InputError("The WHIP address carries a password.", "Give the token by itself.")
+            raise InputError("The WHIP address contains a password.", "Give the token separately.")
         if not 0 < self.first_wait_s <= self.max_wait_s or self.timeout_s <= 0:
             raise ValueError("waits must be above 0, and first_wait_s at most max_wait_s")
 
 
 class WhipPush:
-    """One push. `run` on an event loop until it is cancelled, the session ends or the server refuses for good.
+    """One push. `run` on an event loop lasts until it is cancelled, the session ends or the server refuses for good.
 
-    Like every output it does not keep the session: it is no connection of a user.
+    Like every output it does not keep the session alive: it is not a client connection.
     """
 
     def __init__(self, session: Session, codecs: Executor, options: WhipPushOptions) -> None:
         self.state = PushState.IDLE
-        self.connections = 0  # that have come to stand
+        self.connections = 0  # successful ones
         self.trouble = ""  # of the last attempt
-        self.address: str | None = None  # what the server calls the connection that stands
+        self.address: str | None = None  # the server's URL of the current connection
         self._session = session
         self._codecs = codecs
         self._options = options
 
     async def run(self) -> None:
-        """Push, and come back after every loss. Raises PushRefusedError."""
+        """Push, and reconnect after every loss. Raises PushRefusedError."""
         wait_s = self._options.first_wait_s
         loop = asyncio.get_running_loop()
         try:
@@ -117,7 +117,7 @@ class WhipPush:
             self.state = PushState.ENDED
 
     async def _attempt(self, http: httpx.AsyncClient) -> None:
-        """One connection, from its offer to its loss, whose cause is kept. Raises PushRefusedError."""
+        """One connection, from offer to loss; the cause is kept in `trouble`. Raises PushRefusedError."""
         self.state = PushState.CONNECTING
         try:
             await self._push(http)
@@ -162,21 +162,22 @@ class WhipPush:
 
     def _offer_video(self, connection: RTCPeerConnection, video: SessionVideo) -> None:
         transceiver = connection.addTransceiver(video, direction="sendonly")
-        known = RTCRtpSender.getCapabilities("video")
-        assert known is not None
+        available = RTCRtpSender.getCapabilities("video")
+        assert available is not None
         names = [f"video/{name}" for name in self._options.webrtc.codecs]
-        chosen = [codec for name in names for codec in known.codecs if codec.mimeType == name]
-        transceiver.setCodecPreferences([*chosen, *(codec for codec in known.codecs if codec.mimeType == "video/rtx")])
+        chosen = [codec for name in names for codec in available.codecs if codec.mimeType == name]
+        rtx = [codec for codec in available.codecs if codec.mimeType == "video/rtx"]
+        transceiver.setCodecPreferences([*chosen, *rtx])
 
     async def _ask(self, http: httpx.AsyncClient, offer: str) -> tuple[str, str | None]:
-        """The server's answer, and the address that ends the push. Raises OutputError, PushRefusedError."""
+        """The server's answer, and the URL whose DELETE ends the push. Raises OutputError, PushRefusedError."""
         headers = {"Content-Type": _SDP, "Accept": _SDP}
         async with http.stream("POST", self._options.url, content=offer, headers=headers) as response:
             status = response.status_code
             if status in _GIVE_UP:
                 raise PushRefusedError(f"The WHIP server refused the stream ({status}).", "Check address and token.")
             if status != httpx.codes.CREATED:
-                raise OutputError(f"The WHIP server answered {status}.", "It is asked again.")
+                raise OutputError(f"The WHIP server answered {status}.", "The request is retried.")
             answer = bytearray()
             async for piece in response.aiter_bytes():
                 answer += piece
@@ -185,7 +186,7 @@ class WhipPush:
             return answer.decode(), self._resource(response.headers.get("location"))
 
     def _resource(self, location: str | None) -> str | None:
-        """The full address to DELETE; None where it lies on another server, which our token is not for."""
+        """The full URL to DELETE; None if it is on another server, which must not get our token."""
         if location is None:
             return None
         address = urljoin(self._options.url, location)
@@ -200,7 +201,7 @@ class WhipPush:
             try:
                 await http.delete(address)
             except httpx.HTTPError as error:
-                _log.info("WHIP push: the server was not told of the end (%s)", type(error).__name__)
+                _log.info("WHIP push: the server was not notified of the end (%s)", type(error).__name__)
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._options.token}"} if self._options.token is not None else {}

@@ -1,6 +1,6 @@
-"""One render from request to finished file: opens source, engine and writer, runs the loop, ends it in every case.
+"""One render from request to finished file: opens source, engine and writer, runs the loop, always cleans up.
 
-Knows no command line. The engine is made by a function that the caller gives.
+Independent of the command line. The caller passes the function that loads the engine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pipelines.core.errors import InputError, OutputError
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart, has_frames
 from .request import RenderRequest
-from .settings import asked_settings, chosen_settings
+from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
 from .timeline_player import TimelinePlayer, rehearse, states
 
@@ -37,9 +37,9 @@ Say = Callable[[str], object]
 
 
 def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int:
-    """Returns the exit status: 0 done, 1 the source broke off (what came before is finished), 130 interrupted.
+    """Returns the exit status: 0 done, 1 the source broke off (the frames before that are written), 130 interrupted.
 
-    load: pipelines.load.load_engine or one like it. say: told sentences for the user. Raises ZoetropeError.
+    load: pipelines.load.load_engine or one like it. say: takes messages for the user. Raises ZoetropeError.
     """
     kind = container_for(request.output, named_as_folder=request.as_folder)
     if request.source is not None:
@@ -47,7 +47,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
     timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
     source = open_source(request.source, request.frame_rate) if request.source is not None else None
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
-    record.agree(asked_settings(request, kind))
+    record.agree(requested_settings(request, kind))
     engine = load(request.model, request.engine, notice=say)
     try:
         rehearse(timeline, engine, request.control)
@@ -60,7 +60,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
 
 
 class _Render:
-    """A render whose parts are open."""
+    """A render in progress."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class _Render:
         self._rate = source.info.frame_rate if source is not None else info.generate_rate
         self._time_base = source.info.time_base if source is not None else 1 / info.generate_rate
         self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
-        self._placement = self._placed(source.info.size) if source is not None else None
+        self._placement = self._placement_for(source.info.size) if source is not None else None
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
             self._frames = max(1, round(request.seconds * info.generate_rate))
         self._total = source.info.frames if source is not None else self._frames
-        self._redoes = info.engine == "video" or bool(info.stages)  # every frame rests on those before it
+        self._restarts = info.engine == "video" or bool(info.stages)  # every frame depends on those before it
 
     def run(self) -> int:
         """From opening the writer to the end of the file. Returns the exit status."""
@@ -104,7 +104,7 @@ class _Render:
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
-                if not self._redoes:
+                if not self._restarts:
                     self._catch_up(start)
                 loop = RenderLoop(
                     self._engine,
@@ -113,9 +113,9 @@ class _Render:
                     self._player,
                     finish=to_output.apply,
                     progress=lambda: bar.update(1),
-                    skip=start if self._redoes else 0,
+                    skip=start if self._restarts else 0,
                 )
-                complete = loop.run(self._jobs(0 if self._redoes else start), stop)
+                complete = loop.run(self._jobs(0 if self._restarts else start), stop)
             except SourceBrokenError as error:
                 if writer.frames == 0:
                     self._discard(writer)
@@ -124,7 +124,7 @@ class _Render:
             except OutputError:
                 writer.abandon()
                 raise
-            except BaseException:  # whatever else happens, what was rendered is kept for --resume
+            except BaseException:  # on any other error, keep the rendered frames for --resume
                 self._suspend(writer)
                 raise
         return self._end_complete(writer) if complete else self._end_stopped(writer)
@@ -137,7 +137,7 @@ class _Render:
         has_sound = source is not None and source.info.has_sound
         if self._kind is None:
             if has_sound:
-                self._say("A folder of pictures has no sound: the source's sound is left out.")
+                self._say("A folder of pictures has no sound: the source's sound is dropped.")
             return PictureWriter(output, resume=keep)
         sound = None
         if source is not None and self._request.source is not None and has_sound:
@@ -158,40 +158,40 @@ class _Render:
             return
         placement, size = self._placement, self._source.info.size
         for frame in self._source.frames(start):
-            found = (frame.image.shape[1], frame.image.shape[0])
-            if placement is None or found != size:
-                placement, size = self._placed(found), found
+            frame_size = (frame.image.shape[1], frame.image.shape[0])
+            if placement is None or frame_size != size:
+                placement, size = self._placement_for(frame_size), frame_size
             yield FrameJob(
                 index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration
             )
 
     def _first_picture(self, file: Path) -> Picture:
-        """The picture with which the video begins, in the engine's size."""
+        """The picture that the video begins with, at the engine's size."""
         self._stream.apply(Control(input_use="first-frame"))
         image = read_picture(file)
         size = (image.shape[1], image.shape[0])
         return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
 
-    def _placed(self, size: Size) -> Placement:
+    def _placement_for(self, size: Size) -> Placement:
         assert self._source is not None
         return Placement.plan(size, self._native, self._request.aspect, self._source.info.pixel_aspect)
 
     def _output_size(self) -> Size:
-        wanted = self._request.out_size
-        if wanted == "native":
+        requested = self._request.out_size
+        if requested == "native":
             size = self._native
-        elif wanted == "source":
+        elif requested == "source":
             if self._source is None or self._placement is None:
                 raise InputError("--out-size source was given without an input.", "Give native or WxH.")
             taken = self._placement.taken
             size = (max(1, round(taken.width * self._source.info.pixel_aspect)), taken.height)
         else:
-            assert not isinstance(wanted, str)
-            size = wanted
+            assert not isinstance(requested, str)
+            size = requested
         return size if self._kind is None else even(size)
 
     def _catch_up(self, frames: int) -> None:
-        """Bring the stream to where it was after so many frames."""
+        """Bring the stream to its state after `frames` frames."""
         prompt_only, controls = self._source is None, states(self._timeline, self._stream.controls)
         if not frames or not needs_catching_up(controls, prompt_only=prompt_only):
             return
@@ -209,7 +209,7 @@ class _Render:
             )
 
     def _progress_bar(self, done: int) -> tqdm[None]:
-        slow = not sys.stderr.isatty()  # in a log, a line now and then
+        slow = not sys.stderr.isatty()  # in a log: an occasional line
         return tqdm(
             total=self._total and round(self._total * self._stream.info.stage_rate),
             initial=done,
@@ -232,14 +232,14 @@ class _Render:
     def _end_broken(self, writer: FrameWriter, error: SourceBrokenError) -> int:
         self._finish(writer, complete=False)
         self._say(str(error))
-        self._say(f"{self._request.output}: {writer.frames} frames, up to where the input broke off.")
+        self._say(f"{self._request.output}: {writer.frames} frames, up to the point where the input broke off.")
         return 1
 
     def _end_stopped(self, writer: FrameWriter) -> int:
         writer.suspend()
         self._record.pause(writer.frames)
         self._say(
-            f"Interrupted. {self._request.output} has {writer.frames} frames and plays; --resume goes on from there."
+            f"Interrupted. {self._request.output} has {writer.frames} frames and is playable; --resume continues it."
         )
         return 130
 
@@ -256,10 +256,10 @@ class _Render:
             writer.suspend()
             self._record.pause(writer.frames)
         except OutputError:
-            writer.abandon()  # the error that led here is already on its way
+            writer.abandon()  # the original error is already being raised
 
     def _discard(self, writer: FrameWriter) -> None:
-        """Nothing was rendered: leave nothing behind."""
+        """Nothing was rendered: remove all files."""
         writer.abandon()
         if self._request.output.is_file():
             self._request.output.unlink()

@@ -1,6 +1,6 @@
-"""The loop of a render: every input frame through the engine into the writer, none dropped, a skipped one repeated.
+"""The loop of a render: every input frame through the engine into the writer; none is dropped, skipped ones repeat.
 
-Memory is bounded by the engine's ring: a frame is read only when the one before it was accepted. Knows no files.
+Memory is bounded by the engine's ring: a frame is read only once the one before it was accepted. Independent of files.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pipelines.core.types import Frame
 from .frame_times import PUSH_TIME_BASE, Offered, Shown, frame_times
 from .timeline_player import TimelinePlayer
 
-_MAX_IDLE_TICKS = 10_000  # far more than any ring is deep: the engine would never take this frame
+_MAX_IDLE_TICKS = 10_000  # far more than the depth of any ring: the engine would never accept this frame
 _CATCHING_UP = Control(steps=1, similarity_filter=False)
 Picture = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrameJob:
-    """One frame to make. image: [H, W, 3] uint8 RGB of the engine's size; None: from the prompt alone.
+    """One frame to render. image: [H, W, 3] uint8 RGB at the engine's size; None: from the prompt alone.
 
     pts, duration: in the writer's time base.
     """
@@ -56,8 +56,8 @@ class RenderLoop:
         progress: Callable[[], object],
         skip: int = 0,
     ) -> None:
-        """player: of the stream's timeline. finish: from the engine's picture to the one that is written. progress:
-        called after each written frame. skip: how many of the first frames are made and not written."""
+        """player: plays the stream's timeline. finish: converts the engine's picture to the one written. progress:
+        called after each written frame. skip: how many of the first frames are rendered and not written."""
         self._engine = engine
         self._stream = stream
         self._writer = writer
@@ -69,9 +69,9 @@ class RenderLoop:
         self._last: Picture | None = None
 
     def run(self, jobs: Iterable[FrameJob], stop: Callable[[], bool]) -> bool:
-        """True: all jobs are written. False: `stop` said so; what had come out by then is written.
+        """True: all jobs are written. False: `stop` returned true; the frames finished by then are written.
 
-        Raises SourceBrokenError after the frames that `jobs` gave before it are written.
+        Raises SourceBrokenError once the frames that `jobs` gave before it are written.
         """
         remaining = iter(jobs)
         broken: SourceBrokenError | None = None
@@ -108,7 +108,7 @@ class RenderLoop:
                 return True
             self._engine.tick()
             idle_ticks += 1
-            assert idle_ticks < _MAX_IDLE_TICKS, "the engine never takes the frame"
+            assert idle_ticks < _MAX_IDLE_TICKS, "the engine never accepts the frame"
             self._write(self._stream.pull())
         return False
 
@@ -151,29 +151,29 @@ def catch_up(
     prompt_only: bool,
     progress: Callable[[], object],
 ) -> None:
-    """Bring a new stream to where it would be after frames of these pts: its noise counters, its noise walk, the
-    timeline's changes and transitions.
+    """Bring a new stream to its state after frames with these pts: noise counters, noise walk, the timeline's changes
+    and transitions.
 
-    Runs the frames through at one step each and drops them. Needed only where `needs_catching_up` says so.
+    Renders the frames with one step each and drops them. Only if `needs_catching_up`.
     """
-    wanted = stream.controls
+    target = stream.controls
     image = None if prompt_only else np.zeros((stream.info.height, stream.info.width, 3), np.uint8)
     stream.apply(_CATCHING_UP)
     for index, pts in enumerate(times):
         done = player.before(pts, has_image=not prompt_only, finished=len, held=_CATCHING_UP.changes())
         for control in done:
-            wanted = wanted.updated(control)
+            target = target.updated(control)
         while not push(stream, FrameJob(index=index, image=image, pts=index, duration=1)):
             engine.tick()
             stream.pull()
         progress()
     stream.flush()
-    stream.apply(Control(steps=wanted.steps, similarity_filter=wanted.similarity_filter))
+    stream.apply(Control(steps=target.steps, similarity_filter=target.similarity_filter))
 
 
 def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
-    """Whether a frame depends on its number, by its noise or by a transition, in any state that a render has; so that a
-    resumed stream has to catch up."""
+    """Whether in any of the states a frame depends on its number, through noise or a transition: then a resumed stream
+    has to catch up."""
     numbered = any(not state.seed_lock for state in states)
     walks = prompt_only and any(state.noise_walk_deg > 0 for state in states)
     glides = len(states) > 1 and any(state.transition_frames for state in states)
@@ -181,34 +181,34 @@ def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
 
 
 def prompt_jobs(start: int, frames: int) -> Iterator[FrameJob]:
-    """Jobs `start` to `frames` of a prompt-only render; the time base is one frame."""
+    """Jobs `start` to `frames` - 1 of a prompt-only render; the time base is one frame."""
     return (FrameJob(index=index, image=None, pts=index, duration=1) for index in range(start, frames))
 
 
 class StopSignal:
-    """A context in which the first Ctrl-C or SIGTERM only asks to stop; a second one interrupts at once."""
+    """A context in which the first Ctrl-C or SIGTERM requests a stop; a second one interrupts at once."""
 
     def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._requested = False
+        self._previous: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._asked
+        """Whether a stop was requested."""
+        return self._requested
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
             raise KeyboardInterrupt
-        self._asked = True
+        self._requested = True

@@ -1,6 +1,6 @@
-"""The record of a render that is under way: OUTPUT.part/, with the settings that a resumed run must share.
+"""The record of a render in progress: OUTPUT.part/, with the settings that a resumed run must share.
 
-Owns what may be overwritten and what may be resumed. Knows no engine and no frames.
+Owns what may be overwritten and what may be resumed. Independent of engines and frames.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Settings = dict[str, str]
 
 @dataclass(slots=True, kw_only=True)
 class RenderRecord:
-    """settings: what a resumed run must share, by the name a user knows it by. resumed: an earlier run is continued.
+    """settings: what a resumed run must share, by user-visible name. resumed: whether this continues an earlier run.
 
-    whole_frames: frames in the output when it was last closed in order; None while it is being written and after a
-    crash, when its last piece may be cut off.
+    whole_frames: frames in the output when it was last closed cleanly; None while it is being written and after a
+    crash, when its last segment may be truncated.
     """
 
     output: Path
@@ -41,8 +41,8 @@ class RenderRecord:
 
     @classmethod
     def open(cls, output: Path, *, is_folder: bool, force: bool, resume: bool) -> Self:
-        """Check that `output` may be written. Touches nothing. Raises OutputError, InputError."""
-        _check_place(output, is_folder=is_folder)
+        """Check that `output` may be written. Changes nothing on disk. Raises OutputError, InputError."""
+        _check_output(output, is_folder=is_folder)
         file = part_folder(output) / "job.json"
         if resume:
             return cls._read(output, file)
@@ -50,47 +50,47 @@ class RenderRecord:
             return cls(output=output, settings={})
         if file.exists():
             raise OutputError(
-                f"An interrupted render of {output} is there.", "Go on with --resume, or start again with --force."
+                f"There is an interrupted render of {output}.", "Continue with --resume, or start over with --force."
             )
         if is_folder and output.exists() and any(output.iterdir()):
             raise OutputError(f"The folder {output} is not empty.", "Give another folder, or --force.")
         if not is_folder and output.exists():
-            raise OutputError(f"{output} is there already.", "Give another name, or --force to overwrite it.")
+            raise OutputError(f"{output} already exists.", "Give another name, or --force to overwrite it.")
         return cls(output=output, settings={})
 
     @classmethod
     def _read(cls, output: Path, file: Path) -> Self:
         if not file.is_file():
             state = f"{output} is not an interrupted render" if output.exists() else f"There is no {output} to resume"
-            raise InputError(f"{state}: {file.parent} is missing.", "Leave out --resume to start from the beginning.")
+            raise InputError(f"{state}: {file.parent} is missing.", "Omit --resume to start from the beginning.")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             version, settings, whole = content["version"], content["settings"], content["whole_frames"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged: {error}.", "Start again with --force.") from error
+            raise InputError(f"{file} is damaged: {error}.", "Start over with --force.") from error
         if version != _VERSION:
-            raise InputError(f"{file} was written by another version of Zoetrope.", "Start again with --force.")
+            raise InputError(f"{file} was written by another version of Zoetrope.", "Start over with --force.")
         return cls(output=output, settings=settings, resumed=True, whole_frames=whole)
 
     @property
     def scratch(self) -> Path:
-        """Folder for files that are not ready yet."""
+        """Folder for unfinished files."""
         return part_folder(self.output)
 
     def agree(self, settings: Mapping[str, str]) -> None:
-        """Add settings; when an earlier run is continued, refuse one that differs. Raises InputError."""
+        """Add settings; on a resumed run, refuse any that differs. Raises InputError."""
         if self.resumed:
             for name in settings:
                 before, now = self.settings.get(name, "not given"), settings[name]
                 if before != now:
                     raise InputError(
                         f"The interrupted render had another {name}: {before}; now it is {now}.",
-                        "Give the same options to resume, or --force to start again.",
+                        "Give the same options to resume, or --force to start over.",
                     )
         self.settings.update(settings)
 
     def begin(self) -> None:
-        """Write the record, as that of a render that is being written."""
+        """Write the record of a render in progress."""
         with writing(self.scratch):
             if not self.resumed:
                 shutil.rmtree(self.scratch, ignore_errors=True)
@@ -98,12 +98,12 @@ class RenderRecord:
             self._write(None)
 
     def pause(self, frames: int) -> None:
-        """The output was closed in order with this many frames."""
+        """Note that the output was closed cleanly with this many frames."""
         with writing(self.scratch):
             self._write(frames)
 
     def end(self) -> None:
-        """The output is final: remove the record."""
+        """Remove the record: the output is complete."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _write(self, whole_frames: int | None) -> None:
@@ -114,14 +114,14 @@ class RenderRecord:
 
 
 def part_folder(output: Path) -> Path:
-    """Where the record of an unfinished `output` lies: beside it."""
+    """The folder, next to `output`, with the record of its unfinished render."""
     return output.with_name(output.name + ".part")
 
 
-def _check_place(output: Path, *, is_folder: bool) -> None:
+def _check_output(output: Path, *, is_folder: bool) -> None:
     parent = output.parent
     if not parent.is_dir():
-        raise OutputError(f"The folder {parent} does not exist.", f"Make it first: mkdir -p {parent}")
+        raise OutputError(f"The folder {parent} does not exist.", f"Create it first: mkdir -p {parent}")
     if is_folder and output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file.", "Give a name that ends in .mp4, .mkv or .webm, or another folder.")
     if not is_folder and output.is_dir():
@@ -129,13 +129,13 @@ def _check_place(output: Path, *, is_folder: bool) -> None:
 
 
 def check_apart(source: Path, output: Path) -> None:
-    """Raise OutputError when the output would overwrite the input."""
+    """Raise OutputError if the output would overwrite the input."""
     if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output} is the input itself.", "Give another output.")
+        raise OutputError(f"{output} is also the input.", "Give another output.")
 
 
 def fingerprint(source: Path) -> str:
-    """Name, size and contents (first and last MiB; of a folder the names and sizes) in one line."""
+    """Name, size and a digest of the first and last MiB (for a folder, of the names and sizes) in one line."""
     digest = hashlib.sha256()
     if source.is_dir():
         files = sorted((file for file in source.iterdir() if file.is_file()), key=natural_key)
@@ -151,7 +151,7 @@ def fingerprint(source: Path) -> str:
 
 
 def has_frames(output: Path) -> bool:
-    """Whether an interrupted output holds anything that can be continued."""
+    """Whether an interrupted output has frames to continue from."""
     if output.is_dir():
         return bool(numbered_pictures(output))
     try:

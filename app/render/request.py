@@ -1,4 +1,4 @@
-"""What a render is asked for. Reads nothing and knows no engine."""
+"""The request for a render. Reads nothing; independent of engines."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pipelines.core.controls import Control
 from pipelines.files.loader_options import LoaderOptions
 
 OutSize = Size | str
-"""Pixels, or "native" (the engine's), or "source"."""
+"""Pixels, "native" (the engine's size), or "source"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """What is to be rendered. source: None for prompt-only, which needs `frames` or `seconds`. model, engine: for the
-    loader.
+    """What to render. source: None for prompt-only, which needs `frames` or `seconds`. model, engine: for the loader.
 
     frame_rate: of pictures and of prompt-only frames; None: the source's or the model's own. first_picture: a picture
-    with which a prompt-only video begins. timeline: a file of changes at times. as_folder: OUTPUT was written with '/'.
+    that a prompt-only video begins with. timeline: a timeline file. as_folder: OUTPUT ended in '/'.
     """
 
     source: Path | None

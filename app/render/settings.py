@@ -1,6 +1,6 @@
-"""Owns the settings of a render in words: what a resumed run must share with the one that was interrupted.
+"""Owns the settings of a render as text: what a resumed run must share with the interrupted one.
 
-Knows no frames and writes nothing.
+Writes nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .record import fingerprint
 from .request import RenderRequest
 
 
-def asked_settings(request: RenderRequest, kind: Container | None) -> dict[str, str]:
-    """What was asked for, by the names of the command line; a resumed run must ask for the same."""
+def requested_settings(request: RenderRequest, kind: Container | None) -> dict[str, str]:
+    """The request by command-line names; a resumed run must have the same."""
     rate = str(request.frame_rate or "")
     story = request.timeline
     encoder = "png" if kind is None else f"{kind.video_encoder} {dict(kind.video_options)}, PyAV {av.__version__}"
@@ -61,7 +61,7 @@ def _loader_settings(request: RenderRequest) -> dict[str, str]:
 
 
 def chosen_settings(info: StreamInfo) -> dict[str, str]:
-    """What the engine chose, which "auto" may choose otherwise on another machine."""
+    """The engine's choices: "auto" may choose differently on another machine."""
     return {
         "engine": f"{info.model}, {info.dtype} on {info.device}, {info.backend}",
         "engine size": f"{info.width}x{info.height}",

@@ -1,6 +1,7 @@
-"""`zoetrope render --take`: loads the engine that a take names, replays it and writes the frames.
+"""`zoetrope render --take`: loads the engine that a take names, replays the take and writes the frames.
 
-Says what differs from the machine that recorded it, and how many frames came out identical. Knows no command line.
+Reports what differs from the machine that recorded it, and how many frames are identical. Independent of the command
+line.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Say = Callable[[str], object]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRequest:
     """take: its folder. steps: 0 for the take's own. size: (width, height), None for the take's own. runs_on: device,
-    dtype and backend where they are to differ from the take's."""
+    dtype and backend that override the take's."""
 
     take: Path
     output: Path
@@ -55,9 +56,9 @@ class TakeRequest:
 
 
 def render_take(request: TakeRequest, load: Callable[..., Engine], say: Say) -> int:
-    """Returns the exit status: 0 done, 130 interrupted (what came before is finished).
+    """Returns the exit status: 0 done, 130 interrupted (the frames before that are written).
 
-    load: pipelines.load.load_engine or one like it. say: told sentences for the user. Raises ZoetropeError.
+    load: pipelines.load.load_engine or compatible. say: takes messages for the user. Raises ZoetropeError.
     """
     take = read_take(request.take)
     record = RenderRecord.open(
@@ -84,7 +85,7 @@ def render_take(request: TakeRequest, load: Callable[..., Engine], say: Say) -> 
 
 
 def _engine_of(opened: Opened, request: TakeRequest) -> tuple[str, LoaderOptions]:
-    """The model and the loader's options: the take's own, but for what was asked for."""
+    """The model and the loader's options: the take's own, overridden by the request."""
     model, options = recorded_engine(opened.machine)
     width, height = request.size or (opened.width, opened.height)
     runs_on = {name: str(opened.machine.get(name, "auto")) for name in ("device", "dtype", "backend")}
@@ -93,7 +94,7 @@ def _engine_of(opened: Opened, request: TakeRequest) -> tuple[str, LoaderOptions
 
 
 def _use_threads(model: str, machine: Mapping[str, object]) -> int:
-    """As many threads as live: sums over other parts have other roundings."""
+    """As many threads as live: another split of the sums rounds differently."""
     threads = machine.get("threads", 1)
     if not isinstance(threads, int) or threads < 1:
         return 1
@@ -103,13 +104,13 @@ def _use_threads(model: str, machine: Mapping[str, object]) -> int:
 def _warn(take: Take, now: Mapping[str, object], say: Say) -> None:
     found = [text for text in differences(take.opened.machine, now) if not text.startswith(("loader ", "size "))]
     if found:
-        say(f"Not as it was live, so frames may differ: {'; '.join(found)}.")
+        say(f"Not the same setup as live, so frames may differ: {'; '.join(found)}.")
     if not take.complete:
-        say("The recording was cut off; what was written of it is rendered.")
+        say("The recording was cut off; the part that was written is rendered.")
 
 
 def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: StreamInfo) -> bool:
-    """True: to the end. False: interrupted."""
+    """True: rendered to the end. False: interrupted."""
     kind = container_for(request.output, named_as_folder=request.as_folder)
     native = (info.width, info.height)
     placement = output_placement(native, None, native if kind is None else even(native), Aspect.PAD)
@@ -127,15 +128,15 @@ def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: Str
         if writer.frames == 0:
             raise InputError("No frame was finished in this take.", "It was too short.")
         writer.finish(complete=complete)
-    except BaseException as error:  # also an interrupt: nothing half open is left behind; raised again
-        _give_up(writer, request.output, error)
+    except BaseException as error:  # interrupts too: clean up, then raise again
+        _abandon(writer, request.output, error)
         record.end()
         raise
     record.end()
     return complete
 
 
-def _give_up(writer: FrameWriter, output: Path, error: BaseException) -> None:
+def _abandon(writer: FrameWriter, output: Path, error: BaseException) -> None:
     writer.abandon()
     if isinstance(error, InputError) and writer.frames == 0 and output.is_file():
         output.unlink()
@@ -146,26 +147,26 @@ def _give_up(writer: FrameWriter, output: Path, error: BaseException) -> None:
 def _copy(
     frames: Generator[ReplayedFrame], writer: FrameWriter, placement: Placement, stop: Callable[[], bool], name: str
 ) -> bool:
-    """Write each frame with the time at which its source was captured, until the next one's."""
+    """Write each frame from its source's capture time to the next frame's."""
     slow = not sys.stderr.isatty()
-    waiting: ReplayedFrame | None = None
+    pending: ReplayedFrame | None = None
     start_ns, at_ms, duration_ms = 0, 0, round(1000 / _KEY_FRAME_RATE)
     with tqdm(unit="frame", desc=name, mininterval=5.0 if slow else 0.2, file=sys.stderr) as bar:
         for frame in frames:
             if stop():
                 break
-            if waiting is None:
+            if pending is None:
                 start_ns = frame.time_ns
             else:
                 next_ms = max(at_ms + 1, round((frame.time_ns - start_ns) / 1e6))
                 duration_ms = next_ms - at_ms
-                writer.write(placement.apply(waiting.image), at_ms, duration_ms)
+                writer.write(placement.apply(pending.image), at_ms, duration_ms)
                 at_ms = next_ms
-            waiting = frame
+            pending = frame
             bar.update(1)
         else:
-            if waiting is not None:
-                writer.write(placement.apply(waiting.image), at_ms, min(duration_ms, _MAX_LAST_MS))
+            if pending is not None:
+                writer.write(placement.apply(pending.image), at_ms, min(duration_ms, _MAX_LAST_MS))
             return True
     return False
 
@@ -173,11 +174,11 @@ def _copy(
 def _verdict(counts: ReplayCounts, *, same: bool) -> str:
     notes = []
     if counts.batches:
-        notes.append(f"{counts.batches} ticks shared the batch with other sessions, which changes roundings")
+        notes.append(f"{counts.batches} ticks shared the batch with other sessions, which changes rounding")
     if counts.inputs:
-        notes.append(f"{counts.inputs} inputs have other pixels than live")
+        notes.append(f"{counts.inputs} inputs have different pixels than live")
     if counts.verdicts:
-        notes.append(f"the similarity filter judged {counts.verdicts} inputs otherwise")
+        notes.append(f"the similarity filter decided differently on {counts.verdicts} inputs")
     if not same:
         text = "The take was rendered with changes, so its frames are not compared with the live ones"
     else:

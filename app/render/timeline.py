@@ -1,4 +1,4 @@
-"""Owns the timeline of a story: changes of controls at times, as JSON. Knows no engine, no page and no other door.
+"""Owns the timeline of a story: timed control changes, as JSON. Independent of engines and of the page.
 
 A file is a list of entries, each with `at_s` and the controls that change then, by the names of the control table:
 [{"at_s": 0, "prompt": "a cat"}, {"at_s": 4, "prompt": "a robot", "scene_cut": true}]. The page reads and writes it too.
@@ -23,12 +23,12 @@ _EXAMPLE = '[{"at_s": 0, "prompt": "a cat"}, {"at_s": 4.5, "prompt": "a robot", 
 
 
 class TimelineError(InputError):
-    """A timeline that cannot be read, or an entry of one that cannot be done."""
+    """A timeline that cannot be read, or has an entry that cannot be applied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cue:
-    """One entry. number: its place in the file, from 1. at_s: seconds from the beginning of the output."""
+    """One entry. number: its index in the file, from 1. at_s: seconds from the beginning of the output."""
 
     number: int
     at_s: Fraction
@@ -36,20 +36,20 @@ class Cue:
 
     @property
     def name(self) -> str:
-        """What a message calls it."""
+        """The entry's name in messages."""
         return f"entry {self.number} (at {float(self.at_s):g} s)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeline:
-    """cues: in the order of their times; of equal times in the order of the file. source: what a message calls it."""
+    """cues: ordered by time, ties in file order. source: the timeline's name in messages."""
 
     cues: tuple[Cue, ...] = ()
     source: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Timeline:
-        """From a file. Raises TimelineError, which names the entry."""
+        """Read a file. Raises TimelineError, which names the entry."""
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -58,20 +58,20 @@ class Timeline:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Timeline:
-        """From the text of a file. Raises TimelineError, which names the entry."""
+        """Parse the text of a file. Raises TimelineError, which names the entry."""
         try:
             entries = json.loads(text)
         except ValueError as error:
-            raise TimelineError(f"{source} is no JSON: {error}.", f"A timeline looks like {_EXAMPLE}.") from error
+            raise TimelineError(f"{source} is not JSON: {error}.", f"A timeline looks like {_EXAMPLE}.") from error
         if not isinstance(entries, list) or not entries:
-            raise TimelineError(f"{source} is no list of entries.", f"A timeline looks like {_EXAMPLE}.")
+            raise TimelineError(f"{source} is not a list of entries.", f"A timeline looks like {_EXAMPLE}.")
         if len(entries) > MAX_ENTRIES:
             raise TimelineError(f"{source} has {len(entries)} entries.", f"Keep it to {MAX_ENTRIES}.")
         cues = [_cue(entry, number, source) for number, entry in enumerate(entries, 1)]
         return cls(cues=tuple(sorted(cues, key=lambda cue: cue.at_s)), source=source)
 
     def refusal(self, cue: Cue, error: InputError) -> TimelineError:
-        """`error`, told of this entry."""
+        """`error` as an error of this entry."""
         return _refusal(self.source, cue.name, error.message, error.remedy)
 
 
@@ -82,7 +82,9 @@ def _refusal(source: str, entry: str, message: str, remedy: str) -> TimelineErro
 def _cue(entry: object, number: int, source: str) -> Cue:
     name = f"entry {number}"
     if not isinstance(entry, Mapping) or "at_s" not in entry:
-        raise _refusal(source, name, f"{_short(entry)} is no object with at_s.", f"A timeline looks like {_EXAMPLE}.")
+        raise _refusal(
+            source, name, f"{_short(entry)} is not an object with at_s.", f"A timeline looks like {_EXAMPLE}."
+        )
     at_s = entry["at_s"]
     if isinstance(at_s, bool) or not isinstance(at_s, int | float) or not 0 <= at_s <= MAX_AT_S or math.isnan(at_s):
         raise _refusal(source, name, f"at_s cannot be {_short(at_s)}.", f"Give seconds from 0 to {MAX_AT_S:g}.")
@@ -94,7 +96,7 @@ def _cue(entry: object, number: int, source: str) -> Cue:
         if key in CONTROLS and key not in STREAM_CONTROLS:
             raise _refusal(source, name, f"{key} cannot change in a stream.", "It is an option of the command.")
         if value is None:
-            raise _refusal(source, name, f"{key} cannot be null.", "Give a value, or leave it out.")
+            raise _refusal(source, name, f"{key} cannot be null.", "Give a value, or omit it.")
     try:
         control = Control.of(values)
     except ControlError as error:

@@ -1,6 +1,6 @@
-"""Owns when a timeline's changes are made in a render: before the first frame or chunk that begins at or after each.
+"""Owns when a render applies a timeline's changes: each before the first frame or chunk that begins at or after it.
 
-Knows one stream and its engine; no file and no writer.
+Depends on one stream and its engine only.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from pipelines.core.types import Frame
 from .timeline import Cue, Timeline
 
 SLACK_S = Fraction(1, 1000)
-"""How much earlier than its time a change may be made: files round the times of frames to their time base."""
+"""How much early a change may be applied: files round frame times to their time base."""
 
 _NOT_REHEARSED = frozenset((*ENGINE_CONTROLS, Controls.rewind_to.name))
-"""Those change the engine; a rewind needs chunks to go back to."""
+"""Engine controls affect the whole engine; a rewind needs chunks to go back to."""
 
 
 def rehearse(timeline: Timeline, engine: Engine, control: Control) -> None:
-    """Apply all changes to a stream that makes nothing, so that what cannot be is known before the first frame.
+    """Apply all changes to a stream that renders nothing, so that invalid ones fail before the first frame.
 
-    control: what the render begins with. Raises TimelineError, which names the entry.
+    control: the render's initial controls. Raises TimelineError, which names the entry.
     """
     for cue in timeline.cues:
         if cue.control.paused:
-            raise timeline.refusal(cue, InputError("paused would end the render.", "Leave it out."))
+            raise timeline.refusal(cue, InputError("paused would end the render.", "Omit it."))
     if not timeline.cues:
         return
     with engine.open(control=control) as stream:
@@ -40,20 +40,20 @@ def rehearse(timeline: Timeline, engine: Engine, control: Control) -> None:
 
 def states(timeline: Timeline, first: Controls) -> list[Controls]:
     """`first`, and the controls after each change."""
-    found = [first]
+    controls = [first]
     for cue in timeline.cues:
-        found.append(found[-1].updated(cue.control))
-    return found
+        controls.append(controls[-1].updated(cue.control))
+    return controls
 
 
 class TimelinePlayer:
-    """Makes the changes of one render in their order; each is made once."""
+    """Applies the changes of one render in order, each once."""
 
     def __init__(self, timeline: Timeline, engine: Engine, stream: Stream, time_base: Fraction) -> None:
         """time_base: of the frames' pts, in seconds."""
         self._timeline, self._engine, self._stream, self._time_base = timeline, engine, stream, time_base
         self._done = 0
-        self._boundary = 0  # frames taken when the next chunk begins to fill
+        self._boundary = 0  # number of frames taken when the next chunk begins
 
     def before(
         self,
@@ -63,12 +63,11 @@ class TimelinePlayer:
         finished: Callable[[list[Frame]], object],
         held: Iterable[str] = (),
     ) -> list[Control]:
-        """Make the changes that are due before the frame at `pts` is offered; only where a chunk begins with it.
+        """Apply the changes due before the frame at `pts` is offered, if a chunk begins with it.
 
-        What was taken before is brought to its end first and handed to `finished`, so that a change is felt by nothing
-        that began before its time: of overlapping chunks (step-batch, rolling) those in flight stay, and feel what is
-        felt at the next tick. held: controls that are left as they are. Returns the changes, with those. Raises
-        TimelineError.
+        Frames in flight are finished first and passed to `finished`, so that a change does not affect what began before
+        it; overlapping chunks (step-batch, rolling) stay in flight and are affected from the next tick. held: controls
+        that are not changed. Returns the changes, including the held controls. Raises TimelineError.
         """
         counts = self._stream.accounting
         if counts.taken - counts.skipped < self._boundary:
@@ -89,7 +88,7 @@ class TimelinePlayer:
         return cues[self._done : last]
 
     def _chunk_frames(self, *, has_image: bool) -> int:
-        """Frames of the chunk that begins now. A picture with which a video begins is a chunk of its own."""
+        """Frames of the chunk that begins now. A first picture is a chunk of its own."""
         info = self._stream.info
         if has_image and info.engine == "video" and self._stream.controls.input_use == "first-frame":
             return 1

@@ -1,4 +1,4 @@
-"""A session's frames for asyncio: newest wins, nothing queues. Knows the session's frames and an event loop only."""
+"""A session's frames for asyncio: the newest wins, nothing queues. Depends on the session and an event loop only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.core.types import Frame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """A finished frame. number: counts the session's outputs from 1. missed: outputs since the last one taken here."""
+    """A finished frame. number: counts the session's outputs from 1. missed: outputs skipped since the last one."""
 
     number: int
     frame: Frame
@@ -20,9 +20,9 @@ class Delivery:
 
 
 class Feed:
-    """One consumer's view of a session: `next` gives the newest frame that it has not had yet.
+    """One consumer's view of a session: `next` gives the newest frame that it has not seen yet.
 
-    Any number of feeds may watch a session. Created and used on one event loop.
+    A session may have any number of feeds. Created and used on one event loop.
     """
 
     def __init__(self, session: SessionProxy) -> None:
@@ -51,12 +51,12 @@ class Feed:
                 return None
 
     async def __aiter__(self) -> AsyncIterator[Delivery]:
-        """Every frame that was the newest when the consumer was ready for it, until the session is over."""
+        """Each time the consumer is ready, the newest frame, until the session is over."""
         while (delivery := await self.next()) is not None:
             yield delivery
 
     def close(self) -> None:
-        """Stop listening. Closing twice is fine."""
+        """Stop listening. Idempotent."""
         self._forget()
 
     def _wake(self) -> None:

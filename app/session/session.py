@@ -1,7 +1,7 @@
-"""One user's session: its stream in the worker, its source, its times, its tokens, and when it may be taken away.
+"""One user's session: its stream in the worker, its source, its latencies, its token, and when it may be closed.
 
-Doors (page, WebSocket, WebRTC, MJPEG) connect to it and leave it; it outlives them by a grace time, so that a lost
-connection can come back. Knows no protocol.
+Clients (page, WebSocket, WebRTC, MJPEG) connect and disconnect; the session outlives them by a grace period, so that a
+lost connection can be re-established. Independent of protocols.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKEN_BYTES = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionReading:
-    """What a session says of itself. trouble: what ended it, or why the last change was refused."""
+    """A session's status. trouble: what ended it, or why the last change was refused."""
 
     state: SessionState
     accounting: SessionAccounting
@@ -40,7 +40,7 @@ class SessionReading:
 
 
 class Session:
-    """A stream with a name, a secret and connections. Safe from several threads.
+    """A stream with a name, a secret and connections. Thread-safe.
 
     on_close: called once, when the session ends for good.
     """
@@ -56,43 +56,43 @@ class Session:
         self._lock = threading.Lock()
         self._connections = 0
         self._replaced = 0
-        self._left_s = self.created_s  # when the last connection went
+        self._last_used_s = self.created_s
         self._closed = False
 
-    # ---- what doors do ----
+    # ---- for clients ----
 
     def connect(self) -> None:
-        """A door has opened onto this session."""
+        """Count a client's connection."""
         with self._lock:
             self._connections += 1
 
     def disconnect(self) -> None:
-        """A door has closed; the grace time begins with the last."""
+        """End a client's connection; the grace period begins with the last one."""
         with self._lock:
             assert self._connections > 0, "disconnected more often than connected"
             self._connections -= 1
-            self._left_s = time.monotonic()
+            self._last_used_s = time.monotonic()
 
     def touch(self) -> None:
-        """Somebody without a connection (polling, MJPEG) has asked for this session."""
+        """Restart the grace period: a client without a connection (polling, MJPEG) uses this session."""
         with self._lock:
-            self._left_s = time.monotonic()
+            self._last_used_s = time.monotonic()
 
     def feed(self) -> Feed:
-        """The finished frames, newest first; on the running event loop."""
+        """The finished frames, newest first; for the running event loop."""
         return Feed(self.proxy)
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
-        """Offer an input picture; its number in this session, or None when there is no stream to take it.
+        """Offer an input picture; returns its number in this session, or None if no stream is open to take it.
 
-        received: the JPEG or WebP file that it was decoded from; a take keeps that instead of the pixels.
+        received: the JPEG or WebP file that it was decoded from; a take stores that instead of the pixels.
         """
         return self.proxy.submit(image, captured_ns, received)
 
     def drop_input(self, captured_ns: int | None = None, received: bytes | None = None) -> None:
-        """A door had an input replaced by a newer one before it could be submitted: it counts as taken and dropped.
+        """Count an input that a newer one replaced before it was submitted: as taken and dropped.
 
-        received: its JPEG or WebP file, for a take, which can fill it in again.
+        received: its JPEG or WebP file, for a take, which can fill it in on replay.
         """
         with self._lock:
             self._replaced += 1
@@ -100,36 +100,36 @@ class Session:
             self.proxy.pass_over(time.monotonic_ns() if captured_ns is None else captured_ns, received)
 
     def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
-        """Record into `folder` (TakeStore.create makes one; its may_grow keeps the quota). Raises InputError,
-        OutputError. Touches the disk: not on an event loop."""
+        """Record into `folder` (made by TakeStore.create, whose may_grow enforces the quota). Raises InputError,
+        OutputError. Blocks on disk access: not on an event loop."""
         self.proxy.start_take(folder, may_grow)
 
     def stop_take(self) -> None:
-        """End the take and wait until it is written: not on an event loop. Without one nothing happens."""
+        """End the take and wait until it is written: not on an event loop. Does nothing if there is none."""
         self.proxy.stop_take()
 
     @property
     def recording(self) -> bool:
-        """Whether a take is being written. One that ended by itself says why in the session's trouble."""
+        """Whether a take is being written. If one ended by itself, the session's trouble says why."""
         return self.proxy.recording
 
     def apply(self, values: Mapping[str, object]) -> None:
-        """Change controls by name, as JSON has them. Raises ControlError; then nothing is changed."""
+        """Change controls by name, with JSON values. Raises ControlError and then changes nothing."""
         self.proxy.set_control(Control.of(values))
 
     def set_source(self, *, prompt_only: bool) -> None:
-        """Generate from the prompt alone, or from what `submit` gives."""
+        """Generate from the prompt alone, or from submitted inputs."""
         self.proxy.set_source(prompt_only=prompt_only)
 
-    # ---- what is known of it ----
+    # ---- status ----
 
     def unused_s(self, now_s: float) -> float:
         """Seconds without any connection; 0 while there is one."""
         with self._lock:
-            return 0.0 if self._connections else now_s - self._left_s
+            return 0.0 if self._connections else now_s - self._last_used_s
 
     def read(self) -> SessionReading:
-        """State, count, rates and times of this moment."""
+        """Current state, counts, rates and latencies."""
         with self._lock:
             connections, replaced = self._connections, self._replaced
         counts = self.proxy.accounting
@@ -147,16 +147,16 @@ class Session:
 
     @property
     def error(self) -> ZoetropeError | None:
-        """What ended the session, if an error did."""
+        """The error that ended the session, if any."""
         return self.proxy.error
 
     @property
     def over(self) -> bool:
-        """No frame will come any more."""
+        """Whether no further frame will come."""
         return self.proxy.over
 
     def close(self) -> None:
-        """End the session. Closing twice is fine."""
+        """End the session. Idempotent."""
         with self._lock:
             if self._closed:
                 return

@@ -1,6 +1,6 @@
-"""All sessions of the front process: who may open one, who is taken away, and the end of all of them.
+"""All sessions of the front process: opening, expiry and shutdown.
 
-Owns the limits on number, rate and idleness. Knows the workers; knows no protocol.
+Owns the limits on opening rate and idle time; the workers limit the number. Independent of protocols.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _REMEMBERED = 1024  # sessions that have ended
 
 
 class UnknownSessionError(ZoetropeError):
-    """No session of that name, or one that has ended."""
+    """There is no session with that id, or it has ended."""
 
 
 class TooManyError(BusyError):
-    """Sessions are opened faster than allowed."""
+    """Sessions are being opened faster than allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """grace_s: how long a session outlives its last connection. per_minute: how many may be opened in a minute."""
+    """grace_s: how long a session outlives its last connection. per_minute: how many may be opened per minute."""
 
     grace_s: float = 30.0
     per_minute: int = 60
 
     def __post_init__(self) -> None:
         if self.grace_s <= 0:
-            raise ValueError(f"grace_s is {self.grace_s}; give seconds above 0")
+            raise ValueError(f"grace_s is {self.grace_s}; it must be above 0")
         if self.per_minute < 1:
-            raise ValueError(f"per_minute is {self.per_minute}; give 1 or more")
+            raise ValueError(f"per_minute is {self.per_minute}; it must be at least 1")
 
 
 class SessionTable:
-    """Opens, finds and ends sessions. Safe from several threads; a thread of its own takes unused ones away."""
+    """Opens, finds and ends sessions. Thread-safe; a thread of its own closes unused ones."""
 
     def __init__(self, workers: Workers, limits: SessionLimits | None = None) -> None:
         self.workers = workers
@@ -61,9 +61,9 @@ class SessionTable:
         self._sweeper.start()
 
     def open(self, *, control: Control | None = None, prompt_only: bool = True) -> Session:
-        """A new session. Raises BusyError (all taken, or too many in a minute) and WorkerError.
+        """Open a session. Raises BusyError (no free slot, or too many per minute) and WorkerError.
 
-        At once: it never waits for a free place.
+        Never waits for a free slot.
         """
         now_s = time.monotonic()
         with self._lock:
@@ -81,14 +81,14 @@ class SessionTable:
             return session
 
     def get(self, session_id: str) -> Session:
-        """The session of that name. Raises UnknownSessionError."""
+        """The session with that id. Raises UnknownSessionError."""
         session = self._sessions.get(session_id)
         if session is None:
             raise UnknownSessionError(f"There is no session {session_id!r}.", "It has ended; open a new one.")
         return session
 
     def authorised(self, session_id: str, token: str) -> Session:
-        """`get`, for who knows the session's token; who does not learns nothing of what exists."""
+        """`get` with the session's token; without the right one the error does not reveal which sessions exist."""
         session = self._sessions.get(session_id)
         expected = session.token if session is not None else "-" * 32
         if not hmac.compare_digest(expected.encode(), token.encode()) or session is None:
@@ -96,7 +96,7 @@ class SessionTable:
         return session
 
     def knows(self, session_id: str, token: str) -> bool:
-        """Whether that is the token of this session, or was of one that has ended not long ago."""
+        """Whether the token belongs to this session, open or recently ended."""
         with self._lock:
             session = self._sessions.get(session_id)
             expected = session.token if session is not None else self._ended.get(session_id)
@@ -104,28 +104,28 @@ class SessionTable:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """All open ones."""
+        """All open sessions."""
         with self._lock:
             return tuple(self._sessions.values())
 
     @property
     def draining(self) -> bool:
-        """No session is opened any more: the server stops."""
+        """Whether the server is stopping: no session is opened any more."""
         return self._draining
 
     @property
     def retry_after_s(self) -> int:
-        """What a client that was told "busy" should wait before it asks again."""
+        """Seconds that a client should wait after "busy" before it tries again."""
         return _RETRY_S
 
     def sweep(self, now_s: float) -> None:
-        """Take away sessions that nobody has been connected to for the grace time, and those that have ended."""
+        """Close sessions that have had no connection for the grace period, and those that have ended."""
         for session in self.sessions:
             if session.over or session.unused_s(now_s) > self.limits.grace_s:
                 session.close()
 
     def stop(self) -> None:
-        """Refuse new sessions and end all. Stopping twice is fine."""
+        """Refuse new sessions and end all. Idempotent."""
         with self._lock:
             self._draining = True
         self._stopped.set()

@@ -1,1 +1,1 @@
-"""Takes: what a session did, written as it happens, and played again."""
+"""Takes: what a session did, recorded live and replayed later."""

@@ -1,6 +1,6 @@
-"""What frames depend on besides a take's records: the model, what runs it, and on what. Written into every take.
+"""What frames depend on besides a take's records: the model, its backend and the machine. Written into every take.
 
-Independent of takes: it makes the description, compares two and gives the options that load the same engine again.
+Makes the description, compares two, and gives the options that load the same engine. Independent of takes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pipelines.kinds import ModelKind, kind_of
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
+_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
 Machine = dict[str, object]
 
 
 def describe_machine(model: str, options: LoaderOptions, info: StreamInfo, threads: int) -> Machine:
-    """model, options: what load_engine was given. info: of a stream of it. threads: CPU threads. Reads a few MiB."""
+    """model, options: as given to load_engine. info: of one of its streams. threads: CPU threads. Reads a few MiB."""
     kind = kind_of(model)
     return {
         "model": model,
         "weights": _weights(kind.weight_files(model, options)),
-        "loader": _loader_words(options),
+        "loader": _loader_keywords(options),
         "loras": [[lora.source, lora.weight] for lora in options.loras],
         "dtype": info.dtype,
         "device": info.device,
@@ -43,14 +43,14 @@ def describe_machine(model: str, options: LoaderOptions, info: StreamInfo, threa
 
 
 def recorded_engine(machine: Mapping[str, object]) -> tuple[str, LoaderOptions]:
-    """The model and the options that load the same engine again, but for device, dtype and backend. Never allow_pickle:
-    a take cannot grant that. Raises InputError for a description that cannot be read, and for an unknown choice."""
+    """The model and the options that load the same engine, except device, dtype and backend; never allow_pickle, which
+    a take cannot grant. Raises InputError for a description that cannot be read, and for an unknown option."""
     try:
         model, loader = str(machine["model"]), cast(Mapping[str, object], machine["loader"])
-        words: dict[str, Any] = {name: loader[name] for name in _LOADER_WORDS if name in loader}
+        keywords: dict[str, Any] = {name: loader[name] for name in _LOADER_KEYWORDS if name in loader}
         loras = cast(list[tuple[str, float]], machine["loras"])
-        words["loras"] = tuple(LoraFile(source=source, weight=weight) for source, weight in loras)
-        return model, LoaderOptions().changed(words)
+        keywords["loras"] = tuple(LoraFile(source=source, weight=weight) for source, weight in loras)
+        return model, LoaderOptions().changed(keywords)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The take does not say which model it needs ({error!r}).", "Its first lines are lost."
@@ -58,7 +58,7 @@ def recorded_engine(machine: Mapping[str, object]) -> tuple[str, LoaderOptions]:
 
 
 def differences(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """What differs, one sentence part each: 'torch 2.13 instead of 2.12'."""
+    """The differences as phrases: 'torch 2.13 instead of 2.12'."""
     before, after = _flat(then), _flat(now)
     return [
         f"{name} {after.get(name, 'unknown')} instead of {before.get(name, 'unknown')}"
@@ -77,9 +77,9 @@ def _flat(machine: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _loader_words(options: LoaderOptions) -> dict[str, object]:
-    """What a take keeps of the options: all that frames depend on and that no other line of the description says."""
-    words: dict[str, object] = {
+def _loader_keywords(options: LoaderOptions) -> dict[str, object]:
+    """The options that frames depend on, unless another line of the description has them."""
+    keywords: dict[str, object] = {
         "width": options.width,
         "height": options.height,
         "frames_per_slot": options.frames_per_slot,
@@ -87,12 +87,12 @@ def _loader_words(options: LoaderOptions) -> dict[str, object]:
         "safety": options.safety,
     }
     if options.max_slots != LoaderOptions().max_slots:
-        words["max_slots"] = options.max_slots
+        keywords["max_slots"] = options.max_slots
     if video := options.video.chosen():
-        words["video"] = video
+        keywords["video"] = video
     if options.stages:
-        words["stages"] = list(options.stages)
-    return words
+        keywords["stages"] = list(options.stages)
+    return keywords
 
 
 def _weights(files: Sequence[tuple[str, Path]]) -> str:
@@ -115,7 +115,7 @@ def _probe(file: Path, name: str, digest: hashlib._Hash) -> None:
 
 
 def _processor(kind: ModelKind, info: StreamInfo) -> str:
-    """The device's name; of a CPU the instructions that the kernels use, which choose the order of their sums."""
+    """The device's name; for a CPU, the instruction set of its kernels, which determines the order of sums."""
     if not kind.uses_torch:
         return platform.machine()
     import torch

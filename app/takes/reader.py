@@ -1,6 +1,6 @@
-"""Reads a take's folder: what happened in order, the inputs, and the hashes of the live frames.
+"""Reads a take's folder: the records in order, the inputs, and the hashes of the live frames.
 
-A take whose process was killed ends with its last whole line. Knows no engine.
+A take whose process was killed ends with its last complete line. Independent of engines.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .records import (
 from .writer import LOG_NAME
 
 FrameKey = tuple[int, int]
-"""Which stream of the take, counted from 0, and the frame's seq in it."""
+"""(index of the stream in the take, from 0; the frame's seq in it)."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Take:
-    """folder: where it lies. records: in order. inputs: in order of their offer. hashes: sha256 of the frames that were
-    handed out live. lost: finished frames that nobody saw. complete: it was ended, not killed."""
+    """folder: the take's. records: in order. inputs: in the order offered. hashes: sha256 of the frames delivered live.
+    lost: finished frames that were never delivered. complete: ended normally, not killed."""
 
     folder: Path
     created: str
@@ -46,20 +46,20 @@ class Take:
 
     @property
     def opened(self) -> Opened:
-        """How the take begins."""
+        """The first record: the opening of the stream."""
         first = self.records[0]
         assert isinstance(first, Opened)
         return first
 
 
 def read_take(folder: Path) -> Take:
-    """Raises InputError where there is no take, or one that cannot be used."""
+    """Raises InputError if there is no take or it cannot be used."""
     log = folder / LOG_NAME
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise InputError(f"{folder} is not a take: {log.name} is missing.", "Give the folder of a take.") from error
-    lines.pop()  # what follows the last line feed: nothing, or half a line of a killed process
+    lines.pop()  # after the last line feed: nothing, or an incomplete line of a killed process
     if not lines:
         raise InputError(f"{folder} holds an empty take.", "The process was killed before anything was recorded.")
     take = Take(folder=folder, created=_created(lines[0], log))
@@ -71,13 +71,13 @@ def read_take(folder: Path) -> Take:
 
 def _collect(take: Take, lines: list[Line]) -> None:
     stream = -1
-    known: set[int] = set()
+    stored: set[int] = set()
     for line in lines:
         match line:
             case StoredInput():
                 take.inputs.append(line)
                 if line.seq is not None:
-                    known.add(line.seq)
+                    stored.add(line.seq)
             case HandedOut():
                 take.hashes[stream, line.seq] = line.sha256
             case Lost():
@@ -86,8 +86,8 @@ def _collect(take: Take, lines: list[Line]) -> None:
                 take.complete = True
             case Stopped():
                 pass
-            case Pushed() if line.seq not in known and line.outcome != "refused":
-                return  # an input that the disk did not get: nothing after it can be the same
+            case Pushed() if line.seq not in stored and line.outcome != "refused":
+                return  # an input that was never written: nothing after it can be reproduced
             case _:
                 stream += isinstance(line, Opened)
                 take.records.append(line)

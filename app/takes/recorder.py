@@ -1,6 +1,6 @@
-"""The worker's end of a take: collects records and says when a batch of them is to be sent. Bounded by time and number.
+"""The worker's end of a take: collects records into batches, bounded by time and number.
 
-Runs on the worker's only thread and costs an append. Knows no pipe and no file.
+Runs on the worker's only thread; the cost is an append. Independent of pipes and files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BATCH_NS = 100_000_000
 
 
 class Recorder:
-    """Records of one session. first_seq: number of the first input that was posted to this worker's mailbox."""
+    """Records of one session. first_seq: number of the first input posted to this worker's mailbox."""
 
     def __init__(self, first_seq: int) -> None:
         self._first_seq = first_seq
@@ -48,7 +48,7 @@ class Recorder:
     def opened(
         self, info: StreamInfo, control: Control, machine: Mapping[str, object], *, prompt_only: bool, posted: int
     ) -> None:
-        """A fresh stream."""
+        """A new stream was opened."""
         self._add(
             Opened(
                 machine=machine,
@@ -89,15 +89,15 @@ class Recorder:
         self._add(Lost(seq=seq))
 
     def stopped(self, reason: str) -> None:
-        """The end."""
+        """Recording ended."""
         self._add(Stopped(reason=reason))
 
     def due(self, now_ns: int) -> bool:
-        """Whether a batch is full, or old enough."""
+        """Whether a batch is full or old enough to send."""
         return bool(self._records) and (len(self._records) >= _BATCH_RECORDS or now_ns - self._since_ns >= _BATCH_NS)
 
     def take_batch(self) -> tuple[TakeRecord, ...]:
-        """What is to be sent; empty: nothing."""
+        """The records to send; may be empty."""
         batch = tuple(self._records)
         self._records.clear()
         return batch
@@ -109,7 +109,7 @@ class Recorder:
 
 
 def complete_control(stream: Stream) -> Control:
-    """All controls of a stream that a fresh one can be opened with; those of the engine are not the stream's."""
+    """All controls of a stream, to open a new one with; without the engine's controls."""
     values = {
         name: value
         for name, value in stream.controls.values.items()

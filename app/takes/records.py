@@ -1,6 +1,6 @@
-"""What a take consists of: one record for each thing that happened, and each record's line of JSON.
+"""What a take consists of: one record per event, and each record's line of JSON.
 
-Owns the schema. Knows no worker, no file and no engine.
+Owns the schema. Independent of workers, files and engines.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pipelines.core.prompts import WeightedPrompt
 TAKE_SCHEMA = 1
 Outcome = Literal["accepted", "skipped", "refused"]
 
-# ---- told by the worker: the order of these is the order in which the engine was driven ------------------------------
+# ---- from the worker: in the order in which the engine was driven ----------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A fresh stream, with which a take begins (and goes on, when the worker was restarted).
+    """A new stream: the take's first record, and again after a restart of the worker.
 
     machine: see takes/machine.py. controls: the complete state. after: number of the newest input offered before this;
-    those belong to no stream of the take. width, height: pixels.
+    those inputs belong to no stream of the take. width, height: pixels.
     """
 
     kind: ClassVar[str] = "open"
@@ -39,7 +39,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changed:
-    """Controls were changed. tick: the one from which it holds. after: the newest input that had been offered."""
+    """Controls were changed. tick: the first with the change. after: number of the newest input offered before."""
 
     kind: ClassVar[str] = "control"
     controls: Mapping[str, object]
@@ -49,7 +49,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed:
-    """Input `seq` was offered to the stream. A refusal is written once, however often it was tried again."""
+    """Input `seq` was offered to the stream. A refusal is written once, however often it was retried."""
 
     kind: ClassVar[str] = "push"
     seq: int
@@ -58,7 +58,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """Frames were asked for from the prompt alone, and accepted."""
+    """Frames from the prompt alone were requested and accepted."""
 
     kind: ClassVar[str] = "generate"
     frames: int
@@ -67,7 +67,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
-    """The engine ticked while the stream had something in flight. batch: rows of all streams; 0: not known."""
+    """The engine ticked while the stream had something in flight. batch: rows of all streams; 0: unknown."""
 
     kind: ClassVar[str] = "tick"
     tick: int
@@ -76,7 +76,7 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sourced:
-    """From here on the prompt alone, or inputs. after: the newest input that had been offered."""
+    """The source was switched: the prompt alone, or inputs. after: number of the newest input offered before."""
 
     kind: ClassVar[str] = "source"
     prompt_only: bool
@@ -85,7 +85,7 @@ class Sourced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """Frame `seq` of the stream was finished, but no output buffer was free: nobody has seen it."""
+    """Frame `seq` of the stream was finished, but no output buffer was free: it was never delivered."""
 
     kind: ClassVar[str] = "lost"
     seq: int
@@ -101,16 +101,16 @@ class Stopped:
 
 TakeRecord = Opened | Changed | Pushed | Generated | Ticked | Sourced | Lost | Stopped
 
-# ---- told by the front -----------------------------------------------------------------------------------------------
+# ---- from the front --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredInput:
-    """An input that was offered, whatever became of it: `size` bytes of `file` from `offset`.
+    """An input that was offered, taken or not: `size` bytes of `file` from `offset`.
 
-    seq: None for one that a door dropped undecoded; width and height are then 0 and sha256 empty. format: see
-    takes/inputs.py. decoder: the one that gave the pixels; empty where there is no choice. width, height
-    and sha256: of the pixels that the stream was offered.
+    seq: None for one dropped before decoding; width and height are then 0 and sha256 empty. format: see
+    takes/inputs.py. decoder: the one that reproduces the pixels; empty if the format has only one. width, height
+    and sha256: of the pixels offered to the stream.
     """
 
     kind: ClassVar[str] = "input"
@@ -128,7 +128,7 @@ class StoredInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandedOut:
-    """Frame `seq` of the stream opened last arrived. sha256: of its [H, W, 3] RGB bytes."""
+    """Frame `seq` of the most recent stream was delivered. sha256: of its [H, W, 3] RGB bytes."""
 
     kind: ClassVar[str] = "frame"
     seq: int
@@ -138,7 +138,7 @@ class HandedOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The take is complete. reason: empty when it was asked for."""
+    """The take is complete. reason: empty if the user stopped it."""
 
     kind: ClassVar[str] = "end"
     reason: str
@@ -163,7 +163,7 @@ def to_line(record: Line) -> dict[str, object]:
 
 
 def from_line(line: Mapping[str, object]) -> Line:
-    """The record of a JSON object. Raises ValueError for what is none."""
+    """The record of a JSON object. Raises ValueError for an invalid one."""
     kind = _KINDS.get(str(line.get("kind")))
     if kind is None:
         raise ValueError(f"unknown kind {line.get('kind')!r}")
@@ -175,12 +175,12 @@ def from_line(line: Mapping[str, object]) -> Line:
 
 
 def plain_controls(values: Mapping[str, object]) -> dict[str, object]:
-    """Controls as JSON has them, for Control.of: prompts as [text, weight] pairs."""
+    """Controls as JSON values, for Control.of: prompts as [text, weight] pairs."""
     return {name: _plain(value) for name, value in values.items()}
 
 
 def plain_change(control: Control) -> dict[str, object]:
-    """What a change sets, as JSON has it."""
+    """What a change sets, as JSON values."""
     return plain_controls(control.changes())
 
 

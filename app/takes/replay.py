@@ -1,7 +1,7 @@
-"""Drives a fresh engine through a take, operation by operation in the order in which they happened live.
+"""Drives a fresh engine through a take, operation by operation in their live order.
 
 Frames are compared with the hashes of the live ones. With dropped inputs filled in, other steps or another size the
-order of operations stays, and where the engine has no room it ticks until it has. Knows no command line and no writer.
+order of operations stays, and a full engine ticks until it has room. Independent of the command line and of writers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .reader import FrameKey, Take
 from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, TakeRecord, Ticked
 
 _NANOSECONDS = Fraction(1, 1_000_000_000)
-_DEVICE_WAIT_S = 10.0  # for a picture that the device is still working on
+_DEVICE_WAIT_S = 10.0  # for a picture that the device has not finished
 _MAX_IDLE_TICKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    """fill_drops: push every input. steps: instead of those of the take; 0: the take's. resized: the engine has another
-    size than the take's."""
+    """fill_drops: push every input. steps: replaces the take's; 0: the take's. resized: the engine's size differs from
+    the take's."""
 
     fill_drops: bool = False
     steps: int = 0
@@ -40,13 +40,13 @@ class ReplayOptions:
 
     @property
     def same(self) -> bool:
-        """Whether the live frames are to come out."""
+        """Whether the frames should equal the live ones."""
         return not (self.fill_drops or self.steps or self.resized)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReplayedFrame:
-    """image: [H, W, 3] uint8 RGB. time_ns: when its source was captured, or it was asked for, on the take's clock."""
+    """image: [H, W, 3] uint8 RGB. time_ns: when its source was captured or it was requested, on the take's clock."""
 
     image: Picture
     time_ns: int
@@ -54,9 +54,9 @@ class ReplayedFrame:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayCounts:
-    """identical, different: against the live frames. unknown: without a live frame to compare with (none was handed
-    out, or its line was lost). inputs: of other pixels than live. verdicts: of another judgement of the similarity
-    filter. batches: ticks that live shared the batch with other sessions."""
+    """identical, different: compared with the live frames. unknown: no live frame to compare with (not delivered, or
+    its line was lost). inputs: with different pixels than live. verdicts: inputs on which the similarity filter decided
+    differently. batches: ticks whose batch was shared with other sessions live."""
 
     identical: int = 0
     different: int = 0
@@ -75,24 +75,24 @@ class Replay:
         self._stream: Stream | None = None
         self._opened = -1
         self._ready: deque[ReplayedFrame] = deque()
-        self._asked: deque[int] = deque()  # when prompt-only frames were asked for, from number `_first_asked` on
+        self._asked: deque[int] = deque()  # request times of prompt-only frames, from number `_first_asked` on
         self._first_asked = 0
         self._compared: set[FrameKey] = set()
         self._by_seq = {stored.seq: index for index, stored in enumerate(take.inputs) if stored.seq is not None}
-        self._followed_by = _numbers(take.inputs)
-        self._next = 0  # the first input that is not offered yet (filling in)
+        self._next_seqs = _next_seqs(take.inputs)
+        self._next = 0  # the first input not offered yet (with fill_drops)
         self._prompt_only = False
 
     def frames(self) -> Generator[ReplayedFrame]:
-        """All frames, in order. Raises InputError where the take and the engine do not fit."""
+        """All frames, in order. Raises InputError if the take and the engine do not match."""
         try:
             for record in self._take.records:
                 self._play(record)
                 while self._ready:
                     yield self._ready.popleft()
             if self._stream is not None:
-                self._fill(sys.maxsize)  # what came last may have been offered to nobody
-            self._settle()
+                self._fill(sys.maxsize)  # the last inputs may never have been offered live
+            self._finish_stream()
             yield from self._ready
         finally:
             if self._stream is not None:
@@ -119,13 +119,13 @@ class Replay:
 
     def _open(self, record: Opened) -> None:
         if self._stream is not None:
-            self._settle()
+            self._finish_stream()
             self._stream.close()
         self._asked.clear()
         self._first_asked = 0
         self._opened += 1
         self._prompt_only = record.prompt_only
-        self._pass(record.after)
+        self._skip(record.after)
         self._stream = self._engine.open(control=self._control(record.controls))
 
     def _apply(self, record: Changed) -> None:
@@ -150,13 +150,13 @@ class Replay:
         if record.prompt_only:
             self._fill(record.after)
         else:
-            self._pass(record.after)
+            self._skip(record.after)
         self._prompt_only = record.prompt_only
 
     # ---- inputs ----
 
     def _fill(self, seq: int) -> None:
-        """Filling in: push every input up to number `seq`."""
+        """With fill_drops: push every input up to number `seq`."""
         if not self._options.fill_drops or self._prompt_only:
             return
         end = self._end(seq)
@@ -168,18 +168,18 @@ class Replay:
             except InputError:
                 if stored.seq is not None:
                     raise
-                self.counts.inputs += 1  # nobody has ever looked into it: it may be no picture at all
+                self.counts.inputs += 1  # it was never decoded live and may not be a picture
 
-    def _pass(self, seq: int) -> None:
-        """Filling in: the inputs up to number `seq` were offered to no stream."""
+    def _skip(self, seq: int) -> None:
+        """With fill_drops: skip the inputs up to number `seq`, which were offered to no stream."""
         self._next = max(self._next, self._end(seq))
 
     def _end(self, seq: int) -> int:
-        """The place behind input `seq`, and behind those that a door dropped before it."""
-        return bisect.bisect_right(self._followed_by, seq)
+        """The index after input `seq`; undecoded drops before it are included."""
+        return bisect.bisect_right(self._next_seqs, seq)
 
     def _push(self, stored: StoredInput) -> bool:
-        """Push one input; whether the similarity filter skipped it."""
+        """Push one input; returns whether the similarity filter skipped it."""
         info = self._running.info
         image, same = load_input(self._take.folder, stored, info.width, info.height)
         self.counts.inputs += not same
@@ -206,28 +206,28 @@ class Replay:
         return Control.of({**values, **steps})
 
     def _offer(self, offer: Callable[[], bool]) -> None:
-        """Until it is taken: the same ticks as live need only wait for the device; otherwise tick."""
+        """Retry until accepted: an unchanged replay only waits for the device, otherwise the engine ticks."""
         deadline_s, idle = time.monotonic() + _DEVICE_WAIT_S, 0
         while not offer():
             if self._options.same:
                 if time.monotonic() > deadline_s:
                     raise InputError(
-                        "The replay has left the take's way: the engine has no room where it had some live.",
-                        "Render with --fill-drops, which needs no room at the same moments.",
+                        "The replay has diverged from the take: the engine is full where it had room live.",
+                        "Render with --fill-drops, which does not need room at the same moments.",
                     )
                 time.sleep(0.0005)
             else:
                 self._engine.tick()
                 idle += 1
-                assert idle < _MAX_IDLE_TICKS, "the engine never takes the frame"
+                assert idle < _MAX_IDLE_TICKS, "the engine never accepts the frame"
             self._pull()
 
     def _pull(self) -> None:
         for frame in self._running.pull():
             self._take_frame(frame)
 
-    def _settle(self) -> None:
-        """The end of a stream. Live, what was in flight then is not part of the take; else it comes out."""
+    def _finish_stream(self) -> None:
+        """End a stream. An unchanged replay omits what was in flight then, as the take does; otherwise flush it."""
         if not self._options.same:
             for frame in self._running.flush():
                 self._take_frame(frame)
@@ -273,8 +273,8 @@ class Replay:
             self.counts.different += 1
 
 
-def _numbers(inputs: Sequence[StoredInput]) -> list[int]:
-    """The number of each input; of one without, that of the next that has one. Not falling."""
+def _next_seqs(inputs: Sequence[StoredInput]) -> list[int]:
+    """The seq of each input, or of the next one that has any. Non-decreasing."""
     numbers: list[int] = []
     following = 2**63
     for stored in reversed(inputs):

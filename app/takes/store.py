@@ -1,7 +1,7 @@
-"""The folder that holds all takes: names, a limit on the bytes, and which are deleted to stay below it.
+"""The folder of all takes: names, the quota, and deletion of the oldest to stay below it.
 
-A take that is being written is locked by its process, so that a dead process leaves none running. Names are made here;
-none ever comes from a request. Knows no session.
+A take being written is locked by its process, so that a dead process leaves none running. Names are made here, never
+taken from a request. Independent of sessions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _GIB = 2**30
 
 
 class TakesFullError(OutputError):
-    """There is no room for another take, and nothing that may be deleted."""
+    """There is no room for another take, and nothing may be deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTake:
-    """A take on the disk. size: bytes."""
+    """A take on disk. size: bytes. running: it is being written."""
 
     name: str
     folder: Path
@@ -39,10 +39,10 @@ class StoredTake:
 
 
 class TakeStore:
-    """Takes under `root`, all together at most `limit_bytes`. Safe from several threads."""
+    """Takes under `root`, at most `limit_bytes` in total. Thread-safe."""
 
     def __init__(self, root: Path, limit_bytes: int = 10 * _GIB, *, min_room_bytes: int = _MIN_ROOM_BYTES) -> None:
-        """min_room_bytes: what a new take must have before it may begin."""
+        """min_room_bytes: free space required to begin a take."""
         if limit_bytes < min_room_bytes:
             raise InputError(f"{limit_bytes} bytes are too few for takes.", f"Allow {min_room_bytes} or more.")
         self.root = root
@@ -51,15 +51,15 @@ class TakeStore:
         self._lock = threading.Lock()
 
     def create(self) -> Path:
-        """The folder for a new take, which exists and is empty. Deletes the oldest finished ones for it if it must.
+        """Make an empty folder for a new take, deleting the oldest finished takes if necessary.
 
         Raises TakesFullError, OutputError.
         """
         with self._lock:
             if not self._make_room(self._min_room_bytes):
                 raise TakesFullError(
-                    f"There is no room for another take: {self.limit_bytes / _GIB:.1f} GiB are allowed, and takes that "
-                    "are being recorded fill them.",
+                    f"There is no room for another take: takes being recorded fill the {self.limit_bytes / _GIB:.1f} "
+                    "GiB allowed.",
                     "Stop one of them, or allow more.",
                 )
             stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
@@ -67,16 +67,16 @@ class TakeStore:
             try:
                 folder.mkdir(parents=True)
             except OSError as error:
-                raise OutputError(f"A folder for the take cannot be made: {error.strerror}.") from error
+                raise OutputError(f"A folder for the take cannot be created: {error.strerror}.") from error
             return folder
 
     def may_grow(self, size: int) -> bool:
-        """For TakeWriter: whether the takes, one of which has grown to `size`, may grow on; makes room if it can."""
+        """For TakeWriter: whether a take that has grown to `size` may grow further; makes room if possible."""
         with self._lock:
             return self._make_room(0)
 
     def takes(self) -> tuple[StoredTake, ...]:
-        """All of them, oldest first."""
+        """All takes, oldest first."""
         if not self.root.is_dir():
             return ()
         folders = sorted(folder for folder in self.root.iterdir() if _NAME.fullmatch(folder.name))
@@ -92,7 +92,7 @@ class TakeStore:
         return found
 
     def delete(self, name: str) -> None:
-        """Raises InputError for an unknown one and for one that is being recorded."""
+        """Delete a take. Raises InputError if it is unknown or being recorded."""
         with self._lock:
             take = self.find(name)
             if take.running:
@@ -100,20 +100,20 @@ class TakeStore:
             shutil.rmtree(take.folder)
 
     def _make_room(self, wanted: int) -> bool:
-        """Delete the oldest finished takes until `wanted` bytes fit. False: they do not."""
+        """Delete the oldest finished takes until `wanted` bytes fit; returns whether they do."""
         takes = self.takes()
         room = self.limit_bytes - sum(take.size for take in takes)
         for take in takes:
             if room >= wanted:
                 break
-            if not take.running and (take.folder / LOG_NAME).exists():  # without a log it is just being made
+            if not take.running and (take.folder / LOG_NAME).exists():  # without a log it is just being created
                 shutil.rmtree(take.folder, ignore_errors=True)
                 room += take.size
         return room >= wanted
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a living process writes this take."""
+    """Whether a live process is writing this take."""
     try:
         with (folder / LOCK_NAME).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -130,5 +130,5 @@ def _size(folder: Path) -> int:
         try:
             total += file.stat().st_size
         except FileNotFoundError:
-            continue  # it was the lock of a take that has just ended
+            continue  # the lock of a take that has just ended
     return total

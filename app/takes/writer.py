@@ -1,7 +1,7 @@
 """The front's end of a take: a thread of its own that appends lines and inputs to a folder.
 
-Callers never wait: what they hand over stands in a queue that is bounded in bytes. When the disk or the processor
-cannot keep up the take ends, with a sentence that says so, and the session goes on. Knows no session and no worker.
+Callers never block: items go into a queue bounded in bytes. If the disk or the CPU cannot keep up, the take ends with a
+message and the session continues. Independent of sessions and workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .records import TAKE_SCHEMA, Ended, HandedOut, Line, TakeRecord, to_line
 LOG_NAME = "take.jsonl"
 LOCK_NAME = "running.lock"
 _QUEUE_BYTES = 192 * 2**20
-_LINE_COST = 512  # bytes that a waiting record is counted as
+_LINE_COST = 512  # bytes that a queued record counts as
 _FLUSH_S = 0.5
 _CLOSE_S = 10.0
 
@@ -57,10 +57,10 @@ _Item = _Input | _Undecoded | _Frame | TakeRecord
 
 
 class TakeWriter:
-    """Writes one take into `folder`, which is made. Raises OutputError where that cannot be.
+    """Writes one take into `folder`, which is created. Raises OutputError if it cannot be.
 
-    may_grow: asked about every half second with the bytes written so far; False ends the take. on_trouble: called once,
-    from the writer's thread, with a sentence, when the take ends by itself.
+    may_grow: called about every half second with the bytes written so far; False ends the take. on_trouble: called
+    once, on the writer's thread, with a message, if the take ends by itself.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TakeWriter:
         self._changed = threading.Condition()
         self._queue: deque[tuple[_Item, int]] = deque()
         self._waiting_bytes = 0
-        self._reason: str | None = None  # why the take is to end; None: it goes on
+        self._reason: str | None = None  # why the take ends; None: it continues
         self._trouble = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ class TakeWriter:
             self._lock = (folder / LOCK_NAME).open("w")
         except OSError as error:
             raise OutputError(f"A take cannot be written to {folder}: {error.strerror}.") from error
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when this process dies
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when this process dies
         self._inputs = InputArchive(folder)
         self._lines: list[str] = [_header(session)]
         self._log_bytes = 0
@@ -94,44 +94,44 @@ class TakeWriter:
         atexit.register(self.close)  # before daemon threads are stopped
         self._thread.start()
 
-    # ---- from any thread; none of these waits ----
+    # ---- from any thread; these never block ----
 
     def add_input(self, seq: int, captured_ns: int, image: Picture, received: bytes | None) -> None:
-        """An input that is offered. image: [H, W, 3] uint8 as the stream sees it."""
+        """Add an offered input. image: [H, W, 3] uint8 as the stream sees it."""
         cost = image.nbytes + (len(received) if received is not None else 0)
         self._put(_Input(seq=seq, captured_ns=captured_ns, image=image, received=received), cost)
 
     def add_undecoded(self, captured_ns: int, received: bytes) -> None:
-        """An input that was dropped before it was decoded."""
+        """Add an input that was dropped before it was decoded."""
         self._put(_Undecoded(captured_ns=captured_ns, received=received), len(received) + _LINE_COST)
 
     def add_frame(self, seq: int, source_seq: int | None, image: Picture) -> None:
-        """A frame that is handed out."""
+        """Add a delivered frame."""
         self._put(_Frame(seq=seq, source_seq=source_seq, image=image), image.nbytes)
 
     def add_records(self, records: Sequence[TakeRecord]) -> None:
-        """What the worker told."""
+        """Add records from the worker."""
         for record in records:
             self._put(record, _LINE_COST)
 
     def finish(self, reason: str = "") -> None:
-        """Write what waits and end the take, without waiting for it. The first call's reason counts."""
+        """End the take once the queue is written; does not block. The first call's reason counts."""
         with self._changed:
             if self._reason is None:
                 self._reason = reason
             self._changed.notify()
 
-    # ---- may wait ----
+    # ---- may block ----
 
     def close(self) -> None:
-        """`finish`, and wait until it is written."""
+        """`finish`, and wait until everything is written."""
         self.finish()
         self._thread.join(_CLOSE_S)
         atexit.unregister(self.close)
 
     @property
     def ended(self) -> bool:
-        """Nothing is taken any more."""
+        """Whether nothing is accepted any more."""
         return self._reason is not None
 
     def _put(self, item: _Item, cost: int) -> None:
@@ -139,7 +139,7 @@ class TakeWriter:
             if self._reason is not None:
                 return
             if self._waiting_bytes + cost > self._queue_bytes:
-                self._give_up("The take has ended: this machine could not write it as fast as it came.")
+                self._give_up("The take has ended: this machine could not write it fast enough.")
                 return
             self._queue.append((item, cost))
             self._waiting_bytes += cost
@@ -167,7 +167,7 @@ class TakeWriter:
             self._on_trouble(self._reason or "")
 
     def _step(self) -> bool:
-        """Write one thing, or flush. False: all is written and the take is to end."""
+        """Write one item, or flush. False: everything is written and the take ends."""
         with self._changed:
             if not self._queue and self._reason is None:
                 self._changed.wait(max(0.0, self._flush_at_s - time.monotonic()) if self._lines else None)
@@ -194,7 +194,7 @@ class TakeWriter:
         return item
 
     def _flush(self) -> None:
-        """Inputs first: a line never names what is not there."""
+        """Inputs first: a line never refers to missing data."""
         self._inputs.flush()
         text = "".join(line + "\n" for line in self._lines)
         self._log.write(text)
@@ -205,7 +205,7 @@ class TakeWriter:
         if not self._may_grow(self._inputs.bytes + self._log_bytes):
             with self._changed:
                 if self._reason is None:
-                    self._give_up("The take has ended: the space for takes is used up. Delete some, or allow more.")
+                    self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")
 
     def _close_files(self) -> None:
         self._inputs.close()

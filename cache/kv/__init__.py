@@ -1,1 +1,1 @@
-"""The key/value cache of causal transformers and the policies that decide what it keeps."""
+"""The KV cache of causal transformers, and the policies that decide what it keeps."""

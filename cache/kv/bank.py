@@ -1,8 +1,7 @@
-"""Owns all memory of a cache and the copies in it: stored keys and values, rotated ones, and what selection needs.
+"""Owns all memory of a cache: stored keys and values, rotated copies, and what selection needs.
 
-Knows tensors, slots and the words of plans; never decides. Two ways to keep rotated keys stand in one table: `Resident`
-rotates a key once a chunk and keeps it for all layers; `PerPass` rotates every layer's keys in every pass into memory
-that the layers share.
+Holds tensors; decides nothing. Rotated keys are kept in one of two ways: `Resident` keeps a rotated copy of every
+layer, renewed once per chunk; `PerPass` rotates a layer's keys in every pass into memory shared by all layers.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TensorPair = tuple[torch.Tensor, torch.Tensor]
 
 
 class Bank:
-    """The memory of a cache. `rotate`: the function that rotates."""
+    """The memory of a cache. rotate: the kernel that rotates keys."""
 
     def __init__(self, shape: KVShape, policy: KVPolicy, rotary: Rotary, store: Store, kernels: KVKernels) -> None:
         self.shape, self.policy, self.store = shape, policy, store
@@ -35,36 +34,36 @@ class Bank:
             rotary, policy.regions, shape.cache_rows, phase_step=policy.phase_step, dtype=wide, device=shape.device
         )
         size = (shape.layers, shape.cache_rows, self.capacity)
-        chosen_heads = shape.heads if policy.selects < 0 else policy.selects
+        heads = shape.heads if policy.selects < 0 else policy.selects
         frame = torch.arange(self.capacity, dtype=torch.int32, device=shape.device) - self.frame_cells.start
         frame = torch.remainder(frame, self.frame_cells.tokens).to(torch.int32)
-        self.origins = frame[:, None].expand(*size, chosen_heads).contiguous() if chosen_heads else None
-        """[layers, rows, capacity, 1 or heads] int32: which place of a frame a slot's token came from."""
+        self.origins = frame[:, None].expand(*size, heads).contiguous() if heads else None
+        """[layers, rows, capacity, 1 or heads] int32: the index within its frame of each slot's token."""
         self.attention = (
             torch.zeros((*size, shape.heads), dtype=torch.float32, device=shape.device) if policy.accumulates else None
         )
         """[layers, rows, capacity, heads]: the attention that each token has received."""
-        cells = sum(region.cells for region in policy.regions) if chosen_heads or policy.scores_queries else 0
+        cells = sum(region.cells for region in policy.regions) if heads or policy.scores_queries else 0
         self.starts = torch.zeros((shape.cache_rows, cells), dtype=torch.int64, device=shape.device)
         """First slots of the candidates of a selection."""
         self.candidate_times = torch.zeros(
             (shape.cache_rows, 2, cells, self.tables.time_pairs), dtype=wide, device=shape.device
         )
-        """Temporal (cos, sin) of where the candidates stand while they are scored."""
+        """Temporal (cos, sin) of the candidates' positions during scoring."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All memory but the rotated keys."""
+        """All memory except the rotated keys."""
         optional = tuple(t for t in (self.origins, self.attention) if t is not None)
         return (*self.store.tensors, *self.tables.tensors, *optional, self.starts, self.candidate_times)
 
     @property
     def by_slot(self) -> tuple[torch.Tensor, ...]:
-        """What belongs to the tokens and moves with them: each [layers, rows, capacity, ...]."""
+        """Per-token storage, which moves with the tokens: each [layers, rows, capacity, ...]."""
         return (*self.store.tensors, *(t for t in (self.origins, self.attention) if t is not None))
 
     def prepare(self, row: int, op: SelectTokens | SelectBlocks) -> None:
-        """Upload which candidates a selection has and where they stand while they are scored."""
+        """Upload a selection's candidates and their positions during scoring."""
         count = len(op.candidates)
         upload(torch.tensor([span.start for span in op.candidates]), self.starts[row, :count])
         step = self.policy.phase_step
@@ -72,8 +71,8 @@ class Bank:
         for part, host in zip(self.candidate_times[row], times, strict=True):
             upload(host, part[:count])
 
-    def fresh(self, row: int, chunk: Sequence[Span]) -> None:
-        """The chunk's slots hold whole frames that nobody has attended yet."""
+    def reset_slots(self, row: int, chunk: Sequence[Span]) -> None:
+        """Mark the chunk's slots as whole frames that have received no attention yet."""
         for span in chunk:
             if self.origins is not None:
                 spatial = torch.arange(span.length, dtype=torch.int32, device=self.shape.device)
@@ -84,7 +83,7 @@ class Bank:
     def rotation(
         self, layer: int, row: int, start: int, stop: int, kind: SpanKind
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin), each [slots, 1 or heads, D/2], of slots that are all selected tokens, or all not."""
+        """(cos, sin), each [slots, 1 or heads, D/2], of slots that are either all selected tokens or none."""
         cos, sin = self.tables.cos[row, start:stop], self.tables.sin[row, start:stop]
         if kind is not SpanKind.SELECTED:
             return cos, sin
@@ -103,19 +102,19 @@ class Bank:
 
 
 def runs(spans: Sequence[Span]) -> list[tuple[int, int, SpanKind]]:
-    """The spans' slots as few half-open ranges; selected tokens apart from all others."""
-    out: list[tuple[int, int, SpanKind]] = []
+    """The spans' slots as the fewest half-open ranges; selected tokens separate from all others."""
+    merged: list[tuple[int, int, SpanKind]] = []
     for span in sorted(spans, key=lambda s: s.start):
         kind = SpanKind.SELECTED if span.kind is SpanKind.SELECTED else SpanKind.RECENT
-        if out and out[-1][1] == span.start and out[-1][2] is kind:
-            out[-1] = (out[-1][0], span.stop, kind)
+        if merged and merged[-1][1] == span.start and merged[-1][2] is kind:
+            merged[-1] = (merged[-1][0], span.stop, kind)
         else:
-            out.append((span.start, span.stop, kind))
-    return out
+            merged.append((span.start, span.stop, kind))
+    return merged
 
 
 class Rotated(Protocol):
-    """Where rotated keys stand, and what attention reads."""
+    """Storage of rotated keys: what attention reads."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -123,11 +122,11 @@ class Rotated(Protocol):
         ...
 
     def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
-        """These spans' keys were moved or stand elsewhere now."""
+        """These spans' keys were moved or have new positions: rotate them again."""
         ...
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
-        """A layer of a pass begins: all that it attends, but for its own chunk, must be readable."""
+        """A layer of a pass begins: make all attended spans readable, except the chunk itself."""
         ...
 
     def write(
@@ -140,12 +139,12 @@ class Rotated(Protocol):
         ...
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotated keys and values [rows, slots, H, D]: views of memory that keeps its address."""
+        """Rotated keys and values [rows, slots, H, D]: views of memory at fixed addresses."""
         ...
 
 
 class Resident:
-    """One rotated copy of all keys of all layers, renewed once a chunk where positions changed. Values as stored."""
+    """A rotated copy of all keys of all layers, renewed once per chunk where positions changed. Values as stored."""
 
     def __init__(self, bank: Bank) -> None:
         shape = bank.shape
@@ -179,7 +178,7 @@ class Resident:
 
 
 class PerPass:
-    """One layer's rotated keys and plain values, made anew in every layer of every pass."""
+    """One layer's rotated keys and plain values, recomputed in every layer of every pass."""
 
     def __init__(self, bank: Bank) -> None:
         shape = bank.shape
@@ -193,10 +192,10 @@ class PerPass:
         return self._keys, self._values
 
     def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
-        """Nothing to do: `load` rotates what stands there."""
+        """Nothing to do: `load` rotates."""
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
-        """The chunk's own slots are read too, so that the ranges stay the same when the chunk moves on in the ring."""
+        """The chunk's own slots are read too, so that the ranges stay the same as the chunk moves through the ring."""
         bank = self._bank
         for start, stop, kind in runs(attended):
             one, slots = slice(row, row + 1), slice(start, stop)
@@ -207,12 +206,12 @@ class PerPass:
     def write(
         self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
     ) -> None:
-        stored, here = (slots.reshape(-1) for slots in index)
+        store_index, local_index = (slots.reshape(-1) for slots in index)
         flat_keys, flat_values = keys.flatten(0, 1), values.flatten(0, 1)
-        self._bank.store.write(layer, stored, flat_keys, flat_values)
-        turned = self._bank.rotate(keys, *rotation).flatten(0, 1)
-        self._keys.flatten(0, 1).index_copy_(0, here, turned.to(self._keys.dtype))
-        self._values.flatten(0, 1).index_copy_(0, here, flat_values.to(self._values.dtype))
+        self._bank.store.write(layer, store_index, flat_keys, flat_values)
+        rotated = self._bank.rotate(keys, *rotation).flatten(0, 1)
+        self._keys.flatten(0, 1).index_copy_(0, local_index, rotated.to(self._keys.dtype))
+        self._values.flatten(0, 1).index_copy_(0, local_index, flat_values.to(self._values.dtype))
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[rows, slots], self._values[rows, slots]
@@ -223,4 +222,4 @@ STORAGES: Mapping[str, tuple[Callable[[KVShape, int], Store], Callable[[Bank], R
     "lean": (NativeStore, PerPass),
     "int8": (Int8Store, PerPass),
 }
-"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit: all layers' keys."""
+"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit is all layers' keys."""

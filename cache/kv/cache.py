@@ -1,7 +1,7 @@
-"""Owns the key/value cache of a causal transformer: rows of history, a chunk's beginning, views, rewind, integrity.
+"""Owns the KV cache of a causal transformer: rows of history, beginning a chunk, views, rewind, integrity.
 
-Knows tensors and integers; never frames of video or prompts. Keys are stored without rotary phase. Policies decide with
-host integers; in steady state all shapes and addresses are constant and nothing waits for the device.
+Works on tensors and integers, never on video frames or prompts. Keys are stored unrotated. Policies decide with host
+integers; in steady state all shapes and addresses are constant and nothing synchronises with the device.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ __all__ = ["KVCache", "KVShape", "KVSnapshot"]
 
 @dataclass(slots=True)
 class _Row:
-    """The host's side of a row."""
+    """A row's state on the host."""
 
     ledger: Ledger = field(default_factory=Ledger)
-    due: Plan | None = None
-    """The plan whose first-pass operations have not been taken by a view."""
+    pending: Plan | None = None
+    """The plan of a chunk that no view has taken yet."""
     rotated: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    """First slot -> (stop, position, phase) of the spans whose rotated keys are at hand."""
-    written: dict[int, int] = field(default_factory=dict)
+    """First slot -> (stop, position, phase) of the spans whose rotated keys are up to date."""
+    versions: dict[int, int] = field(default_factory=dict)
     """First slot -> how many times its contents have been replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVSnapshot:
-    """What `restore` needs. parts: copies of all slots' contents; None: the host's integers are all there is."""
+    """What `restore` needs. parts: copies of all slots' contents; None: host integers only."""
 
     ledger: Ledger
-    written: dict[int, int]
+    versions: dict[int, int]
     parts: tuple[torch.Tensor, ...] | None
 
     @property
     def bytes(self) -> int:
-        """Memory of the copies."""
+        """Size of the copies."""
         return sum(t.nbytes for t in self.parts or ())
 
 
 class KVCache:
     """Keys and values of `shape.cache_rows` histories under one policy.
 
-    storage: "native" keeps a rotated copy of all keys as well (3 units of memory, least work), "lean" rotates in every
-    pass (2 units), "int8" stores 8-bit integers with a scale per token and head and rotates in every pass (about 1 unit
-    of 16-bit keys). kernels: compiled ones, where they are at hand. Raises KVError for an unknown storage or a
-    policy made for another grid.
+    storage: "native" also keeps a rotated copy of all keys (3 units of memory, fastest), "lean" rotates in every pass
+    (2 units), "int8" stores 8-bit integers with a scale per token and head and rotates in every pass (about 1 unit of
+    16-bit keys). kernels: compiled ones, if available. Raises KVError for an unknown storage or a policy made for
+    another grid.
     """
 
     def __init__(
@@ -71,13 +71,15 @@ class KVCache:
         kernels: KVKernels = PLAIN_KERNELS,
     ) -> None:
         if storage not in STORAGES:
-            raise KVError(f"unknown storage {storage!r} of keys and values; there are {', '.join(STORAGES)}")
+            raise KVError(f"unknown KV storage {storage!r}; choose one of {', '.join(STORAGES)}")
         if policy.grid != shape.grid:
             raise KVError(
-                f"the policy was made for the grid {policy.grid} and the cache for {shape.grid}: make both alike"
+                f"the policy was made for the grid {policy.grid} and the cache for {shape.grid}: use the same grid"
             )
         if rotary.head_dim != shape.head_dim:
-            raise KVError(f"the rotary phases have head_dim {rotary.head_dim} and the cache {shape.head_dim}")
+            raise KVError(
+                f"the rotary embedding has head_dim {rotary.head_dim} and the cache {shape.head_dim}: use the same"
+            )
         make_store, make_rotated = STORAGES[storage]
         self.shape, self.policy, self.storage = shape, policy, storage
         self._bank = Bank(shape, policy, rotary, make_store(shape, policy.capacity_tokens), kernels)
@@ -94,19 +96,19 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        """All memory that this cache holds, on the device."""
+        """All device memory of this cache."""
         own = (self._index, self._rotated_index, self._cos, self._sin)
         return sum(t.nbytes for t in (*self._bank.tensors, *self._rotated.tensors, *own))
 
     def begin(self, row: int, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None) -> Ledger:
-        """Make room for a chunk of `frames` latent frames, and rotate what is kept to where it now stands.
+        """Make room for a chunk of `frames` latent frames, and rotate what is kept to its new positions.
 
         keep: how many of its first frames stay when the next chunk begins (Rolling Forcing: 3 of 15, and none while its
         window fills); default all.
-        shots: the frames' shot indices, for policies with phases. Returns what stands in the row now. Raises KVError
-        when the policy cannot hold such a chunk, or the last one was never passed; the row is then as before.
+        shots: the frames' shot indices, for policies with phases. Returns the row's new ledger. Raises KVError, and
+        leaves the row unchanged, if the policy cannot hold such a chunk or no pass has run on the previous one.
         """
-        state = self._passed(row)
+        state = self._ready_row(row)
         plan = self.policy.plan(state.ledger, frames, keep=keep, shots=shots)
         after = plan.ledger
         changed = {slot for op in plan.now for slot in touched(op)}
@@ -117,34 +119,34 @@ class KVCache:
             for layer in range(self.shape.layers):
                 run(self._bank, layer, row, op)
         self._bank.tables.update(row, (*after.spans, *after.pool))
-        self._bank.fresh(row, after.chunk)
+        self._bank.reset_slots(row, after.chunk)
         self._rotate_stale(row, plan, changed)
-        self._place_chunk(row, after.chunk)
+        self._upload_chunk(row, after.chunk)
         for slot in changed | {s.start for s in after.chunk} | {s for op in plan.first_pass for s in touched(op)}:
-            state.written[slot] = state.written.get(slot, 0) + 1
-        state.ledger, state.due = after, plan
+            state.versions[slot] = state.versions.get(slot, 0) + 1
+        state.ledger, state.pending = after, plan
         return after
 
     def _rotate_stale(self, row: int, plan: Plan, changed: set[int]) -> None:
-        """Renew the rotated keys of the past that were changed or that stand elsewhere now; later ones in the pass."""
+        """Rotate again the past spans that changed or moved in time; those of the first pass are rotated there."""
         state = self._rows[row]
         later = {slot for op in plan.first_pass for slot in touched(op)}
-        standing = {s.start: (s.stop, s.position, s.phase) for s in plan.ledger.spans}
+        current = {s.start: (s.stop, s.position, s.phase) for s in plan.ledger.spans}
         stale = [
             span
             for span in plan.ledger.past
             if span.start not in later
-            and (span.start in changed or state.rotated.get(span.start) != standing[span.start])
+            and (span.start in changed or state.rotated.get(span.start) != current[span.start])
         ]
         if any(span.kind is SpanKind.RECENT for span in stale):
-            stale += plan.ledger.chunk  # It lies among them, and the ranges stay the same when it moves on in the ring.
+            stale += plan.ledger.chunk  # It lies among them: the ranges stay the same as it moves through the ring.
         if stale:
             for layer in range(self.shape.layers):
                 self._rotated.rotate(layer, row, stale)
-        state.rotated = standing
+        state.rotated = current
 
-    def _place_chunk(self, row: int, chunk: Sequence[Span]) -> None:
-        """Upload the chunk's slots, and take its rotation from the table."""
+    def _upload_chunk(self, row: int, chunk: Sequence[Span]) -> None:
+        """Upload the chunk's slots, and take its rotation from the tables."""
         tokens = self.shape.frame_tokens
         count = len(chunk) * tokens
         starts = torch.tensor([span.start for span in chunk], dtype=torch.int64)
@@ -156,10 +158,10 @@ class KVCache:
             torch.index_select(table.flatten(0, 1), 0, self._index[row, :count], out=target[row, :count])
 
     def view(self, rows: Sequence[int], frames: int | None = None) -> KVView:
-        """What one forward pass of these rows uses; make one for each pass. frames: its first frames only.
+        """The view of one forward pass over these rows; create one for each pass. frames: only the first frames.
 
-        The rows' chunks are of equal length and attend to ranges of equal length (see `groups`). frames is the chunk's
-        length (default) or its kept frames. Raises KVError otherwise, or when no chunk was begun.
+        The rows' chunks must have the same length and attend to the same range (see `groups`). frames is the chunk's
+        length (default) or its kept frames. Raises KVError otherwise, or if no chunk was begun.
         """
         ranges, counts, passes = set(), set(), []
         for row in rows:
@@ -180,24 +182,24 @@ class KVCache:
             counts.add(count)
             passes.append(self._pass(row, attended))
         if len(ranges) != 1 or len(counts) != 1:
-            raise KVError(f"rows {tuple(rows)} attend to {sorted(ranges)}: pass them apart, as groups(rows) says")
+            raise KVError(f"rows {tuple(rows)} attend to {sorted(ranges)}: pass them separately, see groups(rows)")
         for row in rows:
-            self._rows[row].due = None
+            self._rows[row].pending = None
         return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes)
 
     def _pass(self, row: int, attended: tuple[Span, ...]) -> RowPass:
         state = self._rows[row]
-        due = state.due.first_pass if state.due is not None else ()
-        moved = {slot for op in due for slot in touched(op)}
-        again = tuple(span for span in state.ledger.past if span.start in moved)
-        first = state.due is not None
-        return RowPass(row=row, first=first, attended=attended, first_pass=due, moved=again)
+        operations = state.pending.first_pass if state.pending is not None else ()
+        changed = {slot for op in operations for slot in touched(op)}
+        moved = tuple(span for span in state.ledger.past if span.start in changed)
+        first = state.pending is not None
+        return RowPass(row=row, first=first, attended=attended, first_pass=operations, moved=moved)
 
     def _view(self, rows: tuple[int, ...], slots: tuple[int, int], tokens: int, passes: list[RowPass]) -> KVView:
         adjacent = rows == tuple(range(rows[0], rows[-1] + 1))
-        which: slice | list[int] = slice(rows[0], rows[-1] + 1) if adjacent else list(rows)
+        selector: slice | list[int] = slice(rows[0], rows[-1] + 1) if adjacent else list(rows)
         index, rotated_index, cos, sin = (
-            t[which, :tokens] for t in (self._index, self._rotated_index, self._cos, self._sin)
+            t[selector, :tokens] for t in (self._index, self._rotated_index, self._cos, self._sin)
         )
         return KVView(
             self._bank,
@@ -211,84 +213,86 @@ class KVCache:
 
     def groups(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
         """The rows in groups that one view can take together: equal chunks that attend to equal ranges."""
-        found: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
             state = self._rows[row]
-            key = (*state.ledger.attended, len(state.ledger.chunk), int(state.due is not None))
-            found.setdefault(key, []).append(row)
-        return [tuple(group) for group in found.values()]
+            key = (*state.ledger.attended, len(state.ledger.chunk), int(state.pending is not None))
+            groups.setdefault(key, []).append(row)
+        return [tuple(group) for group in groups.values()]
 
     def reset(self, row: int) -> None:
-        """Forget everything in the row."""
+        """Empty the row."""
         self._set(row, Ledger())
 
     def flush(self, row: int, keep_last_frames: int = 1) -> None:
-        """Forget all but the sink (or context) and the last frames, as at a change of prompt."""
+        """Drop all but the sink (or context) and the last frames, as at a prompt change."""
         if keep_last_frames < 0:
-            raise KVError(f"keep_last_frames is {keep_last_frames}; it is 0 or more")
-        self._set(row, self.policy.flush(self._passed(row).ledger, keep_last_frames))
+            raise KVError(f"keep_last_frames is {keep_last_frames}; it must be 0 or more")
+        self._set(row, self.policy.flush(self._ready_row(row).ledger, keep_last_frames))
 
     def scene_cut(self, row: int) -> None:
-        """The next chunk begins another scene, in the way the policy has it."""
-        self._set(row, self.policy.scene_cut(self._passed(row).ledger))
+        """Begin a new scene with the next chunk, as the policy defines it."""
+        self._set(row, self.policy.scene_cut(self._ready_row(row).ledger))
 
-    def _passed(self, row: int) -> _Row:
-        """The row, if its chunk has been seen by a pass: otherwise its place holds what nobody wrote for it."""
+    def _ready_row(self, row: int) -> _Row:
+        """The row, if a pass has run on its chunk: until then the chunk's slots hold stale contents."""
         state = self._rows[row]
-        if state.due is not None:
+        if state.pending is not None:
             raise KVError(
-                f"the chunk begun in row {row} was never passed: pass it (see view), or reset or restore the row"
+                f"no pass has run on the chunk begun in row {row}: run one (see view), or reset or restore the row"
             )
         return state
 
     def _set(self, row: int, ledger: Ledger) -> None:
         state = self._rows[row]
-        state.ledger, state.due = ledger, None
+        state.ledger, state.pending = ledger, None
 
     def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
-        """Memory for the contents of one row, on `device` (default: the cache's own): what `snapshot` copies into."""
-        place = self.shape.device if device is None else device
-        return tuple(torch.empty_like(t[:, 0], device=place) for t in self._bank.by_slot)
+        """Buffers for the contents of one row, on `device` (default: the cache's own), for `snapshot` to copy into."""
+        target = self.shape.device if device is None else device
+        return tuple(torch.empty_like(t[:, 0], device=target) for t in self._bank.by_slot)
 
     def snapshot(self, row: int, *, copy: bool = False, into: tuple[torch.Tensor, ...] | None = None) -> KVSnapshot:
-        """The row as it is, between chunks. copy: with all contents. into: `snapshot_buffers` for them,
-        whose snapshot is then no longer good; None: new memory on the cache's own device.
+        """The row's current state, between chunks. copy: with all contents. into: `snapshot_buffers` to copy into,
+        which invalidates their previous snapshot; None: new memory on the cache's own device.
 
-        Without a copy it is a few integers, and `restore` works for as long as what they name has not been overwritten.
-        A policy that sums attention is always copied: its sums change with every chunk.
+        Without a copy it is a few integers, and `restore` works until the spans they name are overwritten. A policy
+        that sums attention is always copied: its sums change with every chunk.
         """
-        state = self._passed(row)
+        state = self._ready_row(row)
         parts = into
         if into is not None or copy or self.policy.accumulates:
             parts = self.snapshot_buffers() if into is None else into
             for target, tensor in zip(parts, self._bank.by_slot, strict=True):
                 target.copy_(tensor[:, row])
-        return KVSnapshot(ledger=state.ledger, written=dict(state.written), parts=parts)
+        return KVSnapshot(ledger=state.ledger, versions=dict(state.versions), parts=parts)
 
     def restore(self, row: int, snapshot: KVSnapshot) -> None:
-        """Back to a snapshot. Raises KVError when its contents are gone and it has no copy; then the row stays."""
+        """Restore a snapshot. Raises KVError, and leaves the row unchanged, if its contents were overwritten and it has
+        no copy.
+        """
         state, ledger = self._rows[row], snapshot.ledger
         if snapshot.parts is None:
             spans = (*ledger.spans, *ledger.pool)
-            gone = [s.frame for s in spans if state.written.get(s.start) != snapshot.written.get(s.start)]
-            if gone:
+            overwritten = [s.frame for s in spans if state.versions.get(s.start) != snapshot.versions.get(s.start)]
+            if overwritten:
                 raise KVError(
-                    f"latent frames {gone} have been overwritten since the snapshot: take it with copy=True, "
+                    f"latent frames {overwritten} have been overwritten since the snapshot: take it with copy=True, "
                     "or reset the row and pass its clean frames again"
                 )
         else:
             for tensor, part in zip(self._bank.by_slot, snapshot.parts, strict=True):
                 tensor[:, row].copy_(part)
-            state.written = {start: count + 1 for start, count in state.written.items()}
+            state.versions = {start: count + 1 for start, count in state.versions.items()}
         state.rotated = {}
         self._set(row, ledger)
 
     def ledger(self, row: int) -> Ledger:
-        """What stands in the row."""
+        """The row's ledger."""
         return self._rows[row].ledger
 
     def check_integrity(self) -> None:
-        """Assert that spans, lengths, positions and storage agree, and positions are in the policy's stated range."""
+        """Assert that spans, lengths, positions and storage agree, and positions are in the policy's range."""
         for row, state in enumerate(self._rows):
             check_row(self.policy, row, state.ledger)
             assert len(state.ledger.chunk) * self.shape.frame_tokens <= self._chunk_tokens, (row, state.ledger.chunk)

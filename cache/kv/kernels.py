@@ -1,7 +1,7 @@
 """Owns the work on keys and values that every pass repeats, as functions of tensors, so that a compiler can fuse it.
 
-Knows tensors and flat slots; no row, layer, span or policy. Compiled and plain kernels give the same values up to
-rounding of the format.
+Works on tensors and flat slots; independent of rows, layers, spans and policies. Compiled and plain kernels agree up to
+rounding in the dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVKernels:
-    """rotate: see `Rotate`. rotate_into: `rotate_into` below. place: `write` below."""
+    """rotate: see `Rotate`; rotate_into and write: the functions below."""
 
     rotate: Rotate
     rotate_into: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -27,7 +27,7 @@ class KVKernels:
 
 
 def rotate_into(target: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """target [n, H, D] := keys [n, H, D], rotated by cos, sin [n, 1 or H, D/2]."""
+    """Write keys [n, H, D], rotated by cos, sin [n, 1 or H, D/2], to target [n, H, D]."""
     target.copy_(rotate_pairs(keys, cos, sin))
 
 
@@ -42,24 +42,24 @@ def write(
     stored_values: torch.Tensor,
     rotated_keys: torch.Tensor,
 ) -> None:
-    """A pass's keys and values [B, N, H, D] go to flat slots index [B, N] of stored_keys and stored_values [.., H, D],
-    the keys rotated by cos, sin [B, N, 1, D/2] to rotated_index of rotated_keys.
+    """Write a pass's keys and values [B, N, H, D] to flat slots index [B, N] of stored_keys and stored_values
+    [.., H, D], and the keys rotated by cos, sin [B, N, 1, D/2] to rotated_index of rotated_keys.
     """
-    turned = rotate_pairs(keys, cos, sin)
+    rotated = rotate_pairs(keys, cos, sin)
     slots, rotated_slots = index.reshape(-1), rotated_index.reshape(-1)
     stored_keys.index_copy_(0, slots, keys.flatten(0, 1).to(stored_keys.dtype))
     stored_values.index_copy_(0, slots, values.flatten(0, 1).to(stored_values.dtype))
-    rotated_keys.index_copy_(0, rotated_slots, turned.flatten(0, 1).to(rotated_keys.dtype))
+    rotated_keys.index_copy_(0, rotated_slots, rotated.flatten(0, 1).to(rotated_keys.dtype))
 
 
 PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, write=write)
-"""As they stand above."""
+"""Not compiled."""
 
 
 def compiled_kernels(compiler: str = "inductor") -> KVKernels:
-    """By torch.compile, at first use: each becomes one or two kernels. compiler: torch.compile's backend.
+    """Compiled by torch.compile at first use, to one or two kernels each. compiler: torch.compile's backend.
 
-    `rotate_into` serves runs of all lengths with one kernel, the others compile once for each shape of a pass.
+    `rotate_into` handles all lengths with one kernel; the others compile once per shape of a pass.
     """
     return KVKernels(
         rotate=torch.compile(rotate_pairs, backend=compiler, fullgraph=True, dynamic=False),

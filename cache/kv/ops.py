@@ -1,7 +1,7 @@
-"""Owns how each operation of a plan is carried out on the device, one layer of one row at a time.
+"""Owns how each operation of a plan runs on the device, one layer of one row at a time.
 
-Knows tensors and the words of plans. Counts and ranges come from the host, choices (which tokens, which blocks, whether
-a sink is replaced) are made on the device by top-k with a known count or by masks; nothing here waits for the device.
+Counts and ranges come from the host; choices (which tokens, which blocks, whether a sink is replaced) are made on the
+device by top-k with a known count or by masks. Nothing here synchronises with the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def move(bank: Bank, layer: int, row: int, op: Move, queries: Queries) -> None:
 
 
 def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> None:
-    """Replace the sink frame that is least similar to the newest frame, where that similarity is below the threshold.
+    """Replace the sink frame that is least similar to the newest frame, if that similarity is below the threshold.
 
     Similarity: the mean of the cosines of the mean key and of the mean value over a frame's tokens.
     """
@@ -50,7 +50,7 @@ def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> 
 
 
 def pool_frames(bank: Bank, layer: int, row: int, op: PoolFrames, queries: Queries) -> None:
-    """Average keys and values over boxes of (frames, rows, columns); what does not fill a box is left away."""
+    """Average keys and values over boxes of (frames, rows, columns); incomplete boxes are dropped."""
     one, (frames, rows, columns) = slice(row, row + 1), bank.policy.pooling
     height, width = bank.policy.grid
     pooled = []
@@ -66,7 +66,7 @@ def pool_frames(bank: Bank, layer: int, row: int, op: PoolFrames, queries: Queri
 
 
 def select_tokens(bank: Bank, layer: int, row: int, op: SelectTokens, queries: Queries) -> None:
-    """Keep the best tokens of the candidates, in their order."""
+    """Keep the candidates' best tokens, in their original order."""
     length = op.candidates[0].length
     starts = bank.starts[row, : len(op.candidates)]
     index = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
@@ -84,7 +84,7 @@ def select_tokens(bank: Bank, layer: int, row: int, op: SelectTokens, queries: Q
 
 
 def _pick(cells: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """cells [capacity, heads, ...] at slots [n, 1] or, for each head its own, [n, heads] -> [n, heads, ...]."""
+    """cells [capacity, heads, ...] at slots [n, 1], or per head [n, heads] -> [n, heads, ...]."""
     if slots.shape[1] == 1:
         return cells.index_select(0, slots[:, 0])
     index = slots.reshape(*slots.shape, *([1] * (cells.dim() - 2)))
@@ -92,7 +92,7 @@ def _pick(cells: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
 
 
 def _token_scores(bank: Bank, layer: int, row: int, index: torch.Tensor, length: int, queries: Queries) -> torch.Tensor:
-    """Sum over queries and heads of the rotated products, for each candidate token: (sum of q) . k -> [n]."""
+    """Sum of q . k (rotated) over queries and heads, for each candidate token: (sum of q) . k -> [n]."""
     assert queries is not None
     assert bank.origins is not None
     cells = index.numel() // length
@@ -103,7 +103,7 @@ def _token_scores(bank: Bank, layer: int, row: int, index: torch.Tensor, length:
 
 
 def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Queries) -> None:
-    """Keep the best pooled blocks, in their order. Scored by half of the heads."""
+    """Keep the best pooled blocks, in their original order. Scored by half of the heads."""
     assert queries is not None
     length = op.candidates[0].length
     starts = bank.starts[row, : len(op.candidates)]
@@ -140,12 +140,12 @@ OPERATIONS: Mapping[type, Callable[[Bank, int, int, Any, Queries], None]] = {
 
 
 def run(bank: Bank, layer: int, row: int, op: Operation, queries: Queries = None) -> None:
-    """Carry out one operation."""
+    """Run one operation."""
     OPERATIONS[type(op)](bank, layer, row, op, queries)
 
 
 def touched(op: Operation) -> tuple[int, ...]:
-    """The first slots of the spans whose contents the operation changes (of a move: of the range)."""
+    """The first slots of the spans (for a move, of the range) whose contents the operation changes."""
     match op:
         case Move():
             return (op.target,)
@@ -158,7 +158,7 @@ def touched(op: Operation) -> tuple[int, ...]:
 
 
 def shape_of(op: Operation) -> tuple[object, ...]:
-    """What of an operation is fixed in a captured graph: candidates are uploaded, targets and counts are not."""
+    """The part of an operation that a captured graph fixes: targets and counts; candidates are uploaded."""
     match op:
         case SelectTokens() | SelectBlocks():
             return (type(op).__name__, len(op.candidates), *(span.start for span in op.targets))

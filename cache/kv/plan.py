@@ -1,8 +1,8 @@
-"""Owns the words in which policies speak: spans of slots, what stands in a row (the ledger), operations, and the plan.
+"""Owns the vocabulary of policies: spans of slots, the ledger of a row, operations, and the plan.
 
 Host integers only, no tensors. Ranges are half-open and in slots; a slot holds one token's keys and values of every
-layer. Positions are in latent frames. Order in a ledger is order in time; slots may stand in any order, because
-attention does not care for the order of its keys: a new frame simply takes the place of an evicted one.
+layer. Positions are in latent frames. A ledger is in temporal order; its slots may be in any order, because attention
+does not depend on the order of its keys: a new frame simply takes the slots of an evicted one.
 """
 
 from __future__ import annotations
@@ -14,58 +14,58 @@ from itertools import pairwise
 
 
 class KVError(ValueError):
-    """A cache or a policy was asked for something it cannot do. The message holds the value and the remedy."""
+    """A cache or a policy cannot do what was requested. The message gives the value and the remedy."""
 
 
 class SpanKind(StrEnum):
-    """What a span holds, as its policy sees it."""
+    """What a span holds, to its policy."""
 
     SINK = "sink"
     RECENT = "recent"
     CONTEXT = "context"
     """Frames of earlier shots."""
     CHUNK = "chunk"
-    """The chunk that is being denoised: its passes write here."""
+    """The chunk being denoised: its passes write here."""
     SELECTED = "selected"
-    """Tokens of several frames, chosen on the device, different in every layer (and, with heavy hitters, head)."""
+    """Tokens of several frames, chosen on the device per layer (and, with heavy hitters, per head)."""
     MID = "mid"
     """A pooled block of frames that is attended."""
     POOL = "pool"
-    """A pooled block of frames that waits to be chosen."""
+    """A pooled block of frames that may be selected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """One cell of slots: a latent frame, a frame's worth of selected tokens, or a pooled block."""
+    """A cell of slots: a latent frame, a frame's worth of selected tokens, or a pooled block."""
 
     start: int
     stop: int
     kind: SpanKind
     frame: int
-    """Index, since the row's reset, of the (first) latent frame it holds; -1 when only the device knows."""
+    """Index, since the row's reset, of its (first) latent frame; -1 if decided on the device."""
     position: int = 0
-    """Where its first frame stands in time now."""
+    """Current temporal position of its first frame."""
     frames: int = 1
-    """Latent frames it stands for."""
+    """Latent frames it represents."""
     phase: int = 0
     """Shot index: this many times the policy's `phase_step` is added to its temporal angles."""
     kept: bool = True
-    """False: a frame that the next chunk's beginning drops."""
+    """False: dropped when the next chunk begins."""
 
     @property
     def length(self) -> int:
-        """Slots."""
+        """Number of slots."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """What stands in a row. Immutable: a row's state on the host is one reference."""
+    """The contents of a row. Immutable: a row's state on the host is one reference."""
 
     spans: tuple[Span, ...] = ()
-    """What is attended, in order of time, the chunk last."""
+    """Attended spans in temporal order, the chunk last."""
     pool: tuple[Span, ...] = ()
-    """What is stored and not attended, in order of time."""
+    """Spans that are stored but not attended, in temporal order."""
     next_frame: int = 0
     """Index of the next latent frame."""
     cut_frame: int | None = None
@@ -75,22 +75,22 @@ class Ledger:
 
     @property
     def length(self) -> int:
-        """Attended tokens."""
+        """Number of attended tokens."""
         return sum(span.length for span in self.spans)
 
     @property
     def attended(self) -> tuple[int, int]:
-        """The slots that hold the attended tokens: one half-open range."""
+        """The attended slots: one half-open range."""
         return attended_range(self.spans)
 
     @property
     def chunk(self) -> tuple[Span, ...]:
-        """The spans of the chunk that is being denoised."""
+        """The spans of the chunk being denoised."""
         return tuple(span for span in self.spans if span.kind is SpanKind.CHUNK)
 
     @property
     def past(self) -> tuple[Span, ...]:
-        """The spans that were there before the chunk."""
+        """The attended spans before the chunk."""
         return tuple(span for span in self.spans if span.kind is not SpanKind.CHUNK)
 
 
@@ -105,7 +105,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refresh:
-    """Where the least similar sink frame is below the threshold, the newest frame replaces it, per layer."""
+    """Per layer, replace the sink frame least similar to the newest by it, if that similarity is below threshold."""
 
     sinks: tuple[Span, ...]
     newest: Span
@@ -114,17 +114,17 @@ class Refresh:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectTokens:
-    """The best tokens of the candidates, in order of time, go to the targets; positions are as they are scored."""
+    """Copy the candidates' best tokens to the targets, in temporal order. Candidates' positions: those for scoring."""
 
     candidates: tuple[Span, ...]
     targets: tuple[Span, ...]
     accumulated: bool = False
-    """True: by accumulated attention, each head for itself. False: by the products with the chunk's queries."""
+    """True: scored by accumulated attention, per head. False: by the products with the chunk's queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectBlocks:
-    """The best pooled blocks, in order of time, go to the targets. Scores: products with the chunk's queries."""
+    """Copy the best pooled blocks to the targets, in temporal order. Scored by products with the chunk's queries."""
 
     candidates: tuple[Span, ...]
     targets: tuple[Span, ...]
@@ -132,7 +132,7 @@ class SelectBlocks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolFrames:
-    """The mean keys and values over boxes of the source frames go to the target."""
+    """Write the mean keys and values over boxes of the source frames to the target."""
 
     sources: tuple[Span, ...]
     target: Span
@@ -143,19 +143,19 @@ Operation = Move | Refresh | SelectTokens | SelectBlocks | PoolFrames
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a chunk's beginning does to a row."""
+    """What beginning a chunk does to a row."""
 
     ledger: Ledger
-    """What stands afterwards, the chunk included."""
+    """The ledger afterwards, the chunk included."""
     now: tuple[Operation, ...] = ()
-    """Done at once, for all layers, in this order."""
+    """Run at once, for all layers, in this order."""
     first_pass: tuple[Operation, ...] = ()
-    """Done in each layer of the chunk's first pass, when its queries are known, before that layer attends."""
+    """Run in each layer of the chunk's first pass, once its queries are known, before that layer attends."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """`cells` equal cells of slots from `start`. In a cell, slot i is at (t, y, x)[i] relative to its span."""
+    """`cells` equal cells of slots from `start`. Slot i of a cell is at (t, y, x)[i] relative to its span."""
 
     start: int
     cells: int
@@ -174,14 +174,14 @@ class Region:
         return self.start + self.cells * self.tokens
 
     def slots(self, cell: int) -> tuple[int, int]:
-        """The half-open range of a cell."""
+        """A cell's half-open range of slots."""
         assert 0 <= cell < self.cells, (cell, self)
         return self.start + cell * self.tokens, self.start + (cell + 1) * self.tokens
 
     def cell(self, slot: int) -> int:
         """The cell that begins at a slot."""
-        cell, rest = divmod(slot - self.start, self.tokens)
-        assert rest == 0, (slot, self)
+        cell, remainder = divmod(slot - self.start, self.tokens)
+        assert remainder == 0, (slot, self)
         assert 0 <= cell < self.cells, (slot, self)
         return cell
 
@@ -200,13 +200,13 @@ def frame_region(grid: tuple[int, int], frames: int, *, start: int = 0) -> Regio
 
 
 def attended_range(spans: Iterable[Span]) -> tuple[int, int]:
-    """The half-open range of slots from the first to the last; (0, 0) for none."""
+    """The half-open range of slots that the spans cover; (0, 0) for none."""
     bounds = [(span.start, span.stop) for span in spans]
     return (min(b[0] for b in bounds), max(b[1] for b in bounds)) if bounds else (0, 0)
 
 
 def gaps(spans: Sequence[Span]) -> bool:
-    """Whether spans overlap or leave a slot free between the first and the last."""
+    """Whether spans overlap or leave a free slot between the first and the last."""
     start, stop = attended_range(spans)
     ordered = sorted(spans, key=lambda span: span.start)
     disjoint = all(a.stop <= b.start for a, b in pairwise(ordered))

@@ -1,6 +1,6 @@
-"""Owns the memory of un-rotated keys and values: as they come, or as 8-bit integers with a scale per token and head.
+"""Owns the memory of unrotated keys and values: as given, or as 8-bit integers with a scale per token and head.
 
-Knows tensors, layers, rows and slots. It rotates nothing and decides nothing. All of it is allocated here, once.
+Stores only: no rotation, no policy. Everything is allocated once, here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVShape:
-    """What a cache is made for.
+    """The sizes of a cache.
 
     grid: (rows, columns) of tokens in a latent frame; cache_rows: independent histories.
     """
@@ -33,12 +33,12 @@ class KVShape:
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
-    """At least float32: what sums and means are computed in."""
+    """x in at least float32, for sums and means."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Store(Protocol):
-    """Un-rotated keys and values of [layers, cache_rows, capacity] slots, each [H, D]."""
+    """Unrotated keys and values of [layers, cache_rows, capacity] slots, each [H, D]."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -46,15 +46,15 @@ class Store(Protocol):
         ...
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """keys, values [n, H, D] go to flat slots (row * capacity + slot) [n] int64."""
+        """Write keys, values [n, H, D] to flat slots (row * capacity + slot) [n] int64."""
         ...
 
     def keys(self, layer: int, rows: slice, slots: slice) -> torch.Tensor:
-        """Un-rotated keys [rows, slots, H, D] in the cache's dtype; a view where that is how they are stored."""
+        """Unrotated keys [rows, slots, H, D] in the cache's dtype; a view if they are stored in it."""
         ...
 
     def values(self, layer: int, rows: slice, slots: slice) -> torch.Tensor:
-        """Values [rows, slots, H, D], as `keys`."""
+        """Values [rows, slots, H, D]; otherwise as `keys`."""
         ...
 
     def take(self, layer: int, row: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +63,7 @@ class Store(Protocol):
 
 
 class NativeStore:
-    """As they come."""
+    """Keys and values in the cache's dtype."""
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
         size = (shape.layers, shape.cache_rows, capacity, shape.heads, shape.head_dim)
@@ -95,7 +95,7 @@ def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Int8Store:
-    """As int8 with one float32 scale for each token and head: (D + 4) / (2 D) of the memory of 16-bit storage."""
+    """int8 with one float32 scale per token and head: (D + 4) / (2 D) of the memory of 16-bit storage."""
 
     def __init__(self, shape: KVShape, capacity: int) -> None:
         size = (shape.layers, shape.cache_rows, capacity, shape.heads, shape.head_dim)
@@ -110,12 +110,12 @@ class Int8Store:
         return self._keys, self._values, self._key_scales, self._value_scales
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for whole, scales, x in (
+        for stored, scales, x in (
             (self._keys, self._key_scales, keys),
             (self._values, self._value_scales, values),
         ):
             quantised, scale = quantise(x)
-            whole[layer].flatten(0, 1).index_copy_(0, index, quantised)
+            stored[layer].flatten(0, 1).index_copy_(0, index, quantised)
             scales[layer].flatten(0, 1).index_copy_(0, index, scale)
 
     def keys(self, layer: int, rows: slice, slots: slice) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Owns the rotation of every slot: cosines and sines by where its span stands now, in tensors that keep their address.
+"""Owns the rotation of every slot: cosines and sines of its span's current position, in tensors at fixed addresses.
 
-Knows rotary phases, regions and positions. Time is uploaded, a few numbers a span; rows and columns never change.
+Only the temporal part changes: it is uploaded, a few numbers per span. Rows and columns are constant.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from cache.rotary import Rotary
 
 
 def upload(host: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy a host tensor into a device tensor without waiting for the device."""
+    """Copy a host tensor into a device tensor without synchronising with the device."""
     if target.is_cuda:
         host = host.pin_memory()
     target.copy_(host, non_blocking=True)
 
 
 class PhaseTables:
-    """cos, sin: [rows, capacity, 1, D/2] by slot. phase_step: radians for each shot index of a span."""
+    """cos, sin: [rows, capacity, 1, D/2] by slot. phase_step: radians per shot index of a span."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class PhaseTables:
         return self.cos, self.sin, self._times, self._unit_of_slot
 
     def update(self, row: int, spans: Iterable[Span]) -> None:
-        """Turn the slots of these spans to where they stand."""
+        """Set the rotations of these spans' slots to their positions."""
         positions, phases = [0.0] * self._units, [0.0] * self._units
         for span in spans:
-            which = next(i for i, r in enumerate(self._regions) if r.start <= span.start < r.stop)
-            offsets = self._offsets[which]
-            first = self._first_unit[which] + self._regions[which].cell(span.start) * len(offsets)
+            region = next(i for i, r in enumerate(self._regions) if r.start <= span.start < r.stop)
+            offsets = self._offsets[region]
+            first = self._first_unit[region] + self._regions[region].cell(span.start) * len(offsets)
             for i, offset in enumerate(offsets):
                 positions[first + i] = span.position + offset
                 phases[first + i] = span.phase * self._phase_step
@@ -72,13 +72,13 @@ class PhaseTables:
             table[row, :, 0, : self.time_pairs] = time.index_select(0, self._unit_of_slot)
 
     def times(self, positions: Sequence[float], phases: Sequence[float]) -> torch.Tensor:
-        """Temporal (cos, sin) of positions in latent frames and phases in radians: [2, n, time pairs] on the host."""
+        """Temporal (cos, sin) at positions in latent frames and phases in radians: [2, n, time pairs] on the host."""
         angles = self._rotary.axis_angles(
             0, torch.tensor(positions, dtype=torch.float64), torch.tensor(phases, dtype=torch.float64)
         )
         return torch.stack((angles.cos(), angles.sin())).to(self._dtype)
 
     def spatial(self, region: Region) -> tuple[torch.Tensor, torch.Tensor]:
-        """Spatial (cos, sin) of a region's cell by slot in it: each [tokens, pairs of rows and columns]."""
+        """Spatial (cos, sin) of a region's cell, by slot within the cell: each [tokens, pairs of rows and columns]."""
         cell = slice(region.start, region.start + region.tokens)
         return self.cos[0, cell, 0, self.time_pairs :], self.sin[0, cell, 0, self.time_pairs :]

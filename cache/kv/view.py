@@ -1,6 +1,6 @@
 """Owns what one forward pass sees of the cache: a chunk's rotation, and the exchange of its keys and values.
 
-Knows tensors and slots. A view is made for one pass and thrown away; its tensors are the cache's own.
+A view serves one pass and is then discarded; its tensors are the cache's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cache.kv.plan import Operation, Span
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowPass:
-    """What a pass does in one row: the operations due in each layer, and of the past what they put somewhere new.
+    """What a pass does in one row. first_pass: operations to run in each layer; moved: past spans that they change.
 
     first: whether it is the first pass of the row's chunk.
     """
@@ -30,7 +30,7 @@ class RowPass:
 
 
 class KVView:
-    """One forward pass of some rows. B is their number, N the pass's tokens, M the attended tokens, N included.
+    """One forward pass over some rows: B rows, N new tokens, M attended tokens (N included).
 
     In every layer: if `observes`, `observe(layer, rotated queries)` first; then `exchange(layer, keys, values)`.
     """
@@ -68,7 +68,7 @@ class KVView:
 
     @property
     def query_rotation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin) of the pass's own tokens, queries and keys alike: [B, N, 1, D/2] float32. Address is stable."""
+        """(cos, sin) of the pass's own queries and keys: [B, N, 1, D/2] float32, at a fixed address."""
         return self._rotation
 
     @property
@@ -76,23 +76,23 @@ class KVView:
         """Equal for passes that run the same kernels on the same addresses: the key of a captured CUDA graph.
 
         A graph captured from one pass may be replayed for a later one of equal signature: the later one's `begin` has
-        put its slots and rotations into the tensors that the graph reads. Make the view all the same: it notes that the
-        chunk's first pass was taken. None of this holds for rows that are not adjacent.
+        written its slots and rotations into the tensors that the graph reads. The view must still be created: that
+        marks the chunk's first pass as done. Rows that are not adjacent cannot be captured.
         """
-        due = tuple(shape_of(op) for p in self._passes for op in p.first_pass)
+        pending = tuple(shape_of(op) for p in self._passes for op in p.first_pass)
         firsts = tuple(p.first for p in self._passes) if self._accumulates else ()
-        return (self.rows, self._slots.start, self._slots.stop, self._tokens, firsts, due)
+        return (self.rows, self._slots.start, self._slots.stop, self._tokens, firsts, pending)
 
     def observe(self, layer: int, queries: torch.Tensor) -> None:
-        """Rotated queries [B, N, H, D] of a layer, before its `exchange`. Needed where `observes`, else ignored."""
+        """Take a layer's rotated queries [B, N, H, D], before its `exchange`. Required if `observes`, else ignored."""
         if self.observes:
             self._queries[layer] = queries
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the pass's un-rotated keys and values [B, N, H, D]; return all rotated keys and values [B, M, H, D].
+        """Store the pass's unrotated keys and values [B, N, H, D]; return all rotated keys and values [B, M, H, D].
 
-        A later pass of the same chunk overwrites its place. The result is the cache's own memory: read it before the
-        next `exchange` (of another layer, where the storage shares memory between layers) and do not write to it.
+        A later pass of the same chunk overwrites them. The result is the cache's own memory: read it before the next
+        `exchange` (some storages share it between layers) and do not write to it.
         """
         assert keys.shape[:2] == (len(self.rows), self._tokens), (keys.shape, self.rows, self._tokens)
         queries = None

@@ -92,7 +92,7 @@ MUTATIONS = [
         "sink, window of noise (Rolling Forcing)",
         "noisy frames go",
         base,
-        "standing",
+        "kept_spans",
         "ledger.spans if s.kept",
         "ledger.spans",
     ),
@@ -169,7 +169,12 @@ MUTATIONS = [
     mutation("heavy-hitter", "its scale", kv_ops, "accumulate", "-0.5", "-1.5"),
     mutation("heavy-hitter", "accumulated", kv_ops, "accumulate", "+=", "="),
     mutation(
-        "heavy-hitter", "new tokens begin at none", kv_bank.Bank, "fresh", "if self.attention is not None", "if False"
+        "heavy-hitter",
+        "new tokens begin at none",
+        kv_bank.Bank,
+        "reset_slots",
+        "if self.attention is not None",
+        "if False",
     ),
     mutation(
         "heavy-hitter",
@@ -222,7 +227,7 @@ MUTATIONS = [
         "len(blocks) == limit",
         "len(blocks) == limit - 1",
     ),
-    mutation("packed, top-k", "so many blocks", PACKED, "_chosen", "min(blocks, self.mid_blocks)", "min(blocks, 1)"),
+    mutation("packed, top-k", "so many blocks", PACKED, "_selected", "min(blocks, self.mid_blocks)", "min(blocks, 1)"),
     mutation("packed, top-k", "scored next to the recent", PACKED, "plan", "mid_end - (len", "mid_end - 3 - (len"),
     mutation("packed, recent", "the latest", PACKED, "_next_block", "blocks = blocks[1:]", "blocks = blocks[:-1]"),
     mutation("packed, recent", "a block counts its frames", base, "by_slot", "reached += span.frames", "reached += 1"),

@@ -99,12 +99,12 @@ def test_a_joint_pass_ignores_frames_that_are_not_there() -> None:
         torch.randn(2, 4, 6, 4, 4),
         Condition(states=torch.randn(2, 4, 8), actions=torch.zeros(2, 6, 5)),
     )
-    there = torch.tensor([[False, False, False, True, True, True], [True] * 6])
+    present = torch.tensor([[False, False, False, True, True, True], [True] * 6])
     times = torch.full((2, 6), 300.0)
-    out = joint(latents, times, condition, there)
+    out = joint(latents, times, condition, present)
     changed = latents.clone()
     changed[:, :, :3] += 1
-    other = joint(changed, times, condition, there)
+    other = joint(changed, times, condition, present)
     torch.testing.assert_close(other[0, :, 3:], out[0, :, 3:])
     assert not torch.allclose(other[1, :, 3:], out[1, :, 3:])
 

@@ -13,7 +13,7 @@ import torch
 from bench import actions, drift, mini_video, prompt_switch
 from bench.drift import CASES, Case, read_case
 from bench.drift_plots import plot
-from bench.prompt_switch import chunks_until, pairs, told, verdict
+from bench.prompt_switch import chunks_until, pairs, statistics_of, verdict
 from bench.video_scores import truth_of
 from cache.kv.policies import POLICIES, make_policy
 from tests.fakes.sprites import made_up_pack
@@ -90,7 +90,7 @@ def test_two_prompts_under_two_policies_and_on_from_there(
     with pytest.raises(ValueError, match="has no case sink-6; it has full, window"):
         plot(out, tmp_path / "none.png", bold=["sink-6"])
     assert "| window |" in drift.table({"window": stored})
-    with pytest.raises(ValueError, match="give another --out"):
+    with pytest.raises(ValueError, match="use another --out"):
         read_case(out / "full.json", {"captions": 3})
 
 
@@ -157,8 +157,8 @@ def test_pairs_differ_in_subject_and_place() -> None:
 def test_a_chunk_counts_only_when_it_stays_so() -> None:
     holds = torch.tensor([[True, False, True], [True, True, True], [False, True, False]])
     assert chunks_until(holds) == [3, 1, None]
-    assert told([3, 1, None]) == {"share": 0.6667, "median_chunk": 2.0, "worst_chunk": 3}
-    assert told([None]) == {"share": 0.0, "median_chunk": None, "worst_chunk": None}
+    assert statistics_of([3, 1, None]) == {"share": 0.6667, "median_chunk": 2.0, "worst_chunk": 3}
+    assert statistics_of([None]) == {"share": 0.0, "median_chunk": None, "worst_chunk": None}
 
 
 def test_a_verdict_on_known_answers() -> None:

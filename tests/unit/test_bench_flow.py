@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused() -> None:
         optical_flow(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 31))
     with pytest.raises(ValueError, match="at least 16"):
         optical_flow(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="1 or more"):
+    with pytest.raises(ValueError, match="at least 1"):
         FlowSettings(levels=0)
     with pytest.raises(ValueError, match="above 0"):
         FlowSettings(damping=0)

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.actions import (
-    MAX,
+    MAX_ACTION,
     REACH,
     SPEED,
     ZOOM_SPEED,
@@ -155,7 +155,7 @@ def test_bounded_sum_is_a_clamped_walk() -> None:
 def test_sampled_actions_are_held_commands_on_one_or_two_axes() -> None:
     actions = sample_actions(400, 12, torch.Generator().manual_seed(7), CPU)
     assert actions.shape == (400, 12, 5)
-    assert 1.3 < float(actions.abs().max()) <= MAX
+    assert 1.3 < float(actions.abs().max()) <= MAX_ACTION
     assert 0.25 < float((actions == 0).flatten(1).all(1).double().mean()) < 0.40
     assert int((actions != 0).sum(-1).max()) == 2
     assert set((actions != 0).any(1).sum(0).clamp(max=1).tolist()) == {1}

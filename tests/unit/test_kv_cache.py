@@ -188,7 +188,7 @@ def test_rows_of_different_length_are_passed_apart() -> None:
     for row in range(3):
         cache.begin(row, 2)
     assert cache.groups([0, 1, 2]) == [(0,), (1, 2)]
-    with pytest.raises(KVError, match=r"rows \(0, 1\) attend to .*: pass them apart, as groups"):
+    with pytest.raises(KVError, match=r"rows \(0, 1\) attend to .*: pass them separately, see groups"):
         cache.view([0, 1])
     one_pass(cache, tokens(5, rows=2), (1, 2))
 
@@ -218,7 +218,7 @@ def test_what_a_cache_cannot_do_is_said() -> None:
         lambda: cache.scene_cut(0),
         lambda: cache.snapshot(0),
     ):
-        with pytest.raises(KVError, match="the chunk begun in row 0 was never passed"):
+        with pytest.raises(KVError, match="no pass has run on the chunk begun in row 0"):
             early()
     one_pass(cache, tokens(0))
     with pytest.raises(KVError, match="keep_last_frames is -1"):
@@ -229,7 +229,7 @@ def test_what_a_cache_cannot_do_is_said() -> None:
     assert cache.ledger(0) is before
     policy = make_policy("sink", grid=(2, 3))
     shape = KVShape(layers=1, heads=1, head_dim=16, grid=(2, 3))
-    with pytest.raises(KVError, match=r"unknown storage 'int4'.*native, lean, int8"):
+    with pytest.raises(KVError, match=r"unknown KV storage 'int4'.*native, lean, int8"):
         KVCache(shape, policy, rotary=Rotary(16), storage="int4")
     with pytest.raises(KVError, match=r"the grid \(2, 3\) and the cache for \(3, 3\)"):
         KVCache(replace(shape, grid=(3, 3)), policy, rotary=Rotary(16))

@@ -168,7 +168,7 @@ def test_without_an_empty_context_only_later_shots_have_one() -> None:
         "C4@2 C5@3 R2@0 R3@1 -- -- --",
     ]
     ledger = dual.scene_cut(plans(dual, [2, 2, 2])[-1].ledger)
-    with pytest.raises(KVError, match="3 of the 3 context frames of a shot are missing"):
+    with pytest.raises(KVError, match="3 of the 3 context frames of the shot are missing"):
         dual.plan(ledger, 3, keep=0)
     context = dual.plan(ledger, 3).ledger
     assert cells(dual, dual.plan(context, 2).ledger) == "X6@0 X7@1 X8@2 C9@3!1 C10@4!1 -- --"
@@ -238,12 +238,12 @@ def test_a_scene_cut_puts_a_gap_in_time_between_old_and_new() -> None:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("sink", {"window_frames": 5}, "window_frames is 5, smaller than the sink of 3 and a chunk of 3: .*at least 6"),
-    ("sink", {"positions": "relative"}, "positions is 'relative'; it is one of slot, absolute, realigned"),
+    ("sink", {"positions": "relative"}, "positions is 'relative'; choose one of slot, absolute, realigned"),
     ("sink", {"sink_frames": -1}, "sink_frames is -1"),
     ("window", {"window_frames": 2}, "window_frames is 2"),
-    ("window", {"sink_frames": 1}, "take the policy 'sink'"),
+    ("window", {"sink_frames": 1}, "use the policy 'sink'"),
     ("deep-sink", {"positions": "absolute"}, "a deep sink is re-aligned"),
-    ("adaptive-sink", {"sink_frames": 0}, "has at least 1: or take 'window'"),
+    ("adaptive-sink", {"sink_frames": 0}, "needs at least 1, or use the policy 'window'"),
     ("adaptive-sink", {"threshold": 2.0}, "threshold is 2.0"),
     ("full", {"max_frames": 2}, "max_frames is 2 and a chunk has 3 frames: raise max_frames"),
     ("full", {"chunk_frames": 0}, "chunk_frames is 0"),
@@ -253,16 +253,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("participative", {"recent_frames": -1}, "recent_frames -1"),
     ("heavy-hitter", {"heavy_frames": 0}, "heavy_frames is 0"),
     ("heavy-hitter", {"query_stride": 0}, "query_stride is 0"),
-    ("packed", {"selection": "best"}, "selection is 'best'; it is one of top-k, recent"),
+    ("packed", {"selection": "best"}, "selection is 'best'; choose one of top-k, recent"),
     ("packed", {"recent_frames": 2}, "recent_frames is 2, and blocks of 4 leave it at once: make it at least 3"),
     ("packed", {"pooling": (3, 1, 1)}, r"pooling is \(3, 1, 1\) for blocks of 4 frames"),
-    ("packed", {"pool_blocks": 3, "pooling": (2, 1, 1)}, "pool_blocks is 3; 16 are to be chosen"),
+    ("packed", {"pool_blocks": 3, "pooling": (2, 1, 1)}, "pool_blocks is 3; 16 are selected from them"),
     ("packed", {"mid_blocks": 0}, r"mid_blocks 0"),
     ("dual", {"context_frames": -1}, "context_frames is -1"),
-    ("dual", {"local_frames": 2}, "local_frames is 2, smaller than a chunk of 3"),
+    ("dual", {"local_frames": 2}, "local_frames is 2; it counts the chunk, so make it at least 3"),
     ("rebuild", {"context_frames": 0}, "context_frames is 0"),
     ("sink", {"windows": 5}, "the policy 'sink' has no option windows; it has chunk_frames, jump_frames"),
-    ("sinks", {}, "unknown key/value policy 'sinks'; there are full, window, sink"),
+    ("sinks", {}, "unknown KV policy 'sinks'; choose one of full, window, sink"),
 ]
 
 
@@ -297,6 +297,6 @@ def test_a_context_must_come_whole() -> None:
     dual = policy("dual", context_frames=3, local_frames=4, chunk_frames=2)
     with pytest.raises(KVError, match=r"4 latent frames .*3 of the 3 context frames"):
         dual.plan(Ledger(), 4)
-    with pytest.raises(KVError, match="give one index for each frame"):
+    with pytest.raises(KVError, match="give one index per frame"):
         dual.plan(Ledger(), 3, shots=(0, 1))
     assert walk(dual, [1, 2, 1])[-1] == "X0@0 X1@1 X2@2 C3@3!1 -- -- --"

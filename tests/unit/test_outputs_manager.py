@@ -84,12 +84,12 @@ def test_names_and_numbers_are_bounded_and_a_failed_start_leaves_room() -> None:
     with pytest.raises(InputError, match="no camera"):
         outputs.start("one", broken)
     outputs.start("one", Kept)
-    with pytest.raises(OutputsError, match="an output 'one' already"):
+    with pytest.raises(OutputsError, match="already an output 'one'"):
         outputs.start("one", Kept)
     outputs.control("two", Kept)
-    with pytest.raises(OutputsError, match="2 outputs are in use"):
+    with pytest.raises(OutputsError, match="2 outputs are already in use"):
         outputs.start("three", Kept)
-    with pytest.raises(OutputsError, match=r"no output 'three'\. There are: one, two"):
+    with pytest.raises(OutputsError, match=r"no output 'three'\. Existing outputs: one, two"):
         outputs.stop("three")
     outputs.close()
 

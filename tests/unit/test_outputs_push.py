@@ -166,7 +166,7 @@ def test_a_server_that_never_answers_holds_nobody_and_stop_comes_through() -> No
 @pytest.mark.parametrize(
     ("program", "listed", "message"),
     [
-        (None, "", "srt needs the program ffmpeg, which is not installed. Install an ffmpeg that has srt"),
+        (None, "", "srt needs the program ffmpeg, which is not installed. Install an ffmpeg with srt"),
         ("/bin/ffmpeg", "tcp udp srtp", "/bin/ffmpeg is built without srt"),
     ],
 )

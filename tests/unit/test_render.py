@@ -149,8 +149,8 @@ def test_an_interrupted_render_plays_and_resumes_to_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(StopSignal, "__call__", lambda signal: stop(signal))
         assert bench.run(bench.request(clip, output)) == 130
-    assert "--resume goes on" in bench.said[-1]
-    with pytest.raises(OutputError, match=r"An interrupted render of .* is there"):
+    assert "--resume continues" in bench.said[-1]
+    with pytest.raises(OutputError, match=r"There is an interrupted render of"):
         bench.run(bench.request(clip, output))
     assert bench.run(bench.request(clip, output, resume=True)) == 0
     if output == "out/":
@@ -241,7 +241,7 @@ def test_nothing_is_overwritten_without_force(bench: Bench, clip: Path, tmp_path
     (tmp_path / "out.mp4").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    for output, message in (("out.mp4", "is there already"), ("out/", "is not empty")):
+    for output, message in (("out.mp4", "already exists"), ("out/", "is not empty")):
         with pytest.raises(OutputError, match=message):
             render(bench.request(clip, output), FakeEngine, bench.said.append)
         assert bench.run(bench.request(clip, output, force=True)) == 0
@@ -253,11 +253,11 @@ def test_bad_places_each_with_a_message(bench: Bench, clip: Path, tmp_path: Path
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for output, changes, error, message in (
-        ("none/out.mp4", {}, OutputError, "does not exist. Make it first: mkdir -p"),
+        ("none/out.mp4", {}, OutputError, "does not exist. Create it first: mkdir -p"),
         ("out.avi", {}, OutputError, "which is not supported"),
         ("folder.mp4", {}, OutputError, "is a folder"),
         ("file/", {}, OutputError, "is a file"),
-        ("clip.mp4", {"force": True}, OutputError, "is the input itself"),
+        ("clip.mp4", {"force": True}, OutputError, "is also the input"),
         ("out.mp4", {"resume": True}, InputError, r"There is no .* to resume"),
         ("out.mp4", {"out_size": "source", "frames": 2}, InputError, "without an input"),
     ):
@@ -308,7 +308,7 @@ def options(*arguments: str) -> argparse.Namespace:
         (("a", "b", "c"), "3 paths were given"),
         (("a", "b", "--prompt-only", "--seconds", "1"), "Give OUTPUT only"),
         (("b", "--prompt-only"), "needs a length. Give --seconds S."),
-        (("b", "--prompt-only", "--seconds", "0.001"), "is no frame at all"),
+        (("b", "--prompt-only", "--seconds", "0.001"), "is less than one frame"),
         (("b", "--prompt-only", "--seconds", "-1"), "seconds cannot be '-1'. Give a number above 0."),
         (("a", "b", "--seconds", "1"), "It belongs to --prompt-only"),
         (("a", "b", "--fps", "fast"), "fps cannot be 'fast'"),

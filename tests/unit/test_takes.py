@@ -222,7 +222,7 @@ def test_a_writer_that_cannot_keep_up_ends_the_take_and_says_so(tmp_path: Path) 
     writer = TakeWriter(tmp_path / "take", on_trouble=said.append, queue_bytes=10)
     writer.add_frame(0, None, picture(0))
     wait_for(lambda: bool(said))
-    assert "could not write it as fast" in said[0]
+    assert "could not write it fast enough" in said[0]
     assert writer.ended
     writer.close()
     assert not (tmp_path / "take" / LOCK_NAME).exists()
@@ -232,7 +232,7 @@ def test_a_writer_that_cannot_keep_up_ends_the_take_and_says_so(tmp_path: Path) 
 
 def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take", lambda size: False)
-    wait_for(lambda: "space for takes" in session.notice)
+    wait_for(lambda: "quota for takes" in session.notice)
     assert not session.recording
     assert session.submit(picture(1)) is not None
     session.start_take(tmp_path / "next")  # and another one may begin

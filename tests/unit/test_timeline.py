@@ -52,10 +52,10 @@ def test_a_file_becomes_cues_in_the_order_of_their_times() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0:05 a cat", "s.json is no JSON: "),
-        ("[]", "s.json is no list of entries. A timeline looks like"),
-        ('{"at_s": 0, "prompt": "a"}', "s.json is no list of entries"),
-        ('[{"at_s": 0, "prompt": "a"}, "b"]', 's.json, entry 2: "b" is no object with at_s.'),
+        ("0:05 a cat", "s.json is not JSON: "),
+        ("[]", "s.json is not a list of entries. A timeline looks like"),
+        ('{"at_s": 0, "prompt": "a"}', "s.json is not a list of entries"),
+        ('[{"at_s": 0, "prompt": "a"}, "b"]', 's.json, entry 2: "b" is not an object with at_s.'),
         ('[{"prompt": "a"}]', "s.json, entry 1: "),
         ('[{"at_s": -1, "prompt": "a"}]', "entry 1: at_s cannot be -1. Give seconds from 0"),
         ('[{"at_s": "4", "prompt": "a"}]', 'entry 1: at_s cannot be "4"'),

@@ -28,7 +28,7 @@ def test_what_ships_comes_back_from_checkpoints_to_the_bit(tmp_path: Path) -> No
         assert (tmp_path / "model" / file).read_bytes() == (MODEL / file).read_bytes(), file
     for config in (Path("vae", "config.json"), Path("actions", "config.json")):
         assert (tmp_path / "model" / config).read_text() == (MODEL / config).read_text()
-    with pytest.raises(ValueError, match=r"has gains of the actions: say --gains 1.25 1.2"):
+    with pytest.raises(ValueError, match=r"has action gains: give --gains 1.25 1.2"):
         publish(tmp_path / "checkpoints", tmp_path / "model")
 
 

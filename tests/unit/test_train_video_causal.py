@@ -132,7 +132,7 @@ def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(sessio
     assert all(bool((age % CHUNK == 0).all()) for age in ages)
     assert ages[0].tolist() == [CHUNK] * 4
     assert ((ages[3] == ages[2] + CHUNK) | (ages[3] == CHUNK)).all()
-    assert pool.there.sum(1).tolist() == [min(WINDOW, int(age) + CHUNK) for age in pool.age]
+    assert pool.present.sum(1).tolist() == [min(WINDOW, int(age) + CHUNK) for age in pool.age]
 
 
 def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipBank) -> None:
@@ -248,27 +248,27 @@ def test_a_young_stream_s_frames_keep_their_actions_and_their_subject() -> None:
         follows=torch.ones(rows, WINDOW, dtype=torch.bool),
     )
     begins = torch.arange(rows) % 2 == 0
-    young, there = young_streams(batch, begins)
+    young, present = young_streams(batch, begins)
     frames = young.latents[:, 0, :, 0, 0]
     assert torch.equal(young.actions[:, :, 0], frames)
     assert torch.equal(young.coverage[:, 0, :, 0, 0], frames)
     assert torch.equal(frames[~begins], number[~begins])
-    assert there[~begins].all()
-    lengths = there.sum(1)
+    assert present[~begins].all()
+    lengths = present.sum(1)
     assert set(lengths[begins].tolist()) == set(range(CHUNK, WINDOW + 1, CHUNK))
     for row in range(rows):
         length = int(lengths[row])
-        assert there[row, WINDOW - length :].all()
+        assert present[row, WINDOW - length :].all()
         assert torch.equal(frames[row, WINDOW - length :], number[row, :length])
 
 
 def test_some_windows_show_only_their_newest_chunk() -> None:
     torch.manual_seed(1)
-    there = torch.arange(WINDOW) >= torch.tensor([0, 6])[:, None].repeat(200, 1)
-    seen = _seen(there)
-    assert (seen <= there).all()
+    present = torch.arange(WINDOW) >= torch.tensor([0, 6])[:, None].repeat(200, 1)
+    seen = _seen(present)
+    assert (seen <= present).all()
     alone = seen.sum(1) == CHUNK
-    assert torch.equal(seen[~alone], there[~alone])
+    assert torch.equal(seen[~alone], present[~alone])
     assert seen[:, -CHUNK:].all()
     assert float(alone.double().mean()) == pytest.approx(ALONE_SHARE, abs=0.08)
 

@@ -30,7 +30,7 @@ def engine() -> VideoEngine:
         ({"policy_options": {"speed": 3}}, "has no option speed"),
         ({"stream": "sideways"}, "There is no kind of stream 'sideways'. Use one of: chunk, step-batch, rolling"),
         ({"stream": "rolling", "policy": "rebuild", "window_frames": 12}, "passes context before a chunk"),
-        ({"storage": "paper"}, "unknown storage 'paper'"),
+        ({"storage": "paper"}, "unknown KV storage 'paper'"),
         ({"chunk_frames": -1}, "chunk_frames cannot be -1"),
         ({"rewind_bytes": -1}, "rewind_bytes cannot be -1"),
     ],

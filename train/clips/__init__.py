@@ -1,1 +1,1 @@
-"""The procedural world in motion: clips of scenes in which the subject or the camera moves, and answers to actions."""
+"""The procedural world in motion: clips of scenes in which the subject or the camera moves and follows actions."""

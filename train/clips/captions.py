@@ -1,6 +1,6 @@
 """Owns the wording of clips: a scene's caption with a phrase for its motion, and every word it can contain.
 
-Knows no pictures. Stillness is mostly left unsaid.
+Stillness is mostly omitted.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .motions import MOTIONS
 STILL_SAID = 0.12
 """How often a caption says that nothing moves."""
 BY_THE_NOUN = 0.7
-"""How often a subject's motion follows its noun; otherwise it stands between commas, as the camera's always does."""
+"""How often a subject's motion follows its noun; otherwise it is placed between commas, as the camera's always is."""
 IN_FRONT = 0.2
-"""How often what stands between commas comes first."""
+"""How often a motion between commas comes first."""
 
 
 def _check(subject: int, motion: int) -> None:
     if not 0 <= motion < len(MOTIONS):
         raise IndexError(f"motion {motion} is outside 0..{len(MOTIONS) - 1}")
     if subject < 0 and MOTIONS[motion].needs_subject:
-        raise ValueError(f"motion {MOTIONS[motion].term.name!r} needs a subject; give one or another motion")
+        raise ValueError(f"motion {MOTIONS[motion].term.name!r} needs a subject; give one, or another motion")
 
 
 def clip_caption(subject: int, place: int, light: int, style: int, motion: int, rng: random.Random) -> str:
@@ -44,8 +44,8 @@ def clip_caption(subject: int, place: int, light: int, style: int, motion: int, 
 
 
 def canonical_clip_caption(subject: int, place: int, light: int, style: int, motion: int) -> str:
-    """The canonical wording: "a robot bouncing on the beach, pencil sketch", "a robot on the beach, panning left"; a
-    still clip's is its scene's. Raises as clip_caption.
+    """The canonical wording: "a robot bouncing on the beach, pencil sketch", "a robot on the beach, panning left"; for
+    a still clip, its scene's. Raises as clip_caption.
     """
     _check(subject, motion)
     term = MOTIONS[motion].term
@@ -55,6 +55,6 @@ def canonical_clip_caption(subject: int, place: int, light: int, style: int, mot
 
 
 def clip_words() -> tuple[str, ...]:
-    """Every word a clip's caption can contain, those of train.captions.template_words included, sorted."""
+    """Every word a clip's caption can contain, including those of train.captions.template_words, sorted."""
     texts = [text for motion in MOTIONS for text in (motion.term.name, *motion.term.phrases, *motion.term.labels)]
     return tuple(sorted({*template_words(), *(word for text in texts for word in words_of(text))}))

@@ -1,7 +1,7 @@
-"""Owns the motions a clip can show: their words, their curves over time, and which combinations of them are drawn.
+"""Owns the motions a clip can show: their words, their curves over time, and which combinations are sampled.
 
-A motion is a row of one table: for some of the channels that can move, a wave and its amplitude. Knows no pictures and
-no actions.
+A motion is a row of one table: waves and amplitudes for some of the movable channels. Independent of pictures and
+actions.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from train.world import sample_specs
 
 FRAMES_PER_SECOND = 16
 FRAMES_PER_LATENT = 4
-"""Pixel frames of every latent frame but the first, which is one pixel frame."""
+"""Pixel frames per latent frame; the first latent frame is one pixel frame."""
 PERIOD_S = (1.2, 3.0)
 TURN_PERIOD_S = (2.0, 3.0)
-"""Of full turns, in which the outline of a subject would otherwise move by ten pixels a frame."""
+"""Minimum period of full turns; faster ones would move a subject's outline by ten pixels per frame."""
 STILL_SHARE = 0.12
-"""Share of clips in which nothing moves by itself; the other motions are equally likely, but for their emphasis."""
+"""Share of clips without motion of their own; the other motions are equally likely, apart from their emphasis."""
 PAN_SPEED = (1.1 / 128, 1.3 / 128)
-"""Of a panning camera, in frame widths a pixel frame: about 0.8 of an action's full speed."""
+"""Of a panning camera, in frame widths per pixel frame: about 0.8 of an action's full speed."""
 
 CHANNELS = ("x", "y", "hop", "turn", "lean", "growth", "camera_x", "camera_y", "zoom")
-"""What can move. x, y: the subject, right and up, on the ground. hop: upwards, leaving the ground. turn and lean:
-clockwise about the centre and about the foot, radians. growth and zoom: logarithms of a factor. camera_x, camera_y:
-the camera, right and up. Lengths are in frame sides.
+"""The movable channels. x, y: the subject, right and up, on the ground. hop: upwards, off the ground. turn and lean:
+clockwise about the centre and about the foot, in radians. growth and zoom: logs of factors. camera_x, camera_y: the
+camera, right and up. Lengths are in frame sides.
 """
 
 
@@ -50,11 +50,11 @@ class ClipSpec(NamedTuple):
 
 
 Wave = Callable[[Tensor, Tensor], Tensor]
-"""A curve from (theta, frame): the angle in radians within its period, [B, F], and the frame's index, [1, F]."""
+"""A curve over (theta, frame): the phase in radians, [B, F], and the frame index, [1, F]."""
 
 
 def sine(theta: Tensor, frame: Tensor) -> Tensor:
-    """To and fro."""
+    """Back and forth."""
     return theta.sin()
 
 
@@ -64,17 +64,17 @@ def cosine(theta: Tensor, frame: Tensor) -> Tensor:
 
 
 def arc(theta: Tensor, frame: Tensor) -> Tensor:
-    """One jump a period, |sin|."""
+    """One jump per period, |sin|."""
     return (theta / 2).sin().abs()
 
 
 def turn(theta: Tensor, frame: Tensor) -> Tensor:
-    """A full turn a period."""
+    """A full turn per period."""
     return theta
 
 
 def steady(theta: Tensor, frame: Tensor) -> Tensor:
-    """One a frame, in the same direction in every clip."""
+    """One per frame, in the same direction in every clip."""
     return frame.expand_as(theta)
 
 
@@ -83,7 +83,7 @@ WAVES: tuple[Wave, ...] = (sine, cosine, arc, turn, steady)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """What one channel does in a motion: a wave times an amplitude drawn between low and high."""
+    """One channel of a motion: a wave times an amplitude drawn between low and high."""
 
     channel: str
     wave: Wave
@@ -97,9 +97,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """One motion. needs_subject: it is the subject that moves, so its phrases follow the noun ("bouncing"); otherwise
-    they stand between commas, like its labels. period_s: shortest and longest. emphasis: how often it is drawn for
-    training, against the others.
+    """One motion. needs_subject: the subject moves, so its phrases follow the noun ("bouncing"); otherwise they are
+    placed between commas, like its labels. period_s: minimum and maximum. emphasis: relative sampling weight in
+    training.
     """
 
     term: Term
@@ -187,8 +187,8 @@ MOTIONS: tuple[Motion, ...] = (
 
 
 class MotionCurves(NamedTuple):
-    """What the motions of B clips do by themselves: value [B, F, channels] over time, and reach [B, channels], how far
-    a wave that swings can take its channel from 0.
+    """The motions of B clips without actions: value [B, F, channels] over time, and reach [B, channels], the maximum
+    deflection of a channel by an oscillating wave.
     """
 
     value: Tensor
@@ -205,7 +205,7 @@ class MotionCurves(NamedTuple):
 
 @functools.cache
 def _amplitudes() -> Tensor:
-    """Least and greatest amplitude, [2, motions, channels, waves]."""
+    """Minimum and maximum amplitude, [2, motions, channels, waves]."""
     table = torch.zeros(2, len(MOTIONS), len(CHANNELS), len(WAVES))
     for row, motion in enumerate(MOTIONS):
         for part in motion.parts:
@@ -215,10 +215,10 @@ def _amplitudes() -> Tensor:
 
 
 def motion_curves(motion: Tensor, frames: int, generator: torch.Generator, *, any_phase: bool = False) -> MotionCurves:
-    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude and period (1.2 to 3 s). They begin at the
-    beginning of a period, so that the first picture of a clip shows the subject as it stands, and all in the same
-    direction: to the right, up, in, bigger, clockwise. What a caption leaves open, a few steps cannot decide.
-    any_phase: anywhere in the period.
+    """Curves of motion [B] (int64 index into MOTIONS) with random amplitude and period (1.2 to 3 s). They start at the
+    beginning of a period, so that the first frame of a clip shows the subject at rest, and all in the same direction:
+    to the right, up, in, bigger, clockwise. A few-step model cannot decide what a caption leaves open. any_phase: start
+    anywhere in the period.
     """
     n, device = motion.shape[0], motion.device
     u = torch.rand(3, n, 1, generator=generator, device=device)
@@ -244,7 +244,7 @@ def sample_clip_specs(
 ) -> ClipSpec:
     """Draw n combinations on `device` (the generator's); subject, place, light and style as train.world.sample_specs
     does, which also decides what is held out. A clip without a subject is still or has a camera motion. emphasised:
-    motions that are hard to learn are drawn more often than others.
+    sample motions that are hard to learn more often.
     """
     scene = sample_specs(n, generator, device, held_out, subjects=subjects)
     weights = [motion.emphasis if emphasised else 1.0 for motion in MOTIONS[1:]]

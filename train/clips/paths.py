@@ -1,7 +1,7 @@
-"""Owns where camera and subject of a clip are at every frame: start, motion and actions added up within their bounds.
+"""Owns the positions of camera and subject in every frame of a clip: start, motion and actions, summed within bounds.
 
-The world is a picture without an end sideways (painted once and mirrored), of which the frame at zoom 1 shows VIEW.
-The subject stands on the screen, is followed by the camera and grows with the zoom. Knows no colours.
+The world is a picture, endless sideways (painted once and mirrored), of which the frame at zoom 1 shows VIEW. The
+subject's position is on the screen: the camera follows it, and it grows with the zoom.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LOG_ZOOM = (math.log(0.8), math.log(1.25))
 SUBJECT_SIDE = (0.48, 0.58)
 """Of the subject at zoom 1, in frame sides."""
 BORDER = 0.02
-"""What a subject pushed to its bound keeps from the frame's border, in frame sides."""
+"""Distance of a subject pushed to its bound from the frame's border, in frame sides."""
 MIN_ROOM = 0.03
-"""How far a subject can always be pushed from the middle, however large it is."""
+"""How far any subject, however large, can be pushed from the centre."""
 WANDERED_IDLE, WANDERED_ACTIVE = 0.03, 0.08
-"""Shares of the clips without and with actions that begin where earlier actions may have led: anywhere, at any zoom."""
+"""Shares of the clips without and with actions that start where earlier actions may have led: anywhere, at any zoom."""
 
 
 class ClipPaths(NamedTuple):
-    """Each [B, F], lengths in frame sides. camera_x, camera_y: of the frame's middle, right and up from the middle of
-    the painting, at zoom 1. x, y: middle of the sprite's square on the screen from the top left, y down; side: of that
-    square; angle: clockwise, radians. ground_x, foot: the point of the ground that the subject stands on, on the
-    screen; lift: how far it is above it.
+    """Each [B, F], lengths in frame sides. camera_x, camera_y: the frame's centre, right and up from the centre of the
+    painting, at zoom 1. x, y: centre of the sprite's square on the screen from the top left, y down; side: of that
+    square; angle: clockwise, in radians. ground_x, foot: the ground point below the subject, on the screen; lift: the
+    subject's height above it.
     """
 
     camera_x: Tensor
@@ -51,8 +51,8 @@ class ClipPaths(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Frame 0 without motion, each [B, 1], lengths in frame sides at zoom 1. x, y: the subject right and up from the
-    middle, before it is kept within its bounds; camera_y likewise. visible: height of the subject.
+    """Frame 0 without motion, each [B, 1], lengths in frame sides at zoom 1. x, y: the subject, right and up from the
+    centre, before clamping to its bounds; camera_y likewise. visible: height of the subject.
     """
 
     camera_x: Tensor
@@ -65,7 +65,7 @@ class Start(NamedTuple):
 
 
 def sample_start(actions: Tensor, generator: torch.Generator) -> Start:
-    """Where clips with actions [B, L, 5] begin: mostly in the middle at zoom 1."""
+    """Start of clips with actions [B, L, 5]: mostly the centre at zoom 1."""
     n, device = actions.shape[0], actions.device
     u = torch.rand(8, n, 1, generator=generator, device=device)
     signed = u * 2 - 1
@@ -93,22 +93,22 @@ def camera_height_bound(log_zoom: Tensor) -> Tensor:
 
 
 def trace_paths(start: Start, curves: MotionCurves, actions: Tensor, foot: Tensor, sprite_px: int) -> ClipPaths:
-    """Add up start, motion and actions [B, L, 5].
+    """Sum start, motion and actions [B, L, 5].
 
-    foot: [B, 1] by how much the subject's lowest point is below the middle of its square, in sides. sprite_px: side of
-    the sprite's square, whose margin does not count as the subject.
+    foot: [B, 1], how far the subject's lowest point is below the centre of its square, in sides. sprite_px: side of the
+    sprite's square, whose margin is not part of the subject.
     """
     move = dict(zip(ACTION_NAMES, frame_actions(actions).unbind(-1), strict=True))
     bottom, top = (torch.full_like(move["push_x"], bound) for bound in LOG_ZOOM)
     swing = curves.channel("zoom")
     log_zoom = bounded_sum(start.log_zoom + swing[:, :1], _steps(swing) + ZOOM_SPEED * move["camera_zoom"], bottom, top)
     zoom = log_zoom.exp()
-    # Speeds hold on the screen, so they are divided by the zoom.
+    # Speeds are on the screen, so they are divided by the zoom.
     across = (_steps(curves.channel("camera_x")) + SPEED * move["camera_x"]) / zoom
     up, bound = curves.channel("camera_y"), camera_height_bound(log_zoom)
     camera_y = bounded_sum(start.camera_y + up[:, :1], (_steps(up) + SPEED * move["camera_y"]) / zoom, -bound, bound)
     growth = curves.channel("growth")
-    # The room that the motion itself needs is kept free on its side.
+    # Reserve the space that the motion itself needs on its side.
     room = (0.5 - BORDER) / zoom - start.visible / 2 * curves.limit("growth").exp()
     side_room = (room - curves.limit("x")).clamp(min=MIN_ROOM)
     down_room = (room - curves.limit("y")).clamp(min=MIN_ROOM)

@@ -1,7 +1,7 @@
-"""Owns how clips become pictures: each place is painted once and looked at frame by frame, with the subject before it.
+"""Owns the rendering of clips: each place is painted once and sampled frame by frame, with the subject in front.
 
-Light and style are drawn on every frame, with one sun, moon and set of lamps for the clip; only snow falls. All
-randomness comes from the torch generator given. Knows sprites as a tensor and everything else as indices.
+Light and style are applied to every frame, with one sun, moon and set of lamps per clip; only snow moves. All
+randomness comes from the given torch generator. Sprites are a tensor, everything else indices.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .motions import FRAMES_PER_SECOND, ClipSpec, motion_curves
 from .paths import VIEW, ClipPaths, sample_start, trace_paths
 
 OVERSAMPLING = 2
-"""Texels of the painting for a pixel of the frame at zoom 1, which keeps moving edges from shimmering."""
+"""Texels of the painting per pixel of the frame at zoom 1, to keep moving edges from shimmering."""
 SHADOW_FADE = 0.35
-"""Height above the ground, in frame sides, at which a contact shadow would be gone."""
+"""Height above the ground, in frame sides, at which a contact shadow vanishes."""
 FOOT_DEPTH = 0.18
-"""How much of a sprite, from below and in sides of its square, its shadow is as wide as."""
+"""Height of the lowest part of a sprite, in sides of its square, that determines its shadow's width."""
 
 
 class Clips(NamedTuple):
     """frames: [B, 3, F, S, S] float32 in 0..1, F = 1 + 4 (latents - 1). camera: [B, F, 3], x (right) and y (up) of the
-    frame's middle in px of the frame at zoom 1, and the logarithm of the zoom. subject: [B, F, 2], middle of the
-    sprite's square in px from the frame's left and top edges (without meaning where there is no subject).
+    frame's centre in px of the frame at zoom 1, and the log of the zoom. subject: [B, F, 2], centre of the sprite's
+    square in px from the frame's left and top edges (undefined without a subject).
     """
 
     frames: Tensor
@@ -42,7 +42,7 @@ class Clips(NamedTuple):
 
 
 def _soften(picture: Tensor, mode: str) -> Tensor:
-    """Means of 2x2 texels of [B, C, H, H], standing at the texels' corners: [B, C, H + 1, H + 1]."""
+    """Means of 2x2 texels of [B, C, H, H], at the texels' corners: [B, C, H + 1, H + 1]."""
     return functional.avg_pool2d(functional.pad(picture, (1, 1, 1, 1), mode=mode), 2, 1)
 
 
@@ -55,7 +55,7 @@ def _look(texture: Tensor, gx: Tensor, gy: Tensor, padding: str) -> Tensor:
 
 
 def view_places(painting: Tensor, paths: ClipPaths, size: int) -> Tensor:
-    """Frames [n * F, 3, size, size] of paintings [n, 3, T, T], which sideways go on mirrored."""
+    """Frames [n * F, 3, size, size] of paintings [n, 3, T, T], mirrored endlessly sideways."""
     texture = _soften(painting, "replicate")
     line = ((torch.arange(size, device=painting.device) + 0.5) / size - 0.5) * (2 * VIEW)
     scale = torch.exp(-paths.log_zoom).unsqueeze(-1)
@@ -76,7 +76,7 @@ def view_subjects(layer: Tensor, paths: ClipPaths, size: int) -> Tensor:
 
 def _shadows(paths: ClipPaths, left: Tensor, right: Tensor, size: int) -> Tensor:
     """Strength [n * F, 1, size, size] of the shadows on the ground; left, right: [n, 1] ends of the foot, in sides from
-    the square's middle.
+    the square's centre.
     """
 
     def flat(values: Tensor) -> Tensor:
@@ -87,8 +87,8 @@ def _shadows(paths: ClipPaths, left: Tensor, right: Tensor, size: int) -> Tensor
 
 
 class _Cast(NamedTuple):
-    """What B clips are drawn from. painting: [B, 3, T, T]. layer: premultiplied sprites [B, 4, h, h], transparent where
-    there is no subject. left, right: [B, 1] ends of its foot. standing: [B, 1, 1, 1], 1 where it casts a shadow. gain:
+    """The ingredients of B clips. painting: [B, 3, T, T]. layer: premultiplied sprites [B, 4, h, h], transparent
+    without a subject. left, right: [B, 1] ends of its foot. shadowed: [B, 1, 1, 1], 1 if it casts a shadow. gain:
     brightness [B, 1, 1, 1].
     """
 
@@ -96,25 +96,25 @@ class _Cast(NamedTuple):
     layer: Tensor
     left: Tensor
     right: Tensor
-    standing: Tensor
+    shadowed: Tensor
     gain: Tensor
     paths: ClipPaths
 
     def rows(self, rows: Tensor) -> _Cast:
-        """Some of the clips."""
+        """A subset of the clips."""
         return _Cast(
             painting=self.painting.index_select(0, rows),
             layer=self.layer.index_select(0, rows),
             left=self.left.index_select(0, rows),
             right=self.right.index_select(0, rows),
-            standing=self.standing.index_select(0, rows),
+            shadowed=self.shadowed.index_select(0, rows),
             gain=self.gain.index_select(0, rows),
             paths=ClipPaths(*(path.index_select(0, rows) for path in self.paths)),
         )
 
 
 def _fit_sprites(layer: Tensor, size: int) -> Tensor:
-    """Sprites [B, 4, h, h] with premultiplied alpha, made smaller where frames of `size` px would skip their texels."""
+    """Sprites [B, 4, h, h] with premultiplied alpha, downscaled if frames of `size` px would skip texels."""
     factor = layer.shape[-1] // (OVERSAMPLING * size // 2)
     return functional.interpolate(layer, size=layer.shape[-1] // factor, mode="area") if factor > 1 else layer
 
@@ -130,13 +130,13 @@ def _gather_cast(
         (side.view(-1, 1) - 0.5).index_select(0, who) for side in find_foot(sprites[:, 3:], FOOT_DEPTH)
     )
     curves = motion_curves(spec.motion, frame_count(actions.shape[1]), generator, any_phase=any_phase)
-    there = (spec.subject >= 0).view(-1, 1, 1, 1)
+    has_subject = (spec.subject >= 0).view(-1, 1, 1, 1)
     return _Cast(
         painting=painting,
-        layer=_fit_sprites(premultiplied(sprites.index_select(0, who)), size) * there,
+        layer=_fit_sprites(premultiplied(sprites.index_select(0, who)), size) * has_subject,
         left=left,
         right=right,
-        standing=grounded.view(-1, 1, 1, 1) * there,
+        shadowed=grounded.view(-1, 1, 1, 1) * has_subject,
         gain=sample_gain(count, generator, device),
         paths=trace_paths(sample_start(actions, generator), curves, actions, foot, sprites.shape[-1]),
     )
@@ -146,18 +146,18 @@ def _draw(cast: _Cast, size: int) -> Tensor:
     """Frames [n * F, 3, size, size] in 0..1 of all clips of a cast, before light and style."""
     frames = cast.paths.x.shape[1]
     picture = view_places(cast.painting, cast.paths, size)
-    shadow = _shadows(cast.paths, cast.left, cast.right, size) * cast.standing.repeat_interleave(frames, 0)
+    shadow = _shadows(cast.paths, cast.left, cast.right, size) * cast.shadowed.repeat_interleave(frames, 0)
     layer = view_subjects(cast.layer, cast.paths, size)
     picture = picture * (1 - shadow) * (1 - layer[:, 3:]) + layer[:, :3]
     return (picture * cast.gain.repeat_interleave(frames, 0)).clamp(0, 1)
 
 
 def _groups(spec: ClipSpec, clips: int) -> list[tuple[int, int, list[int]]]:
-    """(light, style, rows), at most `clips` rows each: the one place that waits for the device."""
-    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    """(light, style, rows), at most `clips` rows each: the only point that synchronises with the device."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, key in enumerate(torch.stack([spec.light, spec.style], 1).tolist()):
-        found[key[0], key[1]].append(row)
-    return [(*key, rows[i : i + clips]) for key, rows in sorted(found.items()) for i in range(0, len(rows), clips)]
+        groups[key[0], key[1]].append(row)
+    return [(*key, rows[i : i + clips]) for key, rows in sorted(groups.items()) for i in range(0, len(rows), clips)]
 
 
 def render_clips(
@@ -173,10 +173,9 @@ def render_clips(
 ) -> Clips:
     """Render a batch of clips.
 
-    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1. actions: [B, latents, 5] within MOST.
-    group_frames: frames drawn at once (one clip at least), which bounds memory and changes nothing else. any_phase:
-    whether motions begin anywhere in their period. Everything lies on the generator's device. Raises ValueError for
-    other shapes.
+    spec: B combinations. sprites: [S, 4, h, h] float straight-alpha RGBA in 0..1. actions: [B, latents, 5] within
+    MAX_ACTION. group_frames: frames drawn at once (at least one clip), which only bounds memory. any_phase: motions
+    start anywhere in their period. Everything is on the generator's device. Raises ValueError for other shapes.
     """
     count, device, frames = spec.subject.shape[0], sprites.device, frame_count(latents)
     if sprites.ndim != 4 or sprites.shape[1] != 4 or sprites.shape[2] != sprites.shape[3]:

@@ -1,10 +1,9 @@
-"""Owns the way back from assets to checkpoints: ``python -m train.video.adopt`` lets training go on from what ships.
+"""Converts assets back to checkpoints: ``python -m train.video.adopt`` lets training continue from the shipped weights.
 
 python -m train.video.adopt --out DIR [--as teacher student]
 
 Writes the published transformer as the checkpoint of one or more stages, with the text encoder as the teacher's, and
-both autoencoders. A student's weights serve as a teacher's: flow matching finds many steps again within minutes.
-Knows no data.
+both autoencoders. A student's weights can serve as a teacher's: flow matching recovers many-step sampling in minutes.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ STAGES = (TEACHER, STUDENT)
 
 
 def adopt(model: Path, out: Path, stages: Sequence[str] = STAGES) -> None:
-    """Write out/STAGE-*.safetensors and out/video_autoencoder.safetensors from a folder that publish has written.
+    """Write out/STAGE-*.safetensors and out/video_autoencoder.safetensors from a folder written by publish.
 
-    Raises FileNotFoundError for a folder without one of its parts, RuntimeError for tensors of other names or shapes.
+    Raises FileNotFoundError if a part of the folder is missing, RuntimeError for other tensor names or shapes.
     """
     out.mkdir(parents=True, exist_ok=True)
     session = Session(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
@@ -59,7 +58,7 @@ def adopt(model: Path, out: Path, stages: Sequence[str] = STAGES) -> None:
 
 
 def moments_of(config: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
-    """What normalises the latents, as codecs.Moments keeps it, from AutoencoderKLWan's configuration."""
+    """The latents' normalisation, as in codecs.Moments, from AutoencoderKLWan's configuration."""
     return {"mean": torch.tensor(config["latents_mean"]), "std": torch.tensor(config["latents_std"])}
 
 

@@ -1,9 +1,9 @@
 """Owns the training of mini-video's autoencoders: AutoencoderKLWan on short clips, the tiny one on its latents.
 
-Both learn in the same step, from the same clips: the tiny encoder to give the stock one's normalised latents, the tiny
-decoder to decode them. In the last phase the stock one stands still, so that the tiny one fits what it became. Once a
-denoiser has been trained on the latents, `train_decoders` goes on with the stock encoder standing still. Knows no text
-and no noise schedule.
+Both train in the same step, on the same clips: the tiny encoder to predict the stock one's normalised latents, the tiny
+decoder to decode them. In the last phase the stock one is frozen, so that the tiny one fits its final weights. Once a
+denoiser has been trained on the latents, `train_decoders` continues with the stock encoder frozen. Independent of text
+and noise schedules.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .pixel_bank import draw_clips, pixel_bank
 from .whole_clip import WholeClips, use_lean_norms
 
 PEAK_RATES = (7e-4, 7e-4)
-"""Of the stock autoencoder and of the tiny one. At 2e-3 and batches of 4 crops the stock one learnt nothing until
+"""Of the stock autoencoder and of the tiny one. At 2e-3 with batches of 4 crops the stock one learned nothing until
 the rate fell (12.1 dB after 60 steps, 13.8 at 5e-4)."""
 CONTINUED_RATE = 0.8
 WARMUP_STEPS = 100
@@ -52,8 +52,8 @@ MEASURED_CLIPS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """until: share of the budget at which it ends. share: side of the crops in video_codec_px, clips: of a step in
-    video_codec_batch; joint: the stock autoencoder learns too.
+    """until: share of the budget at which it ends. share: side of the crops relative to video_codec_px; clips: batch
+    size relative to video_codec_batch; joint: the stock autoencoder trains too.
     """
 
     until: float
@@ -67,12 +67,12 @@ PHASES = (
     Phase(until=0.75, share=1.0, clips=1, joint=True),
     Phase(until=1.00, share=1.0, clips=1, joint=False),
 )
-"""Crops first: at a quarter of the pixels there are many more steps."""
+"""Crops first: a quarter of the pixels allows many more steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """phases, and shares of the budget: between which two the rates of the stock autoencoder and of the tiny one fall,
+    """phases, and intervals as shares of the budget: in which the rates of the stock and the tiny autoencoder decay,
     and squared errors take over.
     """
 
@@ -91,9 +91,9 @@ DECODERS = Course(
 
 
 class CodecTrainer:
-    """What a step reads and writes: networks, their float32 parameters and averages, and sums for the log.
+    """The state of a step: networks, their float32 parameters and averages, and sums for the log.
 
-    encoder: False leaves the stock encoder and the moments, and with them the latents, as they are.
+    encoder: False freezes the stock encoder and the moments, and with them the latents.
     """
 
     def __init__(self, session: Session, codecs: Codecs, bank: Tensor, *, encoder: bool = True) -> None:
@@ -114,7 +114,7 @@ class CodecTrainer:
         self.sums, self.counted = torch.zeros(4, device=device), 0
 
     def make_step(self, phase: Phase) -> Replay:
-        """One step of a phase, captured where there is a GPU."""
+        """One step of a phase, captured on a GPU."""
         session, scale = self.session, self.session.scale
         n, size_px = phase.clips * scale.video_codec_batch, round(phase.share * scale.video_codec_px)
         whole = WholeClips(self.codecs.vae, clips=n, size_px=size_px)
@@ -130,7 +130,7 @@ class CodecTrainer:
                 master.step(optimiser)
 
         for optimiser in self.optimisers:
-            set_rate(optimiser, 0.0)  # capturing runs the step for real
+            set_rate(optimiser, 0.0)  # capture executes the step for real
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
             replay = Replay(step, session.device)
         self.sums.zero_()
@@ -162,7 +162,7 @@ class CodecTrainer:
         return loss + functional.l1_loss(own, target) + error
 
     def after_step(self, phase: Phase) -> None:
-        """Move the averages of what was trained, and count the step."""
+        """Update the averages of the trained parts, and count the step."""
         for average in self.averages[0 if phase.joint else 1 :]:
             average.update()
         self.counted += 1
@@ -185,7 +185,7 @@ class CodecTrainer:
             values.copy_(values.half())
 
     def save(self, *, frozen: bool) -> None:
-        """Write the averaged weights; of a frozen stock autoencoder its own."""
+        """Write the averaged weights; for a frozen stock autoencoder its own."""
         states = [
             master.named(master.full if frozen and index == 0 else average.values)[0]
             for index, (master, average) in enumerate(zip(self.masters, self.averages, strict=True))
@@ -193,7 +193,7 @@ class CodecTrainer:
         self.session.save(STAGE, vae=self.still | states[0], tiny=states[1], moments=self.codecs.moments)
 
     def finish(self, *, frozen: bool) -> None:
-        """The averaged weights in the modules, in float32; of a frozen stock autoencoder its own."""
+        """Put the averaged weights into the modules, in float32; a frozen stock autoencoder keeps its own."""
         for index, (master, average) in enumerate(zip(self.masters, self.averages, strict=True)):
             if not (frozen and index == 0):
                 average.swap()
@@ -202,9 +202,9 @@ class CodecTrainer:
         self.codecs.vae.float().load_state_dict(self.still, strict=False)
 
     def log(self, step: int, rate: float) -> None:
-        """One line: means over the steps since the last one, or since the phase began. Waits for the device.
+        """Log one line: means over the steps since the last line or the phase's start. Synchronises with the device.
 
-        Raises FloatingPointError: training on would only cost time.
+        Raises FloatingPointError for losses that are not finite.
         """
         stock, loss, tiny, error = (self.sums / max(1, self.counted)).tolist()
         if not math.isfinite(stock + loss + tiny + error):
@@ -217,9 +217,9 @@ class CodecTrainer:
 
 
 def train_autoencoder(session: Session, source: Source, seconds: float) -> Codecs:
-    """Train for seconds (rendering included), save video_autoencoder.safetensors, return the codecs for inference.
+    """Train for seconds (including rendering), save video_autoencoder.safetensors, return the codecs for inference.
 
-    Continues from that file where there is one, without the first phase.
+    Continues from that file if it exists, without the first phase.
     """
     began = session.seconds()
     bank = pixel_bank(session, source, session.generator(11))
@@ -238,8 +238,8 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
 
 
 def train_decoders(session: Session, source: Source, seconds: float) -> Codecs:
-    """Train both decoders and the tiny encoder for seconds on the latents as they are, which a denoiser knows; save and
-    return as train_autoencoder, whose file there must be.
+    """Train both decoders and the tiny encoder for seconds on the unchanged latents, which a denoiser was trained on;
+    save and return as train_autoencoder, whose file is required.
     """
     began = session.seconds()
     codecs = make_codecs(session)
@@ -262,7 +262,7 @@ def _trained(session: Session, source: Source, codecs: Codecs, budget: CrewClock
 
 
 def _run(trainer: CodecTrainer, course: Course, budget: CrewClock, peaks: Sequence[float]) -> None:
-    """Each phase makes a step at least."""
+    """Each phase takes at least one step."""
     session = trainer.session
     every = 4 * session.scale.log_every
     for phase in course.phases:
@@ -295,7 +295,7 @@ def _falling(fraction: float, begin: float, end: float) -> float:
 
 
 def _free_memory(device: torch.device) -> None:
-    """A captured step holds its own memory until it is gone."""
+    """Free the memory that a captured step holds."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

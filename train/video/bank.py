@@ -1,7 +1,7 @@
 """Owns the training clips of the denoiser: rendered on the device, and photographs in motion among them, as latents.
 
-Knows no losses and no networks but the encoder that it is given. Windows are drawn on the device with index tensors:
-nothing waits for it, so a draw can be part of a captured training step.
+Independent of losses and of networks except the given encoder. Windows are drawn on the device with index tensors,
+without synchronisation, so a draw can be part of a captured training step.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Encode = Callable[[Tensor], Tensor]
 class Windows(NamedTuple):
     """A batch for the denoiser.
 
-    latents: [n, 16, W, h, w] float32. first: int64 [n], the place of a window's first latent in its clip (or of the
-    one that stood there without a sink); begins: bool [n], whether that is 0 (then it is the latent of a single
-    frame, and its action does nothing). ids: int64 [n, 32] and mask: bool [n, 32], for `networks.encode_text`.
-    actions: [n, W, 5] float32 within MOST. coverage: float32 [n, 1, W, h, w] in 0..1, how far the subject covers
-    each cell. spec: int64 [n, 5], as ClipSpec (the caption may be empty all the same).
+    latents: [n, 16, W, h, w] float32. first: int64 [n], the index of a window's first latent in its clip (before it was
+    replaced by a sink); begins: bool [n], whether that is 0 (then it is the latent of a single frame, and its action
+    has no effect). ids: int64 [n, 32] and mask: bool [n, 32], for `networks.encode_text`. actions: [n, W, 5] float32
+    within MAX_ACTION. coverage: float32 [n, 1, W, h, w] in 0..1, the fraction of each cell that the subject covers.
+    spec: int64 [n, 5], as ClipSpec (the caption may still be empty).
     """
 
     latents: Tensor
@@ -85,7 +85,7 @@ class ClipBank:
 
     @property
     def bytes(self) -> int:
-        """What the bank holds in memory."""
+        """Size in memory."""
         tensors = (self.latents, self.ids, self.actions, self.coverage, self.spec)
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -100,12 +100,11 @@ def draw_windows(
     empty_share: float = EMPTY_SHARE,
     sink: int = 0,
 ) -> Windows:
-    """n random windows of `window` latents, begin_share of them from their clip's beginning (and further ones by
-    chance), each with one of its clip's captions, or with "" in empty_share of cases.
+    """n random windows of `window` latents, at least begin_share of them from their clip's beginning, each with one of
+    its clip's captions, or with "" in empty_share of cases.
 
-    sink: the first so many latents of a window are its clip's first ones instead: what a stream sees that keeps its
-    beginning. generator: None takes the device's default one, which a CUDA graph may replay. Does not wait for the
-    device.
+    sink: replace this many first latents of a window by its clip's first ones, as in a stream that keeps its beginning.
+    generator: None uses the device's default one, which a CUDA graph may replay. Does not synchronise with the device.
     """
     assert 1 <= window <= bank.length, f"a window of {window} latents out of clips of {bank.length}"
     device = bank.latents.device
@@ -144,9 +143,9 @@ def rendered_groups(
     held_out: bool = False,
     group: int = 0,
 ) -> Iterator[tuple[ClipSpec, Tensor, Clips]]:
-    """Groups of clips of `latents` latents, `clips` in all: (spec, actions [n, L, 5], what was rendered).
+    """Groups of clips of `latents` latents, `clips` in total: (spec, actions [n, L, 5], rendered clips).
 
-    held_out: of combinations kept out of training, for measuring. group: clips at a time, else the scale's.
+    held_out: combinations held out of training, for evaluation. group: clips per group; default: the scale's.
     """
     device, group = session.device, group or session.scale.video_chunk
     for start in range(0, clips, group):
@@ -158,7 +157,7 @@ def rendered_groups(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankSize:
-    """clips of so many latents each, or what `seconds` bring; group: rendered at a time; salt: of what is drawn."""
+    """clips of `latents` latents each, or as many as `seconds` allow; group: rendered at once; salt: for the seed."""
 
     clips: int
     latents: int
@@ -168,7 +167,7 @@ class BankSize:
 
 
 def long_clips(scale: Scale) -> BankSize:
-    """Of the bank of streams."""
+    """Size of the bank of long clips."""
     return BankSize(
         clips=scale.video_clips, latents=scale.video_latents, seconds=scale.video_bank_seconds,
         group=scale.video_chunk, salt=41,
@@ -176,7 +175,7 @@ def long_clips(scale: Scale) -> BankSize:
 
 
 def openings(scale: Scale, latents: int) -> BankSize:
-    """Of the bank of first chunks: more scenes in the same time."""
+    """Size of the bank of first chunks: more scenes in the same time."""
     group = max(1, scale.video_chunk * scale.video_latents // latents)
     return BankSize(
         clips=scale.video_openings, latents=latents, seconds=scale.video_bank_seconds / 2, group=group, salt=43
@@ -184,9 +183,9 @@ def openings(scale: Scale, latents: int) -> BankSize:
 
 
 def clip_bank(session: Session, source: Source, encode: Encode, tokenizer: Any, size: BankSize) -> ClipBank:
-    """Render and encode clips until size is reached or its time used up; logs what they took.
+    """Render and encode clips until size is reached or its time is spent; logs the cost.
 
-    source: on the session's device; without photographs there are none. encode: see `codecs.Codecs.encode`.
+    source: on the session's device; may have no photographs. encode: see `codecs.Codecs.encode`.
     """
     generator = session.generator(size.salt)
     rng = random.Random(session.seed)
@@ -212,7 +211,7 @@ def clip_bank(session: Session, source: Source, encode: Encode, tokenizer: Any, 
 def _any_clips(
     session: Session, source: Source, size: BankSize, generator: torch.Generator, began: float
 ) -> Iterator[tuple[ClipSpec, Tensor, Tensor, Tensor]]:
-    """Groups of photographs in motion, then of scenes, until the time is used up: (spec, actions, frames, coverage)."""
+    """Groups of photographs in motion, then of scenes, until the time is spent: (spec, actions, frames, coverage)."""
     photos = int(PHOTO_SHARE * size.clips) if source.photos else 0
     cells = VIDEO_SIZE_PX // 8
     for spec, frames in styled_views(source, photos, size.latents, generator, group=size.group):
@@ -237,9 +236,9 @@ def _caption(row: list[int], rng: random.Random) -> str:
 
 
 def subject_coverage(spec: ClipSpec, clip: Clips, cells: int) -> Tensor:
-    """About where the subject is: uint8 [B, 1, L, cells, cells], 255 inside a disc around it that the zoom scales.
+    """Approximate coverage of the subject: uint8 [B, 1, L, cells, cells], 255 inside a disc around it, scaled by zoom.
 
-    A latent's disc stands at the mean place of its frames.
+    A latent's disc is at the mean position over its frames.
     """
     size = clip.frames.shape[-1]
     seen = torch.cat([clip.subject / size, (SUBJECT_RADIUS * clip.camera[..., 2:].exp())], -1)

@@ -1,4 +1,4 @@
-"""Owns the wording of mini-video's model card. Knows the vocabulary and measured figures, no weights."""
+"""Owns the text of mini-video's model card. Depends on the vocabulary and measured figures, not on weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ other data. Made by `python -m train.video.run` and `python -m train.video.publi
 
 
 def model_card(measured: Mapping[str, str] | None = None) -> str:
-    """Markdown of assets/models/mini-video/README.md. measured: what -> its figure, as text; None before any were."""
+    """Markdown of assets/models/mini-video/README.md. measured: name -> figure, as text; None: not measured yet."""
     lists = [
         f"**Subjects ({len(SUBJECTS)}):** " + ", ".join(subject.name for subject in SUBJECTS) + ".",
         f"**Places ({len(PLACES)}):** " + ", ".join(place.name for place in PLACES) + ", or none (a studio).",

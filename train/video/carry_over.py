@@ -1,9 +1,9 @@
-"""Owns the carrying over of what distillation has taught to a teacher that has been trained on since.
+"""Transfers the effect of distillation to a teacher that has been trained further.
 
 python -m train.video.carry_over --old DIR --new DIR --share 0.6 --out DIR
 
-student' = new teacher + share * (student - old teacher), weight by weight (task arithmetic, Ilharco et al. 2023): a
-few-step student at once, from which distillation goes on. Knows no data.
+student' = new teacher + share * (student - old teacher), weight by weight (task arithmetic, Ilharco et al. 2023): an
+immediate few-step student, from which distillation continues.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHARE = 0.6
 
 
 def weights_of(folder: Path, stage: str) -> dict[str, Tensor]:
-    """The transformer of a stage, float32. Raises FileNotFoundError for a stage that never ran."""
+    """The transformer of a stage, float32. Raises FileNotFoundError if the stage has not run."""
     session = Session(device=torch.device("cpu"), out=folder, resume=folder, scale=TINY)
     networks = make_networks(session.device, vocabulary=len(build_tokenizer()), seed=session.seed)
     require_parts(session, stage, transformer=networks.transformer)
@@ -37,12 +37,12 @@ def weights_of(folder: Path, stage: str) -> dict[str, Tensor]:
 def carried(
     old: Mapping[str, Tensor], new: Mapping[str, Tensor], student: Mapping[str, Tensor], share: float
 ) -> dict[str, Tensor]:
-    """new + share * (student - old), of tensors of the same names and shapes."""
+    """new + share * (student - old), for tensors of equal names and shapes."""
     return {name: value + share * (student[name] - old[name]) for name, value in new.items()}
 
 
 def carry_over(old: Path, new: Path, out: Path, share: float) -> None:
-    """Write out/student-*.safetensors. old: folder of the student and its teacher; new: of the teacher since."""
+    """Write out/student-*.safetensors. old: folder of the student and its teacher; new: of the newer teacher."""
     session = Session(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
     networks = make_networks(session.device, vocabulary=len(build_tokenizer()), seed=session.seed)
     state = carried(weights_of(old, TEACHER), weights_of(new, TEACHER), weights_of(old, STUDENT), share)
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Carry over from the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.video.carry_over", description=__doc__)
     parser.add_argument("--old", type=Path, required=True, help="checkpoints of the student and its teacher")
-    parser.add_argument("--new", type=Path, required=True, help="checkpoints of the teacher since")
+    parser.add_argument("--new", type=Path, required=True, help="checkpoints of the newer teacher")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--share", type=float, default=SHARE)
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
-"""Owns what the causal training stages share: the trained networks together, their cache window and few-step schedule.
+"""Owns what the causal training stages share: the trained networks, their cache window and few-step schedule.
 
-Knows no data and no loss.
+Independent of data and losses.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
 CHUNK = 3
-"""Latents that are denoised together."""
+"""Latents denoised together."""
 WINDOW = 12
-"""Latents that a chunk attends to, itself included."""
+"""Latents that a chunk attends to, including itself."""
 SINK = 6
-"""Of these, the first latents of a stream, once it is longer than the window."""
+"""Of these, the stream's first latents, once it is longer than the window."""
 GRID = (LATENT_SIZE // 2, LATENT_SIZE // 2)
 """Rows and columns of tokens of a latent frame."""
 SHIFT = 3.0
 STEPS = (1000, 750, 500, 250)
-"""Places in the shifted table: noise levels 1, 0.9, 0.75 and 0.5."""
+"""Indices in the shifted table: noise levels 1, 0.9, 0.75 and 0.5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Owns weights on their way between runs: float16 in files that stay below 15 MiB. Knows no network's shape."""
+"""Owns the checkpoints passed between runs: float16 in files below 15 MiB. Independent of network shapes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PART_BYTES = 15 << 20
 
 
 def save_parts(session: Session, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
-    """Write out/NAME-0.safetensors, NAME-1, ... with keys prefixed by the argument's name; parameters once each.
+    """Write out/NAME-0.safetensors, NAME-1, ... with keys prefixed by the argument's name; shared parameters once.
 
-    Rank 0 alone does.
+    Rank 0 only.
     """
     if session.crew.rank:
         return
@@ -34,9 +34,9 @@ def save_parts(session: Session, name: str, **modules: nn.Module | Mapping[str, 
 
 
 def restore_parts(session: Session, name: str, **modules: nn.Module) -> bool:
-    """Load modules from the parts of this run, else of resume; False when neither has them.
+    """Load modules from the parts of this run, else of resume; False if neither has them.
 
-    Raises RuntimeError, as torch does, when a module's tensors and the stored ones differ in names or shapes.
+    Raises RuntimeError, as torch does, if a module's tensors and the stored ones differ in names or shapes.
     """
     for folder in (session.out, session.resume):
         tensors = read_parts(folder, name)
@@ -53,21 +53,21 @@ def restore_parts(session: Session, name: str, **modules: nn.Module) -> bool:
 
 
 def require_parts(session: Session, name: str, **modules: nn.Module) -> None:
-    """restore_parts, or FileNotFoundError naming the stage that writes the files."""
+    """`restore_parts`; raises FileNotFoundError with the stage that writes the files."""
     if not restore_parts(session, name, **modules):
         raise FileNotFoundError(f"no {name}-*.safetensors in {session.out} or {session.resume}; run stage {name!r}")
 
 
 def read_parts(folder: Path, name: str) -> dict[str, Tensor]:
-    """All tensors of NAME in a folder, with their prefixes; empty where there are none."""
+    """All tensors of NAME in a folder, with their prefixes; empty if there are none."""
     return {key: value for file in _files(folder, name) for key, value in load_file(file).items()}
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under one name each, though a network may share them under several."""
+    """Parameters and buffers under one name each, even if a network shares them under several."""
     state = dict(module.named_parameters())
-    kept = module.state_dict().keys()
-    buffers: dict[str, Tensor] = {name: buffer for name, buffer in module.named_buffers() if name in kept}
+    names = module.state_dict().keys()
+    buffers: dict[str, Tensor] = {name: buffer for name, buffer in module.named_buffers() if name in names}
     return {**state, **buffers}
 
 

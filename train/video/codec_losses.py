@@ -1,4 +1,4 @@
-"""Owns what is wrong with a clip that came back: losses on pixels in space and time. Knows no networks."""
+"""Owns the reconstruction losses of clips, on pixels in space and time. Independent of networks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def slopes(clip: Tensor) -> tuple[Tensor, Tensor]:
 def pixel_loss(decoded: Tensor, clip: Tensor, sharp: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, squared error) of decoded against clip, both [B, 3, F, h, w] float32, clip in 0..1.
 
-    Absolute errors of pixels, of slopes at two scales (edges, and textures that are a little displaced) and of changes
-    from frame to frame (flicker). sharp: 0..1 on the device; towards 1 squared errors count more (they are what PSNR
-    measures) and the absolute ones half. Squared errors of the changes are to keep a latent's four frames apart, which
-    without them were drawn too close together (docs/log.md).
+    Absolute errors of pixels, of gradients at two scales (edges, and slightly displaced textures) and of changes from
+    frame to frame (flicker). sharp: 0..1 on the device; towards 1 squared errors (as in PSNR) count more and absolute
+    ones half. Squared errors of the changes keep a latent's four frames distinct; without them they were drawn too
+    similar (docs/log.md).
     """
     squared = functional.mse_loss(decoded, clip)
     changed, change = decoded.diff(dim=2), clip.diff(dim=2)
@@ -41,9 +41,9 @@ def _distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def latent_loss(latents: Tensor, *, bound: float = 3.0) -> Tensor:
-    """How far raw latents [B, C, n, h, w] are from mean 0 and unit covariance of their channels, and beyond ±bound.
+    """Distance of raw latents [B, C, n, h, w] from zero mean and unit channel covariance, plus the excess over ±bound.
 
-    The tiny decoder presses latents into ±3, and a denoiser's noise is as wide as what it hides.
+    The tiny decoder squashes latents into ±3, and a denoiser's noise has unit variance.
     """
     rows = latents.transpose(0, 1).flatten(1)
     mean = rows.mean(1)

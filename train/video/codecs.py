@@ -1,6 +1,6 @@
-"""Owns mini-video's two trained autoencoders together, with the moments that normalise their shared latents.
+"""Owns mini-video's two trained autoencoders, with the moments that normalise their shared latents.
 
-Knows checkpoints and how well clips come back; knows no training.
+Checkpoints and reconstruction quality; independent of training.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 STAGE = "video_autoencoder"
 POSTERIOR_STD = 0.05
-"""Also the noise on latents in training, so that decoders bear errors."""
+"""Also the noise on latents in training, to make decoders robust to errors."""
 
 
 class Moments(nn.Module):
-    """mean, std: [16] float32 buffers of the stock autoencoder's latents, channel by channel."""
+    """mean, std: [16] float32 buffers, per channel, of the stock autoencoder's latents."""
 
     mean: Tensor
     std: Tensor
@@ -40,12 +40,12 @@ class Moments(nn.Module):
         self.register_buffer("std", torch.ones(LATENT_CHANNELS))
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """[B, 16, n, h, w] of the stock autoencoder -> those of the denoiser and the tiny one."""
+        """Latents [B, 16, n, h, w] of the stock autoencoder -> those of the denoiser and the tiny one."""
         return (raw - self.mean.view(1, -1, 1, 1, 1)) / self.std.view(1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def move_towards(self, raw: Tensor, share: float) -> None:
-        """A running mean of the moments of raw latents [B, 16, n, h, w]."""
+        """Update the running moments with raw latents [B, 16, n, h, w]."""
         rows = raw.float().transpose(0, 1).flatten(1)
         self.mean.lerp_(rows.mean(1), share)
         self.std.lerp_(rows.std(1).clamp(min=1e-3), share)
@@ -60,7 +60,7 @@ class Codecs:
     moments: Moments
 
     def write_moments(self) -> None:
-        """Put the moments into the stock autoencoder's configuration, rounded as checkpoints keep them."""
+        """Write the moments into the stock autoencoder's configuration, rounded as in checkpoints."""
         mean, std = (values.half().tolist() for values in (self.moments.mean, self.moments.std))
         set_latent_moments(self.vae, mean, std)
 
@@ -89,7 +89,7 @@ def make_codecs(session: Session) -> Codecs:
 
 @torch.no_grad()
 def set_posterior_noise(vae: AutoencoderKLWan, std: float = POSTERIOR_STD) -> None:
-    """Let the posterior's standard deviation be `std` everywhere: nothing trains it, and callers may sample from it."""
+    """Set the posterior's standard deviation to `std` everywhere: it is not trained, but callers may sample from it."""
     channels = vae.config.z_dim
     vae.quant_conv.weight[channels:].zero_()
     vae.quant_conv.bias[channels:].fill_(2 * math.log(std))
@@ -101,19 +101,19 @@ def save_codecs(session: Session, codecs: Codecs) -> None:
 
 
 def restore_codecs(session: Session, codecs: Codecs) -> bool:
-    """Load them where this run or the one to continue has them; False where neither has."""
+    """Load them from this run, else from the resumed one; False if neither has them."""
     return session.restore(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
 
 
 def load_codecs(session: Session) -> Codecs:
-    """The trained autoencoders for inference, in bfloat16; FileNotFoundError names the stage to run first."""
+    """The trained autoencoders for inference, in bfloat16. Raises FileNotFoundError with the stage to run first."""
     codecs = make_codecs(session)
     session.require(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
     return codecs_in_use(session, codecs)
 
 
 def codecs_in_use(session: Session, trained: Codecs) -> Codecs:
-    """A copy for inference, in bfloat16, of stock modules with the moments in the configuration."""
+    """A bfloat16 copy for inference, of stock modules with the moments in the configuration."""
     codecs = make_codecs(session)
     codecs.vae.load_state_dict(trained.vae.state_dict())
     codecs.tiny.load_state_dict(trained.tiny.state_dict())
@@ -126,10 +126,10 @@ def codecs_in_use(session: Session, trained: Codecs) -> Codecs:
 
 @torch.no_grad()
 def measure_codecs(codecs: Codecs, clips: Tensor) -> dict[str, float]:
-    """How clips [n, 3, 1 + 4k, 128, 128] in 0..1 come back through the engine's streams.
+    """Reconstruction of clips [n, 3, 1 + 4k, 128, 128] in 0..1 through the engine's streaming codecs.
 
-    PSNR in dB of the stock one, of the tiny one, and of the tiny decoder on the stock encoder's latents (what a
-    generated stream shows); the error of the tiny encoder's latents; the latents' moments. Modules in evaluation mode.
+    PSNR in dB of the stock codec, of the tiny one, and of the tiny decoder on the stock encoder's latents (as in a
+    generated stream); the error of the tiny encoder's latents; the latents' moments. Modules in evaluation mode.
     """
     size = {"height": VIDEO_SIZE_PX, "width": VIDEO_SIZE_PX, "rows": clips.shape[0]}
     stock, tiny = WanCodec(codecs.vae), TinyVideoCodec(codecs.tiny)
@@ -139,10 +139,10 @@ def measure_codecs(codecs: Codecs, clips: Tensor) -> dict[str, float]:
         "tiny_psnr_db": tiny.decoder(**size).decode(own),
         "tiny_decoder_psnr_db": tiny.decoder(**size).decode(latents),
     }
-    found = {name: psnr_db(frames, clips) for name, frames in rebuilt.items()}
+    results = {name: psnr_db(frames, clips) for name, frames in rebuilt.items()}
     error = float((own - latents).square().mean().sqrt())
     moments = {"latent_std": float(latents.std()), "latent_most": float(latents.abs().amax())}
-    return {**found, "tiny_latent_error": error, **moments}
+    return {**results, "tiny_latent_error": error, **moments}
 
 
 def psnr_db(frames: Tensor, truth: Tensor) -> float:

@@ -1,11 +1,10 @@
-"""Owns the distillation into a few steps on the student's own streams. Knows no pixels.
+"""Owns the distillation into a few steps on the student's own streams. Independent of pixels.
 
-Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has made itself (Huang et
-al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, or of
-itself alone: the scorer's, trained on real clips and guided, and the fake one's, trained on the student's windows. As
-the past is noised with it or left away, what has drifted is pulled back. Every second update noises real chunks
-instead, with regression to the real ones: past, caption and actions say where everything goes, and a camera's picture
-is held.
+Distribution matching (Yin et al. 2024, DMD2) on windows of a stream whose past the student has generated itself (Huang
+et al. 2025, Self-Forcing): the newest chunk follows the difference between two scores of the whole noised window, or of
+the chunk only: the scorer's, trained on real clips and guided, and the fake network's, trained on the student's
+windows. As the past is noised with it or omitted, drift is corrected. Every second update noises real chunks instead,
+with regression to the real ones: past, caption and actions determine the motion, and a camera's picture is preserved.
 """
 
 from __future__ import annotations
@@ -46,34 +45,33 @@ SCORER_COURSE = Course(
     stage=SCORER, optimiser=lambda full: Muon(full, set(), 0.0), peak=SCORER_RATE, factor=trapezoid, decay=0.998
 )
 GUIDANCE = 1.5
-"""Away from what the scorer sees without a prompt and without actions. By 3 the student was lost within 2,000
-iterations: at high noise levels it asks for more than any picture has, and no lower level corrects that as it does in
-sampling.
+"""Guidance away from the scorer's output without prompt and actions. With 3 the student diverged within 2,000
+iterations: at high noise levels guidance overshoots, and unlike in sampling no lower level corrects it.
 """
 FAKE_UPDATES = 2
 SCORE_RANGE = (0.02, 0.98)
 LOW_LEVELS = 2
-"""How many of the few-step levels, from the last, real chunks are noised to that do not go on from an earlier one."""
+"""Number of few-step levels, from the last, used to noise real chunks that do not continue an earlier one."""
 INDEPENDENT_SHARE = 0.2
-"""Share of the scorer's windows with a level for each chunk instead of one for all."""
+"""Share of the scorer's windows with a level per chunk instead of one for all."""
 ALONE_SHARE = 0.4
-"""Share of the windows of which only the newest chunk is scored and seen: beside a past that has drifted, more of the
-same looks right.
+"""Share of the windows of which only the newest chunk is scored and visible: next to a drifted past, further drift
+looks right.
 """
 
 
 def _levels(batch: int, frames: int, device: torch.device) -> Tensor:
-    """One level for each window, [B, F]."""
+    """One level per window, [B, F]."""
     low, high = SCORE_RANGE
     raw = low + (high - low) * torch.rand(batch, 1, device=device)
     return shifted_levels(raw, SHIFT).expand(-1, frames)
 
 
 def young_streams(batch: Batch, begins: Tensor) -> tuple[Batch, Tensor]:
-    """Of the windows that begin a video (bool [B]) only the first chunks, moved to the window's end with all that
-    belongs to them: what a stream's window holds before it is full.
+    """Keep only the first chunks of windows that begin a video (bool [B]), moved to the window's end: what a stream's
+    window holds before it is full.
 
-    Returns the windows and which of their frames there are, bool [B, F].
+    Returns the windows and which of their frames are present, bool [B, F].
     """
     rows, frames = batch.latents.shape[0], batch.latents.shape[2]
     index = torch.arange(frames, device=begins.device)
@@ -96,15 +94,15 @@ def young_streams(batch: Batch, begins: Tensor) -> tuple[Batch, Tensor]:
     return batch, index >= frames - length
 
 
-def _seen(there: Tensor) -> Tensor:
-    """bool [B, F]: of the frames that are there all, or in some windows only the newest chunk."""
-    newest = torch.arange(there.shape[1], device=there.device) >= there.shape[1] - CHUNK
-    alone = torch.rand(there.shape[0], 1, device=there.device) < ALONE_SHARE
-    return there & (newest | ~alone)
+def _seen(present: Tensor) -> Tensor:
+    """bool [B, F]: all present frames, or in some windows only the newest chunk."""
+    newest = torch.arange(present.shape[1], device=present.device) >= present.shape[1] - CHUNK
+    alone = torch.rand(present.shape[0], 1, device=present.device) < ALONE_SHARE
+    return present & (newest | ~alone)
 
 
 def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
-    """From the teacher: scores of whole noised windows, every frame seeing every other. Saved as scorer."""
+    """Train the scorer from the teacher: scores of whole noised windows with full attention. Saved as scorer."""
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
     restore_parts(session, SCORER, transformer=networks.transformer)
@@ -114,18 +112,18 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
 
     def loss() -> Tensor:
         windows = draw_windows(bank, session.scale.video_batch, WINDOW, sink=SINK)
-        batch, there = young_streams(as_batch(windows, CHUNK), windows.begins)
-        latents, there = batch.latents, _seen(there)
+        batch, present = young_streams(as_batch(windows, CHUNK), windows.begins)
+        latents, present = batch.latents, _seen(present)
         rows = latents.shape[0]
         levels = _levels(rows, WINDOW, session.device)
-        apart = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
-        levels = torch.where(torch.rand(rows, 1, device=session.device) < INDEPENDENT_SHARE, apart, levels)
+        per_chunk = _levels(rows * WINDOW // CHUNK, CHUNK, session.device).reshape(rows, WINDOW)
+        levels = torch.where(torch.rand(rows, 1, device=session.device) < INDEPENDENT_SHARE, per_chunk, levels)
         noise = torch.randn_like(latents)
         with torch.no_grad():
             states = networks.encode(batch.ids)
         condition = Condition(states=states, actions=batch.actions.to(session.dtype))
-        velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, there)
-        weight = there[:, None, :, None, None] * subject_weight(batch.coverage)
+        velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, present)
+        weight = present[:, None, :, None, None] * subject_weight(batch.coverage)
         return velocity_loss(velocity, latents, noise, weight)
 
     train_for(session, SCORER_COURSE, [networks.transformer], loss, seconds)
@@ -135,7 +133,7 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
 
 @dataclass(slots=True, kw_only=True)
 class Players:
-    """student, fake: trained; scorer: only read, its text encoder serves all three."""
+    """student, fake: trained; scorer: frozen, its text encoder serves all three."""
 
     student: VideoNetworks
     fake: VideoNetworks
@@ -156,7 +154,7 @@ def make_players(session: Session, vocabulary: int) -> Players:
 
 
 class Game:
-    """One iteration over fixed tensors, captured in parts: a chunk's passes, the update on streams, that on clips."""
+    """One iteration over static tensors, captured in parts: a chunk's passes, the update on streams, that on clips."""
 
     def __init__(self, session: Session, bank: ClipBank, players: Players) -> None:
         self.session, self.bank, self.players = session, bank, players
@@ -197,12 +195,12 @@ class Game:
         return self.players.scorer.encode(ids)
 
     def set_rates(self, factor: float) -> None:
-        """Set every learning rate to factor times its peak."""
+        """Set every learning rate to factor times its peak value."""
         set_rate(self.student_optimiser, STUDENT_RATE * factor)
         set_rate(self.fake_optimiser, FAKE_RATE * factor)
 
     def roll(self, chosen: int) -> None:
-        """The streams' next chunk in all its steps; what goes into step `chosen` is kept for the update."""
+        """Generate the streams' next chunk; the input of step `chosen` is kept for the update."""
         pool = self.pool
         self.begin()
         for number in range(self.levels.shape[0]):
@@ -225,40 +223,40 @@ class Game:
         pool, dtype = self.pool, self.session.dtype
         velocity = pool.velocity(self.players.student.transformer, self.entry, self.entry_level)
         x0 = clean_of(self.entry, velocity, self.entry_level)
-        window, there = self._window(x0.detach()), _seen(pool.there)
-        condition, weight = self._condition(), there[:, None, :, None, None].float()
+        window, present = self._window(x0.detach()), _seen(pool.present)
+        condition, weight = self._condition(), present[:, None, :, None, None].float()
         for _ in range(FAKE_UPDATES):
             levels = _levels(window.shape[0], WINDOW, self.session.device)
             noise = torch.randn_like(window)
-            fake = self.fake_joint(noised(window, noise, levels).to(dtype), 1000 * levels, condition, there)
+            fake = self.fake_joint(noised(window, noise, levels).to(dtype), 1000 * levels, condition, present)
             loss = velocity_loss(fake, window, noise, weight)
             loss.backward()  # type: ignore[no-untyped-call]
             self.fake.step(self.fake_optimiser)
-        gradient = self._matching_gradient(window, condition, there)
+        gradient = self._matching_gradient(window, condition, present)
         x0.backward(gradient / gradient.numel())  # type: ignore[no-untyped-call]
         self.student.step(self.student_optimiser)
         self.measures[0].copy_(loss.detach())
         self.measures[1].copy_(gradient.abs().mean())
 
     @torch.no_grad()
-    def _matching_gradient(self, window: Tensor, condition: Condition, there: Tensor) -> Tensor:
+    def _matching_gradient(self, window: Tensor, condition: Condition, present: Tensor) -> Tensor:
         """(x0_fake - x0_real) / mean |x0 - x0_real| of the newest chunk (DMD, equations 7 and 8)."""
         dtype, past = self.session.dtype, self.pool.past
         levels = _levels(window.shape[0], WINDOW, self.session.device)
         noisy = noised(window, torch.randn_like(window), levels)
         low, times = noisy.to(dtype), 1000 * levels
-        fake = clean_of(noisy, self.fake_joint(low, times, condition, there), levels)
+        fake = clean_of(noisy, self.fake_joint(low, times, condition, present), levels)
         without = Condition(states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions))
-        given = self.real_joint(low, times, condition, there).float()
-        free = self.real_joint(low, times, without, there).float()
-        real = clean_of(noisy, free + GUIDANCE * (given - free), levels)
+        conditional = self.real_joint(low, times, condition, present).float()
+        unconditional = self.real_joint(low, times, without, present).float()
+        real = clean_of(noisy, unconditional + GUIDANCE * (conditional - unconditional), levels)
         new = slice(past, None)
         distance = (window - real)[:, :, new].abs().mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-2)
         gradient: Tensor = (fake - real)[:, :, new] / distance
         return gradient
 
     def _on_clips(self) -> None:
-        """The student's update by regression to real chunks that were noised to its levels: any, where they go on."""
+        """The student's update by regression to noised real chunks."""
         session = self.session
         windows = draw_windows(self.bank, session.scale.video_batch, session.scale.video_window)
         loss = clip_loss(self.forced, as_batch(windows, CHUNK), self._states(windows.ids), self.levels, session.dtype)
@@ -268,7 +266,7 @@ class Game:
 
 
 def clip_loss(forced: ForcedPass, batch: Batch, states: Tensor, levels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Regression to real chunks that were noised to few-step levels [n]: to any, where they go on from earlier ones."""
+    """Regression to real chunks noised to few-step levels [n]: any of them if a chunk continues an earlier one."""
     rows, _, frames = batch.latents.shape[:3]
     device = batch.latents.device
     drawn = torch.rand(rows, frames // CHUNK, device=device).repeat_interleave(CHUNK, 1)

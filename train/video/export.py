@@ -1,6 +1,6 @@
-"""Owns the files of assets/models/mini-video: diffusers' Wan layout, what lies beside it, 16-bit weights.
+"""Owns the files of assets/models/mini-video: diffusers' Wan layout, Zoetrope's additions, 16-bit weights.
 
-Knows nothing of how the weights came to be; the model card is written by train.video.card.
+Independent of training; the model card is written by train.video.card.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def export_model(
     preset: Mapping[str, Any] | None = None,
     gains: Sequence[float] | None = None,
 ) -> float:
-    """Write the whole model folder with float16 weights; return its size in MiB. The networks are not changed.
+    """Write the whole model folder with float16 weights; return its size in MiB. The networks are not modified.
 
-    transformer: with an action_embedder, or without one: then there is no folder actions/. card: Markdown of README.md.
-    world: what prompts can name, for world.json.
-    preset: what zoetrope.json changes of the family's preset, by the names of VideoPreset. gains: of the actions, for
+    transformer: without an action_embedder there is no folder actions/. card: Markdown of README.md. world: the prompt
+    vocabulary, for world.json.
+    preset: overrides of the family's preset in zoetrope.json, by the names of VideoPreset. gains: of the actions, for
     inference (pipelines.video.wan.actions.save_actions). Raises ValueError if the folder is larger than MAX_SIZE_MIB.
     """
     _save_transformer(transformer, folder, gains)
@@ -83,9 +83,7 @@ def export_model(
 
 
 def scheduler_config() -> dict[str, Any]:
-    """Flow matching with the preset's shift, for diffusers' own pipeline; Zoetrope takes steps and shift from the
-    family.
-    """
+    """Flow matching with the preset's shift, for diffusers' own pipeline; Zoetrope uses the family's own."""
     return {
         "_class_name": "UniPCMultistepScheduler",
         "_diffusers_version": _VERSION,
@@ -97,19 +95,19 @@ def scheduler_config() -> dict[str, Any]:
 
 
 def settings(preset: Mapping[str, Any]) -> dict[str, Any]:
-    """zoetrope.json: what the weights are."""
-    told = {
+    """zoetrope.json: describes the weights."""
+    content = {
         "family": "mini-video",
         "width": VIDEO_SIZE_PX,
         "height": VIDEO_SIZE_PX,
         "licence": "Apache-2.0",
         "text_tokens": TEXT_TOKENS,
     }
-    return {**told, **({"preset": dict(preset)} if preset else {})}
+    return {**content, **({"preset": dict(preset)} if preset else {})}
 
 
 def _save_transformer(transformer: CausalWanTransformer, folder: Path, gains: Sequence[float] | None) -> None:
-    """The stock weights in transformer/, those of actions in actions/."""
+    """Write the stock weights to transformer/, those of the actions to actions/."""
     stock = make_stock_transformer()
     state = {name: value for name, value in transformer.state_dict().items() if not name.startswith(ACTIONS)}
     stock.load_state_dict(state)
@@ -131,7 +129,7 @@ def _save(module: Any, folder: Path) -> None:
 
 
 def _half(module: Any) -> Any:
-    """A copy in float16 on the CPU; parameter by parameter, as diffusers' own conversion keeps some in float32."""
+    """A float16 copy on the CPU; parameter by parameter, since diffusers' own conversion keeps some in float32."""
     clone: nn.Module = copy.deepcopy(module).cpu()
     with torch.no_grad():
         for tensor in (*clone.parameters(), *clone.buffers()):

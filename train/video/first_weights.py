@@ -1,12 +1,12 @@
-"""Owns the weights that the autoencoders begin with: signals keep their size, and layers in time begin as copies.
+"""Owns the initialisation of the autoencoders: signal variance is preserved, and temporal layers begin as copies.
 
-The stock autoencoder's spatial convolutions see one frame: their weights of the two frames before are zeros, and stay
-zeros, as training runs them as pictures (pipelines.video.codecs.wan_layers.FrameConv). Time is the business of its
-convolutions between the levels. With all of them a latent sees more than the clips of training hold, and what comes
-later in a stream than those is a stranger to the network: 24 dB within 9 frames, 12 dB three latents later.
+The stock autoencoder's spatial convolutions see one frame: their weights for the two previous frames are zeros, and
+stay zeros, as training runs them on single pictures (pipelines.video.codecs.wan_layers.FrameConv). Only the
+convolutions between levels work in time. If all did, a latent's receptive field would exceed the training clips, and
+later latents of a stream would be out of distribution: 24 dB within 9 frames, 12 dB three latents later.
 
-With PyTorch's own (weights of a third of that variance, random biases) a deep decoder first shows one grey for hundreds
-of steps: what the latents say is drowned by the biases. Knows no data.
+With PyTorch's default (a third of that variance, random biases) a deep decoder outputs uniform grey for hundreds of
+steps: the biases drown the latents.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from pipelines.video.codecs.tiny import TinyVideoAutoencoder
 from pipelines.video.codecs.tiny_layers import MemoryBlock, TimeGrow, TimePool
 
 BRANCH_GAIN = 0.2
-"""Of what a residual branch adds at first."""
+"""Initial gain of a residual branch."""
 PICTURE_GAIN = 0.3
-"""Of the layer that makes pixels: it begins near grey."""
+"""Gain of the output layer, which begins near grey."""
 
 
 @torch.no_grad()
 def begin_stock(vae: AutoencoderKLWan) -> None:
-    """Give diffusers' autoencoder its first weights, from torch's default generator."""
+    """Initialise diffusers' autoencoder, from torch's default generator."""
     _scale_convolutions(vae, gain=1.0)
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d) and min(module.kernel_size) > 1:
@@ -54,7 +54,7 @@ def begin_stock(vae: AutoencoderKLWan) -> None:
 
 @torch.no_grad()
 def begin_tiny(tiny: TinyVideoAutoencoder) -> None:
-    """Give the tiny autoencoder its first weights, from torch's default generator."""
+    """Initialise the tiny autoencoder, from torch's default generator."""
     _scale_convolutions(tiny, gain=math.sqrt(2.0))
     picture = tiny.decoder[-1]
     assert isinstance(picture, nn.Conv2d)
@@ -75,7 +75,7 @@ def begin_tiny(tiny: TinyVideoAutoencoder) -> None:
 
 
 def _scale_convolutions(network: nn.Module, *, gain: float) -> None:
-    """Normal weights under which a layer's outputs are `gain` times as large as its inputs; no biases."""
+    """Normal weights that scale the signal by `gain`; zero biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
             fan_in = module.weight[0].numel()
@@ -85,7 +85,7 @@ def _scale_convolutions(network: nn.Module, *, gain: float) -> None:
 
 
 def _copy_channels(weight: Tensor, *, taps: dict[int, float]) -> None:
-    """weight [m C, C, t, ...], in place: every one of m groups of outputs is the inputs, summed over taps of time."""
+    """weight [m C, C, t, ...], in place: each of m groups of outputs copies the inputs, summed over temporal taps."""
     weight.zero_()
     channels = weight.shape[1]
     eye = torch.eye(channels, device=weight.device, dtype=weight.dtype)

@@ -1,9 +1,9 @@
-"""Owns the passes of the causal transformer in training: teacher forcing, joint windows, and what each may see.
+"""Owns the passes of the causal transformer in training: teacher forcing, joint windows, and their attention masks.
 
-Teacher forcing: every chunk is noised on its own and sees the clean chunks before it, all in one pass over the clean
-frames followed by the noisy ones (Gao et al. 2024, CausVid's section 4.2 has the mask without the clean half). What a
-noisy chunk sees is what the engine's sliding window gives it, so training and streaming agree; a test holds that.
-Knows masks and formulas; no data, no optimiser and no files.
+Teacher forcing: every chunk is noised separately and sees the clean chunks before it, all in one pass over the clean
+frames followed by the noisy ones (Gao et al. 2024; CausVid's section 4.2 has the mask without the clean half). A noisy
+chunk sees what the engine's sliding window would contain, so training and streaming agree; a test checks that.
+Independent of data, optimisers and files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEP_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class TrainingAttention:
-    """Attention by the kind of its mask: none (PyTorch's choice), dense, or FlexAttention's blocks. Differentiable."""
+    """Attention by mask type: none (PyTorch's choice), dense, or FlexAttention blocks. Differentiable."""
 
     name: str = "training"
     takes_mask: bool = True
@@ -37,7 +37,7 @@ class TrainingAttention:
         return None
 
     def frame_mask(self, allowed: Tensor, tokens_per_frame: int) -> Mask:
-        """Blocks on a GPU, dense on a CPU, where FlexAttention takes minutes to compile."""
+        """A block mask on a GPU, dense on a CPU, where FlexAttention takes minutes to compile."""
         if allowed.device.type == "cuda":
             return ATTENTION_BACKENDS["flex"].frame_mask(allowed, tokens_per_frame)
         return dense_frame_mask(allowed, tokens_per_frame)
@@ -60,10 +60,10 @@ TRAINING = training_execution(compile_blocks=False)
 
 
 def forced_frames(frames: int, chunk: int, window: int) -> Tensor:
-    """bool [2 frames, 2 frames]: what the clean frames, and then the noisy ones, see of all of them.
+    """bool [2 frames, 2 frames]: which frames the clean frames, and then the noisy ones, attend to.
 
-    A chunk sees the clean chunks before it, as far as a window of `window` frames, itself included, reaches back from
-    its end; and itself, clean or noisy as it is.
+    A chunk attends to the clean chunks before it within a window of `window` frames that ends with it, and to itself,
+    clean or noisy.
     """
     index = torch.arange(frames)
     number = index // chunk
@@ -77,7 +77,7 @@ def forced_frames(frames: int, chunk: int, window: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What all passes of a batch are conditioned on. states: text [B, 32, width]; actions: [B, F, 5]."""
+    """The conditioning of all passes of a batch. states: text [B, 32, width]; actions: [B, F, 5]."""
 
     states: Tensor
     actions: Tensor
@@ -118,7 +118,7 @@ class ForcedPass:
 
 
 class JointPass:
-    """Frames that all see each other, but for those that are not there (None: all are)."""
+    """Frames that all attend to each other, except absent ones (None: all are present)."""
 
     def __init__(
         self,
@@ -131,11 +131,11 @@ class JointPass:
         self._transformer, self._tokens, self._execution = transformer, grid[0] * grid[1], execution
         self._view = make_view(transformer, list(range(frames)), grid)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, there: Tensor | None = None) -> Tensor:
-        """Velocity [B, C, F, h, w]. timesteps [B, F]; there: bool [B, F]."""
+    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, present: Tensor | None = None) -> Tensor:
+        """Velocity [B, C, F, h, w]. timesteps [B, F]; present: bool [B, F], the frames that exist."""
         mask = None
-        if there is not None:
-            mask = there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+        if present is not None:
+            mask = present.repeat_interleave(self._tokens, 1)[:, None, None, :]
             mask = mask.expand(-1, -1, mask.shape[-1], -1)
         text = PlainText(self._transformer, condition.states)
         velocity: Tensor = self._transformer(
@@ -145,7 +145,7 @@ class JointPass:
 
 
 def make_view(transformer: CausalWanTransformer, positions: Sequence[int], grid: tuple[int, int]) -> FullWindow:
-    """Frames at these positions in time, without a cache; made once, as the angles are computed in float64."""
+    """A view of frames at these temporal positions, without a cache; create once: angles are computed in float64."""
     return transformer.full_window(len(positions), grid, torch.tensor(list(positions), device=transformer.device))
 
 
@@ -155,7 +155,7 @@ def shifted_levels(raw: Tensor, shift: float) -> Tensor:
 
 
 def chunk_levels(batch: int, frames: int, chunk: int, *, shift: float, steps: Tensor) -> Tensor:
-    """Noise levels [B, F], one for each chunk: shifted uniform, a share of them at one of the few-step levels [n]."""
+    """Noise levels [B, F], one per chunk: shifted uniform, a share of them from the few-step levels [n]."""
     chunks = -(-frames // chunk)
     levels = shifted_levels(torch.rand(batch, chunks, device=steps.device), shift)
     picked = steps[torch.randint(steps.shape[0], (batch, chunks), device=steps.device)]

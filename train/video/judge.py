@@ -1,7 +1,7 @@
-"""Owns mini-video's judge: mini-image's classifier, trained on for single frames of rendered clips, and its files.
+"""Owns mini-video's judge: mini-image's classifier, fine-tuned on single frames of rendered clips, and its files.
 
-Clips show what still scenes do not: subjects upside down, near and far, places that the camera has moved along.
-Knows nothing of the generator.
+Clips show what still scenes do not: subjects upside down, near and far, places seen after a camera move. Independent of
+the generator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SALT = 71
 def frame_bank(
     session: Session, source: Source, count: int, generator: torch.Generator, *, held_out: bool | None = False
 ) -> tuple[Tensor, Tensor]:
-    """(uint8 [count, 3, 192, 192], labels int64 [count, 3]): a frame each of clips at 128 px, enlarged."""
+    """(uint8 [count, 3, 192, 192], labels int64 [count, 3]): one frame per clip, upscaled from 128 px."""
     pictures, truth = [], []
     for start in range(0, count, session.scale.video_chunk * 8):
         n = min(session.scale.video_chunk * 8, count - start)
@@ -49,8 +49,8 @@ def enlarged(frames: Tensor) -> Tensor:
 
 
 def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
-    """Train for seconds, rendering included, from mini-image's classifier on where there is no checkpoint; log the
-    shares that it names right on fresh clips of all combinations.
+    """Train for seconds, including rendering, from the checkpoint or else from mini-image's classifier; log its
+    accuracy on new clips of all combinations.
     """
 
     def render(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], s
 
 
 def shares_right(session: Session, source: Source, model: Classifier) -> dict[str, float]:
-    """What it names right on fresh frames of all combinations."""
+    """Its accuracy on new frames of all combinations."""
     fresh = session.generator(_SALT)
     pictures, truth = frame_bank(session, source, session.scale.eval_scenes, fresh, held_out=None)
     right = (predict(model, pictures.float() / 255) == truth).float().mean(0).tolist()
@@ -72,7 +72,7 @@ def shares_right(session: Session, source: Source, model: Classifier) -> dict[st
 
 
 def publish_judge(session: Session, source: Source, sizes: tuple[int, int, int], folder: Path) -> None:
-    """Write the model folder from the stage's checkpoint, with what it names right on its card."""
+    """Write the model folder from the stage's checkpoint, with its accuracy on the card."""
     model = Classifier(sizes)
     session.require(STAGE, model=model)
     save_classifier(model, folder)

@@ -1,6 +1,6 @@
-"""Owns the loop of the stages that train one network by one loss: captured step, rate, average, log.
+"""Owns the loop of the stages that train one network with one loss: captured step, rate, average, log.
 
-Knows no network's shape and no loss.
+Independent of network shapes and losses.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from train.graphs import Replay
 from train.session import Average, Master, Session, Steps, set_rate
 
 Factor = Callable[[int, float], float]
-"""On the peak rate, by steps so far and the share of the budget that is spent."""
+"""(steps so far, share of the budget spent) -> factor on the peak rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """How a stage learns. optimiser: makes one of the float32 parameters, at rate 0; decay: of the average."""
+    """How a stage trains. optimiser: creates one for the float32 parameters, at rate 0; decay: of the average."""
 
     stage: str
     optimiser: Callable[[list[nn.Parameter]], Steps]
@@ -34,8 +34,8 @@ class Course:
 def train_for(
     session: Session, course: Course, modules: Sequence[nn.Module], loss: Callable[[], Tensor], seconds: float
 ) -> None:
-    """Train all parameters of modules by `loss` (draws its own batch; captured on a GPU); afterwards they hold their
-    averages, in float32.
+    """Train all parameters of modules on `loss` (which draws its own batch; captured on a GPU); afterwards they hold
+    their averages, in float32.
     """
     master = Master(*modules, dtype=session.dtype, crew=session.crew)
     session.seed_draws()
@@ -43,10 +43,10 @@ def train_for(
     total = torch.zeros((), device=session.device)
 
     def step() -> None:
-        found = loss()
-        found.backward()  # type: ignore[no-untyped-call]
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
         master.step(optimiser)
-        total.add_(found.detach())
+        total.add_(value.detach())
 
     replay = Replay(step, session.device)
     total.zero_()

@@ -1,6 +1,6 @@
 """Owns the shapes of mini-video's networks: stock diffusers and transformers classes, and the engine's own transformer.
 
-Knows nothing of data, losses or files. Everything together has at most 16.7 million parameters: 32 MiB at 16 bits.
+Independent of data, losses and files. At most 16.7 million parameters in total: 32 MiB at 16 bits.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TINY_CODEC = TinyCodecConfig(
     blocks_per_stage=2,
     encoder_padding="front",
 )
-"""Coarse stages hold the parameters, fine ones cost the time: docs/mini-video.md has what was tried."""
+"""Coarse stages hold the parameters, fine ones take the time: docs/mini-video.md lists what was tried."""
 _WAN_AUTOENCODER: dict[str, Any] = {
     "base_dim": 32,
     "decoder_base_dim": 32,
@@ -65,9 +65,9 @@ def make_transformer() -> CausalWanTransformer:
 
 
 def transformer_config() -> dict[str, Any]:
-    """Arguments of diffusers' WanTransformer3DModel whose parameters have the names and shapes of make_transformer's.
+    """Arguments of diffusers' WanTransformer3DModel with the parameter names and shapes of make_transformer.
 
-    diffusers has no text_len: the pipeline's max_sequence_length says it.
+    diffusers has no text_len: the pipeline's max_sequence_length sets it.
     """
     config = asdict(TRANSFORMER)
     del config["text_len"]
@@ -84,7 +84,7 @@ def make_stock_transformer() -> WanTransformer3DModel:
 def make_wan_autoencoder(**changes: Any) -> AutoencoderKLWan:
     """AutoencoderKLWan between frames [B, 3, 1 + 4k, H, W] in -1..1 and latents [B, 16, 1 + k, H / 8, W / 8]: 3.2 M.
 
-    changes: of its configuration (latents_mean and latents_std once they are known; narrower widths in tests).
+    changes: to its configuration (latents_mean and latents_std once known; narrower widths in tests).
     """
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
@@ -93,7 +93,7 @@ def make_wan_autoencoder(**changes: Any) -> AutoencoderKLWan:
 
 
 def set_latent_moments(vae: AutoencoderKLWan, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Write what latents are normalised with into the configuration: z = (raw - mean) / std, a number a channel."""
+    """Write the latents' normalisation into the configuration: z = (raw - mean) / std, per channel."""
     assert len(mean) == len(std) == vae.config.z_dim, (len(mean), len(std))
     vae.register_to_config(latents_mean=[float(m) for m in mean], latents_std=[float(s) for s in std])
 
@@ -104,7 +104,7 @@ def make_tiny_autoencoder(config: TinyCodecConfig = TINY_CODEC) -> TinyVideoAuto
 
 
 def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
-    """UMT5's encoder, 2 layers, 128 wide, over so many token ids: [B, 32] to [B, 32, 128]; 0.5 M parameters."""
+    """UMT5's encoder, 2 layers, 128 wide, over `vocabulary` token ids: [B, 32] to [B, 32, 128]; 0.5 M parameters."""
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
@@ -125,11 +125,11 @@ def make_text_encoder(vocabulary: int) -> UMT5EncoderModel:
 
 
 def encode_text(text_encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the transformer reads: [B, L, 128] hidden states of ids int64 [B, L], rows after a text's end zero.
+    """The transformer's text input: [B, L, 128] hidden states of ids int64 [B, L], zero after the end of a text.
 
-    mask: [B, L], 1 for the text and its end. UMT5EncoderModel.forward without options, and then the zeroing that
-    pipelines.video.umt5 and diffusers' WanPipeline do. Differentiable; no branch on values and no wait for the device,
-    so it can be captured in a CUDA graph.
+    mask: [B, L], 1 for the text and its end. UMT5EncoderModel.forward without options, followed by the zeroing of
+    pipelines.video.wan.umt5 and diffusers' WanPipeline. Differentiable, without value-dependent branches or device
+    synchronisation, so it can be captured in a CUDA graph.
     """
     keep = mask.bool()
     hidden: Tensor = text_encoder.shared(ids)
@@ -154,5 +154,5 @@ def _attend(layer: nn.Module, hidden: Tensor, keep: Tensor) -> Tensor:
 
 
 def parameters_of(module: nn.Module) -> int:
-    """How many numbers a module's parameters hold, a shared one counted once."""
+    """Number of parameters of a module, shared ones counted once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -1,6 +1,6 @@
 """Owns clips of photographs: views that glide over them, drawn in the world's styles, with their captions.
 
-A camera's picture is redrawn by a model that has seen some. Knows no networks.
+They let the model redraw camera pictures. Independent of networks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SMALLEST_VIEW, MAX_VIEW = 0.55, 0.95
 """Side of a view of a picture, in sides of the picture."""
 STILL_VIEWS = 0.1
 STYLE_ALONE = 0.3
-"""How often a photograph in a style is described by the style alone."""
+"""How often a photograph in a style is described by the style only."""
 
 
 def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.Generator) -> Tensor:
-    """Clips [n, 3, frames, size, size] of a square view that glides over each of pictures [n, 3, h, h] and zooms, from
-    one random place to another; a tenth stands still.
+    """Clips [n, 3, frames, size, size] of a square view that glides and zooms over each of pictures [n, 3, h, h], from
+    one random position to another; a tenth are still.
     """
     n, device = pictures.shape[0], pictures.device
     sides = [uniform(n, SMALLEST_VIEW, MAX_VIEW, generator).view(n, 1) for _ in range(2)]
@@ -56,7 +56,7 @@ def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.G
 def styled_views(
     source: Source, clips: int, latents: int, generator: torch.Generator, *, group: int
 ) -> Iterator[tuple[ClipSpec, Tensor]]:
-    """Groups of clips, `clips` in all: (spec, frames [n, 3, F, 128, 128] in 0..1). Subject and place: PHOTO_SUBJECT."""
+    """Groups of clips, `clips` in total: (spec, frames [n, 3, F, 128, 128] in 0..1); subject, place: PHOTO_SUBJECT."""
     shares = torch.tensor(PHOTO_STYLES, device=source.device)
     for start in range(0, clips, group):
         n = min(group, clips - start)
@@ -68,7 +68,7 @@ def styled_views(
 
 
 def photo_caption(style: int, rng: random.Random) -> str:
-    """Such as "a photo, pencil sketch", or now and then the style alone."""
+    """Such as "a photo, pencil sketch", or sometimes only the style."""
     if style > 0 and rng.random() < STYLE_ALONE:
         return STYLES[style].labels[0]
     return caption(-1, -1, 0, style, rng, photo=True)

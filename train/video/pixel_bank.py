@@ -1,6 +1,6 @@
-"""Owns the clips that the autoencoders learn from: scenes in motion, and moving views of photographs and clutter.
+"""Owns the training clips of the autoencoders: scenes in motion, and moving views of photographs and clutter.
 
-Knows no networks. The world alone would make an autoencoder that blurs what a camera sees.
+Trained on the world only, an autoencoder would blur camera pictures. Independent of networks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .networks import VIDEO_SIZE_PX
 from .photo_clips import moving_views
 
 WORLD_SHARE, PHOTO_SHARE = 0.75, 0.15
-"""Of the clips; the rest is dead leaves, and the photographs' share too where there are none."""
+"""Shares of the clips; the rest is dead leaves, as is the photographs' share if there are none."""
 
 
 def pixel_bank(session: Session, source: Source, generator: torch.Generator, clips: int | None = None) -> Tensor:
@@ -44,7 +44,7 @@ def _put(bank: Tensor, done: int, frames: Tensor) -> int:
 
 def draw_clips(bank: Tensor, n: int, frames: int, size_px: int) -> Tensor:
     """n random windows of `frames` frames and size_px × size_px pixels from the bank: float32 [n, 3, frames, s, s] in
-    0..1, half of them mirrored. From the device's default generator; does not wait for the device.
+    0..1, half of them mirrored. Uses the device's default generator; does not synchronise with the device.
     """
     count, _, length, height, width = bank.shape
     device = bank.device

@@ -1,6 +1,6 @@
 """Owns the step from checkpoints to assets: ``python -m train.video.publish`` writes assets/models/mini-video.
 
-Knows no training; the card's figures are a JSON file of names and texts.
+Independent of training; the card's figures are a JSON file of names and texts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ JUDGED_FRAMES = 1024
 
 
 def clip_world() -> dict[str, Any]:
-    """What a prompt can name, for world.json: mini-image's world, and motions."""
+    """The prompt vocabulary for world.json: mini-image's world, and motions."""
     return {
         **world(),
         "motions": [term(motion.term) for motion in MOTIONS],
@@ -46,10 +46,10 @@ def clip_world() -> dict[str, Any]:
 
 
 def gains_of(folder: Path) -> list[float] | None:
-    """Of the actions of a model folder; None: it has none."""
+    """The action gains of a model folder; None: it has none."""
     file = folder / "actions" / "config.json"
-    found: list[float] | None = json.loads(file.read_text(encoding="utf-8")).get("gains") if file.is_file() else None
-    return found
+    gains: list[float] | None = json.loads(file.read_text(encoding="utf-8")).get("gains") if file.is_file() else None
+    return gains
 
 
 def publish(
@@ -62,13 +62,13 @@ def publish(
 ) -> float:
     """Write the model folder from the checkpoints of a stage ("student" or "teacher"); return its size in MiB.
 
-    gains: of the actions; needed where the folder has some, which were measured on other weights. The text encoder is
-    the teacher's: the student learnt with it. Raises FileNotFoundError for a stage that never ran, ValueError for
-    gains that would be lost.
+    gains: of the actions; required if the folder has some, as those were measured on other weights. The text encoder is
+    the teacher's, which the student was trained with. Raises FileNotFoundError for a stage that has not run, ValueError
+    for gains that would be lost.
     """
     if gains is None and (old := gains_of(folder)):
-        told = " ".join(map(str, old))
-        raise ValueError(f"{folder} has gains of the actions: say --gains {told}, or 1 for each that needs none")
+        values = " ".join(map(str, old))
+        raise ValueError(f"{folder} has action gains: give --gains {values}, or 1 for each action that needs none")
     session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
     tokenizer = build_tokenizer()
     networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)
@@ -95,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--transformer", choices=["student", "teacher"], default="student")
     parser.add_argument("--figures", type=Path, help="JSON of names and texts for the card")
     parser.add_argument(
-        "--gains", type=float, nargs=len(ACTION_NAMES), help="of the actions (bench.actions says which)"
+        "--gains", type=float, nargs=len(ACTION_NAMES), help="action gains (measure them with bench.actions)"
     )
-    parser.add_argument("--judge", action="store_true", help="measure the judge, and write its folder instead")
+    parser.add_argument("--judge", action="store_true", help="instead measure the judge and write its folder")
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"), help="for --judge")
     options = parser.parse_args(arguments)
     if options.judge:

@@ -1,8 +1,8 @@
-"""Owns the student's own streams while it is trained: many at once, each with its cache, its age and its prompt.
+"""Owns the student's own streams during training: many at once, each with its cache, age and prompt.
 
-A stream lives for up to minutes: every iteration adds one chunk to each, so that the student is trained on what it
-makes of its own past at any age (Huang et al. 2025, Self-Forcing, trains on rollouts from the beginning; here they go
-on). Nothing waits for the host: who begins anew is decided on the device. Knows no loss and no optimiser.
+A stream lasts up to minutes: every iteration adds one chunk to each, so that the student is trained on continuations of
+its own past at any age (Self-Forcing, Huang et al. 2025, trains on rollouts from the beginning; here they continue).
+Which streams restart is decided on the device, without synchronisation. Independent of losses and optimisers.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pipelines.conditioning.actions import ACTION_NAMES
 from pipelines.video.wan.blocks import BlockExecution
 from pipelines.video.wan.text_cache import PlainText
 from pipelines.video.wan.transformer import CausalWanTransformer
-from train.clips.actions import FULL_DEFLECTION, MAX, REACH, turned_back
+from train.clips.actions import FULL_DEFLECTION, MAX_ACTION, REACH, turned_back
 
 from .bank import ClipBank, draw_windows
 from .forcing import TRAINING, clean_of, make_view, noised
 
 MAX_CHUNKS = 100
-"""Of a stream's life: 75 seconds."""
+"""Maximum length of a stream: 75 seconds."""
 SHORT_CHUNKS, SHORT_SHARE = 16, 0.8
-"""Most streams end early: only a beginning shows whether the prompt alone is followed, and without these one chunk of
-50 would be one."""
+"""Most streams end early: only beginnings show whether the prompt is followed without a past, and otherwise only one
+chunk in 50 would be one."""
 FORCED_SHARE = 0.3
 """Share of the streams that begin with a real clip's latents."""
 SWITCH_SHARE = 0.03
 """Share of the chunks before which the prompt changes."""
 ACTION_CHANGE, NO_ACTION = 0.15, 0.5
-"""Share of the latents before which the actions change, and of the changes to none at all."""
+"""Share of the latents before which the actions change, and share of these changes to no action."""
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -39,8 +39,8 @@ Encode = Callable[[Tensor], Tensor]
 class PoolView:
     """The cached past of all streams, as one pass of the transformer sees it (pipelines.video.wan.blocks.KeyValueView).
 
-    keys, values: [layers, B, past tokens, heads, D], without rotation; record: whether passes leave theirs in `fresh`.
-    The past's first `sink` latents stay once a stream fills it.
+    keys, values: [layers, B, past tokens, heads, D], unrotated; record: whether passes store their own. The past's
+    first `sink` latents stay once a stream fills it.
     """
 
     observes = False
@@ -63,37 +63,37 @@ class PoolView:
         self.record = False
 
     def observe(self, layer: int, queries: Tensor) -> None:
-        """Nothing is scored."""
+        """Not used: nothing is scored."""
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The past and this pass's own, rotated."""
+        """The past's and this pass's own keys and values, rotated."""
         if self.record:
-            for kept, given in zip(self._fresh, (keys, values), strict=True):
-                kept[layer].copy_(given)
+            for target, source in zip(self._fresh, (keys, values), strict=True):
+                target[layer].copy_(source)
         rotated = self._transformer.rotary.rotate(keys, *self.query_rotation)
         return torch.cat([self._rotated[layer], rotated], 1), torch.cat([self.values[layer], values], 1)
 
     def advance(self, full: Tensor) -> None:
-        """What the last pass left becomes the newest of the past; the oldest goes, of streams that are `full` (bool
-        [B]) the oldest after the sink.
+        """Append what the last pass recorded to the past and drop the oldest; for streams that are `full` (bool [B]),
+        the oldest after the sink.
         """
         rows = full[None, :, None, None, None]
-        for kept, fresh in zip((self.keys, self.values), self._fresh, strict=True):
-            kept.copy_(torch.cat([_shifted(kept, self._new, self._sink, rows, dim=2), fresh], 2))
+        for past, fresh in zip((self.keys, self.values), self._fresh, strict=True):
+            past.copy_(torch.cat([_shifted(past, self._new, self._sink, rows, dim=2), fresh], 2))
         for layer in range(self.keys.shape[0]):
             self._rotated[layer].copy_(self._transformer.rotary.rotate(self.keys[layer], *self._past))
 
 
-def _shifted(kept: Tensor, by: int, sink: int, full: Tensor, *, dim: int) -> Tensor:
-    """`kept` without `by` of its places along dim: the first ones, or where `full` says so those after the sink."""
-    size = kept.shape[dim]
-    front = torch.where(full, kept.narrow(dim, 0, sink), kept.narrow(dim, by, sink))
-    return torch.cat([front, kept.narrow(dim, by + sink, size - by - sink)], dim)
+def _shifted(past: Tensor, by: int, sink: int, full: Tensor, *, dim: int) -> Tensor:
+    """`past` without `by` entries along dim: the first ones or, where `full`, those after the sink."""
+    size = past.shape[dim]
+    front = torch.where(full, past.narrow(dim, 0, sink), past.narrow(dim, by, sink))
+    return torch.cat([front, past.narrow(dim, by + sink, size - by - sink)], dim)
 
 
 class Pool:
-    """`batch` streams. latents: [B, C, past + chunk, h, w], the newest chunk last; age: [B] latents before it. Of a
-    stream longer than the past the first `sink` latents stay in their places.
+    """`batch` streams. latents: [B, C, past + chunk, h, w], the newest chunk last; age: [B] latents before it. In a
+    stream longer than the past the first `sink` latents stay in place.
 
     ids, states: the prompts as tokens and as text states; actions: [B, past + chunk, 5].
     """
@@ -135,18 +135,18 @@ class Pool:
         self._spread()
 
     def _spread(self) -> None:
-        """At first streams end at different times, so that all ages are there at any moment."""
+        """Initially give streams different ends, so that all ages are present at any time."""
         self._first_limit = self.chunk * torch.randint_like(self.age, 1, MAX_CHUNKS + 1)
 
     @property
-    def there(self) -> Tensor:
-        """bool [B, past + chunk]: which of the window's latents there are."""
+    def present(self) -> Tensor:
+        """bool [B, past + chunk]: which of the window's latents are present."""
         index = torch.arange(self.past + self.chunk, device=self.age.device)
         return index >= self.past - self.age.clamp(max=self.past)[:, None]
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Make room for a chunk: streams at their end begin anew, prompts and actions change here and there."""
+        """Make room for a chunk: finished streams restart, and some prompts and actions change."""
         windows = draw_windows(self._bank, self.age.shape[0], self.past, begin_share=1.0)
         states = self._encode(windows.ids).to(self.states.dtype)
         over = self.age >= self._limit
@@ -171,8 +171,8 @@ class Pool:
         self.x.normal_()
 
     def _act(self, over: Tensor) -> None:
-        """The new chunk's actions: those of the last one, or others, which turn back at the clips' reach; while a
-        stream is forced, the clip's.
+        """The new chunk's actions: those of the last one, or new ones, reversed at the clips' reach; while a stream is
+        forced, the clip's.
         """
         self._moved.masked_fill_(over[:, None], 0)
         now = self.actions[:, -1].masked_fill(over[:, None], 0)
@@ -188,21 +188,21 @@ class Pool:
         self._moved.add_(actions.sum(1)).clamp_(-self._reach, self._reach)
 
     def _command(self, like: Tensor) -> Tensor:
-        """New actions [B, 5]: on some axes, half of them at full deflection or beyond it."""
+        """New actions [B, 5]: on some axes, half of them at or beyond full deflection."""
         axes = torch.rand_like(like) < 0.3
         minimum = torch.where(torch.rand_like(like) < FULL_DEFLECTION, 1.0, 0.0)
-        size = minimum + (MAX - minimum) * torch.rand_like(like)
+        size = minimum + (MAX_ACTION - minimum) * torch.rand_like(like)
         sign = torch.where(torch.rand_like(like) < 0.5, -1.0, 1.0)
         return axes * sign * size * (torch.rand_like(like[:, :1]) >= NO_ACTION)
 
     def _moved_on(self, window: Tensor, dim: int) -> Tensor:
-        """The past of the next chunk, out of the window of the last one."""
+        """The past of the next chunk, from the window of the last one."""
         full = (self.age > self.past).view(-1, *[1] * (window.dim() - 1))
         return _shifted(window, self.chunk, self.sink, full, dim=dim)
 
     @property
     def is_forced(self) -> Tensor:
-        """bool [B]: the new chunk will be the clip's own."""
+        """bool [B]: the new chunk is taken from the real clip."""
         return self._forced & (self.age < self.past)
 
     def _of_truth(self, truth: Tensor, dim: int) -> Tensor:
@@ -217,12 +217,12 @@ class Pool:
 
     @property
     def mask(self) -> Tensor:
-        """bool [B, 1, new tokens, all tokens]: what the new chunk sees."""
-        seen = self.there.repeat_interleave(self._tokens, 1)[:, None, None, :]
+        """bool [B, 1, new tokens, all tokens]: what the new chunk attends to."""
+        seen = self.present.repeat_interleave(self._tokens, 1)[:, None, None, :]
         return seen.expand(-1, -1, self.chunk * self._tokens, -1)
 
     def velocity(self, transformer: CausalWanTransformer, x: Tensor, level: Tensor) -> Tensor:
-        """Of the new chunk x [B, C, chunk, h, w] at noise levels [B, chunk], differentiable."""
+        """Velocity of the new chunk x [B, C, chunk, h, w] at noise levels [B, chunk]; differentiable."""
         dtype = transformer.dtype
         velocity: Tensor = transformer(
             x.to(dtype), 1000 * level, PlainText(transformer, self.states), self.view, mask=self.mask,
@@ -232,17 +232,17 @@ class Pool:
 
     @torch.no_grad()
     def denoise(self) -> None:
-        """x0 of the new chunk at `x` and `level`."""
+        """Compute x0 of the new chunk from `x` and `level`."""
         self.x0.copy_(clean_of(self.x, self.velocity(self._transformer, self.x, self.level), self.level))
 
     @torch.no_grad()
     def renoise(self) -> None:
-        """x from x0 at `level`, with fresh noise."""
+        """Compute x from x0 at `level`, with fresh noise."""
         self.x.copy_(noised(self.x0, torch.randn_like(self.x0), self.level))
 
     @torch.no_grad()
     def finish(self) -> None:
-        """x0 is the new chunk (the clip's own where that is forced): its keys and values join the past."""
+        """Append x0 (if forced, the real clip's chunk) to the past, with its keys and values."""
         chunk = _where(self.is_forced, self._of_truth(self._truth, 2), self.x0)
         self.latents[:, :, self.past :] = chunk
         self.x.copy_(chunk)
@@ -255,5 +255,5 @@ class Pool:
 
 
 def _where(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """By bool [B] over tensors [B, ...]."""
+    """torch.where with rows bool [B], over tensors [B, ...]."""
     return torch.where(rows.view(-1, *[1] * (yes.dim() - 1)), yes, no)

@@ -4,10 +4,9 @@ python -m train.video.run STAGE... --minutes M... --out DIR --resume DIR
 torchrun --nproc-per-node N -m train.video.run ...    # on several GPUs of one host
 
 Stages: autoencoder, decoders, judge, words, teacher, scorer, student, actions, scores; quick runs all at a tiny size.
-Each continues from the files of --resume. The banks of clips are rendered and encoded when a stage first asks for
-them, and shared by those that follow in the same process; the minutes are given in the order of the stages and do not
-count it. "teacher+scorer" runs stages side by side, each alone on one of the processes with whole steps, of which small
-networks make more a second that way.
+Each continues from the files of --resume. The clip banks are rendered and encoded on first use and shared by later
+stages of the same process; --minutes follows the order of the stages and excludes this time. "teacher+scorer" runs
+stages concurrently, each on one process with full-size steps, which is faster for small networks.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ TINY_PHOTOS = 6
 
 @dataclass(slots=True)
 class Workshop:
-    """One run's session and what its stages share; the bank of clips is made when first asked for."""
+    """One run's session and what its stages share; the clip bank is built on first use."""
 
     session: Session
     source: Source
@@ -55,11 +54,11 @@ class Workshop:
 
     @property
     def vocabulary(self) -> int:
-        """Token ids."""
+        """Number of token ids."""
         return len(self.tokenizer)
 
     def bank(self, size: BankSize | None = None) -> ClipBank:
-        """Clips encoded by the current stock autoencoder; None: the long ones."""
+        """Clips encoded by the current stock autoencoder; None: the long clips."""
         size = size or long_clips(self.session.scale)
         if size not in self._banks:
             encode = load_codecs(self.session).encode()
@@ -67,21 +66,21 @@ class Workshop:
         return self._banks[size]
 
     def autoencoder(self, seconds: float) -> None:
-        """Both autoencoders; banks of older latents are dropped."""
+        """Both autoencoders; drops banks of older latents."""
         train_autoencoder(self.session, self.source, seconds)
         self._banks.clear()
 
     def decoders(self, seconds: float) -> None:
-        """Both decoders and the tiny encoder, on latents that stay as they are."""
+        """Both decoders and the tiny encoder, on unchanged latents."""
         train_decoders(self.session, self.source, seconds)
 
     def judge(self, seconds: float) -> None:
-        """The classifier that judges pictures of clips; it does not know the generator."""
+        """The classifier that judges frames of clips, trained independently of the generator."""
         sizes = (self.source.sprites.shape[0] + 1, len(PLACES) + 1, len(STYLES))
         train_judge(self.session, self.source, sizes, seconds)
 
     def words(self, seconds: float) -> None:
-        """The text encoder, on captions alone."""
+        """The text encoder, on captions only."""
         train_words(self.session, self.tokenizer, self.source.sprites.shape[0], seconds)
 
     def teacher(self, seconds: float) -> None:
@@ -90,7 +89,7 @@ class Workshop:
         train_teacher(self.session, self.bank(), beginnings, self.vocabulary, seconds)
 
     def scorer(self, seconds: float) -> None:
-        """The network that judges whole windows for the student."""
+        """The network that scores whole windows for the student."""
         train_scorer(self.session, self.bank(), self.vocabulary, seconds)
 
     def student(self, seconds: float) -> None:
@@ -98,11 +97,11 @@ class Workshop:
         train_student(self.session, self.bank(), self.vocabulary, seconds)
 
     def actions(self, seconds: float) -> None:
-        """The student's action embedder alone."""
+        """The student's action embedder only."""
         train_actions(self.session, self.bank(), self.vocabulary, seconds)
 
     def scores(self, seconds: float) -> None:
-        """How held-out clips come back through the autoencoders, and a sheet of them; takes as long as it takes."""
+        """Reconstruction of held-out clips by the autoencoders, and a sheet of them; ignores the time budget."""
         clips = measured_clips(self.session, self.source)
         codecs = load_codecs(self.session)
         self.session.log("scores", **measure_codecs(codecs, clips))
@@ -124,18 +123,18 @@ STAGES: dict[str, Callable[[Workshop, float], None]] = {
 
 
 def named_stages(name: str) -> list[str]:
-    """Of "teacher" or "teacher+scorer". argparse.ArgumentTypeError names those that there are."""
+    """The stages of "teacher" or "teacher+scorer". Raises argparse.ArgumentTypeError with the existing names."""
     names = name.split("+")
     if name != "quick" and not all(part in STAGES for part in names):
-        raise argparse.ArgumentTypeError(f"{name!r} is not a stage, nor stages joined by '+': {', '.join(STAGES)}")
+        raise argparse.ArgumentTypeError(f"{name!r} is not a stage or stages joined by '+': {', '.join(STAGES)}")
     return names
 
 
 def run_stages(workshop: Workshop, names: Sequence[str], scale: Scale, seconds: Sequence[float]) -> None:
-    """One stage by the whole crew, or each of several alone by the process of its place, for so long each; those render
-    the long clips first, so that nobody waits for another's later.
+    """Run one stage on the whole crew, or several concurrently, one per process in order, for the given seconds; the
+    latter render the long clips first, so that no process waits for another later.
 
-    scale: of a process alone. Raises ValueError for stages side by side on another number of processes.
+    scale: of a single process. Raises ValueError if the number of concurrent stages differs from that of processes.
     """
     session, crew = workshop.session, workshop.session.crew
     if len(names) == 1:
@@ -160,16 +159,16 @@ def open_workshop(session: Session, pack_file: Path) -> Workshop:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages named on the command line."""
     parser = argparse.ArgumentParser(prog="python -m train.video.run", description=__doc__)
-    parser.add_argument("stages", nargs="+", type=named_stages, help="quick: all; one+other: side by side")
-    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one for each stage")
+    parser.add_argument("stages", nargs="+", type=named_stages, help="quick: all; one+other: concurrently")
+    parser.add_argument("--minutes", nargs="+", type=float, default=[1.0], help="one number, or one per stage")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--resume", type=Path, default=Path("train/checkpoints"))
     parser.add_argument("--pack", type=Path, default=Path("train/data/pack.npz"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU finishes in a minute")
-    parser.add_argument("--no-compile", action="store_true", help="start at once, train slower")
-    parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks against the full size")
+    parser.add_argument("--no-compile", action="store_true", help="start sooner, train slower")
+    parser.add_argument("--bank-share", type=float, default=1.0, help="size of the banks relative to full size")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplies the learning rates, for trials")
-    parser.add_argument("--seed", type=int, help="of the clips and of all draws: another one brings other clips")
+    parser.add_argument("--seed", type=int, help="random seed of clips and training")
     options = parser.parse_args(arguments)
     quick = ["quick"] in options.stages
     stages = [[name] for name in STAGES] if quick else options.stages

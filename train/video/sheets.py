@@ -1,4 +1,4 @@
-"""Owns pictures to look at: contact sheets of clips. Knows files and pixels; no training."""
+"""Owns contact sheets of clips, for visual inspection. Independent of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .codecs import Codecs
 
 
 def contact_sheet(rows: Sequence[Tensor], frames: int = 8) -> Tensor:
-    """uint8 [h, w, 3]: a row for each clip [3, F, S, S] in 0..1, `frames` of them evenly apart from the first to the
+    """uint8 [h, w, 3]: a row per clip [3, F, S, S] in 0..1, with `frames` frames evenly spaced from the first to the
     last.
     """
     drawn = []
@@ -26,7 +26,7 @@ def contact_sheet(rows: Sequence[Tensor], frames: int = 8) -> Tensor:
 
 
 def write_sheet(sheet: Tensor, file: Path, quality: int = 92) -> None:
-    """A JPEG or PNG of a sheet [h, w, 3], by the file's name."""
+    """Write a sheet [h, w, 3] as JPEG or PNG, by the file's suffix."""
     from PIL import Image
 
     Image.fromarray(sheet.numpy()).save(file, quality=quality)
@@ -34,7 +34,7 @@ def write_sheet(sheet: Tensor, file: Path, quality: int = 92) -> None:
 
 @torch.no_grad()
 def codec_sheet(codecs: Codecs, clips: Tensor, file: Path) -> None:
-    """Three rows for each of clips [n, 3, 1 + 4k, S, S]: as it is, through the stock autoencoder, through the tiny."""
+    """Three rows per clip of [n, 3, 1 + 4k, S, S]: original, through the stock autoencoder, through the tiny one."""
     size = {"height": clips.shape[-2], "width": clips.shape[-1], "rows": clips.shape[0]}
     stock, tiny = WanCodec(codecs.vae), TinyVideoCodec(codecs.tiny)
     rebuilt = [

@@ -1,8 +1,8 @@
-"""Owns the training of the action embedder alone: a student is taught to answer commands better, and a stream without
-actions stays what it was, to the bit.
+"""Owns the training of the action embedder only: a student follows commands better, while streams without actions stay
+bit-identical.
 
-Regression to real chunks at the few-step levels, on clips with actions. The embedder has no biases, so that no action
-adds exactly 0: whatever was measured without actions still holds. Knows no pixels.
+Regression to real chunks at the few-step levels, on clips with actions. The embedder has no biases, so no action adds
+exactly 0: measurements without actions remain valid. Independent of pixels.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from .teacher import as_batch
 STAGE = "actions"
 RATE = 1e-3
 LEVELS = 3
-"""Of the few-step levels, from the noisiest: below them the noised picture itself shows how far things went."""
+"""Number of few-step levels, from the noisiest: below them the noised picture itself shows the displacement."""
 
 
 def steered(bank: ClipBank) -> ClipBank:
-    """The clips that have actions. Raises ValueError where none has."""
+    """The clips that have actions. Raises ValueError if none has."""
     rows = (bank.actions != 0).flatten(1).any(1).nonzero().flatten()
     if not len(rows):
         raise ValueError(f"none of the bank's {bank.clips} clips has actions: make it larger (--bank-share)")
@@ -46,15 +46,15 @@ def steered(bank: ClipBank) -> ClipBank:
 
 
 def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
-    """From a student; saved as student, of which nothing but the action embedder has changed."""
+    """Train from a student; saved as student, with only the action embedder changed."""
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, text=networks.text)
     require_parts(session, STUDENT, transformer=networks.transformer)
-    kept = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
+    frozen = {name: values.clone() for name, values in networks.transformer.state_dict().items()}
     for module in networks.modules:
         module.requires_grad_(False).to(session.dtype)
     embedder = networks.transformer.action_embedder
-    assert embedder is not None, "make_networks gives one"
+    assert embedder is not None, "make_networks creates one"
     bank, embedder = steered(bank), embedder.requires_grad_(True)
     levels, frames = few_step_levels(session.device)[:LEVELS], session.scale.video_window
     execution = training_execution(compile_blocks=session.scale.compile)
@@ -70,7 +70,7 @@ def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
         stage=STAGE, optimiser=lambda full: adamw(full, 0.0, session.device), peak=RATE, factor=warm_cosine, decay=0.99
     )
     train_for(session, course, [embedder], loss, seconds)
-    kept |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
-    networks.transformer.float().load_state_dict(kept)
+    frozen |= {f"{ACTIONS}{name}": values for name, values in embedder.state_dict().items()}
+    networks.transformer.float().load_state_dict(frozen)
     save_parts(session, STUDENT, transformer=networks.transformer)
     return networks

@@ -1,11 +1,11 @@
 """Owns the training of the many-step causal model on latents of rendered clips: flow matching under teacher forcing.
 
-Openings come first, single pictures and first chunks, at high noise: there only the text says what to draw. Within a
-stream a chunk sees the chunks before it, which say nearly everything: 7,000 steps on windows of five chunks alone gave
-a model that followed its own past and drew 9 % of the subjects it was asked for. Then every chunk has its own noise
-level (diffusion forcing, Chen et al. 2024) and sees clean chunks before it, as when the engine streams. A share of
-these windows begins with frames of another clip: what a cut of the prompt looks like, and what brings a stream back
-that has wandered off its prompt. Knows nothing of pixels, nor of the few-step student.
+Openings come first, single pictures and first chunks, at high noise: there only the text determines what to draw.
+Within a stream a chunk sees the chunks before it, which determine nearly everything: 7,000 steps only on windows of
+five chunks gave a model that followed its own past and drew 9 % of the requested subjects. Then every chunk has its own
+noise level (diffusion forcing, Chen et al. 2024) and sees clean chunks before it, as when the engine streams. A share
+of these windows begins with frames of another clip, as after a prompt cut, which also brings streams back that have
+drifted from their prompt. Independent of pixels and of the few-step student.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ STAGE = "teacher"
 PEAK_RATE = 1.5e-3
 CUT_SHARE = 0.25
 BEGIN_SHARE = 0.35
-"""Share of the windows that begin where a clip does."""
+"""Share of the windows that begin at the start of a clip."""
 OPENINGS_UNTIL, CONTINUED_OPENINGS_UNTIL = 0.4, 0.2
-"""Share of the budget that goes to openings alone, pictures and chunks in turn; later some steps are openings still. A
-teacher that goes on knows its words.
+"""Share of the budget for openings only, alternating pictures and chunks; later some steps are still openings. Not
+needed for a resumed teacher, which knows its words.
 """
 OPENING_SHARE, SINGLE_SHARE = 0.35, 0.15
 """Shares of the later steps: openings, and windows in chunks of one latent."""
 NOISE_SHARE = 0.3
 """Share of the openings that are pure noise."""
 PICTURES, CHUNKS = 8, 3
-"""Openings of a step in clips of a window's step: pictures, and chunks."""
+"""Batch size of openings relative to that of windows: pictures, and chunks."""
 SUBJECT_WEIGHT = 2.0
-"""Added to the weight of cells that the subject covers."""
+"""Extra loss weight of cells that the subject covers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """latents: float32 [B, C, F, h, w]; ids: int64 [B, 32]; actions: [B, F, 5]; coverage: [B, 1, F, h, w] in 0..1,
-    where subjects are; counted: bool [B, F], the frames whose loss counts; follows: bool [B, F], the frames before
-    whose chunk the window has one of the same clip.
+    where subjects are; counted: bool [B, F], the frames with a loss; follows: bool [B, F], the frames whose chunk has a
+    preceding chunk of the same clip in the window.
     """
 
     latents: Tensor
@@ -72,20 +72,19 @@ class Batch:
 
     @property
     def weight(self) -> Tensor:
-        """Of the loss, [B, 1, F, h, w]."""
+        """Loss weight [B, 1, F, h, w]."""
         return self.counted[:, None, :, None, None] * subject_weight(self.coverage)
 
 
 def subject_weight(coverage: Tensor) -> Tensor:
-    """Of the loss: cells that the subject covers weigh more. coverage: in 0..1, of any shape."""
+    """Loss weight: higher where the subject covers a cell. coverage: in 0..1, of any shape."""
     return 1 + SUBJECT_WEIGHT * coverage
 
 
 def as_batch(windows: Windows, chunk: int, *, cut_share: float = CUT_SHARE) -> Batch:
-    """Windows of one clip each, some with another clip's frames up to a chunk's boundary.
+    """Windows of one clip each, some with another clip's frames up to a chunk boundary.
 
-    Those frames have no loss, nor has a window's first chunk unless the video begins there: nothing says what it
-    follows.
+    Those frames have no loss, nor has a window's first chunk unless the video begins there: its past is unknown.
     """
     latents, actions = windows.latents, windows.actions
     batch, _, frames = latents.shape[:3]
@@ -168,7 +167,7 @@ class OpeningStep:
 class Trainer:
     """Networks, optimiser and average of the teacher's training.
 
-    reads: the text encoder learns too; otherwise it stays as it is.
+    reads: train the text encoder too; otherwise it is frozen.
     """
 
     def __init__(
@@ -203,19 +202,19 @@ class Trainer:
             return self.networks.encode(ids).to(self.session.dtype)
 
     def save(self) -> None:
-        """The averaged weights as they stand."""
+        """Save the current averaged weights."""
         transformer, *text = self.master.named(self.average.values)
         save_parts(self.session, STAGE, transformer=transformer, text=text[0] if text else self.networks.text)
 
     def finish(self) -> None:
-        """The averaged weights in the modules, in float32."""
+        """Put the averaged weights into the modules, in float32."""
         self.average.swap()
         self.master.release()
 
 
 def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool]:
-    """The networks of this run's or resume's teacher and True, else untrained ones with the text encoder of the stage
-    words and False.
+    """(networks of this run's or the resumed teacher, True), else (untrained ones with the text encoder of stage words,
+    False).
     """
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     continued = restore_parts(session, STAGE, transformer=networks.transformer, text=networks.text)
@@ -225,7 +224,7 @@ def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool
 
 
 def kind_of_step(fraction: float, step: int, rng: random.Random, openings_until: float = OPENINGS_UNTIL) -> str:
-    """Which step comes next, by the share of the budget that is spent."""
+    """The kind of the next step, by the share of the budget spent."""
     if fraction < openings_until:
         return "opening" if step % 2 else "picture"
     drawn = rng.random()
@@ -237,9 +236,9 @@ def kind_of_step(fraction: float, step: int, rng: random.Random, openings_until:
 def train_teacher(
     session: Session, bank: ClipBank, openings: ClipBank, vocabulary: int, seconds: float
 ) -> VideoNetworks:
-    """Train for seconds; save the averages; return the networks with them.
+    """Train for seconds; save the averaged weights; return the networks with them.
 
-    Continued, the text encoder stands still: scorers and students have learnt to read what it writes.
+    When resumed, the text encoder is frozen: scorers and students were trained on its outputs.
     """
     networks, continued = load_teacher(session, vocabulary)
     trainer = Trainer(session, bank, openings, networks, reads=not continued)

@@ -1,7 +1,7 @@
 """Owns mini-video's vocabulary: a Unigram tokenizer in T5's layout in which every word of the world is one token.
 
-Knows nothing of pictures or networks. Texts are lower-cased by the tokenizer itself, with a SentencePiece table of
-replacements: transformers' T5TokenizerFast keeps that one kind of normaliser when it reads a tokenizer.json.
+Texts are lower-cased by the tokenizer itself, with a SentencePiece replacement table, the only kind of normaliser that
+transformers' T5TokenizerFast keeps when it reads a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _WORD_SCORE, _SPACE_SCORE, _CHARACTER_SCORE = -3.0, -6.0, -8.0
 
 
 def build_tokenizer(phrases: Iterable[str] | None = None) -> Any:
-    """A PreTrainedTokenizerFast in which every word of phrases is one token; other ASCII words are spelt by
-    characters, the rest is <unk>.
+    """A PreTrainedTokenizerFast in which every word of phrases is one token; other ASCII words are split into
+    characters, everything else is <unk>.
 
-    phrases: None takes every word that a caption of a clip can contain. Ids: <pad> 0, </s> 1, <unk> 2, the space before
+    phrases: None takes every word that a clip's caption can contain. Ids: <pad> 0, </s> 1, <unk> 2, the space before
     a word, the characters, the words in alphabetical order. Its layers are those of transformers' T5Tokenizer, which
-    makes the same of the saved files.
+    loads equally from the saved files.
     """
     if phrases is None:
         phrases = clip_words()
@@ -74,9 +74,9 @@ def lower_case_table() -> bytes:
     """SentencePiece's precompiled character map that replaces A..Z by a..z.
 
     Layout (SentencePiece, normalizer.cc, DecodePrecompiledCharsMap): the trie's size in bytes, the trie, and the
-    replacements, each ended by a zero byte. The trie is darts-clone's double array: from place p with offset o one goes
-    to p ^ o ^ byte; a unit holds label (bits 0-7), whether a value follows (bit 8) and its offset (from bit 10); the
-    value's unit has bit 31 set.
+    replacements, each ended by a zero byte. The trie is darts-clone's double array: the transition from unit p with
+    offset o is to p ^ o ^ byte; a unit holds label (bits 0-7), whether a value follows (bit 8) and its offset (from bit
+    10); the value's unit has bit 31 set.
     """
     nodes, leaves, units = 256, 512, [0] * 1024
     units[0] = nodes << 10
@@ -90,14 +90,14 @@ def lower_case_table() -> bytes:
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """int64 [n, 32] on the CPU: ids of captions, cleaned, padded and cut exactly as diffusers' WanPipeline does."""
+    """int64 [n, 32] on the CPU: ids of captions, cleaned, padded and truncated exactly as in diffusers' WanPipeline."""
     cleaned = [clean_text(caption) for caption in captions]
     encoded = tokenizer(cleaned, padding="max_length", max_length=TEXT_TOKENS, truncation=True)
     return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
 
 def text_mask(ids: Tensor) -> Tensor:
-    """bool, as ids: True for the text and its </s>, False for padding."""
+    """bool, shaped as ids: True for the text and its </s>, False for padding."""
     return ids != PAD_ID
 
 

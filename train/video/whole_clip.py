@@ -1,7 +1,8 @@
-"""Owns whole clips through AutoencoderKLWan with gradients: the engine's streaming layers over an empty past.
+"""Owns encoding and decoding whole clips with AutoencoderKLWan and gradients: the engine's streaming layers over an
+empty past.
 
 diffusers' own forward runs frame by frame through a feature cache; here all frames go through each layer at once, with
-the same results. Knows no loss and no normalisation.
+the same results. Independent of losses and normalisation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pipelines.video.codecs.wan_layers import LayerBuilder, decoder_program, enc
 
 
 class _NoPast(FeatureMemory):
-    """What a stream remembers when it begins: zeros, and nothing is written."""
+    """The memory of a new stream: reads zeros, ignores writes."""
 
     def __init__(self, rows: int, *, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(1, device=device, dtype=dtype)
@@ -26,17 +27,17 @@ class _NoPast(FeatureMemory):
         return super().read(slot, None).expand(self._rows, -1, -1, -1, -1)
 
     def write(self, slot: int, rows: Tensor | None, values: Tensor) -> None:
-        """Nothing is kept."""
+        """Ignored."""
 
 
 class WholeClips:
-    """Encode and decode clips of one size from their first frame on, differentiable, with the module's weights.
+    """Encode and decode clips of one size from their first frame on, differentiably, with the module's weights.
 
-    Follows the weights where an optimiser moves them. One object for each dtype and device of the module.
+    Sees updates of the weights. One object per dtype and device of the module.
     """
 
     def __init__(self, vae: AutoencoderKLWan, *, clips: int, size_px: int) -> None:
-        """clips: of each call, size_px: of their sides."""
+        """clips: per call; size_px: of their sides."""
         weight = vae.quant_conv.weight
         self._memory = _NoPast(clips, device=weight.device, dtype=weight.dtype)
         self._channels: int = vae.config.z_dim
@@ -61,11 +62,11 @@ class WholeClips:
 class ChannelNorm(nn.Module):
     """diffusers' WanRMS_norm (x divided by its channels' root mean square, times gamma) without its float32 copies.
 
-    The root alone is float32. In 16 bits this halves what a step moves through memory.
+    Only the root is float32. In 16 bits this halves a step's memory traffic.
     """
 
     MIN = 1e-4
-    """Of a norm: the stock one's 1e-12 makes gradients infinite in 16 bits."""
+    """Epsilon of a norm: the stock one's 1e-12 makes gradients infinite in 16 bits."""
 
     def __init__(self, gamma: nn.Parameter) -> None:
         super().__init__()
@@ -80,7 +81,7 @@ class ChannelNorm(nn.Module):
 
 
 def use_lean_norms(vae: AutoencoderKLWan) -> None:
-    """Put a ChannelNorm with the same parameter, under the same name, in the place of every norm, for training."""
+    """Replace every norm by a ChannelNorm with the same parameter under the same name, for training."""
     for parent in list(vae.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, WanRMS_norm):

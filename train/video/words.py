@@ -1,9 +1,9 @@
-"""Owns the text encoder's first lesson: every token of a caption learns what the whole caption says.
+"""Owns the pre-training of the text encoder: every token's state learns what the whole caption says.
 
-A denoiser that trains for minutes hears its text at first as a mean over tokens (attention that knows no better weighs
-them alike), in which a subject is one word of many. So the encoder first learns, alone and on captions only, to say
-subject, place, light, style and motion from each of its states by linear maps; these are then dropped. Knows no
-pictures and no denoiser.
+A denoiser that trains for minutes initially sees its text as a mean over tokens (untrained attention weighs them
+equally), in which a subject is one word of many. So the encoder is first trained, on captions only, to predict subject,
+place, light, style and motion from each of its states by linear maps, which are then dropped. Independent of pictures
+and the denoiser.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SALT = 91
 
 
 class Reader(nn.Module):
-    """Linear maps from a state of the text encoder to what the caption says, in the order of ClipSpec."""
+    """Linear maps from a state of the text encoder to the caption's components, in the order of ClipSpec."""
 
     def __init__(self, subjects: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reader(nn.Module):
 
 
 def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, salt: int) -> tuple[Tensor, Tensor]:
-    """(ids int64 [count, 32], truth int64 [count, 5]) of random clips, held-out combinations left out."""
+    """(ids int64 [count, 32], truth int64 [count, 5]) of random clips, without held-out combinations."""
     cpu = torch.device("cpu")
     spec = sample_clip_specs(count, session.generator(salt, cpu), cpu, False, subjects=subjects)
     rows = torch.stack(tuple(spec), 1)
@@ -59,7 +59,7 @@ def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, sal
 
 
 def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float) -> VideoNetworks:
-    """Train for seconds; save words.safetensors; log the share of fresh captions that are read right from any token."""
+    """Train for seconds; save words.safetensors; log the accuracy per token on new captions."""
     count = session.scale.video_captions
     ids, truth = captions_of(session, tokenizer, count, subjects, _SALT)
     networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)
@@ -88,19 +88,19 @@ def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float)
 
 def _loss(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> Tensor:
     """Cross entropies of all five, the mean over the tokens of the captions."""
-    kept = text_mask(ids)
-    states = networks.encode(ids)[kept]
-    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
-    parts = [functional.cross_entropy(logits, wanted[:, i]) for i, logits in enumerate(reader(states))]
+    real_tokens = text_mask(ids)
+    states = networks.encode(ids)[real_tokens]
+    target = truth[:, None].expand(-1, ids.shape[1], -1)[real_tokens]
+    parts = [functional.cross_entropy(logits, target[:, i]) for i, logits in enumerate(reader(states))]
     return torch.stack(parts).sum()
 
 
 @torch.no_grad()
 def shares_right(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> dict[str, float]:
-    """Share of tokens from which each of the five is read right."""
-    kept = text_mask(ids)
-    wanted = truth[:, None].expand(-1, ids.shape[1], -1)[kept]
-    found = reader(networks.encode(ids)[kept])
+    """Accuracy of each of the five over tokens."""
+    real_tokens = text_mask(ids)
+    target = truth[:, None].expand(-1, ids.shape[1], -1)[real_tokens]
+    predictions = reader(networks.encode(ids)[real_tokens])
     names = ("subject", "place", "light", "style", "motion")
-    return {name: float((logits.argmax(-1) == wanted[:, i]).float().mean())
-            for i, (name, logits) in enumerate(zip(names, found, strict=True))}  # fmt: skip
+    return {name: float((logits.argmax(-1) == target[:, i]).float().mean())
+            for i, (name, logits) in enumerate(zip(names, predictions, strict=True))}  # fmt: skip

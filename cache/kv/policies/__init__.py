@@ -1,4 +1,4 @@
-"""The policies of the key/value cache, in one table. They decide with host integers and know no tensors."""
+"""The KV policies, in one table. They decide with host integers, not tensors."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ POLICIES: Mapping[str, type[KVPolicy]] = {
 
 
 def make_policy(name: str, *, grid: tuple[int, int], **options: Any) -> KVPolicy:
-    """A policy by name. grid: (rows, columns) of tokens in a latent frame; options: the fields of its class.
+    """The policy of that name. grid: (rows, columns) of tokens in a latent frame; options: the fields of its class.
 
-    Raises KVError for an unknown name or option and for numbers that cannot work.
+    Raises KVError for an unknown name or option and for invalid values.
     """
     if name not in POLICIES:
-        raise KVError(f"unknown key/value policy {name!r}; there are {', '.join(POLICIES)}")
+        raise KVError(f"unknown KV policy {name!r}; choose one of {', '.join(POLICIES)}")
     policy = POLICIES[name]
     known = {field.name for field in fields(policy)} - {"grid"}
     unknown = sorted(set(options) - known)

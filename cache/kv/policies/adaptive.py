@@ -13,12 +13,12 @@ from cache.kv.policies.windows import SinkPolicy
 class AdaptiveSinkPolicy(SinkPolicy):
     """A sink frame that no longer resembles the newest frame is replaced by it. StreamDiffusionV2 (2511.07399).
 
-    Its sink-token-guided rolling cache, as its code has it: at the beginning of each chunk that evicts something, and
-    in each layer for itself, similarity of a sink frame and the newest finished frame = mean of the cosines of their
-    mean keys and of their mean values over tokens (keys without rotary phase); if the least similar sink frame is below
-    `threshold`, the newest takes its place and position. The published code tests while the sink is still filling, and
-    then evicts a sink frame at the first ring write: not here. Its reset of positions at frame 50 is not needed:
-    positions count slots.
+    Its sink-token-guided rolling cache, as in its code: when a chunk that evicts something begins, in each layer,
+    similarity of a sink frame and the newest finished frame = mean of the cosine similarities of their mean keys and of
+    their mean values over tokens (keys unrotated); if the least similar sink frame is below `threshold`, the newest
+    replaces it and takes its position. The published code tests while the sink is still filling, and then evicts a
+    sink frame at the first ring write; not here. Its reset of positions at frame 50 is not needed: positions count
+    slots.
     """
 
     chunk_frames: int = 1
@@ -28,9 +28,11 @@ class AdaptiveSinkPolicy(SinkPolicy):
     def validate(self) -> None:
         SinkPolicy.validate(self)
         if self.sink_frames < 1:
-            raise KVError(f"sink_frames is {self.sink_frames}; an adaptive sink has at least 1: or take 'window'")
+            raise KVError(
+                f"sink_frames is {self.sink_frames}; an adaptive sink needs at least 1, or use the policy 'window'"
+            )
         if not -1 <= self.threshold <= 1:
-            raise KVError(f"threshold is {self.threshold}; it is compared with a cosine: -1 to 1")
+            raise KVError(f"threshold is {self.threshold}; it is a cosine similarity, -1 to 1")
 
     def before(self, sinks: Sequence[Span], past: Sequence[Span], evicted: Sequence[Span]) -> tuple[Operation, ...]:
         if not evicted or len(sinks) < self.sink_frames:

@@ -1,4 +1,4 @@
-"""Owns the cache of three partitions: a sink, pooled blocks of the middle past, and recent frames."""
+"""Owns the policy with three partitions: a sink, pooled blocks of the middle past, and recent frames."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from cache.kv.plan import (
     SpanKind,
     frame_region,
 )
-from cache.kv.policies.base import KVPolicy, by_slot, leading_frames, placed, settle, standing
+from cache.kv.policies.base import KVPolicy, assign_cells, at_positions, by_slot, kept_spans, leading_frames
 
 SELECTIONS = ("top-k", "recent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedPolicy(KVPolicy):
-    """Sink, mid, recent: what ages out of the recent frames is pooled. PackForcing (2603.25730).
+    """Sink, mid, recent: frames that age out of the recent ones are pooled. PackForcing (2603.25730).
 
     Blocks of `block_frames` that leave the `recent_frames` become (block/2) * (rows/4) * (columns/4) tokens (34 times
     fewer at 30 x 52): here without training, as mean keys and values over boxes of `pooling` = (frames, rows,
-    columns), standing at the middle of their box. Of these blocks `mid_blocks` are attended, in order of time:
+    columns), positioned at the centre of their box. `mid_blocks` of these blocks are attended, in temporal order:
     selection "top-k": the best of the latest `pool_blocks`, chosen in each layer of a chunk's first pass by the sum
-    over queries (each `query_stride`-th) and tokens of q . k, mean over half of the heads;
+    over queries (every `query_stride`-th) and tokens of q . k, mean over half of the heads;
     selection "recent": the latest (steadier from chunk to chunk).
     Positions: sink, mid (each block counts block_frames), recent, chunk, without gaps, so the sink is re-aligned as
-    blocks come and go. At 480 x 832 with chunks of 4: 27,872 tokens a pass.
+    blocks come and go. At 480 x 832 with chunks of 4: 27,872 tokens per pass.
     """
 
     chunk_frames: int = 4
@@ -54,28 +54,31 @@ class PackedPolicy(KVPolicy):
                 f"{self.query_stride} (1 or more)"
             )
         if self.selection not in SELECTIONS:
-            raise KVError(f"selection is {self.selection!r}; it is one of {', '.join(SELECTIONS)}")
+            raise KVError(f"selection is {self.selection!r}; choose one of {', '.join(SELECTIONS)}")
         if self.recent_frames < self.block_frames - 1:
             raise KVError(
                 f"recent_frames is {self.recent_frames}, and blocks of {self.block_frames} leave it at once: "
                 f"make it at least {self.block_frames - 1}"
             )
         if self.selection == "top-k" and self.pool_blocks < self.mid_blocks:
-            raise KVError(f"pool_blocks is {self.pool_blocks}; {self.mid_blocks} are to be chosen of them: raise it")
+            raise KVError(
+                f"pool_blocks is {self.pool_blocks}; {self.mid_blocks} are selected from them: "
+                f"make it at least {self.mid_blocks}"
+            )
         if min(self.pooling) < 1 or self.block_frames % self.pooling[0] or not self.pooled_tokens:
             raise KVError(
                 f"pooling is {self.pooling} for blocks of {self.block_frames} frames of {self.grid} tokens: its first "
-                "number divides the block's frames, and a frame holds at least one of its boxes"
+                "number must divide block_frames, and a frame must hold at least one box"
             )
 
     @property
     def pooled_tokens(self) -> int:
-        """Tokens of one pooled block."""
+        """Tokens per pooled block."""
         frames, rows, columns = self.pooling
         return (self.block_frames // frames) * (self.grid[0] // rows) * (self.grid[1] // columns)
 
     def _blocks(self, start: int, cells: int) -> Region:
-        """A region of pooled blocks; their tokens stand at the middle of their boxes, frames first, then rows."""
+        """A region of pooled blocks; each token is at the centre of its box, frames first, then rows."""
         frames, rows, columns = self.pooling
         boxes = [
             (t * frames + (frames - 1) / 2, y * rows + (rows - 1) / 2, x * columns + (columns - 1) / 2)
@@ -88,7 +91,7 @@ class PackedPolicy(KVPolicy):
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """Attended blocks, filled from the last to the first; frames; and with top-k the blocks to choose from."""
+        """Attended blocks, filled from last to first; frames; and with top-k the pool to select from."""
         mid = self._blocks(0, self.mid_blocks)
         frames = frame_region(self.grid, self.sink_frames + self.recent_frames + self.chunk_frames, start=mid.stop)
         if self.selection == "recent":
@@ -114,7 +117,7 @@ class PackedPolicy(KVPolicy):
         self, ledger: Ledger, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
-        past = standing(ledger)
+        past = kept_spans(ledger)
         sinks = [replace(s, kind=SpanKind.SINK) for s in past[: self.anchors(past)]]
         recent = [s for s in past[len(sinks) :] if s.kind is SpanKind.RECENT]
         top_k = self.selection == "top-k"
@@ -124,25 +127,25 @@ class PackedPolicy(KVPolicy):
             block, recent = recent[: self.block_frames], recent[self.block_frames :]
             blocks, target = self._next_block(blocks, block[0].frame)
             pooled.append(PoolFrames(sources=tuple(block), target=target))
-        mids = self._chosen(len(blocks)) if top_k else blocks
-        survivors, chunk, moves = settle(sinks + recent, ledger, frames, keep, self.frame_cells)
+        mids = self._selected(len(blocks)) if top_k else blocks
+        survivors, chunk, moves = assign_cells(sinks + recent, ledger, frames, keep, self.frame_cells)
         spans = survivors[: len(sinks)] + mids + survivors[len(sinks) :] + chunk
-        after = placed(spans, by_slot(spans, ledger, self.jump_frames))
+        after = at_positions(spans, by_slot(spans, ledger, self.jump_frames))
         mid_end = len(sinks) + len(mids) * self.block_frames
         pool = [mid_end - (len(blocks) - i) * self.block_frames for i in range(len(blocks))] if top_k else []
-        waiting = placed(blocks, pool) if top_k else ()
+        candidates = at_positions(blocks, pool) if top_k else ()
         first_pass: tuple[Operation, ...] = ()
-        if waiting:
+        if candidates:
             targets = tuple(s for s in after if s.kind is SpanKind.MID)
-            first_pass = (SelectBlocks(candidates=waiting, targets=targets),)
+            first_pass = (SelectBlocks(candidates=candidates, targets=targets),)
         return Plan(
-            ledger=replace(ledger, spans=after, pool=waiting, next_frame=ledger.next_frame + keep),
+            ledger=replace(ledger, spans=after, pool=candidates, next_frame=ledger.next_frame + keep),
             now=(*pooled, *moves),
             first_pass=first_pass,
         )
 
     def _next_block(self, blocks: list[Span], frame: int) -> tuple[list[Span], Span]:
-        """The blocks with one more; where there is no room, the oldest goes and lends its cell."""
+        """Append a block; if full, the oldest is evicted and its cell reused."""
         top_k = self.selection == "top-k"
         region, limit = (self.regions[2], self.pool_blocks) if top_k else (self.regions[0], self.mid_blocks)
         if len(blocks) == limit:
@@ -154,8 +157,8 @@ class PackedPolicy(KVPolicy):
         block = Span(start=start, stop=stop, kind=kind, frame=frame, frames=self.block_frames)
         return [*blocks, block], block
 
-    def _chosen(self, blocks: int) -> list[Span]:
-        """The attended blocks that are chosen of `blocks`, in order of time, next to the frames."""
+    def _selected(self, blocks: int) -> list[Span]:
+        """The attended blocks, selected from `blocks`, in temporal order, next to the frames."""
         count = min(blocks, self.mid_blocks)
         cells = [self.regions[0].slots(self.mid_blocks - count + i) for i in range(count)]
         return [Span(start=a, stop=b, kind=SpanKind.MID, frame=-1, frames=self.block_frames) for a, b in cells]

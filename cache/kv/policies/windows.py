@@ -1,5 +1,6 @@
-"""Owns the policies that keep whole frames and evict by age alone: full, sliding window, window with sink, deep
-sink; and rebuilding, which keeps nothing."""
+"""Owns the policies that keep whole frames and evict by age only: full, sliding window, sink, deep sink; and rebuild,
+which keeps nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cache.kv.plan import KVError, Ledger, Operation, Plan, Region, Span, SpanKind
-from cache.kv.policies.base import POSITION_RULES, KVPolicy, frames_of, leading_frames, placed, settle, standing
+from cache.kv.policies.base import (
+    POSITION_RULES,
+    KVPolicy,
+    assign_cells,
+    at_positions,
+    frame_regions,
+    kept_spans,
+    leading_frames,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullPolicy(KVPolicy):
-    """Everything is kept, up to `max_frames`. Self-Forcing (2506.08009) without a window; CausVid (2412.07772).
+    """Keeps everything, up to `max_frames`. Self-Forcing (2506.08009) without a window; CausVid (2412.07772).
 
-    Positions are the frames' indices, 0 to max_frames - 1. One more frame is refused, not dropped.
+    Positions are the frames' indices, 0 to max_frames - 1. A further frame is refused, not dropped.
     """
 
     max_frames: int = 21
@@ -28,21 +37,21 @@ class FullPolicy(KVPolicy):
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        return frames_of(self.grid, self.max_frames)
+        return frame_regions(self.grid, self.max_frames)
 
     def plan(
         self, ledger: Ledger, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
-        past = standing(ledger)
+        past = kept_spans(ledger)
         if len(past) + frames > self.max_frames:
             raise KVError(
                 f"the full cache holds {self.max_frames} latent frames and {len(past) + frames} are needed: "
-                "reset it, raise max_frames, or take a policy with a window"
+                "reset it, raise max_frames, or use a policy with a window"
             )
-        survivors, chunk, moves = settle(past, ledger, frames, keep, self.frame_cells)
+        survivors, chunk, moves = assign_cells(past, ledger, frames, keep, self.frame_cells)
         spans = survivors + chunk
-        after = placed(spans, POSITION_RULES["slot"](spans, ledger, self.jump_frames))
+        after = at_positions(spans, POSITION_RULES["slot"](spans, ledger, self.jump_frames))
         return Plan(ledger=replace(ledger, spans=after, next_frame=ledger.next_frame + keep), now=tuple(moves))
 
     def position_range(self, ledger: Ledger) -> range:
@@ -51,13 +60,13 @@ class FullPolicy(KVPolicy):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkPolicy(KVPolicy):
-    """The first frames forever, and the latest ones. StreamingLLM (2309.17453, 3.2); LongLive (2509.22622).
+    """Keeps the first frames forever, and the latest ones. StreamingLLM (2309.17453, 3.2); LongLive (2509.22622).
 
-    window_frames: attended latent frames in all: sink, recent frames and the current chunk. sink_frames: the first
-    frames of a stream, never evicted. positions: "slot" = by place in the cache, 0 to window_frames - 1 (StreamingLLM,
-    LongLive's infinite mode, Rolling Forcing's anchor); "absolute" = each frame's own index forever (Self-Forcing,
-    LongLive 1); "realigned" = recent frames keep their index and the sink moves up to them (Deep Forcing). Eviction
-    happens once a chunk. Rolling Forcing (2509.25161): window 21, sink 3, chunks of 15 frames of which 3 are kept.
+    window_frames: total attended latent frames: sink, recent frames and the current chunk. sink_frames: the first
+    frames of a stream, never evicted. positions: "slot" = order in the cache, 0 to window_frames - 1 (StreamingLLM,
+    LongLive's infinite mode, Rolling Forcing's anchor); "absolute" = each frame's own index (Self-Forcing, LongLive 1);
+    "realigned" = recent frames keep their index and the sink is placed right before them (Deep Forcing). Eviction
+    happens once per chunk. Rolling Forcing (2509.25161): window 21, sink 3, chunks of 15 frames of which 3 are kept.
     """
 
     window_frames: int = 12
@@ -67,38 +76,38 @@ class SinkPolicy(KVPolicy):
     def validate(self) -> None:
         KVPolicy.validate(self)
         if self.sink_frames < 0:
-            raise KVError(f"sink_frames is {self.sink_frames}; it is 0 or more")
+            raise KVError(f"sink_frames is {self.sink_frames}; it must be 0 or more")
         if self.window_frames < self.sink_frames + self.chunk_frames:
             raise KVError(
                 f"window_frames is {self.window_frames}, smaller than the sink of {self.sink_frames} and a chunk of "
                 f"{self.chunk_frames}: it counts both, so make it at least {self.sink_frames + self.chunk_frames}"
             )
         if self.positions not in POSITION_RULES:
-            raise KVError(f"positions is {self.positions!r}; it is one of {', '.join(POSITION_RULES)}")
+            raise KVError(f"positions is {self.positions!r}; choose one of {', '.join(POSITION_RULES)}")
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        return frames_of(self.grid, self.window_frames)
+        return frame_regions(self.grid, self.window_frames)
 
     def plan(
         self, ledger: Ledger, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None
     ) -> Plan:
         keep = self.chunk_keep(frames, keep)
-        past = standing(ledger)
+        past = kept_spans(ledger)
         sinks = [replace(s, kind=SpanKind.SINK) for s in past[: self.anchors(past)]]
         recent = past[len(sinks) :]
         room = self.window_frames - len(sinks) - frames
         evicted, recent = recent[: max(len(recent) - room, 0)], recent[max(len(recent) - room, 0) :]
-        survivors, chunk, moves = settle(sinks + recent, ledger, frames, keep, self.frame_cells)
+        survivors, chunk, moves = assign_cells(sinks + recent, ledger, frames, keep, self.frame_cells)
         spans = survivors + chunk
-        after = placed(spans, POSITION_RULES[self.positions](spans, ledger, self.jump_frames))
+        after = at_positions(spans, POSITION_RULES[self.positions](spans, ledger, self.jump_frames))
         return Plan(
             ledger=replace(ledger, spans=after, next_frame=ledger.next_frame + keep),
             now=(*self.before(sinks, past, evicted), *moves),
         )
 
     def before(self, sinks: Sequence[Span], past: Sequence[Span], evicted: Sequence[Span]) -> tuple[Operation, ...]:
-        """What is done to the past before anything moves. For subclasses."""
+        """Hook for subclasses: operations on the past before anything moves."""
         return ()
 
     def position_range(self, ledger: Ledger) -> range:
@@ -122,7 +131,7 @@ class WindowPolicy(SinkPolicy):
 
     def validate(self) -> None:
         if self.sink_frames:
-            raise KVError(f"sink_frames is {self.sink_frames}; a sliding window has none: take the policy 'sink'")
+            raise KVError(f"sink_frames is {self.sink_frames}; a sliding window has none: use the policy 'sink'")
         SinkPolicy.validate(self)
 
 
@@ -130,8 +139,8 @@ class WindowPolicy(SinkPolicy):
 class DeepSinkPolicy(SinkPolicy):
     """A sink of about half the window, re-aligned in time. Deep Forcing (2512.05081, Deep Sink).
 
-    Its sink of 40 to 60 % of the window stands directly before the recent frames: K_sink is turned, on the temporal
-    pairs alone, by the gap between them. Keys are stored unrotated here, so that turn is exact at any age.
+    Its sink, 40 to 60 % of the window, is positioned directly before the recent frames: K_sink is rotated, on the
+    temporal pairs only, by the gap between them. Keys are stored unrotated here, so this is exact at any age.
     """
 
     window_frames: int = 21
@@ -141,37 +150,37 @@ class DeepSinkPolicy(SinkPolicy):
     def validate(self) -> None:
         SinkPolicy.validate(self)
         if self.positions == "absolute":
-            raise KVError("positions is 'absolute'; a deep sink is re-aligned: take 'realigned' or 'slot'")
+            raise KVError("positions is 'absolute'; a deep sink is re-aligned: use 'realigned' or 'slot'")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RebuildPolicy(KVPolicy):
-    """Nothing outlives a chunk: its context is encoded again, from clean frames, before it. krea realtime-video, 2025.
+    """Keeps nothing between chunks: context is encoded again from clean frames. krea realtime-video, 2025.
 
-    Before every chunk the stream resets the row and passes `context` once at timestep 0; then the chunk stands at
-    min(frames so far, context_frames), so positions are always 0 to context_frames + chunk_frames - 1. The rule
-    only: the stream owns the clean latents and the codec.
+    Before every chunk the stream resets the row and passes `context` once at timestep 0; the chunk then begins at
+    position min(frames so far, context_frames), so positions are always 0 to context_frames + chunk_frames - 1. This is
+    only the rule: the stream owns the clean latents and the codec.
     """
 
     context_frames: int = 3
     keep_first: bool = False
-    """True: frame 0 stays the anchor forever."""
+    """True: frame 0 remains the anchor forever."""
 
     def validate(self) -> None:
         KVPolicy.validate(self)
         if self.context_frames < 1:
-            raise KVError(f"context_frames is {self.context_frames}; rebuilding needs at least 1 frame of context")
+            raise KVError(f"context_frames is {self.context_frames}; rebuilding needs at least 1 context frame")
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        return frames_of(self.grid, self.context_frames + self.chunk_frames)
+        return frame_regions(self.grid, self.context_frames + self.chunk_frames)
 
     @property
     def begin_frames(self) -> int:
         return max(self.context_frames, self.chunk_frames)
 
     def context(self, frames: int) -> tuple[int, ...]:
-        """Which of `frames` finished latent frames are encoded again, in order: an anchor and the latest ones."""
+        """Which of `frames` finished latent frames are encoded again, in order: the anchor and the latest ones."""
         if frames <= self.context_frames:
             return tuple(range(frames))
         latest = tuple(range(frames - self.context_frames + 1, frames))
@@ -182,16 +191,16 @@ class RebuildPolicy(KVPolicy):
     ) -> Plan:
         limit = self.chunk_frames if ledger.spans else self.begin_frames
         if not 1 <= frames <= limit:
-            raise KVError(f"{frames} latent frames at once, where at most {limit} can begin: chunk_frames sets it")
-        past = standing(ledger)
+            raise KVError(f"{frames} latent frames at once, but at most {limit} can begin: see chunk_frames")
+        past = kept_spans(ledger)
         if len(past) > self.context_frames or len(past) + frames > self.frame_cells.cells:
             raise KVError(
-                f"{len(past)} latent frames stand in the cache and a chunk of {frames} comes: this policy rebuilds, so "
-                f"reset the row and pass at most {self.context_frames} frames of context before every chunk"
+                f"{len(past)} latent frames are cached and a chunk of {frames} begins: this policy rebuilds, so "
+                f"reset the row and pass at most {self.context_frames} context frames before every chunk"
             )
-        survivors, chunk, moves = settle(past, ledger, frames, frames if keep is None else keep, self.frame_cells)
+        survivors, chunk, moves = assign_cells(past, ledger, frames, frames if keep is None else keep, self.frame_cells)
         spans = survivors + chunk
-        after = placed(spans, POSITION_RULES["slot"](spans, ledger, 0))
+        after = at_positions(spans, POSITION_RULES["slot"](spans, ledger, 0))
         return Plan(ledger=replace(ledger, spans=after, next_frame=ledger.next_frame + frames), now=tuple(moves))
 
     def position_range(self, ledger: Ledger) -> range:
