@@ -25,7 +25,7 @@ from bench.video_options import add_options, load_model, options_of
 from bench.video_quality import FRAME_RATE
 from bench.video_scores import Bar
 from bench.world_clips import as_bytes, load_sprites, no_actions
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.actions import SPEED, ZOOM_SPEED
 from train.clips.captions import canonical_clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs

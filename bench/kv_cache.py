@@ -77,7 +77,7 @@ def measure(cache: KVCache, chunks: int, warmup: int) -> dict[str, float]:
 def copy_ms(cache: KVCache) -> float:
     """Milliseconds to copy as many bytes as the keys of the window, the least that rotating them all can take."""
     shape = cache.shape
-    size = (cache.length(0) * shape.heads * shape.head_dim,)
+    size = (cache.ledger(0).length * shape.heads * shape.head_dim,)
     source, target = (torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(2))
     device = torch.device(shape.device)
     one = statistics.median(timed(lambda: target.copy_(source), device) for _ in range(5))
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
                 {
                     "case": case,
                     "storage": storage,
-                    "attended_tokens": cache.length(0),
+                    "attended_tokens": cache.ledger(0).length,
                     "bytes": cache.bytes,
                     **figures,
                     "copy_of_all_keys_ms": copy_ms(cache),

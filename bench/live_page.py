@@ -155,7 +155,7 @@ def browser_row(options: argparse.Namespace, model: str, transport: str) -> dict
         for _ in range(options.runs):
             with browse(chromium, url) as page:
                 page.until("window.zoetrope !== undefined", 90)
-                page.evaluate(f"window.zoetrope.carry('{transport}')")
+                page.evaluate(f"window.zoetrope.setTransport('{transport}')")
                 runs.append(watch(page, options, url))
     return {
         "peer": "browser",

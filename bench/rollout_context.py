@@ -15,6 +15,7 @@ from cache.kv.policies import KVPolicy
 from cache.kv.policies.dual import DualPolicy
 from cache.kv.policies.windows import RebuildPolicy
 from pipelines.video.model import VideoModel
+from pipelines.video.past.rebuild import anchor_is_encoded, anchor_pictures
 
 Shape = tuple[int, int, int, int]
 
@@ -71,6 +72,7 @@ class Rebuilding:
 
     def __init__(self, model: VideoModel, policy: RebuildPolicy, shape: Shape, size: tuple[int, int]) -> None:
         self._policy = policy
+        self._anchor = anchor_pictures(policy, model.codec.time_factor)
         self._codec, self._encoder = model.codec, model.codec.encoder(height=size[0], width=size[1], rows=shape[0])
         self._first: Tensor | None = None
         self._latest: list[Tensor] = []
@@ -83,7 +85,7 @@ class Rebuilding:
         oldest = latents_done - len(self._latest)
         assert self._first is not None
         chosen = [self._first if frame == 0 else self._latest[frame - oldest] for frame in wanted]
-        if self._policy.anchor_is_encoded(latents_done) and len(self._pictures) == self._policy.anchor_pixels_back:
+        if anchor_is_encoded(self._policy, latents_done) and len(self._pictures) == self._anchor:
             chosen[0] = self._encoded(self._pictures[0]).to(chosen[0].dtype)
         return Again(torch.stack(chosen, 2), wanted[0])
 
@@ -102,7 +104,7 @@ class Rebuilding:
 
     def decoded(self, pictures: Tensor) -> None:
         self._pictures += [picture.clone() for picture in pictures.unbind(1)]
-        del self._pictures[: -self._policy.anchor_pixels_back]
+        del self._pictures[: -self._anchor]
 
 
 def choose_context(model: VideoModel, policy: KVPolicy, shape: Shape, size: tuple[int, int]) -> Context:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.captions import clip_caption
 from train.clips.motions import MOTIONS, ClipSpec, sample_clip_specs
 from train.clips.render import Clips, render_clips

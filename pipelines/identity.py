@@ -7,6 +7,7 @@ Knows no network and no tensors; torch is never imported. Controls are stored an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
@@ -17,8 +18,13 @@ import numpy.typing as npt
 
 from .core.controls import Control, Controls
 from .core.errors import InputError
+from .core.frame_stages import StageChain
 from .core.tick_log import TickLog
 from .core.types import Accounting, Frame, StreamInfo
+from .stages.table import StageSetting, make_stages
+
+IDENTITY = "identity"
+"""The name of its one model."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,13 +36,23 @@ class _Slot:
 
 
 class IdentityEngine:
-    """An engine whose model is the identity.
+    """An engine whose model is the identity. A small model without a tensor library may subclass it: see `draw`.
 
-    width, height: the size that `push` takes, in pixels. latency_ticks: ticks between the one that admits a frame and
-    the one that finishes it (0: the same tick). max_slots: rows shared by all streams.
+    model: its name, as streams tell it. width, height: the size that `push` takes, in pixels. latency_ticks: ticks
+    between the one that admits a frame and the one that finishes it (0: the same tick). max_slots: rows shared by all
+    streams. stages: of stages.table.
     """
 
-    def __init__(self, *, width: int = 192, height: int = 192, latency_ticks: int = 1, max_slots: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        model: str = IDENTITY,
+        width: int = 192,
+        height: int = 192,
+        latency_ticks: int = 1,
+        max_slots: int = 8,
+        stages: Sequence[str] = (),
+    ) -> None:
         for name, value, minimum in (
             ("width", width, 1),
             ("height", height, 1),
@@ -45,6 +61,7 @@ class IdentityEngine:
         ):
             if value < minimum:
                 raise InputError(f"{name} cannot be {value}.", f"Give {minimum} or more.")
+        self.model = model
         self.width = width
         self.height = height
         self.latency_ticks = latency_ticks
@@ -52,6 +69,7 @@ class IdentityEngine:
         self.ticks = 0
         self._streams: list[IdentityStream] = []
         self.log = TickLog()  # stays empty: nothing is batched here
+        self.make_stages = make_stages(stages, StageSetting(width=width, height=height, device="cpu"))
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> IdentityStream:
         """A new stream; prompt-only frames are stamped at `frame_rate` (24) frames a second."""
@@ -64,6 +82,19 @@ class IdentityEngine:
         self.ticks += 1
         for stream in self._streams:
             stream.advance()
+
+    def draw(self, image: npt.NDArray[np.uint8], controls: Controls) -> npt.NDArray[np.uint8]:
+        """The finished picture of a frame, of the same shape and type; the identity gives `image` itself.
+
+        controls: of its stream at the tick that finishes it. A subclass never writes to `image`.
+        """
+        return image
+
+    def check_integrity(self) -> None:
+        """Assert that frames and rows add up."""
+        assert self.free_slots >= 0, (self.free_slots, self.max_slots)
+        for stream in self._streams:
+            assert stream.accounting.balanced, stream.accounting
 
     def close(self) -> None:
         """Close all streams."""
@@ -90,33 +121,37 @@ class IdentityStream:
         self._frame_rate = frame_rate
         self._slots: deque[_Slot] = deque()
         self._finished: deque[Frame] = deque()
-        self._taken = 0
-        self._out = 0
-        self._seq = 0
+        self._stages = [make() for make in engine.make_stages]
+        self._chain = StageChain(self._stages)
+        self._taken = self._generated = 0
         self._closed = False
 
     @property
     def info(self) -> StreamInfo:
-        return StreamInfo(
+        own = StreamInfo(
             width=self._engine.width,
             height=self._engine.height,
             frame_rate=self._frame_rate,
             frames_per_chunk=1,
             latency_ticks=self._engine.latency_ticks,
-            model="identity",
+            model=self._engine.model,
             dtype="uint8",
             device="cpu",
-            backend="identity",
+            backend=self._engine.model,
+            stages=tuple(stage.name for stage in self._stages),
         )
+        return self._chain.described(own, chunk_ticks=1)
 
     @property
     def accounting(self) -> Accounting:
-        in_flight = len(self._slots) + len(self._finished)
-        return Accounting(taken=self._taken, out=self._out, skipped=0, in_flight=in_flight)
+        chain = self._chain
+        in_flight = len(self._slots) + len(self._finished) + chain.held
+        counts = Accounting(taken=self._taken, out=chain.out, skipped=0, in_flight=in_flight)
+        return replace(counts, made=chain.made, dropped=chain.dropped)
 
     @property
     def busy(self) -> bool:
-        return self.accounting.in_flight > 0
+        return bool(self._slots or self._finished)
 
     @property
     def controls(self) -> Controls:
@@ -144,9 +179,9 @@ class IdentityStream:
         if frames > self._free:
             return False
         for _ in range(frames):
-            number = self._taken
-            picture = pattern_picture(self._engine.width, self._engine.height, number)
-            self._admit(Frame(image=picture, pts=number, time_base=1 / self._frame_rate, seq=number))
+            picture = pattern_picture(self._engine.width, self._engine.height, self._taken)
+            self._admit(Frame(image=picture, pts=self._generated, time_base=1 / self._frame_rate, seq=self._taken))
+            self._generated += 1
         return True
 
     def apply(self, control: Control) -> int:
@@ -156,23 +191,22 @@ class IdentityStream:
 
     def pull(self) -> list[Frame]:
         """Finished frames, oldest first."""
-        frames = [replace(frame, seq=self._seq + i) for i, frame in enumerate(self._finished)]
+        frames = list(self._finished)
         self._finished.clear()
-        self._seq += len(frames)
-        self._out += len(frames)
-        return frames
+        return self._chain.push(frames)
 
     def flush(self) -> list[Frame]:
         """Tick until everything of this stream is finished."""
         while self._slots:
             self._engine.tick()
-        return self.pull()
+        return [*self.pull(), *self._chain.flush()]
 
     def reset(self) -> None:
         """Drop what is in flight; counters restart at 0."""
         self._slots.clear()
         self._finished.clear()
-        self._taken = self._out = self._seq = 0
+        self._chain.reset()
+        self._taken = self._generated = 0
 
     def close(self) -> None:
         """Give the rows back; closing twice is fine."""
@@ -185,7 +219,8 @@ class IdentityStream:
         for slot in self._slots:
             slot.done_ticks += 1
         while self._slots and self._slots[0].done_ticks > self._engine.latency_ticks:
-            self._finished.append(self._slots.popleft().frame)
+            frame = self._slots.popleft().frame
+            self._finished.append(replace(frame, image=self._engine.draw(frame.image, self._controls)))
 
     def __enter__(self) -> Self:
         return self

@@ -1,99 +1,45 @@
-"""Owns the way from a model's name to an engine: which kind of model it is, and who loads it.
+"""Owns the one call from a model's name to an engine: the table of model kinds says who loads it.
 
-Knows no network, no ring and no frame. Heavy libraries are imported when a model is loaded.
+Independent of networks, rings and frames. Heavy libraries are imported when a model is loaded.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-
-from pipelines.core.errors import ModelError
-from pipelines.files.lora_files import LoraFile
+from pipelines.core.contracts import Engine
+from pipelines.core.tick_log import TickLog
+from pipelines.files.loader_options import LoaderOptions
+from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
 
 if TYPE_CHECKING:
-    from pipelines.core.contracts import Engine
-    from pipelines.core.tick_log import TickLog
+    from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
-Notice = Callable[[str], None]
-_BACKENDS = ("auto", "eager", "cuda-graph")
 
 
 def load_engine(
     model: str,
+    options: LoaderOptions | None = None,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
-    width: int = 0,
-    height: int = 0,
-    frames_per_slot: int = 1,
-    max_slots: int = 8,
-    backend: str = "auto",
-    loras: Sequence[LoraFile] = (),
-    autoencoder: str = "auto",
-    allow_pickle: bool = False,
-    safety: bool = True,
-    video: Mapping[str, Any] | None = None,
     tick_log: TickLog | None = None,
     notice: Notice = logger.warning,
+    kinds: tuple[ModelKind, ...] = MODEL_KINDS,
+    conditioners: Sequence[ConditionerFactory] | None = None,
+    **choices: object,
 ) -> Engine:
-    """An engine for a bundled name ("mini-image"), a local diffusers folder, a hub id, or "identity".
+    """An engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
 
-    width, height: pixels, 0 for the model's own. max_slots: rows of the ring shared by all streams of an image engine.
-    autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a folder or a hub id.
-    safety: load the model's safety checker where it has one. video: what is chosen of a video model, see
-    video.load_engine. notice: gets sentences the user should see.
-    Raises ModelError and its kinds, each with the remedy.
+    options: what is chosen. choices: fields of `LoaderOptions` by name, which count more than `options`; `video` may be
+    a mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
+    notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them.
+    conditioners: what may steer a slot or chunk, (*CONDITIONERS, mine) for one more; None: CONDITIONERS.
+    Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
     """
-    if model == "identity":
-        from .identity import IdentityEngine
-
-        return IdentityEngine(width=width or 192, height=height or 192, max_slots=max_slots)
-    from .video.loading.source import is_video_model
-
-    if is_video_model(model):
-        from .video.loading.engine import load_video_engine
-
-        common = {"device": device, "dtype": dtype, "width": width, "height": height, "backend": backend}
-        chosen = {**common, "loras": tuple(loras), "autoencoder": autoencoder, **(video or {})}
-        return load_video_engine(model, chosen, frames_per_slot=frames_per_slot, tick_log=tick_log, notice=notice)
-    if video:
-        raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
-    if backend not in _BACKENDS:
-        raise ModelError(f"There is no backend {backend!r}.", f"Use one of: {', '.join(_BACKENDS)}.")
-    from pipelines.image.loading.load import LoadOptions, load_image_model
-
-    options = LoadOptions(
-        device=device,
-        dtype=dtype,
-        loras=tuple(loras),
-        autoencoder=autoencoder,
-        allow_pickle=allow_pickle,
-        safety=safety,
-        notice=notice,
+    wanted = (options or LoaderOptions()).changed(choices)
+    context = LoadContext(
+        notice=notice, tick_log=tick_log, conditioners=None if conditioners is None else tuple(conditioners)
     )
-    image_model = load_image_model(model, options)
-    from .image.engine import ImageEngine
-
-    return ImageEngine(
-        image_model,
-        width=width,
-        height=height,
-        frames_per_slot=frames_per_slot,
-        max_slots=max_slots,
-        backend=_choose_backend(backend, image_model.device),
-        tick_log=tick_log,
-    )
-
-
-def _choose_backend(requested: str, device: torch.device) -> str:
-    """auto: a CUDA graph on CUDA, eager elsewhere. Raises ModelError when a graph is asked of a CPU."""
-    if requested == "auto":
-        return "cuda-graph" if device.type == "cuda" else "eager"
-    if requested == "cuda-graph" and device.type != "cuda":
-        raise ModelError(f"The backend cuda-graph needs a CUDA device, not {device.type}.", "Use --backend eager.")
-    return requested
+    return kind_of(model, kinds).load(model, wanted, context)

@@ -1,1 +1,1 @@
-"""The frame-stream API: HTTP, WebSocket and WebRTC doors onto the session table."""
+"""The frame-stream API: access to the session table over HTTP, WebSocket and WebRTC."""

@@ -1,7 +1,7 @@
-"""Who may use a session's routes over HTTP, its addresses, and calls that would block the event loop.
+"""Authorisation for a session's HTTP routes, its URL paths, and running blocking calls off the event loop.
 
-A session's own token authorises it: in a Bearer header, or signed and short-lived in the address where a browser's
-element cannot send headers. Knows no JSON.
+A session's own token authorises a request: in a Bearer header, or as a short-lived signature in the URL where an HTML
+element cannot send headers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SIGNED_S = 60.0
 
 
 async def off_loop(context: ApiContext, call: Callable[..., T], *arguments: object) -> T:
-    """The result of `call`, made on a thread of `context.codecs`."""
+    """Run `call` on a thread of `context.codecs` and return its result."""
     return await asyncio.get_running_loop().run_in_executor(context.codecs, partial(call, *arguments))
 
 
 def bearer(request: fastapi.Request) -> str:
-    """The token of the Authorization header. Raises UnauthorisedError without one."""
+    """The token in the Authorization header. Raises UnauthorisedError if there is none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
         raise UnauthorisedError("No session token was given.", "Send the header: Authorization: Bearer TOKEN.")
@@ -39,10 +39,10 @@ def bearer(request: fastapi.Request) -> str:
 
 
 def session_of(context: ApiContext, session_id: str, request: fastapi.Request) -> Session:
-    """The session that the request's token authorises; it counts as used.
+    """The session that the request's token authorises; resets its idle timer.
 
-    Raises UnauthorisedError for who does not know the token, whether there is such a session or not, and
-    UnknownSessionError for who knows it and comes when the session has ended.
+    Raises UnauthorisedError if the token is wrong, whether the session exists or not, and UnknownSessionError if it is
+    right but the session has ended.
     """
     token = bearer(request)
     if not context.table.knows(session_id, token):
@@ -53,23 +53,23 @@ def session_of(context: ApiContext, session_id: str, request: fastapi.Request) -
 
 
 def session_path(session_id: str, part: str = "") -> str:
-    """The address of a session, or of a part of it."""
+    """The path of a session, or of a resource below it."""
     return f"/v1/sessions/{session_id}{f'/{part}' if part else ''}"
 
 
 def signed_path(session: Session, part: str) -> str:
-    """The address of a part of the session that proves by itself, for a minute, who may open it."""
+    """The path of a resource of the session, with a signature that authorises it for a minute."""
     signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.time())
     return f"{session_path(session.id, part)}?token={signed}"
 
 
 def session_signed(context: ApiContext, session_id: str, part: str, token: str) -> Session:
-    """The session of a `signed_path`. Raises UnauthorisedError for a wrong or late token, also for unknown sessions."""
+    """The session of a `signed_path`. Raises UnauthorisedError for an invalid or expired token or an unknown id."""
     known = {session.id: session for session in context.table.sessions}
     session = known.get(session_id)
     secret = session.token.encode() if session is not None else b"-" * 32
     if not verify(secret, f"{part} {session_id}", token, time.time()) or session is None:
         raise UnauthorisedError(
-            "The token of this address is wrong or has expired.", "Ask GET /v1/sessions/ID for a new address."
+            "The token in this URL is wrong or has expired.", "Get a new URL from GET /v1/sessions/ID."
         )
     return session

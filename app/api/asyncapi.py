@@ -1,6 +1,6 @@
-"""The AsyncAPI 3.0 document of the frame stream, generated from the messages' own models. Served at /v1/asyncapi.json.
+"""The AsyncAPI 3.0 document of the frame stream, generated from the message models. Served at /v1/asyncapi.json.
 
-What OpenAPI is for HTTP, this is for the WebSocket. Knows the messages; calls nothing.
+It describes the WebSocket as OpenAPI describes HTTP.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _HEADER_TEXT = (
 
 
 def router(context: ApiContext) -> APIRouter:
-    """The route of the document."""
+    """The route that serves the document."""
     routes = APIRouter(prefix="/v1", tags=["documents"])
-    document = json.dumps(asyncapi_document(context.limits.message_bytes)).encode()  # once: it takes milliseconds
+    document = json.dumps(asyncapi_document(context.limits.message_bytes)).encode()  # built once: it takes milliseconds
 
     @routes.get("/asyncapi.json", operation_id="asyncapi", response_class=JSONResponse)
     async def asyncapi() -> Response:
@@ -41,12 +41,12 @@ def router(context: ApiContext) -> APIRouter:
 
 
 def asyncapi_document(max_bytes: int) -> dict[str, Any]:
-    """The document. max_bytes: of a binary message."""
-    said, heard = _models(ClientMessage), _models(ServerMessage)
-    messages = {_name(model): _message(model) for model in (*said, *heard)}
-    messages[_INPUT] = _binary("A picture to work on; the newest wins.", max_bytes)
-    messages[_FRAME] = _binary("A finished frame; to be acknowledged.", None)
-    sent, received = [*map(_name, said), _INPUT], [*map(_name, heard), _FRAME]
+    """The document. max_bytes: limit of a binary message."""
+    client, server = _models(ClientMessage), _models(ServerMessage)
+    messages = {_name(model): _message(model) for model in (*client, *server)}
+    messages[_INPUT] = _binary("An input picture; the newest wins.", max_bytes)
+    messages[_FRAME] = _binary("A finished frame; must be acknowledged.", None)
+    sent, received = [*map(_name, client), _INPUT], [*map(_name, server), _FRAME]
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -58,11 +58,11 @@ def asyncapi_document(max_bytes: int) -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": {"stream": _channel((*sent, *received))},
         "operations": {
-            # in AsyncAPI an application says what it receives and sends itself
+            # actions are from the server's point of view
             "from_client": _operation("receive", sent, "What a client sends; hello first."),
             "to_client": _operation("send", received, "What the server sends."),
         },
-        "components": {"messages": messages, "schemas": _schemas((*said, *heard))},
+        "components": {"messages": messages, "schemas": _schemas((*client, *server))},
     }
 
 
@@ -106,7 +106,7 @@ def _channel(messages: Iterable[str]) -> dict[str, Any]:
     return {
         "address": "/v1/sessions/{id}/stream",
         "description": "Opened with POST /v1/sessions, which also gives the token for hello.",
-        "parameters": {"id": {"description": "The session's name."}},
+        "parameters": {"id": {"description": "The session's id."}},
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
         "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
     }

@@ -1,4 +1,4 @@
-"""What every route of the API is given: the sessions, the limits, a place for files, and threads for codecs."""
+"""The context of every API route: session table, limits, data folder, and threads for codecs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from app.webrtc.options import WebRtcOptions
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiLimits:
-    """What a client may send. message_bytes: a WebSocket message or an HTTP body that is no upload.
+    """Limits of what a client may send. message_bytes: of a WebSocket message, or an HTTP body that is not an upload.
 
-    text_bytes: a JSON message. picture_px: the pixels of a picture, checked before it is decoded. upload_bytes: a video
-    for a render job. jobs: render jobs that wait or run at once. take_bytes, recording_bytes: of all takes, of all
+    text_bytes: of a JSON message. picture_px: pixels of a picture, checked before it is decoded. upload_bytes: of a
+    video for a render job. jobs: render jobs queued or running. take_bytes, recording_bytes: total of all takes, of all
     recordings.
     """
 
@@ -31,10 +31,10 @@ class ApiLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """codecs: where pictures are packed and unpacked, so that the event loop is not blocked.
+    """codecs: encodes and decodes pictures off the event loop.
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
-    where clients may push to; nowhere unless told. webrtc: ICE servers, codecs and limits of peers.
+    where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.
     """
 
     table: SessionTable

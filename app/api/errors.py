@@ -1,6 +1,6 @@
-"""Errors of the HTTP routes: each ZoetropeError as a status and one JSON shape, and so every other refusal.
+"""Errors of the HTTP routes: maps every ZoetropeError and every other error response to a status and one JSON shape.
 
-`{"error": {"code", "message", "remedy"}}`. Knows no route. WebSockets map errors on their own.
+`{"error": {"code", "message", "remedy"}}`. Independent of the routes. WebSockets map errors themselves.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .context import ApiContext
 
 
 class UnauthorisedError(ZoetropeError):
-    """No token was given, or one that does not hold."""
+    """The token is missing or invalid."""
 
 
 class UnknownJobError(ZoetropeError):
-    """No render job of that name."""
+    """There is no render job with that id."""
 
 
 class UnknownModelError(ZoetropeError):
-    """A request names a model that this server does not have, or may not be asked for."""
+    """A request names a model that this server does not have or does not offer."""
 
 
 class NotReadyError(ZoetropeError):
-    """Asked too early, or of something that has ended otherwise."""
+    """The resource is not finished yet, or did not finish successfully."""
 
 
-_TABLE: tuple[tuple[type[ZoetropeError], int, str], ...] = (  # the first that fits
+_TABLE: tuple[tuple[type[ZoetropeError], int, str], ...] = (  # the first match wins
     (UnknownSessionError, 404, "unknown_session"),
     (UnknownJobError, 404, "unknown_job"),
     (UnknownModelError, 404, "unknown_model"),
@@ -68,21 +68,21 @@ _HTTP_CODES = {
     503: "busy",
 }
 CODES = tuple(dict.fromkeys((*(code for _, _, code in _TABLE), *_HTTP_CODES.values())))
-"""Every code of an HTTP answer, those of the guard included."""
+"""Every error code of an HTTP response, including the guard's."""
 
 
 def status_and_code(error: ZoetropeError) -> tuple[int, str]:
-    """The HTTP status and the code that `error` is told by."""
+    """The HTTP status and error code of `error`."""
     return next((status, code) for kind, status, code in _TABLE if isinstance(error, kind))
 
 
 def error_body(code: str, message: str, remedy: str = "") -> dict[str, dict[str, str]]:
-    """The JSON shape of every refusal."""
+    """The JSON shape of every error response."""
     return {"error": {"code": code, "message": message, "remedy": remedy}}
 
 
 def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
-    """`error` as an answer; busy ones say when to try again."""
+    """`error` as a response; with Retry-After if the server is busy."""
     status, code = status_and_code(error)
     headers: dict[str, str] = {}
     if code in ("busy", "worker"):
@@ -93,7 +93,7 @@ def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
 
 
 def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
-    """Make `app` answer every ZoetropeError, refused request and unknown address in that shape."""
+    """Make `app` respond in that shape to every ZoetropeError, validation error and HTTPException."""
 
     @cache
     def documented() -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
@@ -101,19 +101,19 @@ def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
         return [(compile_path(path)[0], tuple(method.upper() for method in item)) for path, item in paths.items()]
 
     def allowed(path: str) -> tuple[str, ...]:
-        """All methods of a path (RFC 9110, section 10.2.1); the framework names those of one route only."""
+        """All methods of a path (RFC 9110, section 10.2.1); the framework lists those of one route only."""
         return next((methods for pattern, methods in documented() if pattern.match(path)), ())
 
-    async def ours(_: fastapi.Request, error: Exception) -> JSONResponse:
+    async def zoetrope_error(_: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ZoetropeError)
         return error_answer(error, context.table.retry_after_s)
 
-    async def refused(_: fastapi.Request, error: Exception) -> JSONResponse:
+    async def invalid_request(_: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         code, message = validation_text(error.errors())
-        return JSONResponse(error_body(code, message, "The OpenAPI document at /v1/openapi.json says what fits."), 422)
+        return JSONResponse(error_body(code, message, "See the OpenAPI document at /v1/openapi.json."), 422)
 
-    async def other(request: fastapi.Request, error: Exception) -> JSONResponse:
+    async def http_error(request: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         code = _HTTP_CODES.get(error.status_code, "bad_input" if error.status_code < 500 else "failed")
         text = str(error.detail) or HTTPStatus(error.status_code).phrase
@@ -122,21 +122,21 @@ def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
             headers["Allow"] = ", ".join(allowed(request.url.path))
         return JSONResponse(error_body(code, text), error.status_code, headers)
 
-    app.add_exception_handler(ZoetropeError, ours)
-    app.add_exception_handler(RequestValidationError, refused)
-    app.add_exception_handler(HTTPException, other)
+    app.add_exception_handler(ZoetropeError, zoetrope_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_error)
 
 
 def validation_text(errors: object) -> tuple[str, str]:
-    """Code and message of pydantic's list of errors: where, and what was wrong there; never the value itself."""
+    """Error code and message from pydantic's error list: the field and what is wrong with it, never its value."""
     assert isinstance(errors, list | tuple)
     if not errors:
-        return "bad_input", "The request does not fit."
+        return "bad_input", "The request is invalid."
     first: Mapping[str, object] = errors[0]
-    place = first.get("loc", ())
-    assert isinstance(place, tuple)
-    names = [str(part) for part in place if part not in ("body", "query", "path", "header")]
+    location = first.get("loc", ())
+    assert isinstance(location, tuple)
+    names = [str(part) for part in location if part not in ("body", "query", "path", "header")]
     code = "bad_control" if "controls" in names or "changes" in names else "bad_input"
     where = ".".join(names[:4]) or "body"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return code, f"{where}: {first.get('msg', 'does not fit')}{more}."
+    return code, f"{where}: {first.get('msg', 'is invalid')}{more}."

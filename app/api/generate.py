@@ -1,6 +1,6 @@
-"""One picture from a prompt, or of a picture: opens a session, takes its first result, closes it.
+"""One picture from a prompt or from another picture: opens a session, takes its first frame, closes it.
 
-Bounded in time; takes a session's place while it runs. Knows no stream of its own.
+Has a timeout; counts as a session while it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .sessions import BUSY, UNFIT, UNREAD
 from .uploads import multipart_schema, read_multipart, read_options
 
 _MAX_S = 60.0
-_LOOK_S = 0.05  # between two offers of the picture while the stream does not stand yet
+_RETRY_S = 0.05  # between attempts to submit the picture while the stream is not open yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ def router(context: ApiContext) -> APIRouter:
         openapi_extra=multipart_schema(GenerateOptions, "picture", "image/jpeg, image/png, image/webp"),
     )
     async def generate(request: Request) -> Response:
-        """One picture, from the prompt alone or of the picture that is sent."""
+        """Generate one picture from the prompt alone, or from the uploaded picture."""
         sink = io.BytesIO()
         maximum = context.limits.message_bytes
         fields, has_picture = await read_multipart(context, request, file_field="picture", sink=sink, max_bytes=maximum)
@@ -62,24 +62,24 @@ def router(context: ApiContext) -> APIRouter:
         picture = None
         if has_picture:
             picture = await off_loop(context, partial(read_picture, sink.getvalue(), max_px=context.limits.picture_px))
-        result = await _made(context, Control.of(options.controls.changes()), picture)
-        packed = await off_loop(context, _packed, result.image, options)
+        result = await _generate(context, Control.of(options.controls.changes()), picture)
+        encoded = await off_loop(context, _encode, result.image, options)
         headers = {"X-Zoetrope-Seconds": f"{result.seconds:.3f}", "Cache-Control": "no-store"}
-        return Response(packed, media_type=f"image/{options.format}", headers=headers)
+        return Response(encoded, media_type=f"image/{options.format}", headers=headers)
 
     return routes
 
 
-async def _made(context: ApiContext, control: Control, picture: Picture | None) -> _Result:
+async def _generate(context: ApiContext, control: Control, picture: Picture | None) -> _Result:
     began_s = time.monotonic()
     session = await off_loop(context, lambda: context.table.open(control=control, prompt_only=picture is None))
     session.connect()
     try:
         async with asyncio.timeout(_MAX_S):
-            image = await _first(context, session, picture)
+            image = await _first_frame(context, session, picture)
     except TimeoutError:
         raise WorkerError(
-            f"There was no picture within {_MAX_S:.0f} s.", "Is the worker ready? GET /readyz says so."
+            f"No picture within {_MAX_S:.0f} s.", "Check with GET /readyz whether the worker is ready."
         ) from None
     finally:
         session.disconnect()
@@ -87,15 +87,15 @@ async def _made(context: ApiContext, control: Control, picture: Picture | None) 
     return _Result(image=image, seconds=time.monotonic() - began_s)
 
 
-async def _first(context: ApiContext, session: Session, picture: Picture | None) -> Picture:
-    """The stream's first frame, or the one made of `picture`."""
+async def _first_frame(context: ApiContext, session: Session, picture: Picture | None) -> Picture:
+    """The stream's first frame, or the one made from `picture`."""
     feed = session.feed()
-    offered = picture is None
+    submitted = picture is None
     try:
         while not session.over:
-            if not offered and picture is not None:
-                offered = await off_loop(context, session.submit, picture) is not None
-            delivery = await feed.next(None if offered else _LOOK_S)
+            if not submitted and picture is not None:
+                submitted = await off_loop(context, session.submit, picture) is not None
+            delivery = await feed.next(None if submitted else _RETRY_S)
             if delivery is not None:
                 return delivery.frame.image
     finally:
@@ -103,7 +103,7 @@ async def _first(context: ApiContext, session: Session, picture: Picture | None)
     raise session.error or ZoetropeError("The session ended before there was a picture.", "Try again.")
 
 
-def _packed(image: Picture, options: GenerateOptions) -> bytes:
+def _encode(image: Picture, options: GenerateOptions) -> bytes:
     if options.format == "jpeg":
         return jpeg(image, options.quality)
     done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

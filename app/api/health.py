@@ -1,4 +1,4 @@
-"""/healthz: the process answers. /readyz: the worker's engine stands. Knows no session."""
+"""/healthz: the process responds. /readyz: the worker's engine is ready."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/healthz", operation_id="health")
     async def health() -> Health:
-        """The process answers."""
+        """The process responds."""
         return Health(status="ok")
 
     @routes.get("/readyz", operation_id="ready", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
-        """200 once the worker's engine stands, also while it is busy; else 503 and what the worker is doing."""
+        """200 once the worker's engine is ready, even when it is busy; else 503 and what the worker is doing."""
         status = context.table.workers.status
         if status.phase is WorkerPhase.READY:
             return Health(status="ready")

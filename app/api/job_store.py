@@ -1,6 +1,6 @@
-"""Render jobs: a bounded number, one at a time, each `zoetrope render` in a process and a folder of its own.
+"""Render jobs: a bounded queue, run one at a time, each as `zoetrope render` in its own process and folder.
 
-Every name below the folder is made here. Lives on one event loop. Knows no HTTP and no model.
+All file names below the folder are chosen here. Used from one event loop. Independent of HTTP and of models.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .errors import NotReadyError, UnknownJobError
 _CODE_FOLDER = Path(__file__).resolve().parents[2]  # Zoetrope runs from its checkout
 _PROGRESS = re.compile(r"\b(\d+)/(\d+|\?) \[")  # tqdm's
 _LINE_ENDS = re.compile(r"[\r\n]+")
-_KEPT_JOBS = 16  # that are over, with their files
+_KEPT_JOBS = 16  # finished ones, with their files
 _KEPT_S = 24 * 3600.0
 _STOP_S = 5.0
 _KEPT_LINES = 20
@@ -37,9 +37,9 @@ _INPUT_NAME = "input"
 
 
 class JobState(Enum):
-    """Where a job stands; the value is its name in JSON."""
+    """A job's state; the value is its name in JSON."""
 
-    WAITING = "waiting"  # for its upload, or for the job before it
+    WAITING = "waiting"  # for its upload, or for the previous job
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -47,13 +47,13 @@ class JobState(Enum):
 
     @property
     def over(self) -> bool:
-        """Nothing will change any more."""
+        """The state is final."""
         return self not in (JobState.WAITING, JobState.RUNNING)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """One render. folder: its own. output_name: of the file in it. message: why it failed, for the user."""
+    """One render. output_name: of the file in `folder`. message: why it failed, for the user."""
 
     id: str
     folder: Path
@@ -67,12 +67,12 @@ class Job:
 
     @property
     def input(self) -> Path:
-        """Where the upload goes."""
+        """The uploaded file."""
         return self.folder / _INPUT_NAME
 
     @property
     def output(self) -> Path:
-        """Where the video is being written."""
+        """The rendered video."""
         return self.folder / self.output_name
 
     @property
@@ -83,17 +83,17 @@ class Job:
         return min(1.0, self.frames / self.total_frames) if self.total_frames else 0.0
 
     def read_line(self, line: str) -> None:
-        """A line that the render has written: its progress, or words."""
-        found = _PROGRESS.search(line)
-        if found is not None:
-            self.frames = int(found[1])
-            self.total_frames = None if found[2] == "?" else int(found[2])
+        """Parse one line of the render's output: progress, or a message."""
+        match = _PROGRESS.search(line)
+        if match is not None:
+            self.frames = int(match[1])
+            self.total_frames = None if match[2] == "?" else int(match[2])
         elif line.strip():
             self.lines.append(line.strip())
 
 
 class JobStore:
-    """All jobs of this process. data: files are kept in a folder below it. most: jobs that wait or run at once."""
+    """All jobs of this process. data: files are kept in a folder below it. maximum: jobs queued or running."""
 
     def __init__(self, data: Path, maximum: int) -> None:
         self._jobs_folder = data / "jobs"
@@ -101,14 +101,16 @@ class JobStore:
         self._max = maximum
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._one = asyncio.Semaphore(1)
+        self._render_slot = asyncio.Semaphore(1)
         self._closed = False
 
     async def reserve(self) -> Job:
-        """A new job with a folder, for its upload. Raises BusyError at once when there are enough."""
+        """A new job with a folder for its upload. Raises BusyError immediately if there are too many."""
         busy = sum(not job.state.over for job in self._jobs.values())
         if self._closed or busy >= self._max:
-            raise BusyError(f"Busy: {busy} render jobs wait or run.", "Try again when one has ended, or cancel one.")
+            raise BusyError(
+                f"Busy: {busy} render jobs are queued or running.", "Try again when one has finished, or cancel one."
+            )
         name = secrets.token_urlsafe(16)
         job = self._jobs[name] = Job(id=name, folder=self._root / secrets.token_hex(8))
         await asyncio.to_thread(job.folder.mkdir, parents=True)
@@ -116,28 +118,30 @@ class JobStore:
         return job
 
     def start(self, job: Job, arguments: Sequence[str], *, output_name: str, with_input: bool) -> None:
-        """Render as soon as those before it have. arguments: options of `zoetrope render`."""
+        """Queue the render. arguments: options of `zoetrope render`."""
         job.output_name = output_name
         paths = [str(job.input)] if with_input else []
         command = [sys.executable, "-m", "app", "render", *arguments, "--", *paths, str(job.output)]
         self._tasks[job.id] = asyncio.create_task(self._run(job, command), name=f"render {job.folder.name}")
 
     def get(self, job_id: str) -> Job:
-        """The job of that name. Raises UnknownJobError."""
+        """The job with that id. Raises UnknownJobError."""
         job = self._jobs.get(job_id)
         if job is None:
-            raise UnknownJobError("There is no such job.", "It was deleted; start a new one.")
+            raise UnknownJobError("There is no such job.", "It may have been deleted; start a new one.")
         return job
 
     def finished(self, job_id: str) -> Path:
-        """The video of a job that is done. Raises UnknownJobError, NotReadyError."""
+        """The video of a finished job. Raises UnknownJobError, NotReadyError."""
         job = self.get(job_id)
         if job.state is not JobState.DONE:
-            raise NotReadyError(f"The job is {job.state.value}: there is no video.", "Ask for it when it is done.")
+            raise NotReadyError(
+                f"The job is {job.state.value}: there is no video.", "Download it when the job is done."
+            )
         return job.output
 
     async def delete(self, job: Job) -> None:
-        """Stop the job and forget it with its files."""
+        """Stop the job and delete it with its files."""
         task = self._tasks.pop(job.id, None)
         if task is not None:
             task.cancel()
@@ -147,19 +151,19 @@ class JobStore:
         await asyncio.to_thread(shutil.rmtree, job.folder, ignore_errors=True)
 
     async def close(self) -> None:
-        """Stop and delete all; refuse new ones. Closing twice is fine."""
+        """Stop and delete all jobs; refuse new ones. Idempotent."""
         self._closed = True
         for job in tuple(self._jobs.values()):
             await self.delete(job)
         await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
 
     async def clean_up_after_others(self) -> None:
-        """Delete what processes that were killed have left."""
+        """Delete what killed processes have left behind."""
         await asyncio.to_thread(_delete_orphans, self._jobs_folder)
 
     async def _run(self, job: Job, command: Sequence[str]) -> None:
         try:
-            async with self._one:
+            async with self._render_slot:
                 job.state = JobState.RUNNING
                 status = await self._render(job, command)
         except OSError as error:
@@ -198,7 +202,7 @@ class JobStore:
             job.state, job.ended_s = state, time.monotonic()
 
     async def _tidy(self) -> None:
-        """Forget the oldest of too many jobs that are over, and those that nobody has fetched for a day."""
+        """Delete the oldest finished jobs beyond the limit, and those finished more than a day ago."""
         over = sorted((job for job in self._jobs.values() if job.state.over), key=lambda job: job.ended_s)
         surplus = len(over) - _KEPT_JOBS
         for i, job in enumerate(over):
@@ -207,7 +211,7 @@ class JobStore:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End a render that still runs: asked first, then killed."""
+    """Stop a running render: terminate, then kill."""
     if process.returncode is not None:
         return
     process.terminate()
@@ -220,15 +224,15 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _reason(job: Job) -> str:
-    """The last words of a render, without the places of files on this machine."""
-    said = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
-    text = said[-1].removeprefix("zoetrope: ") if said else "The render ended without a word."
+    """The render's last error message, without paths of this machine."""
+    messages = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
+    text = messages[-1].removeprefix("zoetrope: ") if messages else "The render ended without an error message."
     return text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")[:_MAX_MESSAGE]
 
 
 def _delete_orphans(folder: Path) -> None:
     if not folder.is_dir():
         return
-    for place in folder.iterdir():
-        if place.name.isdigit() and not psutil.pid_exists(int(place.name)):
-            shutil.rmtree(place, ignore_errors=True)
+    for entry in folder.iterdir():
+        if entry.name.isdigit() and not psutil.pid_exists(int(entry.name)):
+            shutil.rmtree(entry, ignore_errors=True)

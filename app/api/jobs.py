@@ -1,6 +1,6 @@
 """Render jobs over HTTP: upload a video or give a prompt, poll, cancel, download.
 
-No name of a file is ever taken from a request. Knows no process: job_store.py runs the renders.
+File names are never taken from a request. job_store.py runs the renders.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ _WITHOUT = {
         },
     },
 }
-_RULES = {"anyOf": [_WITH_VIDEO, _WITHOUT]}  # as render_arguments has them
+_RULES = {"anyOf": [_WITH_VIDEO, _WITHOUT]}  # as render_arguments checks them
 _MEDIA_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mkv": "video/x-matroska"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningModel:
-    """argument: what the command line calls it. size: (width, height) in px of its streams; None before it stands."""
+    """argument: its command-line name. size: (width, height) in px of its streams; None until it is loaded."""
 
     argument: str
     size: tuple[int, int] | None
 
 
 def router(context: ApiContext) -> APIRouter:
-    """The routes under /v1/jobs; with the application's end the jobs end."""
+    """The routes under /v1/jobs. The jobs are stopped when the application shuts down."""
     store = JobStore(context.data, context.limits.jobs)
 
     @asynccontextmanager
@@ -77,14 +77,14 @@ def router(context: ApiContext) -> APIRouter:
         openapi_extra=multipart_schema(JobOptions, "video", "video/*", rules=_RULES),
     )
     async def start_job(request: Request, response: Response) -> JobView:
-        """Render a video, or a prompt for some seconds; as `zoetrope render` does it, no frame is dropped."""
+        """Render a video, or a prompt for some seconds, like `zoetrope render`: no frame is dropped."""
         job = await store.reserve()
         try:
-            with_input, options = await _received(context, request, job)
+            with_input, options = await _read_upload(context, request, job)
             models = await off_loop(context, model_arguments, context.model)
             arguments = render_arguments(options, models, running=_running(context), with_input=with_input)
             store.start(job, arguments, output_name=f"output.{options.format}", with_input=with_input)
-        except BaseException:  # also a request that was cancelled gives its place back
+        except BaseException:  # including a cancelled request: frees its slot
             await store.delete(job)
             raise
         response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -92,12 +92,12 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/jobs/{job_id}", operation_id="read_job", responses={**_UNKNOWN, **UNFIT})
     async def read_job(job_id: str) -> JobView:
-        """How far the job is."""
+        """The job's state and progress."""
         return view(store.get(job_id))
 
     @routes.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", responses={**_UNKNOWN, **UNFIT})
     async def delete_job(job_id: str) -> None:
-        """Cancel the job, if it still runs, and delete its files."""
+        """Cancel the job if it is still running, and delete its files."""
         await store.delete(store.get(job_id))
 
     @routes.get(
@@ -137,24 +137,26 @@ def view(job: Job) -> JobView:
 def render_arguments(
     options: JobOptions, models: dict[str, str], *, running: RunningModel, with_input: bool
 ) -> list[str]:
-    """The options of `zoetrope render`, each as one argument, so that no text can be taken for another option.
+    """The options of `zoetrope render`, each as one argument, so that no value can be parsed as another option.
 
-    models: what a request may name, and what the command line calls it. running: taken when none is named, at the size
-    of the live streams. Raises InputError, UnknownModelError.
+    models: name in a request -> command-line name. running: used if the request names none, at the size of the live
+    streams. Raises InputError, UnknownModelError.
     """
     if options.model is not None and options.model not in models:
-        raise UnknownModelError(f"There is no model {options.model!r} here.", "Choose one of GET /v1/models.")
+        raise UnknownModelError(
+            f"There is no model {options.model!r} on this server.", "Choose one from GET /v1/models."
+        )
     model = running.argument if options.model is None else models[options.model]
     arguments = [f"--model={model}", f"--aspect={options.aspect}", f"--out-size={options.out_size}"]
     if model == running.argument and running.size is not None:
         arguments.append(f"--size={running.size[0]}x{running.size[1]}")
     if with_input and options.seconds is not None:
-        raise InputError("seconds was given with a video.", "It belongs to jobs without one.")
+        raise InputError("seconds was given with a video.", "Use it only for jobs without a video.")
     if not with_input:
         if options.seconds is None:
             raise InputError("A job without a video needs a length.", "Give options.seconds, or send a video.")
         if options.out_size == "source":
-            raise InputError("out_size is source, and there is no video.", "Leave it out.")
+            raise InputError("out_size is source, but there is no video.", "Leave it out.")
         seconds = max(options.seconds, 1 / options.fps)
         arguments += ["--prompt-only", f"--seconds={seconds!r}", f"--fps={options.fps!r}"]
     control = Control.of(options.controls.changes())
@@ -183,8 +185,8 @@ def _running(context: ApiContext) -> RunningModel:
     return RunningModel(argument=context.model, size=size)
 
 
-async def _received(context: ApiContext, request: Request, job: Job) -> tuple[bool, JobOptions]:
-    """The upload, in the job's folder; whether there was a video, and the options."""
+async def _read_upload(context: ApiContext, request: Request, job: Job) -> tuple[bool, JobOptions]:
+    """Write the upload to the job's folder. Returns whether there was a video, and the options."""
     sink = await off_loop(context, _open_new, job.input)
     try:
         fields, with_input = await read_multipart(

@@ -1,8 +1,8 @@
-"""Measures how long each callback of an event loop runs, by the wall clock and by the thread's processor time.
+"""Measures how long each callback of an event loop runs, in wall time and in the thread's CPU time.
 
-asyncio offers no hook for this outside its debug mode, which is too slow to be always on: every callback, task step and
-reader of a loop runs in `asyncio.Handle._run`, and that is replaced while a watch runs. It costs a few microseconds a
-callback. Wall time holds what the loop waited for the interpreter's lock or a core; processor time is its own work.
+asyncio has no hook for this outside its debug mode, which is too slow to be always on: every callback, task step and
+reader of a loop runs in `asyncio.Handle._run`, which is patched while a watch runs. It costs a few microseconds per
+callback. Wall time includes waiting for the GIL or a core; CPU time is the loop's own work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 BLOCKED_MS = 5.0
-"""What a callback may take at most: longer ones are counted."""
+"""Longer callbacks are counted as blocking."""
 
 _WINDOW_S = 60
 _HOOK = "_run"  # of asyncio.Handle, in CPython 3.11 to 3.14
@@ -27,9 +27,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopReading:
-    """longest_*: of the last 60 s. blocked*: callbacks of more than BLOCKED_MS since the start, by each clock.
+    """max_s, max_cpu_s: longest callback of the last 60 s. blocked*: callbacks over BLOCKED_MS since the start.
 
-    callbacks: all since the start. worst: what the longest by processor time was, since the start.
+    callbacks: all since the start. worst: the callback with the most CPU time since the start.
     """
 
     max_s: float = 0.0
@@ -50,27 +50,29 @@ class _Second:
 
 
 class LoopWatch:
-    """Watches one event loop from `start` to `stop`; also a context manager. Several loops may be watched at once.
+    """Watches one event loop from `start` to `stop`; also a context manager. Several loops can be watched at once.
 
-    told: called on the loop for each callback of more than BLOCKED_MS, with a sentence; None: nobody.
+    on_blocked: called on the loop with a message for each callback over BLOCKED_MS.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, told: Callable[[str], None] | None = None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_blocked: Callable[[str], None] | None = None) -> None:
         self._loop = loop
-        self._told = told
+        self._on_blocked = on_blocked
         self._seconds: deque[_Second] = deque()
         self._callbacks = self._blocked = self._blocked_cpu = 0
         self._worst_ns, self._worst = 0, ""
-        self._lock = threading.Lock()  # taken once a second by the loop, and by who reads
+        self._lock = threading.Lock()  # taken by the loop once a second, and by readers
         self._original: Callable[[asyncio.Handle], None] | None = None
-        self._replacement: Callable[[asyncio.Handle], None] | None = None
+        self._repositionment: Callable[[asyncio.Handle], None] | None = None
 
     def start(self) -> None:
-        """Begin to measure."""
+        """Start measuring."""
         assert self._original is None, "started twice"
         original: Callable[[asyncio.Handle], None] = getattr(asyncio.Handle, _HOOK)
         loop, wall_clock, cpu_clock, measured = self._loop, time.perf_counter_ns, time.thread_time_ns, self._measured
-        cpu_before_ns: int | None = None  # when the last callback ended: the clock is a system call, so once is enough
+        cpu_before_ns: int | None = (
+            None  # at the end of the last callback; the clock is a system call, so it is read once per callback
+        )
 
         def run(handle: asyncio.Handle) -> None:
             nonlocal cpu_before_ns
@@ -88,16 +90,16 @@ class LoopWatch:
                 measured(callback, wall_ns, cpu_ns - cpu_before_ns)
                 cpu_before_ns = cpu_ns
 
-        self._original, self._replacement = original, run
+        self._original, self._repositionment = original, run
         setattr(asyncio.Handle, _HOOK, run)
 
     def stop(self) -> None:
-        """Measure no more. Stopping twice is fine. Watches are stopped in the reverse order of their starts."""
+        """Stop measuring. Idempotent. Watches must be stopped in reverse order of starting."""
         if self._original is None:
             return
-        assert getattr(asyncio.Handle, _HOOK) is self._replacement, "another watch was started since"
+        assert getattr(asyncio.Handle, _HOOK) is self._repositionment, "another watch was started since"
         setattr(asyncio.Handle, _HOOK, self._original)
-        self._original = self._replacement = None
+        self._original = self._repositionment = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -109,7 +111,7 @@ class LoopWatch:
         self.stop()
 
     def read(self) -> LoopReading:
-        """How it stands; from any thread."""
+        """The current figures. Thread-safe."""
         oldest = int(time.monotonic()) - _WINDOW_S
         with self._lock:
             recent = [second for second in self._seconds if second.second > oldest]
@@ -137,29 +139,29 @@ class LoopWatch:
             self._note(callback, wall_ns, cpu_ns)
 
     def _note(self, callback: object, wall_ns: int, cpu_ns: int) -> None:
-        """A callback that took too long."""
+        """Count a callback that took too long."""
         self._blocked += 1
         self._blocked_cpu += cpu_ns > BLOCKED_MS * 1e6
-        if cpu_ns <= self._worst_ns and self._told is None:
+        if cpu_ns <= self._worst_ns and self._on_blocked is None:
             return
         name = _name(callback)
         if cpu_ns > self._worst_ns:
             self._worst_ns, self._worst = cpu_ns, f"{name} ({cpu_ns / 1e6:.1f} ms)"
-        if self._told is not None:
-            self._told(f"the event loop ran {name} for {wall_ns / 1e6:.1f} ms, {cpu_ns / 1e6:.1f} ms of processor time")
+        if self._on_blocked is not None:
+            self._on_blocked(f"the event loop ran {name} for {wall_ns / 1e6:.1f} ms, {cpu_ns / 1e6:.1f} ms of CPU time")
 
 
 def log_blocked(text: str) -> None:
-    """For `told`: a warning in the log."""
+    """For `on_blocked`: log a warning."""
     _LOG.warning("%s", text)
 
 
 def _name(callback: object) -> str:
-    """A task's coroutine and where it stands now, or the function."""
+    """A task's coroutine and its current line, or the function."""
     owner = getattr(callback, "__self__", None)
     if isinstance(owner, asyncio.Task):
         coroutine = owner.get_coro()
         frames = owner.get_stack(limit=1)
-        place = f" before line {frames[0].f_lineno}" if frames else ""
-        return f"{getattr(coroutine, '__qualname__', coroutine)}{place}"
+        position = f" before line {frames[0].f_lineno}" if frames else ""
+        return f"{getattr(coroutine, '__qualname__', coroutine)}{position}"
     return str(getattr(callback, "__qualname__", callback))

@@ -1,6 +1,6 @@
-"""/metrics for Prometheus: counts of frames, times of stages, ages, sessions, the worker. Reads, never counts itself.
+"""/metrics for Prometheus: frame counts, stage times, ages, sessions, the worker. Only reads existing counters.
 
-Names begin with zoetrope_, times are in seconds. Knows no session's secrets.
+Names begin with zoetrope_, times are in seconds. Session tokens are never exposed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .access import off_loop
 from .context import ApiContext
 from .loop_watch import BLOCKED_MS, LoopReading, LoopWatch, log_blocked
 
-_LOOK_S = 0.5  # a session that is shorter may be missed in the totals
+_POLL_S = 0.5  # shorter sessions may be missing from the totals
 _KINDS = ("taken", "out", "dropped", "skipped")
-_LOG_BLOCKED = "ZOETROPE_LOG_BLOCKED"  # in the environment: each callback that blocks the event loop goes to the log
+_LOG_BLOCKED = "ZOETROPE_LOG_BLOCKED"  # environment variable: log each callback that blocks the event loop
 
 
 def router(context: ApiContext) -> APIRouter:
@@ -40,16 +40,16 @@ def router(context: ApiContext) -> APIRouter:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
 
-    async def look_forever() -> None:
+    async def poll() -> None:
         while True:
-            collector.look()
-            await asyncio.sleep(_LOOK_S)
+            collector.update()
+            await asyncio.sleep(_POLL_S)
 
     @asynccontextmanager
     async def lifespan(_: fastapi.FastAPI) -> AsyncIterator[None]:
-        told = log_blocked if os.environ.get(_LOG_BLOCKED) == "1" else None
-        task = asyncio.create_task(look_forever(), name="metrics")
-        with LoopWatch(asyncio.get_running_loop(), told) as watch:
+        on_blocked = log_blocked if os.environ.get(_LOG_BLOCKED) == "1" else None
+        task = asyncio.create_task(poll(), name="metrics")
+        with LoopWatch(asyncio.get_running_loop(), on_blocked) as watch:
             collector.watch = watch
             yield
             collector.watch = None
@@ -66,7 +66,7 @@ def router(context: ApiContext) -> APIRouter:
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
-        """The text format of Prometheus."""
+        """Metrics in the Prometheus text format."""
         text = await off_loop(context, generate_latest, registry)
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
@@ -74,38 +74,38 @@ def router(context: ApiContext) -> APIRouter:
 
 
 class TableCollector(Collector):
-    """What the session table says when it is asked. Frame totals never fall: ended sessions stay in them.
+    """Metrics of the session table. Frame totals are monotonic: ended sessions stay in them.
 
-    watch: of the event loop, while there is one.
+    watch: the event loop's, while the application runs.
     """
 
     def __init__(self, table: SessionTable) -> None:
         self.watch: LoopWatch | None = None
         self._table = table
         self._seen: dict[str, Session] = {}
-        self._leaving: dict[str, Session] = {}  # closed, and the worker has not let go of their last frames
+        self._closing: dict[str, Session] = {}  # closed, with frames still in flight in the worker
         self._sessions_total = 0
         self._ended = SessionAccounting()
         self._began_s = time.time()
 
-    def look(self) -> None:
-        """Remember the open sessions, and add those that have ended to the totals."""
+    def update(self) -> None:
+        """Update the set of open sessions, and add ended ones to the totals."""
         open_now = {session.id: session for session in self._table.sessions}
         new = open_now.keys() - self._seen.keys()
         self._sessions_total += len(new)
-        self._leaving |= {name: self._seen[name] for name in self._seen.keys() - open_now.keys()}
+        self._closing |= {name: self._seen[name] for name in self._seen.keys() - open_now.keys()}
         self._seen = open_now
-        for name, session in tuple(self._leaving.items()):
+        for name, session in tuple(self._closing.items()):
             counts = session.read().accounting
-            if counts.in_flight == 0:  # what was in flight has become dropped
+            if counts.in_flight == 0:  # those in flight were counted as dropped
                 self._ended = _sum(self._ended, counts)
-                del self._leaving[name]
+                del self._closing[name]
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics of this moment."""
-        self.look()
+        """All current metrics."""
+        self.update()
         readings = {session: session.read() for session in self._seen.values()}
-        yield from self._frames([*readings.values(), *(session.read() for session in self._leaving.values())])
+        yield from self._frames([*readings.values(), *(session.read() for session in self._closing.values())])
         yield from self._times(readings)
         yield from self._process()
         yield from self._gpu()
@@ -123,27 +123,29 @@ class TableCollector(Collector):
             frames.add_metric([kind], float(getattr(total, kind)))
         yield frames
         yield GaugeMetricFamily(
-            "zoetrope_frames_in_flight", "Frames between input and output.", value=float(total.in_flight)
+            "zoetrope_frames_in_flight", "Frames in flight between input and output.", value=float(total.in_flight)
         )
         yield CounterMetricFamily(
-            "zoetrope_sessions_opened", "Sessions since the start.", value=float(self._sessions_total)
+            "zoetrope_sessions_opened", "Sessions opened since the start.", value=float(self._sessions_total)
         )
         yield GaugeMetricFamily("zoetrope_sessions", "Open sessions.", value=float(len(self._seen)))
         maximum = self._table.workers.max_sessions
-        yield GaugeMetricFamily("zoetrope_sessions_most", "Sessions that may be open at once.", value=float(maximum))
+        yield GaugeMetricFamily("zoetrope_sessions_most", "Maximum number of open sessions.", value=float(maximum))
 
     def _times(self, readings: Mapping[Session, SessionReading]) -> Iterator[Metric]:
         stages = GaugeMetricFamily(
-            "zoetrope_stage_seconds", "Time of a stage, last frames.", labels=["session", "stage", "quantile"]
+            "zoetrope_stage_seconds", "Time of a stage over the last frames.", labels=["session", "stage", "quantile"]
         )
         latency = GaugeMetricFamily(
-            "zoetrope_latency_seconds", "Capture to finished frame, mean of the last seconds.", labels=["session"]
+            "zoetrope_latency_seconds", "From capture to finished frame, mean of the last seconds.", labels=["session"]
         )
-        rate = GaugeMetricFamily("zoetrope_frame_rate", "Finished frames a second.", labels=["session"])
+        rate = GaugeMetricFamily("zoetrope_frame_rate", "Finished frames per second.", labels=["session"])
         tick = GaugeMetricFamily("zoetrope_tick_seconds", "Running mean of the engine's tick.", labels=["session"])
-        age = GaugeMetricFamily("zoetrope_session_age_seconds", "Since the session was opened.", labels=["session"])
+        age = GaugeMetricFamily(
+            "zoetrope_session_age_seconds", "Time since the session was opened.", labels=["session"]
+        )
         frame_age = GaugeMetricFamily(
-            "zoetrope_frame_age_seconds", "Since the newest frame's input was captured.", labels=["session"]
+            "zoetrope_frame_age_seconds", "Time since the newest frame's input was captured.", labels=["session"]
         )
         for session, reading in readings.items():
             name = [session.id]
@@ -163,21 +165,21 @@ class TableCollector(Collector):
     def _process(self) -> Iterator[Metric]:
         status = self._table.workers.status
         yield GaugeMetricFamily("zoetrope_ready", "1 while a worker is ready.", value=status.phase is WorkerPhase.READY)
-        yield CounterMetricFamily("zoetrope_worker_restarts", "Workers replaced.", value=float(status.restarts))
-        yield GaugeMetricFamily("zoetrope_start_time_seconds", "Start, Unix time.", value=self._began_s)
-        memory = GaugeMetricFamily("zoetrope_resident_bytes", "Memory of a process.", labels=["process"])
+        yield CounterMetricFamily("zoetrope_worker_restarts", "Worker restarts.", value=float(status.restarts))
+        yield GaugeMetricFamily("zoetrope_start_time_seconds", "Start time, Unix time.", value=self._began_s)
+        memory = GaugeMetricFamily("zoetrope_resident_bytes", "Resident memory of a process.", labels=["process"])
         memory.add_metric(["front"], float(_resident_bytes(os.getpid())))
         for name, worker in self._workers():
             pid = worker.status.pid
             if pid is not None:
-                with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees its successor
+                with suppress(psutil.NoSuchProcess):  # it has just died; the next scrape sees the new one
                     memory.add_metric([name], float(_resident_bytes(pid)))
         yield memory
 
     def _gpu(self) -> Iterator[Metric]:
-        """The workers' GPU memory; absent where they compute on the CPU."""
+        """The workers' GPU memory; absent on the CPU."""
         memory = GaugeMetricFamily(
-            "zoetrope_gpu_bytes", "GPU memory of a worker's tensor library.", labels=["process", "kind"]
+            "zoetrope_gpu_bytes", "GPU memory of a worker's PyTorch allocator.", labels=["process", "kind"]
         )
         for name, worker in self._workers():
             if (gpu := worker.gpu_memory) is not None:
@@ -187,7 +189,7 @@ class TableCollector(Collector):
             yield memory
 
     def _workers(self) -> list[tuple[str, WorkerHandle]]:
-        """Each by its name in labels: "worker", or "worker-1" and so on where there are several."""
+        """Each worker with its label: "worker", or "worker-1", ... if there are several."""
         workers = self._table.workers.workers
         return [(f"worker-{i}" if len(workers) > 1 else "worker", worker) for i, worker in enumerate(workers, 1)]
 
@@ -196,9 +198,9 @@ def _event_loop(reading: LoopReading) -> Iterator[Metric]:
     name = "zoetrope_event_loop"
     yield GaugeMetricFamily(f"{name}_longest_seconds", "Longest callback of the last minute.", value=reading.max_s)
     yield GaugeMetricFamily(
-        f"{name}_longest_cpu_seconds", "The same by the thread's processor time.", value=reading.max_cpu_s
+        f"{name}_longest_cpu_seconds", "Longest callback of the last minute, in CPU time.", value=reading.max_cpu_s
     )
-    blocked = CounterMetricFamily(f"{name}_blocked", f"Callbacks of more than {BLOCKED_MS:g} ms.", labels=["clock"])
+    blocked = CounterMetricFamily(f"{name}_blocked", f"Callbacks longer than {BLOCKED_MS:g} ms.", labels=["clock"])
     blocked.add_metric(["wall"], float(reading.blocked))
     blocked.add_metric(["cpu"], float(reading.blocked_cpu))
     yield blocked

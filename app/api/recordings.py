@@ -1,6 +1,6 @@
-"""Recordings over HTTP, also after their session has ended: look, download, delete. The id authorises.
+"""Recordings over HTTP, even after their session has ended: status, download, delete. The id is the authorisation.
 
-Knows no codec; what is written is app/outputs/record.py's.
+app/outputs/record.py writes the files.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     """The routes under /v1/recordings."""
     routes = APIRouter(prefix="/v1", tags=["outputs"])
 
-    async def found(recording_id: str) -> StoredRecording:
+    async def find(recording_id: str) -> StoredRecording:
         recording = await asyncio.to_thread(store.find, recording_id)
         if recording is None:
             raise HTTPException(404, "There is no such recording.")
         return recording
 
-    async def finished(recording_id: str) -> StoredRecording:
-        recording = await found(recording_id)
+    async def find_finished(recording_id: str) -> StoredRecording:
+        recording = await find(recording_id)
         if recording.running:
             raise NotReadyError("This recording is still being written.", "Stop its output first.")
         return recording
 
     @routes.get("/recordings/{recording_id}", operation_id="read_recording", responses={**_UNKNOWN, **UNFIT})
     async def read_recording(recording_id: str) -> RecordingView:
-        """How large it is, and whether it still grows."""
-        recording = await found(recording_id)
+        """The recording's size, and whether it is still being written."""
+        recording = await find(recording_id)
         return RecordingView(
             id=recording.id,
             running=recording.running,
@@ -58,8 +58,8 @@ def recording_routes(store: RecordingStore) -> APIRouter:
         responses={200: {"content": {_MEDIA_TYPE: {}}}, **_GROWING, **_UNKNOWN, **UNFIT},
     )
     async def download_recording(recording_id: str) -> FileResponse:
-        """The file."""
-        recording = await finished(recording_id)
+        """The recording's file."""
+        recording = await find_finished(recording_id)
         name = f"zoetrope-{recording.path.name[:15]}.mp4"
         return FileResponse(recording.path, media_type=_MEDIA_TYPE, filename=name)
 
@@ -70,8 +70,8 @@ def recording_routes(store: RecordingStore) -> APIRouter:
         responses={**_GROWING, **_UNKNOWN, **UNFIT},
     )
     async def delete_recording(recording_id: str) -> None:
-        """Delete the file."""
-        recording = await finished(recording_id)
+        """Delete the recording."""
+        recording = await find_finished(recording_id)
         await asyncio.to_thread(store.delete, recording)
 
     return routes

@@ -1,6 +1,6 @@
-"""All routes of the API, in one list, and the address of the OpenAPI document. Knows what there is, does nothing.
+"""The list of all API routers, and the path of the OpenAPI document.
 
-The page is mounted after these: what no route here answers goes to it.
+The page is mounted after these and gets every request that no route here matches.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     outputs.router,
     asyncapi.router,
 )
-"""One line for each route module."""
+"""One entry per route module."""
 
 OPENAPI_URL = "/v1/openapi.json"
 
 
 def new_application() -> fastapi.FastAPI:
-    """An application without pages of documentation (they would fetch scripts from elsewhere)."""
+    """An application without FastAPI's documentation pages (they would load scripts from a CDN)."""
     return fastapi.FastAPI(
         title="Zoetrope",
         version="1",
@@ -53,7 +53,7 @@ def new_application() -> fastapi.FastAPI:
 
 
 def include_all(app: fastapi.FastAPI, context: ApiContext) -> None:
-    """Add every route, and the one shape of errors. To be called before the page is mounted."""
+    """Add every router and the error handlers. Must be called before the page is mounted."""
     install_errors(app, context)
     for router in ROUTERS:
         app.include_router(router(context))

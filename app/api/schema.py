@@ -1,6 +1,6 @@
-"""The JSON of the HTTP routes as pydantic models; changes of controls are typed from the control table.
+"""The JSON of the HTTP routes as pydantic models; control changes are typed from the control table.
 
-Unknown fields are refused. Knows no route and calls nothing.
+Unknown fields are rejected. Independent of the routes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.core.types import StreamInfo
 
 MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
-_NO_ZERO = r"^[^\x00]*$"
+_NO_NUL = r"^[^\x00]*$"
 _MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
 PROMPT_SCHEMA: dict[str, Any] = {
     "type": "string",
@@ -25,17 +25,17 @@ PROMPT_SCHEMA: dict[str, Any] = {
     "pattern": rf"^{_ONE_PROMPT}(\|{_ONE_PROMPT}){{0,{MAX_PROMPTS - 1}}}$",
     "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight'.",
 }
-"""A blend of prompts as one text."""
+"""A prompt blend as one string."""
 
 
 class Strict(BaseModel):
-    """Base of all: frozen, unknown fields refused."""
+    """Base of all models: frozen, unknown fields rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 3.0 is a whole one (JSON Schema 2020-12, section 6.1.1 of its validation)."""
+def _integral_to_int(value: object) -> object:
+    """JSON has one number type: 3.0 is an integer (JSON Schema Validation 2020-12, section 6.1.1)."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -47,44 +47,44 @@ class PromptPart(Strict):
 
 
 class Changes(BaseModel):
-    """Base of `ControlChanges`: only the fields that were given change anything."""
+    """Base of `ControlChanges`: only fields that are set change anything."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def changes(self) -> dict[str, object]:
-        """The given fields as `Control.of` takes them."""
+        """The fields that are set, in the form of `Control.of`."""
         return self.model_dump(exclude_unset=True)
 
 
 def _drop_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)  # None says "not given" here and is not a value that may be sent
+    schema.pop("default", None)  # None means "not set" here and is not a valid value
 
 
 def control_type(spec: ControlSpec) -> Any:
-    """The annotation of a control's value in JSON: its kind and range."""
+    """The type annotation of a control's JSON value, with its range."""
     match spec.kind:
         case "float":
             return Annotated[float, Field(ge=spec.minimum, le=spec.maximum, allow_inf_nan=False)]
         case "int":
             assert spec.minimum is not None
             assert spec.maximum is not None
-            return Annotated[int, Field(ge=int(spec.minimum), le=int(spec.maximum)), BeforeValidator(_whole)]
+            return Annotated[int, Field(ge=int(spec.minimum), le=int(spec.maximum)), BeforeValidator(_integral_to_int)]
         case "bool":
             return bool
         case "choice":
             return Literal[spec.choices]
         case "text":
-            return Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS, pattern=_NO_ZERO)]
-    text = Annotated[str, Field(max_length=_MAX_TEXT, pattern=_NO_ZERO), WithJsonSchema(PROMPT_SCHEMA)]
+            return Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS, pattern=_NO_NUL)]
+    text = Annotated[str, Field(max_length=_MAX_TEXT, pattern=_NO_NUL), WithJsonSchema(PROMPT_SCHEMA)]
     return text | Annotated[list[PromptPart], Field(max_length=MAX_PROMPTS)]
 
 
 def _control_field(spec: ControlSpec) -> Any:
-    felt = f" Felt at the {spec.propagation.value}."
+    takes_effect = f" Takes effect at the {spec.propagation.value}."
     unit = f" In {spec.unit}." if spec.unit else ""
     return (
         control_type(spec),
-        Field(default=None, description=spec.help + unit + felt, json_schema_extra=_drop_default),
+        Field(default=None, description=spec.help + unit + takes_effect, json_schema_extra=_drop_default),
     )
 
 
@@ -94,28 +94,28 @@ else:
     ControlChanges = create_model(
         "ControlChanges",
         __base__=Changes,
-        __doc__="Changes of controls: the names, types and ranges of the control table. What is not given stays.",
+        __doc__="Control changes: names, types and ranges of the control table. Others stay unchanged.",
         **{name: _control_field(CONTROLS[name]) for name in STREAM_CONTROLS},
     )
 
 
 class OpenRequest(Strict):
-    """What a new session starts with. prompt_only: false for a session that is sent pictures."""
+    """How a new session starts. prompt_only: false for a session that receives pictures."""
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
     prompt_only: StrictBool = True
 
 
 class ChangeRequest(Strict):
-    """Changes of a running session; what is not given stays."""
+    """Changes to a running session; what is not given stays unchanged."""
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
     prompt_only: StrictBool | None = None
 
 
 class StreamFacts(Strict):
-    """What the engine chose. latency_ticks: from a frame's admission to its end. takes_actions: whether camera_x,
-    camera_y, camera_zoom, push_x and push_y mean anything to the model.
+    """Properties of the stream. latency_ticks: from a frame's admission to its output. takes_actions: whether the
+    model responds to camera_x, camera_y, camera_zoom, push_x and push_y.
     """
 
     width: int
@@ -141,16 +141,15 @@ class Counts(Strict):
 
 
 class StageView(Strict):
-    """Milliseconds of a stage over the last frames."""
+    """A stage's time over the last frames, in ms."""
 
     p50_ms: float
     p95_ms: float
 
 
 class SessionView(Strict):
-    """A session at this moment. info: null until its stream stands. latency_ms: capture to result, null without input.
-
-    mjpeg_url: signed, to be opened within a minute.
+    """A session's current state. info: null until its stream is open. latency_ms: from capture to result, null without
+    input. mjpeg_url: signed, valid for a minute.
     """
 
     id: str
@@ -168,8 +167,8 @@ class SessionView(Strict):
 
 
 class SessionOpened(Strict):
-    """A new session. token: authorises its routes (`Authorization: Bearer`, or in the WebSocket's hello); never shown
-    again. expires_after_s: how long the session lives without any connection."""
+    """A new session. token: authorises its routes (`Authorization: Bearer`, or in the WebSocket's hello); not shown
+    again. expires_after_s: how long the session lives without a connection."""
 
     id: str
     token: str
@@ -182,7 +181,7 @@ class SessionOpened(Strict):
 
 
 class ModelView(Strict):
-    """A model of this server. origin: bundled, cache, or given at the start. running: live sessions use it."""
+    """A model on this server. origin: bundled, in the cache, or given at startup. running: live sessions use it."""
 
     name: str
     origin: Literal["bundled", "cache", "given", "built in"]
@@ -190,7 +189,7 @@ class ModelView(Strict):
 
 
 class ModelList(Strict):
-    """The models that render jobs may name."""
+    """The models that render jobs can use."""
 
     models: list[ModelView]
 
@@ -202,12 +201,12 @@ class GenerateOptions(Strict):
 
     controls: ControlChanges = Field(default_factory=ControlChanges)
     format: Literal["png", "jpeg"] = "png"
-    quality: Annotated[int, Field(ge=1, le=100, description="Of a JPEG."), BeforeValidator(_whole)] = 90
+    quality: Annotated[int, Field(ge=1, le=100, description="Of a JPEG."), BeforeValidator(_integral_to_int)] = 90
 
 
 class JobOptions(Strict):
-    """A render job. seconds: the length, for a job without a video, which needs it; one frame at least. fps: then its
-    frame rate. out_size: source only with a video. model: one of GET /v1/models; null for the one that runs.
+    """A render job. seconds: the length, required without a video; at least one frame. fps: the frame rate without a
+    video. out_size: source only with a video. model: one from GET /v1/models; null for the running one.
     """
 
     model_config = ConfigDict(strict=True)
@@ -222,7 +221,7 @@ class JobOptions(Strict):
 
 
 class JobView(Strict):
-    """A render job at this moment. frames: finished ones; total_frames: null while it is not known."""
+    """A render job's current state. frames: finished so far. total_frames: null while unknown."""
 
     id: str
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -235,7 +234,7 @@ class JobView(Strict):
 
 
 class ErrorDetail(Strict):
-    """code: for programs. message: what was wrong. remedy: what to do about it."""
+    """code: machine-readable. message: what was wrong. remedy: what to do about it."""
 
     code: str
     message: str
@@ -243,19 +242,19 @@ class ErrorDetail(Strict):
 
 
 class ErrorAnswer(Strict):
-    """Every refusal has this shape."""
+    """The shape of every error response."""
 
     error: ErrorDetail
 
 
 class Health(Strict):
-    """status: of the process, or what the worker is doing."""
+    """status: "ok", or what the worker is doing."""
 
     status: str
 
 
 def stream_facts(info: StreamInfo) -> StreamFacts:
-    """The engine's choice as JSON has it."""
+    """`info` as its JSON model."""
     return StreamFacts(
         width=info.width,
         height=info.height,
@@ -271,7 +270,7 @@ def stream_facts(info: StreamInfo) -> StreamFacts:
 
 
 def counts_of(reading: SessionReading) -> Counts:
-    """The count of frames as JSON has it."""
+    """The frame counts as their JSON model."""
     counts = reading.accounting
     return Counts(
         taken=counts.taken,
@@ -283,11 +282,11 @@ def counts_of(reading: SessionReading) -> Counts:
 
 
 def plain_controls(values: Mapping[str, object]) -> dict[str, Any]:
-    """Values of controls as JSON has them: prompts as a list of objects; only those that a stream takes."""
-    return {name: _plain(values[name]) for name in STREAM_CONTROLS if name in values}
+    """Control values as JSON: prompts as a list of objects; only stream controls."""
+    return {name: _json_value(values[name]) for name in STREAM_CONTROLS if name in values}
 
 
-def _plain(value: object) -> object:
+def _json_value(value: object) -> object:
     if not isinstance(value, tuple):
         return value
     assert all(isinstance(part, WeightedPrompt) for part in value)

@@ -10,6 +10,7 @@ from fastapi.security import HTTPBearer
 
 from app.session.session import Session
 from pipelines.core.controls import Control
+from pipelines.kinds import built_in_names
 
 from .access import MJPEG, off_loop, session_of, session_path, signed_path
 from .context import ApiContext
@@ -28,7 +29,6 @@ from .schema import (
     stream_facts,
 )
 
-TEST_PATTERN = "identity"  # the engine that draws no pictures of its own, always there
 SESSION_TOKEN = HTTPBearer(auto_error=False, scheme_name="session token", description="From POST /v1/sessions.")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "no token of such a session"},
@@ -150,11 +150,11 @@ def models(running: str) -> list[ModelView]:
     """Bundled, cached and built-in models, and the one that runs. Reads folders: not for the event loop."""
     from pipelines.files.hub import bundled_names
 
-    bundled = bundled_names()
+    bundled, built_in = bundled_names(), built_in_names()
     found = []
     for name, argument in model_arguments(running).items():
         origin: Literal["bundled", "cache", "given", "built in"] = "cache"
-        if name == TEST_PATTERN:
+        if name in built_in:
             origin = "built in"
         elif name in bundled:
             origin = "bundled"
@@ -171,7 +171,7 @@ def model_arguments(running: str) -> dict[str, str]:
     """
     from pipelines.files.hub import bundled_names, cached_repositories, is_hub_id
 
-    names = (*bundled_names(), *(cached.hub_id for cached in cached_repositories()), TEST_PATTERN)
+    names = (*bundled_names(), *(cached.hub_id for cached in cached_repositories()), *built_in_names())
     known = {name: name for name in names}
     if running not in known:
         known[running if is_hub_id(running) else Path(running).name] = running

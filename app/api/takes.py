@@ -1,4 +1,4 @@
-"""Takes over HTTP: begin and end the recording of a session's own take. Knows no file of it: names only."""
+"""Takes over HTTP: start and stop recording a session's take. Independent of the take's files: uses names only."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT, UNREAD
 
 
 class TakeView(Strict):
-    """A take that is being written."""
+    """A take that is being recorded."""
 
-    take: str = Field(description="Its name below the server's data folder: zoetrope render --take DATA/takes/NAME.")
+    take: str = Field(description="Its folder name; replay with: zoetrope render --take DATA/takes/NAME.")
 
 
 class TakeState(Strict):
-    """take: the name of the one that is written, or null; the session's `trouble` says why one ended by itself."""
+    """take: the name of the take being recorded, or null; the session's `trouble` says why one ended by itself."""
 
     take: str | None
 
 
 def router(context: ApiContext) -> APIRouter:
-    """The routes under /v1/sessions/{id}/take. Ending one may take seconds: the event loop's own threads do it."""
+    """The routes under /v1/sessions/{id}/take. Ending a take may take seconds, so it runs on a thread."""
     routes = APIRouter(prefix="/v1", tags=["takes"], dependencies=[Depends(SESSION_TOKEN)])
     store = TakeStore(context.data / "takes", context.limits.take_bytes)
     names: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
@@ -42,7 +42,7 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/sessions/{session_id}/take", operation_id="read_take", responses={**REFUSALS, **UNFIT})
     async def read_take(session_id: str, request: Request) -> TakeState:
-        """Whether a take is being written, and its name."""
+        """The name of the take being recorded, if any."""
         session = session_of(context, session_id, request)
         return TakeState(take=names.get(session) if session.recording else None)
 
@@ -51,7 +51,7 @@ def router(context: ApiContext) -> APIRouter:
         status_code=201,
         operation_id="start_take",
         responses={
-            409: {"model": ErrorAnswer, "description": "it is being recorded already"},
+            409: {"model": ErrorAnswer, "description": "a take is already being recorded"},
             **REFUSALS,
             **UNREAD,
             **UNFIT,
@@ -59,7 +59,7 @@ def router(context: ApiContext) -> APIRouter:
         },
     )
     async def start_take(session_id: str, request: Request) -> TakeView:
-        """Record from now on, with a fresh stream of the same controls. Ends with the session at the latest."""
+        """Start recording, with a new stream of the same controls. Ends with the session at the latest."""
         session = session_of(context, session_id, request)
         names[session] = await asyncio.to_thread(begin, session)
         return TakeView(take=names[session])
@@ -71,7 +71,7 @@ def router(context: ApiContext) -> APIRouter:
         responses={**REFUSALS, **UNFIT},
     )
     async def stop_take(session_id: str, request: Request) -> None:
-        """End the take and wait until it is written; without one nothing happens."""
+        """End the take and wait until it is written; does nothing without one."""
         session = session_of(context, session_id, request)
         await asyncio.to_thread(session.stop_take)
 

@@ -1,6 +1,6 @@
-"""Multipart requests, read as they arrive: small text fields and one file, with a cap that holds while it streams.
+"""Streaming multipart requests: small text fields and one file, with size limits enforced while the body arrives.
 
-The file goes where the route says; the name that the client gave it is never looked at. Knows no route.
+The route chooses where the file goes; the client's file name is ignored. Independent of the routes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .errors import validation_text
 from .schema import PROMPT_SCHEMA
 
 M = TypeVar("M", bound=BaseModel)
-_WRITE_BYTES = 256 << 10  # collected before they are written
-_ROOM_BYTES = 16 << 10  # for the lines between the parts
+_WRITE_BYTES = 256 << 10  # buffered before they are written
+_OVERHEAD_BYTES = 16 << 10  # for boundaries and part headers
 
 
 class Multipart:
-    """The parser's state. `feed` takes what has arrived, `take_file` gives what of it belongs to the file.
+    """Incremental parser. `feed` takes the bytes that have arrived, `take_file` returns the file's part of them.
 
-    file_field: the name of the one field that may be a file. text_bytes: cap of all other fields together.
+    file_field: the name of the one field that may be a file. text_bytes: limit of all other fields together.
     """
 
     def __init__(self, boundary: bytes, file_field: str, text_bytes: int) -> None:
@@ -59,21 +59,21 @@ class Multipart:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            raise InputError("The multipart body cannot be read.", "Send it as curl -F does.") from error
+            raise InputError("The multipart body is malformed.", "Send it as curl -F does.") from error
 
     def take_file(self) -> bytes:
-        """What has come of the file since the last call."""
+        """The bytes of the file that arrived since the last call."""
         taken = bytes(self._file)
         self._file.clear()
         return taken
 
     @property
     def waiting_bytes(self) -> int:
-        """Of the file, not taken yet."""
+        """Bytes of the file that were not taken yet."""
         return len(self._file)
 
     def fields(self) -> dict[str, str]:
-        """The text fields. Raises InputError for what is no UTF-8."""
+        """The text fields. Raises InputError if one is not UTF-8."""
         try:
             return {name: bytes(text).decode() for name, text in self._texts.items()}
         except UnicodeDecodeError as error:
@@ -99,7 +99,7 @@ class Multipart:
         if not self._part:
             raise InputError("A part of the body has no name.", "Send it as curl -F does.")
         if self._part in self._texts or (self._part == self._file_field and self.has_file):
-            raise InputError(f"The field {self._part[:40]!r} was given twice.", "Give each once.")
+            raise InputError(f"The field {self._part[:40]!r} was given twice.", "Give it once.")
         if self._part == self._file_field:
             self.has_file = True
         else:
@@ -111,7 +111,7 @@ class Multipart:
             return
         self._texts[self._part].extend(data[start:end])
         if sum(map(len, self._texts.values())) > self._text_bytes:
-            raise TooLargeError("The text fields are too long.", f"Send at most {self._text_bytes} bytes of them.")
+            raise TooLargeError("The text fields are too long.", f"Send at most {self._text_bytes} bytes in total.")
 
     def _end(self) -> None:
         self.complete = True
@@ -120,13 +120,13 @@ class Multipart:
 async def read_multipart(
     context: ApiContext, request: Request, *, file_field: str, sink: BinaryIO, max_bytes: int
 ) -> tuple[dict[str, str], bool]:
-    """The text fields of a multipart request, and whether the file was there, which is written to `sink`.
+    """Write the file of a multipart request to `sink`. Returns the text fields, and whether there was a file.
 
-    max_bytes: of the file. Raises TooLargeError as soon as it is passed, InputError for what is no multipart.
+    max_bytes: limit of the file. Raises TooLargeError as soon as it is exceeded, InputError for a malformed body.
     """
-    maximum = max_bytes + context.limits.text_bytes + _ROOM_BYTES
-    too_large = TooLargeError(f"The upload is larger than {max_bytes} bytes.", "Send less.")
-    if _announced(request) > maximum:
+    maximum = max_bytes + context.limits.text_bytes + _OVERHEAD_BYTES
+    too_large = TooLargeError(f"The upload is larger than {max_bytes} bytes.", "Send a smaller file.")
+    if _content_length(request) > maximum:
         raise too_large
     parser = Multipart(_boundary(request), file_field, context.limits.text_bytes)
     arrived = written = 0
@@ -139,9 +139,9 @@ async def read_multipart(
             if parser.waiting_bytes >= _WRITE_BYTES:
                 written += await off_loop(context, sink.write, parser.take_file())
     except ClientDisconnect as error:
-        raise InputError("The upload broke off.", "Send it again.") from error
+        raise InputError("The upload was interrupted.", "Send it again.") from error
     if not parser.complete:
-        raise InputError("The multipart body ends too early.", "Send it again.")
+        raise InputError("The multipart body is incomplete.", "Send it again.")
     written += await off_loop(context, sink.write, parser.take_file())
     if written > max_bytes:
         raise too_large
@@ -149,34 +149,34 @@ async def read_multipart(
 
 
 def read_options(model: type[M], fields: dict[str, str]) -> M:
-    """The options of a multipart request: its field `options` (JSON); `prompt`, if given, takes that control's place.
+    """The options of a multipart request: its field `options` (JSON); the field `prompt` overrides that control.
 
-    Raises InputError or ControlError for an unknown field, and for what does not fit.
+    Raises InputError or ControlError for an unknown field or an invalid value.
     """
     for name in fields:
         if name not in ("options", "prompt"):
-            raise InputError(f"There is no field {name[:40]!r}.", "The text fields are: options, prompt.")
-    with _told():
+            raise InputError(f"Unknown field {name[:40]!r}.", "The text fields are: options, prompt.")
+    with _validating():
         options = model.model_validate_json(fields.get("options", "").strip() or "{}")
     prompt = fields.get("prompt")
     if prompt is None:
         return options
-    with _told():
+    with _validating():
         content = options.model_dump(exclude_unset=True)
         return model.model_validate({**content, "controls": {**content.get("controls", {}), "prompt": prompt}})
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _validating() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
         code, message = validation_text(error.errors(include_url=False, include_context=False, include_input=False))
         kind = ControlError if code == "bad_control" else InputError
-        raise kind(message, "The OpenAPI document at /v1/openapi.json says what fits.") from error
+        raise kind(message, "See the OpenAPI document at /v1/openapi.json.") from error
 
 
-def _announced(request: Request) -> int:
+def _content_length(request: Request) -> int:
     length = request.headers.get("content-length", "")
     return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
 
@@ -193,16 +193,16 @@ def multipart_schema(
     options: type[BaseModel], file_field: str, file_types: str, *, rules: Mapping[str, object] | None = None
 ) -> dict[str, object]:
     """The request body for the OpenAPI document. file_types: media types. rules: JSON Schema of the whole form."""
-    of_options = options.model_json_schema(ref_template="#/components/schemas/{model}")
-    of_options.pop("$defs")  # other routes' bodies have brought these into the document
+    options_schema = options.model_json_schema(ref_template="#/components/schemas/{model}")
+    options_schema.pop("$defs")  # already in the document, from other routes' bodies
     prompt = {
         **PROMPT_SCHEMA,
-        "description": f"Takes the place of options.controls.prompt. {PROMPT_SCHEMA['description']}",
+        "description": f"Overrides options.controls.prompt. {PROMPT_SCHEMA['description']}",
     }
     properties = {
         "prompt": prompt,
-        "options": of_options,
-        file_field: {"type": "string", "format": "binary", "description": f"{file_types}; may be left out."},
+        "options": options_schema,
+        file_field: {"type": "string", "format": "binary", "description": f"{file_types}; optional."},
     }
     schema = {"type": "object", "additionalProperties": False, "properties": properties, **(rules or {})}
     encoding = {"options": {"contentType": "application/json"}, file_field: {"contentType": file_types}}

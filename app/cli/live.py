@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from app.server.tls import TlsFiles
     from app.worker.pool import Workers
     from app.worker.process import WorkerOptions
+    from pipelines.files.loader_options import LoaderOptions
 
 _PAGE_CLOSE_S = 2
 _CODEC_THREADS = 2
@@ -119,8 +120,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     hosts, webrtc, limits = push_hosts(options, private=private), webrtc_options(options), api_limits(options)
     controls = controller_options(options)
     tls = tls_files(options, options.data, options.host)
-    engine = engine_options(options)
-    model = str(engine.pop("model"))
+    engine, model = engine_options(options), str(options.model)
     workers = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
     workers.start()  # loads while the page is being built
     table = SessionTable(workers)
@@ -149,19 +149,19 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     return 0
 
 
-def worker_options(model: str, engine: Mapping[str, object], threads: int) -> list[WorkerOptions]:
+def worker_options(model: str, engine: LoaderOptions, threads: int) -> list[WorkerOptions]:
     """A worker for each of the devices, which commas part. threads: of each; 0 shares the cores among several.
 
     Raises InputError for a list with nothing between two commas.
     """
     from app.worker.process import WorkerOptions
 
-    devices = [part.strip() for part in str(engine["device"]).split(",")]
+    devices = [part.strip() for part in engine.device.split(",")]
     if not all(devices):
-        raise InputError(f"--device cannot be {engine['device']!r}.", "Part devices by single commas: cuda:0,cuda:1.")
+        raise InputError(f"--device cannot be {engine.device!r}.", "Part devices by single commas: cuda:0,cuda:1.")
     if len(devices) > 1 and not threads:
         threads = max(1, (os.cpu_count() or 1) // len(devices))
-    return [WorkerOptions(model=model, engine={**engine, "device": device}, threads=threads) for device in devices]
+    return [WorkerOptions(model=model, engine=replace(engine, device=device), threads=threads) for device in devices]
 
 
 def _serve_until_stopped(

@@ -10,18 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.core.errors import ModelError
-
-if TYPE_CHECKING:
-    from pipelines.image.loading.presets import ImagePreset
-
-_KNOWN = (
-    "stabilityai/sd-turbo",
-    "stabilityai/sdxl-turbo",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5 with --lora latent-consistency/lcm-lora-sdv1-5",
-)
+from pipelines.kinds import MODEL_KINDS, kind_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +56,10 @@ def _list(_: argparse.Namespace) -> int:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    _say(f"\nPublished models that are known to work: {'; '.join(_KNOWN)}.")
-    from pipelines.video.loading.families import FAMILIES
-
-    _say(f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences.")
+    _say("")
+    for kind in reversed(MODEL_KINDS):  # the most general kind first
+        if published := kind.published():
+            _say(published)
     _say("Fetch one with `zoetrope models download ID`, or give a folder in diffusers layout to --model.")
     return 0
 
@@ -83,37 +74,23 @@ def _where(_: argparse.Namespace) -> int:
 
 def _download(options: argparse.Namespace) -> int:
     from pipelines.files import hub
-    from pipelines.video.loading.source import is_video_model
 
     if options.name in hub.bundled_names():
         _say(f"{options.name} came with Zoetrope: {hub.BUNDLED_FOLDER / options.name}")
         return 0
-    if not hub.is_hub_id(options.name) and not is_video_model(options.name):
-        raise ModelError(f"{options.name!r} is not a hub id.", "Give owner/name, for example stabilityai/sd-turbo.")
     place = _DOWNLOADS[options.kind](options)
     _say(f"{options.name} is in {place}")
     return 0
 
 
 def _download_model(options: argparse.Namespace) -> Path:
-    from pipelines.files import hub
-    from pipelines.video.loading.source import is_video_model, resolve_video
-
-    if is_video_model(options.name):
-        source = resolve_video(options.name, notice=_say)
-        return source.checkpoint or source.folder.folder
-    folder = hub.download(options.name, allow_pickle=options.allow_pickle, notice=_say)
-    kind = _describe(folder)
-    _say(f"{options.name} is a {kind} model; licence: {hub.licence_of(folder)}")
-    preset = _preset(folder)
-    if preset.notice:
-        _say(preset.notice)
-    return folder
+    return kind_of(options.name).download(options.name, allow_pickle=options.allow_pickle, notice=_say)
 
 
 def _download_autoencoder(options: argparse.Namespace) -> Path:
     from pipelines.files import hub
 
+    hub.check_hub_id(options.name)
     return hub.download(options.name, parts=hub.AUTOENCODER_PARTS, allow_pickle=options.allow_pickle, notice=_say)
 
 
@@ -121,6 +98,7 @@ def _download_lora(options: argparse.Namespace) -> Path:
     from pipelines.files import hub
     from pipelines.files.lora_files import LoraFile
 
+    hub.check_hub_id(options.name)
     return hub.resolve_lora(LoraFile(source=options.name), notice=_say)
 
 
@@ -159,28 +137,17 @@ def _row(name: str, origin: str, size: int, folder: Path) -> _Row:
 
 
 def _describe(folder: Path) -> str:
-    """What a folder holds: a model (its preset and pipeline class), an autoencoder, or LoRA files."""
-    from pipelines.files.layout import INDEX_FILE, read_autoencoder, read_layout
-    from pipelines.video.loading.folders import is_video_folder
+    """What a folder holds: a model, as its kind says, an autoencoder, or LoRA files."""
+    from pipelines.files.layout import read_autoencoder
 
-    if is_video_folder(folder):
-        return "video (Wan)"
-    if (folder / INDEX_FILE).is_file():
-        return f"{_preset(folder).name} ({read_layout(folder).pipeline_class})"
+    for kind in MODEL_KINDS:
+        if description := kind.describe(folder):
+            return description
     if (folder / "config.json").is_file():
         return f"autoencoder ({read_autoencoder(folder).class_name})"
     if any(folder.glob("*.safetensors")):
         return "LoRA"
     raise ModelError("no model_index.json", "Download it again.")
-
-
-def _preset(folder: Path) -> ImagePreset:
-    from pipelines.files import hub
-    from pipelines.files.layout import read_layout
-    from pipelines.image.loading.presets import ModelFacts, choose_preset
-
-    bundled = folder.parent == hub.BUNDLED_FOLDER
-    return choose_preset(ModelFacts(layout=read_layout(folder), bundled=bundled))
 
 
 def _size(count: int) -> str:

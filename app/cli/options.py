@@ -14,6 +14,8 @@ from pathlib import Path
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
+from pipelines.files.loader_options import LoaderOptions, VideoChoices
+from pipelines.files.lora_files import LoraFile
 
 VIDEO_ENGINE_CONTROLS = tuple(
     name for name, spec in CONTROLS.items() if name not in STREAM_CONTROLS and spec.engines == ("video",)
@@ -76,36 +78,37 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def engine_options(options: argparse.Namespace) -> dict[str, object]:
-    """The keywords of `pipelines.load.load_engine`, `model` among them.
+def engine_options(options: argparse.Namespace) -> LoaderOptions:
+    """What the command line chooses of the engine, beside `options.model`.
 
     Raises InputError for a size or LoRA that cannot be read, ControlError for one out of the table's range.
     """
-    from pipelines.files.lora_files import LoraFile
-
     width, height = parse_size(options.size) if options.size is not None else (0, 0)
-    video = _video_options(options)
     frames = _typed(Controls.frames_per_slot, options.frames_per_slot)
     checked = Control.of({"model": options.model, "width": width, "height": height, "frames_per_slot": frames})
-    return {
-        **checked.changes(),
-        "device": options.device,
-        "dtype": options.dtype,
-        "backend": options.backend,
-        "loras": tuple(LoraFile(source=source, weight=weight) for source, weight in map(parse_lora, options.lora)),
-        "autoencoder": options.autoencoder,
-        "allow_pickle": options.allow_pickle,
-        "safety": not options.no_safety,
-        **({"video": video} if video else {}),
-    }
+    assert checked.frames_per_slot is not None
+    return LoaderOptions(
+        device=options.device,
+        dtype=options.dtype,
+        width=width,
+        height=height,
+        frames_per_slot=checked.frames_per_slot,
+        backend=options.backend,
+        loras=tuple(LoraFile(source=source, weight=weight) for source, weight in map(parse_lora, options.lora)),
+        autoencoder=options.autoencoder,
+        allow_pickle=options.allow_pickle,
+        safety=not options.no_safety,
+        video=_video_choices(options),
+    )
 
 
-def _video_options(options: argparse.Namespace) -> dict[str, object]:
-    """What was given of a video model, by the names of pipelines.video.loading.engine."""
+def _video_choices(options: argparse.Namespace) -> VideoChoices:
     given = {name: value for name in VIDEO_ENGINE_CONTROLS if (value := getattr(options, name)) is not None}
     typed = {name: _typed(CONTROLS[name], value) for name, value in given.items()}
     others = {"stream": options.video_stream, "family": options.family, "base": options.base}
-    return {**Control.of(typed).changes(), **{name: value for name, value in others.items() if value is not None}}
+    return VideoChoices.of(
+        {**Control.of(typed).changes(), **{name: value for name, value in others.items() if value is not None}}
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:

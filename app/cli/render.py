@@ -121,6 +121,7 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
         raise InputError(f"{len(options.paths)} paths were given.", "With --take give OUTPUT only.")
     assert isinstance(steps, int)
     output = str(options.paths[0])
+    runs_on = {"device": engine.device, "dtype": engine.dtype, "backend": engine.backend}
     return TakeRequest(
         take=Path(options.take),
         output=Path(output),
@@ -128,7 +129,7 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
         fill_drops=options.fill_drops,
         steps=steps,
         size=parse_size(options.size) if options.size is not None else None,
-        runs_on={name: value for name in ("device", "dtype", "backend") if (value := str(engine[name])) != "auto"},
+        runs_on={name: value for name, value in runs_on.items() if value != "auto"},
         allow_pickle=options.allow_pickle,
         force=options.force,
     )
@@ -158,7 +159,8 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
         output=Path(output),
         as_folder=output.endswith(("/", "\\")),
         control=control_from_options(options),
-        engine={**engine_options(options), "notice": _say},
+        model=options.model,
+        engine=engine_options(options),
         aspect=Aspect(options.aspect),
         out_size=_out_size(options.out_size),
         frame_rate=rate,

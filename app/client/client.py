@@ -1,10 +1,10 @@
-"""A typed asyncio client of Zoetrope's API: live streams, single pictures, render jobs.
+"""A typed asyncio client for Zoetrope's API: live streams, single pictures, render jobs.
 
     async with ZoetropeClient("http://127.0.0.1:7860") as client, client.stream(prompt="a robot") as stream:
         await stream.send(picture)
         async for frame in stream: ...
 
-Needs httpx and websockets; never torch. Errors are those of client_errors.py.
+Needs httpx and websockets, not torch. The errors are in errors.py.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _POLL_S = 0.5
 
 
 class ZoetropeClient:
-    """One server. url: its address, http or https. token: the server's own, where it demands one.
+    """One server. url: http or https. token: the server's, if it requires one.
 
-    timeout_s: of one request, and of waiting until a stream stands.
+    timeout_s: of one request, and of opening a stream.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
@@ -57,12 +57,12 @@ class ZoetropeClient:
 
     async def ready(self) -> bool:
         """Whether the server's worker is ready for streams. Raises UnreachableError."""
-        answer = await self._send("GET", "/readyz", self._headers)
-        return answer.status_code == 200
+        response = await self._send("GET", "/readyz", self._headers)
+        return response.status_code == 200
 
     async def models(self) -> list[ModelView]:
-        """The models that render jobs may name."""
-        return (await self._ask(ModelList, "GET", "/v1/models")).models
+        """The models that render jobs can use."""
+        return (await self._request_model(ModelList, "GET", "/v1/models")).models
 
     @asynccontextmanager
     async def stream(
@@ -74,12 +74,12 @@ class ZoetropeClient:
         quality: int = 90,
         **controls: object,
     ) -> AsyncIterator[ClientStream]:
-        """A live stream in a session of its own, which ends with the block. controls: as in `ClientStream.control`.
+        """A live stream in its own session, which ends with the block. controls: as in `ClientStream.control`.
 
-        picture_format, quality: of pictures both ways. Raises ServerBusyError, RefusedControlError, UnreachableError.
+        picture_format, quality: in both directions. Raises ServerBusyError, RefusedControlError, UnreachableError.
         """
         body = {"controls": _with_prompt(prompt, controls), "prompt_only": prompt_only}
-        session = await self._ask(SessionOpened, "POST", "/v1/sessions", json=body)
+        session = await self._request_model(SessionOpened, "POST", "/v1/sessions", json=body)
         address = "ws" + self._url.removeprefix("http") + session.stream_url
         stream = ClientStream(session, address, headers=self._headers, picture_format=picture_format, quality=quality)
         try:
@@ -87,27 +87,27 @@ class ZoetropeClient:
             yield stream
         finally:
             await stream.close()
-            with suppress(ServerError, UnreachableError):  # it has ended already, or the server has
+            with suppress(ServerError, UnreachableError):  # the session or the server has already ended
                 await self.close_session(session)
 
     async def read_session(self, session: SessionOpened) -> SessionView:
-        """State, count, rates and times of a session."""
-        return await self._ask(SessionView, "GET", f"/v1/sessions/{session.id}", token=session.token)
+        """A session's state, frame counts, rates and times."""
+        return await self._request_model(SessionView, "GET", f"/v1/sessions/{session.id}", token=session.token)
 
     async def close_session(self, session: SessionOpened) -> None:
         """End a session."""
-        await self._checked("DELETE", f"/v1/sessions/{session.id}", token=session.token)
+        await self._request("DELETE", f"/v1/sessions/{session.id}", token=session.token)
 
     async def generate(
         self, prompt: str | None = None, *, picture: Picture | None = None, **controls: object
     ) -> Picture:
-        """One picture [H, W, 3] uint8 RGB: from the prompt alone, or made of `picture`."""
+        """One picture [H, W, 3] uint8 RGB: from the prompt alone, or from `picture`."""
         parts = _options({"controls": _with_prompt(prompt, controls)})
         if picture is not None:
-            coded = await asyncio.to_thread(pack, picture, PictureFormat.JPEG, 95)
-            parts["picture"] = ("picture", coded)
-        answer = await self._checked("POST", "/v1/generate", files=parts)
-        return await asyncio.to_thread(lambda: read_picture(answer.content, max_px=_MAX_PX))
+            encoded = await asyncio.to_thread(pack, picture, PictureFormat.JPEG, 95)
+            parts["picture"] = ("picture", encoded)
+        response = await self._request("POST", "/v1/generate", files=parts)
+        return await asyncio.to_thread(lambda: read_picture(response.content, max_px=_MAX_PX))
 
     async def start_job(
         self,
@@ -118,54 +118,54 @@ class ZoetropeClient:
         options: Mapping[str, object] | None = None,
         **controls: object,
     ) -> JobView:
-        """Render `video`, or `seconds` from the prompt alone. options: of JobOptions in the OpenAPI document."""
+        """Render `video`, or `seconds` from the prompt alone. options: fields of JobOptions in the OpenAPI document."""
         content: dict[str, object] = {**(options or {}), "controls": _with_prompt(prompt, controls)}
         if seconds is not None:
             content["seconds"] = seconds
         parts = _options(content)
         if video is None:
-            return await self._ask(JobView, "POST", "/v1/jobs", files=parts)
+            return await self._request_model(JobView, "POST", "/v1/jobs", files=parts)
         with await asyncio.to_thread(video.open, "rb") as file:
             parts["video"] = ("video", file)
-            return await self._ask(JobView, "POST", "/v1/jobs", files=parts)
+            return await self._request_model(JobView, "POST", "/v1/jobs", files=parts)
 
     async def read_job(self, job: JobView) -> JobView:
-        """How far a job is."""
-        return await self._ask(JobView, "GET", job.url)
+        """A job's state and progress."""
+        return await self._request_model(JobView, "GET", job.url)
 
     async def finished_job(self, job: JobView) -> JobView:
-        """The job when it is over: done, failed or cancelled."""
+        """Wait until the job is done, failed or cancelled."""
         while job.state in ("waiting", "running"):
             await asyncio.sleep(_POLL_S)
             job = await self.read_job(job)
         return job
 
     async def download(self, job: JobView, target: Path) -> None:
-        """Write the video of a job that is done to `target`."""
-        answer = await self._checked("GET", job.file_url)
-        await asyncio.to_thread(target.write_bytes, answer.content)
+        """Write a finished job's video to `target`."""
+        response = await self._request("GET", job.file_url)
+        await asyncio.to_thread(target.write_bytes, response.content)
 
     async def delete_job(self, job: JobView) -> None:
         """Cancel a job, and delete its files on the server."""
-        await self._checked("DELETE", job.url)
+        await self._request("DELETE", job.url)
 
-    async def _ask(self, model: type[M], method: str, path: str, **content: Any) -> M:
-        return model.model_validate_json((await self._checked(method, path, **content)).content)
+    async def _request_model(self, model: type[M], method: str, path: str, **content: Any) -> M:
+        return model.model_validate_json((await self._request(method, path, **content)).content)
 
-    async def _checked(self, method: str, path: str, token: str | None = None, **content: Any) -> httpx.Response:
-        """The answer. token: a session's, in place of the server's. Raises ServerError, UnreachableError."""
+    async def _request(self, method: str, path: str, token: str | None = None, **content: Any) -> httpx.Response:
+        """The response. token: a session's, instead of the server's. Raises ServerError, UnreachableError."""
         headers = self._headers if token is None else {"Authorization": f"Bearer {token}"}
-        answer = await self._send(method, path, headers, **content)
-        if answer.is_error:
-            raise _refusal(answer)
-        return answer
+        response = await self._send(method, path, headers, **content)
+        if response.is_error:
+            raise _error_of(response)
+        return response
 
     async def _send(self, method: str, path: str, headers: Mapping[str, str], **content: Any) -> httpx.Response:
         try:
             return await self._http.request(method, path, headers=headers, **content)
         except httpx.TransportError as error:
             raise UnreachableError(
-                f"{self._url} does not answer ({type(error).__name__}).", "Is Zoetrope running there?"
+                f"{self._url} does not respond ({type(error).__name__}).", "Is Zoetrope running there?"
             ) from error
 
 
@@ -174,14 +174,14 @@ def _with_prompt(prompt: str | None, controls: Mapping[str, object]) -> dict[str
 
 
 def _options(content: Mapping[str, object]) -> dict[str, Any]:
-    """The options as a part of a multipart body."""
+    """The options as part of a multipart body."""
     return {"options": (None, json.dumps(content).encode())}
 
 
-def _refusal(answer: httpx.Response) -> ServerError:
-    retry_after_s = float(answer.headers.get("retry-after", "5"))
+def _error_of(response: httpx.Response) -> ServerError:
+    retry_after_s = float(response.headers.get("retry-after", "5"))
     try:
-        error = answer.json()["error"]
+        error = response.json()["error"]
         return server_error(error["code"], error["message"], error["remedy"], retry_after_s)
     except (ValueError, KeyError, TypeError):
-        return ServerError("failed", f"The server answered {answer.status_code} {answer.reason_phrase}.")
+        return ServerError("failed", f"The server responded {response.status_code} {response.reason_phrase}.")

@@ -1,4 +1,4 @@
-"""What the client raises: refusals of a server, with its own words, and a server that cannot be reached."""
+"""The client's errors: the server's refusals, with its messages, and an unreachable server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pipelines.core.errors import ZoetropeError
 
 
 class ServerError(ZoetropeError):
-    """The server has refused. code: as in docs/api-http.md, for programs."""
+    """The server refused the request. code: machine-readable, see docs/api-http.md."""
 
     def __init__(self, code: str, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -14,7 +14,7 @@ class ServerError(ZoetropeError):
 
 
 class ServerBusyError(ServerError):
-    """All places are taken. retry_after_s: when to ask again."""
+    """The server is at capacity. retry_after_s: when to retry."""
 
     def __init__(self, message: str, remedy: str = "", retry_after_s: float = 5.0) -> None:
         super().__init__("busy", message, remedy)
@@ -22,7 +22,7 @@ class ServerBusyError(ServerError):
 
 
 class RefusedControlError(ServerError):
-    """A change of controls does not fit; nothing was changed."""
+    """A control change is invalid; nothing was changed."""
 
 
 class UnauthorisedClientError(ServerError):
@@ -30,15 +30,15 @@ class UnauthorisedClientError(ServerError):
 
 
 class GoneError(ServerError):
-    """The session or job is not there any more."""
+    """The session or job no longer exists."""
 
 
 class UnreachableError(ZoetropeError):
-    """There is no server at that address, or the connection was lost for longer than its session lives."""
+    """The server does not respond, or the connection was lost for longer than the session's grace period."""
 
 
 def server_error(code: str, message: str, remedy: str = "", retry_after_s: float = 5.0) -> ServerError:
-    """The error of that code."""
+    """The error for an error code."""
     if code == "busy":
         return ServerBusyError(message, remedy, retry_after_s)
     return _KINDS.get(code, ServerError)(code, message, remedy)

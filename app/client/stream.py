@@ -1,7 +1,7 @@
-"""The client's side of a frame stream: pictures out, frames in, changes answered; comes back when a connection is lost.
+"""The client's side of a frame stream: sends pictures and changes, receives frames, reconnects after a lost connection.
 
-Nothing queues: the newest frame wins, and at most 2 pictures wait for the stream to take them. Lives on one event loop.
-Knows no HTTP: client.py opens and closes the session.
+Nothing queues: the newest frame wins, and at most 2 pictures wait to be taken. Used from one event loop.
+client.py opens and closes the session.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from pipelines.core.errors import InputError, ZoetropeError
 from .errors import UnreachableError, server_error
 
 MAX_WAITING = 2
-_WAITING_S = 0.5  # then a picture counts as lost
-_ANSWER_S = 10.0
+_WAITING_S = 0.5  # after this, a picture counts as lost
+_REPLY_S = 10.0
 _MAX_PX = 4096 * 4096
 _MAX_BYTES = 64 << 20
 _RETRY_S = (0.1, 0.2, 0.5, 1.0)
@@ -62,10 +62,10 @@ _FINAL = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StreamFrame:
-    """A finished frame. image: [H, W, 3] uint8 RGB. number: counts the session's frames; gaps are frames not sent.
+    """A finished frame. image: [H, W, 3] uint8 RGB. number: of the session's frames; gaps are frames not sent.
 
-    source_seq: what `send` returned for its input; None: from the prompt alone. latency_ms: from `send` to here.
-    server_ms: of that, inside the server.
+    source_seq: what `send` returned for its input; None: from the prompt alone. latency_ms: from `send` to arrival.
+    server_ms: the part of it spent in the server.
     """
 
     image: Picture
@@ -76,7 +76,7 @@ class StreamFrame:
 
 
 class ClientStream:
-    """Made by ZoetropeClient.stream. Iterate over it for frames, until it is closed; it raises what ended it."""
+    """Created by ZoetropeClient.stream. Iterates over frames until it is closed; raises the error that ended it."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class ClientStream:
     ) -> None:
         self.session = session
         self.reconnects = 0
-        self.missed = 0  # frames that came and were replaced by newer ones before they were taken
+        self.missed = 0  # received frames that newer ones replaced before they were taken
         self.ready: Ready | None = None
         self.stats: Stats | None = None
         self.notice = ""
@@ -99,11 +99,11 @@ class ClientStream:
         self._quality = quality
         self._hello = Hello(token=session.token, format=picture_format, quality=quality)
         self._changed = asyncio.Condition()
-        self._socket: ClientConnection | None = None  # while a stream stands on it
+        self._socket: ClientConnection | None = None  # set while the stream is open on it
         self._newest: StreamFrame | None = None
-        self._answered: int | None = None  # the input that the newest frame was made of
-        self._lost = False  # what was in flight, with a connection
-        self._waiting: dict[int, float] = {}  # seq: when it was sent, in ms of this clock
+        self._newest_source: int | None = None  # the input that the newest frame was made from
+        self._lost = False  # a connection, with what was in flight on it
+        self._waiting: dict[int, float] = {}  # seq: time sent, in ms of the monotonic clock
         self._numbers = itertools.count()
         self._replies: dict[int, asyncio.Future[None]] = {}
         self._error: ZoetropeError | None = None
@@ -113,14 +113,14 @@ class ClientStream:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) in px of the frames."""
-        assert self.ready is not None, "asked before it was opened"
+        assert self.ready is not None, "the stream is not open yet"
         return self.ready.info.width, self.ready.info.height
 
-    # ---- what a program does ----
+    # ---- public API ----
 
     async def send(self, image: Picture) -> int:
-        """Send a picture [H, W, 3] uint8 RGB of any size; its number. Waits while 2 are not taken, half a second at
-        most, and while the connection is being made anew."""
+        """Send a picture [H, W, 3] uint8 RGB of any size; returns its number. Waits up to 0.5 s while 2 are not taken,
+        and while reconnecting."""
         await self._wait(lambda: len(self._waiting) < MAX_WAITING, _WAITING_S)
         await self._wait(lambda: self._socket is not None, None)
         self._check()
@@ -134,12 +134,12 @@ class ClientStream:
             del self._waiting[next(iter(self._waiting))]
         socket = self._socket
         if socket is not None:
-            with suppress(ConnectionClosed):  # it is lost, as what is in flight is; the reader sees it too
+            with suppress(ConnectionClosed):  # lost with what is in flight; the reader notices too
                 await socket.send(pack_header(header) + payload)
         return seq
 
     async def process(self, image: Picture, timeout_s: float = 30.0) -> StreamFrame:
-        """The frame made of `image`, one at a time: for files. Sends again after a lost connection.
+        """The frame made from `image`, one at a time: for files. Resends after a lost connection.
 
         Raises TimeoutError.
         """
@@ -147,25 +147,25 @@ class ClientStream:
             while True:
                 self._lost = False
                 seq = await self.send(image)
-                await self._wait(partial(self._knows, seq), None)
+                await self._wait(partial(self._settled, seq), None)
                 self._check()
-                if self._answered == seq:
+                if self._newest_source == seq:
                     return await anext(self)
 
     async def control(self, **changes: object) -> None:
-        """Change controls by name; returns when the server has taken them. Raises RefusedControlError."""
-        await self._ask(lambda number: ControlMessage.model_validate({"id": number, "changes": changes}))
+        """Change controls by name; returns when the server has applied them. Raises RefusedControlError."""
+        await self._request(lambda number: ControlMessage.model_validate({"id": number, "changes": changes}))
 
     async def set_source(self, *, prompt_only: bool) -> None:
-        """Generate from the prompt alone, or from what is sent."""
-        await self._ask(lambda number: SourceMessage(id=number, prompt_only=prompt_only))
+        """Generate from the prompt alone, or from the pictures sent."""
+        await self._request(lambda number: SourceMessage(id=number, prompt_only=prompt_only))
 
     def __aiter__(self) -> Self:
-        """The newest frame, again and again, until the stream is closed."""
+        """Yields the newest frame until the stream is closed."""
         return self
 
     async def __anext__(self) -> StreamFrame:
-        """The newest frame that was not taken yet."""
+        """The newest frame that was not returned yet."""
         await self._wait(lambda: self._newest is not None, None)
         frame, self._newest = self._newest, None
         if frame is None:
@@ -177,44 +177,44 @@ class ClientStream:
     # ---- the connection ----
 
     async def open(self, timeout_s: float) -> None:
-        """Connect, and wait until the stream stands. Raises UnreachableError and what the server refuses with."""
+        """Connect, and wait until the stream is open. Raises UnreachableError and the server's refusals."""
         self._task = asyncio.create_task(self._run(), name="zoetrope stream")
         await self._wait(lambda: self.ready is not None, timeout_s)
         if self._error is not None:
             raise self._error
         if self.ready is None:
-            raise UnreachableError(f"The stream does not stand after {timeout_s:g} s.", "Is the worker ready?")
+            raise UnreachableError(f"The stream is not open after {timeout_s:g} s.", "Is the worker ready?")
 
     async def close(self) -> None:
-        """Leave. Closing twice is fine."""
+        """Close the connection. Idempotent."""
         self._over = True
         if self._socket is not None:
             await self._socket.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._tell()
+        await self._notify()
 
     async def _run(self) -> None:
-        """Connect and read, again and again within the grace time, until something ends the stream."""
+        """Connect and read, reconnecting within the grace period, until something ends the stream."""
         lost_s = time.monotonic()
         delays = itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
         try:
             while not self._over:
-                stood = await self._connected()
-                if stood:
+                opened = await self._connection()
+                if opened:
                     lost_s, delays = time.monotonic(), itertools.chain(_RETRY_S, itertools.repeat(_RETRY_S[-1]))
                 if time.monotonic() - lost_s > self.session.expires_after_s:
-                    raise UnreachableError("The connection was lost and does not come back.", "Open a new session.")
+                    raise UnreachableError("The connection was lost and could not be restored.", "Open a new session.")
                 await asyncio.sleep(next(delays))
         except ZoetropeError as error:
             await self._end(error)
         finally:
-            await self._end(UnreachableError("The stream broke off.", "Open a new one."))
+            await self._end(UnreachableError("The stream ended unexpectedly.", "Open a new one."))
 
-    async def _connected(self) -> bool:
-        """One connection from hello to its end; whether the stream stood on it. Raises what is final."""
-        stood = False
+    async def _connection(self) -> bool:
+        """One connection, from hello to its end. Returns whether the stream opened on it. Raises permanent errors."""
+        opened = False
         try:
             async with connect(
                 self._address, additional_headers=self._headers, compression=None, max_size=_MAX_BYTES
@@ -222,31 +222,33 @@ class ClientStream:
                 await socket.send(dump(self._hello))
                 async for message in socket:
                     if isinstance(message, bytes):
-                        await self._frame(socket, message)
+                        await self._handle_frame(socket, message)
                     else:
-                        stood |= await self._word(socket, message)
-                self._judge(socket.close_code, socket.close_reason)
+                        opened |= await self._handle_message(socket, message)
+                self._check_close(socket.close_code, socket.close_reason)
         except ConnectionClosed as error:
             if error.rcvd is not None:
-                self._judge(error.rcvd.code, error.rcvd.reason)
+                self._check_close(error.rcvd.code, error.rcvd.reason)
         except InvalidStatus as error:
             if error.response.status_code in (401, 403):
-                raise server_error("unauthorised", "The server refuses this client.", "Give its token.") from error
+                raise server_error(
+                    "unauthorised", "The server refuses this client.", "Pass the server's token."
+                ) from error
         except (OSError, InvalidHandshake):
-            pass  # it is away: tried again within the grace time
+            pass  # unreachable: retried within the grace period
         finally:
-            await self._lose()
-        return stood
+            await self._disconnected()
+        return opened
 
-    def _judge(self, code: int | None, reason: str | None) -> None:
-        """Raise what a closed connection means, unless it may be tried again."""
+    def _check_close(self, code: int | None, reason: str | None) -> None:
+        """Raise the error that a close code stands for, unless reconnecting may help."""
         if code == CloseCode.CLOSED and not self._over:
             raise server_error("unknown_session", "The session has ended.", "Open a new one.")
         if code in _FINAL:
             raise server_error(_FINAL[CloseCode(code)], reason or f"The server closed with {code}.")
 
-    async def _word(self, socket: ClientConnection, text: str) -> bool:
-        """A text message; True when the stream stands."""
+    async def _handle_message(self, socket: ClientConnection, text: str) -> bool:
+        """Handle a text message. Returns True if it opens the stream."""
         message = parse_server(text)
         match message:
             case Ready():
@@ -264,7 +266,7 @@ class ClientStream:
                 self._reply(message)
             case Ended():
                 raise server_error("unknown_session", message.message, message.remedy)
-        await self._tell()
+        await self._notify()
         return isinstance(message, Ready)
 
     def _reply(self, message: Applied | ErrorMessage) -> None:
@@ -279,7 +281,7 @@ class ClientStream:
         else:
             reply.set_result(None)
 
-    async def _frame(self, socket: ClientConnection, message: bytes) -> None:
+    async def _handle_frame(self, socket: ClientConnection, message: bytes) -> None:
         header = parse_header(message)
         await socket.send(dump(Ack(seq=header.seq)))
         image = await asyncio.to_thread(
@@ -287,7 +289,7 @@ class ClientStream:
         )
         now_ms = time.monotonic() * 1e3
         self.missed += self._newest is not None
-        self._answered = header.source_seq
+        self._newest_source = header.source_seq
         self._newest = StreamFrame(
             image=image,
             number=header.seq,
@@ -295,59 +297,59 @@ class ClientStream:
             latency_ms=now_ms - header.captured_ms if header.captured_ms else None,
             server_ms=header.server_us / 1e3,
         )
-        await self._tell()
+        await self._notify()
 
-    async def _ask(self, make: Callable[[int], Message]) -> None:
-        """Send a numbered message, wait for its answer."""
+    async def _request(self, make: Callable[[int], Message]) -> None:
+        """Send a numbered message and wait for its reply."""
         await self._wait(lambda: self._socket is not None, None)
         self._check()
         number = next(self._numbers)
         try:
             text = dump(make(number))
         except ValueError as error:
-            raise InputError(f"The change does not fit into JSON: {error}.") from error
+            raise InputError(f"The change cannot be sent as JSON: {error}.") from error
         reply = self._replies[number] = asyncio.get_running_loop().create_future()
         socket = self._socket
         assert socket is not None
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_REPLY_S):
                 await socket.send(text)
                 await reply
         except (TimeoutError, ConnectionClosed) as error:
-            raise UnreachableError("The server has not answered a change.", "Send it again.") from error
+            raise UnreachableError("The server did not reply to a change.", "Send it again.") from error
         finally:
             self._replies.pop(number, None)
 
     # ---- states ----
 
-    async def _lose(self) -> None:
+    async def _disconnected(self) -> None:
         self._socket = None
         self._lost = True
         self._waiting.clear()
         for reply in self._replies.values():
             if not reply.done():
-                reply.set_exception(UnreachableError("The connection was lost before the answer.", "Send it again."))
-        await self._tell()
+                reply.set_exception(UnreachableError("The connection was lost before the reply.", "Send it again."))
+        await self._notify()
 
     async def _end(self, error: ZoetropeError) -> None:
-        """Nothing comes any more; the first reason counts, and none after `close`."""
+        """End the stream; the first error is kept, and none after `close`."""
         if not self._over:
             self._over, self._error = True, error
-        await self._tell()
+        await self._notify()
 
-    async def _tell(self) -> None:
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
-    def _knows(self, seq: int) -> bool:
-        """Whether the picture of that number has its answer, or will have none."""
-        return self._answered == seq or self._lost
+    def _settled(self, seq: int) -> bool:
+        """Whether the frame for that picture has arrived, or will never arrive."""
+        return self._newest_source == seq or self._lost
 
-    async def _wait(self, true: Callable[[], bool], timeout_s: float | None) -> None:
-        """Until it is true, the stream is over, or the time is up."""
+    async def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> None:
+        """Wait until `condition` holds, the stream is over, or the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: true() or self._over)
+                await self._changed.wait_for(lambda: condition() or self._over)
 
     def _check(self) -> None:
         if self._over:

@@ -1,1 +1,1 @@
-"""Hardware and programs that change controls: OSC and MIDI, their mapping and smoothing."""
+"""External controllers: OSC and MIDI input, mapping to controls, and smoothing."""

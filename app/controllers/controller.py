@@ -1,7 +1,7 @@
-"""Controllers' messages on their way to a session: mapped, smoothed, joined, and applied at most 30 times a second.
+"""Applies controller messages to a session: mapped, smoothed, coalesced, at most 30 times a second.
 
-However many messages come, one pending value is kept for each control: newest wins. Owns a thread. Knows no OSC and no
-MIDI; sees the session as a function that takes changes by name.
+One pending value is kept per control: newest wins. Owns a thread. Independent of OSC and MIDI; the session is a
+function that applies changes by name.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .mapping import ControlMapping, by_address, live_control, plain_value
 from .smoothing import Smoother
 
 Apply = Callable[[Mapping[str, object]], None]
-"""Changes controls by name, as Session.apply does; raises ZoetropeError when refused."""
+"""Changes controls by name, as Session.apply does; raises ZoetropeError if refused."""
 
 _PERIOD_S = 1 / 30
 
 
 class Controller:
-    """One source of control messages. Its methods may be called from any thread, and return at once."""
+    """One source of control messages. Its methods are thread-safe and do not block."""
 
     def __init__(self, apply: Apply, mappings: Sequence[ControlMapping], *, name: str) -> None:
         self._apply = apply
@@ -33,7 +33,7 @@ class Controller:
         self._pending: dict[str, object] = {}
         self._moving: dict[str, Smoother] = {}  # by control
         self._smoothers: dict[ControlMapping, Smoother] = {}
-        self._to_device: dict[str, object] = {}
+        self._applied: dict[str, object] = {}
         self._stopped = False
         self.received = 0
         self.refused = 0
@@ -42,7 +42,7 @@ class Controller:
         self._thread.start()
 
     def move(self, address: str, position: object) -> bool:
-        """A controller stands at `position` (0 to 1; text for text controls). False: nothing is mapped to it."""
+        """A controller moved to `position` (0 to 1; text for text controls). Returns False without a mapping."""
         mappings = self._mappings.get(address, ())
         for mapping in mappings:
             try:
@@ -57,14 +57,14 @@ class Controller:
         return bool(mappings)
 
     def set(self, control: str, value: object) -> None:
-        """A control in its own unit. What is wrong is refused, counted, and kept in `trouble`."""
+        """Set a control in its own unit. Invalid values are refused, counted, and reported in `trouble`."""
         try:
             self._put(control, plain_value(live_control(control), value))
         except ZoetropeError as error:
             self._refuse(error)
 
     def stop(self) -> None:
-        """Apply nothing more. Stopping twice is fine."""
+        """Stop applying changes. Idempotent."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -77,12 +77,12 @@ class Controller:
             smoother.aim(target, time.monotonic())
             self._pending.pop(mapping.control, None)
             self._moving[mapping.control] = smoother
-            self._to_device.pop(mapping.control, None)  # the page may have changed it since
+            self._applied.pop(mapping.control, None)  # the page may have changed it since
             self.received += 1
             self._changed.notify_all()
 
     def reading(self, kind: str, text: str, *, unknown: int) -> OutputReading:
-        """What OSC and MIDI say of themselves. unknown: messages that no mapping names."""
+        """The status of this controller. unknown: messages without a mapping."""
         with self._changed:
             trouble = f"; last refused: {self.trouble}" if self.trouble else ""
             phase = OutputPhase.STOPPED if self._stopped else OutputPhase.RUNNING
@@ -117,16 +117,16 @@ class Controller:
             time.sleep(_PERIOD_S)
 
     def _due(self, now_s: float) -> dict[str, object]:
-        """What has changed since the last time; holds the condition."""
+        """The changes since the last call. The caller holds the condition."""
         changes = self._pending
         self._pending = {}
         for control, smoother in list(self._moving.items()):
             value: object = smoother.at(now_s)
             if CONTROLS[control].kind == "int":
                 value = round(smoother.at(now_s))
-            if self._to_device.get(control) != value:
+            if self._applied.get(control) != value:
                 changes[control] = value
             if smoother.settled:
                 del self._moving[control]
-        self._to_device |= changes
+        self._applied |= changes
         return changes

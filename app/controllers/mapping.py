@@ -1,7 +1,7 @@
-"""How outside controllers reach the control table: addresses, ranges, smoothing, and values as controllers send them.
+"""Maps external controllers to the control table: addresses, ranges, smoothing, and conversion of values.
 
 A mapping's address is an OSC address ("/1/fader3") or a MIDI one ("cc:1:74", "note:*:60": kind, channel 1 to 16 or *,
-number). Knows the control table; knows no OSC, no MIDI and no session.
+number). Depends on the control table only.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ _TEXTS = ("text", "prompts")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlMapping:
-    """One controller's way to one control.
+    """Maps one controller to one control.
 
-    low, high: what the controller's 0 and 1 become, for kinds float and int; low above high turns it round; both
-    default to the control's own range. smoothing_ms: the time constant after which 63 % of a move is made; 0 jumps.
-    bool: on from 0.5. choice: the range is cut into equal parts, one for each choice. text and prompts take text.
-    Raises ControlError.
+    low, high: the values at the controller's 0 and 1, for kinds float and int; low above high inverts; the default is
+    the control's range. smoothing_ms: time constant (63 % of a move); 0: none. bool: on from 0.5. choice: the range is
+    divided equally among the choices. text and prompts take text. Raises ControlError.
     """
 
     address: str
@@ -46,7 +45,7 @@ class ControlMapping:
     def __post_init__(self) -> None:
         if not _OSC.fullmatch(self.address) and not _MIDI.fullmatch(self.address):
             raise ControlError(
-                f"{self.address!r} is no controller's address.", "Give an OSC address (/1/fader3) or MIDI (cc:1:74)."
+                f"{self.address!r} is not a controller address.", "Give an OSC address (/1/fader3) or MIDI (cc:1:74)."
             )
         spec = live_control(self.control)
         if spec.kind in _TEXTS and _MIDI.fullmatch(self.address):
@@ -68,46 +67,46 @@ class ControlMapping:
                 raise ControlError(f"{spec.name} is of kind {spec.kind} and has no range.", f"Leave {name} out.")
             assert spec.minimum is not None
             assert spec.maximum is not None
-            if not spec.minimum <= value <= spec.maximum:  # also refuses NaN
+            if not spec.minimum <= value <= spec.maximum:  # also rejects NaN
                 raise ControlError(
                     f"{name} of {spec.name} cannot be {value}.",
                     f"Give a value from {spec.minimum:g} to {spec.maximum:g}.",
                 )
 
     def target(self, position: object) -> object:
-        """What the controller's `position` (0 to 1; text for text) means for the control. Raises ControlError.
+        """The control's value at the controller's `position` (0 to 1; text for text). Raises ControlError.
 
-        For kind int still a float: it is rounded after smoothing.
+        For kind int it is still a float: rounded after smoothing.
         """
         spec = CONTROLS[self.control]
         if spec.kind in _TEXTS:
             return plain_value(spec, position)
-        share = min(1.0, max(0.0, _number(self.control, position)))
+        fraction = min(1.0, max(0.0, _number(self.control, position)))
         if spec.kind == "bool":
-            return share >= 0.5
+            return fraction >= 0.5
         if spec.kind == "choice":
-            return spec.choices[min(len(spec.choices) - 1, int(share * len(spec.choices)))]
+            return spec.choices[min(len(spec.choices) - 1, int(fraction * len(spec.choices)))]
         assert spec.minimum is not None
         assert spec.maximum is not None
         low = spec.minimum if self.low is None else self.low
         high = spec.maximum if self.high is None else self.high
-        return low + share * (high - low)
+        return low + fraction * (high - low)
 
 
 def live_control(name: str) -> ControlSpec:
-    """The table's row, of a control that a running stream can change. Raises ControlError."""
+    """The table row of a control that a running stream can change. Raises ControlError."""
     spec = CONTROLS.get(name)
     if spec is None:
         raise ControlError(f"There is no control named {name!r}.", f"Known controls: {', '.join(CONTROLS)}.")
     if spec.propagation is Propagation.REOPEN:
-        raise ControlError(f"{name} needs a new stream and cannot be changed while one runs.", "Start with it instead.")
+        raise ControlError(f"{name} needs a new stream and cannot be changed while one runs.", "Set it at startup.")
     return spec
 
 
 def plain_value(spec: ControlSpec, value: object) -> object:
-    """A value in the control's own unit, as a controller sends it: whole numbers may come as 3.0, switches as 0 or 1.
+    """Convert a controller's value in the control's own unit: integers may arrive as 3.0, switches as 0 or 1.
 
-    Raises ControlError for what does not fit.
+    Raises ControlError for an invalid value.
     """
     if spec.kind == "int" and isinstance(value, float) and math.isfinite(value):
         value = round(value)
@@ -117,30 +116,30 @@ def plain_value(spec: ControlSpec, value: object) -> object:
 
 
 def load_mappings(path: Path) -> tuple[ControlMapping, ...]:
-    """The mappings of a JSON file: {"version": 1, "mappings": [{"address": ..., "control": ..., ...}]}.
+    """Load the mappings of a JSON file: {"version": 1, "mappings": [{"address": ..., "control": ..., ...}]}.
 
-    Raises InputError (ControlError for a mapping that is wrong), with the file and the place.
+    Raises InputError (ControlError for an invalid mapping), naming the file and the mapping.
     """
     try:
         with path.open("rb") as file:
             data = file.read(_FILE_BYTES + 1)
         if len(data) > _FILE_BYTES:
-            raise InputError(f"{path} is larger than {_FILE_BYTES >> 20} MiB.", "A mapping file is a few lines.")
+            raise InputError(f"{path} is larger than {_FILE_BYTES >> 20} MiB.", "Is this the mapping file?")
         document = json.loads(data)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", "Give the path of a mapping file.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}.", "docs/outputs.md has an example.") from error
+        raise InputError(f"{path} is not JSON: {error}.", "See the example in docs/outputs.md.") from error
     if not isinstance(document, dict) or document.get("version") != FILE_VERSION or "mappings" not in document:
         raise InputError(
             f"{path} is not a mapping file of version {FILE_VERSION}.",
-            'Begin it with {"version": 1, "mappings": [...]}; docs/outputs.md has an example.',
+            'Start it with {"version": 1, "mappings": [...]}; see docs/outputs.md.',
         )
     return parse_mappings(document["mappings"], str(path))
 
 
 def parse_mappings(rows: object, where: str) -> tuple[ControlMapping, ...]:
-    """The same from a list of plain objects; `where` is named in errors."""
+    """Parse mappings from a list of JSON objects. where: named in errors."""
     if not isinstance(rows, list) or len(rows) > MAX_MAPPINGS:
         raise InputError(f"mappings of {where} must be a list of at most {MAX_MAPPINGS}.")
     mappings = tuple(_parse_row(row, f"{where}, mapping {index}") for index, row in enumerate(rows, 1))
@@ -154,7 +153,7 @@ def parse_mappings(rows: object, where: str) -> tuple[ControlMapping, ...]:
 
 
 def by_address(mappings: Sequence[ControlMapping]) -> Mapping[str, tuple[ControlMapping, ...]]:
-    """The mappings of each address."""
+    """The mappings by address."""
     table: dict[str, tuple[ControlMapping, ...]] = {}
     for mapping in mappings:
         table[mapping.address] = (*table.get(mapping.address, ()), mapping)
@@ -170,7 +169,9 @@ def _parse_row(row: object, where: str) -> ControlMapping:
             raise InputError(f"{where} has an unknown field {name!r}.", f"Known fields: {', '.join(known)}.")
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (isinstance(value, str) if name in ("address", "control") else number):
-            raise InputError(f"{where}: {name} cannot be {value!r}.", "address and control are text, others numbers.")
+            raise InputError(
+                f"{where}: {name} cannot be {value!r}.", "address and control are strings, the others are numbers."
+            )
     if "address" not in row or "control" not in row:
         raise InputError(f"{where} needs an address and a control.")
     try:

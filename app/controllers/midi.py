@@ -1,7 +1,6 @@
-"""MIDI in: control changes and notes of a port reach the controls that a mapping names.
+"""MIDI input: control changes and notes of a port change the controls they are mapped to.
 
-Optional (mido and one of its backends), off unless made. Owns the port; messages come on the backend's thread. Knows no
-session.
+Optional (mido and one of its backends), off by default. Owns the port; messages arrive on the backend's thread.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from .controller import Apply, Controller
 from .mapping import ControlMapping
 
 _MAX = 127
-_REMEDY = "pip install 'zoetrope[midi]'; on Linux ALSA's sequencer must be there (/dev/snd/seq)."
+_REMEDY = "pip install 'zoetrope[midi]'; on Linux the ALSA sequencer is required (/dev/snd/seq)."
 
 
 class MidiPort(Protocol):
-    """What is used of a mido port. name: as the system shows it."""
+    """The part of a mido port that is used. name: as the system shows it."""
 
     name: str
 
@@ -42,25 +41,25 @@ class MidiOptions:
 
 
 def midi_ports(backend: str = "") -> tuple[str, ...]:
-    """The inputs that the system has. Raises InputError without mido, its backend, or MIDI."""
-    return tuple(str(name) for name in _ask(_backend(backend).get_input_names))
+    """The system's inputs. Raises InputError without mido, its backend, or MIDI."""
+    return tuple(str(name) for name in _call(_backend(backend).get_input_names))
 
 
 class MidiInput:
-    """A port being listened to. Raises InputError without mido, its backend, MIDI, or that port."""
+    """An open input port. Raises InputError without mido, its backend, MIDI, or that port."""
 
     def __init__(self, options: MidiOptions, apply: Apply) -> None:
         backend = _backend(options.backend)
-        names = [str(name) for name in _ask(backend.get_input_names)]
+        names = midi_ports(options.backend)
         name = options.port or (names[0] if names else "")
         if name not in names:
-            wanted = f"no MIDI input named {options.port!r}" if options.port else "no MIDI input"
-            raise InputError(f"There is {wanted}.", f"There are: {', '.join(names) or 'none; connect one'}.")
+            missing = f"no MIDI input named {options.port!r}" if options.port else "no MIDI input"
+            raise InputError(f"There is {missing}.", f"Available: {', '.join(names) or 'none; connect one'}.")
         self._unknown = 0
         self._stopped = False
         self._controller = Controller(apply, options.mappings, name="midi-controls")
         try:
-            self._port: MidiPort = _ask(lambda: backend.open_input(name, callback=self._heard))
+            self._port: MidiPort = _call(lambda: backend.open_input(name, callback=self._on_message))
         except InputError:
             self._controller.stop()
             raise
@@ -76,7 +75,7 @@ class MidiInput:
         self._port.close()
         self._controller.stop()
 
-    def _heard(self, message: Any) -> None:
+    def _on_message(self, message: Any) -> None:
         """message: a mido message; called on the backend's thread."""
         match message.type:
             case "control_change":
@@ -86,11 +85,11 @@ class MidiInput:
             case "note_off":
                 kind, number, value = "note", message.note, 0
             case _:
-                return  # clock, sysex and the like are no controls
+                return  # clock, sysex etc. are not controls
         position = float(value > 0) if kind == "note" else value / _MAX
-        here = self._controller.move(f"{kind}:{message.channel + 1}:{number}", position)
-        anywhere = self._controller.move(f"{kind}:*:{number}", position)
-        if not here and not anywhere:
+        on_channel = self._controller.move(f"{kind}:{message.channel + 1}:{number}", position)
+        on_any = self._controller.move(f"{kind}:*:{number}", position)
+        if not on_channel and not on_any:
             self._unknown += 1
 
 
@@ -102,10 +101,10 @@ def _backend(name: str) -> Any:
     return Backend(name or None)
 
 
-def _ask(question: Any) -> Any:
-    """Backends are imported at their first use, and say that the system has no MIDI in several ways."""
+def _call(function: Any) -> Any:
+    """Backends are imported on first use, and report missing MIDI with different exceptions."""
     try:
-        return question()
+        return function()
     except ImportError as error:
         raise InputError(f"mido's backend is not installed: {error}.", _REMEDY) from error
     except (SystemError, OSError) as error:

@@ -1,6 +1,6 @@
-"""OSC and MIDI of the whole server: opened at its start, they change the session that was opened last and still runs.
+"""The server's OSC and MIDI inputs: opened at startup, they control the most recently opened session.
 
-Owns the open controllers. Knows no protocol.
+Owns the open controllers. Independent of their protocols.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .osc import OscInput, OscOptions
 class ControllerOptions:
     """osc_port: UDP on 127.0.0.1, 0 for any free one; None: no OSC. midi_port: "" for the first; None: no MIDI.
 
-    Raises InputError for a port that does not exist, and for MIDI without a mapping that names it.
+    Raises InputError for an invalid port, and for MIDI without a MIDI mapping.
     """
 
     osc_port: int | None = None
@@ -45,22 +45,22 @@ class ControllerOptions:
 
 
 class NewestSession:
-    """Changes the controls of the session that was opened last and is not over."""
+    """Changes the controls of the most recently opened session that is not over."""
 
     def __init__(self, table: SessionTable) -> None:
         self._table = table
 
     def apply(self, values: Mapping[str, object]) -> None:
-        """As Session.apply; raises InputError without a session."""
+        """Like Session.apply; raises InputError without a session."""
         running = [session for session in self._table.sessions if not session.over]
         if not running:
-            raise InputError("No session runs.", "Press Start on the page, or open one.")
+            raise InputError("No session is running.", "Press Start on the page, or open one.")
         max(running, key=lambda session: session.created_s).apply(values)
 
 
 @contextmanager
 def controllers(options: ControllerOptions, table: SessionTable) -> Iterator[Sequence[Attachment]]:
-    """The open controllers, until the end of the block. Raises InputError for a port that is taken or not there."""
+    """The controllers, open until the end of the block. Raises InputError for a port that is in use or missing."""
     newest = NewestSession(table)
     opened: list[Attachment] = []
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Open Sound Control in: /zoetrope/CONTROL VALUE for every control, and the addresses of a mapping.
+"""Open Sound Control input: /zoetrope/CONTROL VALUE for every control, and mapped addresses.
 
-Optional (python-osc), off unless made, bound to loopback unless told otherwise: OSC knows no password. Owns a UDP
-socket and a thread. Knows no session.
+Optional (python-osc), off by default, bound to loopback by default: OSC has no authentication. Owns a UDP socket and a
+thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "/zoetrope/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OscOptions:
-    """host: an IP address. port: UDP; 0 takes any free one. allow_remote: whoever reaches the port may change all."""
+    """host: an IP address. port: UDP; 0: any free one. allow_remote: for anyone who reaches the port."""
 
     host: str = "127.0.0.1"
     port: int = 9000
@@ -32,20 +32,20 @@ class OscOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
-            raise InputError(f"OSC port {self.port} does not exist.", "Give 0 to 65535.")
+            raise InputError(f"OSC port {self.port} is out of range.", "Give 0 to 65535.")
         try:
             address = ipaddress.ip_address(self.host)
         except ValueError as error:
-            raise InputError(f"OSC host {self.host!r} is no IP address.", "Give 127.0.0.1.") from error
+            raise InputError(f"OSC host {self.host!r} is not an IP address.", "Give 127.0.0.1.") from error
         if not address.is_loopback and not self.allow_remote:
             raise InputError(
-                f"OSC on {self.host} can be reached by others, and OSC has no password.",
-                "Use 127.0.0.1, or allow it explicitly (allow_remote) in a network that you trust.",
+                f"OSC on {self.host} can be reached by others, and OSC has no authentication.",
+                "Use 127.0.0.1, or allow it explicitly (allow_remote) on a network that you trust.",
             )
 
 
 class OscInput:
-    """A running OSC server. Raises InputError without python-osc, or when the port is taken."""
+    """A running OSC server. Raises InputError without python-osc, or if the port is in use."""
 
     def __init__(self, options: OscOptions, apply: Apply) -> None:
         try:
@@ -54,7 +54,7 @@ class OscInput:
         except ImportError as error:
             raise InputError("OSC needs the package python-osc.", "pip install 'zoetrope[osc]'") from error
         dispatcher = Dispatcher()
-        dispatcher.set_default_handler(self._heard)
+        dispatcher.set_default_handler(self._on_message)
         try:
             self._server = BlockingOSCUDPServer((options.host, options.port), dispatcher)
         except OSError as error:
@@ -81,7 +81,7 @@ class OscInput:
         self._server.server_close()
         self._controller.stop()
 
-    def _heard(self, address: str, *values: object) -> None:
+    def _on_message(self, address: str, *values: object) -> None:
         value: object = values[0] if len(values) == 1 else list(values)
         if address.startswith(PREFIX) and (name := address.removeprefix(PREFIX)) in CONTROLS:
             self._controller.set(name, value)

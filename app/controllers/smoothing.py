@@ -1,16 +1,16 @@
-"""Exponential smoothing of a control that moves towards a target. Knows no clock: the caller brings the time."""
+"""Exponential smoothing of a control towards a target. The caller passes the time."""
 
 from __future__ import annotations
 
 import math
 
-_DONE = 1e-3  # of the way that was left when the target was set
+_DONE = 1e-3  # of the distance when the target was set
 
 
 class Smoother:
     """A first-order low pass: value += (target - value) * (1 - exp(-dt / smoothing)).
 
-    The first target is taken at once. Exact for any spacing of the calls, since the target is constant between them.
+    The first target is taken immediately. Exact for any call spacing, since the target is constant in between.
     """
 
     def __init__(self, smoothing_ms: float) -> None:
@@ -21,7 +21,7 @@ class Smoother:
         self._at_s = 0.0
 
     def aim(self, target: float, now_s: float) -> None:
-        """From now on move towards `target`."""
+        """Start moving towards `target`."""
         if self._value is None or self._smoothing_s == 0:
             self._value = target
         else:
@@ -30,7 +30,7 @@ class Smoother:
         self._span = abs(target - self._value)
 
     def at(self, now_s: float) -> float:
-        """The value at `now_s`, which does not go back; exactly the target once 99.9 % of the way is made."""
+        """The value at `now_s` (must not decrease); exactly the target after 99.9 % of the distance."""
         assert self._value is not None, "aim first"
         if self._smoothing_s > 0:
             passed_s = max(0.0, now_s - self._at_s)
@@ -42,5 +42,5 @@ class Smoother:
 
     @property
     def settled(self) -> bool:
-        """The value is the target."""
+        """Whether the value has reached the target."""
         return self._value == self._target

@@ -1,1 +1,1 @@
-"""Who may use the server: tokens, hosts, origins, body sizes and rates. Pure ASGI; no route and no session."""
+"""Access control: tokens, hosts, origins, body sizes and rates. Pure ASGI, independent of routes and sessions."""

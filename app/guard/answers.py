@@ -1,6 +1,6 @@
-"""What the guard answers when it lets nobody through: JSON for programs, a small page for browsers, denied WebSockets.
+"""The guard's own responses: JSON for programs, a small page for browsers, denied WebSockets.
 
-Knows no rule and no secret.
+Independent of the rules and of secrets.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ button{background:#e8e8ea;color:#0b0c10;border:0;font-weight:600}:focus-visible{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Why a request goes no further. close_code: what a WebSocket is closed with before it is accepted (HTTP 403).
+    """Why a request is refused. close_code: for a WebSocket that is closed before it is accepted (HTTP 403).
 
-    hang_up: the rest of the body is not read, so the connection cannot be used again.
+    hang_up: close the connection: the rest of the body is not read, so it cannot be reused.
     """
 
     status: int
@@ -39,7 +39,7 @@ class Refusal:
 
 
 def headers_of(refusal: Refusal) -> list[tuple[bytes, bytes]]:
-    """The headers that say what to do next."""
+    """The response headers of a refusal."""
     headers = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
     if refusal.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
@@ -51,13 +51,13 @@ def headers_of(refusal: Refusal) -> list[tuple[bytes, bytes]]:
 
 
 async def answer_json(send: Send, refusal: Refusal) -> None:
-    """The API's shape of every error."""
+    """Respond with the API's error shape."""
     error = {"code": refusal.code, "message": refusal.message, "remedy": refusal.remedy}
     await _answer(send, refusal.status, headers_of(refusal), b"application/json", json.dumps({"error": error}).encode())
 
 
 async def answer_page(send: Send, refusal: Refusal) -> None:
-    """The page that asks for the token; the form posts it to /."""
+    """Respond with the sign-in page; its form posts the token to /."""
     alert = f'<p role="alert">{html.escape(refusal.message)} {html.escape(refusal.remedy)}</p>'
     form = (
         '<form method="post" action="/"><label for="token">Token</label>'
@@ -69,25 +69,25 @@ async def answer_page(send: Send, refusal: Refusal) -> None:
 
 
 async def answer_hop(send: Send, cookie: bytes | None) -> None:
-    """Go to / by a page of ours: a browser keeps a Strict cookie back from a redirect that another site began."""
+    """Respond with a page that goes to /: browsers withhold a Strict cookie from a redirect begun by another site."""
     headers = [(b"cache-control", b"no-store"), *([(b"set-cookie", cookie)] if cookie else [])]
     head = '<meta http-equiv="refresh" content="0;url=/">'
     await _page(send, 200, headers, '<p><a href="/">Open Zoetrope</a></p>', head)
 
 
 async def answer_redirect(send: Send, location: str, cookie: bytes) -> None:
-    """303 to an address without the token; the browser remembers that it was right."""
+    """303 to a URL without the token; the cookie keeps the browser signed in."""
     headers = [(b"location", location.encode("ascii")), (b"set-cookie", cookie), (b"cache-control", b"no-store")]
     await _answer(send, 303, headers, b"text/plain", b"")
 
 
 async def answer_preflight(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-    """204 with the CORS headers given."""
+    """204 with the given CORS headers."""
     await _answer(send, 204, headers, b"text/plain", b"")
 
 
 async def deny_socket(scope: Scope, send: Send, refusal: Refusal) -> None:
-    """Refuse a WebSocket before it is accepted: as HTTP with a reason where the server can, else by a close (403)."""
+    """Refuse a WebSocket before it is accepted: an HTTP response if the server supports it, else a close (403)."""
     if "websocket.http.response" not in scope.get("extensions", {}) or refusal.status == 403:
         await send({"type": "websocket.close", "code": refusal.close_code, "reason": refusal.message[:120]})
         return

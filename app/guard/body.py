@@ -1,6 +1,6 @@
-"""Bodies of requests, counted and timed while they stream: too large or too slow is refused without reading more.
+"""Size and time limits of request bodies, enforced while they stream: the rest of a refused body is not read.
 
-Stands between the server and the application for one request. Knows no rule: it is given the numbers.
+Wraps `receive` and `send` of one request. Independent of the rules: the limits are parameters.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .answers import Refusal, answer_json
 
 
 class BodyGate:
-    """`receive` and `send` of one HTTP request. refused: an answer has been given; the application's is dropped.
+    """`receive` and `send` of one HTTP request. refused: a refusal was sent; the application's response is dropped.
 
-    cap_bytes: of the whole body. A body may keep us waiting `patience_s` + 1 s for each `bytes_per_s` received, and
-    never `patience_s` at a stretch; the time that the application takes between two pieces does not count.
+    cap_bytes: of the whole body. The total wait for a body is limited to `patience_s` + 1 s for each `bytes_per_s`
+    received, a single wait to `patience_s`; the application's own time between two chunks does not count.
     """
 
     def __init__(self, receive: Receive, send: Send, *, cap_bytes: int, patience_s: float, bytes_per_s: float) -> None:
@@ -28,15 +28,15 @@ class BodyGate:
         self._bytes_per_s = bytes_per_s
         self._received_bytes = 0
         self._waited_s = 0.0
-        self._whole = False  # the body is all here
-        self._answering = False  # the application has begun to answer
+        self._complete = False  # the whole body has arrived
+        self._responding = False  # the application has started its response
         self.refused = False
 
     async def receive(self) -> Message:
-        """The next piece; a disconnect, as if the client had gone, once the request is refused."""
+        """The next chunk; http.disconnect once the request is refused."""
         if self.refused:
             return {"type": "http.disconnect"}
-        if self._whole:
+        if self._complete:
             return await self._receive()
         begin_s = time.monotonic()
         allowed_s = self._patience_s + self._received_bytes / self._bytes_per_s - self._waited_s
@@ -49,22 +49,22 @@ class BodyGate:
         if message["type"] != "http.request":
             return message
         self._received_bytes += len(message.get("body", b""))
-        self._whole = not message.get("more_body", False)
+        self._complete = not message.get("more_body", False)
         if self._received_bytes > self._cap_bytes:
             return await self.refuse(too_large(self._cap_bytes))
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass the application's answer on, unless the request has been refused."""
+        """Forward the application's response, unless the request was refused."""
         if self.refused:
             return
-        self._answering = True
+        self._responding = True
         await self._send(message)
 
     async def refuse(self, refusal: Refusal) -> Message:
-        """Answer now, if the application has not begun to. Returns the disconnect that it shall see."""
+        """Send the refusal, unless a response has started. Returns http.disconnect for the application."""
         self.refused = True
-        if not self._answering:
+        if not self._responding:
             await answer_json(self._send, refusal)
         return {"type": "http.disconnect"}
 
@@ -75,7 +75,7 @@ def too_large(cap_bytes: int) -> Refusal:
         status=413,
         code="too_large",
         message=f"The body has more than {cap_bytes} bytes.",
-        remedy="Send less.",
+        remedy="Send a smaller body.",
         hang_up=True,
     )
 
@@ -84,7 +84,7 @@ def _slow(patience_s: float) -> Refusal:
     return Refusal(
         status=408,
         code="bad_input",
-        message=f"The body did not come within {patience_s:g} s.",
+        message=f"The body did not arrive within {patience_s:g} s.",
         remedy="Send it again over a faster connection.",
         hang_up=True,
     )

@@ -1,7 +1,7 @@
-"""The guard in front of everything: /v1, health, metrics, the page, and Gradio's own upload, file and API routes.
+"""Access control in front of everything: /v1, health, metrics, the page, and Gradio's upload, file and API routes.
 
-ASGI, HTTP and WebSocket. Decides on Host, Origin, token, rate and body, in this order (app/guard/rules.py); a session's
-own routes check the session's token themselves. Knows no route's meaning.
+ASGI, HTTP and WebSocket. Checks Host, Origin, token, rate and body, in this order (app/guard/rules.py); a session's own
+routes check the session's token themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .rules import (
     Buckets,
     GuardOptions,
     body_cap,
-    checks_itself,
+    checks_session_token,
     host_allowed,
     opens_session,
     origin_allowed,
@@ -41,7 +41,7 @@ _PREFLIGHT = (
 _HOST = Refusal(
     status=403,
     code="forbidden",
-    message="This server does not go by the name in the address.",
+    message="This server does not accept the host name in the URL.",
     remedy="Use the address that it printed, or start it with --allow-host NAME:PORT.",
     close_code=4403,
 )
@@ -55,106 +55,106 @@ _ORIGIN = Refusal(
 _NO_TOKEN = Refusal(
     status=401,
     code="unauthorised",
-    message="This server asks for its token.",
+    message="This server requires a token.",
     remedy="Send the header Authorization: Bearer TOKEN, or open the link that it printed.",
     close_code=4401,
 )
-_WRONG_TOKEN = replace(_NO_TOKEN, message="Wrong token.", remedy="It is the one that the server printed at its start.")
+_WRONG_TOKEN = replace(_NO_TOKEN, message="Wrong token.", remedy="Use the one that the server printed at startup.")
 
 
 class Guard:
-    """ASGI middleware. clock: seconds since the epoch; tests move it."""
+    """ASGI middleware. clock: seconds since the epoch; a parameter for tests."""
 
     def __init__(self, app: ASGIApp, options: GuardOptions, *, clock: Callable[[], float] = time.time) -> None:
         self._app = app
         self._options = options
         self._clock = clock
-        self._cookie = f"zoetrope-{options.port}"  # cookies do not tell ports apart
+        self._cookie = f"zoetrope-{options.port}"  # cookies are shared between ports
         self._cookie_key = hashlib.sha256(b"zoetrope page cookie\0" + (options.token or "").encode()).digest()
         self._openings = Buckets(options.sessions_per_minute)
         self._guesses = Buckets(options.guesses_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Handle one connection."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         request = GuardedRequest(scope)
-        refusal = self._foreign(request)
+        refusal = self._check_host_and_origin(request)
         if scope["type"] == "websocket":
             await self._socket(request, refusal, receive, send)
             return
         if refusal is not None:
             await _refuse(request, send, refusal)
             return
-        if request.foreign_page:
+        if request.cross_origin:
             if request.method == "OPTIONS" and request.header("access-control-request-method"):
                 await answer_preflight(send, [*_cors(request), *_PREFLIGHT])
                 return
             send = _with_headers(send, _cors(request))
-        if self._options.token is not None and request.path == "/" and request.asks_to_enter:
-            await self._enter(request, receive, send)
+        if self._options.token is not None and request.path == "/" and request.is_sign_in:
+            await self._sign_in(request, receive, send)
             return
-        refusal = self._stranger(request) or self._rate(request)
+        refusal = self._check_token(request) or self._check_rate(request)
         if refusal is not None:
             await _refuse(request, send, refusal)
             return
         await self._body(request, receive, send)
 
-    # ---- the rules, in order; None: nothing against it ----
+    # ---- the rules, in order; None: allowed ----
 
-    def _foreign(self, request: GuardedRequest) -> Refusal | None:
-        """A foreign name of ours (DNS rebinding), or a foreign page."""
+    def _check_host_and_origin(self, request: GuardedRequest) -> Refusal | None:
+        """Refuse a host name that is not ours (DNS rebinding), or a page of another site."""
         if request.host is None or not host_allowed(self._options, request.host, request.scheme):
             return _HOST
         if len(request.origins) > 1:
             return _ORIGIN
-        if not request.origins:  # not all browsers send it with forms; Sec-Fetch-Site no page can forge
+        if not request.origins:  # not all browsers send it with forms; no page can forge Sec-Fetch-Site
             other_site = request.header("sec-fetch-site") in ("cross-site", "same-site")
             return _ORIGIN if other_site and request.method not in SAFE_METHODS else None
         origin = request.origins[0]
-        if origin == "null" and request.path == "/" and request.asks_to_enter:
-            return None  # our form below a no-referrer policy; who knows the token may enter from anywhere
+        if origin == "null" and request.path == "/" and request.is_sign_in:
+            return None  # our own form, due to the no-referrer policy; the token is checked anyway
         if not origin_allowed(self._options, origin, request.host, request.scheme):
             return _ORIGIN
-        request.foreign_page = origin.lower() in self._options.origins
+        request.cross_origin = origin.lower() in self._options.origins
         return None
 
-    def _stranger(self, request: GuardedRequest) -> Refusal | None:
-        """No token, or a wrong one, where one is asked for."""
+    def _check_token(self, request: GuardedRequest) -> Refusal | None:
+        """Refuse a missing or wrong token, if one is required."""
         token = self._options.token
-        if token is None or self._remembered(request):
+        if token is None or self._has_cookie(request):
             return None
-        given = request.bearer
+        bearer = request.bearer
         signed = any(name == "token" for name, _ in request.query)
-        if checks_itself(request.kind, request.method, request.path, bearer=bool(given), signed=signed):
+        if checks_session_token(request.kind, request.method, request.path, bearer=bool(bearer), signed=signed):
             return None
-        return self._guess(request, given) if given else _NO_TOKEN
+        return self._check_guess(request, bearer) if bearer else _NO_TOKEN
 
-    def _guess(self, request: GuardedRequest, given: str) -> Refusal | None:
-        """Compare a token, unless this client has given too many wrong ones: then right ones wait as well."""
+    def _check_guess(self, request: GuardedRequest, token: str) -> Refusal | None:
+        """Compare a token. After too many wrong ones from this client, even the right one has to wait."""
         assert self._options.token is not None
         wait_s = self._guesses.wait_s(request.client, self._clock())
         if wait_s > 0:
             return _too_many("Too many wrong tokens.", wait_s)
-        if same(given, self._options.token):
+        if same(token, self._options.token):
             return None
         self._guesses.take(request.client, self._clock())
         return _WRONG_TOKEN
 
-    def _rate(self, request: GuardedRequest) -> Refusal | None:
+    def _check_rate(self, request: GuardedRequest) -> Refusal | None:
         if not opens_session(request.method, request.path):
             return None
         wait_s = self._openings.take(request.client, self._clock())
         return _too_many("Too many sessions from this address.", wait_s) if wait_s > 0 else None
 
-    def _remembered(self, request: GuardedRequest) -> bool:
+    def _has_cookie(self, request: GuardedRequest) -> bool:
         return any(verify(self._cookie_key, _SUBJECT, value, self._clock()) for value in request.cookies(self._cookie))
 
-    # ---- what is done ----
+    # ---- actions ----
 
     async def _socket(self, request: GuardedRequest, refusal: Refusal | None, receive: Receive, send: Send) -> None:
-        refusal = refusal or self._stranger(request)
+        refusal = refusal or self._check_token(request)
         if refusal is None:
             await self._app(request.scope, receive, send)
             return
@@ -162,23 +162,23 @@ class Guard:
         if message["type"] == "websocket.connect":
             await deny_socket(request.scope, send, refusal)
 
-    async def _enter(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
-        """/?token=... or the form: remember the browser by a cookie, and go to the address without the token."""
-        given, others = request.entry(request.query)
+    async def _sign_in(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
+        """Handle /?token=... or the form: set the cookie and redirect to the URL without the token."""
+        token, others = request.split_token(request.query)
         if request.method == "POST":
             gate = self._gate(receive, send, _FORM_BYTES)
             form = await _whole_body(gate)
             if form is None:
                 return
-            given, _ = request.entry(parse_qsl(form.decode("utf-8", "replace")))
-        refusal = self._guess(request, given)
+            token, _ = request.split_token(parse_qsl(form.decode("utf-8", "replace")))
+        refusal = self._check_guess(request, token)
         if refusal is not None:
             await _refuse(request, send, refusal)
             return
         value = sign(self._cookie_key, _SUBJECT, _COOKIE_S, self._clock())
         cookie = f"{self._cookie}={value}; Path=/; Max-Age={_COOKIE_S}; HttpOnly; SameSite=Strict"
         cookie += "; Secure" if request.scheme == "https" else ""
-        if request.began_elsewhere:
+        if request.from_other_site:
             await answer_hop(send, cookie.encode())
         else:
             await answer_redirect(send, f"/?{urlencode(others)}" if others else "/", cookie.encode())
@@ -195,13 +195,13 @@ class Guard:
         gate = self._gate(receive, send, cap_bytes)
         try:
             await self._app(request.scope, gate.receive, gate.send)
-        except Exception:  # whatever an application makes of a client that has gone, as it must seem
+        except Exception:  # whatever the application raises on the simulated disconnect
             if not gate.refused:
                 raise
 
 
 async def _whole_body(gate: BodyGate) -> bytes | None:
-    """The body; None when it was refused or the client has gone."""
+    """The body; None if it was refused or the client disconnected."""
     body = b""
     while True:
         message = await gate.receive()
@@ -213,10 +213,10 @@ async def _whole_body(gate: BodyGate) -> bytes | None:
 
 
 async def _refuse(request: GuardedRequest, send: Send, refusal: Refusal) -> None:
-    refusal = replace(refusal, hang_up=request.method not in SAFE_METHODS)  # there may be a body: it is not read
+    refusal = replace(refusal, hang_up=request.method not in SAFE_METHODS)  # there may be an unread body
     if not request.wants_page or refusal.status not in (401, 429):
         await answer_json(send, refusal)
-    elif refusal.message == _NO_TOKEN.message and request.began_elsewhere:
+    elif refusal.message == _NO_TOKEN.message and request.from_other_site:
         await answer_hop(send, None)
     else:
         await answer_page(send, refusal)

@@ -1,4 +1,4 @@
-"""A request as the guard's rules look at it: header, cookie, query. Knows no rule and no secret."""
+"""A request as the guard's rules see it: headers, cookies, query. Independent of the rules and of secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .rules import client_key
 
 
 class GuardedRequest:
-    """What the rules look at. foreign_page: the Origin is an allowed one of another server."""
+    """One request. cross_origin: the Origin is an allowed page of another server."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -24,53 +24,53 @@ class GuardedRequest:
         hosts = self.headers("host")
         self.host = hosts[0] if len(hosts) == 1 else None
         self.origins = self.headers("origin")
-        self.foreign_page = False
+        self.cross_origin = False
 
     def headers(self, name: str) -> list[str]:
-        """All headers of a (lower-case) name."""
-        wanted = name.encode()
-        return [value.decode("latin-1").strip() for key, value in self.scope["headers"] if key.lower() == wanted]
+        """All values of a header; `name` in lower case."""
+        lower_name = name.encode()
+        return [value.decode("latin-1").strip() for key, value in self.scope["headers"] if key.lower() == lower_name]
 
     def header(self, name: str) -> str:
-        """The first header of a name, or ""."""
+        """The first value of a header, or ""."""
         return next(iter(self.headers(name)), "")
 
     def cookies(self, name: str) -> list[str]:
-        """The values of all cookies of a name."""
+        """All values of a cookie."""
         pairs = [part.strip().partition("=") for line in self.headers("cookie") for part in line.split(";")]
         return [value for key, _, value in pairs if key == name]
 
     @property
     def bearer(self) -> str:
-        """The token of the Authorization header, or ""."""
+        """The token in the Authorization header, or ""."""
         scheme, _, token = self.header("authorization").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else ""
 
     @property
     def body_bytes(self) -> int:
-        """What the client says, 0 where it does not."""
+        """Content-Length, or 0 without a valid one."""
         length = self.header("content-length")
         return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
 
     @property
     def wants_page(self) -> bool:
-        """A browser that shows what comes, not a program."""
+        """Whether the client is a browser loading a page, not a program."""
         return "text/html" in self.header("accept") and not self.path.startswith("/v1/")
 
     @property
-    def asks_to_enter(self) -> bool:
-        """Shows the token in the address, or has filled in the form."""
+    def is_sign_in(self) -> bool:
+        """Whether the token is in the URL or was posted with the form."""
         if self.kind != "http":
             return False
         return self.method == "POST" or (self.method == "GET" and any(name == "token" for name, _ in self.query))
 
     @property
-    def began_elsewhere(self) -> bool:
-        """A visit that began on a page of another site: the browser keeps the cookie back."""
+    def from_other_site(self) -> bool:
+        """A navigation begun by another site: the browser withholds the cookie."""
         other_site = self.header("sec-fetch-site") in ("cross-site", "same-site")
         return other_site and self.method == "GET" and self.header("sec-fetch-mode") == "navigate"
 
-    def entry(self, fields: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
-        """The token among the fields, and the others."""
-        given = next((value for name, value in fields if name == "token"), "")
-        return given.strip(), [(name, value) for name, value in fields if name != "token"]
+    def split_token(self, fields: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+        """The token among the fields, and the other fields."""
+        token = next((value for name, value in fields if name == "token"), "")
+        return token.strip(), [(name, value) for name, value in fields if name != "token"]

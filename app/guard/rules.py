@@ -1,6 +1,6 @@
-"""The rules of the guard as pure functions: names, origins, which routes check a session's token, caps, rates.
+"""The guard's rules as pure functions: host names, origins, which routes check a session's token, body and rate limits.
 
-Knows no ASGI and no secret's value.
+Independent of ASGI and of secret values.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ MIN_TOKEN_CHARACTERS = 12
 _PORTS = {"http": 80, "https": 443}
 _SESSION_ROUTE = re.compile(r"/v1/sessions/[A-Za-z0-9_-]{1,64}((?:/[A-Za-z0-9_-]{1,64}){0,3})/?")
 _SESSION_SOCKETS = ("/stream",)
-_SIGNED_PARTS = ("/mjpeg", "/picture", "/snapshot")  # what an <img> shows: it cannot send headers
+_SIGNED_PARTS = ("/mjpeg", "/picture", "/snapshot")  # for <img>, which cannot send headers
 _UPLOADS = ("/v1/jobs",)
-_OPENINGS = ("/v1/sessions", "/v1/whip", "/v1/generate", "/v1/jobs")
+_OPENING_ROUTES = ("/v1/sessions", "/v1/whip", "/v1/generate", "/v1/jobs")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardOptions:
-    """Who may use this server. token: None asks nobody for one (loopback only).
+    """Who may use this server. token: None requires none (loopback only).
 
-    hosts: names that a request's Host header may carry, "name:port" ("*" as the port for any), lower case, IPv6 in
-    brackets. any_address: an IP address with the right port will do too, for a server that listens on all of them:
-    DNS rebinding needs a name. origins: pages of other servers that may call this one, "scheme://host[:port]".
-    per_minute: sessions, and wrong tokens, of one client address. body_s: how long a body may keep us waiting.
+    hosts: allowed Host headers, "name:port" ("*" as the port for any), lower case, IPv6 in brackets. any_address: any
+    IP address with the right port is allowed too, for a server that listens on all of them: DNS rebinding needs a name.
+    origins: pages of other servers that may call this one, "scheme://host[:port]". per_minute: sessions, and wrong
+    tokens, per client address. body_s: how long to wait for a body.
     """
 
     port: int
@@ -61,18 +61,18 @@ class GuardOptions:
 
 
 def check_token(token: str) -> None:
-    """Raise InputError for a server token that is short or that a header cannot carry; its value is not repeated."""
+    """Raise InputError for a server token that is too short or invalid in a header; never shows its value."""
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InputError(
             f"--token has {len(token)} characters.",
-            f"Give {MIN_TOKEN_CHARACTERS} or more, or leave it out on another host: one is made and printed.",
+            f"Give {MIN_TOKEN_CHARACTERS} or more, or leave it out with another --host: one is generated and printed.",
         )
     if not all("!" <= character <= "~" for character in token):
-        raise InputError("--token has a space or a character beyond ASCII.", "Use letters, digits and signs.")
+        raise InputError("--token has a space or a non-ASCII character.", "Use letters, digits and punctuation.")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reachable from this machine alone."""
+    """Whether a listening address is reachable from this machine only."""
     if host.lower() == "localhost":
         return True
     try:
@@ -82,18 +82,18 @@ def is_loopback(host: str) -> bool:
 
 
 def host_pair(text: str, default_port: int) -> tuple[str, int] | None:
-    """Host header or netloc -> (lower-case name without brackets, port); None for what is neither name nor address."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
-    if found is None:
+    """Host header or netloc -> (lower-case name without brackets, port); None if it is neither name nor address."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::(\d{1,5}))?", text)
+    if match is None:
         return None
-    name = found[1].lower().strip("[]").rstrip(".")
-    if found[1][0] != "[" and not _NAME.fullmatch(name):
+    name = match[1].lower().strip("[]").rstrip(".")
+    if match[1][0] != "[" and not _NAME.fullmatch(name):
         return None
-    return name, int(found[2]) if found[2] else default_port
+    return name, int(match[2]) if match[2] else default_port
 
 
 def host_allowed(options: GuardOptions, host: str, scheme: str) -> bool:
-    """Whether a request may be meant for us: against DNS rebinding, where a foreign name points to this machine."""
+    """Whether the Host is ours: against DNS rebinding, where a foreign name resolves to this machine."""
     pair = host_pair(host, _PORTS[scheme])
     if pair is None:
         return False
@@ -105,9 +105,9 @@ def host_allowed(options: GuardOptions, host: str, scheme: str) -> bool:
 
 
 def origin_allowed(options: GuardOptions, origin: str, host: str, scheme: str) -> bool:
-    """Whether a page of `origin` may use us: our own pages (same host and port as the Host header), or an allowed one.
+    """Whether a page of `origin` may call us: our own pages (same host and port as the Host header), or an allowed one.
 
-    scheme: "http" or "https", of the request. A proxy may add TLS in front of http; the reverse is refused.
+    scheme: "http" or "https", of the request. A proxy may terminate TLS in front of http; the reverse is refused.
     """
     if origin.lower() in options.origins:
         return True
@@ -119,33 +119,33 @@ def origin_allowed(options: GuardOptions, origin: str, host: str, scheme: str) -
     return theirs is not None and theirs == host_pair(host, default)
 
 
-def checks_itself(kind: str, method: str, path: str, *, bearer: bool, signed: bool) -> bool:
-    """Whether the route behind `path` is a session's own and checks the session token that the request carries.
+def checks_session_token(kind: str, method: str, path: str, *, bearer: bool, signed: bool) -> bool:
+    """Whether the route of `path` belongs to a session and checks the request's session token itself.
 
-    kind: "http" or "websocket", which gives it in its first message. bearer: there is a Bearer header. signed: there
-    is a `token` in the query. OPTIONS carries none: it tells strangers nothing of the session.
+    kind: "http" or "websocket", which sends the token in its first message. bearer: there is a Bearer header. signed:
+    there is a `token` in the query. OPTIONS needs none: it reveals nothing about the session.
     """
-    found = _SESSION_ROUTE.fullmatch(path)
-    if found is None:
+    match = _SESSION_ROUTE.fullmatch(path)
+    if match is None:
         return False
-    part = found[1]
+    part = match[1]
     if kind == "websocket":
         return part in _SESSION_SOCKETS
     return bearer or (signed and method in ("GET", "HEAD") and part in _SIGNED_PARTS) or method == "OPTIONS"
 
 
 def body_cap(options: GuardOptions, path: str) -> int:
-    """Bytes that the body of a request to `path` may have."""
+    """Maximum body size of a request to `path`, bytes."""
     return options.upload_bytes if path.rstrip("/") in _UPLOADS else options.body_bytes
 
 
 def opens_session(method: str, path: str) -> bool:
-    """Whether the request would take a place or a job."""
-    return method == "POST" and path.rstrip("/") in _OPENINGS
+    """Whether the request would open a session or start a job."""
+    return method == "POST" and path.rstrip("/") in _OPENING_ROUTES
 
 
 def client_key(address: str | None) -> str:
-    """What counts as one client: an IPv4 address, or an IPv6 network of 64 bits (one customer has all of it)."""
+    """What counts as one client: an IPv4 address, or an IPv6 /64 network (usually one customer's)."""
     try:
         parsed = ipaddress.ip_address((address or "").partition("%")[0])
     except ValueError:
@@ -166,21 +166,21 @@ def _is_address(name: str) -> bool:
 
 
 class Buckets:
-    """Token buckets, one a client: `per_minute` at once, then as many a minute. Of 4096 clients the last seen stay."""
+    """Token buckets, one per client: a burst of `per_minute`, then that rate. Keeps the 4096 most recent clients."""
 
     _CLIENTS = 4096
 
     def __init__(self, per_minute: int) -> None:
         self._full = float(per_minute)
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> level, at which second
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> level, time in s
 
     def wait_s(self, client: str, now_s: float) -> float:
-        """Seconds until this client may go on; 0 now. Takes nothing."""
+        """Seconds until this client's next token; 0: now. Takes none."""
         level = self._level(client, now_s)
         return 0.0 if level >= 1 else (1 - level) * 60 / self._full
 
     def take(self, client: str, now_s: float) -> float:
-        """`wait_s`, and one is taken where it is 0."""
+        """Like `wait_s`, and takes a token if it is 0."""
         wait_s = self.wait_s(client, now_s)
         if wait_s == 0:
             self._levels[client] = (self._level(client, now_s) - 1, now_s)

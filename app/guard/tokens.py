@@ -1,6 +1,6 @@
-"""Secrets of the doors: new tokens, comparison in constant time, short-lived signed ones for addresses.
+"""Tokens: generation, constant-time comparison, and short-lived signed tokens for URLs.
 
-Pure functions. Knows no HTTP, no session and no clock: who calls gives the time.
+Pure functions, independent of HTTP, sessions and clocks: the caller passes the time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import hmac
 import secrets
 
 TOKEN_BYTES = 24
-SECRET_BYTES = 32
+
 _PURPOSE = b"zoetrope signed address, version 1"
-_MAX = 128  # characters of a signed token; longer ones are not looked at
+_MAX = 128  # characters of a signed token; longer ones are rejected
 _MS_DIGITS = 15
 
 
@@ -22,21 +22,16 @@ def new_token() -> str:
     return secrets.token_urlsafe(TOKEN_BYTES)
 
 
-def new_secret() -> bytes:
-    """A key for `sign`: 256 random bits, for the life of one process."""
-    return secrets.token_bytes(SECRET_BYTES)
-
-
 def same(a: str, b: str) -> bool:
-    """Whether two tokens are equal, in a time that tells nothing of where they differ. Any text is fine."""
+    """Whether two tokens are equal, compared in constant time. Accepts any text."""
     return hmac.compare_digest(_octets(a), _octets(b))
 
 
 def sign(secret: bytes, subject: str, ttl_s: float, now_s: float) -> str:
-    """A URL-safe token that proves `subject` (what may be done with what) to `verify` until now_s + ttl_s.
+    """A URL-safe token for `subject` (the permitted action and its object), valid until now_s + ttl_s.
 
-    "<expiry in ms>.<HMAC-SHA256 (RFC 2104) of purpose, expiry and subject, base64url>"; the subject is not in it.
-    now_s: any clock, the same for both calls. Raises ValueError for a time to live that is not above 0.
+    "<expiry in ms>.<HMAC-SHA256 (RFC 2104) of purpose, expiry and subject, base64url>", without the subject.
+    now_s: any clock, the same for both calls. Raises ValueError unless ttl_s > 0.
     """
     if not ttl_s > 0:
         raise ValueError(f"ttl_s is {ttl_s}; give seconds above 0")
@@ -45,7 +40,7 @@ def sign(secret: bytes, subject: str, ttl_s: float, now_s: float) -> str:
 
 
 def verify(secret: bytes, subject: str, token: str, now_s: float) -> bool:
-    """Whether `token` was signed with this secret for this subject and has not expired. Never raises on bad text."""
+    """Whether `token` was signed with this secret for this subject and has not expired. Never raises."""
     if len(token) > _MAX:
         return False
     expiry, _, signature = token.partition(".")

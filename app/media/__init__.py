@@ -1,1 +1,1 @@
-"""Media in and out: decoding video files and image folders to frames, encoding frames and sound to files."""
+"""Media files: decoding video files and image folders to frames, encoding frames and sound to files."""

@@ -1,4 +1,4 @@
-"""RGB pictures as every encoder here wants them: YUV 4:2:0, BT.709, limited range, tagged so. Knows no container."""
+"""Converts RGB pictures for every encoder: YUV 4:2:0, BT.709, limited range, and tagged as such."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 
 class ToYuv:
-    """Converts picture after picture with one reused converter. Of one thread."""
+    """Converts pictures with one reused converter. Not thread-safe."""
 
     def __init__(self) -> None:
         self._converter = VideoReformatter()
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> av.VideoFrame:
-        """image: [H, W, 3] uint8 RGB, H and W even. The frame has no time yet."""
+        """image: [H, W, 3] uint8 RGB, H and W even. The frame has no timestamp."""
         return self._converter.reformat(
             av.VideoFrame.from_ndarray(image, format="rgb24"),
             format="yuv420p",

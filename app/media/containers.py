@@ -1,7 +1,4 @@
-"""The table of output kinds: which muxer, video encoder and sound codecs belong to a file suffix.
-
-Knows no frames and writes nothing.
-"""
+"""The table of video containers: muxer, video encoder and sound codecs by file suffix. Writes nothing."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from .pieces import trim_boxes, trim_nothing
 class Container:
     """One kind of video file.
 
-    trim: cuts a half-written end off a growing file; True when all that is left is whole. growing: muxer options while
-    frames are added (a killed process leaves a playable file); finished: those of the final file. annexb_filter:
-    bitstream filter that turns packets read back from such a file into what the encoder emits; empty when they are the
-    same. sound_copied: codecs that are kept as they are; others become sound_encoder. sound_primed: codecs whose first
-    packet may lie before 0 (it primes the decoder); elsewhere it would move all times.
+    trim: truncates a partially written end of a growing file; returns True if the rest is complete. growing: muxer
+    options while frames are added (a killed process leaves a playable file); finished: those of the final file.
+    annexb_filter: bitstream filter that turns packets read back from the file into the encoder's format; empty if they
+    are the same. sound_copied: codecs copied without re-encoding; others are encoded with sound_encoder. sound_primed:
+    codecs whose first packet may have a negative time (it primes the decoder); elsewhere it would shift all times.
     """
 
     muxer: str
@@ -39,15 +36,15 @@ class Container:
     sound_primed: frozenset[str]
 
     def encoder_options(self, frame_rate: Fraction) -> dict[str, str]:
-        """A key frame about every second: the unit in which a growing file is written and resumed."""
+        """Encoder options, with a key frame about every second: the unit of writing and resuming a growing file."""
         return {**self.video_options, "g": str(min(60, max(12, round(frame_rate))))}
 
 
-# No B-frames: decoding order is display order, so every whole packet of a growing file is one frame of the render.
+# No B-frames: decoding order is display order, so every complete packet of a growing file is one rendered frame.
 _H264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "10"}
 _VP9 = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "lag-in-frames": "0"}
-# While a file grows: a finished piece goes to the disk at once, and sound that starts late or ends early does not hold
-# back the picture in the muxer's queue (microseconds).
+# While a file grows: write each fragment to disk immediately, and do not let sound that starts late or ends early delay
+# video in the muxer's queue (microseconds).
 _GROWING = {"flush_packets": "1", "max_interleave_delta": "100000"}
 _GROWING_MATROSKA = {**_GROWING, "cluster_time_limit": "1000"}  # milliseconds
 
@@ -97,16 +94,16 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
 
 
 def container_for(output: Path, *, named_as_folder: bool) -> Container | None:
-    """The kind of video file that `output` is to be; None for a folder of pictures (no suffix, or ends in '/').
+    """The container of the file `output`; None for a folder of pictures (no suffix, or ends in '/').
 
-    Raises OutputError for a suffix that is not written.
+    Raises OutputError for an unsupported suffix.
     """
     suffix = output.suffix.lower()
     if named_as_folder or not suffix:
         return None
     if suffix not in CONTAINERS:
         raise OutputError(
-            f"{output} ends in {suffix}, which is not written here.",
-            f"End it in {', '.join(CONTAINERS)}, or in / for a folder of PNG pictures.",
+            f"{output} ends in {suffix}, which is not supported.",
+            f"Use {', '.join(CONTAINERS)}, or / for a folder of PNG pictures.",
         )
     return CONTAINERS[suffix]

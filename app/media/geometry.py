@@ -1,6 +1,6 @@
-"""How pictures of one size become pictures of another: pad, crop or stretch, and the way back.
+"""Resizing pictures: pad, crop or stretch to another size, and back.
 
-Pictures are [H, W, 3] uint8 RGB, sizes are (width, height) in pixels. Knows no file and no engine.
+Pictures are [H, W, 3] uint8 RGB, sizes are (width, height) in pixels. Independent of files and engines.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Size = tuple[int, int]
 
 
 class Aspect(Enum):
-    """What happens when the aspect ratios differ."""
+    """What to do if the aspect ratios differ."""
 
     PAD = "pad"  # the whole picture, black bars around it
-    CROP = "crop"  # the middle of the picture, nothing black
+    CROP = "crop"  # the centre of the picture, no bars
     STRETCH = "stretch"  # the whole picture, distorted
 
 
@@ -40,7 +40,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a source lies in a target: `taken` of the source is scaled onto `placed` of the target."""
+    """How a source is placed in a target: `taken` of the source is scaled to `placed` in the target."""
 
     target: Size
     taken: Box
@@ -48,7 +48,7 @@ class Placement:
 
     @classmethod
     def plan(cls, source: Size, target: Size, aspect: Aspect, pixel_aspect: float = 1.0) -> Placement:
-        """source: stored size; pixel_aspect: width / height of one stored pixel as it is to be shown."""
+        """source: stored size; pixel_aspect: displayed width / height of one stored pixel."""
         shown = source[0] * pixel_aspect, float(source[1])
         whole_source = Box(left=0, top=0, width=source[0], height=source[1])
         whole_target = Box(left=0, top=0, width=target[0], height=target[1])
@@ -63,7 +63,7 @@ class Placement:
         return cls(target=target, taken=taken, placed=whole_target)
 
     def apply(self, image: Picture) -> Picture:
-        """`image` of the planned source size -> a new C-contiguous picture of the target size."""
+        """`image` of the source size -> a new C-contiguous picture of the target size."""
         scaled = resized(self.taken.of(image), (self.placed.width, self.placed.height))
         if (self.placed.width, self.placed.height) == self.target:
             return scaled
@@ -79,7 +79,7 @@ def _centred(inner: tuple[float, float], outer: Size) -> Box:
 
 
 def resized(image: Picture, size: Size) -> Picture:
-    """`image` scaled to `size`, always a new C-contiguous array. Area average downwards, cubic upwards."""
+    """`image` scaled to `size`, always a new C-contiguous array. Area averaging to shrink, cubic to enlarge."""
     height, width = image.shape[:2]
     if (width, height) == size:
         return np.array(image, order="C")
@@ -89,21 +89,21 @@ def resized(image: Picture, size: Size) -> Picture:
 
 
 def even(size: Size) -> Size:
-    """The nearest size not smaller with even sides, which 4:2:0 video needs."""
+    """The smallest even size that is not smaller, as 4:2:0 video requires."""
     return size[0] + size[0] % 2, size[1] + size[1] % 2
 
 
 def output_placement(native: Size, source: Placement | None, size: Size, aspect: Aspect) -> Placement:
-    """The way from the engine's picture to an output of `size`; bars that were added on the way in are cut off.
+    """The placement of the engine's picture in an output of `size`; crops bars that were added to the input.
 
-    source: how the source was placed into the native picture (None: nothing was placed, prompt-only).
+    source: how the source was placed in the native picture (None: prompt-only).
     """
     if source is None or size == native:
         return Placement.plan(native, size, aspect)
     inner = source.placed
-    wanted = size[0] / size[1] / (inner.width / inner.height)
-    # Within 2 % the ratios differ by rounding to whole and even pixels only: fill the output, no thin bars.
-    plan = Placement.plan((inner.width, inner.height), size, aspect, wanted if abs(wanted - 1) < 0.02 else 1.0)
+    ratio = size[0] / size[1] / (inner.width / inner.height)
+    # Ratios within 2 % differ only by rounding to even pixels: fill the output, no thin bars.
+    plan = Placement.plan((inner.width, inner.height), size, aspect, ratio if abs(ratio - 1) < 0.02 else 1.0)
     taken = Box(
         left=inner.left + plan.taken.left,
         top=inner.top + plan.taken.top,

@@ -1,4 +1,4 @@
-"""Picks the reader of what a renderer is given: a video file, a picture or a folder of pictures."""
+"""Chooses the reader for a renderer's input: a video file, a picture or a folder of pictures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Small picture work of the front process: fit a picture to the engine's size, encode one for the page.
+"""Picture helpers of the front process: crop and scale to the engine's size, encode as JPEG.
 
-Pictures are [H, W, 3] uint8 RGB. Knows no session.
+Pictures are [H, W, 3] uint8 RGB.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def cover(image: Picture, width: int, height: int) -> Picture:
-    """The centre of `image` that has the wanted aspect, scaled to [height, width, 3]."""
+    """The centre of `image`, cropped to the target aspect ratio and scaled to [height, width, 3]."""
     rows, columns = image.shape[:2]
     scale = max(width / columns, height / rows)
     crop_width, crop_height = min(columns, round(width / scale)), min(rows, round(height / scale))

@@ -1,7 +1,7 @@
-"""Reads a folder of pictures, in natural order, as a source of frames. Knows no video.
+"""Reads a folder of pictures, in natural order, as a source of frames.
 
-Every header is read before the first picture is decoded, so that a picture that is too large is refused before any
-memory is taken for it.
+All headers are read before the first picture is decoded, so that oversized pictures are refused before memory is
+allocated for them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PictureReader:
     """A source whose frames are picture files, one each."""
 
     def __init__(self, name: str, files: Sequence[Path], frame_rate: Fraction) -> None:
-        """files: in order, at least one. Raises InputError for the first header that cannot be used."""
+        """files: in order, at least one. Raises InputError for the first invalid header."""
         assert files
         sizes = [_header_size(file) for file in files]
         self._files = files
@@ -52,7 +52,8 @@ class PictureReader:
         files = sorted((f for f in path.iterdir() if f.suffix.lower() in SUFFIXES and f.is_file()), key=natural_key)
         if not files:
             raise InputError(
-                f"The folder {path} has no pictures.", f"It should hold files ending in {', '.join(sorted(SUFFIXES))}."
+                f"The folder {path} has no pictures.",
+                f"It should contain files ending in {', '.join(sorted(SUFFIXES))}.",
             )
         return cls(str(path), files, frame_rate)
 
@@ -61,7 +62,7 @@ class PictureReader:
         return self._info
 
     def frames(self, start: int = 0) -> Iterator[SourceFrame]:
-        """The pictures from number `start` on."""
+        """The pictures from index `start` on."""
         for index in range(start, len(self._files)):
             file = self._files[index]
             try:
@@ -73,37 +74,37 @@ class PictureReader:
 
 
 def natural_key(path: Path) -> tuple[tuple[int, int | str], ...]:
-    """Sort key under which numbers inside names count as numbers."""
+    """Sort key that compares numbers in names numerically."""
     parts = _DIGITS.split(path.name.casefold())
     return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the file's first bytes are those of a picture format that is read here; decodes nothing."""
+    """Whether the file has the header of a supported picture format; decodes nothing."""
     try:
         with _opened(path):
             return True
     except InputError:
-        return True  # a picture, and too large: the reader will say so
+        return True  # a picture, but too large: the reader reports it
     except OSError:
         return False
 
 
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """One picture [H, W, 3] uint8 RGB, upright. Raises InputError where it is none, or too large."""
+    """One picture [H, W, 3] uint8 RGB, upright. Raises InputError if it is not a picture or too large."""
     if not path.is_file():
         raise InputError(f"There is no file {path}.", "Give a picture.")
     _header_size(path)
     try:
         return _decode(path)
     except (OSError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read to its end.", "Export it again.") from error
+        raise InputError(f"{path} is truncated or corrupt.", "Export it again.") from error
 
 
 def _opened(path: Path) -> Image.Image:
-    """Reads the header only. Raises OSError when it is no picture, InputError when it is a decompression bomb."""
+    """Reads the header only. Raises OSError if it is not a picture, InputError if it is a decompression bomb."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels enforces our lower limit
         try:
             return Image.open(path, formats=_FORMATS)
         except Image.DecompressionBombError as error:
@@ -114,7 +115,7 @@ def _header_size(path: Path) -> tuple[int, int]:
     try:
         with _opened(path) as picture:
             check_pixels(str(path), picture.width, picture.height)
-            if picture.format == "PNG":  # Pillow would decode the picture to look for EXIF data behind it
+            if picture.format == "PNG":  # Pillow would decode the picture to look for trailing EXIF data
                 return (picture.width, picture.height)
             turned = picture.getexif().get(_ORIENTATION_TAG) in _TRANSPOSED
             return (picture.height, picture.width) if turned else (picture.width, picture.height)

@@ -1,6 +1,6 @@
-"""Writes frames as numbered PNG files. A file is either whole or absent, so an interrupted folder can be continued.
+"""Writes frames as numbered PNG files, each atomically, so an interrupted folder can be resumed.
 
-Knows no sound and no time: those of the frames are not kept in a folder.
+Sound and timestamps are not kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PictureWriter:
     """frames/000000.png, frames/000001.png, ..."""
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        """resume: keep the files that are there, from 0 on without a gap; else those numbered files are removed."""
+        """resume: keep the existing files from 0 up to the first gap; else all numbered files are removed."""
         self._folder = folder
         self._frames = 0
         with writing(folder):
@@ -37,7 +37,7 @@ class PictureWriter:
         return self._frames
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
-        """pts and duration are not kept."""
+        """pts and duration are ignored."""
         done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _COMPRESSION)
         assert done, "PNG encoding of a uint8 RGB picture cannot fail"
         file = self._file(self._frames)
@@ -52,13 +52,13 @@ class PictureWriter:
         self._frames += 1
 
     def finish(self, *, complete: bool) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
     def suspend(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
     def abandon(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number:06d}.png"

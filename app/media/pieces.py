@@ -1,6 +1,6 @@
-"""The whole pieces of a growing video file, and cutting off what a crash or a full disk left half written behind them.
+"""Complete pieces of a growing video file, and truncating what a crash or a full disk left incomplete after them.
 
-A piece starts at a key frame and ends before the next. Knows no sound and no encoder.
+A piece starts at a key frame and ends before the next. Independent of sound and encoders.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _DATA = b"mdat"
 
 
 def trim_boxes(path: Path) -> bool:
-    """Cut an MP4 file behind its last whole fragment (moof + mdat); players refuse a file that ends inside a moof.
+    """Truncate an MP4 file after its last complete fragment (moof + mdat); players reject a file that ends in a moof.
 
-    Returns True: all that is left is whole. Raises OSError.
+    Returns True: the rest is complete. Raises OSError.
     """
     length = path.stat().st_size
     end = position = 0
@@ -41,16 +41,16 @@ def trim_boxes(path: Path) -> bool:
 
 
 def trim_nothing(path: Path) -> bool:
-    """Matroska plays to wherever it ends. Returns False: its last piece may be half written."""
+    """Does nothing: Matroska plays up to wherever it ends. Returns False: its last piece may be incomplete."""
     return False
 
 
 def whole_pieces(
     container: av.container.InputContainer, stream: av.VideoStream, *, keep_last: bool
 ) -> Iterator[av.Packet]:
-    """Video packets up to the last key frame that is followed by another: what lies behind it may be cut off.
+    """Video packets of all complete pieces; the last piece may be incomplete and is left out.
 
-    keep_last: the last piece is known to be whole too. Holds one piece in memory.
+    keep_last: the last piece is known to be complete too. Holds one piece in memory.
     """
     piece: list[av.Packet] = []
     try:
@@ -62,6 +62,6 @@ def whole_pieces(
                 piece = []
             piece.append(packet)
     except av.error.FFmpegError:
-        return  # damage at the end of a killed file; everything whole was given out
+        return  # the end of an interrupted file; all complete pieces were yielded
     if keep_last:
         yield from piece

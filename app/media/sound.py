@@ -1,6 +1,6 @@
-"""The source's sound on its way into an output: copied where the container takes the codec, else encoded again.
+"""Copies the source's sound to an output: as it is if the container supports the codec, else re-encoded.
 
-Times are moved by the source's origin, so that sound and picture stay together. Knows no picture.
+Timestamps are shifted by the source's origin, so that sound and picture stay in sync.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sound:
-    """Where the sound comes from. origin_s: the time in that file which is 0 in the output, seconds."""
+    """Where the sound comes from. origin_s: the time in that file that becomes 0 in the output, seconds."""
 
     path: Path
     origin_s: Fraction
 
 
 class SoundFeed:
-    """The packets of a `Sound`, ready for one output container, in order of time.
+    """The packets of a `Sound` for one output container, in time order.
 
     Owns its own reader of the source. broken: why the sound ends early, or empty.
     """
 
     def __init__(self, sound: Sound, output: av.container.OutputContainer, kind: Container) -> None:
-        """Adds a stream to `output`, which must not have written anything yet."""
+        """Adds a stream to `output`, before anything is written to it."""
         self.broken = ""
         self._origin_s = sound.origin_s
         self._input = av.open(str(sound.path))
@@ -51,7 +51,7 @@ class SoundFeed:
         self._next: av.Packet | None = None
 
     def until(self, seconds: Fraction | None) -> Iterator[av.Packet]:
-        """Packets of which more than half lies before `seconds` (None: all that are left)."""
+        """Packets with more than half of their duration before `seconds` (None: all remaining ones)."""
         while True:
             packet = self._next or next(self._packets, None)
             self._next = packet
@@ -108,7 +108,7 @@ class SoundFeed:
                     if frame.pts < 0:
                         continue
                 yield frame
-        with suppress(av.error.FFmpegError):  # nothing is left to drain after damage
+        with suppress(av.error.FFmpegError):  # nothing is left to drain after corrupt data
             yield from self._from.decode(None)
 
 

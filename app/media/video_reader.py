@@ -1,6 +1,6 @@
-"""Decodes the pictures of a video file: upright, in the right colours, each with its time. Knows nothing of its sound.
+"""Decodes the frames of a video file: upright, with the right colours and timestamps. Does not decode sound.
 
-Frames keep the file's time base; pts are counted from `SourceInfo.origin_s`, the start of the file.
+Frames keep the file's time base; pts are relative to `SourceInfo.origin_s`, the start of the file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pipelines.core.errors import InputError
 from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-_HD_ROWS = 720  # untagged video from here on is BT.709, below BT.601: what players assume
-_SOUND_LEAD_S = Fraction(1, 20)  # sound that starts less than this before the picture is encoder priming: cut
+_HD_ROWS = 720  # untagged video is BT.709 from here on, BT.601 below: what players assume
+_SOUND_LEAD_S = Fraction(1, 20)  # sound that leads the picture by less than this is encoder priming, and is cut
 _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _FALLBACK_RATE = Fraction(25)
-_MISSING_S = 0.5  # a file that ends this much before its declared end was cut off
+_MISSING_S = 0.5  # a file that ends this much before its declared end is truncated
 
 
 class VideoReader:
-    """A source whose frames are those of the first real video stream of a file."""
+    """A source of the frames of a file's first video stream (other than cover art)."""
 
     def __init__(self, path: Path) -> None:
-        """Decodes one frame to learn the facts. Raises InputError when the file has none."""
+        """Decodes one frame to get the properties. Raises InputError if the file has none."""
         self._path = path
         with _opened(path) as container:
             stream = _video_stream(container, path)
@@ -55,7 +55,7 @@ class VideoReader:
         return self._info
 
     def frames(self, start: int = 0) -> Iterator[SourceFrame]:
-        """Frames before `start` are decoded and dropped: the only way that is exact for every codec."""
+        """Frames before `start` are decoded and discarded: the only way that is exact for every codec."""
         origin = round(self._info.origin_s / self._time_base)
         usual = max(1, round(1 / self._rate / self._time_base))
         reformatter = VideoReformatter()
@@ -68,7 +68,7 @@ class VideoReader:
             while True:
                 try:
                     frame = next(decoded, None)
-                except (av.error.FFmpegError, _CutOffError) as error:
+                except (av.error.FFmpegError, _TruncatedError) as error:
                     seconds = float(sum(previous) * self._time_base) if previous else 0.0
                     raise SourceBrokenError(self._info.name, index, seconds, _reason(error)) from error
                 if frame is None:
@@ -83,31 +83,31 @@ class VideoReader:
                 index += 1
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Frames in display order. Raises FFmpegError for damage and _CutOffError for a file that ends too early,
-        both only after every frame before that place was given out."""
+        """Frames in display order. Raises FFmpegError for corrupt data and _TruncatedError for a truncated file, both
+        only after every frame before that point was yielded."""
         end_s = Fraction(0)
-        damage: Exception | None = None
-        resyncs = container.format.name == "mpegts"  # a damaged packet is no end there
+        failure: Exception | None = None
+        resyncs = container.format.name == "mpegts"  # there, a corrupt packet does not end the stream
         try:
             for packet in container.demux():
                 if packet.is_corrupt and not resyncs:
-                    raise _CutOffError("the file ends in the middle of a frame")
+                    raise _TruncatedError("the file ends in the middle of a frame")
                 if packet.stream.index == stream.index and packet.size:
                     if packet.pts is not None:
                         end_s = max(end_s, (packet.pts + (packet.duration or 0)) * self._time_base)
                     yield from stream.decode(packet)
-        except (av.error.FFmpegError, _CutOffError) as error:
-            damage = error
+        except (av.error.FFmpegError, _TruncatedError) as error:
+            failure = error
         yield from _drained(stream)
         declared_s = _declared_end_s(stream)
-        if damage is None and declared_s is not None and declared_s - float(end_s) > _MISSING_S:
-            damage = _CutOffError(f"the file ends at {float(end_s):.2f} of {declared_s:.2f} s")
-        if damage is not None:
-            raise damage
+        if failure is None and declared_s is not None and declared_s - float(end_s) > _MISSING_S:
+            failure = _TruncatedError(f"the file ends at {float(end_s):.2f} of {declared_s:.2f} s")
+        if failure is not None:
+            raise failure
 
 
-class _CutOffError(Exception):
-    """The file ends too early."""
+class _TruncatedError(Exception):
+    """The file is truncated."""
 
 
 def _reason(error: Exception) -> str:
@@ -118,7 +118,7 @@ def _drained(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     try:
         yield from stream.decode(None)
     except av.error.FFmpegError:
-        return  # after damage there may be nothing to drain; the damage itself is reported by the caller
+        return  # nothing may be left to drain after corrupt data, which the caller reports
 
 
 def _opened(path: Path) -> av.container.InputContainer:
@@ -127,7 +127,7 @@ def _opened(path: Path) -> av.container.InputContainer:
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) is not a video that can be read: {_reason(error)}.",
-            "If it was copied or downloaded, it may be cut off; else convert it to MP4 first.",
+            "If it was copied or downloaded, it may be truncated; else convert it to MP4 first.",
         ) from error
 
 
@@ -137,7 +137,7 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
         if not stream.disposition & cover and stream.codec_context is not None:
             return stream
     sound = "only sound" if container.streams.audio else "no video"
-    raise InputError(f"{path} has {sound} in it.", "Give a video file or a folder of pictures.")
+    raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
 
 
 def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:
@@ -168,7 +168,7 @@ def _expected_frames(stream: av.VideoStream, container: av.container.InputContai
 
 
 def _declared_end_s(stream: av.VideoStream) -> float | None:
-    """When the stream ends according to the file's header, in the file's own time; None when it does not say."""
+    """When the stream ends according to the file's header, in the file's time; None if unknown."""
     start_s = float((stream.start_time or 0) * stream.time_base)
     if stream.duration:
         return start_s + float(stream.duration * stream.time_base)
@@ -180,7 +180,7 @@ def _declared_end_s(stream: av.VideoStream) -> float | None:
 
 
 def _origin_s(first: av.VideoFrame, container: av.container.InputContainer) -> Fraction:
-    """The start of the picture, or of the sound when that leads by more than encoder priming."""
+    """The start of the video, or of the sound if that leads by more than encoder priming."""
     video_s = Fraction(first.pts or 0) * Fraction(first.time_base)
     starts = [
         Fraction(stream.start_time) * Fraction(stream.time_base)

@@ -1,8 +1,8 @@
-"""Writes frames and the source's sound to a video file that plays at any moment, and can be continued.
+"""Writes frames and the source's sound to a video file that is playable at any time, and can be resumed.
 
-While frames are added, OUTPUT is written in pieces that stand alone (fragmented MP4, Matroska clusters): a killed
-process leaves a file that plays up to its last whole piece. `finish` copies it, without encoding again, to an ordinary
-file with its index in front and puts that in its place in one step. Knows no engine.
+While frames are added, the output is written in self-contained pieces (fragmented MP4, Matroska clusters): a killed
+process leaves a file that plays up to its last complete piece. `finish` remuxes it, without re-encoding, to an ordinary
+file with its index in front, and replaces it atomically. Independent of the engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPlan:
-    """What the file is to be. size: even (width, height) in pixels. time_base: of pts and durations, seconds."""
+    """The file to write. size: even (width, height) in pixels. time_base: of pts and durations, seconds."""
 
     kind: Container
     size: tuple[int, int]
@@ -41,10 +41,10 @@ class VideoPlan:
 
 
 class VideoWriter:
-    """output: the file. scratch: an existing folder on the same file system, for files that are not ready yet."""
+    """output: the file. scratch: an existing folder on the same file system, for unfinished files."""
 
     def __init__(self, output: Path, scratch: Path, plan: VideoPlan, *, keep: bool, keep_last_piece: bool) -> None:
-        """keep: go on from the frames in `output`. keep_last_piece: its last piece is known to be whole."""
+        """keep: continue after the frames in `output`. keep_last_piece: its last piece is known to be complete."""
         self._output = output
         self._plan = plan
         self._scratch = scratch
@@ -59,14 +59,14 @@ class VideoWriter:
             if keep:
                 self._copy_kept(keep_last_piece or plan.kind.trim(output))
                 self._file.flush()
-                growing.replace(output)  # an open file keeps being written under its new name
+                growing.replace(output)  # an open file can be renamed while it is written
 
     @property
     def frames(self) -> int:
         return self._frames
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
-        """Encode one picture of the planned size."""
+        """Encode one picture of the plan's size."""
         frame = self._to_yuv(image)
         frame.pts, frame.time_base, frame.duration = pts, self._plan.time_base, duration
         self._durations[pts] = duration
@@ -75,7 +75,7 @@ class VideoWriter:
         self._frames += 1
 
     def finish(self, *, complete: bool) -> None:
-        """Drain the encoder, then replace the growing file by an ordinary one."""
+        """Drain the encoder, then replace the growing file with an ordinary one."""
         with writing(self._output):
             self._mux(self._stream.encode(None))
             self._file.close(None if complete else self._end_s)
@@ -85,25 +85,25 @@ class VideoWriter:
                 copied = self._remux(final, None if complete else self._end_s)
                 if copied != self._frames:
                     raise OutputError(
-                        f"{copied} of {self._frames} frames were found in {self._output} when it was to be finished.",
+                        f"Only {copied} of {self._frames} frames were found in {self._output}.",
                         "Render it again with --force.",
                     )
                 final.replace(self._output)
-        except BaseException:  # also an interrupt: nothing half open is left behind; raised again
+        except BaseException:  # including an interrupt: clean up and re-raise
             with suppress(OSError):
                 final.unlink(missing_ok=True)
             raise
 
     def suspend(self) -> None:
-        """Drain the encoder and close the growing file with the sound up to here."""
+        """Drain the encoder, and close the growing file with the sound up to this point."""
         with writing(self._output):
             self._mux(self._stream.encode(None))
             self._file.close(self._end_s)
 
     def abandon(self) -> None:
-        """Close what can be closed, and cut off what is only half there."""
+        """Close what can be closed, and truncate the incomplete end."""
         self._file.abandon()
-        with suppress(OSError):  # the error that led here is already on its way
+        with suppress(OSError):  # the original error is being raised already
             self._plan.kind.trim(self._output)
 
     def _mux(self, packets: list[av.Packet]) -> None:
@@ -118,10 +118,10 @@ class VideoWriter:
         self._file.write(packet, start_s)
 
     def _copy_kept(self, keep_last: bool) -> None:
-        """The whole pieces of the output of an interrupted run, as the encoder would emit them."""
+        """Copy the complete pieces of an interrupted run's output, in the encoder's format."""
         name = self._plan.kind.annexb_filter
-        with av.open(str(self._output)) as kept:
-            source = kept.streams.video[0]
+        with av.open(str(self._output)) as previous:
+            source = previous.streams.video[0]
             context = source.codec_context
             if (context.width, context.height) != self._plan.size:
                 raise OutputError(
@@ -129,7 +129,7 @@ class VideoWriter:
                     "Start again with --force.",
                 )
             bitstream = BitStreamFilterContext(name, source) if name else None
-            for packet in whole_pieces(kept, source, keep_last=keep_last):
+            for packet in whole_pieces(previous, source, keep_last=keep_last):
                 for filtered in bitstream.filter(packet) if bitstream is not None else (packet,):
                     filtered.stream = self._stream
                     self._mux_one(filtered)
@@ -149,14 +149,14 @@ class VideoWriter:
                         file.write(packet, packet.pts * Fraction(packet.time_base))
                         copied += 1
             file.close(end_s)
-        except BaseException:  # also an interrupt: nothing half open is left behind; raised again
+        except BaseException:  # including an interrupt: clean up and re-raise
             file.abandon()
             raise
         return copied
 
 
 class _File:
-    """One video file being written: a video stream and, interleaved, the sound up to the last picture."""
+    """A video file being written: a video stream, interleaved with the sound up to the last picture."""
 
     def __init__(self, path: Path, options: object, plan: VideoPlan) -> None:
         self._plan = plan
@@ -164,7 +164,7 @@ class _File:
         self._feed: SoundFeed | None = None
 
     def add_encoder(self) -> av.VideoStream:
-        """The encoder's stream, and the sound's."""
+        """Add the encoder's stream, and the sound's."""
         plan = self._plan
         stream = self._container.add_stream(plan.kind.video_encoder, rate=plan.frame_rate)
         stream.width, stream.height = plan.size
@@ -180,13 +180,13 @@ class _File:
         return stream
 
     def add_copy(self, source: av.VideoStream) -> av.VideoStream:
-        """A stream for packets of `source`, and the sound's."""
+        """Add a stream for packets of `source`, and the sound's."""
         stream = self._container.add_stream_from_template(source, opaque=True)
         self._add_sound()
         return stream
 
     def write(self, packet: av.Packet, start_s: Fraction) -> None:
-        """First the sound before the picture's time, then the picture."""
+        """Write the sound before the picture's time, then the picture."""
         self._write_sound(start_s)
         self._container.mux(packet)
 
@@ -195,14 +195,14 @@ class _File:
         self._container.start_encoding()
 
     def close(self, end_s: Fraction | None) -> None:
-        """The rest of the sound, up to `end_s` (None: all), and the file's end."""
+        """Write the rest of the sound, up to `end_s` (None: all), and close the file."""
         self._write_sound(end_s)
         self._container.close()
         self._close_feed()
 
     def abandon(self) -> None:
-        """Close without the rest; raises nothing."""
-        with suppress(av.error.FFmpegError, OSError):  # the error that led here is already on its way
+        """Close without the rest; never raises."""
+        with suppress(av.error.FFmpegError, OSError):  # the original error is being raised already
             self._container.close()
         self._close_feed()
 

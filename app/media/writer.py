@@ -1,6 +1,6 @@
-"""What a renderer writes to: the contract of a frame writer, and the step that turns system errors into ours.
+"""What a renderer writes to: the interface of a frame writer, and the conversion of system errors to OutputError.
 
-Knows no file format.
+Independent of file formats.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FrameWriter(Protocol):
 
     @property
     def frames(self) -> int:
-        """Frames that the output has, those of an earlier, interrupted run included."""
+        """Frames in the output, including those of an earlier, interrupted run."""
         ...
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
@@ -31,21 +31,21 @@ class FrameWriter(Protocol):
         ...
 
     def finish(self, *, complete: bool) -> None:
-        """Make the final output. complete: the source was rendered to its end, so its whole sound is kept."""
+        """Write the final output. complete: the source was rendered to its end, so all of its sound is kept."""
         ...
 
     def suspend(self) -> None:
-        """Stop with every frame kept, so that the output plays and a later run can go on."""
+        """Stop with all frames kept, so that the output is playable and a later run can resume."""
         ...
 
     def abandon(self) -> None:
-        """Let go after an error; raises nothing. What reached the disk stays."""
+        """Clean up after an error; never raises. What was written stays."""
         ...
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system or the muxer raises into OutputError."""
+    """Convert errors of the system and the muxer to OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
@@ -53,9 +53,9 @@ def writing(path: Path) -> Iterator[None]:
         if number == errno.ENOSPC:
             raise OutputError(
                 f"The disk is full: {path} cannot grow.",
-                "What was written stays playable. Make room and go on with --resume.",
+                "What was written stays playable. Free some space and continue with --resume.",
             ) from error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OutputError(
-            f"{path} cannot be written: {reason}.", "What was written stays playable; --resume goes on from it."
+            f"{path} cannot be written: {reason}.", "What was written stays playable; continue with --resume."
         ) from error

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from app.session.feed import Delivery
 from app.worker.proxy import SessionProxy
 from pipelines.core.types import Frame
 
@@ -65,18 +64,6 @@ class Output(Attachment, Protocol):
     def offer(self, frame: Frame, arrived_ns: int) -> None:
         """Take a frame that arrived at a monotonic time in ns. Returns at once, from any thread."""
         ...
-
-
-class FrameSource(Protocol):
-    """What a feed is: gives the newest frame, or None when no more will come."""
-
-    async def next(self, timeout_s: float | None = None) -> Delivery | None: ...
-
-
-async def pump(source: FrameSource, offer: Offer) -> None:
-    """Hand on what a feed gives, until it ends. A feed skips to the newest; `tap` skips nothing."""
-    while (delivery := await source.next()) is not None:
-        offer(delivery.frame, time.monotonic_ns())
 
 
 def tap(stream: SessionProxy, offer: Offer, over: Callable[[], None]) -> Callable[[], None]:

@@ -1,1 +1,1 @@
-"""The Gradio page: layout, widgets made from the control table, suggested prompts, and its scripts in web/."""
+"""The Gradio page: layout, widgets generated from the control table, example prompts, and the scripts in web/."""

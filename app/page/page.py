@@ -1,7 +1,7 @@
-"""The page: a dark stage, the picture first, and the controls of the table beside it. Built with Gradio.
+"""The page: a dark stage with the stream, and the control table's widgets beside it. Built with Gradio.
 
-Owns layout. The page is a client of the API like any other: web/*.js opens a session, streams over its
-WebSocket and sends control changes; no frame and no change passes through Gradio's queue.
+Owns the layout. The page is an ordinary API client: web/*.js opens a session, streams over WebSocket or WebRTC and
+sends control changes; frames and changes never pass through Gradio's queue.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def page_style() -> str:
 
 
 def stage_script() -> str:
-    """The stage's scripts in the order in which they build on each other."""
+    """The stage's scripts, in dependency order."""
     return "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _STAGE_SCRIPTS)
 
 
 def page_theme() -> gr.themes.Base:
-    """Dark, quiet, with the fonts that the machine has: nothing is fetched."""
+    """Dark, with system fonts: nothing is downloaded."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.amber, neutral_hue=gr.themes.colors.zinc, font=_FONTS, font_mono=_MONO_FONTS
     )
 
 
 class Page:
-    """Builds the Blocks. workers: only asked how the worker stands and which values its controls begin with."""
+    """Builds the Blocks. workers: read only for the initial control values."""
 
     def __init__(self, workers: Workers, prompts: Prompts) -> None:
         self._workers = workers
@@ -84,7 +84,7 @@ class Page:
         examples: list[gr.Button],
         widgets: Mapping[str, gr.components.Component],
     ) -> None:
-        """Every event stays in the browser: Gradio's server is not asked."""
+        """Connect the events, all handled in the browser: no requests to Gradio's server."""
         shown = [prompt, *widgets.values()]
         names = json.dumps(["prompt", *widgets])
         adopt = f"async (preset, ...values) => {_STAGE}.presetValues({names}, values, preset)"
@@ -125,7 +125,7 @@ class Page:
 
 
 def _part(name: str, script: str, identity: str) -> gr.HTML:
-    """One of the page's own elements: its markup and its script."""
+    """A custom element of the page: markup and script."""
     return gr.HTML(
         value="{}",
         html_template=(_PARTS / name).read_text(encoding="utf-8"),

@@ -1,6 +1,6 @@
-"""The page's widgets, made from the control table: one for each control that a running stream can change.
+"""The page's widgets, generated from the control table: one for each control that a running stream can change.
 
-Knows Gradio and the table; knows no session. What a change does is the caller's.
+Depends on Gradio and the table, not on sessions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Section:
 
 
 _TITLES = ("Look", "Prompt changes", "Guidance", "Engine", "Video")
-"""Of the sections, from top to bottom. Which controls are in each is a column of the control table."""
+"""Section titles, top to bottom. The control table's `section` column assigns the controls."""
 
 SECTIONS = tuple(
     Section(
@@ -37,23 +37,23 @@ SECTIONS = tuple(
     for title in _TITLES
 )
 ELSEWHERE = tuple(name for name, spec in CONTROLS.items() if spec.section == "stage")
-"""The prompt, and what is steered by keys, gamepad and the stage's pad: they have places of their own on the page."""
+"""Controls placed elsewhere on the page: the prompt, and those of keys, gamepad and the stage's pad."""
 
 
 def section_id(section: Section) -> str:
-    """Of its element on the page."""
+    """The id of the section's HTML element."""
     return "zt-section-" + section.title.lower().replace(" ", "-")
 
 
-def foreign_elements(engine: str) -> list[str]:
-    """Ids of the widgets that mean nothing to a kind of engine, and of the sections that have no others."""
-    foreign = {name for name, spec in CONTROLS.items() if engine not in spec.engines}
-    sections = [section_id(section) for section in SECTIONS if foreign.issuperset(section.names)]
-    return [*(f"zt-{spec.name}" for spec in stream_controls() if spec.name in foreign), *sections]
+def inapplicable_elements(engine: str) -> list[str]:
+    """Ids of the widgets that do not apply to a kind of engine, and of sections that have only such widgets."""
+    inapplicable = {name for name, spec in CONTROLS.items() if engine not in spec.engines}
+    sections = [section_id(section) for section in SECTIONS if inapplicable.issuperset(section.names)]
+    return [*(f"zt-{spec.name}" for spec in stream_controls() if spec.name in inapplicable), *sections]
 
 
 def propagation_text(spec: ControlSpec) -> str:
-    """When a change is felt, in the page's words."""
+    """When a change takes effect, as shown on the page."""
     if spec.cut_propagation is not None:
         return f"{spec.propagation.value}, on a cut {spec.cut_propagation.value}"
     return spec.propagation.value
@@ -67,12 +67,12 @@ def label_of(spec: ControlSpec) -> str:
 
 
 def make_widget(spec: ControlSpec, value: object) -> gr.components.Component:
-    """The widget that fits `spec`, showing `value`."""
+    """The widget for `spec`, showing `value`."""
     return _MAKERS[spec.kind](spec, value)
 
 
 def send_changes(widgets: Mapping[str, gr.components.Component]) -> None:
-    """Let the stage's script send a widget's value when the user moves it: no request to Gradio."""
+    """Make the stage's script send a widget's value when the user changes it: no request to Gradio."""
     for name, widget in widgets.items():
         script = f"(value) => {{ if (value !== null) window.zoetrope.setControl({json.dumps(name)}, value); }}"
         for event in _events(widget):
@@ -80,15 +80,15 @@ def send_changes(widgets: Mapping[str, gr.components.Component]) -> None:
 
 
 def stream_controls() -> list[ControlSpec]:
-    """Controls that do not need a new stream."""
+    """Controls that do not require a new stream."""
     return [spec for spec in CONTROLS.values() if spec.propagation is not Propagation.REOPEN]
 
 
 def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
     assert spec.minimum is not None
     assert spec.maximum is not None
-    whole = spec.kind == "int"
-    if whole and spec.maximum > _MAX_SLIDER:
+    integral = spec.kind == "int"
+    if integral and spec.maximum > _MAX_SLIDER:
         return gr.Number(
             value=value,
             precision=0,
@@ -101,7 +101,7 @@ def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
     return gr.Slider(
         minimum=spec.minimum,
         maximum=spec.maximum,
-        step=1 if whole else 0.01,
+        step=1 if integral else 0.01,
         value=value,
         label=label_of(spec),
         info=spec.help,
@@ -132,5 +132,5 @@ _MAKERS: Mapping[str, Callable[[ControlSpec, object], gr.components.Component]] 
 
 def _events(widget: gr.components.Component) -> tuple[Callable[..., object], ...]:
     if isinstance(widget, gr.Textbox | gr.Number):
-        return widget.submit, widget.blur  # not at every key
+        return widget.submit, widget.blur  # not on every keystroke
     return (widget.input,)

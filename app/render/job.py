@@ -39,7 +39,7 @@ Say = Callable[[str], object]
 def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int:
     """Returns the exit status: 0 done, 1 the source broke off (what came before is finished), 130 interrupted.
 
-    load: called with the keywords `request.engine`. say: told sentences for the user. Raises ZoetropeError.
+    load: pipelines.load.load_engine or one like it. say: told sentences for the user. Raises ZoetropeError.
     """
     kind = container_for(request.output, named_as_folder=request.as_folder)
     if request.source is not None:
@@ -48,7 +48,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int
     source = open_source(request.source, request.frame_rate) if request.source is not None else None
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
     record.agree(asked_settings(request, kind))
-    engine = load(**request.engine)
+    engine = load(request.model, request.engine, notice=say)
     try:
         rehearse(timeline, engine, request.control)
         rate = source.info.frame_rate if source is not None else request.frame_rate
@@ -83,15 +83,15 @@ class _Render:
         self._say = say
         info = stream.info
         self._native = (info.width, info.height)
-        self._rate = source.info.frame_rate if source is not None else info.frame_rate
-        self._time_base = source.info.time_base if source is not None else 1 / info.frame_rate
+        self._rate = source.info.frame_rate if source is not None else info.generate_rate
+        self._time_base = source.info.time_base if source is not None else 1 / info.generate_rate
         self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
         self._placement = self._placed(source.info.size) if source is not None else None
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
-            self._frames = max(1, round(request.seconds * info.frame_rate))
+            self._frames = max(1, round(request.seconds * info.generate_rate))
         self._total = source.info.frames if source is not None else self._frames
-        self._redoes = info.engine == "video"  # every chunk rests on those before it
+        self._redoes = info.engine == "video" or bool(info.stages)  # every frame rests on those before it
 
     def run(self) -> int:
         """From opening the writer to the end of the file. Returns the exit status."""
@@ -113,7 +113,7 @@ class _Render:
                     self._player,
                     finish=to_output.apply,
                     progress=lambda: bar.update(1),
-                    first=start,
+                    skip=start if self._redoes else 0,
                 )
                 complete = loop.run(self._jobs(0 if self._redoes else start), stop)
             except SourceBrokenError as error:
@@ -142,7 +142,9 @@ class _Render:
         sound = None
         if source is not None and self._request.source is not None and has_sound:
             sound = Sound(path=self._request.source, origin_s=source.info.origin_s)
-        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate, time_base=self._time_base, sound=sound)
+        rate = self._stream.info.stage_rate
+        time_base = self._time_base / rate.numerator
+        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate * rate, time_base=time_base, sound=sound)
         last_is_whole = self._record.whole_frames is not None
         return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
 
@@ -209,7 +211,7 @@ class _Render:
     def _progress_bar(self, done: int) -> tqdm[None]:
         slow = not sys.stderr.isatty()  # in a log, a line now and then
         return tqdm(
-            total=self._total,
+            total=self._total and round(self._total * self._stream.info.stage_rate),
             initial=done,
             unit="frame",
             desc=self._request.output.name,

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -23,6 +21,7 @@ from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control, Controls
 from pipelines.core.types import Frame
 
+from .frame_times import PUSH_TIME_BASE, Offered, Shown, frame_times
 from .timeline_player import TimelinePlayer
 
 _MAX_IDLE_TICKS = 10_000  # far more than any ring is deep: the engine would never take this frame
@@ -55,19 +54,18 @@ class RenderLoop:
         *,
         finish: Callable[[Picture], Picture],
         progress: Callable[[], object],
-        first: int = 0,
+        skip: int = 0,
     ) -> None:
         """player: of the stream's timeline. finish: from the engine's picture to the one that is written. progress:
-        called after each written frame. first: index of the first frame that is written; those before it are made and
-        dropped."""
+        called after each written frame. skip: how many of the first frames are made and not written."""
         self._engine = engine
         self._stream = stream
         self._writer = writer
         self._player = player
         self._finish = finish
         self._progress = progress
-        self._first = first
-        self._waiting: deque[FrameJob] = deque()
+        self._skip = skip
+        self._times = frame_times(stream.info)
         self._last: Picture | None = None
 
     def run(self, jobs: Iterable[FrameJob], stop: Callable[[], bool]) -> bool:
@@ -96,8 +94,16 @@ class RenderLoop:
         self._player.before(job.pts, has_image=job.image is not None, finished=self._write)
         idle_ticks = 0
         while not stop():
+            skipped = self._stream.accounting.skipped
             if push(self._stream, job):
-                self._waiting.append(_without_image(job))
+                offered = Offered(
+                    index=job.index,
+                    pts=job.pts,
+                    duration=job.duration,
+                    skipped=self._stream.accounting.skipped > skipped,
+                    prompt_only=job.image is None,
+                )
+                self._times.offered(offered)
                 self._write(self._stream.pull())
                 return True
             self._engine.tick()
@@ -108,26 +114,23 @@ class RenderLoop:
 
     def _drain(self) -> None:
         self._write(self._stream.flush())
-        while self._waiting:
-            self._repeat()
+        for shown in self._times.rest():
+            self._put(shown)
 
     def _write(self, frames: list[Frame]) -> None:
         for frame in frames:
-            while frame.source_seq is not None and self._waiting[0].index < frame.source_seq:
-                self._repeat()
-            self._last = self._finish(frame.image)
-            self._put(self._last)
+            for shown in self._times.finished(frame):
+                if not shown.repeated:
+                    self._last = self._finish(frame.image)
+                self._put(shown)
 
-    def _repeat(self) -> None:
-        """The frame that waits longest was skipped by the similarity filter: show the one before it again."""
+    def _put(self, shown: Shown) -> None:
+        """Write the newest picture; repeated: the similarity filter skipped what would have come after it."""
         assert self._last is not None, "the first frame is never skipped"
-        self._put(self._last)
-
-    def _put(self, image: Picture) -> None:
-        job = self._waiting.popleft()
-        if job.index < self._first:
+        if self._skip:
+            self._skip -= 1
             return
-        self._writer.write(image, job.pts, job.duration)
+        self._writer.write(self._last, shown.pts, shown.duration)
         self._progress()
 
 
@@ -135,8 +138,8 @@ def push(stream: Stream, job: FrameJob) -> bool:
     """Offer one job to the stream."""
     if job.image is None:
         return stream.generate()
-    # The writer keeps the times; the stream only needs some.
-    return stream.push(Frame(image=job.image, pts=job.index, time_base=Fraction(1, 1000), seq=job.index))
+    # The times of frames come from their index: see frame_times.
+    return stream.push(Frame(image=job.image, pts=job.index, time_base=PUSH_TIME_BASE, seq=job.index))
 
 
 def catch_up(
@@ -180,10 +183,6 @@ def needs_catching_up(states: Sequence[Controls], *, prompt_only: bool) -> bool:
 def prompt_jobs(start: int, frames: int) -> Iterator[FrameJob]:
     """Jobs `start` to `frames` of a prompt-only render; the time base is one frame."""
     return (FrameJob(index=index, image=None, pts=index, duration=1) for index in range(start, frames))
-
-
-def _without_image(job: FrameJob) -> FrameJob:
-    return FrameJob(index=job.index, image=None, pts=job.pts, duration=job.duration)
 
 
 class StopSignal:

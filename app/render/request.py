@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 from app.media.geometry import Aspect, Size
 from pipelines.core.controls import Control
+from pipelines.files.loader_options import LoaderOptions
 
 OutSize = Size | str
 """Pixels, or "native" (the engine's), or "source"."""
@@ -16,7 +16,7 @@ OutSize = Size | str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """What is to be rendered. source: None for prompt-only, which needs `frames` or `seconds`. engine: keywords for the
+    """What is to be rendered. source: None for prompt-only, which needs `frames` or `seconds`. model, engine: for the
     loader.
 
     frame_rate: of pictures and of prompt-only frames; None: the source's or the model's own. first_picture: a picture
@@ -26,7 +26,8 @@ class RenderRequest:
     source: Path | None
     output: Path
     control: Control
-    engine: Mapping[str, object]
+    model: str
+    engine: LoaderOptions = field(default_factory=LoaderOptions)
     aspect: Aspect = Aspect.PAD
     out_size: OutSize = "native"
     frame_rate: Fraction | None = None

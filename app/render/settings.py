@@ -31,10 +31,33 @@ def asked_settings(request: RenderRequest, kind: Container | None) -> dict[str, 
         "aspect": request.aspect.value,
         "output size": _readable(request.out_size),
         "encoder": encoder,
-        **{name: _readable(value) for name, value in request.engine.items() if name != "notice"},
+        **_loader_settings(request),
         "set of controls": ", ".join(sorted(given)),
         **given,
     }
+
+
+def _loader_settings(request: RenderRequest) -> dict[str, str]:
+    """Model and loader's options, by the names of `LoaderOptions`."""
+    options = request.engine
+    settings: dict[str, object] = {
+        "model": request.model,
+        "width": options.width,
+        "height": options.height,
+        "frames_per_slot": options.frames_per_slot,
+        "device": options.device,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "loras": options.loras,
+        "autoencoder": options.autoencoder,
+        "allow_pickle": options.allow_pickle,
+        "safety": options.safety,
+    }
+    if video := options.video.chosen():
+        settings["video"] = video
+    if options.stages:
+        settings["stages"] = ", ".join(options.stages)
+    return {name: _readable(value) for name, value in settings.items()}
 
 
 def chosen_settings(info: StreamInfo) -> dict[str, str]:

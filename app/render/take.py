@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from app.media.geometry import Aspect, Placement, even, output_placement
 from app.media.picture_writer import PictureWriter
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import FrameWriter
-from app.takes.machine import describe_machine, differences, loader_words
+from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import Take, read_take
 from app.takes.records import Opened
 from app.takes.replay import Replay, ReplayCounts, ReplayedFrame, ReplayOptions
 from pipelines.core.contracts import Engine
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import StreamInfo
+from pipelines.files.loader_options import LoaderOptions
+from pipelines.kinds import kind_of
 
 from .loop import StopSignal
 from .record import RenderRecord
@@ -64,46 +66,38 @@ def render_take(request: TakeRequest, load: Callable[..., Engine], say: Say) -> 
         force=request.force,
         resume=False,
     )
-    words = _words(take.opened, request)
-    threads = _use_threads(take.opened.machine)
-    engine = load(**words, notice=say)
+    model, options = _engine_of(take.opened, request)
+    threads = _use_threads(model, take.opened.machine)
+    engine = load(model, options, notice=say)
     try:
         with engine.open() as probe:
             info = probe.info
-        _warn(take, describe_machine(str(words["model"]), words, info, threads), say)
+        _warn(take, describe_machine(model, options, info, threads), say)
         resized = (info.width, info.height) != (take.opened.width, take.opened.height)
-        options = ReplayOptions(fill_drops=request.fill_drops, steps=request.steps, resized=resized)
-        replay = Replay(take, engine, options)
+        wanted = ReplayOptions(fill_drops=request.fill_drops, steps=request.steps, resized=resized)
+        replay = Replay(take, engine, wanted)
         complete = _write(request, replay, record, info)
-        say(_verdict(replay.counts, same=options.same))
+        say(_verdict(replay.counts, same=wanted.same))
     finally:
         engine.close()
     return 0 if complete else 130
 
 
-def _words(opened: Opened, request: TakeRequest) -> dict[str, object]:
-    """The loader's keywords: the take's own, but for what was asked for."""
-    machine = opened.machine
+def _engine_of(opened: Opened, request: TakeRequest) -> tuple[str, LoaderOptions]:
+    """The model and the loader's options: the take's own, but for what was asked for."""
+    model, options = recorded_engine(opened.machine)
     width, height = request.size or (opened.width, opened.height)
-    words = {**loader_words(machine), "width": width, "height": height, "allow_pickle": request.allow_pickle}
-    if machine["model"] == "identity":
-        return words
-    return {
-        **words,
-        **{name: str(machine.get(name, "auto")) for name in ("device", "dtype", "backend")},
-        **request.runs_on,
-    }
+    runs_on = {name: str(opened.machine.get(name, "auto")) for name in ("device", "dtype", "backend")}
+    asked = {**runs_on, **request.runs_on, "allow_pickle": request.allow_pickle}
+    return model, replace(options, width=width, height=height).changed(asked)
 
 
-def _use_threads(machine: Mapping[str, object]) -> int:
+def _use_threads(model: str, machine: Mapping[str, object]) -> int:
     """As many threads as live: sums over other parts have other roundings."""
     threads = machine.get("threads", 1)
-    if machine["model"] == "identity" or not isinstance(threads, int) or threads < 1:
+    if not isinstance(threads, int) or threads < 1:
         return 1
-    import torch
-
-    torch.set_num_threads(threads)
-    return torch.get_num_threads()
+    return kind_of(model).use_threads(threads)
 
 
 def _warn(take: Take, now: Mapping[str, object], say: Say) -> None:

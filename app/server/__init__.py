@@ -1,1 +1,1 @@
-"""The front process behind one port: the assembled application, its gate, TLS and warm-up."""
+"""The front process on one port: the assembled application, route filter, TLS, log filter and warm-up."""

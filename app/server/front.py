@@ -1,6 +1,6 @@
-"""The front's HTTP application: the API's routes, the page's own, the page, and who may use them.
+"""Assembles the front's ASGI application: API routes, the page's own routes, the page, and access control.
 
-Owns nothing that lives longer than the application; live.py starts and stops what it uses. Knows no socket.
+Owns nothing that outlives the application; live.py starts and stops what it uses, and the server.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.api.routes import OPENAPI_URL, include_all, new_application
 from app.api.schema import plain_controls
 from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from app.page.prompts import Prompts
-from app.page.widgets import foreign_elements, stream_controls
+from app.page.widgets import inapplicable_elements, stream_controls
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS
 
 from .gate import FrontGate
@@ -37,7 +37,7 @@ _HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-
 def make_application(
     context: ApiContext, prompts: Prompts, *, guard: Callable[[ASGIApp], ASGIApp] | None = None
 ) -> ASGIApp:
-    """Everything behind one port: /v1, health, metrics, the page at /. guard: wraps it all, Gradio's routes too."""
+    """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included."""
     application = new_application()
     workers = context.table.workers
     include_all(application, context)
@@ -62,7 +62,7 @@ def make_application(
 
 
 class PromptText(BaseModel):
-    """A prompt as it stands in the page's box."""
+    """The text in the page's prompt box."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,21 +70,21 @@ class PromptText(BaseModel):
 
 
 def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
-    """What only the page asks: how the worker stands, in words; what its controls begin with; a word on a prompt."""
+    """Routes for the page only: the worker's status text, initial control values, and notices about a prompt."""
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 
     @routes.get("/status")
     async def status() -> dict[str, object]:
-        """phase: for the stage's colours. text: for the user, with everything that "auto" chose."""
+        """phase: for the stage's colours. text: shown to the user, with everything that "auto" chose."""
         now = workers.status
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
 
     @routes.get("/controls")
     async def controls() -> dict[str, object]:
-        """controls: of a fresh stream, without the prompt; null until the worker is ready. engine: "image" or "video".
-        hidden: elements of the page that mean nothing to it. takes_actions: whether camera and subject can be moved.
-        momentary: controls that ask for something once, at rest."""
+        """controls: of a new stream, without the prompt; null until the worker is ready. engine: "image" or "video".
+        hidden: page elements that do not apply to it. takes_actions: whether camera and subject can be moved.
+        momentary: one-shot controls, with their idle values."""
         ready = workers.status.ready
         if ready is None:
             return {"controls": None}
@@ -93,21 +93,21 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
         return {
             "controls": values,
             "engine": info.engine,
-            "hidden": foreign_elements(info.engine),
+            "hidden": inapplicable_elements(info.engine),
             "takes_actions": info.takes_actions,
             "momentary": {spec.name: spec.default for spec in stream_controls() if spec.momentary},
         }
 
     @routes.post("/notice")
     async def notice(text: PromptText) -> dict[str, str]:
-        """html: what the user should know about the prompt; empty when it is fine."""
+        """html: a notice about the prompt, or empty."""
         return {"html": prompts.notice(text.prompt)}
 
     return routes
 
 
 class PolicyHeaders:
-    """Adds the two headers to every answer; plain ASGI, so that streamed answers stay streamed."""
+    """Adds the two headers to every response; plain ASGI, so that streaming responses keep streaming."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Keeps tokens and stream keys out of logs: uvicorn's, of libraries, of our own. Knows no handler and no format."""
+"""Redacts tokens and stream keys in all log records: uvicorn's, libraries', our own."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_HIDDEN = "***"
-_IN_TEXT = (
-    re.compile(r"(?i)(\btoken(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),  # addresses, JSON, dictionaries
+_REDACTED = "***"
+_PATTERNS = (
+    re.compile(r"(?i)(\btoken(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),  # URLs, JSON, dictionaries
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;)]+"),
-    re.compile(r"(?i)(\bzoetrope-token[\"']?\s*[:,]\s*b?[\"']?)[^\s\"',;)]+"),  # WHIP's answer
+    re.compile(r"(?i)(\bzoetrope-token[\"']?\s*[:,]\s*b?[\"']?)[^\s\"',;)]+"),  # WHIP's response header
     re.compile(r"(\bzoetrope-\d+=)[^;\s\"']+"),  # the page's cookie
-    re.compile(r"(?i)(\brtmps?://[^\s/]+/[^\s/\"']+/)[^\s\"',)]+"),  # an application's stream key
+    re.compile(r"(?i)(\brtmps?://[^\s/]+/[^\s/\"']+/)[^\s\"',)]+"),  # the stream key
     re.compile(r"(?i)(\b(?:rtmps?|srt|https?)://)[^\s/@\"']+(?=@)"),  # user and password
     re.compile(r"(?i)(\b(?:passphrase|streamid|stream_?key)(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),
 )
 
 
 class HideTokens(logging.Filter):
-    """Replaces the given secrets, and whatever stands where a token does, by ***. Lets every record through."""
+    """Replaces the given secrets, and anything that looks like a token, with ***. Lets every record pass."""
 
     def __init__(self, *secrets: str) -> None:
         super().__init__()
         self._secrets = tuple(secret for secret in secrets if secret)
 
     def clean(self, text: str) -> str:
-        """`text` without tokens."""
+        """`text` with secrets redacted."""
         for secret in self._secrets:
-            text = text.replace(secret, _HIDDEN)
-        for pattern in _IN_TEXT:
-            text = pattern.sub(rf"\g<1>{_HIDDEN}", text)
+            text = text.replace(secret, _REDACTED)
+        for pattern in _PATTERNS:
+            text = pattern.sub(rf"\g<1>{_REDACTED}", text)
         return text
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Clean the message, its arguments (their number stays: uvicorn's format counts on it) and the traceback."""
+        """Redact the message, its arguments (keeping their number, for uvicorn's formatter) and the traceback."""
         record.msg = self._clean_value(record.msg)
         if isinstance(record.args, tuple):
             record.args = tuple(self._clean_value(value) for value in record.args)
@@ -55,7 +55,7 @@ class HideTokens(logging.Filter):
 
 @contextmanager
 def hidden_tokens(*secrets: str) -> Iterator[None]:
-    """Clean every record of every logger of this process, also those that are made later."""
+    """Redact every record of every logger in this process, including loggers created later."""
     hide = HideTokens(*secrets)
     before = logging.getLogRecordFactory()
 

@@ -1,6 +1,6 @@
-"""TLS for the front: certificates given by files, or a self-signed one of our own, kept until it nears its end.
+"""TLS for the front: certificate files, or a self-signed certificate that is reused until it is about to expire.
 
-A phone's camera needs https. Knows no server: it gives two paths and a fingerprint.
+A phone's camera needs https. Returns two paths and a fingerprint; independent of the server.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-_LIFE = timedelta(days=397)  # browsers refuse longer ones
+_VALIDITY = timedelta(days=397)  # browsers reject longer ones
 _RENEW = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """What uvicorn is given. fingerprint: SHA-256 of the certificate, as browsers show it. made: just now."""
+    """Files for uvicorn. fingerprint: SHA-256 of the certificate, as browsers show it. made: newly created."""
 
     cert: Path
     key: Path
@@ -37,20 +37,20 @@ class TlsFiles:
 
 def add_tls_options(parser: argparse.ArgumentParser) -> None:
     """Add --ssl-cert, --ssl-key and --ssl-self-signed."""
-    group = parser.add_argument_group("https", "A browser gives its camera to https or to this machine itself only.")
-    group.add_argument("--ssl-cert", type=Path, metavar="FILE", help="certificate, and those between, as PEM")
-    group.add_argument("--ssl-key", type=Path, metavar="FILE", help="its private key as PEM, without a password")
+    group = parser.add_argument_group("https", "Browsers allow the camera only over https or on localhost.")
+    group.add_argument("--ssl-cert", type=Path, metavar="FILE", help="certificate chain as PEM")
+    group.add_argument("--ssl-key", type=Path, metavar="FILE", help="its private key as PEM, unencrypted")
     group.add_argument(
-        "--ssl-self-signed", action="store_true", help="make a certificate; browsers ask before they trust it"
+        "--ssl-self-signed", action="store_true", help="create a self-signed certificate; browsers warn about it"
     )
 
 
 def tls_files(options: argparse.Namespace, data: Path, host: str) -> TlsFiles | None:
-    """What was asked for; None is plain http. data: the self-signed one is kept below it. Raises InputError."""
+    """The TLS files for the options; None for plain http. data: folder for a self-signed one. Raises InputError."""
     cert, key = options.ssl_cert, options.ssl_key
     if (cert is None) != (key is None):
         missing = "--ssl-key" if key is None else "--ssl-cert"
-        raise InputError(f"{missing} is missing.", "A certificate and its private key belong together.")
+        raise InputError(f"{missing} is missing.", "Give both the certificate and its private key.")
     if cert is not None and options.ssl_self_signed:
         raise InputError("--ssl-self-signed and --ssl-cert were both given.", "Choose one.")
     if cert is not None:
@@ -59,24 +59,24 @@ def tls_files(options: argparse.Namespace, data: Path, host: str) -> TlsFiles | 
 
 
 def check_files(cert: Path, key: Path, now: datetime | None = None) -> TlsFiles:
-    """The files if they are a certificate in its time and its key. Raises InputError saying which is wrong and how."""
-    found = _read_cert(cert)
+    """The files, if they are a currently valid certificate and its key. Raises InputError saying what is wrong."""
+    certificate = _read_cert(cert)
     now = now or datetime.now(UTC)
-    if now > found.not_valid_after_utc:
-        raise InputError(f"--ssl-cert {cert} expired on {found.not_valid_after_utc:%Y-%m-%d}.", "Renew it.")
-    if now < found.not_valid_before_utc:
-        since = f"{found.not_valid_before_utc:%Y-%m-%d}"
-        raise InputError(f"--ssl-cert {cert} holds from {since} only.", "Is this machine's clock right?")
-    if _public(_read_key(key)) != _public(found):
-        raise InputError(f"--ssl-key {key} is not the key of --ssl-cert {cert}.", "Give the two of one pair.")
-    return TlsFiles(cert=cert, key=key, fingerprint=fingerprint(found))
+    if now > certificate.not_valid_after_utc:
+        raise InputError(f"--ssl-cert {cert} expired on {certificate.not_valid_after_utc:%Y-%m-%d}.", "Renew it.")
+    if now < certificate.not_valid_before_utc:
+        since = f"{certificate.not_valid_before_utc:%Y-%m-%d}"
+        raise InputError(f"--ssl-cert {cert} is not valid before {since}.", "Check this machine's clock.")
+    if _public(_read_key(key)) != _public(certificate):
+        raise InputError(f"--ssl-key {key} is not the key of --ssl-cert {cert}.", "Give a matching pair.")
+    return TlsFiles(cert=cert, key=key, fingerprint=fingerprint(certificate))
 
 
 def self_signed(folder: Path, host: str, now: datetime | None = None) -> TlsFiles:
-    """A certificate for localhost, this machine's names and addresses, and `host`; the kept one while it will do.
+    """A certificate for localhost, this machine's names and addresses, and `host`; reused as long as possible.
 
-    folder: is made for its owner only; the key's file has mode 0600. A new one is made within 30 days of the end, for
-    an IPv4 address or host that the kept one lacks, or where the files are no pair. Raises InputError if not writable.
+    folder: created with mode 0700, the key file with 0600. A new certificate is created within 30 days of expiry, if
+    the old one lacks an IPv4 address or host, or if the files do not match. Raises InputError if not writable.
     """
     now = now or datetime.now(UTC)
     cert, key = folder / "cert.pem", folder / "key.pem"
@@ -87,10 +87,10 @@ def self_signed(folder: Path, host: str, now: datetime | None = None) -> TlsFile
             _make(cert, key, host, now)
     except OSError as error:
         raise InputError(
-            f"The certificate cannot be kept in {folder} ({error.strerror}).", "Choose another folder with --data."
+            f"The certificate cannot be stored in {folder} ({error.strerror}).", "Choose another folder with --data."
         ) from error
-    print_ = kept or fingerprint(_read_cert(cert))
-    return TlsFiles(cert=cert, key=key, fingerprint=print_, self_signed=True, made=kept is None)
+    sha256 = kept or fingerprint(_read_cert(cert))
+    return TlsFiles(cert=cert, key=key, fingerprint=sha256, self_signed=True, made=kept is None)
 
 
 def fingerprint(cert: x509.Certificate) -> str:
@@ -101,7 +101,7 @@ def fingerprint(cert: x509.Certificate) -> str:
 
 
 def own_addresses() -> list[str]:
-    """This machine's addresses that others may reach: IPv4 first, then global IPv6."""
+    """This machine's addresses that others can reach: IPv4 first, then IPv6."""
     import psutil
 
     found = []
@@ -115,7 +115,7 @@ def own_addresses() -> list[str]:
 
 
 def _kept(cert: Path, key: Path, host: str, now: datetime) -> str | None:
-    """The fingerprint of the kept pair if it will do."""
+    """The fingerprint of the stored pair, if it can be reused."""
     if not (cert.is_file() and key.is_file()):
         return None
     if os.name != "nt" and key.stat().st_mode & 0o077:
@@ -123,10 +123,14 @@ def _kept(cert: Path, key: Path, host: str, now: datetime) -> str | None:
     try:
         files = check_files(cert, key, now)
     except InputError:
-        return None  # a broken pair of our own is made anew
-    found = _read_cert(cert)
-    wanted = {name for name in _names(host) if ":" not in name}  # IPv6 privacy addresses change daily
-    return files.fingerprint if found.not_valid_after_utc - now > _RENEW and wanted <= set(_covered(found)) else None
+        return None  # an invalid pair of our own is replaced
+    certificate = _read_cert(cert)
+    required = {name for name in _names(host) if ":" not in name}  # IPv6 privacy addresses change daily
+    return (
+        files.fingerprint
+        if certificate.not_valid_after_utc - now > _RENEW and required <= set(_covered(certificate))
+        else None
+    )
 
 
 def _names(host: str) -> list[str]:
@@ -162,7 +166,7 @@ def _make(cert: Path, key: Path, host: str, now: datetime) -> None:
         x509.CertificateBuilder(subject_name=subject, issuer_name=subject, public_key=public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now - timedelta(days=1) + _LIFE)
+        .not_valid_after(now - timedelta(days=1) + _VALIDITY)
         .add_extension(x509.SubjectAlternativeName([_general(name) for name in _names(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -188,7 +192,7 @@ def _general(name: str) -> x509.GeneralName:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Whole or not at all, never readable by others in between."""
+    """Write atomically, with `mode` from the start."""
     part = path.with_suffix(f".{os.getpid()}.part")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -202,7 +206,9 @@ def _read_cert(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(_read(path, "--ssl-cert"))
     except ValueError as error:
-        raise InputError(f"--ssl-cert {path} holds no PEM certificate.", "It begins with BEGIN CERTIFICATE.") from error
+        raise InputError(
+            f"--ssl-cert {path} has no PEM certificate.", "A PEM file has a line BEGIN CERTIFICATE."
+        ) from error
 
 
 def _read_key(path: Path) -> PrivateKeyTypes:
@@ -212,10 +218,12 @@ def _read_key(path: Path) -> PrivateKeyTypes:
         return load_pem_private_key(_read(path, "--ssl-key"), None)
     except TypeError as error:
         raise InputError(
-            f"--ssl-key {path} has a password.", f"Take it off: openssl pkey -in {path.name} -out key.pem"
+            f"--ssl-key {path} is encrypted.", f"Remove the password: openssl pkey -in {path.name} -out key.pem"
         ) from error
     except ValueError as error:
-        raise InputError(f"--ssl-key {path} holds no PEM private key.", "It begins with BEGIN PRIVATE KEY.") from error
+        raise InputError(
+            f"--ssl-key {path} has no PEM private key.", "A PEM file has a line BEGIN PRIVATE KEY."
+        ) from error
 
 
 def _read(path: Path, option: str) -> bytes:

@@ -1,7 +1,7 @@
-"""Asks an application for some of its pages before anybody else can.
+"""Requests some of an application's pages before it serves clients.
 
-What is made at the first request only (routes that are put together, templates that are compiled, documents that are
-written) would block the event loop for tenths of a second while others stream. Knows no page.
+Work done lazily on the first request (building routes, compiling templates, generating documents) would otherwise block
+the event loop for tenths of a second while others stream.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 def warm_up(app: ASGIApp, paths: Iterable[str]) -> None:
-    """GET each of `paths` on an event loop of its own, in a thread. Raises RuntimeError where the answer is not 200."""
+    """GET each of `paths` on a separate event loop, in a thread. Raises RuntimeError unless the response is 200."""
 
     async def visit_all() -> None:
         for path in paths:
             status = await _visit(app, path)
             if status != 200:
-                raise RuntimeError(f"{path} is answered with {status} at the start")
+                raise RuntimeError(f"{path} responds with {status} at startup")
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(lambda: asyncio.run(visit_all())).result()
 
 
 async def _visit(app: ASGIApp, path: str) -> int:
-    """The status of the answer; 0: none came."""
+    """The status of the response; 0: there was none."""
     status = 0
     scope: Scope = {
         "type": "http",
@@ -43,14 +43,14 @@ async def _visit(app: ASGIApp, path: str) -> int:
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 80),
     }
-    asked, answered = False, asyncio.Event()
+    requested, responded = False, asyncio.Event()
 
     async def receive() -> Message:
-        nonlocal asked
-        if asked:
-            await answered.wait()
+        nonlocal requested
+        if requested:
+            await responded.wait()
             return {"type": "http.disconnect"}
-        asked = True
+        requested = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message: Message) -> None:
@@ -58,7 +58,7 @@ async def _visit(app: ASGIApp, path: str) -> int:
         if message["type"] == "http.response.start":
             status = message["status"]
         elif not message.get("more_body", False):
-            answered.set()
+            responded.set()
 
     await app(scope, receive, send)
     return status

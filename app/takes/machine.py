@@ -1,53 +1,56 @@
 """What frames depend on besides a take's records: the model, what runs it, and on what. Written into every take.
 
-Knows no take: it makes the description, compares two and gives the keywords to load the same engine again.
+Independent of takes: it makes the description, compares two and gives the options that load the same engine again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pipelines.core.errors import InputError
 from pipelines.core.types import StreamInfo
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.files.lora_files import LoraFile
+from pipelines.kinds import ModelKind, kind_of
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video")
+_LOADER_WORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
 Machine = dict[str, object]
 
 
-def describe_machine(model: str, engine: Mapping[str, object], info: StreamInfo, threads: int) -> Machine:
-    """model, engine: what load_engine was given. info: of a stream of it. threads: CPU threads. Reads a few MiB."""
+def describe_machine(model: str, options: LoaderOptions, info: StreamInfo, threads: int) -> Machine:
+    """model, options: what load_engine was given. info: of a stream of it. threads: CPU threads. Reads a few MiB."""
+    kind = kind_of(model)
     return {
         "model": model,
-        "weights": "none" if model == "identity" else _weights(model, engine),
-        "loader": {name: engine[name] for name in _LOADER_WORDS if name in engine},
-        "loras": [[lora.source, lora.weight] for lora in _loras(engine)],
+        "weights": _weights(kind.weight_files(model, options)),
+        "loader": _loader_words(options),
+        "loras": [[lora.source, lora.weight] for lora in options.loras],
         "dtype": info.dtype,
         "device": info.device,
         "backend": info.backend,
         "size": f"{info.width}x{info.height}",
         "threads": threads,
-        "processor": _processor(info),
+        "processor": _processor(kind, info),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
 
 
-def loader_words(machine: Mapping[str, object]) -> dict[str, object]:
-    """The keywords of pipelines.load.load_engine that make the same engine. Never allow_pickle: a take cannot grant
-    that. Raises InputError for a description that cannot be read."""
+def recorded_engine(machine: Mapping[str, object]) -> tuple[str, LoaderOptions]:
+    """The model and the options that load the same engine again, but for device, dtype and backend. Never allow_pickle:
+    a take cannot grant that. Raises InputError for a description that cannot be read, and for an unknown choice."""
     try:
-        loader = cast(Mapping[str, object], machine["loader"])
-        words: dict[str, object] = {name: loader[name] for name in _LOADER_WORDS if name in loader}
+        model, loader = str(machine["model"]), cast(Mapping[str, object], machine["loader"])
+        words: dict[str, Any] = {name: loader[name] for name in _LOADER_WORDS if name in loader}
         loras = cast(list[tuple[str, float]], machine["loras"])
         words["loras"] = tuple(LoraFile(source=source, weight=weight) for source, weight in loras)
-        return {"model": str(machine["model"]), **words}
+        return model, LoaderOptions().changed(words)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"The take does not say which model it needs ({error!r}).", "Its first lines are lost."
@@ -74,23 +77,31 @@ def _flat(machine: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _weights(model: str, engine: Mapping[str, object]) -> str:
-    """Names, sizes and the first and last MiB of every weight file of the model, in one digest."""
-    from pipelines.files import hub
-    from pipelines.files.layout import find_weights, read_layout
-    from pipelines.video.loading.source import is_video_model, video_weight_files
+def _loader_words(options: LoaderOptions) -> dict[str, object]:
+    """What a take keeps of the options: all that frames depend on and that no other line of the description says."""
+    words: dict[str, object] = {
+        "width": options.width,
+        "height": options.height,
+        "frames_per_slot": options.frames_per_slot,
+        "autoencoder": options.autoencoder,
+        "safety": options.safety,
+    }
+    if options.max_slots != LoaderOptions().max_slots:
+        words["max_slots"] = options.max_slots
+    if video := options.video.chosen():
+        words["video"] = video
+    if options.stages:
+        words["stages"] = list(options.stages)
+    return words
 
-    pickle = bool(engine.get("allow_pickle", False))
+
+def _weights(files: Sequence[tuple[str, Path]]) -> str:
+    """Names, sizes and the first and last MiB of every weight file, each with its part, in one digest."""
+    if not files:
+        return "none"
     digest = hashlib.sha256()
-    if is_video_model(model):
-        for name, file in video_weight_files(model, str(_video(engine).get("base", ""))):
-            _probe(file, name, digest)
-        return digest.hexdigest()[:32]
-    for part in read_layout(hub.resolve(model, allow_pickle=pickle).folder).weighted:
-        for file in find_weights(part, allow_pickle=pickle).files:
-            _probe(file, part.name, digest)
-    for lora in _loras(engine):
-        _probe(hub.resolve_lora(lora), "lora", digest)
+    for part, file in files:
+        _probe(file, part, digest)
     return digest.hexdigest()[:32]
 
 
@@ -103,21 +114,9 @@ def _probe(file: Path, name: str, digest: hashlib._Hash) -> None:
         digest.update(opened.read(_PROBE_BYTES))
 
 
-def _video(engine: Mapping[str, object]) -> Mapping[str, object]:
-    video = engine.get("video") or {}
-    assert isinstance(video, Mapping)
-    return video
-
-
-def _loras(engine: Mapping[str, object]) -> tuple[LoraFile, ...]:
-    loras = engine.get("loras", ())
-    assert isinstance(loras, tuple | list)
-    return tuple(loras)
-
-
-def _processor(info: StreamInfo) -> str:
+def _processor(kind: ModelKind, info: StreamInfo) -> str:
     """The device's name; of a CPU the instructions that the kernels use, which choose the order of their sums."""
-    if info.model == "identity":
+    if not kind.uses_torch:
         return platform.machine()
     import torch
 

@@ -75,7 +75,8 @@ class Replay:
         self._stream: Stream | None = None
         self._opened = -1
         self._ready: deque[ReplayedFrame] = deque()
-        self._times: deque[int] = deque()  # of what is in flight
+        self._asked: deque[int] = deque()  # when prompt-only frames were asked for, from number `_first_asked` on
+        self._first_asked = 0
         self._compared: set[FrameKey] = set()
         self._by_seq = {stored.seq: index for index, stored in enumerate(take.inputs) if stored.seq is not None}
         self._followed_by = _numbers(take.inputs)
@@ -110,7 +111,7 @@ class Replay:
                 self._pushed(record)
             case Generated():
                 self._offer(lambda: self._running.generate(record.frames))
-                self._times.extend([record.at_ns] * record.frames)
+                self._asked.extend([record.at_ns] * record.frames)
             case Ticked():
                 self._tick(record)
             case Sourced():
@@ -120,7 +121,8 @@ class Replay:
         if self._stream is not None:
             self._settle()
             self._stream.close()
-        self._times.clear()
+        self._asked.clear()
+        self._first_asked = 0
         self._opened += 1
         self._prompt_only = record.prompt_only
         self._pass(record.after)
@@ -190,10 +192,7 @@ class Replay:
         )
         before = self._running.accounting.skipped
         self._offer(lambda: self._running.push(frame))
-        skipped = self._running.accounting.skipped > before
-        if not skipped:
-            self._times.append(stored.captured_ns)
-        return skipped
+        return self._running.accounting.skipped > before
 
     # ---- the engine ----
 
@@ -242,8 +241,20 @@ class Replay:
     def _missing(self) -> bool:
         return any(key[0] == self._opened and key not in self._compared for key in self._take.hashes)
 
+    def _time_ns(self, frame: Frame) -> int:
+        """When its source was captured, or it was asked for; between two such times where a frame stage made it."""
+        at_s = frame.pts * frame.time_base
+        if frame.source_seq is not None:
+            return round(at_s / _NANOSECONDS)
+        number = at_s * self._running.info.generate_rate
+        while self._first_asked < int(number) and len(self._asked) > 1:
+            self._asked.popleft()
+            self._first_asked += 1
+        before, after = self._asked[0], self._asked[min(1, len(self._asked) - 1)]
+        return round(before + (number - self._first_asked) * (after - before))
+
     def _take_frame(self, frame: Frame) -> None:
-        time_ns = self._times.popleft()
+        time_ns = self._time_ns(frame)
         key = (self._opened, frame.seq)
         if self._options.same:
             if key in self._take.lost:

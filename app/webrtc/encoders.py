@@ -1,7 +1,7 @@
-"""aiortc's video encoders with our bit rates and presets, for one sender and never for all.
+"""aiortc's video encoders with our bit rates and presets, set per sender instead of globally.
 
-aiortc 1.16 keeps bit rates and presets in constants of its modules (H.264: 1 Mbit/s, at most 3, x264's medium preset);
-here they are a peer's own. Knows aiortc's inside; no session.
+aiortc 1.16 has bit rates and presets in module constants (H.264: 1 Mbit/s, at most 3, x264's medium preset); here they
+are per peer. Depends on aiortc's internals, not on sessions.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .options import WebRtcOptions
 
 _ENCODER = "_RTCRtpSender__encoder"
 _CLOCK_HZ = 90_000
-_FRAME_RATE = 30  # what x264's rate control expects; frames carry their real times
+_FRAME_RATE = 30  # for x264's rate control; frames carry their real timestamps
 _BT601, _STUDIO = 6, 1  # ITU-T H.273
-_RENEW_SHARE = 0.1  # aiortc's: an encoder is renewed when its bit rate is to change by more
+_RECREATE_RATIO = 0.1  # aiortc's: a larger change of the bit rate recreates the encoder
 
 
 class TunedVp8(Vp8Encoder):
-    """VP8 between the bit rates of the options."""
+    """VP8 within the options' bit rates."""
 
     def __init__(self, options: WebRtcOptions) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class TunedVp8(Vp8Encoder):
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._bitrate = _limited(bitrate, self._options)
-        vars(self)["_Vp8Encoder__target_bitrate"] = self._bitrate  # read for the size of the rate buffer
+        self._bitrate = _clamped(bitrate, self._options)
+        vars(self)["_Vp8Encoder__target_bitrate"] = self._bitrate  # sets the size of the rate-control buffer
 
 
 class TunedH264(H264Encoder):
-    """H.264 between the bit rates of the options, with their preset, and times finer than 1/30 s."""
+    """H.264 within the options' bit rates, with their preset, and timestamps finer than 1/30 s."""
 
     def __init__(self, options: WebRtcOptions) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TunedH264(H264Encoder):
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
-        self._bitrate = _limited(bitrate, self._options)
+        self._bitrate = _clamped(bitrate, self._options)
 
     def _encode_frame(self, frame: VideoFrame, force_keyframe: bool) -> Iterator[bytes]:
         if self._stale(frame):
@@ -73,7 +73,7 @@ class TunedH264(H264Encoder):
         if codec is None or (codec.width, codec.height) != (frame.width, frame.height):
             return True
         assert codec.bit_rate is not None
-        return abs(self.target_bitrate - codec.bit_rate) > _RENEW_SHARE * codec.bit_rate
+        return abs(self.target_bitrate - codec.bit_rate) > _RECREATE_RATIO * codec.bit_rate
 
     def _make(self, frame: VideoFrame) -> CodecContext:
         codec = CodecContext.create("libx264", "w")
@@ -83,7 +83,7 @@ class TunedH264(H264Encoder):
         codec.thread_count = self._options.encoder_threads
         codec.options = {"tune": "zerolatency", "preset": self._options.h264_preset}
         codec.profile = "Baseline"
-        # Chromium takes BT.709 where nothing is said
+        # untagged, Chromium assumes BT.709
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT601
         codec.color_range = _STUDIO
         return codec
@@ -95,11 +95,11 @@ ENCODERS: Mapping[str, Callable[[WebRtcOptions], Encoder]] = MappingProxyType(
 
 
 def tune_encoder(sender: RTCRtpSender, mime_type: str, options: WebRtcOptions) -> None:
-    """Give this sender its encoder before it makes one itself. Raises AiortcError."""
+    """Set this sender's encoder before it creates one itself. Raises AiortcError."""
     if _ENCODER not in vars(sender):
         raise AiortcError(f"This aiortc has no {_ENCODER}.", "Install aiortc 1.16.")
     vars(sender)[_ENCODER] = ENCODERS[mime_type.lower()](options)
 
 
-def _limited(bitrate: int, options: WebRtcOptions) -> int:
+def _clamped(bitrate: int, options: WebRtcOptions) -> int:
     return max(options.min_kbps * 1000, min(bitrate, options.max_kbps * 1000))

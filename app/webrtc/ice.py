@@ -1,4 +1,4 @@
-"""ICE servers as aiortc takes them. Knows no peer."""
+"""Converts ICE servers to aiortc's type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .options import IceServer
 
 
 def ice_servers(servers: tuple[IceServer, ...]) -> list[RTCIceServer]:
-    """As aiortc has them; an empty list asks for none, where None would ask a public one."""
+    """aiortc's ICE servers. An empty list uses none; None would make aiortc use a public STUN server."""
     return [
         RTCIceServer(urls=list(server.urls), username=server.username, credential=server.credential)
         for server in servers

@@ -1,9 +1,9 @@
-"""Two changes to how aiortc receives video, each for one receiver and never for all.
+"""Two changes to how aiortc receives video, applied per receiver instead of globally.
 
-`bound_decoder`: what waits for the decoder is bounded (aiortc's queue is not), and pictures that are too large never
-reach it. `release_on_marker`: a frame is handed on at its last packet, which carries the marker bit (RFC 6184, section
-5.1; RFC 7741, section 4.1); aiortc 1.16 waits for the next frame's first packet, one frame period later. Knows aiortc's
-inside; no session.
+`bound_decoder`: bounds the decoder's queue (aiortc's is not), and keeps oversized pictures away from the decoder.
+`release_on_marker`: releases a frame at its last packet, which has the marker bit (RFC 6184, section 5.1; RFC 7741,
+section 4.1); aiortc 1.16 waits for the next frame's first packet, one frame period later. Depends on aiortc's
+internals, not on sessions.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ _ERROR = "_RTCRtpReceiver__decoder_error"
 
 
 class AiortcError(ZoetropeError):
-    """This version of aiortc is built differently inside."""
+    """This version of aiortc has different internals."""
 
 
 class MarkerJitterBuffer(JitterBuffer):
-    """Hands a frame on as soon as all its packets are there.
+    """Releases a frame as soon as all its packets have arrived.
 
-    A frame is whole when its packets follow each other from the buffer's head to one with the marker bit. Out of order
-    or lost packets: as stock, the head waits for what is missing, until the buffer is full. Packets without data at the
-    head (a browser's probes for bandwidth) belong to no frame and are dropped, so that they neither hold a frame back
-    nor become one.
+    A frame is complete when its packets are consecutive from the buffer's head to one with the marker bit. Reordered or
+    lost packets: as in aiortc, the head waits for missing ones until the buffer is full. Empty packets at the head (a
+    browser's bandwidth probes) belong to no frame and are dropped, so that they neither delay a frame nor become one.
     """
 
     def _remove_frame(self, sequence_number: int) -> JitterFrame | None:
@@ -52,7 +51,7 @@ class MarkerJitterBuffer(JitterBuffer):
             if packet is None:
                 return None
             if packets and packet.timestamp != packets[0].timestamp:
-                break  # the last packet had no marker: the next frame's first one ends it, as stock
+                break  # the last packet had no marker: the next frame's first packet ends it, as in aiortc
             packets.append(packet)
             if packet.marker:
                 break
@@ -72,18 +71,18 @@ class MarkerJitterBuffer(JitterBuffer):
 
 
 def _data(packet: RtpPacket) -> bytes:
-    """The payload without its codec's header; the receiver keeps it there."""
+    """The payload without the codec's header, as stored by the receiver."""
     data = packet._data  # type: ignore[attr-defined]
     assert isinstance(data, bytes)
     return data
 
 
 class DecodeQueue(queue.Queue[object]):
-    """Between the network and a decoder: at most `frames` wait, a newer one is dropped and a key frame asked for.
+    """The queue before a decoder: holds at most `frames`; when full, drops the newest and requests a key frame.
 
-    Policy: dropping any frame makes those that follow wrong until the next key frame, so which one goes is the same to
-    the picture; the oldest stay because the decoder can still use them. A picture of more than `picture_px` pixels is
-    not taken, nor anything after it: `refuse` is called, once, with the reason.
+    Policy: dropping any frame corrupts those that follow until the next key frame, so which one is dropped does not
+    matter to the picture; the oldest are kept because the decoder can still use them. A picture of more than
+    `picture_px` pixels and everything after it is dropped: `refuse` is called once with the reason.
     """
 
     def __init__(
@@ -98,16 +97,16 @@ class DecodeQueue(queue.Queue[object]):
         self._refused = False
 
     def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
-        """Never waits. None ends the decoder: it is always taken, and what waits is left out."""
+        """Never blocks. None ends the decoder: it is always accepted, and clears the queue."""
         if item is None:
-            while not self.empty():  # the event loop waits for the decoder's end
+            while not self.empty():  # the event loop joins the decoder's thread
                 self.get_nowait()
             super().put(None)
         elif self._refused or not self._fits(item):
             self.dropped += 1
         elif self.qsize() >= self._frames:
             self.dropped += 1
-            self._damaged.set()  # aiortc answers the next packet with a picture loss indication
+            self._damaged.set()  # aiortc then sends a picture loss indication
         else:
             super().put(item)
 
@@ -118,11 +117,11 @@ class DecodeQueue(queue.Queue[object]):
         try:
             size = coded_size_px(codec.name, frame.data)
         except PictureSizeError as error:
-            return self._end(InputError(f"A picture by WebRTC cannot be read: {error}.", "Send VP8 or H.264."))
+            return self._end(InputError(f"A picture over WebRTC cannot be read: {error}.", "Send VP8 or H.264."))
         if size is None or size[0] * size[1] <= self._picture_px:
             return True
-        told = f"A picture of {size[0]} x {size[1]} came by WebRTC."
-        return self._end(TooLargeError(told, f"Send at most {self._picture_px} pixels."))
+        message = f"A picture of {size[0]} x {size[1]} px was sent over WebRTC."
+        return self._end(TooLargeError(message, f"Send at most {self._picture_px} pixels."))
 
     def _end(self, error: InputError) -> bool:
         self._refused = True
@@ -131,25 +130,25 @@ class DecodeQueue(queue.Queue[object]):
 
 
 def release_on_marker(receiver: RTCRtpReceiver) -> None:
-    """For this receiver, before it has started. Raises AiortcError."""
-    stock = _inside(receiver, _BUFFER, JitterBuffer)
-    vars(receiver)[_BUFFER] = MarkerJitterBuffer(capacity=stock.capacity, is_video=True)
+    """Install `MarkerJitterBuffer` in this receiver, before it starts. Raises AiortcError."""
+    original = _internal(receiver, _BUFFER, JitterBuffer)
+    vars(receiver)[_BUFFER] = MarkerJitterBuffer(capacity=original.capacity, is_video=True)
 
 
 def bound_decoder(
     receiver: RTCRtpReceiver, frames: int, *, picture_px: int, refuse: Callable[[InputError], None]
 ) -> None:
-    """For this receiver, before it has started; `DecodeQueue` says what is bounded how. Raises AiortcError."""
-    _inside(receiver, _QUEUE, queue.Queue)
-    damaged = _inside(receiver, _ERROR, threading.Event)
+    """Install `DecodeQueue` in this receiver, before it starts. Raises AiortcError."""
+    _internal(receiver, _QUEUE, queue.Queue)
+    damaged = _internal(receiver, _ERROR, threading.Event)
     vars(receiver)[_QUEUE] = DecodeQueue(frames, damaged, picture_px=picture_px, refuse=refuse)
 
 
-def _inside(receiver: RTCRtpReceiver, name: str, kind: type[_T]) -> _T:
-    found = vars(receiver).get(name)
-    if not isinstance(found, kind):
+def _internal(receiver: RTCRtpReceiver, name: str, kind: type[_T]) -> _T:
+    value = vars(receiver).get(name)
+    if not isinstance(value, kind):
         raise AiortcError(f"This aiortc has no {name}.", "Install aiortc 1.16, or turn the option off.")
-    return found
+    return value
 
 
 def replace_intake(receiver: RTCRtpReceiver, buffer: JitterBuffer, decoder_queue: queue.Queue[object]) -> None:
@@ -158,5 +157,5 @@ def replace_intake(receiver: RTCRtpReceiver, buffer: JitterBuffer, decoder_queue
     Raises AiortcError.
     """
     for name, kind, new in ((_BUFFER, JitterBuffer, buffer), (_QUEUE, queue.Queue, decoder_queue)):
-        _inside(receiver, name, kind)
+        _internal(receiver, name, kind)
         vars(receiver)[name] = new

@@ -1,4 +1,4 @@
-"""What WebRTC peers of Zoetrope are allowed and told: ICE servers, codecs, bit rates, limits. Knows no peer."""
+"""Options of WebRTC peers: ICE servers, codecs, bit rates, limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceServer:
-    """A STUN or TURN server, for both sides. urls: such as stun:host:3478 or turn:host:3478?transport=udp."""
+    """A STUN or TURN server for both peers. urls: for example stun:host:3478 or turn:host:3478?transport=udp."""
 
     urls: tuple[str, ...]
     username: str | None = None
@@ -19,9 +19,9 @@ class IceServer:
     def __post_init__(self) -> None:
         for url in self.urls:
             if url.partition(":")[0] not in ("stun", "stuns", "turn", "turns") or not url.partition(":")[2]:
-                raise ValueError(f"{url!r} is no ICE server; give stun:HOST:PORT or turn:HOST:PORT")
+                raise ValueError(f"{url!r} is not an ICE server; give stun:HOST:PORT or turn:HOST:PORT")
             if any(letter in url for letter in ' <>"\r\n'):
-                raise ValueError(f"{url!r} has characters that no address has; give stun:HOST:PORT or turn:HOST:PORT")
+                raise ValueError(f"{url!r} has invalid characters; give stun:HOST:PORT or turn:HOST:PORT")
         if not self.urls:
             raise ValueError("an ICE server has no urls; give one or more")
 
@@ -30,13 +30,13 @@ class IceServer:
 class WebRtcOptions:
     """ice_servers: none by default, which is enough on one network.
 
-    codecs: which may be spoken, the preferred first. start_kbps, min_kbps, max_kbps: of the pictures sent; the peer's
-    own estimate moves the rate between the limits. encoder_threads: of one peer's H.264 encoder. h264_preset: x264's.
-    release_on_marker: hand a received frame on at its last packet instead of at the next frame's first: one frame
-    period sooner (docs/webrtc.md); False for aiortc's own way. decode_backlog_frames: received frames that may wait for
-    their decoder.
-    connect_s: how long a peer may take to connect. repeat_s: the newest picture is sent again when no other came.
-    peers: in all. peers_per_session: at once. sdp_bytes, candidates: most of an offer, of its later candidates.
+    codecs: allowed ones, in order of preference. start_kbps, min_kbps, max_kbps: of the video sent; the peer's
+    bandwidth estimate moves the rate between the limits. encoder_threads: of one peer's H.264 encoder. h264_preset:
+    x264's. release_on_marker: release a received frame at its last packet instead of at the next frame's first: one
+    frame period sooner (docs/webrtc.md); False for aiortc's behaviour. decode_backlog_frames: maximum of received
+    frames that wait for the decoder. connect_s: connection timeout. repeat_s: after this, the newest picture is sent
+    again. peers: maximum in total. peers_per_session: maximum at once. sdp_bytes, candidates: limits of an offer, and
+    of candidates sent later.
     """
 
     ice_servers: tuple[IceServer, ...] = ()

@@ -1,7 +1,7 @@
-"""The size of a coded picture, read from its first bytes before anything is allocated for it.
+"""The size of an encoded picture, parsed from its headers before anything is allocated for it.
 
 VP8: the key frame's header (RFC 6386, section 9.1). H.264: the sequence parameter set (ITU-T H.264, sections 7.3.2.1.1
-and 7.4.2.1.1). Knows bytes; no connection and no decoder.
+and 7.4.2.1.1). Independent of connections and decoders.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from types import MappingProxyType
 _VP8_START = b"\x9d\x01\x2a"
 _START_CODE = b"\x00\x00\x01"
 _SPS = 7
-_SPS_BYTES = 512  # of a sequence parameter set; real ones have some dozen
-_WITH_CHROMA = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profiles, as section 7.3.2.1.1 has them
+_SPS_BYTES = 512  # of a sequence parameter set; real ones have a few dozen
+_WITH_CHROMA = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # profiles, from section 7.3.2.1.1
 _CHROMA_444 = 3
 _MACROBLOCK_PX = 16
 _MAX_ZEROS = 32  # of an Exp-Golomb code
@@ -21,13 +21,13 @@ _MAX_REFERENCES = 255  # of a cycle of the picture order count
 
 
 class PictureSizeError(ValueError):
-    """Bytes that say no size where one has to stand."""
+    """A header that should contain a size is invalid."""
 
 
 def coded_size_px(codec: str, data: bytes) -> tuple[int, int] | None:
-    """(width, height) that a decoder of `codec` ("VP8" or "H264") would allocate; None where no new size is told.
+    """(width, height) that a decoder of `codec` ("VP8" or "H264") would allocate; None if the frame has no new size.
 
-    data: one frame without RTP's headers, H.264 with start codes. Of several sizes it is the largest. Raises
+    data: one frame without RTP headers, H.264 with start codes. The largest of several sizes. Raises
     PictureSizeError.
     """
     reader = _READERS.get(codec.upper())
@@ -36,7 +36,7 @@ def coded_size_px(codec: str, data: bytes) -> tuple[int, int] | None:
     try:
         return max(reader(data), key=lambda size: size[0] * size[1], default=None)
     except (IndexError, OverflowError) as error:
-        raise PictureSizeError(f"a picture in {codec} ends before its size") from error
+        raise PictureSizeError(f"a {codec} picture ends before its size") from error
 
 
 def _vp8_sizes(data: bytes) -> Iterator[tuple[int, int]]:
@@ -59,7 +59,7 @@ def _h264_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 def _sps_size(bits: _Bits) -> tuple[int, int]:
     profile = bits.take(8)
     bits.take(16)  # constraints and level
-    bits.golomb()  # its number
+    bits.golomb()  # its id
     if profile in _WITH_CHROMA:
         _skip_chroma(bits)
     bits.golomb()  # bits of the frame number
@@ -109,7 +109,7 @@ def _skip_scaling_list(bits: _Bits, count: int) -> None:
 
 
 class _Bits:
-    """Reads bits, the most significant first. Raises IndexError past the end."""
+    """Reads bits, most significant first. Raises IndexError past the end."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -128,7 +128,7 @@ class _Bits:
         while not self.take(1):
             zeros += 1
             if zeros > _MAX_ZEROS:
-                raise PictureSizeError("a sequence parameter set has a number of too many bits")
+                raise PictureSizeError("a sequence parameter set has an oversized Exp-Golomb code")
         return (1 << zeros) - 1 + self.take(zeros)
 
     def signed_golomb(self) -> int:

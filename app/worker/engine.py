@@ -1,6 +1,6 @@
-"""How a worker opens its engine, and what it says of it. Knows no pipe.
+"""How a worker opens its engine, and what it says of it. Independent of the pipe.
 
-torch is imported for real models only: the identity engine starts at once.
+torch is imported only for kinds of models that use it: the others start at once.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pipelines.core.contracts import Engine
-from pipelines.identity import IdentityEngine
+from pipelines.files.loader_options import LoaderOptions
+from pipelines.kinds import LoadContext, kind_of
 
 from .messages import WorkerReady
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What a worker opens. engine: keyword arguments of pipelines.load.load_engine besides `model`.
+    """What a worker opens. engine: what is chosen of it, see pipelines.load.load_engine.
 
     threads: CPU threads of the tensor library; 0 leaves its own choice (the physical cores).
     """
 
     model: str
-    engine: dict[str, object] = field(default_factory=dict)
+    engine: LoaderOptions = field(default_factory=LoaderOptions)
     threads: int = 0
 
 
@@ -32,17 +33,9 @@ OpenEngine = Callable[[WorkerOptions, Callable[[str], None]], tuple[Engine, int]
 
 def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
     """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
-    if options.model == "identity":
-        sizes = {name: int(str(options.engine[name])) for name in ("width", "height") if options.engine.get(name)}
-        return IdentityEngine(**sizes), 1
-    import torch  # only the worker, and only for a real model
-
-    from pipelines.load import load_engine
-
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    loader: Callable[..., Engine] = load_engine
-    return loader(options.model, **options.engine, notice=notice), torch.get_num_threads()
+    kind = kind_of(options.model)
+    threads = kind.use_threads(options.threads)
+    return kind.load(options.model, options.engine, LoadContext(notice=notice)), threads
 
 
 def describe(engine: Engine, threads: int) -> WorkerReady:

@@ -178,9 +178,11 @@ class OutputReady:
 class SessionStats:
     """Exact at the moment of sending: seen + generated == out + dropped + skipped + in_flight.
 
-    seen: input frames that the worker knows of. generated: frames asked for from the prompt alone. in_flight: waiting
-    for a slot, in a slot, or finished and waiting for an output buffer. tick_ms: running mean of the engine's tick.
-    wait_ms: of the input admitted last, from its discovery. encode_ms, denoise_ms, decode_ms: of the last tick timed.
+    seen: input frames that the worker knows of. generated: frames asked for from the prompt alone, and those that frame
+    stages made. dropped: inputs that a newer one replaced, and finished frames that a stage or a full buffer dropped.
+    in_flight: waiting for a slot, in a slot or a stage, or finished and waiting for an output buffer. tick_ms: running
+    mean of the engine's tick. wait_ms: of the input admitted last, from its discovery. encode_ms, denoise_ms,
+    decode_ms: of the last tick timed.
     """
 
     session: str

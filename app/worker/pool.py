@@ -110,4 +110,4 @@ Workers = WorkerHandle | WorkerPool
 def device_of(worker: WorkerHandle) -> str:
     """What the worker computes on: as it said, else as it was told."""
     ready = worker.status.ready
-    return ready.info.device if ready is not None else str(worker.options.engine.get("device", "auto"))
+    return ready.info.device if ready is not None else worker.options.engine.device

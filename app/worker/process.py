@@ -54,6 +54,7 @@ _MAX_WAIT_S = 0.1
 _STATS_PERIOD_NS = 100_000_000
 _GPU_PERIOD_NS = 1_000_000_000
 _TICK_MEAN_WEIGHT = 0.1
+_CHECK_PERIOD_NS = 3_000_000_000
 
 
 def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | None = None) -> None:
@@ -99,7 +100,7 @@ class Worker:
         self._running = True
         self._tick_ms = 0.0
         self._barren_ticks = 0  # in a row, without a finished frame
-        self._next_stats_ns = 0
+        self._next_stats_ns = self._next_check_ns = 0
         self._machine = machine or {}
         self._wide = Control()  # controls that hold for the whole engine, as some session set them
 
@@ -115,14 +116,32 @@ class Worker:
             self._turns.clear()
 
     def run_once(self) -> None:
-        """Take all messages, offer inputs, tick if anything is in flight, hand out, report."""
+        """Take all messages, offer inputs, tick if anything is in flight, hand out, check when idle, report."""
         self._take_messages()
         self._admit(time.monotonic_ns())
         if any(session.busy for session in self._sessions.values()):
             self._tick()
         for session in tuple(self._sessions.values()):
             self._guarded(session, partial(self._publish, session))
+        if not any(session.busy for session in self._sessions.values()):
+            self._check_integrity(time.monotonic_ns())
         self._report(time.monotonic_ns())
+
+    def _check_integrity(self, now_ns: int) -> None:
+        """Every few seconds without work: an engine whose own counts disagree can be trusted by no session."""
+        if now_ns < self._next_check_ns or not self._sessions:
+            return
+        self._next_check_ns = now_ns + _CHECK_PERIOD_NS
+        try:
+            self._engine.check_integrity()
+        except AssertionError as error:
+            _log.error("the engine fails its integrity check", exc_info=error)
+            known = ModelError(
+                "The engine's state is inconsistent, so its frames cannot be trusted.",
+                "Open a new session; if that ends as well, restart Zoetrope and report what its log says.",
+            )
+            for session in tuple(self._sessions.values()):
+                self._end(session, known)
 
     def _admit(self, now_ns: int) -> None:
         """Offer what is due. When rows are scarce, each session gets its turn."""

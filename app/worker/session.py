@@ -43,7 +43,7 @@ class WorkerSession:
         self._waiting_ns = 0  # when it was found in the mailbox
         self._dropped = 0
         self._out = 0
-        self._skipped = 0  # by streams before this one
+        self._skipped = self._made = 0  # by streams before this one
         self._recorder: Recorder | None = None
         self._take = 0  # the number of the recorder's
         self._unrecorded = 0  # the first of `_finished` and of the pacer's that came before the take
@@ -107,7 +107,8 @@ class WorkerSession:
         self._drop_waiting()
         counts, control = self.stream.accounting, complete_control(self.stream)
         self._skipped += counts.skipped
-        self._dropped += counts.in_flight
+        self._made += counts.made
+        self._dropped += counts.dropped + counts.in_flight
         self.stream.close()
         control = control.merged(wide)
         self.stream = open_stream(control)
@@ -196,14 +197,17 @@ class WorkerSession:
         self._outputs.release(index, generation)
 
     def stats(self, tick_ms: float, timing: TimingRecord | None = None) -> SessionStats:
-        """The count of every frame, each term counted on its own. timing: the engine's last."""
+        """The count of every frame, each term counted on its own. timing: the engine's last.
+
+        Frames that a stage made count as generated, those that it dropped as dropped.
+        """
         counts = self.stream.accounting
         return SessionStats(
             session=self.name,
             seen=self._seen,
-            generated=self._generated,
+            generated=self._generated + self._made + counts.made,
             out=self._out,
-            dropped=self._dropped,
+            dropped=self._dropped + counts.dropped,
             skipped=self._skipped + counts.skipped,
             in_flight=counts.in_flight + len(self._finished) + self._paced + (self._waiting is not None),
             tick_ms=round(tick_ms, 2),
@@ -262,7 +266,7 @@ class WorkerSession:
         if now_ns < self._next_due_ns or not self._ask(now_ns):
             return False
         info = self.stream.info
-        period_ns = int(1e9 * info.frames_per_chunk / info.frame_rate)
+        period_ns = int(1e9 * info.frames_per_chunk / info.generate_rate)
         late = now_ns - self._next_due_ns > period_ns  # behind: go on from now instead of catching up
         self._next_due_ns = (now_ns if late else self._next_due_ns) + period_ns
         return True

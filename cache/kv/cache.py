@@ -287,14 +287,6 @@ class KVCache:
         """What stands in the row."""
         return self._rows[row].ledger
 
-    def length(self, row: int) -> int:
-        """Tokens that the row's chunk attends to, itself included."""
-        return self._rows[row].ledger.length
-
-    def positions(self, row: int) -> tuple[int, ...]:
-        """Where the attended spans stand in time, in latent frames, in order of time."""
-        return tuple(span.position for span in self._rows[row].ledger.spans)
-
     def check_integrity(self) -> None:
         """Assert that spans, lengths, positions and storage agree, and positions are in the policy's stated range."""
         for row, state in enumerate(self._rows):

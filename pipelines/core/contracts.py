@@ -47,7 +47,8 @@ class Stream(Protocol):
         ...
 
     def flush(self) -> list[Frame]:
-        """Run the engine until everything of this stream is finished and return it, oldest first."""
+        """Run the engine until everything of this stream is finished and return it, oldest first; frame stages give
+        what they hold."""
         ...
 
     def reset(self) -> None:
@@ -78,6 +79,10 @@ class Engine(Protocol):
 
     def tick(self) -> None:
         """Advance every slot of every open stream by one step, as one batch."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Between ticks: assert that counts, buffers and storage agree. Cheap; waits for nothing."""
         ...
 
     def close(self) -> None: ...

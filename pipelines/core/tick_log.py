@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +101,6 @@ class StreamRecord:
 
 
 Record = TickRecord | TimingRecord | PushRecord | BirthRecord | ControlRecord | StreamRecord
-
-
-def to_json(record: Record) -> dict[str, object]:
-    """A record as a plain JSON object, with its kind and the schema version."""
-    return {"schema": SCHEMA_VERSION, **asdict(record)}
 
 
 class TickLog:

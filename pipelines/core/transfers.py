@@ -7,7 +7,7 @@ buffers are the device's own. Knows shapes, not meanings.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,7 @@ class Readback:
     def __init__(self, count: int, shape: tuple[int, int, int, int], device: torch.device) -> None:
         self._pictures = torch.zeros((count, *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._free = list(range(count - 1, -1, -1))
+        self._count = count
 
     @property
     def free(self) -> int:
@@ -85,6 +86,10 @@ class Readback:
         """Give a buffer back."""
         assert buffer not in self._free, buffer
         self._free.append(buffer)
+
+    def check_integrity(self, used: Sequence[int]) -> None:
+        """Assert that each buffer is either free or in `used`, once."""
+        assert sorted([*self._free, *used]) == list(range(self._count)), (self._free, used, self._count)
 
     def receive(self, buffer: int, pictures: torch.Tensor) -> None:
         """Start copying pictures [F or fewer, H, W, 3] uint8 from the device; does not wait."""

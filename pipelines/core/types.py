@@ -36,10 +36,12 @@ class StreamInfo:
     """What a caller must know to feed and read a stream.
 
     width, height: native size in pixels; `push` takes frames of exactly this size.
-    frame_rate: the rate at which prompt-only frames are stamped, in frames a second.
+    frame_rate: the rate of prompt-only frames as they are handed over, in frames a second.
     frames_per_chunk: frames that the next slot still takes (F); a video's first chunk may be shorter than the others.
     max_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
-    latency_ticks: ticks between the one that admits a slot and the one that finishes it, at the current steps.
+    latency_ticks: ticks between the one that admits a slot and the one after which all its frames have been handed
+    over, at the current steps; where frame stages hold frames back, with the slots that must follow.
+    stages, stage_rate: names of the frame stages, and the frames that they hand over for each finished one.
     model, dtype, device, backend: what "auto" chose, to be shown.
     engine: "image" or "video": which rows of the control table mean anything. takes_actions: also those that move
     camera and subject.
@@ -57,6 +59,13 @@ class StreamInfo:
     max_frames_per_chunk: int = 0
     engine: str = "image"
     takes_actions: bool = False
+    stages: tuple[str, ...] = ()
+    stage_rate: Fraction = Fraction(1)
+
+    @property
+    def generate_rate(self) -> Fraction:
+        """Prompt-only frames to ask of `generate` for each second that is handed over."""
+        return self.frame_rate / self.stage_rate
 
     @property
     def max_frames(self) -> int:
@@ -66,15 +75,23 @@ class StreamInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Exact at any moment: taken == out + skipped + in_flight.
+    """Exact at any moment: taken + made == out + skipped + dropped + in_flight.
 
     taken counts frames that `push` accepted (True) and frames asked of `generate`; a refused push is not counted here:
     the caller keeps or drops that frame and counts it. skipped: accepted, but judged a repeat by the similarity filter.
     out: finished frames handed over by `pull` or `flush`. in_flight: everything between, finished but not pulled
-    included.
+    included. made, dropped: frames that frame stages added, and finished ones that ended there; a stage has in flight
+    what it holds back, its latest `latency_frames` frames.
     """
 
     taken: int
     out: int
     skipped: int
     in_flight: int
+    made: int = 0
+    dropped: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the frames add up."""
+        return self.taken + self.made == self.out + self.skipped + self.dropped + self.in_flight

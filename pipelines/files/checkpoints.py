@@ -1,7 +1,8 @@
 """Owns the reading of weight files: safetensors, whole or in shards, and pickled checkpoints of training tools.
 
 Pickles are read with PyTorch's weights_only reader, which builds tensors and plain containers and runs nothing else,
-so they need no leave of the user; tensors stay on the disk (memory-mapped) until they are used. Knows no model.
+so they need no leave of the user; tensors stay on the disk (memory-mapped) until they are used. Independent of models;
+the tensor library is imported when a file is read.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pipelines.core.errors import ModelLayoutError, UnsafeWeightsError
 
 from .layout import is_pickle
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_LISTED = 6
 _INDEX_SUFFIX = ".safetensors.index.json"
@@ -154,6 +156,8 @@ def _read_pickle(file: Path) -> Any:
 
 
 def _load(file: Path, *, mmap: bool) -> Any:
+    import torch
+
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError as error:
@@ -165,6 +169,8 @@ def _load(file: Path, *, mmap: bool) -> Any:
 
 def _select(file: Path, content: Any, containers: Sequence[str]) -> Checkpoint:
     """The part of a pickled file that holds the weights; the file itself when it maps names to tensors."""
+    import torch
+
     if not isinstance(content, Mapping):
         raise ModelLayoutError(
             f"{file} holds a {type(content).__name__}, not named weights.", "Give a checkpoint of a model."

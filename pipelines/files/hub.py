@@ -58,6 +58,12 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
+def check_hub_id(name: str) -> None:
+    """Raises ModelError unless a name has the form owner/name."""
+    if not is_hub_id(name):
+        raise ModelError(f"{name!r} is not a hub id.", "Give owner/name, for example stabilityai/sd-turbo.")
+
+
 def resolve(
     name: str,
     *,

@@ -104,14 +104,6 @@ def free_memory_bytes(device: torch.device) -> int:
     return available if limit is None or used is None else min(available, max(limit - used, 0))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of the tensor library, or Python's own, says that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
 def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px: int, depth: int, steps: int) -> str:
     """What to do when a batch of `slots` slots at width x height pixels did not fit: numbers, not only directions.
 

@@ -23,4 +23,6 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
         raise ControlError("prompt_change cannot be 'flush' for an image model.", "It has no past: use cut or glide.")
     timesteps(core.model.schedule, candidate.steps, candidate.strength)
     core.check_engine_controls(control)
+    for conditioner in core.conditioners:
+        conditioner.check(candidate)
     return candidate

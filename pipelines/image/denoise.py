@@ -7,12 +7,15 @@ control names. docs/engine.md has the formulas in one place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
 
 from cache.ring import Ring
+from pipelines.conditioning.base import Conditioner
+from pipelines.conditioning.stream import all_inputs
 
 from .model import Condition, Denoiser
 
@@ -41,7 +44,7 @@ class IntRow(IntEnum):
     """Rows of the table of whole numbers."""
 
     ROW = 0  # row in the ring
-    EMBED = 1  # cell of the ring's text fields: 2 row, + 1 for the negative prompt
+    CELL = 1  # cell of the ring's branched fields: 2 row, + 1 where the negative prompt is evaluated
     TIMESTEP = 2
     STEP = 3  # step index of the slot
     NOISE = 4  # cell of the ring's noise: the noise that the next step adds
@@ -116,8 +119,8 @@ def next_stock(stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, term
 class DenoiseBatch:
     """Gather, model, formula, scatter.
 
-    The ring has the fields latents, stock [F, C, h, w], noise [steps, F, C, h, w], embeds [2, L, D] and, where the
-    model takes it, pooled [2, P]; text fields are float32. Everything else has the dtype of the table `floats`.
+    The ring has the fields latents, stock [F, C, h, w], noise [steps, F, C, h, w], of the dtype of the table `floats`,
+    and those of the conditioners.
     """
 
     def __init__(
@@ -127,27 +130,28 @@ class DenoiseBatch:
         floats: torch.Tensor,
         ints: torch.Tensor,
         *,
-        pooled: bool,
+        conditioners: Sequence[Conditioner],
+        columns: Mapping[str, torch.Tensor],
         time_ids: torch.Tensor | None,
     ) -> None:
-        """reals: [len(Real), 2 capacity], wholes: [len(Whole), 2 capacity] int64, on the device. time_ids: [6]."""
+        """floats: [len(FloatRow), 2 capacity], ints: [len(IntRow), 2 capacity] int64, columns: of each conditioner that
+        has any [2 capacity, columns] float32, all on the device. time_ids: [1, 6].
+        """
         self._ring, self._denoiser = ring, denoiser
         self._floats, self._ints = floats, ints
-        self._pooled, self._time_ids = pooled, time_ids
-        entries = 2 * ring.capacity
-        latents, embeds = ring.tensor("latents"), ring.tensor("embeds")
+        self._conditioners, self._time_ids = conditioners, time_ids
+        latents = ring.tensor("latents")
         self._frames = latents.shape[1]
-        self._latents = torch.empty((entries, *latents.shape[1:]), dtype=latents.dtype, device=latents.device)
-        self._embeds = torch.empty((entries, *embeds.shape[2:]), dtype=embeds.dtype, device=embeds.device)
+        self._latents = torch.empty((2 * ring.capacity, *latents.shape[1:]), dtype=latents.dtype, device=latents.device)
+        self._rows = GatheredRows(ring, ints, conditioners, columns)
 
     def run(self, rows: int, extra: int, use_stock: bool) -> None:
         """One step of the slots in the first `rows` columns; `extra` columns after them evaluate negative prompts."""
         ring, ints = self._ring, self._ints[:, : rows + extra]
         handles = ints[IntRow.ROW, :rows]
         latents = ring.gather("latents", ints[IntRow.ROW], out=self._latents[: rows + extra])
-        x0 = self._denoiser(
-            latents.flatten(0, 1), self._per_frame(ints[IntRow.TIMESTEP]), self._condition(rows + extra)
-        ).view_as(latents)
+        flat, timesteps = latents.flatten(0, 1), per_frame(ints[IntRow.TIMESTEP], self._frames)
+        x0 = self._denoiser(flat, timesteps, self._condition(rows + extra, flat, timesteps)).view_as(latents)
         levels = self._floats[:, : rows + extra].reshape(len(FloatRow), rows + extra, 1, 1, 1, 1)
         eps_all = predicted_noise(latents, x0, levels[FloatRow.A], levels[FloatRow.B])
         terms = StepTerms.of(self._floats, rows)
@@ -161,21 +165,69 @@ class DenoiseBatch:
             moved = next_stock(stock, eps, noise, terms)
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))
 
-    def _condition(self, entries: int) -> Condition:
-        cells = self._ints[IntRow.EMBED, :entries]
-        embeds = torch.index_select(self._ring.cells("embeds"), 0, cells, out=self._embeds[:entries])
-        pooled = self._ring.cells("pooled").index_select(0, cells) if self._pooled else None
+    def _condition(self, entries: int, latents: torch.Tensor, timesteps: torch.Tensor) -> Condition:
+        inputs = all_inputs(self._conditioners, BatchView(self._rows, entries, latents, timesteps))
         time_ids = self._time_ids
         return Condition(
-            embeds=self._per_frame(embeds),
-            pooled=None if pooled is None else self._per_frame(pooled),
+            embeds=inputs.pop("embeds"),
+            pooled=inputs.pop("pooled", None),
             time_ids=None if time_ids is None else time_ids.expand(entries * self._frames, -1),
-            row=self._per_frame(self._ints[IntRow.ROW, :entries]),
-            step=self._per_frame(self._ints[IntRow.STEP, :entries]),
+            row=per_frame(self._ints[IntRow.ROW, :entries], self._frames),
+            step=per_frame(self._ints[IntRow.STEP, :entries], self._frames),
+            inputs=inputs,
         )
 
-    def _per_frame(self, values: torch.Tensor) -> torch.Tensor:
-        """[N, ...] -> [N F, ...]: each entry once for each of its frames."""
-        if self._frames == 1:
-            return values
-        return values.unsqueeze(1).expand(-1, self._frames, *values.shape[1:]).flatten(0, 1)
+
+class GatheredRows:
+    """What conditioners have in the ring and in the columns, gathered by the entries of a batch into static memory."""
+
+    def __init__(
+        self, ring: Ring, ints: torch.Tensor, conditioners: Sequence[Conditioner], columns: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._ring, self._ints, self._columns = ring, ints, columns
+        self._branched = frozenset(name for conditioner in conditioners for name in conditioner.branched)
+        self._out = {name: self._memory(name) for conditioner in conditioners for name in conditioner.fields}
+        self._frames = ring.tensor("latents").shape[1]
+
+    def _memory(self, name: str) -> torch.Tensor:
+        source = self._ring.tensor(name)
+        shape = source.shape[2:] if name in self._branched else source.shape[1:]
+        return torch.empty((2 * self._ring.capacity, *shape), dtype=source.dtype, device=source.device)
+
+    def field(self, name: str, entries: int) -> torch.Tensor:
+        """[entries F, *shape], valid until the same field is gathered again."""
+        out = self._out[name][:entries]
+        if name in self._branched:
+            torch.index_select(self._ring.cells(name), 0, self._ints[IntRow.CELL, :entries], out=out)
+        else:
+            self._ring.gather(name, self._ints[IntRow.ROW, :entries], out=out)
+        return per_frame(out, self._frames)
+
+    def columns(self, conditioner: str, entries: int) -> torch.Tensor:
+        """[entries F, columns]."""
+        return per_frame(self._columns[conditioner][:entries], self._frames)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchView:
+    """One batch as a `pipelines.conditioning.base.PassView`."""
+
+    rows: GatheredRows
+    entries: int
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+
+    def field(self, name: str) -> torch.Tensor:
+        """See `PassView`."""
+        return self.rows.field(name, self.entries)
+
+    def columns(self, conditioner: str) -> torch.Tensor:
+        """See `PassView`."""
+        return self.rows.columns(conditioner, self.entries)
+
+
+def per_frame(values: torch.Tensor, frames: int) -> torch.Tensor:
+    """[N, ...] -> [N F, ...]: each entry once for each of its frames."""
+    if frames == 1:
+        return values
+    return values.unsqueeze(1).expand(-1, frames, *values.shape[1:]).flatten(0, 1)

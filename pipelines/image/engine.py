@@ -5,28 +5,35 @@ Knows no files, no HTTP and no other engine. docs/engine.md tells a tick in orde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
 
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control
-from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
+from pipelines.core.engine_base import EngineBase
+from pipelines.core.errors import OutOfMemoryError, StreamError
+from pipelines.core.out_of_memory import MemoryWatch
 from pipelines.core.tick_log import TickLog
-from pipelines.files.memory import is_out_of_memory, what_would_fit
+from pipelines.files.memory import what_would_fit
+from pipelines.stages.table import StageSetting, make_stages
 
 from .model import ImageModel
 from .state import ImageCore
 from .stream import ImageStream
 from .tick import TickRunner
 
+_FRAME_RATE = Fraction(24)  # of prompt-only frames
 
-class ImageEngine:
+
+class ImageEngine(EngineBase[ImageStream]):
     """Runs one image model for any number of streams, which share `max_slots` slots.
 
     width, height: pixels, multiples of the codec's factor; 0: the model's own. backend: "eager" or "cuda-graph".
-    work_dtype: of latents and formula; float32 except in tests.
+    work_dtype: of latents and formula; float32 except in tests. conditioners: what may steer a slot. stages: of
+    pipelines.stages.table.
     Raises ControlError or InputError for sizes that cannot be, ModelError where the device cannot run the backend.
     """
 
@@ -41,6 +48,8 @@ class ImageEngine:
         backend: str = "eager",
         tick_log: TickLog | None = None,
         work_dtype: torch.dtype = torch.float32,
+        conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
+        stages: Sequence[str] = (),
     ) -> None:
         with torch.inference_mode():
             self.core = ImageCore(
@@ -52,35 +61,18 @@ class ImageEngine:
                 backend=backend,
                 tick_log=tick_log,
                 work_dtype=work_dtype,
+                conditioners=conditioners,
             )
             self._runner = TickRunner(self.core)
-        self._streams: dict[int, ImageStream] = {}
-        self._opened = 0
-        self._closed = False
+        super().__init__(self.core.log, _FRAME_RATE)
+        setting = StageSetting(width=self.core.width, height=self.core.height, device=str(model.device))
+        self._make_stages = make_stages(stages, setting)
         self._max_run = 0  # slots in the largest batch that has run
         self._short = False  # memory ran out: what the next stream to close held goes back to the device
 
-    @property
-    def log(self) -> TickLog:
-        """What happened, tick by tick."""
-        return self.core.log
-
-    @torch.inference_mode()
-    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> ImageStream:
-        """A new stream, with the model's defaults and then `control` applied.
-
-        frame_rate: of prompt-only frames, in frames a second; None: 24. Raises ControlError, and opens nothing, when
-        the controls do not fit together.
-        """
-        if self._closed:
-            raise InputError("The engine is closed.", "Load it again.")
-        rate = Fraction(24) if frame_rate is None else frame_rate
-        if rate <= 0:
-            raise InputError(f"A frame rate of {rate} is not above 0.")
-        stream = ImageStream(self.core, self._opened, rate, control or Control(), tick=self.tick, leave=self._forget)
-        self._streams[self._opened] = stream
-        self._opened += 1
-        return stream
+    def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> ImageStream:
+        stages = [make() for make in self._make_stages]
+        return ImageStream(self.core, number, frame_rate, control, stages, tick=self.tick, leave=self._forget)
 
     @torch.inference_mode()
     def tick(self) -> None:
@@ -90,7 +82,7 @@ class ImageEngine:
         Raises OutOfMemoryError, or StreamError when one stream's own part fails: then close a stream and call it again
         before anything else, and the others lose and repeat nothing.
         """
-        self._runner.log_timings()
+        self._runner.timings.log_finished()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
@@ -101,15 +93,9 @@ class ImageEngine:
         slots = [slot for stream in streams for slot in stream.active]
         scales = [stream.controls.guidance_scale for stream in owners]
         deltas = [stream.controls.guidance_delta for stream in owners]
-        try:
+        with MemoryWatch() as memory:
             finished = self._runner.run(slots, scales, deltas)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = str(error)
-        else:
-            failed = ""
-        if failed:  # outside of the handler, whose traceback holds the tensors of the attempt
+        if memory.ran_out:
             self._short = True
             raise self._out_of_memory(streams)
         self._max_run = max(self._max_run, len(slots))
@@ -126,26 +112,21 @@ class ImageEngine:
 
     def close(self) -> None:
         """Close all streams and let the model go."""
-        for stream in tuple(self._streams.values()):
-            stream.close()
-        if not self._closed:
+        closed = self._closed
+        super().close()
+        if not closed:
             self.core.backend.invalidate()
-        self._closed = True
+
+    def _check_storage(self) -> None:
+        self.core.ring.check_integrity()
+        held = sorted(row for stream in self._streams.values() for row in stream.rows)
+        assert held == list(self.core.ring.held_rows), (held, self.core.ring.held_rows)
 
     def _forget(self, number: int) -> None:
-        del self._streams[number]
+        super()._forget(number)
         if self._short and self.core.model.device.type == "cuda":
             torch.cuda.empty_cache()
         self._short = False
-
-    @contextmanager
-    def _attribute_errors(self, stream: ImageStream) -> Iterator[None]:
-        """What goes wrong in one stream's own part is its error."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it is this stream's error and no other's
-            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-            raise StreamError(f"The stream failed: {kind}{error}", "Open a new one.", stream=stream) from error
 
     def _out_of_memory(self, streams: list[ImageStream]) -> OutOfMemoryError:
         core = self.core

@@ -5,7 +5,8 @@ pipelines/load.py builds an `ImageModel`; pipelines/image/engine.py runs one. Ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +22,7 @@ class Condition:
 
     embeds: [N, L, D] float32. pooled: [N, P] float32 or None. time_ids: [N, 6] float32 (SDXL's sizes) or None.
     row: [N] int64 row handle in the ring; step: [N] int64 step index: what caches and backends key on.
+    inputs: what else conditioners add, by name: latent_bias, or keyword inputs of the network.
     """
 
     embeds: torch.Tensor
@@ -28,6 +30,7 @@ class Condition:
     time_ids: torch.Tensor | None
     row: torch.Tensor
     step: torch.Tensor
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class Denoiser(Protocol):

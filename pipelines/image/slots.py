@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipelines.conditioning.base import NewSlot
+from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
+from pipelines.core.outputs import Output
 from pipelines.core.tick_log import BirthRecord
-from pipelines.core.transfers import Mark, Readback
 from pipelines.core.types import Frame
 
 from .guidance import Guidance
@@ -44,24 +46,27 @@ class Birth:
         """False: prompt-only. The frames of one slot are of one kind."""
         return self.frames[0] is not None
 
+    @property
+    def for_conditioners(self) -> NewSlot:
+        """What conditioners are told of it."""
+        return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))
+
 
 class Slot:
     """A slot in flight or waiting to be pulled.
 
-    row: its ring row, while it is in flight. readback, buffer: where its pictures land. step: index of the next step.
-    condition_version: which state of its stream's condition its row holds. done: passed when the pictures are there.
+    row: its ring row, while it is in flight. output: where its pictures go. step: index of the next step.
+    conditions: what conditioners wrote for it.
     """
 
-    __slots__ = ("birth", "buffer", "condition_version", "done", "readback", "row", "step")
+    __slots__ = ("birth", "conditions", "output", "row", "step")
 
-    def __init__(self, birth: Birth, row: int, readback: Readback, condition_version: int) -> None:
+    def __init__(self, birth: Birth, row: int, output: Output, conditions: SlotConditions) -> None:
         self.birth = birth
         self.row = row
-        self.readback = readback
-        self.buffer = readback.acquire()
+        self.output = output
         self.step = 0
-        self.condition_version = condition_version
-        self.done: Mark | None = None
+        self.conditions = conditions
 
     @property
     def is_last_step(self) -> bool:

@@ -5,13 +5,17 @@ Knows no single stream and runs no tick.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cache.ring import Ring, RingField
 from pipelines.backends.base import Backend
 from pipelines.backends.cuda_graph import CudaGraphBackend
 from pipelines.backends.eager import EagerBackend
-from pipelines.core.conditions import ConditionPair, PromptCache, TextCondition
+from pipelines.conditioning.base import ConditionerFactory, EngineParts
+from pipelines.conditioning.stream import all_fields, make_conditioners
+from pipelines.core.conditions import PromptCache
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
@@ -37,7 +41,7 @@ def make_backend(name: str, device: torch.device) -> Backend:
 
 
 class ImageCore:
-    """The shared state of an image engine. Latents and formula have the dtype `work_dtype`, text fields float32."""
+    """The shared state of an image engine. Latents and formula have the dtype `work_dtype`."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class ImageCore:
         backend: str,
         tick_log: TickLog | None,
         work_dtype: torch.dtype,
+        conditioners: Sequence[ConditionerFactory],
     ) -> None:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
@@ -62,19 +67,30 @@ class ImageCore:
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
         self.lora_scale = Controls.lora_scale.default
-        self.ring = Ring(max_slots, self._fields(self.texts.encode("")), model.device)
+        self.conditioners = make_conditioners(conditioners, self._parts())
+        self.ring = Ring(max_slots, self._fields(), model.device)
 
-    def _fields(self, text: TextCondition) -> dict[str, RingField]:
+    def _parts(self) -> EngineParts:
+        return EngineParts(
+            engine="image",
+            model=self.model.name,
+            device=self.model.device,
+            latent_shape=self.latent_shape,
+            max_frames=self.frames_per_slot,
+            takes=frozenset(),
+            prompts=self.texts,
+        )
+
+    def _fields(self) -> dict[str, RingField]:
         latents = (self.frames_per_slot, *self.latent_shape)
-        fields = {
+        own = {
             "latents": RingField(shape=latents, dtype=self.work_dtype),
             "stock": RingField(shape=latents, dtype=self.work_dtype),
             "noise": RingField(shape=(max_steps(), *latents), dtype=self.work_dtype),
-            "embeds": RingField(shape=(2, *text.embeds.shape)),
         }
-        if text.pooled is not None:
-            fields["pooled"] = RingField(shape=(2, *text.pooled.shape))
-        return fields
+        theirs = all_fields(self.conditioners)
+        assert own.keys().isdisjoint(theirs), theirs.keys()
+        return {**own, **theirs}
 
     def time_ids(self) -> torch.Tensor | None:
         """[1, 6] original size, crop and target size of SDXL-class models (Podell et al. 2023, section 2.2)."""
@@ -88,12 +104,9 @@ class ImageCore:
         shape = (self.frames_per_slot, self.height, self.width, 3)
         return Readback(3 * self.max_slots, shape, self.model.device)
 
-    def write_condition(self, row: int, pair: ConditionPair) -> None:
-        """Copy a condition into a ring row."""
-        for cell, condition in enumerate((pair.positive, pair.negative)):
-            self.ring.tensor("embeds")[row, cell].copy_(condition.embeds)
-            if condition.pooled is not None:
-                self.ring.tensor("pooled")[row, cell].copy_(condition.pooled)
+    def condition_fields(self, row: int) -> dict[str, torch.Tensor]:
+        """Where conditioners write their share of the slot in a ring row."""
+        return {name: self.ring.tensor(name)[row] for c in self.conditioners for name in c.fields}
 
     def check_engine_controls(self, control: Control) -> None:
         """Raise ControlError when a control of the whole engine asks for a change that cannot be made."""

@@ -1,41 +1,39 @@
-"""Owns one stream of the image engine: admission, births, controls, order of outputs and exact accounting.
+"""Owns one stream of the image engine: admission, births, controls and the rows of its slots.
 
 Knows no batch and no model arithmetic; the engine asks it for its slots and tells it which are finished.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from types import TracebackType
-from typing import Self
 
-import numpy as np
 import torch
 
-from pipelines.core.conditions import BLENDS, Transition, encode_controls
+from pipelines.conditioning.base import StreamPlace
+from pipelines.conditioning.stream import StreamConditioning
+from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
-from pipelines.core.errors import InputError
+from pipelines.core.frame_stages import FrameStage, StageChain
+from pipelines.core.outputs import OutputQueue
+from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
-from pipelines.core.types import Accounting, Frame, StreamInfo
+from pipelines.core.types import Frame, StreamInfo
 
 from .controls import checked_controls
 from .guidance import GUIDANCE_MODES
 from .noise import NoiseSource
-from .outputs import output_frames
+from .safety import SafetyStage
 from .schedule import timesteps
 from .similarity import SimilarityFilter
 from .slots import Birth, Slot, birth_record
 from .state import ImageCore, max_steps
 from .steps import STEP_FUNCTIONS, plan
 
-_TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
 
-
-class ImageStream:
-    """See pipelines.core.types.Stream for the contract of every method. Made by ImageEngine.open."""
+class ImageStream(StreamBase):
+    """See pipelines.core.contracts.Stream for the contract of every method. Made by ImageEngine.open."""
 
     def __init__(
         self,
@@ -43,23 +41,23 @@ class ImageStream:
         number: int,
         frame_rate: Fraction,
         control: Control,
+        stages: Sequence[FrameStage],
         *,
         tick: Callable[[], None],
         leave: Callable[[int], None],
     ) -> None:
-        self._core, self._number, self._frame_rate = core, number, frame_rate
-        self._tick, self._leave = tick, leave
-        self._log = StreamLog(core, number)
+        safety = [] if core.model.safety is None else [SafetyStage(core.model.safety)]
+        outputs = OutputQueue(core.make_readback(), frame_rate, StageChain([*safety, *stages]))
+        super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
+        self._core, self._frame_rate = core, frame_rate
+        self._stages = tuple(stage.name for stage in stages)
         fixed = {"model": core.model.name, "width": core.width, "height": core.height}
         base = Controls().updated(Control.of({**fixed, "frames_per_slot": core.frames_per_slot}))
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
-        self._transition = Transition(encode_controls(core.texts, self._controls))
-        self._readback = core.make_readback()
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
         core.set_engine_controls(control)  # last of what may fail
-        self._open = True
-        self._order: deque[Slot] = deque()
         self._active: list[Slot] = []
         self._pending: list[Frame | None] = []
         self._pending_row: int | None = None
@@ -68,7 +66,7 @@ class ImageStream:
         self._log.change(self._controls.values)
 
     def _start_counters(self) -> None:
-        self._taken = self._skipped = self._out = self._generated = self._slots = 0
+        self._generated = self._slots = 0
         pixels = self._core.width * self._core.height * 3
         self._filter = SimilarityFilter(self._controls.seed, pixels)
 
@@ -78,7 +76,7 @@ class ImageStream:
     def info(self) -> StreamInfo:
         """Sizes, rate, latency at the current number of steps, and what runs it."""
         core = self._core
-        return StreamInfo(
+        own = StreamInfo(
             width=core.width,
             height=core.height,
             frame_rate=self._frame_rate,
@@ -88,18 +86,14 @@ class ImageStream:
             dtype=str(core.model.dtype).removeprefix("torch."),
             device=str(core.model.device),
             backend=core.backend.name,
+            stages=self._stages,
         )
-
-    @property
-    def accounting(self) -> Accounting:
-        """Exact at any moment: taken == out + skipped + in_flight."""
-        in_flight = len(self._pending) + sum(slot.birth.kept for slot in self._order)
-        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=in_flight)
+        return self._outputs.stages.described(own, chunk_ticks=1)
 
     @property
     def busy(self) -> bool:
         """Whether anything is in flight, or finished and not pulled."""
-        return bool(self._pending or self._order)
+        return bool(self._pending) or self._outputs.waiting
 
     @property
     def controls(self) -> Controls:
@@ -111,13 +105,27 @@ class ImageStream:
         """The slots that take part in the next tick, oldest first. For the engine."""
         return tuple(self._active)
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The ring rows that it holds. For the engine."""
+        pending = () if self._pending_row is None else (self._pending_row,)
+        return (*(slot.row for slot in self._active), *pending)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._active)
+
+    @property
+    def _collected(self) -> int:
+        return len(self._pending)
+
     # -- input ---------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def push(self, frame: Frame) -> bool:
         """Offer a frame of exactly info.width x info.height; False: no free slot. Raises InputError for other sizes."""
         self._check_open()
-        self._check_image(frame)
+        check_frame(frame, self._core.width, self._core.height)
         if not self._has_room(1, prompt_only=False):
             self._log.push(frame.seq, "refused")
             return False
@@ -138,8 +146,7 @@ class ImageStream:
     def generate(self, frames: int = 1) -> bool:
         """Ask for prompt-only frames: all of them, or none (False) where there is not room for all."""
         self._check_open()
-        if frames < 1:
-            raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        check_count(frames)
         if not self._has_room(frames, prompt_only=True):
             self._log.push(None, "refused")
             return False
@@ -159,7 +166,7 @@ class ImageStream:
         return needed == 0 or needed <= min(depth - in_flight, self._core.ring.free_rows, self._free_buffers())
 
     def _free_buffers(self) -> int:
-        return self._readback.free - bool(self._pending)  # a partial slot takes its buffer at birth
+        return self._outputs.free - bool(self._pending)  # a partial slot takes its buffer at birth
 
     def _collect(self, frame: Frame | None) -> None:
         if self._pending and (self._pending[0] is None) != (frame is None):
@@ -195,11 +202,10 @@ class ImageStream:
             ),
             first_ordinal=self._generated,
         )
-        if controls.prompt_change == "glide":
-            self._transition.advance(core.frames_per_slot)
-        core.write_condition(row, self._transition.now)
-        slot = Slot(birth, row, self._readback, self._transition.version)
-        self._order.append(slot)
+        self._conditioning.begin(birth.for_conditioners)
+        conditions = self._conditioning.share(birth.for_conditioners, core.condition_fields(row))
+        output = self._outputs.add(birth.frames[:kept], birth.first_ordinal)
+        slot = Slot(birth, row, output, conditions)
         self._active.append(slot)
         self._slots += 1
         self._generated += kept if prompt_only else 0
@@ -217,107 +223,39 @@ class ImageStream:
         self._check_open()
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
-        target = encode_controls(self._core.texts, candidate) if _TEXT_CONTROLS & changed.keys() else None
+        hold = self._conditioning.change(changed, candidate)
         self._core.set_engine_controls(control)
         self._controls = candidate
-        if target is not None:
-            mix = BLENDS[candidate.prompt_blend]
-            self._transition.aim(target, frames=candidate.transition_frames, mix=mix)
+        hold()
         self._log.change(changed)
         return self._core.next_tick
 
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
 
     def prepare_tick(self) -> None:
-        """While prompt changes cut: bring every slot in flight to the condition that holds now."""
-        if self._controls.prompt_change != "cut":
-            return
-        self._transition.advance(1)
-        for slot in self._active:
-            if slot.condition_version != self._transition.version:
-                self._core.write_condition(slot.row, self._transition.now)
-                slot.condition_version = self._transition.version
+        """Bring slots in flight to what holds now, of conditioners whose slots follow (prompts that cut)."""
+        self._conditioning.tick(self._controls, [slot.conditions for slot in self._active])
 
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
-        """Let go of the rows of finished slots; their pictures wait in the readback for their turn."""
+        """Let go of the rows of finished slots; their pictures wait in the outputs for their turn."""
         for slot in [s for s in self._active if s in finished]:
-            slot.done = finished[slot]
+            slot.output.done = finished[slot]
             self._active.remove(slot)
             self._core.ring.release(slot.row)
 
-    # -- output --------------------------------------------------------------------------------------------------------
+    # -- endings -------------------------------------------------------------------------------------------------------
 
-    def pull(self) -> list[Frame]:
-        """Finished frames in input order, oldest first; never waits. Pictures that the model's safety checker flags are
-        black."""
-        frames: list[Frame] = []
-        while self._order and self._order[0].done is not None and self._order[0].done.passed():
-            slot = self._order.popleft()
-            new = output_frames(slot, first_seq=self._out, frame_rate=self._frame_rate, safety=self._core.model.safety)
-            frames.extend(new)
-            self._out += len(new)
-            self._readback.release(slot.buffer)
-        return frames
-
-    def flush(self) -> list[Frame]:
-        """Tick the engine until this stream has nothing in flight; a partial slot is padded first."""
-        self._check_open()
-        self._log.event("flush")
+    @torch.inference_mode()
+    def _pad(self) -> None:
         if self._pending:
-            with torch.inference_mode():
-                self._admit()
-        while self._active:
-            self._tick()
-        if self._order:
-            assert self._order[-1].done is not None
-            self._order[-1].done.wait()
-        return self.pull()
-
-    def reset(self) -> None:
-        """Drop what is in flight and start counting again; controls stay."""
-        self._check_open()
-        self._drop()
-        self._noise.reset()
-        self._start_counters()
-        self._log.event("reset")
-
-    def close(self) -> None:
-        """Drop what is in flight and leave the engine. Closing twice is fine."""
-        if self._open:
-            self._drop()
-            self._open = False
-            self._leave(self._number)
-            self._log.event("close")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+            self._admit()
 
     def _drop(self) -> None:
-        for slot in self._active:
-            self._core.ring.release(slot.row)
-        for slot in self._order:
-            self._readback.release(slot.buffer)
-        if self._pending_row is not None:
-            self._core.ring.release(self._pending_row)
-        self._order.clear()
+        for row in self.rows:
+            self._core.ring.release(row)
         self._active.clear()
         self._pending, self._pending_row = [], None
 
-    # -- checks ------------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise InputError("The stream is closed.", "Open a new one.")
-
-    def _check_image(self, frame: Frame) -> None:
-        wanted = (self._core.height, self._core.width, 3)
-        if frame.image.shape != wanted or frame.image.dtype != np.uint8:
-            raise InputError(
-                f"The frame is {frame.image.dtype} {frame.image.shape}; this stream takes uint8 {wanted}.",
-                "Resize it to info.width x info.height RGB.",
-            )
+    def _restart(self) -> None:
+        self._noise.reset()
+        self._start_counters()

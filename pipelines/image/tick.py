@@ -6,12 +6,13 @@ made in __init__; nothing in `run` waits for the device.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
 
-from pipelines.core.tick_log import RowRecord, TickRecord, TimingRecord
+from pipelines.conditioning.base import Conditioner
+from pipelines.core.tick_log import RowRecord, TickRecord
+from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark, Uploads
 
 from .denoise import DenoiseBatch, FloatRow, IntRow
@@ -28,6 +29,7 @@ class TickRunner:
 
     def __init__(self, core: ImageCore) -> None:
         self._core, self._ring, self._codec = core, core.ring, core.model.codec
+        self._columned = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
         slots, frames, device = core.max_slots, core.frames_per_slot, core.model.device
         noise_shape = (slots, max_steps(), frames, *core.latent_shape)
         picture = (frames, core.height, core.width, 3)
@@ -37,6 +39,7 @@ class TickRunner:
                 "wholes": ((len(IntRow), 2 * slots), torch.int64),
                 "noise": (noise_shape, core.work_dtype),
                 "pictures": ((slots, *picture), torch.uint8),
+                **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self._columned},
             },
             device,
         )
@@ -47,10 +50,11 @@ class TickRunner:
             core.model.denoiser,
             self._floats,
             self._ints,
-            pooled=core.texts.encode("").pooled is not None,
+            conditioners=core.conditioners,
+            columns={c.name: self._uploads.device(_columns_of(c)) for c in self._columned},
             time_ids=core.time_ids(),
         )
-        self._timings: deque[tuple[int, list[Mark]]] = deque()
+        self.timings = TickTimings(core.log)
         self._stepped: frozenset[Slot] = frozenset()  # by a tick that failed after its step
 
     def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
@@ -83,25 +87,11 @@ class TickRunner:
             self._stepped = frozenset()
         marks[3].record()
         self._log(slots, scales, deltas, set(extra), finished)
-        self._timings.append((core.next_tick, marks))
-        self.log_timings()
+        self.timings.add(core.next_tick, marks)
         for slot in slots:
             slot.step += 1
         core.next_tick += 1
         return [(slot, marks[3]) for slot in finished]
-
-    def log_timings(self) -> None:
-        """Log the timings of the ticks that the device has finished."""
-        while self._timings and self._timings[0][1][-1].passed():
-            tick, (start, encoded, stepped, decoded) = self._timings.popleft()
-            self._core.log.add(
-                TimingRecord(
-                    tick=tick,
-                    encode_ms=encoded.ms_since(start),
-                    denoise_ms=stepped.ms_since(encoded),
-                    decode_ms=decoded.ms_since(stepped),
-                )
-            )
 
     def _upload(
         self,
@@ -122,11 +112,12 @@ class TickRunner:
         for entry, column in enumerate(extra, start=len(slots)):
             floats[:, entry] = floats[:, column]
             ints[:, entry] = ints[:, column]
-            ints[IntRow.EMBED, entry] += 1
+            ints[IntRow.CELL, entry] += 1
             ints[IntRow.EXTRA, column] = entry
         for index, slot in enumerate(new):
             self._fill_entry(index, slot)
         ints[IntRow.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
+        self._fill_conditions(slots, extra)
         uploads.send("reals")
         uploads.send("wholes")
         uploads.send("noise", len(new))
@@ -144,12 +135,20 @@ class TickRunner:
         floats[FloatRow.STOCK, column] = guidance.uses_stock
         floats[FloatRow.STOCK_START, column] = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
         ints[IntRow.ROW, column] = slot.row
-        ints[IntRow.EMBED, column] = 2 * slot.row
+        ints[IntRow.CELL, column] = 2 * slot.row
         ints[IntRow.TIMESTEP, column] = step.timestep
         ints[IntRow.STEP, column] = slot.step
         # The last step adds no noise; it reads some cell of its own row.
         ints[IntRow.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
         ints[IntRow.EXTRA, column] = column
+
+    def _fill_conditions(self, slots: Sequence[Slot], extra: Sequence[int]) -> None:
+        """The columns of conditioners; an extra row has its owner's."""
+        owners = [*slots, *(slots[column] for column in extra)]
+        for conditioner in self._columned:
+            table = self._uploads.host(_columns_of(conditioner)).numpy()
+            table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
+            self._uploads.send(_columns_of(conditioner), len(owners))
 
     def _fill_entry(self, index: int, slot: Slot) -> None:
         uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
@@ -191,7 +190,7 @@ class TickRunner:
     def _read_back(self, finished: Sequence[Slot]) -> None:
         frames = self._core.frames_per_slot
         for index, slot in enumerate(finished):
-            slot.readback.receive(slot.buffer, self._decoded[index * frames : (index + 1) * frames])
+            slot.output.receive(self._decoded[index * frames : (index + 1) * frames])
 
     def _log(
         self,
@@ -216,3 +215,8 @@ class TickRunner:
         )
         ended = tuple((slot.birth.stream, slot.birth.number) for slot in finished)
         self._core.log.add(TickRecord(tick=self._core.next_tick, rows=rows, finished=ended))
+
+
+def _columns_of(conditioner: Conditioner) -> str:
+    """The name of its table among the uploads."""
+    return f"columns of {conditioner.name}"

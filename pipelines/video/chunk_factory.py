@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.controls import Controls
 
 from .chunk_steps import ChunkSteps
-from .chunks import ChunkBirth, ChunkSlot, FullChunk, PromptState
+from .chunks import ChunkBirth, ChunkSlot, FullChunk
 from .controls import chunk_plan, number_of_steps
 from .flow import noised
 from .input_latents import InputLatents
@@ -76,8 +77,11 @@ class ChunkFactory:
         steps = 0 if content.is_picture else number_of_steps(self._core, controls, first=self.first)
         return self._chunk_schedule.ready(steps)
 
-    def create(self, content: FullChunk, controls: Controls, text: PromptState, stream_state: Any) -> ChunkSlot:
-        """Begin a chunk. rest: what the stream wants back when it is rewound to here."""
+    def create(
+        self, content: FullChunk, controls: Controls, conditioning: StreamConditioning, stream_state: Any
+    ) -> ChunkSlot:
+        """Begin a chunk, which `conditioning` has begun. stream_state: what the stream wants back when it is rewound to
+        here."""
         if content.is_picture:
             self.restart()
         elif not self.first:
@@ -96,7 +100,9 @@ class ChunkFactory:
             strength=strength,
         )
         index = self._born % len(self._stream_rows.latents)
-        slot = ChunkSlot(birth, self._stream_rows.latents[index][:, : content.latents], text)
+        fields = {name: memory[index][: content.latents] for name, memory in self._stream_rows.fields.items()}
+        conditions = conditioning.share(content.for_conditioners(controls), fields)
+        slot = ChunkSlot(birth, self._stream_rows.latents[index][:, : content.latents], conditions)
         self._fill(slot)
         self._chunk_schedule.admit(slot, context)
         self._latents += content.latents

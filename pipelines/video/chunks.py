@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.core.conditions import ConditionPair
+from pipelines.conditioning.base import NewSlot
+from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
-from pipelines.core.transfers import Mark, Readback
+from pipelines.core.outputs import Output
 from pipelines.core.types import Frame
 
 from .chunk_noise import draw_noise
@@ -19,7 +20,6 @@ from .chunk_steps import ChunkSteps
 from .codecs.codec import frames_of
 from .flow import FlowStep
 from .sampling import Sampler
-from .wan.actions import NO_ACTION, Action, action_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,6 +36,10 @@ class FullChunk:
     def has_input(self) -> bool:
         """Whether input frames are redrawn."""
         return self.frames[0] is not None and not self.is_picture
+
+    def for_conditioners(self, controls: Controls) -> NewSlot:
+        """What conditioners are told of the chunk that it becomes."""
+        return NewSlot(controls=controls, inputs=self.frames, frames=self.latents, is_picture=self.is_picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,44 +67,26 @@ class ChunkBirth:
         return frames_of(self.content.latents, first=self.first_latent == 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PromptState:
-    """A prompt at one moment. key: equal for the same prompt of the same stream."""
-
-    pair: ConditionPair
-    key: tuple[int, int]
-
-
 class ChunkSlot:
     """A chunk in flight, or finished and not pulled.
 
-    latents: [C, n, h, w], its stream's memory. text: the prompt it was born with. step: index of the next step.
-    readback, buffer: where its pictures land.
-    done: passed when the pictures are there.
+    latents: [C, n, h, w], its stream's memory. conditions: what conditioners wrote for it. step: index of the next
+    step. output: where its pictures go; its stream sets it.
     """
 
-    __slots__ = ("birth", "buffer", "done", "latents", "readback", "step", "text")
+    __slots__ = ("birth", "conditions", "latents", "output", "step")
 
-    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, text: PromptState) -> None:
+    def __init__(self, birth: ChunkBirth, latents: torch.Tensor, conditions: SlotConditions) -> None:
         self.birth = birth
         self.latents = latents
-        self.text = text
-        self.readback: Readback | None = None
-        self.buffer = -1
+        self.conditions = conditions
+        self.output: Output | None = None
         self.step = 0
-        self.done: Mark | None = None
 
     @property
     def steps(self) -> tuple[FlowStep, ...]:
         """All its steps."""
         return self.birth.plan.steps
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """Of each of its latent frames, from its birth on; a picture has none."""
-        birth = self.birth
-        action = NO_ACTION if birth.content.is_picture else action_of(birth.controls)
-        return (action,) * birth.content.latents
 
     @property
     def remaining(self) -> int:

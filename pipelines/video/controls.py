@@ -13,9 +13,7 @@ from pipelines.core.errors import ControlError
 from .chunk_steps import ChunkSteps, input_steps, prompt_steps
 from .schedules import ChunkSchedule
 from .state import VideoCore
-from .wan.actions import ACTION_NAMES, action_of
 
-TEXT_CONTROLS = frozenset({"prompt", "negative_prompt", "prompt_blend"})
 EVENTS = Control(scene_cut=False, rewind_to=-1)
 """Controls that ask for something once, as they are when it is done."""
 _MIN_SCALE = {True: 0.02, False: 0.11}  # of noise, by whether the preset's steps are warped
@@ -75,18 +73,9 @@ def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, c
         )
     if candidate.rewind_to >= 0:
         check_rewind(chunk_schedule)
-    if not core.model.takes_actions:
-        _check_no_action(candidate, core.model.name)
+    for conditioner in core.conditioners:
+        conditioner.check(candidate)
     return candidate
-
-
-def _check_no_action(controls: Controls, model: str) -> None:
-    for name, value in zip(ACTION_NAMES, action_of(controls), strict=True):
-        if value:
-            raise ControlError(
-                f"{name} cannot be {value:g}: the model {model} takes no actions.",
-                "Leave it at 0, or load a model that has a folder actions.",
-            )
 
 
 def check_rewind(chunk_schedule: ChunkSchedule) -> None:

@@ -5,19 +5,22 @@ Knows no files, no HTTP and no other engine. docs/video-engine.md tells a tick i
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
 
 from cache.kv.plan import KVError
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control
+from pipelines.core.engine_base import EngineBase
 from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
-from pipelines.core.tick_log import TickLog, TickRecord, TimingRecord
+from pipelines.core.out_of_memory import MemoryWatch
+from pipelines.core.tick_log import TickLog, TickRecord
+from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark
-from pipelines.files.memory import is_out_of_memory
+from pipelines.stages.table import StageSetting, make_stages
 
 from .chunks import ChunkSlot
 from .model import VideoModel
@@ -31,36 +34,34 @@ from .video_log import row_records
 Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
-class VideoEngine:
-    """Runs one causal video model for up to `core.streams` streams. Raises ControlError, InputError, ModelError."""
+class VideoEngine(EngineBase[VideoStream]):
+    """Runs one causal video model for up to `core.streams` streams. conditioners: what may steer a chunk.
+
+    Raises ControlError, InputError, ModelError.
+    """
+
+    clear_errors = (InputError, KVError)
 
     def __init__(
-        self, model: VideoModel, options: VideoOptions | None = None, *, tick_log: TickLog | None = None
+        self,
+        model: VideoModel,
+        options: VideoOptions | None = None,
+        *,
+        tick_log: TickLog | None = None,
+        conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     ) -> None:
-        with torch.inference_mode(), _memory_for("the engine", options or VideoOptions()):
-            self.core = VideoCore(model, options or VideoOptions(), tick_log)
-        self._streams: dict[int, VideoStream] = {}
-        self._timings: deque[tuple[int, list[Mark]]] = deque()
-        self._opened = 0
-        self._closed = False
+        options = options or VideoOptions()
+        with torch.inference_mode(), MemoryWatch() as memory:
+            self.core = VideoCore(model, options, tick_log, conditioners)
+        if memory.ran_out:
+            raise OutOfMemoryError("There is too little memory for the engine.", _smaller(options, streams=0))
+        super().__init__(self.core.log, Fraction(self.core.preset.frame_rate))
+        setting = StageSetting(width=self.core.width, height=self.core.height, device=str(model.device))
+        self._make_stages = make_stages(options.stages, setting)
+        self._timings = TickTimings(self.core.log)
 
-    @property
-    def log(self) -> TickLog:
-        """What happened, tick by tick."""
-        return self.core.log
-
-    @torch.inference_mode()
-    def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> VideoStream:
-        """A new stream, with the model's defaults and then `control` applied.
-
-        frame_rate: of prompt-only frames, in frames a second; None: the model's own. Raises ControlError, and opens
-        nothing, when the controls do not fit together; InputError when all places are taken.
-        """
-        if self._closed:
-            raise InputError("The engine is closed.", "Load it again.")
-        rate = Fraction(self.core.preset.frame_rate) if frame_rate is None else frame_rate
-        if rate <= 0:
-            raise InputError(f"A frame rate of {rate} is not above 0.")
+    def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> VideoStream:
+        """Raises InputError when all rows are taken."""
         used = {stream.index for stream in self._streams.values()}
         free = [index for index in range(self.core.streams) if index not in used]
         if not free:
@@ -68,12 +69,8 @@ class VideoEngine:
                 f"All {self.core.streams} streams of this engine are taken.",
                 "Close one, or load the engine with a larger max_streams.",
             )
-        stream = VideoStream(
-            self.core, self._opened, free[0], rate, control or Control(), tick=self.tick, leave=self._forget
-        )
-        self._streams[self._opened] = stream
-        self._opened += 1
-        return stream
+        stages = [make() for make in self._make_stages]
+        return VideoStream(self.core, number, free[0], frame_rate, control, stages, tick=self.tick, leave=self._forget)
 
     @torch.inference_mode()
     def tick(self) -> None:
@@ -83,7 +80,7 @@ class VideoEngine:
         Raises OutOfMemoryError, or StreamError when one stream's own part fails: then close a stream and call it again
         before anything else; the others lose nothing.
         """
-        self._log_timings()
+        self._timings.log_finished()
         streams = {number: stream for number, stream in self._streams.items() if stream.has_work}
         if not streams:
             return
@@ -110,15 +107,9 @@ class VideoEngine:
     def _pass(self, wanted: dict[int, list[PassRequest]]) -> dict[int, list[torch.Tensor]]:
         """The velocities of each stream's requests."""
         requests = [request for own in wanted.values() for request in own]
-        try:
+        with MemoryWatch() as memory:
             velocities = iter(self.core.passes.run(requests) if requests else ())
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = True
-        else:
-            failed = False
-        if failed:  # outside of the handler, whose traceback holds the tensors of the attempt
+        if memory.ran_out:
             raise self._out_of_memory(len(requests))
         return {number: [next(velocities) for _ in own] for number, own in wanted.items()}
 
@@ -133,14 +124,8 @@ class VideoEngine:
                 failures.append(error)
         return failures
 
-    def close(self) -> None:
-        """Close all streams and let the model go."""
-        for stream in tuple(self._streams.values()):
-            stream.close()
-        self._closed = True
-
-    def _forget(self, number: int) -> None:
-        del self._streams[number]
+    def _check_storage(self) -> None:
+        self.core.cache.check_integrity()
 
     # -- the log -------------------------------------------------------------------------------------------------------
 
@@ -154,33 +139,10 @@ class VideoEngine:
         rows = [row for number, f in found.items() for row in row_records(number, f, guided=core.branches == 2)]
         finished = tuple((number, slot.birth.number) for number, slot in done)
         core.log.add(TickRecord(tick=core.next_tick, rows=tuple(rows), finished=finished))
-        self._timings.append((core.next_tick, marks))
+        self._timings.add(core.next_tick, marks)
         core.next_tick += 1
-        self._log_timings()
-
-    def _log_timings(self) -> None:
-        """Log the timings of the ticks that the device has finished."""
-        while self._timings and self._timings[0][1][-1].passed():
-            tick, (start, encoded, stepped, decoded) = self._timings.popleft()
-            self.core.log.add(
-                TimingRecord(
-                    tick=tick,
-                    encode_ms=encoded.ms_since(start),
-                    denoise_ms=stepped.ms_since(encoded),
-                    decode_ms=decoded.ms_since(stepped),
-                )
-            )
 
     # -- errors --------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _attribute_errors(self, stream: VideoStream) -> Iterator[None]:
-        """What goes wrong in one stream's own part is its error."""
-        try:
-            yield
-        except Exception as error:  # whatever it is, it is this stream's error and no other's
-            kind = "" if isinstance(error, InputError | KVError) else f"{type(error).__name__}: "
-            raise StreamError(f"The stream failed: {kind}{error}", "Open a new one.", stream=stream) from error
 
     def _out_of_memory(self, passes: int) -> OutOfMemoryError:
         core = self.core
@@ -195,14 +157,3 @@ def _smaller(options: VideoOptions, *, streams: int) -> str:
     choices = [*(["close a stream"] if streams > 1 else []), "a smaller --size", "a smaller --window-frames"]
     choices += ["keys and values as 8-bit integers"] if options.storage != "int8" else []
     return f"Use {', or '.join(choices)}."
-
-
-@contextmanager
-def _memory_for(what: str, options: VideoOptions) -> Iterator[None]:
-    """Running out of memory while `what` is made, said as such."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(f"There is too little memory for {what}.", _smaller(options, streams=0)) from None

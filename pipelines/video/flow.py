@@ -122,14 +122,6 @@ def camera_steps(steps: Sequence[FlowStep], schedule: FlowSchedule, noise_scale:
     return (schedule.step(float(entry)), *(step for step in steps[1:] if step.timestep < entry))
 
 
-def euler_levels(shift: float, count: int) -> tuple[FlowStep, ...]:
-    """Steps of undistilled models: r_i = 1 - i / count, shifted. `euler_step` goes from each to the next, then to 0."""
-    if count < 1:
-        raise ControlError(f"{count} denoising steps were asked for.", "Give at least 1; 30 to 50 are usual.")
-    sigmas = shifted(np.linspace(1.0, 0.0, count + 1)[:-1], shift)
-    return tuple(FlowStep(1000.0 * float(sigma), float(sigma)) for sigma in sigmas)
-
-
 def shifted(raw: npt.NDArray[np.float64], shift: float) -> npt.NDArray[np.float64]:
     """s r / (1 + (s - 1) r)."""
     return shift * raw / (1.0 + (shift - 1.0) * raw)
@@ -149,11 +141,6 @@ def noised(x0: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch
 def denoised(latents: torch.Tensor, velocity: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """x0 = x_t - sigma v, where the network predicts v = noise - x0. Latents [B, C, F, H, W]; sigmas [B, F]."""
     return (latents.to(torch.float64) - frame_levels(sigmas) * velocity.to(torch.float64)).to(latents.dtype)
-
-
-def velocity_of(latents: torch.Tensor, x0: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """v = (x_t - x0) / sigma, the inverse of `denoised`; sigmas [B, F] above 0."""
-    return ((latents.to(torch.float64) - x0.to(torch.float64)) / frame_levels(sigmas)).to(latents.dtype)
 
 
 def euler_step(

@@ -13,7 +13,8 @@ import torch
 
 from cache.kv.plan import KVError
 from cache.kv.policies import KVPolicy, make_policy
-from pipelines.core.errors import ControlError, InputError
+from pipelines.core.errors import ControlError
+from pipelines.files.loader_options import check_video_counts
 
 from .presets import VideoPreset
 
@@ -27,7 +28,7 @@ class VideoOptions:
     memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
     storage: of keys and values (cache.kv.bank.STORAGES). attention: of attention.ATTENTION_BACKENDS or "auto".
     backend: how the transformer is executed. rewind_bytes: memory of a stream's snapshots to rewind to.
-    work_dtype: of latents between passes; float32 except in tests.
+    work_dtype: of latents between passes; float32 except in tests. stages: of pipelines.stages.table.
     """
 
     width: int = 0
@@ -45,16 +46,16 @@ class VideoOptions:
     backend: str = "auto"
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, minimum in (("chunk_frames", 0), ("window_frames", 0), ("sink_frames", -1), ("max_streams", 0)):
-            value = getattr(self, name)
-            if value < minimum:
-                raise ControlError(
-                    f"{name} cannot be {value}.", f"Give {minimum + 1} or more, or {minimum} for the usual."
-                )
-        if self.rewind_bytes < 0:
-            raise InputError(f"rewind_bytes cannot be {self.rewind_bytes}.", "Give 0 for none, or more.")
+        check_video_counts(
+            chunk_frames=self.chunk_frames,
+            window_frames=self.window_frames,
+            sink_frames=self.sink_frames,
+            max_streams=self.max_streams,
+            rewind_bytes=self.rewind_bytes,
+        )
 
 
 def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:

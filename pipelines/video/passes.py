@@ -12,9 +12,11 @@ import torch
 
 from cache.kv.cache import KVCache
 from cache.kv.view import KVView
+from pipelines.conditioning.base import LATENT_BIAS, Conditioner
+from pipelines.conditioning.frames import FrameConditions
+from pipelines.conditioning.stream import all_inputs
 
 from .flow import guided
-from .wan.actions import Action
 from .wan.text_cache import TextKVCache, TextView
 
 Forward = Callable[[torch.Tensor, torch.Tensor, TextView, KVView, torch.Tensor | None], torch.Tensor]
@@ -26,14 +28,15 @@ until the next call."""
 class PassRequest:
     """One pass that a stream wants in this tick.
 
-    latents: [C, F, h, w]. timesteps, actions: one for each of the F frames. kv_rows, text_rows: the row of the prompt,
-    and where the stream has one that of the negative prompt. view_frames: the first frames of the chunk in the cache
-    that the pass consists of; None: all. scale: of guidance, where there are two rows.
+    latents: [C, F, h, w]. timesteps: one for each of the F frames. conditions: what conditioners say of each.
+    kv_rows, text_rows: the row of the prompt, and where the stream has one that of the negative prompt. view_frames:
+    the first frames of the chunk in the cache that the pass consists of; None: all. scale: of guidance, where there are
+    two rows.
     """
 
     latents: torch.Tensor
     timesteps: tuple[float, ...]
-    actions: tuple[Action, ...]
+    conditions: FrameConditions
     kv_rows: tuple[int, ...]
     text_rows: tuple[int, ...]
     view_frames: int | None = None
@@ -41,7 +44,6 @@ class PassRequest:
 
     def __post_init__(self) -> None:
         assert len(self.timesteps) == self.latents.shape[1], (self.timesteps, self.latents.shape)
-        assert len(self.actions) == self.latents.shape[1], (self.actions, self.latents.shape)
         assert len(self.kv_rows) == len(self.text_rows), (self.kv_rows, self.text_rows)
 
 
@@ -56,13 +58,19 @@ class _Entry:
 
 
 class PassRunner:
-    """Runs passes for one engine. takes_actions: the model does; the others' requests have none but NO_ACTION."""
+    """Runs passes for one engine."""
 
     def __init__(
-        self, forward: Forward, cache: KVCache, texts: TextKVCache, *, device: torch.device, takes_actions: bool
+        self,
+        forward: Forward,
+        cache: KVCache,
+        texts: TextKVCache,
+        *,
+        device: torch.device,
+        conditioners: Sequence[Conditioner],
     ) -> None:
         self._forward, self._cache, self._texts, self._device = forward, cache, texts, device
-        self._takes_actions = takes_actions
+        self._conditioners = conditioners
 
     def run(self, requests: Sequence[PassRequest]) -> list[torch.Tensor]:
         """The velocity [C, F, h, w] of each request, guided."""
@@ -98,15 +106,50 @@ class PassRunner:
     def _pass(self, requests: Sequence[PassRequest], group: Sequence[_Entry]) -> torch.Tensor:
         first = requests[group[0].request]
         latents = torch.stack([requests[entry.request].latents for entry in group])
-        timesteps = self._to_device([requests[entry.request].timesteps for entry in group])
-        actions = self._to_device([requests[entry.request].actions for entry in group]) if self._takes_actions else None
+        timesteps = to_device([requests[entry.request].timesteps for entry in group], self._device)
+        conditions = [requests[entry.request].conditions for entry in group]
+        branches = [entry.branch for entry in group]
+        rows = PassRows(conditions, branches, self._conditioners, latents, timesteps)
+        inputs = all_inputs(self._conditioners, rows)
+        seen, bias = latents, inputs.pop(LATENT_BIAS, None)
+        if bias is not None:
+            seen = latents + bias.to(latents.dtype).transpose(1, 2)
         view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
         text = self._texts.view([entry.text_row for entry in group])
-        return self._forward(latents, timesteps, text, view, actions).to(latents.dtype)
+        return self._forward(seen, timesteps, text, view, inputs.get("actions")).to(latents.dtype)
 
-    def _to_device(self, numbers: Sequence[Sequence[object]]) -> torch.Tensor:
-        """float32 on the device, without waiting."""
-        host = torch.tensor(numbers, dtype=torch.float32)
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._device, non_blocking=True)
+
+class PassRows:
+    """One batch as a `pipelines.conditioning.base.PassView`."""
+
+    def __init__(
+        self,
+        conditions: Sequence[FrameConditions],
+        branches: Sequence[int],
+        conditioners: Sequence[Conditioner],
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> None:
+        """conditions, branches: one for each row of the batch; 1 evaluates the negative prompt."""
+        self._conditions, self._branches = conditions, branches
+        self._branched = frozenset(name for conditioner in conditioners for name in conditioner.branched)
+        self.latents, self.timesteps = latents, timesteps
+
+    def field(self, name: str) -> torch.Tensor:
+        """See `PassView`."""
+        fields = [conditions.fields[name] for conditions in self._conditions]
+        if name in self._branched:
+            fields = [field[:, branch] for field, branch in zip(fields, self._branches, strict=True)]
+        return torch.stack(fields)
+
+    def columns(self, conditioner: str) -> torch.Tensor:
+        """See `PassView`."""
+        return to_device([conditions.columns[conditioner] for conditions in self._conditions], self.latents.device)
+
+
+def to_device(numbers: Sequence[Sequence[object]], device: torch.device) -> torch.Tensor:
+    """float32 on the device, without waiting."""
+    host = torch.tensor(numbers, dtype=torch.float32)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)

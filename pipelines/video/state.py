@@ -6,10 +6,14 @@ stream and runs no tick.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
+from pipelines.conditioning.base import ConditionerFactory, EngineParts
+from pipelines.conditioning.stream import all_fields, make_conditioners, no_conditions
 from pipelines.core.conditions import PromptCache, TextCondition
 from pipelines.core.errors import InputError
 from pipelines.core.tick_log import TickLog
@@ -46,7 +50,13 @@ class PromptEmbeddings:
 class VideoCore:
     """The shared state of a video engine. Raises ControlError and ModelError for choices that cannot be."""
 
-    def __init__(self, model: VideoModel, options: VideoOptions, tick_log: TickLog | None) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        options: VideoOptions,
+        tick_log: TickLog | None,
+        conditioners: Sequence[ConditionerFactory],
+    ) -> None:
         self.model, self.options = model, options
         self.preset = chosen_preset(model.preset, options)
         self.width, self.height = options.width or model.size_px[0], options.height or model.size_px[1]
@@ -70,15 +80,29 @@ class VideoCore:
             transformer, rows=self.streams * self._text_rows, tokens=transformer.config.text_len
         )
         self.prompts = PromptCache(PromptEmbeddings(model))
+        self.conditioners = make_conditioners(conditioners, self._parts())
         self.decoders = tuple(self._make_decoder() for _ in range(self.streams))
         self._encoder: VideoEncoder | None = None
         self._picture_encoders: dict[int, VideoEncoder] = {}
         self.passes = PassRunner(
-            self.backend, self.cache, self.text_rows, device=model.device, takes_actions=model.takes_actions
+            self.backend, self.cache, self.text_rows, device=model.device, conditioners=self.conditioners
         )
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
         self.latents = self._latent_memory()
+        self.fields = self._field_memory()
+
+    def _parts(self) -> EngineParts:
+        return EngineParts(
+            engine="video",
+            model=self.model.name,
+            device=self.model.device,
+            latent_shape=self.latent_shape,
+            max_frames=self.preset.chunk_frames,
+            takes=frozenset({"actions"} if self.model.takes_actions else ()),
+            prompts=self.prompts,
+            text_store=self.text_rows,
+        )
 
     def _check_policy(self) -> None:
         chunkwise = self.preset.stream == "chunk"
@@ -135,6 +159,14 @@ class VideoCore:
         size = (self.streams, chunks, channels, self.preset.chunk_frames, height, width)
         return torch.zeros(size, device=self.model.device, dtype=self.options.work_dtype)
 
+    def _field_memory(self) -> dict[str, torch.Tensor]:
+        """Of each field of the conditioners, [streams, chunks, frames, *shape]."""
+        streams, chunks, _, frames, *_ = self.latents.shape
+        return {
+            name: torch.zeros((streams, chunks, frames, *field.shape), dtype=field.dtype, device=self.model.device)
+            for name, field in all_fields(self.conditioners).items()
+        }
+
     # -- for one stream ------------------------------------------------------------------------------------------------
 
     def stream_rows(self, index: int) -> StreamRows:
@@ -149,6 +181,7 @@ class VideoCore:
             text_rows=tuple(texts[:positive]),
             negative_text=texts[positive] if self.branches == 2 else None,
             latents=self.latents[index],
+            fields={name: memory[index] for name, memory in self.fields.items()},
         )
 
     def past(self, stream_rows: StreamRows) -> StreamPast:
@@ -159,9 +192,11 @@ class VideoCore:
             chunk_frames=self.preset.chunk_frames,
             latent_shape=self.latent_shape,
             size=(self.height, self.width),
+            time_factor=self.model.codec.time_factor,
             dtype=self.options.work_dtype,
             device=self.model.device,
             encode=self.encode_pictures,
+            nothing=no_conditions(self.conditioners, self.model.device),
         )
         return make_past(self.policy, parts)
 

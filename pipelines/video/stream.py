@@ -1,4 +1,4 @@
-"""Owns one stream of the video engine: admission, births, controls, order of outputs and exact accounting.
+"""Owns one stream of the video engine: admission, births and controls.
 
 Knows no batch and no arithmetic of the model; the engine asks it for its passes and hands it their results.
 """
@@ -7,32 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from types import TracebackType
-from typing import Self
 
 import torch
 
-from pipelines.core.conditions import encode_controls
+from pipelines.conditioning.base import StreamPlace
+from pipelines.conditioning.stream import StreamConditioning
+from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
+from pipelines.core.frame_stages import FrameStage, StageChain
+from pipelines.core.outputs import OutputQueue
+from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
-from pipelines.core.types import Accounting, Frame, StreamInfo
+from pipelines.core.types import Frame, StreamInfo
 
 from .chunk_assembler import ChunkAssembler
 from .chunk_factory import ChunkFactory
 from .chunks import ChunkSlot
-from .controls import EVENTS, TEXT_CONTROLS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
-from .output_frames import Outputs, check_frame
+from .controls import EVENTS, check_rewind, checked, chunk_latents, default_controls, number_of_steps
 from .passes import PassRequest
 from .schedules import ChunkSchedule, PassPart
 from .state import VideoCore
-from .text_rows import TextRows
 from .video_log import birth_record
 
 
-class VideoStream:
-    """See pipelines.core.types.Stream for the contract of every method. Made by VideoEngine.open."""
+class VideoStream(StreamBase):
+    """See pipelines.core.contracts.Stream for the contract of every method. Made by VideoEngine.open."""
 
     def __init__(
         self,
@@ -41,25 +42,25 @@ class VideoStream:
         index: int,
         frame_rate: Fraction,
         control: Control,
+        stages: Sequence[FrameStage],
         *,
         tick: Callable[[], None],
         leave: Callable[[int], None],
     ) -> None:
-        """place: which of the engine's rows are its own."""
-        self._core, self._number, self.index, self._frame_rate = core, number, index, frame_rate
-        self._tick, self._leave = tick, leave
+        """index: which of the engine's rows are its own."""
+        outputs = OutputQueue(core.make_readback(), frame_rate, StageChain(stages))
+        super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
+        self._core, self.index, self._frame_rate = core, index, frame_rate
+        self._stages = tuple(stage.name for stage in stages)
         self._stream_rows = core.stream_rows(index)
         past = core.past(self._stream_rows)
         self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
         self._chunk_factory = ChunkFactory(core, number, index, self._stream_rows, self._chunk_schedule, past)
         self._controls = checked(core, self._chunk_schedule, default_controls(core), control)
-        self._text = TextRows(core, self._stream_rows, encode_controls(core.prompts, self._controls))
-        self._text_changed = False  # by a cut or a flush that no chunk has been born after
-        self._outputs = Outputs(core.make_readback(), frame_rate)
-        self._log = StreamLog(core, number)
+        place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, place)
+        self._past_is_stale = False  # by a cut or a flush that no chunk has been born after
         self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
-        self._open, self._flushing = True, False
-        self._taken = 0
         self._chunk_factory.reset()
         if self._controls.rewind_to >= 0:
             self._chunk_factory.history.check(self._controls.rewind_to)
@@ -74,15 +75,19 @@ class VideoStream:
     @property
     def info(self) -> StreamInfo:
         """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
-        return stream_info(
-            self._core, self._chunk_schedule, self._controls, rate=self._frame_rate, frames=self._assembler.next_frames
+        own = stream_info(
+            self._core,
+            self._chunk_schedule,
+            self._controls,
+            rate=self._frame_rate,
+            frames=self._assembler.next_frames,
+            stages=self._stages,
         )
+        return self._outputs.stages.described(own, chunk_ticks=own.latency_ticks + 1)
 
     @property
-    def accounting(self) -> Accounting:
-        """Exact at any moment: taken == out + in_flight; nothing is skipped."""
-        in_flight = len(self._assembler) + self._outputs.frames
-        return Accounting(taken=self._taken, out=self._outputs.count, skipped=0, in_flight=in_flight)
+    def _collected(self) -> int:
+        return len(self._assembler)
 
     @property
     def controls(self) -> Controls:
@@ -134,8 +139,7 @@ class VideoStream:
     def generate(self, frames: int = 1) -> bool:
         """Ask for prompt-only frames: all of them, or none (False) where there is not room for all, or while paused."""
         self._check_open()
-        if frames < 1:
-            raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        check_count(frames)
         if self._controls.paused or not self._assembler.has_room(frames, prompt_only=True):
             self._log.push(None, "refused")
             return False
@@ -162,13 +166,12 @@ class VideoStream:
             current = self._prompt_of(rewind)
         candidate = checked(self._core, self._chunk_schedule, current, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
-        own = {n for n in TEXT_CONTROLS if candidate.values[n] != current.values[n]}
-        target = encode_controls(self._core.prompts, candidate) if own else None
+        own = {n for n, value in candidate.values.items() if value != current.values[n]}
+        hold = self._conditioning.change(own, candidate)
         if rewind is not None:
-            self._text.restore(self._chunk_factory.history.find(rewind).stream_state[0][1])
+            self._conditioning.restore(self._chunk_factory.history.find(rewind).stream_state[0][1])
         self._controls = candidate
-        if target is not None:
-            self._text.aim(target, candidate)
+        hold()
         self._log.change(changed)
         return self._core.next_tick
 
@@ -182,16 +185,13 @@ class VideoStream:
 
     def prepare_tick(self) -> None:
         """Bring prompts that cut to all chunks in flight, and let the next chunk be born where it may."""
-        if self._text.moving and self._controls.prompt_change != "glide":
-            self._text.advance(1)
-            self._text_changed = True
-            self._text.write()
-            for slot in self._chunk_schedule.slots:
-                slot.text = self._text.now
+        in_flight = [slot.conditions for slot in self._chunk_schedule.slots]
+        if self._conditioning.tick(self._controls, in_flight):
+            self._past_is_stale = True
         if self._can_admit:
             self._admit_chunk()
         for row, slot in self._chunk_schedule.texts:
-            self._text.put(row, slot.text)
+            self._conditioning.serve(row, slot.conditions)
 
     def _admit_chunk(self) -> None:
         chunk_factory, controls = self._chunk_factory, self._controls
@@ -199,25 +199,18 @@ class VideoStream:
             chunk_factory.rewind(controls.rewind_to)
         if controls.scene_cut:
             chunk_factory.past.scene_cut()
-        if self._text_changed and controls.prompt_change == "flush":
+        if self._past_is_stale and controls.prompt_change == "flush":
             chunk_factory.past.flush()
-        elif self._text_changed and self._chunk_schedule.recaches:
+        elif self._past_is_stale and self._chunk_schedule.recaches:
             chunk_factory.past.new_text()
-        self._text_changed = False
+        self._past_is_stale = False
         self._controls = controls.updated(EVENTS)
         content = self._assembler.pop()
-        stream_state = self._prompt_state()
-        if controls.prompt_change == "glide":
-            self._text.advance(len(content.frames))
-        self._text.write()
-        slot = chunk_factory.create(content, self._controls, self._text.now, stream_state)
-        self._outputs.add(slot)
+        stream_state = self._conditioning.rewound(self._controls), self._conditioning.state()
+        self._conditioning.begin(content.for_conditioners(self._controls))
+        slot = chunk_factory.create(content, self._controls, self._conditioning, stream_state)
+        slot.output = self._outputs.add(content.frames[: content.kept], slot.birth.first_ordinal)
         self._log.birth(birth_record(self._core, slot, self._stream_rows.kv_rows[0][0]))
-
-    def _prompt_state(self) -> object:
-        """What a rewind to the chunk that is born now puts back of the prompt."""
-        values = {name: self._controls.values[name] for name in TEXT_CONTROLS}
-        return Control.of(values), self._text.state()
 
     def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         """The passes of this tick, and what the log says of them."""
@@ -231,75 +224,43 @@ class VideoStream:
         """Latents to pictures, on their way to the host."""
         frames = self._core.decoders[self.index].decode(slot.latents[None])[0]
         self._chunk_factory.past.decoded(frames)
-        assert slot.readback is not None
-        slot.readback.receive(slot.buffer, frames)
+        assert slot.output is not None
+        slot.output.receive(frames)
 
     def finish(self, slot: ChunkSlot, mark: Mark) -> None:
         """mark: passes when the pictures are there."""
-        slot.done = mark
+        assert slot.output is not None
+        slot.output.done = mark
 
-    # -- output --------------------------------------------------------------------------------------------------------
-
-    def pull(self) -> list[Frame]:
-        """Finished frames in input order, oldest first; never waits."""
-        return self._outputs.pull()
+    # -- endings -------------------------------------------------------------------------------------------------------
 
     def flush(self) -> list[Frame]:
-        """Tick the engine until this stream has nothing in flight; a partial chunk is padded first."""
+        """See StreamBase. Raises InputError while paused."""
         self._check_open()
         if self._controls.paused:
             raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
-        self._log.event("flush")
+        return super().flush()
+
+    def _pad(self) -> None:
         self._assembler.pad()
-        frames: list[Frame] = []
-        self._flushing = True
-        try:
-            while True:
-                frames += self.pull()
-                if self.has_work:
-                    self._tick()
-                elif not self._outputs.wait():
-                    return frames
-        finally:
-            self._flushing = False
-
-    def reset(self) -> None:
-        """Drop what is in flight and start counting again; controls stay."""
-        self._check_open()
-        self._drop()
-        self._chunk_factory.reset()
-        self._taken = 0
-        self._log.event("reset")
-
-    def close(self) -> None:
-        """Drop what is in flight and leave the engine. Closing twice is fine."""
-        if self._open:
-            self._drop()
-            self._chunk_factory.reset()
-            self._open = False
-            self._leave(self._number)
-            self._log.event("close")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _drop(self) -> None:
         self._chunk_schedule.drop()
         self._assembler.reset()
-        self._outputs.clear()
+        self._chunk_factory.reset()
 
-    def _check_open(self) -> None:
-        if not self._open:
-            raise InputError("The stream is closed.", "Open a new one.")
+    def _restart(self) -> None:
+        """Dropping has left nothing of before."""
 
 
 def stream_info(
-    core: VideoCore, chunk_schedule: ChunkSchedule, controls: Controls, *, rate: Fraction, frames: int
+    core: VideoCore,
+    chunk_schedule: ChunkSchedule,
+    controls: Controls,
+    *,
+    rate: Fraction,
+    frames: int,
+    stages: tuple[str, ...],
 ) -> StreamInfo:
     """rate: of prompt-only frames. frames: that the chunk which is filled next still lacks."""
     steps = number_of_steps(core, controls, first=False)
@@ -316,4 +277,5 @@ def stream_info(
         backend=core.backend.name,
         engine="video",
         takes_actions=core.model.takes_actions,
+        stages=stages,
     )

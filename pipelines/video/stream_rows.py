@@ -5,23 +5,23 @@ Knows rows and latents; not what a chunk is made of, nor when it is born.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from cache.kv.cache import KVCache
 from cache.kv.plan import Ledger
+from pipelines.conditioning.frames import FrameConditions
 
 from .passes import PassRequest
-from .wan.actions import Action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StreamRows:
     """kv_rows: for each row of the stream (one, or one for each step) the cache row of the prompt and, where there is
     guidance, that of the negative prompt. latents: [chunks in flight, C, most frames, h, w], the stream's own memory.
-    negative_text: row of the text cache, or None.
+    negative_text: row of the text cache, or None. fields: of conditioners, [chunks in flight, most frames, *shape].
     """
 
     cache: KVCache
@@ -29,6 +29,7 @@ class StreamRows:
     text_rows: tuple[int, ...]
     negative_text: int | None
     latents: torch.Tensor
+    fields: Mapping[str, torch.Tensor]
 
     @property
     def all_kv_rows(self) -> tuple[int, ...]:
@@ -66,7 +67,7 @@ class StreamRows:
         timesteps: Sequence[float],
         text_row: int,
         *,
-        actions: Sequence[Action],
+        conditions: FrameConditions,
         scale: float,
         view_frames: int | None = None,
     ) -> PassRequest:
@@ -75,7 +76,7 @@ class StreamRows:
         return PassRequest(
             latents=latents,
             timesteps=tuple(timesteps),
-            actions=tuple(actions),
+            conditions=conditions,
             kv_rows=self.kv_rows[index],
             text_rows=texts,
             view_frames=view_frames,

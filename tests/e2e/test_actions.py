@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from tests.fakes.live_process import LiveProcess, live_process, wait_for
 from tests.fakes.tiny_video_model import tiny_video_model
 
@@ -207,12 +207,12 @@ def test_a_burst_is_at_most_one_message_a_frame(alone: Page) -> None:
 
 def test_sticks_have_a_dead_zone_and_their_whole_range(alone: Page) -> None:
     axes = [0.0, 0.15, -0.14, 0.2, -0.575, 0.999, 1.0, -1.0]
-    assert alone.evaluate(f"{axes}.map(leaned)") == [0, 0, 0, 0.06, -0.5, 1, 1, -1]
+    assert alone.evaluate(f"{axes}.map(withoutDeadZone)") == [0, 0, 0, 0.06, -0.5, 1, 1, -1]
 
 
 def test_opposite_keys_and_repeats(alone: Page) -> None:
     alone.evaluate("actions.release()")
-    told = "Object.entries(actions.now).filter(([, value]) => value).flat()"
+    told = "Object.entries(actions.values).filter(([, value]) => value).flat()"
     press = "actions.press({{key: '{0}', code: '{0}', shiftKey: false}})"
     assert alone.evaluate(press.format("ArrowLeft")) is True
     assert alone.evaluate(press.format("ArrowLeft")) is True

@@ -38,9 +38,11 @@ from pipelines.core.errors import ZoetropeError
 from tests.fakes.engine import FakeEngine
 source, output, tick_s, *flags = sys.argv[1:]
 resume = "resume" in flags
-request = RenderRequest(source=Path(source), output=Path(output), control=Control(), engine={}, resume=resume)
+request = RenderRequest(source=Path(source), output=Path(output), control=Control(), model="fake", resume=resume)
+def load(*_, **__):
+    return FakeEngine(tick_s=float(tick_s))
 try:
-    sys.exit(render(request, lambda: FakeEngine(tick_s=float(tick_s)), lambda said: sys.stderr.write(said + "\\n")))
+    sys.exit(render(request, load, lambda said: sys.stderr.write(said + "\\n")))
 except ZoetropeError as error:
     sys.stderr.write(f"{type(error).__name__}: {error}\\n")
     sys.exit(1)
@@ -215,16 +217,16 @@ def test_frames_after_a_resume_are_those_of_one_run(
         frames=14 if prompt_only else None,
         output=tmp_path / "whole",
         control=Control.of({"prompt": "a robot", "depth": 3, "steps": 2, **words}),
-        engine={},
+        model="fake",
     )
     engine = _Kept(small_engine)
-    assert render(request, lambda: engine, lambda _: None) == 0
+    assert render(request, lambda *_, **__: engine, lambda _: None) == 0
     request = replace(request, output=tmp_path / "out")
     engine.ticks_left = 6
-    assert render(request, lambda: engine, lambda _: None) == 130
+    assert render(request, lambda *_, **__: engine, lambda _: None) == 130
     before = len(list((tmp_path / "out").iterdir()))
     assert 1 < before < 12
-    assert render(replace(request, resume=True), lambda: engine, lambda _: None) == 0
+    assert render(replace(request, resume=True), lambda *_, **__: engine, lambda _: None) == 0
     files = sorted((tmp_path / "whole").iterdir())
     assert len(files) == len(list((tmp_path / "out").iterdir())) == 14
     whole = [np.asarray(Image.open(file)).astype(int) for file in files]

@@ -68,7 +68,7 @@ def opened(address: str) -> float:
 def test_the_form_the_camera_and_a_token_that_is_gone(address: str, tmp_path: Path) -> None:
     with browser(address) as page:
         page.until(f"{FORM} !== null")
-        page.until("document.body?.innerText.includes('asks for its token')")
+        page.until("document.body?.innerText.includes('requires a token')")
         page.screenshot(tmp_path / "form.png")
         enter(page, "wrong-wrong-wrong")
         page.until("document.body?.innerText.includes('Wrong token.')")
@@ -83,7 +83,7 @@ def test_the_form_the_camera_and_a_token_that_is_gone(address: str, tmp_path: Pa
         page.call("Network.clearBrowserCookies")  # as if the server had been started with another token
         page.click("#zt-start")
         page.until(f"{STATE} === 'denied'")
-        page.until("document.querySelector('.zt-message').textContent.includes('asks for its token')")
+        page.until("document.querySelector('.zt-message').textContent.includes('requires a token')")
         page.call("Page.reload")
         page.until(f"{FORM} !== null")
 

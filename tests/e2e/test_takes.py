@@ -26,6 +26,7 @@ from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
+from pipelines.files.loader_options import LoaderOptions
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CLIP = ROOT / "assets" / "samples" / "camera.mp4"
@@ -148,7 +149,7 @@ def shown(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="mini-image", engine={"width": SIZE, "height": SIZE, "device": "cpu"}, threads=1)
+    options = WorkerOptions(model="mini-image", engine=LoaderOptions(width=SIZE, height=SIZE, device="cpu"), threads=1)
     with WorkerHandle(options) as client:
         client.wait_ready(120)
         yield client
@@ -200,8 +201,9 @@ import numpy as np
 from app.worker.proxy import SessionState
 from app.worker.engine import WorkerOptions
 from app.worker.handle import WorkerHandle
+from pipelines.files.loader_options import LoaderOptions
 if __name__ == "__main__":
-    with WorkerHandle(WorkerOptions(model="identity", engine={"width": 32, "height": 24})) as client:
+    with WorkerHandle(WorkerOptions(model="identity", engine=LoaderOptions(width=32, height=24))) as client:
         client.wait_ready(60)
         session = client.open(prompt_only=False)
         while session.state is not SessionState.LIVE:

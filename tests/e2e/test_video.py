@@ -22,6 +22,7 @@ from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionAccounting, SessionProxy, SessionState
 from pipelines.core.controls import Control
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.load import load_engine
 from tests.fakes.clips import make_clip
 from tests.fakes.tiny_video_model import HEIGHT_PX, WIDTH_PX, tiny_video_model
@@ -37,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(model: Path) -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model=str(model), engine={"device": "cpu", "dtype": "float32"}, threads=1)
+    options = WorkerOptions(model=str(model), engine=LoaderOptions(device="cpu", dtype="float32"), threads=1)
     with WorkerHandle(options) as client:
         client.wait_ready(120)
         yield client

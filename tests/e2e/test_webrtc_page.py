@@ -95,7 +95,7 @@ def test_the_page_streams_over_webrtc_comes_back_and_changes_its_transport(page:
     assert page.evaluate("window.zoetrope.link.session.id") == session["id"]
     assert asked(url, f"v1/sessions/{session['id']}", session["token"])["controls"]["strength"] == 0.25
 
-    page.evaluate("window.zoetrope.carry('websocket')")
+    page.evaluate("window.zoetrope.setTransport('websocket')")
     page.until(f"window.zoetrope.link.constructor.name === 'Link' && {STATE} === 'live'", 30)
     sees(page, 200, 40, 40)
     page.evaluate("window.zoetrope.stop()")

@@ -36,6 +36,7 @@ from app.session.table import SessionTable
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
+from pipelines.files.loader_options import LoaderOptions
 
 COLOUR = (200, 60, 40)
 ARGB = 255 << 24 | COLOUR[0] << 16 | COLOUR[1] << 8 | COLOUR[2]
@@ -150,7 +151,7 @@ GLib.MainLoop().run()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionTable, str]]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=2) as client, ThreadPoolExecutor(2) as codecs:
         client.wait_ready(60)
         table = SessionTable(client)

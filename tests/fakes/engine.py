@@ -51,6 +51,10 @@ class FakeEngine:
         for stream in self.streams:
             stream.advance()
 
+    def check_integrity(self) -> None:
+        for stream in self.streams:
+            assert stream.accounting.balanced, stream.accounting
+
     def close(self) -> None:
         self.calls["close"] += 1
 

@@ -45,8 +45,7 @@ _HUNGRY_STEP_S = 0.06
 
 def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
     """For `run_worker`: the size is as the options say."""
-    width, height = (int(str(options.engine[name])) for name in ("width", "height"))
-    return PacedEngine(row_s, width=width, height=height), 1
+    return PacedEngine(row_s, width=options.engine.width, height=options.engine.height), 1
 
 
 def open_hungry(maximum: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:

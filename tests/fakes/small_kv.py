@@ -65,3 +65,8 @@ def chunks(cache: KVCache, count: int, *, first: int = 0, row: int = 0) -> list[
         cache.begin(row, 2)
         out = one_pass(cache, tokens(seed), (row,))
     return out
+
+
+def positions(cache: KVCache, row: int) -> tuple[int, ...]:
+    """Where the attended spans stand in time, in latent frames, in order of time."""
+    return tuple(span.position for span in cache.ledger(row).spans)

@@ -27,6 +27,7 @@ from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
+from pipelines.files.loader_options import LoaderOptions
 
 WAIT_S = 20.0
 WIDTH_PX, HEIGHT_PX = 32, 24
@@ -60,7 +61,7 @@ class StreamServer:
 @contextmanager
 def worker_client(max_sessions: int = 4) -> Iterator[WorkerHandle]:
     """A real worker, ready: pictures come back unchanged."""
-    options = WorkerOptions(model="identity", engine={"width": WIDTH_PX, "height": HEIGHT_PX})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=WIDTH_PX, height=HEIGHT_PX))
     with WorkerHandle(options, max_sessions=max_sessions) as client:
         client.wait_ready(60)
         yield client

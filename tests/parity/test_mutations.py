@@ -79,7 +79,7 @@ def _extra_of_another_slot(floats: torch.Tensor, ints: torch.Tensor, slots: int,
 
 
 def _extra_with_the_prompt(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
-    ints[IntRow.EMBED, slots : slots + extra] -= 1
+    ints[IntRow.CELL, slots : slots + extra] -= 1
 
 
 def _extra_not_used(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
@@ -133,7 +133,7 @@ MUTATIONS: dict[str, tuple[Case, Mutate]] = {
     "a of the entry": (SELF, _level(FloatRow.ENTRY_A)),
     "b of the entry": (SELF, _level(FloatRow.ENTRY_B)),
     "row": (SELF, _swap(IntRow.ROW)),
-    "text": (SELF, _swap(IntRow.EMBED)),
+    "text": (SELF, _swap(IntRow.CELL)),
     "timestep": (SELF, _swap(IntRow.TIMESTEP)),
     "noise": (SELF, _swap(IntRow.NOISE)),
     "noise of this step": (ONETIME, _uploaded(_noise_of_this_step)),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
+from pipelines.conditioning.actions import ACTION_NAMES
 from pipelines.core.controls import Control
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.codecs.wan import WanCodec
@@ -22,7 +23,7 @@ from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream import VideoStream
-from pipelines.video.wan.actions import ACTION_NAMES, ActionEmbedder
+from pipelines.video.wan.actions import ActionEmbedder
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_codecs import stock_decode, wan_vae
 from tests.parity import plain_video as plain

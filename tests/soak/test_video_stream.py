@@ -29,7 +29,7 @@ def stream_for_ten_minutes(engine: VideoEngine) -> None:
                 out += len(stream.pull())
             cache.check_integrity()
             for row in stream._lane.all_kv_rows:
-                assert cache.length(row) <= cache.policy.attended_tokens
+                assert cache.ledger(row).length <= cache.policy.attended_tokens
             asked += 1
             if asked % 100 == 0:
                 stream.apply(Control.of({"prompt": str(asked), "scene_cut": asked % 300 == 0}))

@@ -143,7 +143,7 @@ def test_busy_is_told_at_once(server: ApiServer) -> None:
 def test_no_server_is_told_at_once() -> None:
     async def work() -> None:
         async with ZoetropeClient("http://127.0.0.1:9") as client:
-            with pytest.raises(UnreachableError, match="does not answer"):
+            with pytest.raises(UnreachableError, match="does not respond"):
                 await client.ready()
 
     run(work())

@@ -96,7 +96,7 @@ def test_garbage_is_no_picture(form: PictureFormat, data: bytes) -> None:
 @pytest.mark.parametrize("form", [PictureFormat.JPEG, PictureFormat.WEBP])
 def test_half_a_picture_is_refused(form: PictureFormat) -> None:
     data = pack(gradient(), form, 90)
-    with pytest.raises(PictureError, match="broken"):
+    with pytest.raises(PictureError, match="corrupt"):
         unpack(data[:-100], form, width=32, height=24, max_px=MAX_PX)
 
 
@@ -108,7 +108,7 @@ def test_a_png_chunk_that_claims_more_than_the_file_is_refused_at_once(length: i
     data = bytearray(target.getvalue())
     struct.pack_into(">I", data, data.index(b"IDAT") - 4, length)
     began_s = time.perf_counter()
-    with pytest.raises(PictureError, match="do not fit"):
+    with pytest.raises(PictureError, match="do not match"):
         read_picture(bytes(data), max_px=MAX_PX)
     assert time.perf_counter() - began_s < 0.1
 

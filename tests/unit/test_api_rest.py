@@ -29,6 +29,7 @@ from app.worker.messages import GpuMemory
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionAccounting
 from pipelines.core.control_table import STREAM_CONTROLS
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import WAIT_S, wait_until, worker_client
 
@@ -276,13 +277,13 @@ def test_a_closed_session_counts_as_in_flight_until_the_worker_has_let_go_of_it(
     session = SimpleNamespace(id="a", read=lambda: SimpleNamespace(accounting=counts))
     table = SimpleNamespace(sessions=(session,), client=SimpleNamespace(max_sessions=1))
     collector = TableCollector(table)  # type: ignore[arg-type]
-    collector.look()
+    collector.update()
     table.sessions = ()
-    collector.look()
+    collector.update()
     assert collector._ended == SessionAccounting()
     counts = SessionAccounting(taken=5, out=2, dropped=3)
-    collector.look()
-    collector.look()
+    collector.update()
+    collector.update()
     assert collector._ended == counts
 
 
@@ -317,7 +318,7 @@ def test_health_and_unknown_addresses(server: ApiServer) -> None:
 
 
 def test_a_worker_that_cannot_start_is_not_ready(tmp_path: Path) -> None:
-    options = WorkerOptions(model="identity", engine={"width": -5})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=-5))
     with WorkerHandle(options) as worker, api_server(worker, tmp_path) as server:
         answer = server.http.get("/readyz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")

@@ -16,7 +16,7 @@ from bench.fit_motion import degraded, fit, gather, shares_right
 from bench.motion import Transitions, despeckled, fit_background, fit_subject, subject_region, transitions
 from bench.motion_judge import FEATURES, MOTION_NAMES, WEIGHTS, displacements_of, features, load_motion_judge
 from bench.world_clips import PACK, as_bytes, held_out_captions, load_sprites, motion_clips
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from tests.fakes.sprites import made_up_pack
 from train.clips.motions import MOTIONS
 from train.clips.render import render_clips

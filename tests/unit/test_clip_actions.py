@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.actions import (
     MAX,
     REACH,

@@ -37,7 +37,7 @@ def test_json_for_programs_and_a_page_for_browsers() -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
     page = site("GET", "/", PAGE)
     assert page.status_code == 401
-    assert "asks for its token" in page.text
+    assert "requires a token" in page.text
     assert 'type="password"' in page.text
     assert "Wrong token." in site("GET", "/?token=wrong", PAGE).text
 

@@ -90,7 +90,7 @@ def test_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     ("arguments", "message"),
     [
         (("--token", "short"), "--token has 5 characters"),
-        (("--token", "schlüssel-mit-umlaut"), "beyond ASCII"),
+        (("--token", "schlüssel-mit-umlaut"), "non-ASCII"),
         (("--allow-host", "http://a.example"), "--allow-host 'http://a.example' is not a name"),
         (("--allow-origin", "a.example"), "--allow-origin 'a.example' is not an origin"),
         (("--allow-origin", "https://a.example/path"), "is not an origin"),

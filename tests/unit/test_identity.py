@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.core.contracts import Engine, Stream
-from pipelines.core.controls import Control
+from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.types import Accounting, Frame
 from pipelines.identity import IdentityEngine
@@ -98,3 +98,22 @@ def test_a_wrong_size_says_what_is_wanted() -> None:
         small().open().push(frame(0, size=5))
     with pytest.raises(InputError, match="width cannot be 0"):
         IdentityEngine(width=0)
+
+
+def test_a_small_model_draws_on_the_identity() -> None:
+    """With the controls that hold when a frame is finished, and never on the input."""
+
+    class Bright(IdentityEngine):
+        def draw(self, image: np.ndarray, controls: Controls) -> np.ndarray:
+            return np.full_like(image, round(100 * controls.strength))
+
+    engine = Bright(model="bright", width=4, height=2, latency_ticks=1)
+    with engine.open() as stream:
+        assert (stream.info.model, stream.info.backend) == ("bright", "bright")
+        black = np.zeros((2, 4, 3), np.uint8)
+        assert stream.push(Frame(image=black, pts=0, time_base=Fraction(1), seq=0))
+        engine.tick()
+        stream.apply(Control(strength=0.25))
+        (frame,) = stream.flush()
+    assert (frame.image == 25).all()
+    assert not black.any()

@@ -83,12 +83,12 @@ def test_five_passes_take_one_place(name: str, storage: str) -> None:
     for chunk in range(8):
         once.begin(0, 2)
         often.begin(0, 2)
-        length = often.length(0)
+        length = often.ledger(0).length
         if once.policy.scores_queries or once.policy.accumulates:
             one_pass(once, tokens(100 * chunk))
         for number in range(5):
             attended = one_pass(often, tokens(100 * chunk + number))
-            assert often.length(0) == length == attended[0].shape[1]
+            assert often.ledger(0).length == length == attended[0].shape[1]
         for a, b in zip(one_pass(once, tokens(100 * chunk + 4)), attended, strict=True):
             assert torch.equal(a, b)
         often.check_integrity()
@@ -245,7 +245,7 @@ def test_a_pass_takes_the_kept_frames_or_all() -> None:
         cache.begin(0, 6, keep=2)
         assert cache.view([0]).tokens == 6 * TOKENS
         assert cache.view([0], 2).tokens == 2 * TOKENS
-        assert cache.view([0], 2).attended_tokens == cache.length(0) - 4 * TOKENS
+        assert cache.view([0], 2).attended_tokens == cache.ledger(0).length - 4 * TOKENS
     with pytest.raises(KVError, match="all 6 latent frames of the chunk or the 2 kept, not 1"):
         cache.view([0], 1)
 

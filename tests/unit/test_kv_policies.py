@@ -14,6 +14,7 @@ from cache.kv.plan import KVError, Ledger
 from cache.kv.policies import POLICIES, KVPolicy, make_policy
 from cache.kv.policies.dual import DualPolicy
 from cache.kv.policies.windows import RebuildPolicy
+from pipelines.video.past.rebuild import anchor_is_encoded, anchor_pictures
 from tests.fakes.kv_notation import cells, operations, plans, walk
 
 
@@ -188,10 +189,9 @@ def test_the_context_is_shared_among_earlier_shots() -> None:
 def test_rebuilding_stands_at_the_same_positions_forever() -> None:
     rebuild = RebuildPolicy(grid=(1, 1))
     assert walk(rebuild, [3, 3]) == ["C0@0 C1@1 C2@2 -- -- --", "R0@0 R1@1 R2@2 C3@3 C4@4 C5@5"]
-    assert rebuild.rebuilds
     assert [rebuild.context(n) for n in (0, 1, 3, 4, 9)] == [(), (0,), (0, 1, 2), (1, 2, 3), (6, 7, 8)]
-    assert [rebuild.anchor_is_encoded(n) for n in (3, 4)] == [False, True]
-    assert rebuild.anchor_pixels_back == 9
+    assert [anchor_is_encoded(rebuild, n) for n in (3, 4)] == [False, True]
+    assert anchor_pictures(rebuild, time_factor=4) == 9
     assert RebuildPolicy(grid=(1, 1), keep_first=True).context(9) == (0, 7, 8)
     with pytest.raises(KVError, match="this policy rebuilds, so reset the row"):
         walk(rebuild, [3, 3, 3])
@@ -282,7 +282,7 @@ def test_a_chunk_that_a_policy_was_not_made_for_is_refused(name: str) -> None:
     made = make_policy(name, grid=(4, 4))
     with pytest.raises(KVError, match="7 latent frames"):
         made.plan(Ledger(), 7)
-    if not made.rebuilds and name != "dual":
+    if name not in ("rebuild", "dual"):
         with pytest.raises(KVError, match="keep is -1"):
             made.plan(Ledger(), 1, keep=-1)
 

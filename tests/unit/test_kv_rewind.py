@@ -7,7 +7,7 @@ import torch
 
 from cache.kv.plan import KVError, SpanKind
 from cache.rotary import Rotary
-from tests.fakes.small_kv import HEAD_DIM, POLICIES, TOKENS, chunks, make, one_pass, tokens
+from tests.fakes.small_kv import HEAD_DIM, POLICIES, TOKENS, chunks, make, one_pass, positions, tokens
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -68,7 +68,7 @@ def test_reset_forgets_everything() -> None:
         used, new = make(name), make(name)
         chunks(used, 9)
         used.reset(0)
-        assert used.length(0) == 0
+        assert used.ledger(0).length == 0
         for a, b in zip(chunks(used, 6, first=20), chunks(new, 6, first=20), strict=True):
             assert torch.equal(a, b)
 
@@ -80,8 +80,8 @@ def test_flush_is_as_if_only_sink_and_last_frame_had_been() -> None:
     cache.check_integrity()
     cache.begin(0, 2)
     keys = one_pass(cache, tokens(6))[0]
-    assert cache.positions(0) == (0, 1, 2, 3, 4)
-    assert cache.length(0) == keys.shape[1] == 5 * TOKENS
+    assert positions(cache, 0) == (0, 1, 2, 3, 4)
+    assert cache.ledger(0).length == keys.shape[1] == 5 * TOKENS
     first, last = tokens(0)[0, 1], tokens(5)[0, 1]
     rotary = Rotary(HEAD_DIM)
     write = torch.arange(TOKENS)
@@ -101,5 +101,5 @@ def test_scene_cut_is_seen_in_positions() -> None:
     chunks(cache, 2)
     cache.scene_cut(0)
     chunks(cache, 1)
-    assert cache.positions(0) == (0, 1, 2, 3, 20, 21)
+    assert positions(cache, 0) == (0, 1, 2, 3, 20, 21)
     cache.check_integrity()

@@ -16,6 +16,7 @@ from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
 from cache.kv.policies import POLICIES, make_policy
 from cache.rotary import Rotary
+from tests.fakes.small_kv import positions
 
 HEADS, HEAD_DIM, GRID, LAYERS, TOKENS = 2, 16, (2, 3), 2, 6
 LATENT_FRAMES = 2400
@@ -61,11 +62,11 @@ def stream(cache: KVCache, name: str, latent_frames: int) -> None:
             if view.observes:
                 view.observe(layer, queries)
             attended, _ = view.exchange(layer, keys, values)
-            assert attended.shape[1] == cache.length(0) == PLANNED[name](begun)
+            assert attended.shape[1] == cache.ledger(0).length == PLANNED[name](begun)
         assert bool(attended.isfinite().all())
         cache.check_integrity()
         allowed = cache.policy.position_range(cache.ledger(0))
-        assert all(position in allowed for position in cache.positions(0))
+        assert all(position in allowed for position in positions(cache, 0))
         assert cache.bytes == size
         if begun in range(180, 180 + cache.policy.chunk_frames):
             tensors = tensor_bytes()
@@ -99,7 +100,7 @@ def test_full_ends_and_rebuild_begins_anew() -> None:
             rebuild.view([0])
         rebuild.begin(0, 3)
         rebuild.check_integrity()
-        assert rebuild.positions(0) == tuple(range(len(context) + 3))
+        assert positions(rebuild, 0) == tuple(range(len(context) + 3))
 
 
 def test_every_policy_is_here() -> None:

@@ -73,7 +73,7 @@ def test_what_was_asked_for(mapping_file: Path) -> None:
         (("--push-host", "rtmp://a/b"), "--push-host"),
         (("--take-quota-gb", "0.01"), "--take-quota-gb cannot be 0.01"),
         (("--recording-quota-gb", "nan"), "--recording-quota-gb cannot be nan"),
-        (("--ice-server", "http://a"), "is no ICE server"),
+        (("--ice-server", "http://a"), "is not an ICE server"),
         (("--ice-server", "turn:a:1,me"), "no password"),
     ],
 )
@@ -90,7 +90,7 @@ def test_osc_changes_the_session_that_was_opened_last() -> None:
                 assert isinstance(opened[0], OscInput)
                 osc = SimpleUDPClient("127.0.0.1", opened[0].port)
                 osc.send_message("/zoetrope/strength", 0.3)
-                wait_until(lambda: "No session runs" in opened[0].read().text)
+                wait_until(lambda: "No session is running" in opened[0].read().text)
                 first = table.open()
                 time.sleep(0.01)
                 second = table.open()
@@ -102,7 +102,7 @@ def test_osc_changes_the_session_that_was_opened_last() -> None:
                 wait_until(lambda: first.proxy.control.changes().get("strength") == 0.75)
                 osc._sock.close()
             first.close()
-            with pytest.raises(InputError, match="No session runs"):
+            with pytest.raises(InputError, match="No session is running"):
                 NewestSession(table).apply({"strength": 0.5})
         finally:
             table.stop()

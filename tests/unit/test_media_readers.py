@@ -198,8 +198,8 @@ def test_bad_files_each_with_its_message(tmp_path: Path) -> None:
         (text, "is not a video that can be read"),
         (folder, "has no pictures"),
         (broken_folder, "is not a picture that can be read"),
-        (sound, "has only sound in it"),
-        (cut, "may be cut off"),
+        (sound, "has only sound"),
+        (cut, "may be truncated"),
     ):
         with pytest.raises(InputError) as caught:
             open_source(path, None)

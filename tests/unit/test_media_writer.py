@@ -217,5 +217,5 @@ def test_suffixes() -> None:
     assert container_for(Path("a.MKV"), named_as_folder=False) is CONTAINERS[".mkv"]
     assert container_for(Path("frames"), named_as_folder=False) is None
     assert container_for(Path("a.b"), named_as_folder=True) is None
-    with pytest.raises(OutputError, match=r"ends in \.avi, which is not written here"):
+    with pytest.raises(OutputError, match=r"ends in \.avi, which is not supported"):
         container_for(Path("a.avi"), named_as_folder=False)

@@ -19,6 +19,7 @@ from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError
 from pipelines.core.prompts import WeightedPrompt
+from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from pipelines.files.lora_files import LoraFile
 
 
@@ -88,20 +89,29 @@ def test_engine_options_are_keywords_of_the_loader() -> None:
     options = engine_options(
         parsed("--model", "m", "--size", "320x192", "--lora", "a.safetensors:0.5", "--lora", "b/c")
     )
-    assert options == {
-        "model": "m",
-        "width": 320,
-        "height": 192,
-        "frames_per_slot": 1,
-        "device": "auto",
-        "dtype": "auto",
-        "backend": "auto",
-        "loras": (LoraFile(source="a.safetensors", weight=0.5), LoraFile(source="b/c")),
-        "autoencoder": "auto",
-        "allow_pickle": False,
-        "safety": True,
-    }
-    assert engine_options(parsed("--no-safety"))["safety"] is False
+    assert options == LoaderOptions(
+        width=320,
+        height=192,
+        frames_per_slot=1,
+        device="auto",
+        dtype="auto",
+        backend="auto",
+        loras=(LoraFile(source="a.safetensors", weight=0.5), LoraFile(source="b/c")),
+        autoencoder="auto",
+        allow_pickle=False,
+        safety=True,
+    )
+    assert engine_options(parsed("--no-safety")).safety is False
+    with pytest.raises(ControlError, match="model"):
+        engine_options(parsed("--model", "m" * 5000))
+
+
+def test_what_is_chosen_of_a_video_model_is_typed() -> None:
+    video = ("--kv-policy", "sink", "--window-frames", "9", "--video-stream", "rolling", "--base", "wan")
+    assert engine_options(parsed(*video)).video == VideoChoices(
+        kv_policy="sink", window_frames=9, stream="rolling", base="wan"
+    )
+    assert engine_options(parsed()).video.chosen() == {}
 
 
 @pytest.mark.parametrize("text", ["", "320", "320x", "0x10", "-1x5", "axb"])

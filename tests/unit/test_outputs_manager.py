@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +13,8 @@ from pythonosc.udp_client import SimpleUDPClient
 
 from app.controllers.osc import OscInput, OscOptions
 from app.outputs.manager import OutputsError, SessionOutputs
-from app.outputs.output import OutputPhase, OutputReading, pump
+from app.outputs.output import OutputPhase, OutputReading
 from app.outputs.record import Recording, RecordingOptions
-from app.session.feed import Delivery
 from app.session.session import Session
 from app.session.table import SessionTable
 from app.worker.handle import WorkerHandle
@@ -24,6 +22,7 @@ from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from pipelines.core.errors import InputError
 from pipelines.core.types import Frame
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.clips import grey, picture, play
 
 WAIT_S = 30.0
@@ -107,25 +106,12 @@ def test_an_output_that_is_made_while_the_session_ends_is_stopped() -> None:
     assert (late.stopped, late.seen) == (1, [])
 
 
-def test_a_feed_is_pumped_until_it_ends() -> None:
-    class Feed:
-        def __init__(self) -> None:
-            self.left = [Delivery(number=n, frame=frame(n), missed=0) for n in (1, 2, 4)]
-
-        async def next(self, timeout_s: float | None = None) -> Delivery | None:
-            return self.left.pop(0) if self.left else None
-
-    kept = Kept()
-    asyncio.run(pump(Feed(), kept.offer))
-    assert kept.seen == [1, 2, 4]
-
-
 # ---- with a real worker ----
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=2) as client:
         client.wait_ready(60)
         yield client

@@ -90,10 +90,10 @@ def test_positions_become_values(mapping: ControlMapping, position: object, expe
     [
         ({"address": "/x", "control": "brightness"}, "no control named 'brightness'"),
         ({"address": "/x", "control": "width"}, "width needs a new stream"),
-        ({"address": "fader", "control": "strength"}, "'fader' is no controller's address"),
-        ({"address": "/", "control": "strength"}, "'/' is no controller's address"),
-        ({"address": "cc:17:3", "control": "strength"}, "no controller's address"),
-        ({"address": "cc:1:128", "control": "strength"}, "no controller's address"),
+        ({"address": "fader", "control": "strength"}, "'fader' is not a controller address"),
+        ({"address": "/", "control": "strength"}, "'/' is not a controller address"),
+        ({"address": "cc:17:3", "control": "strength"}, "not a controller address"),
+        ({"address": "cc:1:128", "control": "strength"}, "not a controller address"),
         ({"address": "cc:1:3", "control": "prompt"}, "prompt is text, which MIDI cannot send"),
         ({"address": "/x", "control": "strength", "low": 0.0}, "low of strength cannot be 0.0. Give .* 0.02 to 1"),
         ({"address": "/x", "control": "strength", "high": math.nan}, "high of strength cannot be nan"),
@@ -281,10 +281,10 @@ def test_osc_mapped_addresses_and_what_is_refused(applied: Applied, osc: OscInpu
 
 def test_osc_stays_on_loopback_and_says_when_the_port_is_taken(applied: Applied, osc: OscInput) -> None:
     for host in ("0.0.0.0", "192.168.1.5", "::"):
-        with pytest.raises(InputError, match="OSC has no password"):
+        with pytest.raises(InputError, match="OSC has no authentication"):
             OscOptions(host=host)
     assert OscOptions(host="0.0.0.0", allow_remote=True).allow_remote
-    with pytest.raises(InputError, match="no IP address"):
+    with pytest.raises(InputError, match="not an IP address"):
         OscOptions(host="everywhere")
     with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{osc.port}"):
         OscInput(OscOptions(port=osc.port), applied)
@@ -328,7 +328,7 @@ def test_midi_moves_what_is_mapped(applied: Applied) -> None:
 
 def test_midi_says_what_is_missing(applied: Applied, monkeypatch: pytest.MonkeyPatch) -> None:
     mappings = [one("strength", "cc:1:74")]
-    with pytest.raises(InputError, match=r"no MIDI input named 'Drums'\. There are: Knobs, Keys"):
+    with pytest.raises(InputError, match=r"no MIDI input named 'Drums'\. Available: Knobs, Keys"):
         MidiInput(MidiOptions(mappings=mappings, port="Drums", backend=BACKEND), applied)
     with pytest.raises(InputError, match="No mapping has a MIDI address"):
         MidiOptions(mappings=[one("strength", "/osc")])

@@ -21,7 +21,7 @@ from app.page.prompts import Prompts, world_examples
 from app.page.widgets import (
     ELSEWHERE,
     SECTIONS,
-    foreign_elements,
+    inapplicable_elements,
     label_of,
     make_widget,
     propagation_text,
@@ -33,6 +33,7 @@ from app.worker.meter import Meter
 from app.worker.process import WorkerOptions
 from pipelines.core.control_table import CONTROLS
 from pipelines.files.hub import BUNDLED_FOLDER
+from pipelines.files.loader_options import LoaderOptions
 
 ACTIONS = tuple(name for name in ELSEWHERE if name != "prompt")
 
@@ -41,7 +42,7 @@ WORLD = BUNDLED_FOLDER / "mini-image" / "world.json"
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 16, "height": 16})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=16, height=16))
     with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
@@ -68,8 +69,8 @@ def test_a_control_with_two_classes_says_both() -> None:
 
 
 def test_what_means_nothing_to_a_kind_of_model_is_hidden_with_its_section() -> None:
-    assert {"zt-section-video", "zt-rewind_to", "zt-paused"} <= set(foreign_elements("image"))
-    hidden = set(foreign_elements("video"))
+    assert {"zt-section-video", "zt-rewind_to", "zt-paused"} <= set(inapplicable_elements("image"))
+    hidden = set(inapplicable_elements("video"))
     assert {"zt-section-engine", "zt-depth", "zt-steps"} <= hidden
     assert not {"zt-strength", "zt-seed", "zt-section-look", "zt-paused"} & hidden
 

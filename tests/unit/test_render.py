@@ -22,6 +22,7 @@ from app.render.request import RenderRequest
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.prompts import WeightedPrompt
+from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from tests.fakes.clips import make_clip, play
 from tests.fakes.engine import FakeEngine
 
@@ -40,12 +41,12 @@ class Bench:
             output=self.folder / output,
             as_folder=output.endswith("/"),
             control=Control(prompt=(WeightedPrompt(text="a cat"),)),
-            engine={},
+            model="fake",
         )
         return replace(request, **changes)  # type: ignore[arg-type]
 
     def run(self, request: RenderRequest, make: Callable[[], FakeEngine] = FakeEngine) -> int:
-        def load(**_: object) -> FakeEngine:
+        def load(*_: object, **__: object) -> FakeEngine:
             self.engines.append(make())
             return self.engines[-1]
 
@@ -183,7 +184,12 @@ def test_an_engine_that_fails_leaves_what_was_rendered(bench: Bench, clip: Path)
         ),
         ({"aspect": Aspect.CROP}, "another aspect: pad; now it is crop"),
         ({"out_size": (32, 32)}, "another output size: native; now it is 32x32"),
-        ({"engine": {"dtype": "float32"}}, "another dtype: not given; now it is float32"),
+        ({"engine": LoaderOptions(dtype="float32")}, "another dtype: auto; now it is float32"),
+        ({"model": "another"}, "another model: fake; now it is another"),
+        (
+            {"engine": LoaderOptions(video=VideoChoices(sink_frames=3))},
+            "another video: not given; now it is {'sink_frames': 3}",
+        ),
     ],
 )
 def test_resuming_with_other_options_names_the_difference(
@@ -248,7 +254,7 @@ def test_bad_places_each_with_a_message(bench: Bench, clip: Path, tmp_path: Path
     (tmp_path / "file").touch()
     for output, changes, error, message in (
         ("none/out.mp4", {}, OutputError, "does not exist. Make it first: mkdir -p"),
-        ("out.avi", {}, OutputError, "which is not written here"),
+        ("out.avi", {}, OutputError, "which is not supported"),
         ("folder.mp4", {}, OutputError, "is a folder"),
         ("file/", {}, OutputError, "is a file"),
         ("clip.mp4", {"force": True}, OutputError, "is the input itself"),
@@ -331,7 +337,7 @@ def test_the_command_line_becomes_a_request() -> None:
     assert request.as_folder
     assert request.frames == 60
     assert request.frame_rate == Fraction(30000, 1001)
-    assert request.engine["width"] == 64
+    assert (request.model, request.engine.width, request.engine.height) == ("mini-image", 64, 32)
 
 
 def test_words_outside_the_bundled_world_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,13 +16,14 @@ from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from app.worker.stage_times import Stage, StageTimes
 from pipelines.core.errors import ControlError
+from pipelines.files.loader_options import LoaderOptions
 
 WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 32, "height": 24})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=32, height=24))
     with WorkerHandle(options, max_sessions=2) as client:
         client.wait_ready(60)
         yield client

@@ -256,7 +256,7 @@ def test_no_hello_in_time(server: StreamServer, session: Session) -> None:
     [
         ('{"type":"ping","id":1,"at_ms":0}', "The first message must be hello."),
         (b"binary", "The first message must be hello."),
-        ("garbage", "A message does not fit"),
+        ("garbage", "Invalid message"),
         ('{"type":"hello","version":2,"token":"x"}', "hello.version"),
         ('{"type":"hello","token":"x","more":1}', "hello.more"),
         ("[" * 60_000, "recursion limit"),
@@ -297,9 +297,9 @@ HEADER = pack_header(Header(format=PictureFormat.RGB, seq=1, width=WIDTH_PX, hei
 @pytest.mark.parametrize(
     ("message", "code", "words"),
     [
-        ("garbage", 1008, "A message does not fit"),
+        ("garbage", 1008, "Invalid message"),
         ('{"type":"control","id":1,"changes":{},"more":1}', 1008, "control.more"),
-        ('{"type":"hello","token":"x"}', 1008, "hello was said before"),
+        ('{"type":"hello","token":"x"}', 1008, "hello was already sent"),
         ("x" * 70_000, 1009, "a message of more than 65536 bytes"),
         (b"", 1008, "has no header"),
         (b"garbage that is longer than 32 bytes...", 1008, "begins with b'ga'"),

@@ -15,7 +15,7 @@ import pytest
 
 from app.media.picture import Picture, jpeg
 from app.takes.inputs import InputArchive, load_input
-from app.takes.machine import describe_machine, differences, loader_words
+from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import read_take
 from app.takes.records import (
     Changed,
@@ -40,6 +40,8 @@ from app.worker.proxy import SessionProxy, SessionState
 from app.worker.take import SessionTake
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.files.loader_options import LoaderOptions, VideoChoices
+from pipelines.files.lora_files import LoraFile
 from pipelines.identity import IdentityEngine
 
 WIDTH, HEIGHT = 32, 24
@@ -59,7 +61,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": WIDTH, "height": HEIGHT})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=WIDTH, height=HEIGHT))
     with WorkerHandle(options) as client:
         client.wait_ready(60)
         yield client
@@ -171,7 +173,7 @@ def test_a_running_take_is_on_the_disk_within_a_second(session: SessionProxy, tm
 
 
 def test_a_killed_worker_goes_on_in_the_same_take(tmp_path: Path) -> None:
-    options = WorkerOptions(model="identity", engine={"width": WIDTH, "height": HEIGHT})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=WIDTH, height=HEIGHT))
     with WorkerHandle(options) as client:
         client.wait_ready(60)
         session = client.open(prompt_only=False)
@@ -301,16 +303,62 @@ def test_the_store_deletes_the_oldest_finished_take_and_never_a_running_one(tmp_
 def test_another_machine_is_named_word_by_word() -> None:
     with IdentityEngine(width=WIDTH, height=HEIGHT).open() as stream:
         info = stream.info
-    then = describe_machine("identity", {"width": WIDTH, "allow_pickle": True}, info, 2)
+    then = describe_machine("identity", LoaderOptions(width=WIDTH, allow_pickle=True), info, 2)
     assert json.loads(json.dumps(then)) == then
     assert differences(then, then) == []
     other = {**then, "threads": 1, "versions": {**then["versions"], "torch": "0.1"}}  # type: ignore[dict-item]
     found = differences(then, other)
     assert "threads 1 instead of 2" in found
     assert any(text.startswith("torch 0.1 instead of ") for text in found)
-    assert "allow_pickle" not in loader_words(then)
+    assert (then["weights"], then["loader"]) == ("none", {**_LOADER, "width": WIDTH})
+    assert recorded_engine(then) == ("identity", LoaderOptions(width=WIDTH))  # without allow_pickle
     with pytest.raises(InputError, match="which model"):
-        loader_words({})
+        recorded_engine({})
+
+
+_LOADER = {"width": 0, "height": 0, "frames_per_slot": 1, "autoencoder": "auto", "safety": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (LoaderOptions(), _LOADER),
+        (LoaderOptions(max_slots=3, safety=False), {**_LOADER, "safety": False, "max_slots": 3}),
+        (
+            LoaderOptions(video=VideoChoices(kv_policy="sink", sink_frames=0, guidance=False)),
+            {**_LOADER, "video": {"kv_policy": "sink", "sink_frames": 0, "guidance": False}},
+        ),
+        (LoaderOptions(stages=("repeat",)), {**_LOADER, "stages": ["repeat"]}),
+    ],
+)
+def test_what_was_chosen_of_the_engine_survives_the_take(options: LoaderOptions, words: dict[str, object]) -> None:
+    with IdentityEngine(width=WIDTH, height=HEIGHT).open() as stream:
+        written = json.loads(json.dumps(describe_machine("identity", options, stream.info, 1)))
+    assert written["loader"] == words
+    assert recorded_engine(written) == ("identity", options)
+
+
+def test_takes_of_earlier_versions_say_what_was_chosen_too() -> None:
+    """Some words may be missing, and what only this version knows is."""
+    old = {
+        "model": "m",
+        "loader": {"width": 64, "height": 32, "safety": False, "video": {"kv_policy": "deep-sink", "base": "wan"}},
+        "loras": [["a/b", 0.5]],
+    }
+    assert recorded_engine(old) == (
+        "m",
+        LoaderOptions(
+            width=64,
+            height=32,
+            safety=False,
+            loras=(LoraFile(source="a/b", weight=0.5),),
+            video=VideoChoices(kv_policy="deep-sink", base="wan"),
+        ),
+    )
+    with pytest.raises(InputError, match=r"A video model has no option 'speed'\. It has: .*window_frames"):
+        recorded_engine({**old, "loader": {"video": {"speed": 2}}})
+    with pytest.raises(InputError, match="width cannot be 'wide'"):
+        recorded_engine({**old, "loader": {"width": "wide"}})
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class Story:
             output=self.folder / f"out{self._renders}",
             as_folder=True,
             control=Control.of({"prompt": "a cat", **control}),
-            engine={},
+            model="fake",
             frames=frames,
             frame_rate=RATE,
             timeline=file if entries else None,
@@ -109,7 +109,7 @@ class Story:
 
     def run(self, request: RenderRequest) -> list[np.ndarray]:
         self.engine = self.make()
-        assert render(request, lambda: self.engine, lambda _: None) == 0
+        assert render(request, lambda *_, **__: self.engine, lambda _: None) == 0
         files = sorted(request.output.iterdir())
         return [np.asarray(Image.open(file)).astype(int) for file in files]
 
@@ -267,7 +267,7 @@ def interrupted(story: Story, entries: Sequence[Entry], patch: pytest.MonkeyPatc
     with patch.context() as now:
         now.setattr(StopSignal, "__call__", lambda signal: stop(signal))
         engine = story.make()
-        assert render(request, lambda: engine, lambda _: None) == 130
+        assert render(request, lambda *_, **__: engine, lambda _: None) == 130
     assert 8 < len(list(request.output.iterdir())) < 29
     return replace(request, resume=True)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.takes.recorder import complete_control
+from pipelines.conditioning.actions import ACTION_NAMES, NO_ACTION, Action
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, ModelLayoutError
@@ -22,7 +23,7 @@ from pipelines.video.backends import choose_backend
 from pipelines.video.engine import VideoEngine
 from pipelines.video.passes import PassRequest
 from pipelines.video.stream import VideoStream
-from pipelines.video.wan.actions import ACTION_NAMES, NO_ACTION, Action, ActionEmbedder, load_actions, save_actions
+from pipelines.video.wan.actions import ActionEmbedder, load_actions, save_actions
 from pipelines.video.wan.text_cache import TextKVCache
 from tests.fakes.tiny_video_model import random_actions
 from tests.fakes.video_engine import (
@@ -171,6 +172,11 @@ class Passes:
         engine.core.passes.run = watched  # type: ignore[method-assign]
 
 
+def actions_of(request: PassRequest) -> tuple[Action, ...]:
+    """Of each frame."""
+    return request.conditions.columns["actions"]
+
+
 def action(**named: float) -> Action:
     return tuple(named.get(name, 0.0) for name in ACTION_NAMES)
 
@@ -240,9 +246,9 @@ def test_a_joint_window_has_the_actions_of_its_chunks() -> None:
         while stream._assembler.next_full:
             engine.tick()
     told = [action(**named) for named in WAY[:3] for _ in range(2)]
-    assert passes.requests[2].actions == tuple(told)
+    assert actions_of(passes.requests[2]) == tuple(told)
     stream.flush()
-    clean = [request.actions for request in passes.requests if set(request.timesteps) == {0.0}]
+    clean = [actions_of(request) for request in passes.requests if set(request.timesteps) == {0.0}]
     assert clean == [(told[0],) * 2, (told[2],) * 2, (told[4],) * 2]
 
 
@@ -251,7 +257,7 @@ def test_a_picture_has_none() -> None:
     stream, passes = engine.open(Control(camera_x=1.0, input_use="first-frame")), Passes(engine)
     assert stream.push(video_frames(1)[0])
     stream.flush()
-    assert [request.actions for request in passes.requests] == [(NO_ACTION,)]
+    assert [actions_of(request) for request in passes.requests] == [(NO_ACTION,)]
 
 
 # -- what is passed again ----------------------------------------------------------------------------------------------
@@ -266,20 +272,20 @@ def test_frames_that_are_seen_again_after_a_cut_have_the_actions_of_their_births
     run_chunks(stream, engine, 1)
     born = [action(**named) for named in [*WAY, {"camera_y": 1.0}] for _ in range(2)]
     kept = [born[frame] for frame in (0, 3, 4, 5, 6, 7, 8, 9)]
-    assert [request.actions for request in passes.requests[:4]] == [tuple(kept[i : i + 2]) for i in (0, 2, 4, 6)]
-    assert passes.requests[4].actions == (action(camera_y=1.0),) * 2
+    assert [actions_of(request) for request in passes.requests[:4]] == [tuple(kept[i : i + 2]) for i in (0, 2, 4, 6)]
+    assert actions_of(passes.requests[4]) == (action(camera_y=1.0),) * 2
     passes.requests.clear()
     stream.apply(Control.of({"prompt": "a cat"}))  # once more: the frames have other numbers in the cache now
     run_chunks(stream, engine, 1)
     again = [*kept[:1], *kept[3:], *[action(camera_y=1.0)] * 2]
-    assert [request.actions for request in passes.requests[:4]] == [tuple(again[i : i + 2]) for i in (0, 2, 4, 6)]
+    assert [actions_of(request) for request in passes.requests[:4]] == [tuple(again[i : i + 2]) for i in (0, 2, 4, 6)]
 
 
 def test_a_rebuilt_cache_has_them_and_an_anchor_has_none() -> None:
     engine = acting_engine(policy="rebuild", policy_options={"context_frames": 3}, max_streams=1)
     stream, passes = engine.open(), Passes(engine)
     steered(stream, engine, [*WAY, {}])
-    contexts = [request.actions for request in passes.requests if request.latents.shape[1] not in (2,)]
+    contexts = [actions_of(request) for request in passes.requests if request.latents.shape[1] not in (2,)]
     assert contexts[-1] == (NO_ACTION, *[action(camera_zoom=0.25, push_x=1.0)] * 2)
 
 
@@ -289,7 +295,7 @@ def test_pictures_of_earlier_shots_have_none() -> None:
     run_chunks(stream, engine, 2)
     stream.apply(Control(scene_cut=True))
     run_chunks(stream, engine, 1)
-    contexts = [request.actions for request in passes.requests if request.latents.shape[1] == 3]
+    contexts = [actions_of(request) for request in passes.requests if request.latents.shape[1] == 3]
     assert contexts == [(NO_ACTION,) * 3] * 2
 
 
@@ -306,7 +312,7 @@ def test_a_rewound_stream_remembers_the_actions_of_then(policy: str) -> None:
     passes.requests.clear()
     stream.apply(Control.of({"rewind_to": 3, "prompt": "a robot", "prompt_change": "cut"}))
     run_chunks(stream, engine, 1)
-    context = [seen for request in passes.requests if 0.0 in request.timesteps for seen in request.actions]
+    context = [seen for request in passes.requests if 0.0 in request.timesteps for seen in actions_of(request)]
     assert action(camera_x=-1.0) not in context
     assert action(push_y=-0.5) in context
 

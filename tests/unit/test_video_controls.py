@@ -15,6 +15,7 @@ import torch
 
 from app.takes.recorder import complete_control
 from app.worker.proxy import SessionProxy
+from pipelines.conditioning.actions import ACTION_NAMES
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
 from pipelines.core.tick_log import BirthRecord, RowRecord
@@ -22,7 +23,7 @@ from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
 from pipelines.video.presets import VideoPreset
 from pipelines.video.schedules import PassPart
-from pipelines.video.wan.actions import ACTION_NAMES
+from tests.fakes.small_kv import positions
 from tests.fakes.video_engine import SMALL, acting_engine, run_chunks, small_engine, video_frames
 
 GUIDED = replace(SMALL, guidance=3.0, negative_prompt="dull")
@@ -69,7 +70,7 @@ class Bench:
         run = self.engine.core.passes.run
 
         def watched(requests: Sequence[PassRequest]) -> list[torch.Tensor]:
-            (action,) = set(requests[-1].actions)
+            (action,) = set(requests[-1].conditions.columns["actions"])
             seen.update(zip(ACTION_NAMES, action, strict=True))
             return run(requests)
 
@@ -263,8 +264,8 @@ def test_a_scene_cut_comes_with_the_next_chunk_and_goes_back_by_itself() -> None
     onset = bench.onset(Control(scene_cut=True), lambda b: stream_rows.ledger().shot == 1)
     assert onset == (2, 1)
     assert not bench.stream.controls.scene_cut
-    positions = bench.engine.core.cache.positions(stream_rows.kv_rows[0][0])
-    assert max(np.diff(positions)) > 10  # a jump in time
+    standing = positions(bench.engine.core.cache, stream_rows.kv_rows[0][0])
+    assert max(np.diff(standing)) > 10  # a jump in time
     for _ in range(6):
         bench.step()
     assert stream_rows.ledger().shot == 1

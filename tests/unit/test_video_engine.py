@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -252,3 +253,15 @@ def test_the_log_tells_what_happened(engine: VideoEngine) -> None:
     assert [record.event for record in records if isinstance(record, StreamRecord)] == ["open", "close"]
     assert sum(isinstance(record, TimingRecord) for record in records) == len(engine.log.ticks()) == 6
     assert [tick.finished for tick in engine.log.ticks()] == [(), ((0, 0),), (), (), ((0, 1),), ()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_idle_engine_finds_a_cache_that_disagrees_with_itself(kind: str) -> None:
+    engine = small_engine(KINDS[kind])
+    stream = engine.open()
+    run_chunks(stream, engine, 3)
+    engine.check_integrity()
+    row = next(row for row in engine.core.cache._rows if len(row.ledger.spans) > 1)
+    row.ledger = replace(row.ledger, spans=row.ledger.spans[::-1])
+    with pytest.raises(AssertionError):
+        engine.check_integrity()

@@ -14,17 +14,22 @@ from pipelines.video.flow import (
     StepList,
     camera_steps,
     denoised,
-    euler_levels,
     euler_step,
     guided,
     noised,
+    shifted,
     spaced_steps,
-    velocity_of,
 )
 from pipelines.video.loading.families import FAMILIES
 
 SHIFT_5, SHIFT_8 = FlowSchedule(shift=5.0), FlowSchedule(shift=8.0)
 CAMERA = StepList(raw=(700, 500, 400, 200), shift=8.0, warp=False)
+
+
+def euler_levels(shift: float, count: int) -> tuple[FlowStep, ...]:
+    """Steps of undistilled models: r_i = 1 - i / count, shifted."""
+    sigmas = shifted(np.linspace(1.0, 0.0, count + 1)[:-1], shift)
+    return tuple(FlowStep(1000.0 * float(sigma), float(sigma)) for sigma in sigmas)
 
 
 def test_the_table_of_1000() -> None:
@@ -146,7 +151,6 @@ def test_each_frame_has_its_own_level() -> None:
     assert mixed.dtype == torch.float32
     velocity = noise - x0
     assert denoised(mixed, velocity, sigmas).flatten().tolist() == [2.0, 2.0, 2.0]
-    assert velocity_of(mixed, x0, sigmas.clamp(min=0.25)).flatten()[:2].tolist() == [-3.0, -3.0]
 
 
 def test_the_formulas_are_evaluated_in_float64() -> None:
@@ -179,7 +183,6 @@ def test_guidance() -> None:
         (lambda: spaced_steps(SHIFT_5, 4, 0.0), "strength is 0"),
         (lambda: spaced_steps(SHIFT_5, 4, 0.001), "no room for 4"),
         (lambda: camera_steps(CAMERA.steps(), SHIFT_8, 0.1), "noise scale is 0.1"),
-        (lambda: euler_levels(5.0, 0), "at least 1"),
     ],
 )
 def test_values_that_make_no_schedule_are_refused(make: object, message: str) -> None:

@@ -10,6 +10,7 @@ from app.takes.machine import describe_machine
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, InputError, ModelError
+from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from pipelines.load import load_engine
 from pipelines.video.engine import VideoEngine
 from tests.fakes.tiny_video_model import tiny_video_model
@@ -33,12 +34,14 @@ def test_a_folder_becomes_an_engine_with_the_choices_of_its_user(folder: Path) -
         assert len(stream.flush()) == 9
         info = stream.info
     assert any("81 frames" in sentence for sentence in said)
-    machine = describe_machine(str(folder), {"device": "cpu", "video": video}, info, 1)
-    assert machine["loader"] == {"video": video}
+    options = LoaderOptions(device="cpu", video=VideoChoices.of(video))
+    machine = describe_machine(str(folder), options, info, 1)
+    usual = {"width": 0, "height": 0, "frames_per_slot": 1, "autoencoder": "auto", "safety": True}
+    assert machine["loader"] == {**usual, "video": video}
     weights = machine["weights"]
     with next((folder / "transformer").glob("*.safetensors")).open("ab") as weights_file:
         weights_file.write(b"x")
-    assert describe_machine(str(folder), {"video": video}, info, 1)["weights"] != weights
+    assert describe_machine(str(folder), options, info, 1)["weights"] != weights
     engine.close()
 
 
@@ -54,7 +57,7 @@ def test_a_folder_becomes_an_engine_with_the_choices_of_its_user(folder: Path) -
 def test_choices_that_cannot_be(tmp_path: Path, options: dict[str, object], message: str) -> None:
     model = tiny_video_model(tmp_path / "whole")
     with pytest.raises((ControlError, InputError, ModelError)) as caught:
-        load_engine(str(model), device="cpu", **options)  # type: ignore[arg-type]
+        load_engine(str(model), device="cpu", **options)
     assert message in str(caught.value)
 
 

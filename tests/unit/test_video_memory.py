@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from cache.kv.policies import POLICIES
+from pipelines.conditioning.actions import NO_ACTION
+from pipelines.conditioning.frames import FrameConditions
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError
 from pipelines.video.codecs.codec import encode_image
@@ -19,7 +21,6 @@ from pipelines.video.past.rebuild import RebuildPast
 from pipelines.video.past.rewind import RewindHistory
 from pipelines.video.past.shots import ShotAlbum
 from pipelines.video.stream import VideoStream
-from pipelines.video.wan.actions import NO_ACTION
 from tests.fakes.video_engine import random_codec, run_chunks, small_engine, video_frames
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -116,11 +117,12 @@ def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
     other = engine_of("sink", window_frames=8)
     plain = other.open(Control.of({"prompt": "a robot"}))
     with torch.inference_mode():
-        plain._text.write()
+        plain._conditioning.part("text").write_rows()  # type: ignore[attr-defined]
         for first in (0, 2, 4, 6):
             plain._stream_rows.begin(0, 2)
             latents = clean.latents[:, first : first + 2]
-            request = plain._stream_rows.request(0, latents, (0.0, 0.0), 0, actions=(NO_ACTION,) * 2, scale=1.0)
+            nothing = FrameConditions(columns={"actions": (NO_ACTION,) * 2}, fields={})
+            request = plain._stream_rows.request(0, latents, (0.0, 0.0), 0, conditions=nothing, scale=1.0)
             other.core.passes.run([request])
     ours, theirs = (e.core.cache._bank.store.tensors for e in (engine, other))
     for a, b in zip(ours, theirs, strict=True):

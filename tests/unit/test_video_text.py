@@ -124,12 +124,6 @@ def test_unknown_residences(tokenizer: Tokenizer) -> None:
         encoder(tokenizer, Loader(), residence="cloud")
 
 
-def test_texts_that_are_cut_are_told(tokenizer: Tokenizer) -> None:
-    text = encoder(tokenizer, Loader())
-    assert text.is_cut(LONG)
-    assert not text.is_cut("a cat")
-
-
 def test_cleaning() -> None:
     assert clean_text("  Fish &amp;amp; chips,\n\n in \t Köln ") == "Fish & chips, in Köln"
 

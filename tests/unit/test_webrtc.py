@@ -21,6 +21,7 @@ from app.webrtc.options import IceServer, WebRtcOptions
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from pipelines.core.errors import InputError
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import Server, serve
 
@@ -31,7 +32,7 @@ TURN = IceServer(urls=("turn:127.0.0.1:9",), username='a "b"', credential="s3cre
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=4) as client:
         client.wait_ready(60)
         yield client
@@ -362,6 +363,6 @@ def test_options_say_what_is_wrong() -> None:
         WebRtcOptions(start_kbps=10, min_kbps=20)
     with pytest.raises(ValueError, match="choose from H264, VP8"):
         WebRtcOptions(codecs=("AV1",))
-    with pytest.raises(ValueError, match="is no ICE server"):
+    with pytest.raises(ValueError, match="is not an ICE server"):
         IceServer(urls=("http://example.org",))
     assert "s3cret" not in repr(WebRtcOptions(ice_servers=(TURN,)))

@@ -150,7 +150,8 @@ def test_a_picture_that_is_too_large_never_reaches_the_decoder() -> None:
     waiting.put(coded("VP8", key))
     waiting.put(coded("VP8", b"\x01 and what builds on it"))
     assert (waiting.qsize(), waiting.dropped, damaged.is_set()) == (0, 2, False)
-    assert [str(error) for error in refused] == ["A picture of 1024 x 768 came by WebRTC. Send at most 786431 pixels."]
+    expected = "A picture of 1024 x 768 px was sent over WebRTC. Send at most 786431 pixels."
+    assert [str(error) for error in refused] == [expected]
     waiting, _, refused = refused_by(64)
     waiting.put(coded("VP8", b"\x10\x02\x00 no start code"))
     assert waiting.empty()

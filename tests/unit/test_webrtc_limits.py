@@ -22,13 +22,14 @@ from app.webrtc.tracks import PeerVideo
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.stage_times import StageTimes
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client
@@ -51,7 +52,7 @@ def test_a_picture_that_is_too_large_ends_the_peer_with_a_message(
             await peer.accept(answer.text)
             refused = await peer.hears("error")
             assert refused["code"] == "too_large"
-            assert refused["message"] == "A picture of 80 x 64 came by WebRTC."
+            assert refused["message"] == "A picture of 80 x 64 px was sent over WebRTC."
             assert refused["remedy"] == "Send at most 3072 pixels."
             await until(lambda: peer.connection.connectionState == "closed")
         await peer.close()

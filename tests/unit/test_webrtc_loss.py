@@ -14,6 +14,7 @@ import pytest
 from app.webrtc.options import WebRtcOptions
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
+from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.webrtc_peers import FlatVideo, TestPeer, until
 from tests.fakes.webrtc_server import serve
 
@@ -24,7 +25,7 @@ LOST, LATE, TWICE = 0.05, 0.1, 0.05
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[WorkerHandle]:
-    options = WorkerOptions(model="identity", engine={"width": 64, "height": 48})
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=64, height=48))
     with WorkerHandle(options, max_sessions=1) as client:
         client.wait_ready(60)
         yield client

@@ -24,6 +24,7 @@ from app.worker.messages import (
 from app.worker.process import WorkerOptions, describe, open_engine
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, ModelError
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.identity import IdentityEngine
 from tests.fakes.worker_bench import Bench
 
@@ -179,7 +180,7 @@ def test_an_engine_error_ends_one_session_and_leaves_the_others() -> None:
 
 
 def test_options_make_an_identity_engine_without_torch() -> None:
-    engine, threads = open_engine(WorkerOptions(model="identity", engine={"width": 8, "height": 6}), print)
+    engine, threads = open_engine(WorkerOptions(model="identity", engine=LoaderOptions(width=8, height=6)), print)
     ready = describe(engine, threads)
     assert (ready.info.width, ready.info.height, ready.threads) == (8, 6, 1)
     assert ready.controls["strength"] == 0.5

@@ -18,8 +18,9 @@ from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError
+from pipelines.files.loader_options import LoaderOptions
 
-OPTIONS = WorkerOptions(model="identity", engine={"width": 16, "height": 12})
+OPTIONS = WorkerOptions(model="identity", engine=LoaderOptions(width=16, height=12))
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -111,7 +112,7 @@ def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerHandle) ->
 
 
 def test_a_model_that_is_not_there_fails_with_its_message_and_is_not_retried() -> None:
-    with WorkerHandle(WorkerOptions(model="identity", engine={"width": -5})) as client:
+    with WorkerHandle(WorkerOptions(model="identity", engine=LoaderOptions(width=-5))) as client:
         with pytest.raises(WorkerError, match=r"width cannot be -5\. Give 1 or more"):
             client.wait_ready(60)
         assert client.status.phase is WorkerPhase.FAILED

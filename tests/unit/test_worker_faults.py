@@ -242,6 +242,69 @@ def test_an_error_that_should_not_be_ends_one_session(part: str, caplog: pytest.
     assert "Traceback" in caplog.text
 
 
+# ---- integrity ----
+
+
+def leaked_row(engine: ImageEngine) -> None:
+    engine.core.ring.acquire()
+
+
+def lost_buffer(engine: ImageEngine) -> None:
+    next(iter(engine._streams.values()))._outputs._readback.acquire()
+
+
+def wrong_count(engine: ImageEngine) -> None:
+    next(iter(engine._streams.values()))._taken += 1
+
+
+@pytest.mark.parametrize("breaks", [leaked_row, lost_buffer, wrong_count])
+def test_an_idle_engine_that_is_inconsistent_ends_its_sessions_and_the_log_says_why(
+    breaks: Callable[[ImageEngine], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = ImageEngine(cheap_model())
+    with worker_of(engine, SIDE_PX) as bench:
+        one, two = bench.front("a", control=PLAN), bench.front("b", control=PLAN)
+        stream_pictures(bench, one, two, rounds=3)
+        bench.worker._next_check_ns = 0
+        bench.worker.run_once()
+        heard(bench, (one, two))
+        assert one.of(SessionEnded) == two.of(SessionEnded) == []
+        breaks(engine)
+        bench.worker.run_once()
+        heard(bench, (one, two))
+        assert one.of(SessionEnded) == []  # it is looked at every few seconds
+        bench.worker._next_check_ns = 0
+        bench.worker.run_once()
+        heard(bench, (one, two))
+        for front in (one, two):
+            assert ended(front).message == "The engine's state is inconsistent, so its frames cannot be trusted."
+        assert bench.worker._sessions == {}
+    assert "the engine fails its integrity check" in caplog.text
+    assert "AssertionError" in caplog.text
+
+
+def test_a_busy_engine_is_not_checked() -> None:
+    class Counting(IdentityEngine):
+        checks = 0
+
+        def check_integrity(self) -> None:
+            self.checks += 1
+            super().check_integrity()
+
+    engine = Counting(width=2, height=2, latency_ticks=3)
+    with worker_of(engine, 2) as bench:
+        front = bench.front()
+        bench.worker.run_once()
+        assert engine.checks == 1
+        front.post(0)
+        for _ in range(3):
+            bench.worker._next_check_ns = 0
+            bench.worker.run_once()
+            assert engine.checks == 1
+        bench.worker.run_once()
+        assert engine.checks == 2
+
+
 # ---- turns, and the GPU ----
 
 

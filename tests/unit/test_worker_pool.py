@@ -15,9 +15,10 @@ from app.worker.pool import WorkerPool
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionState
 from pipelines.core.errors import InputError, WorkerError
+from pipelines.files.loader_options import LoaderOptions
 from tests.unit.test_worker_client import OPTIONS, until
 
-FAILS = WorkerOptions(model="identity", engine={"width": -5})
+FAILS = WorkerOptions(model="identity", engine=LoaderOptions(width=-5))
 
 
 @pytest.fixture
@@ -90,11 +91,11 @@ def test_when_all_fail_the_first_one_s_error_is_told() -> None:
 
 
 def test_commas_part_devices_and_cores() -> None:
-    one = worker_options("identity", {"device": "auto", "width": 8}, 0)
-    assert [(made.engine, made.threads) for made in one] == [({"device": "auto", "width": 8}, 0)]
-    two = worker_options("identity", {"device": "cuda:0, cuda:1"}, 0)
-    assert [made.engine["device"] for made in two] == ["cuda:0", "cuda:1"]
+    one = worker_options("identity", LoaderOptions(width=8), 0)
+    assert [(made.engine, made.threads) for made in one] == [(LoaderOptions(device="auto", width=8), 0)]
+    two = worker_options("identity", LoaderOptions(device="cuda:0, cuda:1", width=8), 0)
+    assert [made.engine for made in two] == [LoaderOptions(device=f"cuda:{n}", width=8) for n in (0, 1)]
     assert {made.threads for made in two} == {max(1, (os.cpu_count() or 1) // 2)}
-    assert {made.threads for made in worker_options("identity", {"device": "cpu,cpu"}, 3)} == {3}
+    assert {made.threads for made in worker_options("identity", LoaderOptions(device="cpu,cpu"), 3)} == {3}
     with pytest.raises(InputError, match="single commas"):
-        worker_options("identity", {"device": "cuda:0,"}, 0)
+        worker_options("identity", LoaderOptions(device="cuda:0,"), 0)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 
 from .motions import FRAMES_PER_LATENT
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.world import SPRITE_MARGIN_PX
 
 from .actions import SPEED, ZOOM_SPEED, bounded_sum, frame_actions

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.lights import LIGHT_PAINTERS, draw_tables
 from train.styles import STYLE_PAINTERS
 from train.world import ellipse_shadow, find_foot, paint_places, premultiplied, sample_gain

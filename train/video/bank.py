@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.bank import PHOTO_SUBJECT, Source
 from train.clips.actions import sample_actions
 from train.clips.captions import clip_caption

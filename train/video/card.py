@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.motions import MOTIONS
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import LIGHTS, PLACES, STYLES

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipelines.video.wan.actions import ACTION_NAMES
+from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.captions import clip_words
 from train.clips.motions import MOTIONS
 from train.publish import term, world

@@ -1,1 +1,1 @@
-"""A session's frames over WebSocket and Motion JPEG: messages, wire format, inputs and answers."""
+"""A session's frames over WebSocket and Motion JPEG: messages, wire format, input pictures and output frames."""

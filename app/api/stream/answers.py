@@ -1,6 +1,6 @@
-"""The frames that go to a stream's client: the newest one, whenever fewer than two are ahead of their acknowledgement.
+"""Sends output frames to a stream's client: the newest one, whenever fewer than two are unacknowledged.
 
-Knows the session's feed and the wire format; knows no JSON.
+Depends on the session's feed and the wire format, not on the JSON messages.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .line import Goodbye, Line
 from .messages import CloseCode
 from .wire import Header, PictureFormat, pack_header
 
-MAX_AHEAD = 2
-_LOOK_S = 1.0
+MAX_UNACKNOWLEDGED = 2
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOptions:
-    """How frames are packed. quality: 1..100, of JPEG and WebP. ack_s: how long a client may owe acknowledgements."""
+    """How frames are encoded. quality: 1..100, for JPEG and WebP. ack_s: timeout of acknowledgements."""
 
     format: PictureFormat
     quality: int
@@ -35,7 +35,7 @@ class AnswerOptions:
 
 
 class StreamAnswers:
-    """Sends a session's frames. Lives on the event loop; packs on codec threads."""
+    """Sends a session's frames. Runs on the event loop; encodes on codec threads."""
 
     def __init__(
         self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs, options: AnswerOptions
@@ -45,32 +45,32 @@ class StreamAnswers:
         self._context = context
         self._inputs = inputs
         self._options = options
-        self._ahead: set[int] = set()
+        self._unacknowledged: set[int] = set()
         self._acknowledged = asyncio.Event()
-        self.missed = 0  # frames that were finished and not sent here
+        self.missed = 0  # finished frames that were not sent here
 
     def acknowledge(self, number: int) -> None:
-        """The client has taken that frame; numbers that were never sent are ignored."""
-        self._ahead.discard(number)
+        """The client has received that frame; unknown numbers are ignored."""
+        self._unacknowledged.discard(number)
         self._acknowledged.set()
 
     async def run(self) -> None:
-        """Send until the session is over; ends with Goodbye when the client does not acknowledge."""
+        """Send until the session is over. Raises Goodbye if the client does not acknowledge frames."""
         feed = self._session.feed()
         try:
             while not self._session.over:
-                await self._room()
-                delivery = await feed.next(_LOOK_S)
+                await self._wait_for_ack()
+                delivery = await feed.next(_POLL_S)
                 if delivery is not None:
                     self.missed += delivery.missed
                     await self._send(delivery)
         finally:
             feed.close()
 
-    async def _room(self) -> None:
+    async def _wait_for_ack(self) -> None:
         try:
             async with asyncio.timeout(self._options.ack_s):
-                while len(self._ahead) >= MAX_AHEAD:
+                while len(self._unacknowledged) >= MAX_UNACKNOWLEDGED:
                     self._acknowledged.clear()
                     await self._acknowledged.wait()
         except TimeoutError:
@@ -80,7 +80,7 @@ class StreamAnswers:
     async def _send(self, delivery: Delivery) -> None:
         number = delivery.number % 2**32
         message = await off_loop(self._context, self._pack, delivery, number)
-        self._ahead.add(number)
+        self._unacknowledged.add(number)
         began_ns = time.monotonic_ns()
         await self._line.send_bytes(message)
         sent_ns = time.monotonic_ns()
@@ -89,20 +89,20 @@ class StreamAnswers:
             self._session.stages.add(Stage.TOTAL, (sent_ns - delivery.frame.captured_ns) / 1e6)
 
     def _pack(self, delivery: Delivery, number: int) -> bytes:
-        """Header and picture; on a codec thread."""
+        """Header and encoded picture. Called on a codec thread."""
         began_ns = time.monotonic_ns()
         frame = delivery.frame
         picture = pack(frame.image, self._options.format, self._options.quality)
         packed_ns = time.monotonic_ns()
         self._session.stages.add(Stage.PACK, (packed_ns - began_ns) / 1e6)
-        asked = self._inputs.origin(frame.captured_ns)
+        origin = self._inputs.origin(frame.captured_ns)
         header = Header(
             format=self._options.format,
             seq=number,
-            source_seq=asked.seq if asked is not None else None,
-            captured_ms=asked.captured_ms if asked is not None else 0.0,
+            source_seq=origin.seq if origin is not None else None,
+            captured_ms=origin.captured_ms if origin is not None else 0.0,
             width=frame.image.shape[1],
             height=frame.image.shape[0],
-            server_us=0 if frame.captured_ns is None or asked is None else (packed_ns - frame.captured_ns) // 1000,
+            server_us=0 if frame.captured_ns is None or origin is None else (packed_ns - frame.captured_ns) // 1000,
         )
         return pack_header(header) + picture

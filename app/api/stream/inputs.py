@@ -1,6 +1,6 @@
-"""The pictures that a stream's client sends: one waits, the newest wins, codecs run on threads, numbers are remembered.
+"""Receives a stream's input pictures: at most one waits, the newest wins; decoded on codec threads.
 
-Knows the session and the wire format; knows no JSON.
+Depends on the session and the wire format, not on the JSON messages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .line import Goodbye, Line
 from .messages import CloseCode, ErrorMessage
 from .wire import HEADER_BYTES, Header, PictureFormat, WireError, parse_header
 
-_MAX_BAD = 10  # pictures until the connection ends
-_MAX_REMEMBERED = 1024
+_MAX_BAD = 10  # bad pictures before the connection is closed
+_MAX_HEADERS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Input:
-    """A picture as it has arrived."""
+    """A picture as it arrived."""
 
     header: Header
     message: bytes
@@ -33,12 +33,12 @@ class _Input:
 
     @property
     def file(self) -> bytes | None:
-        """The JPEG or WebP file, for a take; None of raw pixels."""
+        """The JPEG or WebP file, for a take; None for raw pixels."""
         return None if self.header.format is PictureFormat.RGB else self.message[HEADER_BYTES:]
 
 
 class StreamInputs:
-    """Takes pictures for a session. On the event loop; only `origin` may be asked from any thread."""
+    """Passes pictures to a session. Used on the event loop; only `origin` is thread-safe."""
 
     def __init__(self, line: Line, session: Session, context: ApiContext) -> None:
         self._line = line
@@ -47,12 +47,12 @@ class StreamInputs:
         self._waiting: _Input | None = None
         self._arrived = asyncio.Event()
         self._last_ns = 0
-        self._headers: dict[int, Header] = {}  # by time of arrival, which comes back as the answer's captured_ns
+        self._headers: dict[int, Header] = {}  # by arrival time, which the output frame carries as captured_ns
         self._bad = 0
 
     async def offer(self, message: bytes) -> None:
-        """A binary message. The picture that it replaces counts as dropped. Raises Goodbye for what has no header."""
-        arrived_ns = max(time.monotonic_ns(), self._last_ns + 1)  # no two are equal
+        """Queue a binary message; a picture it replaces counts as dropped. Raises Goodbye for an invalid header."""
+        arrived_ns = max(time.monotonic_ns(), self._last_ns + 1)  # unique
         self._last_ns = arrived_ns
         try:
             header = parse_header(message)
@@ -64,14 +64,14 @@ class StreamInputs:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Unpack and submit, one after the other; ends with Goodbye after the tenth bad picture."""
+        """Decode and submit pictures in order. Raises Goodbye after the tenth bad picture."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
             waiting, self._waiting = self._waiting, None
-            assert waiting is not None, "told of a picture that is not there"
-            self._headers[waiting.arrived_ns] = waiting.header  # before the answer can be there
-            while len(self._headers) > _MAX_REMEMBERED:
+            assert waiting is not None, "woken without a picture"
+            self._headers[waiting.arrived_ns] = waiting.header  # before its output frame can exist
+            while len(self._headers) > _MAX_HEADERS:
                 del self._headers[next(iter(self._headers))]
             try:
                 await off_loop(self._context, self._submit, waiting)
@@ -79,11 +79,11 @@ class StreamInputs:
                 await self._refuse(error)
 
     def origin(self, captured_ns: int | None) -> Header | None:
-        """The client's header of the input that was captured then; None when it came from elsewhere, or long ago."""
+        """The client's header of the input captured at that time; None if it came from elsewhere or is too old."""
         return self._headers.get(captured_ns) if captured_ns is not None else None
 
     def _submit(self, waiting: _Input) -> None:
-        """On a codec thread."""
+        """Called on a codec thread."""
         began_s = time.perf_counter()
         header = waiting.header
         picture = unpack(

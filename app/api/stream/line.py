@@ -1,6 +1,6 @@
-"""The two ends of a stream's WebSocket: bounded sends, counted and capped receipts, and how a connection ends.
+"""A stream's WebSocket connection: sends with timeouts, rate and size limits for received messages, and closing.
 
-Owns the limits of a connection. Knows the protocol's messages; knows no session.
+Owns the limits of a connection. Depends on the protocol's messages, not on sessions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _REASON_BYTES = 123  # RFC 6455, section 5.5: a control frame carries at most 12
 _CLOSE_S = 1.0
 
 
-class Goodbye(Exception):  # noqa: N818  # no error: how a connection ends
-    """The connection ends. code: what the client is told; None when there is nobody to tell."""
+class Goodbye(Exception):  # noqa: N818  # not an error: ends the connection
+    """Ends the connection. code: the close code to send; None if the peer is gone."""
 
     def __init__(self, code: CloseCode | None, reason: str = "") -> None:
         super().__init__(code, reason)
@@ -32,9 +32,9 @@ class Goodbye(Exception):  # noqa: N818  # no error: how a connection ends
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamLimits:
-    """hello_s: until the first message. send_s: for a message to leave. ack_s: for a frame to be acknowledged.
+    """Timeouts. hello_s: until the first message. send_s: to send a message. ack_s: until a frame is acknowledged.
 
-    messages_per_s: sustained; those of two seconds may come at once. connections: in all, and per_session: to one.
+    messages_per_s: sustained rate, with bursts of two seconds' worth. connections: in total; per_session: to one.
     """
 
     hello_s: float = 10.0
@@ -51,22 +51,22 @@ class StreamLimits:
 
 
 class RateLimit:
-    """A bucket of 2 s worth of messages that fills again at the sustained rate."""
+    """A token bucket of 2 s worth of messages, refilled at the sustained rate."""
 
     def __init__(self, per_s: float, now_s: float) -> None:
         self._per_s = per_s
-        self._left = 2 * per_s
+        self._tokens = 2 * per_s
         self._at_s = now_s
 
     def take(self, now_s: float) -> bool:
-        """Count one message; False when too many have come."""
-        self._left = min(2 * self._per_s, self._left + (now_s - self._at_s) * self._per_s) - 1
+        """Count one message. Returns False if the rate is exceeded."""
+        self._tokens = min(2 * self._per_s, self._tokens + (now_s - self._at_s) * self._per_s) - 1
         self._at_s = now_s
-        return self._left >= 0
+        return self._tokens >= 0
 
 
 class Line:
-    """An accepted WebSocket. Every method but `close` raises Goodbye when the connection has to end, or has ended."""
+    """An accepted WebSocket. Every method but `close` raises Goodbye if the connection must be closed or has ended."""
 
     def __init__(self, websocket: WebSocket, sizes: ApiLimits, limits: StreamLimits) -> None:
         self._websocket = websocket
@@ -75,7 +75,7 @@ class Line:
         self._rate = RateLimit(limits.messages_per_s, time.monotonic())
 
     async def receive(self) -> str | bytes:
-        """The next message, however long it takes: the server's own pings find out about peers that are gone."""
+        """The next message. No timeout: the server's pings detect dead peers."""
         event = await self._websocket.receive()
         if event["type"] == "websocket.disconnect":
             raise Goodbye(None)
@@ -97,12 +97,12 @@ class Line:
         await self._send({"type": "websocket.send", "bytes": message})
 
     async def refuse(self, error: InputError) -> Goodbye:
-        """Say in full what is not of the protocol; the goodbye to raise."""
+        """Report a protocol violation to the client. Returns the Goodbye to raise."""
         await self.send(ErrorMessage(code="bad_message", message=error.message, remedy=error.remedy))
         return Goodbye(CloseCode.POLICY, error.message)
 
     async def close(self, goodbye: Goodbye) -> None:
-        """Close with the goodbye's code, if there is still somebody to tell."""
+        """Close with the goodbye's code, unless the peer is gone."""
         if goodbye.code is None:
             return
         reason = goodbye.reason.encode()[:_REASON_BYTES].decode(errors="ignore")
@@ -110,7 +110,7 @@ class Line:
             async with asyncio.timeout(_CLOSE_S):
                 await self._websocket.close(goodbye.code, reason)
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
-            return  # it has gone in the meantime
+            return  # the peer disconnected in the meantime
 
     async def _send(self, event: Event) -> None:
         try:
@@ -118,8 +118,5 @@ class Line:
                 await self._websocket.send(event)
         except TimeoutError as error:  # the peer does not read
             raise Goodbye(None) from error
-        except (
-            WebSocketDisconnect,
-            RuntimeError,
-        ) as error:  # RuntimeError: the server has closed it on its own account
+        except (WebSocketDisconnect, RuntimeError) as error:  # RuntimeError: already closed by the server
             raise Goodbye(None) from error

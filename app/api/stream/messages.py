@@ -1,6 +1,6 @@
-"""The text messages of the frame stream: typed, versioned, unknown fields refused. JSON objects told apart by "type".
+"""The JSON messages of the frame stream: typed, versioned, unknown fields rejected, discriminated by "type".
 
-The WebSocket and WebRTC's data channel speak them; the AsyncAPI document is generated from them. Knows no socket.
+Used on the WebSocket and on WebRTC's data channel; the AsyncAPI document is generated from them.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS
 from pipelines.core.errors import ControlError, InputError
 
 PROTOCOL_VERSION = 1
-MAX_ID = 2**53 - 1  # what JavaScript counts exactly
+MAX_ID = 2**53 - 1  # JavaScript's largest safe integer
 MAX_SEQ = 2**32 - 1
 
 
 class CloseCode(IntEnum):
     """Why a WebSocket was closed."""
 
-    CLOSED = 1000  # as asked, or because the session has ended; an `ended` message says why
-    SHUTDOWN = 1001  # the server stops
-    POLICY = 1008  # not of this protocol
-    TOO_BIG = 1009  # a message beyond the limits
+    CLOSED = 1000  # by request, or because the session has ended; an `ended` message says why
+    SHUTDOWN = 1001  # the server is shutting down
+    POLICY = 1008  # protocol violation
+    TOO_BIG = 1009  # a message is too large
     BUSY = 1013  # too many connections; try again later
     WRONG_TOKEN = 4401
     FOREIGN_ORIGIN = 4403
     UNKNOWN_SESSION = 4404
-    TIMEOUT = 4408  # no hello in time, or frames that were not acknowledged
-    TOO_MANY = 4429  # messages came faster than allowed
+    TIMEOUT = 4408  # no hello in time, or frames not acknowledged
+    TOO_MANY = 4429  # message rate exceeded
 
 
 class MessageError(InputError):
-    """A text message that is not of this protocol."""
+    """An invalid text message."""
 
 
 class _ChangesSchema:
-    """Any JSON object to the validator, which leaves the judgement to the control table; documented in full."""
+    """Accepts any JSON object (the control table validates it later), but documents the full schema."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -52,28 +52,28 @@ class _ChangesSchema:
 
 
 def _require_type(schema: dict[str, Any]) -> None:
-    """The default of "type" is for the one who writes a message, not for the one who sends JSON."""
+    """Make "type" required in the schema: its default is for Python code only."""
     if "type" in schema["properties"]:
         schema["required"] = ["type", *schema.get("required", ())]
         schema["properties"]["type"].pop("default")
 
 
 class Message(BaseModel):
-    """Base of all: frozen, strict, unknown fields refused."""
+    """Base of all messages: frozen, strict, unknown fields rejected."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, populate_by_name=True, json_schema_extra=_require_type
     )
 
 
-Id = Annotated[int, Field(ge=0, le=MAX_ID, description="The client's own number; the answer carries it.")]
+Id = Annotated[int, Field(ge=0, le=MAX_ID, description="Chosen by the client; echoed in the reply.")]
 AtMs = Annotated[float, Field(allow_inf_nan=False)]
 
 # ---- client to server -----------------------------------------------------------------------------------------------
 
 
 class Hello(Message):
-    """The first message, within 10 s. token: the session's. format, quality (JPEG and WebP): of the answers."""
+    """The first message, within 10 s. token: the session's. format, quality (JPEG and WebP): of the output frames."""
 
     type: Literal["hello"] = "hello"
     version: Literal[1] = 1
@@ -84,7 +84,7 @@ class Hello(Message):
 
 
 class ControlMessage(Message):
-    """Change controls by name; all or nothing. Answered by applied or error."""
+    """Change controls by name, all or nothing. The reply is applied or error."""
 
     type: Literal["control"] = "control"
     id: Id
@@ -92,7 +92,7 @@ class ControlMessage(Message):
 
 
 class SourceMessage(Message):
-    """Generate from the prompt alone, or from the pictures that are sent. Answered by applied."""
+    """Generate from the prompt alone, or from the pictures sent. The reply is applied."""
 
     type: Literal["source"] = "source"
     id: Id
@@ -100,14 +100,14 @@ class SourceMessage(Message):
 
 
 class Ack(Message):
-    """The frame of that seq has been taken. At most 2 are sent ahead."""
+    """The client has received the frame with that seq. At most 2 frames are sent unacknowledged."""
 
     type: Literal["ack"] = "ack"
     seq: int = Field(ge=0, le=MAX_SEQ)
 
 
 class Ping(Message):
-    """Answered by pong at once. at_ms: of the client's clock, echoed."""
+    """The reply is an immediate pong. at_ms: the client's clock, echoed."""
 
     type: Literal["ping"] = "ping"
     id: Id
@@ -115,7 +115,7 @@ class Ping(Message):
 
 
 class Close(Message):
-    """End the session now. Who only closes the connection can come back within the grace time."""
+    """End the session now. After merely closing the connection, a client can reconnect within the grace period."""
 
     type: Literal["close"] = "close"
 
@@ -128,7 +128,7 @@ ClientMessage = Annotated[
 
 
 class Ready(Message):
-    """The stream stands: after hello, and again when the worker was restarted. controls: their values now."""
+    """The stream is open: after hello, and again after a worker restart. controls: their current values."""
 
     type: Literal["ready"] = "ready"
     version: Literal[1] = 1
@@ -138,22 +138,22 @@ class Ready(Message):
 
 
 class Taken(Message):
-    """The stream has taken your picture of that seq, and those before it are decided. One that the similarity filter
-    skips is taken too, and gets no frame."""
+    """The stream has taken the picture with that seq; earlier ones were taken or dropped. A picture that the similarity
+    filter skips is taken too, but yields no frame."""
 
     type: Literal["taken"] = "taken"
     seq: int
 
 
 class Applied(Message):
-    """The change of that id was taken."""
+    """The change with that id was applied."""
 
     type: Literal["applied"] = "applied"
     id: Id
 
 
 class ErrorMessage(Message):
-    """Something was refused, nothing was changed. id: of the change; null: of no message in particular."""
+    """Something was refused; nothing was changed. id: of the change; null: not related to a particular message."""
 
     type: Literal["error"] = "error"
     id: int | None = None
@@ -163,7 +163,7 @@ class ErrorMessage(Message):
 
 
 class Pong(Message):
-    """The answer to ping. server_ms: of the server's monotonic clock."""
+    """The reply to ping. server_ms: the server's monotonic clock."""
 
     type: Literal["pong"] = "pong"
     id: Id
@@ -172,7 +172,7 @@ class Pong(Message):
 
 
 class StreamCounts(Message):
-    """in = out + dropped + skipped + in_flight, of the session's whole life."""
+    """in = out + dropped + skipped + in_flight, over the whole session."""
 
     taken: int = Field(validation_alias="in", serialization_alias="in")
     out: int
@@ -182,9 +182,9 @@ class StreamCounts(Message):
 
 
 class Stats(Message):
-    """Regular figures. frame_rate: frames a second. latency_ms: mean from arrival to result; null without input.
+    """Periodic statistics. frame_rate: frames per second. latency_ms: mean from arrival to result; null without input.
 
-    stages: times over the last frames. tick_ms: of the engine. missed: frames that were finished and never sent here.
+    stages: times over the last frames. tick_ms: the engine's. missed: finished frames that were not sent here.
     """
 
     type: Literal["stats"] = "stats"
@@ -197,21 +197,21 @@ class Stats(Message):
 
 
 class Notice(Message):
-    """Something that the user should know."""
+    """A notice to the user."""
 
     type: Literal["notice"] = "notice"
     text: str
 
 
 class Restarting(Message):
-    """The worker has died and is being restarted; the session goes on with `ready`. Inputs in flight are lost."""
+    """The worker has died and is being restarted; the session resumes with `ready`. Inputs in flight are lost."""
 
     type: Literal["restarting"] = "restarting"
     text: str
 
 
 class Ended(Message):
-    """The session is over; the connection closes next."""
+    """The session has ended; the connection is closed next."""
 
     type: Literal["ended"] = "ended"
     message: str
@@ -228,11 +228,11 @@ SERVER_MESSAGES: TypeAdapter[Ready | Taken | Applied | ErrorMessage | Pong | Sta
     TypeAdapter(ServerMessage)
 )
 
-# ---- there and back -------------------------------------------------------------------------------------------------
+# ---- serialisation ---------------------------------------------------------------------------------------------------
 
 
 def parse_client(text: str) -> Hello | ControlMessage | SourceMessage | Ack | Ping | Close:
-    """What a client has sent. Raises MessageError."""
+    """Parse a client's message. Raises MessageError."""
     try:
         return CLIENT_MESSAGES.validate_json(text)
     except ValidationError as error:
@@ -240,7 +240,7 @@ def parse_client(text: str) -> Hello | ControlMessage | SourceMessage | Ack | Pi
 
 
 def parse_server(text: str) -> Ready | Taken | Applied | ErrorMessage | Pong | Stats | Notice | Restarting | Ended:
-    """What a server has sent. Raises MessageError."""
+    """Parse a server's message. Raises MessageError."""
     try:
         return SERVER_MESSAGES.validate_json(text)
     except ValidationError as error:
@@ -253,7 +253,7 @@ def dump(message: Message) -> str:
 
 
 def checked_changes(changes: Mapping[str, object]) -> Mapping[str, object]:
-    """The same, for a running stream. Raises ControlError for those that need a new engine."""
+    """Returns `changes`. Raises ControlError for controls that a running stream cannot change."""
     for name in changes:
         if name in CONTROLS and name not in STREAM_CONTROLS:
             raise ControlError(
@@ -263,7 +263,7 @@ def checked_changes(changes: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int) -> Stats:
-    """A session's figures."""
+    """A session's statistics."""
     counts, latency_ms = reading.accounting, reading.meter.latency_ms
     return Stats(
         accounting=StreamCounts(
@@ -285,4 +285,4 @@ def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int) -> Sta
 
 def _message_error(error: ValidationError) -> MessageError:
     _, text = validation_text(error.errors(include_url=False, include_input=False, include_context=False))
-    return MessageError(f"A message does not fit: {text}", "GET /v1/asyncapi.json says what fits.")
+    return MessageError(f"Invalid message: {text}", "See GET /v1/asyncapi.json.")

@@ -1,6 +1,6 @@
-"""A session's frames as Motion JPEG: for `<img>`, OBS, ffmpeg and whatever else takes multipart/x-mixed-replace.
+"""A session's frames as Motion JPEG: for `<img>`, OBS, ffmpeg and other readers of multipart/x-mixed-replace.
 
-Newest wins: a slow reader is given fewer frames. Knows no other format.
+Newest wins: a slow reader gets fewer frames.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def router(context: ApiContext) -> APIRouter:
 
 
 class MjpegResponse(StreamingResponse):
-    """Connected to the session for exactly as long as it is being sent."""
+    """Counts as a connection of the session while it is being sent."""
 
     def __init__(self, context: ApiContext, session: Session, quality: int) -> None:
         self._context = context
@@ -63,7 +63,7 @@ class MjpegResponse(StreamingResponse):
         super().__init__(self._parts(), media_type=_MEDIA_TYPE, headers={"Cache-Control": "no-store"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the session is over or the reader has gone."""
+        """Send until the session ends or the client disconnects."""
         self._session.connect()
         self._feed = self._session.feed()
         try:
@@ -77,7 +77,7 @@ class MjpegResponse(StreamingResponse):
         yield f"--{_BOUNDARY}\r\n".encode()
         async for delivery in self._feed:
             began_s = time.perf_counter()
-            packed = await off_loop(self._context, jpeg, delivery.frame.image, self._quality)
+            encoded = await off_loop(self._context, jpeg, delivery.frame.image, self._quality)
             self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(packed)}\r\n\r\n".encode()
-            yield head + packed + f"\r\n--{_BOUNDARY}\r\n".encode()  # the boundary at once: readers wait for it
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
+            yield head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()  # with the boundary: readers wait for it

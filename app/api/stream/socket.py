@@ -1,6 +1,6 @@
-"""The WebSocket door: /v1/sessions/{id}/stream. Who may come in, and the five tasks that serve who did.
+"""The WebSocket endpoint /v1/sessions/{id}/stream: admission, and the five tasks that serve a connection.
 
-Read, unpack, answer, watch, report: the first that ends ends all. Nothing queues, and nothing waits without bound.
+Read, decode, send, watch, report: the first to end ends all. Nothing queues, and every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -43,55 +43,55 @@ from .wire import PictureFormat
 
 
 def router(context: ApiContext, limits: StreamLimits | None = None) -> APIRouter:
-    """The route of the stream."""
-    door = _Door(context, limits or StreamLimits())
+    """The stream's route."""
+    endpoint = _StreamEndpoint(context, limits or StreamLimits())
     routes = APIRouter(tags=["stream"])
 
     @routes.websocket("/v1/sessions/{session_id}/stream")
     async def stream(websocket: WebSocket, session_id: str) -> None:
-        await door.serve(websocket, session_id)
+        await endpoint.serve(websocket, session_id)
 
     return routes
 
 
-class _Door:
-    """Lets clients in: hello in time, a session that lives, its token, and not too many of them."""
+class _StreamEndpoint:
+    """Admits clients: hello in time, an open session, its token, and not too many connections."""
 
     def __init__(self, context: ApiContext, limits: StreamLimits) -> None:
         self._context = context
         self._limits = limits
-        self._open = 0
-        self._to: Counter[str] = Counter()
+        self._connections = 0
+        self._per_session: Counter[str] = Counter()
 
     async def serve(self, websocket: WebSocket, session_id: str) -> None:
-        """One connection from its first to its last moment. Refusals are told by a close code, after the handshake,
-        because browsers hide why a handshake failed."""
+        """Serve one connection. Refusals are close codes after the handshake, because browsers hide why a handshake
+        failed."""
         await websocket.accept()
         line = Line(websocket, self._context.limits, self._limits)
-        self._open += 1
+        self._connections += 1
         try:
             goodbye = await self._admit(line, session_id)
         except Goodbye as refused:
             goodbye = refused
         finally:
-            self._open -= 1
+            self._connections -= 1
         await line.close(goodbye)
 
     async def _admit(self, line: Line, session_id: str) -> Goodbye:
-        if self._open > self._limits.connections:
+        if self._connections > self._limits.connections:
             raise Goodbye(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
         hello = await self._hello(line)
         session = self._find(session_id, hello.token)
-        if self._to[session.id] >= self._limits.per_session:
+        if self._per_session[session.id] >= self._limits.per_session:
             raise Goodbye(CloseCode.BUSY, f"busy: {self._limits.per_session} connections to this session")
-        self._to[session.id] += 1
+        self._per_session[session.id] += 1
         session.connect()
         try:
             return await _serve(line, session, hello, self._context, self._limits)
         finally:
             session.disconnect()
-            self._to[session.id] -= 1
-            self._to += Counter()  # forgets those at 0
+            self._per_session[session.id] -= 1
+            self._per_session += Counter()  # removes counts of 0
 
     async def _hello(self, line: Line) -> Hello:
         try:
@@ -104,7 +104,9 @@ class _Door:
         except MessageError as error:
             raise await line.refuse(error) from error
         if not isinstance(hello, Hello):
-            raise await line.refuse(MessageError("The first message must be hello.", "It carries the session's token."))
+            raise await line.refuse(
+                MessageError("The first message must be hello.", "Send hello with the session's token.")
+            )
         return hello
 
     def _find(self, session_id: str, token: str) -> Session:
@@ -119,7 +121,7 @@ class _Door:
 
 
 async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext, limits: StreamLimits) -> Goodbye:
-    """Run the tasks until one ends the connection; how."""
+    """Run the tasks until one ends the connection. Returns its Goodbye."""
     inputs = StreamInputs(line, session, context)
     options = AnswerOptions(format=PictureFormat[hello.format.upper()], quality=hello.quality, ack_s=limits.ack_s)
     answers = StreamAnswers(line, session, context, inputs, options)
@@ -139,7 +141,7 @@ async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext
 
 
 class _Reader:
-    """Reads what the client sends, and does it."""
+    """Reads and handles the client's messages."""
 
     def __init__(
         self,
@@ -158,15 +160,15 @@ class _Reader:
         self._states = states
 
     async def run(self) -> None:
-        """Until the connection ends, with Goodbye."""
+        """Handle messages until the connection ends with Goodbye."""
         while True:
             message = await self._line.receive()
             if isinstance(message, bytes):
                 await self._inputs.offer(message)
             else:
-                await self._obey(message)
+                await self._handle(message)
 
-    async def _obey(self, text: str) -> None:
+    async def _handle(self, text: str) -> None:
         try:
             message = parse_client(text)
         except MessageError as error:
@@ -185,13 +187,13 @@ class _Reader:
             case Close():
                 await off_loop(self._context, self._session.close)
             case Hello():
-                raise await self._line.refuse(MessageError("hello was said before.", "Open another connection."))
+                raise await self._line.refuse(MessageError("hello was already sent.", "Open another connection."))
 
     def _apply(self, changes: Mapping[str, object]) -> None:
         self._session.apply(checked_changes(changes))
 
     async def _change(self, number: int, change: Callable[[], None]) -> None:
-        """On a codec thread, because the worker's pipe may be full."""
+        """Apply on a codec thread, because the worker's pipe may block."""
         try:
             await off_loop(self._context, change)
         except ZoetropeError as error:

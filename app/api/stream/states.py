@@ -1,4 +1,4 @@
-"""What a stream's client is told unasked: ready, restarting, notices, the end, and the figures. Knows no pictures."""
+"""Messages that the server sends on its own: ready, restarting, notices, ended, and stats. Independent of pictures."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from .inputs import StreamInputs
 from .line import Goodbye, Line
 from .messages import CloseCode, Ended, ErrorMessage, Notice, Ready, Restarting, Taken, stream_stats
 
-_LOOK_S = 1.0  # the worker's own notices wake nobody
+_POLL_S = 1.0  # the worker's notices do not trigger the listener
 
 
 class StreamStates:
-    """Watches a session for one client. Lives on the event loop."""
+    """Watches a session for one client. Runs on the event loop."""
 
     def __init__(self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs) -> None:
         self._line = line
         self._session = session
         self._inputs = inputs
-        self._taken_ns: int | None = None  # as the client was told last
+        self._taken_ns: int | None = None  # last sent to the client
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._live = False  # as the client was told last
+        self._live = False  # last sent to the client
         self._noticed: set[str] = set()
         self._refused = ""
 
     def applied(self) -> None:
-        """A change was taken: if the next one is refused for the same reason, that is news."""
+        """A change was applied: report the next refusal even if its reason is the same."""
         self._refused = ""
 
     async def watch(self) -> None:
-        """Tell every change at once, until the session is over; then ends with Goodbye."""
-        forget = self._session.proxy.listen(self._wake)
+        """Report every change immediately, until the session is over; then raise Goodbye."""
+        unsubscribe = self._session.proxy.listen(self._wake)
         try:
             while True:
                 self._changed.clear()
                 if self._session.over:
                     raise await self._end()
-                await self._tell()
+                await self._report_changes()
                 try:
-                    async with asyncio.timeout(_LOOK_S):  # before Python 3.12 wait_for may swallow a cancellation
+                    async with asyncio.timeout(_POLL_S):  # before Python 3.12 wait_for may swallow a cancellation
                         await self._changed.wait()
                 except TimeoutError:
                     continue
         finally:
-            forget()
+            unsubscribe()
 
     async def report(self, every_s: float, missed: Callable[[], int]) -> None:
-        """Send the figures, for ever. missed: asked each time."""
+        """Send stats forever. missed: called each time."""
         while True:
             await asyncio.sleep(every_s)
             tick_ms = self._session.proxy.tick_ms
             await self._line.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
 
-    async def _tell(self) -> None:
-        await self._tell_taken()
+    async def _report_changes(self) -> None:
+        await self._report_taken()
         stream, status = self._session.proxy, self._context.table.workers.status_of(self._session.id)
         live, was_live = stream.state is SessionState.LIVE, self._live
         self._live = live
         if live and not was_live:
-            await self._greet()
+            await self._send_ready()
         elif was_live and not live:
             await self._line.send(Restarting(text=status.text))
         elif not live and not self._noticed:
@@ -78,7 +78,7 @@ class StreamStates:
             if self._refused:
                 await self._line.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
 
-    async def _tell_taken(self) -> None:
+    async def _report_taken(self) -> None:
         taken_ns = self._session.proxy.admitted_ns
         if taken_ns != self._taken_ns:
             self._taken_ns = taken_ns
@@ -86,9 +86,9 @@ class StreamStates:
             if header is not None:
                 await self._line.send(Taken(seq=header.seq))
 
-    async def _greet(self) -> None:
+    async def _send_ready(self) -> None:
         info, ready = self._session.proxy.info, self._context.table.workers.status_of(self._session.id).ready
-        assert info is not None, "a live stream knows its facts"
+        assert info is not None, "a live stream has its info"
         fresh = ready.controls if ready is not None else {}
         controls = plain_controls({**fresh, **self._session.proxy.control.changes()})
         await self._line.send(Ready(session=self._session.id, info=stream_facts(info), controls=controls))
@@ -110,6 +110,6 @@ class StreamStates:
         return Goodbye(CloseCode.SHUTDOWN if draining else CloseCode.CLOSED, ended.message)
 
     def _wake(self) -> None:
-        """Called on the worker client's thread."""
+        """Called on the worker handle's thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._changed.set)

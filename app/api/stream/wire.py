@@ -1,6 +1,6 @@
-"""The binary message of the frame stream: a header of 32 bytes, then the picture. Version 1.
+"""The binary message of the frame stream: a 32-byte header, then the picture. Version 1.
 
-Owns the layout and its checks; knows no codec, no socket and no session.
+Owns the layout and its validation; independent of codecs, sockets and sessions.
 
     offset  type  field         meaning
     0       2 B   magic         b"ZT"
@@ -8,12 +8,12 @@ Owns the layout and its checks; knows no codec, no socket and no session.
     3       u8    format        0 raw RGB, 1 JPEG, 2 WebP
     4       u16   flags         0
     6       u16   header bytes  32
-    8       u32   seq           the sender's number of this picture
-    12      u32   source_seq    the client's number of the input that an answer came from; 0xFFFFFFFF: none
-    16      f64   captured_ms   the client's own clock at capture, echoed unchanged; 0: none
+    8       u32   seq           the sender's sequence number
+    12      u32   source_seq    the seq of the input that a frame was made from; 0xFFFFFFFF: none
+    16      f64   captured_ms   the client's clock at capture, echoed; 0: none
     24      u16   width         px
     26      u16   height        px
-    28      u32   server_us     from the arrival of that input to the sending of this answer; 0 from a client
+    28      u32   server_us     from the arrival of that input to the sending of this frame; 0 from a client
 
 All numbers are little-endian.
 """
@@ -40,24 +40,23 @@ assert _LAYOUT.size == HEADER_BYTES
 
 
 class WireError(InputError):
-    """A binary message that is not of this layout."""
+    """A binary message with an invalid header."""
 
 
 class PictureFormat(IntEnum):
-    """How the picture after the header is coded; the value is the header's byte."""
+    """The encoding of the picture after the header; the value is the header's byte."""
 
-    RGB = 0  # height x width x 3 bytes, rows from the top
+    RGB = 0  # height x width x 3 bytes, top row first
     JPEG = 1
     WEBP = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a binary message says of its picture.
+    """The header of a binary message.
 
-    seq: 0..2^32-1 (2^32-1 cannot be echoed: it means "none"). source_seq: of the client's input; None: none.
-    captured_ms: of the client's clock; 0: none.
-    width, height: px, 1..65535. server_us: 0..2^32-1.
+    seq: 0..2^32-1 (2^32-1 cannot be echoed: it means "none"). source_seq: of the client's input, or None.
+    captured_ms: the client's clock; 0: none. width, height: px, 1..65535. server_us: 0..2^32-1.
     """
 
     format: PictureFormat
@@ -70,7 +69,7 @@ class Header:
 
 
 def pack_header(header: Header) -> bytes:
-    """The 32 bytes. Numbers count modulo 2^32; `server_us` stays at its largest value (71 minutes)."""
+    """The 32 bytes. Sequence numbers wrap modulo 2^32; `server_us` saturates (at 71 minutes)."""
     assert 1 <= header.width <= MAX_SIDE_PX, header.width
     assert 1 <= header.height <= MAX_SIDE_PX, header.height
     return _LAYOUT.pack(
@@ -98,9 +97,9 @@ def parse_header(message: bytes) -> Header:
     if magic != _MAGIC:
         raise WireError(f"A binary message begins with {magic!r}.", f"It must begin with {_MAGIC!r}.")
     if version != VERSION:
-        raise WireError(f"Version {version} of the frame stream is not known.", f"Use version {VERSION}.")
+        raise WireError(f"Version {version} of the frame stream is not supported.", f"Use version {VERSION}.")
     if flags != 0 or size != HEADER_BYTES:
-        raise WireError(f"flags {flags} and a header of {size} bytes are not known.", f"Use 0 and {HEADER_BYTES}.")
+        raise WireError(f"flags {flags} and a header of {size} bytes are not supported.", f"Use 0 and {HEADER_BYTES}.")
     if code not in PictureFormat.__members__.values():
         raise WireError(f"There is no picture format {code}.", "Use 0 (raw RGB), 1 (JPEG) or 2 (WebP).")
     if width == 0 or height == 0:

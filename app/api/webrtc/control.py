@@ -1,7 +1,7 @@
-"""The data channel "control" of a WebRTC peer: the same JSON messages as the WebSocket's text side, without pictures.
+"""The data channel "control" of a WebRTC peer: the WebSocket's JSON messages, without pictures.
 
-The session's token was checked with the offer: `hello` may be left out, and sets how often figures come. Knows a
-channel and a session; no connection.
+The session's token was checked with the offer: `hello` is optional and sets the interval of stats. Depends on a
+channel and a session, not on the peer connection.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from app.session.session import Session
 from app.worker.proxy import SessionState
 from pipelines.core.errors import ZoetropeError
 
-_LOOK_S = 0.1
-_PER_SECOND = 100.0  # messages that a client may send for long
+_POLL_S = 0.1
+_PER_SECOND = 100.0  # sustained rate of a client's messages
 _BURST = 200
-_MAX_WAITING_BYTES = 64 << 10  # a channel that does not drain gets no more figures
+_MAX_WAITING_BYTES = 64 << 10  # above this, stats are not sent
 _FINISH_S = 0.5
 
 
 class ControlChannel:
-    """Answers a channel's messages and tells it of the session.
+    """Handles a channel's messages and sends it the session's state.
 
-    missed: how many outputs the peer's video has left out. end: closes the peer.
+    missed: number of frames that the peer's video did not send. end: closes the peer.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class ControlChannel:
         self._notice = ""
         self._stats_s = 0.5
         self._finished = False
-        channel.on("message", self._arrived)
+        channel.on("message", self._on_message)
 
     async def run(self) -> None:
-        """Until it is cancelled: answers, and figures twice a second or as `hello` wants them."""
+        """Run until cancelled: replies, and stats twice a second or at the interval in `hello`."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._answer())
-            group.create_task(self._tell())
+            group.create_task(self._handle_messages())
+            group.create_task(self._report())
 
     async def finish(self) -> None:
-        """Say that the session has ended, if it has, and let what was said go out."""
+        """Send `ended` if the session is over, and flush the channel."""
         if self._finished:
             return
         self._finished = True
@@ -99,24 +99,26 @@ class ControlChannel:
             await asyncio.sleep(0.01)
 
     def refuse(self, error: ZoetropeError) -> None:
-        """Say why the connection is about to end."""
+        """Report why the connection is about to be closed."""
         self._send(ErrorMessage(code=status_and_code(error)[1], message=error.message, remedy=error.remedy))
 
-    # ---- what the client says ----
+    # ---- from the client ----
 
-    def _arrived(self, message: str | bytes) -> None:
-        """aiortc calls this on the event loop. A client that floods is cut off: its messages are not kept for later."""
+    def _on_message(self, message: str | bytes) -> None:
+        """Called by aiortc on the event loop. A client that floods the channel is disconnected."""
         if self._inbox.full():
             self._send(ErrorMessage(code="too_many", message="Too many messages were sent.", remedy="Send fewer."))
             self._end()
         elif len(message) > self._context.limits.text_bytes:
-            self._send(ErrorMessage(code="too_large", message="A message is too long.", remedy="Send less at once."))
+            self._send(
+                ErrorMessage(code="too_large", message="A message is too long.", remedy="Send shorter messages.")
+            )
             self._end()
         else:
             self._inbox.put_nowait(message)
 
-    async def _answer(self) -> None:
-        """In order. A client that stays above the rate fills its inbox, which ends it."""
+    async def _handle_messages(self) -> None:
+        """Handle messages in order. A client that stays above the rate fills its inbox and is disconnected."""
         allowance, at_s = float(_BURST), time.monotonic()
         while True:
             text = await self._inbox.get()
@@ -124,17 +126,19 @@ class ControlChannel:
             allowance, at_s = min(_BURST, allowance + (now_s - at_s) * _PER_SECOND) - 1, now_s
             if allowance < 0:
                 await asyncio.sleep(-allowance / _PER_SECOND)
-            await self._do(text)
+            await self._handle(text)
 
-    async def _do(self, text: str | bytes) -> None:
+    async def _handle(self, text: str | bytes) -> None:
         number: int | None = None
         try:
             if isinstance(text, bytes):
-                raise MessageError("Bytes were sent on this channel.", "Send pictures as video, and JSON as text.")
+                raise MessageError(
+                    "A binary message was sent on this channel.", "Send pictures as video, and JSON as text."
+                )
             message = parse_client(text)
             match message:
                 case Hello():
-                    self._greet(message)
+                    self._hello(message)
                 case ControlMessage():
                     number = message.id
                     self._session.apply(checked_changes(message.changes))
@@ -147,31 +151,31 @@ class ControlChannel:
                 case Close():
                     await off_loop(self._context, self._session.close)
                 case Ack():
-                    pass  # pictures do not come this way
+                    pass  # frames are not sent on this channel
         except ZoetropeError as error:
             code = "bad_message" if isinstance(error, MessageError) else status_and_code(error)[1]
             self._send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))
             if isinstance(error, UnauthorisedError):
                 self._end()
 
-    def _greet(self, hello: Hello) -> None:
+    def _hello(self, hello: Hello) -> None:
         if not same(hello.token, self._session.token):
-            raise UnauthorisedError("The token is not this session's.", "Send the one that the offer was sent with.")
+            raise UnauthorisedError("The token is not this session's.", "Send the same token as with the offer.")
         self._stats_s = hello.send_stats_ms / 1000
-        self._state = None  # `ready` comes again
+        self._state = None  # sends `ready` again
 
-    # ---- what the session says ----
+    # ---- from the session ----
 
-    async def _tell(self) -> None:
-        told_s = 0.0
+    async def _report(self) -> None:
+        sent_s = 0.0
         while True:
-            self._tell_state()
-            if time.monotonic() - told_s >= self._stats_s and self._channel.bufferedAmount < _MAX_WAITING_BYTES:
-                told_s = time.monotonic()
+            self._report_state()
+            if time.monotonic() - sent_s >= self._stats_s and self._channel.bufferedAmount < _MAX_WAITING_BYTES:
+                sent_s = time.monotonic()
                 self._send(await off_loop(self._context, self._stats))
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
-    def _tell_state(self) -> None:
+    def _report_state(self) -> None:
         stream = self._session.proxy
         state, info = stream.state, stream.info
         if state is SessionState.LIVE and self._state is not SessionState.LIVE:

@@ -1,7 +1,7 @@
-"""Signalling over HTTP: WHIP in (RFC 9725), WHEP out (its draft), and one peer for both ways.
+"""Signalling over HTTP: WHIP in (RFC 9725), WHEP out (its draft), and one peer for both directions.
 
-A session's own routes take its token; POST /v1/whip opens a session of its own and is for who may open one
-(app/guard/middleware.py sees to that). Its answer's address ends in an id that nobody can guess. Knows no media.
+A session's own routes take its token; POST /v1/whip opens a new session and needs the server's token
+(app/guard/middleware.py). Its Location ends in an unguessable id. Independent of the media.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EXPOSED = "Location, ETag, Link, Zoetrope-Session, Zoetrope-Token, Retry-After"
 
 
 def router(context: ApiContext, options: WebRtcOptions | None = None) -> fastapi.APIRouter:
-    """The routes under /v1. Their peers are closed when the application shuts down."""
+    """The routes under /v1. Peers are closed when the application shuts down."""
     peers = Peers(context, options or WebRtcOptions())
 
     @asynccontextmanager
@@ -49,17 +49,17 @@ def router(context: ApiContext, options: WebRtcOptions | None = None) -> fastapi
     return routes
 
 
-def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Refusals for the OpenAPI document."""
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error responses for the OpenAPI document."""
     return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
-_JOINED: dict[int | str, dict[str, Any]] = {
-    201: {"description": "the answer", "content": {SDP: _SDP_TEXT}},
+_JOIN_RESPONSES: dict[int | str, dict[str, Any]] = {
+    201: {"description": "the SDP answer", "content": {SDP: _SDP_TEXT}},
     **UNREAD,
     **BUSY,
     **UNFIT,
-    **_told(406, 413, 415),
+    **_errors(406, 413, 415),
 }
 
 
@@ -69,16 +69,16 @@ def _add_endpoints(routes: fastapi.APIRouter, endpoint: _Endpoint) -> None:
         status_code=201,
         operation_id="whip_new",
         response_class=Response,
-        responses=_JOINED,
+        responses=_JOIN_RESPONSES,
         openapi_extra=_OFFER,
     )
     async def whip_new(request: Request) -> Response:
-        """Open a session and send it video: the answer's headers Zoetrope-Session and Zoetrope-Token name it."""
+        """Open a session and send it video. The response headers Zoetrope-Session and Zoetrope-Token identify it."""
         return await endpoint.open_session(request)
 
     @routes.options("/whip", status_code=204, operation_id="whip_new_options", response_class=Response)
     async def whip_new_options() -> Response:
-        """What may be posted here, and the ICE servers."""
+        """The accepted media type, and the ICE servers."""
         return endpoint.describe(trusted=True)
 
     _add_peer(routes, endpoint, "/whip/{peer_id}", "whip_new", None)
@@ -89,20 +89,20 @@ def _add_endpoints(routes: fastapi.APIRouter, endpoint: _Endpoint) -> None:
 
 
 def _add_role(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, role: Role) -> None:
-    does = " and ".join(("send video",) * role.gives + ("receive video",) * role.takes)
+    actions = " and ".join(("send video",) * role.gives + ("receive video",) * role.takes)
 
     @routes.post(
         path,
         status_code=201,
         operation_id=role.name,
         response_class=Response,
-        summary=does.capitalize(),
-        responses={**_JOINED, **REFUSALS},
+        summary=actions.capitalize(),
+        responses={**_JOIN_RESPONSES, **REFUSALS},
         openapi_extra=_OFFER,
         dependencies=[Depends(SESSION_TOKEN)],
     )
     async def join(session_id: str, request: Request) -> Response:
-        """Offer in, answer out (application/sdp)."""
+        """SDP offer in, SDP answer out."""
         return await endpoint.join(request, session_of(endpoint.context, session_id, request), role)
 
     @routes.options(
@@ -110,10 +110,10 @@ def _add_role(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, role: R
         status_code=204,
         operation_id=f"{role.name}_options",
         response_class=Response,
-        responses=_told(401, 404),
+        responses=_errors(401, 404),
     )
     async def options(session_id: str, request: Request) -> Response:
-        """What may be posted here, and the ICE servers for who has the session's token."""
+        """The accepted media type, and with the session's token the ICE servers."""
         trusted = "authorization" in request.headers
         if trusted:
             session_of(endpoint.context, session_id, request)
@@ -123,19 +123,19 @@ def _add_role(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, role: R
 def _add_peer(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, name: str, role: Role | None) -> None:
     session = [{"name": "session_id", "in": "path", "required": True, "schema": {"type": "string"}}] if role else []
     guards = [Depends(SESSION_TOKEN)] if role else []
-    refusals = REFUSALS if role else _told(404)
+    refusals = REFUSALS if role else _errors(404)
 
     @routes.patch(
         path,
         status_code=204,
         operation_id=f"{name}_trickle",
         response_class=Response,
-        responses={**refusals, **UNREAD, **_told(412, 413, 415, 422, 428)},
+        responses={**refusals, **UNREAD, **_errors(412, 413, 415, 422, 428)},
         openapi_extra={"parameters": [*session, _IF_MATCH], **_FRAGMENT},
         dependencies=guards,
     )
     async def trickle(peer_id: str, request: Request) -> Response:
-        """Later ICE candidates of the client's; If-Match carries the answer's ETag."""
+        """Trickle ICE: further candidates of the client. If-Match: the ETag of the connection."""
         return await endpoint.trickle(request, endpoint.peer(peer_id, request, role))
 
     @routes.delete(
@@ -147,12 +147,12 @@ def _add_peer(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, name: s
         dependencies=guards,
     )
     async def end(peer_id: str, request: Request) -> Response:
-        """End the connection; a session that POST /v1/whip has opened ends with it."""
+        """End the connection, and its session if POST /v1/whip opened it."""
         return await endpoint.end(endpoint.peer(peer_id, request, role))
 
 
 class _Endpoint:
-    """What the routes do. Sessions opened by WHIP are remembered by their peer's id."""
+    """Handles the requests. Keeps the sessions that WHIP opened, by peer id."""
 
     def __init__(self, context: ApiContext, peers: Peers) -> None:
         self.context = context
@@ -160,12 +160,12 @@ class _Endpoint:
         self._opened: dict[str, Session] = {}
 
     async def open_session(self, request: Request) -> Response:
-        """A session and its first peer; without the peer there is no session either."""
+        """Open a session with its first peer; the session is closed if the peer fails."""
         offer = await self._offer(request)
         session = await off_loop(self.context, lambda: self.context.table.open(prompt_only=False))
         try:
             response = await self._answer(session, ROLES["whip"], offer, "/v1/whip")
-        except BaseException:  # also when the client has gone: nobody would ever close the session
+        except BaseException:  # including a disconnected client: nobody else would close the session
             await off_loop(self.context, session.close)
             raise
         self._opened = {key: value for key, value in self._opened.items() if not value.over}
@@ -175,19 +175,19 @@ class _Endpoint:
         return response
 
     async def join(self, request: Request, session: Session, role: Role) -> Response:
-        """A peer of a session that stands."""
+        """Add a peer to an existing session."""
         return await self._answer(session, role, await self._offer(request), session_path(session.id, role.name))
 
     def describe(self, *, trusted: bool) -> Response:
-        """For OPTIONS. trusted: ICE servers may carry credentials."""
+        """Response to OPTIONS. trusted: include the ICE servers and their credentials."""
         response = Response(status_code=204, headers={"Accept-Post": SDP})
         self._link(response, trusted=trusted)
         return response
 
     def peer(self, peer_id: str, request: Request, role: Role | None) -> Peer:
-        """The peer of an address. role: None at the addresses that POST /v1/whip gives. Raises 404.
+        """The peer with that id. role: None for resources created by POST /v1/whip. Raises 404.
 
-        Below a session's address the session's token is needed too.
+        Below a session's path, the session's token is required too.
         """
         peer = self._peers.get(peer_id)
         if role is None:
@@ -197,19 +197,19 @@ class _Endpoint:
             if peer is not None and (peer.session is not session or peer.role is not role):
                 peer = None
         if peer is None:
-            raise HTTPException(404, "There is no such connection; it has ended.")
+            raise HTTPException(404, "There is no such connection; it may have ended.")
         return peer
 
     async def trickle(self, request: Request, peer: Peer) -> Response:
         """RFC 9725, section 4.3.1."""
-        _check_type(request, TRICKLE)
+        _check_content_type(request, TRICKLE)
         match = request.headers.get("if-match")
         if match is None:
-            raise HTTPException(428, "Send If-Match with the ETag of the answer.")
+            raise HTTPException(428, "Send If-Match with the ETag of the connection.")
         if match == "*":
-            raise HTTPException(422, "ICE restarts are not offered; make a new connection.")
+            raise HTTPException(422, "ICE restarts are not supported; open a new connection.")
         if match != peer.etag:
-            raise HTTPException(412, "If-Match is not the ETag of this connection.")
+            raise HTTPException(412, "If-Match does not match the ETag of this connection.")
         fragment = await self._body(request)
         try:
             await peer.add_candidates(fragment)
@@ -218,7 +218,7 @@ class _Endpoint:
         return Response(status_code=204)
 
     async def end(self, peer: Peer) -> Response:
-        """Close it, and the session that WHIP opened for it."""
+        """Close the peer, and its session if WHIP opened it."""
         await peer.close()
         session = self._opened.pop(peer.id, None)
         if session is not None:
@@ -226,10 +226,10 @@ class _Endpoint:
         return Response(status_code=200)
 
     async def _offer(self, request: Request) -> str:
-        _check_type(request, SDP)
+        _check_content_type(request, SDP)
         accepted = [part.partition(";")[0].strip().lower() for part in request.headers.get("accept", "*/*").split(",")]
         if not {SDP, "application/*", "*/*"} & set(accepted):
-            raise HTTPException(406, f"The answer is {SDP}; accept that.")
+            raise HTTPException(406, f"The response is {SDP}; accept that.")
         return await self._body(request)
 
     async def _body(self, request: Request) -> str:
@@ -256,7 +256,7 @@ class _Endpoint:
             response.headers.append("Link", link)
 
 
-def _check_type(request: Request, wanted: str) -> None:
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != wanted:
-        raise HTTPException(415, f"Send it as {wanted}.")
+def _check_content_type(request: Request, expected: str) -> None:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != expected:
+        raise HTTPException(415, f"Send it as {expected}.")

@@ -1,14 +1,14 @@
-// The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and comes back by itself
-// after a lost connection while the session's grace time lasts. Knows no canvas and no widget.
-const HEADER_BYTES = 32, NONE = 0xffffffff, MOST_WAITING = 2, JPEG = 1;
+// The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and reconnects
+// after a lost connection within the session's grace period. Independent of the canvas and the widgets.
+const HEADER_BYTES = 32, NONE = 0xffffffff, MAX_WAITING = 2, JPEG = 1;
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
   // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message, isNote),
-  //       hungry() when a picture may be sent again, taken(seq) perhaps }
+  //       hungry() when a picture may be sent again, taken(seq) (optional) }
   constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, waiting: new Map() }); }
 
-  get live() { return this.socket?.readyState === WebSocket.OPEN && this.greeted; }
+  get live() { return this.socket?.readyState === WebSocket.OPEN && this.isReady; }
 
   async start(body) {
     this.wanted = true;
@@ -23,16 +23,16 @@ class Link {
       this.on.state('gone', 'Connection lost. Is zoetrope live still running?');
       return;
     }
-    const told = await answer.json().catch(() => ({}));
+    const opened = await answer.json().catch(() => ({}));
     if (!answer.ok) {
       this.wanted = false;
-      const error = told.error ?? { message: `The server answered ${answer.status}.`, remedy: '' };
+      const error = opened.error ?? { message: `The server responded ${answer.status}.`, remedy: '' };
       const states = { 401: 'denied', 503: 'busy', 429: 'busy' };
       this.on.state(states[answer.status] ?? 'refused', `${error.message} ${error.remedy ?? ''}`.trim());
       return;
     }
-    if (!this.wanted) { this.drop(told); return; }  // stopped meanwhile
-    this.session = told;
+    if (!this.wanted) { this.drop(opened); return; }  // stopped in the meantime
+    this.session = opened;
     this.next = 0;
     this.connect();
   }
@@ -47,41 +47,41 @@ class Link {
       if (!this.wanted) return;
       if ([1000, 4404, 4401, 4403, 1008].includes(code) || attempt > 40) {
         this.wanted = false;
-        if (!this.told) this.on.state('refused', code === 4404 ? 'The session has ended. Press Start.' : `The server closed the session (${code}).`);
+        if (!this.reported) this.on.state('refused', code === 4404 ? 'The session has ended. Press Start.' : `The server closed the session (${code}).`);
         return;
       }
-      if (this.greetedOnce) attempt = 0;
-      this.greetedOnce = false;
-      this.on.state('lost', 'Connection lost. Trying again…');
+      if (this.becameReady) attempt = 0;
+      this.becameReady = false;
+      this.on.state('lost', 'Connection lost. Reconnecting…');
       await pause(Math.min(2000, 200 * 2 ** attempt));
     }
   }
 
-  talk() {  // one WebSocket from open to close; resolves with its close code
+  talk() {  // one WebSocket, from open to close; resolves with its close code
     return new Promise((done) => {
       const { id, token } = this.session;
       const url = new URL(`/v1/sessions/${id}/stream`, location.href);
       url.protocol = url.protocol.replace('http', 'ws');
       const socket = this.socket = new WebSocket(url);
       socket.binaryType = 'arraybuffer';
-      this.greeted = false;
-      this.told = false;
+      this.isReady = false;
+      this.reported = false;
       this.waiting.clear();
-      socket.onopen = () => this.say({ type: 'hello', version: 1, token, format: 'jpeg', quality: 88 });
-      socket.onmessage = ({ data }) => (typeof data === 'string' ? this.hear(JSON.parse(data)) : this.receive(data));
-      socket.onclose = ({ code }) => { this.greeted = false; done(code); };
+      socket.onopen = () => this.post({ type: 'hello', version: 1, token, format: 'jpeg', quality: 88 });
+      socket.onmessage = ({ data }) => (typeof data === 'string' ? this.handle(JSON.parse(data)) : this.receive(data));
+      socket.onclose = ({ code }) => { this.isReady = false; done(code); };
     });
   }
 
-  hear(message) {
+  handle(message) {
     const handlers = {
-      ready: () => { this.greeted = this.greetedOnce = true; this.on.ready(message.info, message.controls); this.on.state('live', ''); },
+      ready: () => { this.isReady = this.becameReady = true; this.on.ready(message.info, message.controls); this.on.state('live', ''); },
       stats: () => this.on.stats(message),
       error: () => this.on.refused(`${message.message} ${message.remedy ?? ''}`.trim()),
       notice: () => this.on.refused(message.text, true),
       taken: () => { for (const seq of this.waiting.keys()) if (seq <= message.seq) this.waiting.delete(seq); this.on.hungry(); this.on.taken?.(message.seq); },
       restarting: () => { this.waiting.clear(); this.on.state('restarting', message.text); },
-      ended: () => { this.told = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
+      ended: () => { this.reported = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
     };
     handlers[message.type]?.();
   }
@@ -93,14 +93,14 @@ class Link {
       width: view.getUint16(24, true), height: view.getUint16(26, true), serverUs: view.getUint32(28, true),
     };
     this.on.frame(header, new Blob([new Uint8Array(data, view.getUint16(6, true))], { type: 'image/jpeg' }),
-      () => this.say({ type: 'ack', seq: header.seq }));
+      () => this.post({ type: 'ack', seq: header.seq }));
   }
 
-  // Whether a picture may be sent now: the stream has still to take at most two, none for longer than a second.
+  // Whether a picture may be sent now: at most two wait to be taken; after a second one counts as lost.
   get hungry() {
     const now = performance.now();
     for (const [seq, at] of this.waiting) if (now - at > 1000) this.waiting.delete(seq);
-    return this.live && this.waiting.size < MOST_WAITING && this.socket.bufferedAmount < 1 << 18;
+    return this.live && this.waiting.size < MAX_WAITING && this.socket.bufferedAmount < 1 << 18;
   }
 
   send(jpeg, width, height, capturedMs) {
@@ -119,9 +119,9 @@ class Link {
     return seq;
   }
 
-  say(message) { if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
-  control(changes) { if (this.live) this.say({ type: 'control', id: this.ids = (this.ids ?? 0) + 1, changes }); }
-  source(promptOnly) { if (this.live) this.say({ type: 'source', id: this.ids = (this.ids ?? 0) + 1, prompt_only: promptOnly }); }
+  post(message) { if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message)); }
+  control(changes) { if (this.live) this.post({ type: 'control', id: this.ids = (this.ids ?? 0) + 1, changes }); }
+  source(promptOnly) { if (this.live) this.post({ type: 'source', id: this.ids = (this.ids ?? 0) + 1, prompt_only: promptOnly }); }
 
   stop() {
     this.wanted = false;

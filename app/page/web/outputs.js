@@ -1,11 +1,11 @@
-// The panel of outputs and takes: starts, shows and stops them over HTTP (docs/outputs.md, docs/takes.md) for the session that
-// window.zoetrope.link holds (link.js). Knows no frame.
+// The panel of outputs and takes: starts, shows and stops them over HTTP (docs/outputs.md, docs/takes.md) for the session of
+// window.zoetrope.link (link.js). Independent of the frames.
 const at = (selector) => element.querySelector(selector);
 const KINDS = { recording: 'Recording', rtmp: 'RTMP', srt: 'SRT', whip: 'WHIP', virtual_camera: 'Virtual camera' };
 const SCHEMES = { rtmp: 'rtmp', rtmps: 'rtmp', srt: 'srt', http: 'whip', https: 'whip' };
-const LOOK_MS = 1000;
+const POLL_MS = 1000;
 let session = null, outputs = [], take = null, lastTake = null;
-const recordings = new Map();  // id: its file's address once it can be downloaded, else null
+const recordings = new Map();  // id: URL of the file once it can be downloaded, else null
 const rows = new Map();  // id: the output's <li>
 
 function running() {
@@ -15,54 +15,54 @@ function running() {
 
 async function request(path, options = {}) {
   const answer = await fetch(path, options);
-  const told = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
-  if (answer.ok) return told;
-  const { message = `The server answered ${answer.status}.`, remedy = '' } = told.error ?? {};
+  const body = answer.status === 204 ? {} : await answer.json().catch(() => ({}));
+  if (answer.ok) return body;
+  const { message = `The server responded ${answer.status}.`, remedy = '' } = body.error ?? {};
   throw Object.assign(new Error(`${message} ${remedy}`.trim()), { status: answer.status });
 }
 
-function ask(part, method = 'GET', body = null) {
+function call(part, method = 'GET', body = null) {
   const { id, token } = running() ?? {};
   if (!id) return Promise.reject(new Error('Press Start first.'));
   const headers = { Authorization: `Bearer ${token}`, ...(body ? { 'Content-Type': 'application/json' } : {}) };
   return request(`/v1/sessions/${id}/${part}`, { method, headers, ...(body ? { body: JSON.stringify(body) } : {}) });
 }
 
-const say = (text) => { at('#zt-out-said').textContent = text; };
+const showMessage = (text) => { at('#zt-out-said').textContent = text; };
 
-async function doing(button, work) {  // one thing at a time for a button; what goes wrong is said below
+async function doing(button, work) {  // one action at a time per button; errors are shown below
   if (button.getAttribute('aria-busy') === 'true') return;
   button.setAttribute('aria-busy', 'true');
-  say('');
+  showMessage('');
   try {
     await work();
-    await look();
-  } catch (error) { say(error.message); }
+    await update();
+  } catch (error) { showMessage(error.message); }
   button.removeAttribute('aria-busy');
   show();
 }
 
 async function start(body) {
-  const made = await ask('outputs', 'POST', body);
+  const made = await call('outputs', 'POST', body);
   if (made.recording) recordings.set(made.recording, null);
 }
 
-async function stop(id) { say((await ask(`outputs/${id}`, 'DELETE')).text); }
+async function stop(id) { showMessage((await call(`outputs/${id}`, 'DELETE')).text); }
 
 function toggle(button, kind) {
-  const there = outputs.find((output) => output.kind === kind);
-  return doing(button, () => (there ? stop(there.id) : start({ kind })));
+  const existing = outputs.find((output) => output.kind === kind);
+  return doing(button, () => (existing ? stop(existing.id) : start({ kind })));
 }
 
-// What the server knows now: one question a second while there is something to see.
-async function look() {
+// The server's current state: one poll per second while there is something to show.
+async function update() {
   const now = running();
   if (now?.id !== session) { session = now?.id ?? null; outputs = []; take = null; }
   if (now && (at('details').open || outputs.length || take)) {
-    const asked = await Promise.all([ask('outputs'), ask('take')]).catch(() => null);  // the session may have ended meanwhile
-    if (asked && running()?.id === session) {
-      outputs = asked[0].outputs;
-      take = asked[1].take;
+    const answers = await Promise.all([call('outputs'), call('take')]).catch(() => null);  // the session may have ended in the meantime
+    if (answers && running()?.id === session) {
+      outputs = answers[0].outputs;
+      take = answers[1].take;
       lastTake = take ?? lastTake;
     }
   }
@@ -70,8 +70,8 @@ async function look() {
   for (const [id, file] of recordings) {
     if (file !== null || growing.has(id)) continue;
     try {
-      const told = await request(`/v1/recordings/${id}`);
-      if (!told.running) recordings.set(id, told.file_url);
+      const recording = await request(`/v1/recordings/${id}`);
+      if (!recording.running) recordings.set(id, recording.file_url);
     } catch (error) { if (error.status === 404) recordings.delete(id); }  // it ended before its first picture
   }
 }
@@ -96,9 +96,9 @@ function show() {
   };
   press('#zt-out-record', outputs.some(({ kind }) => kind === 'recording'), ['Record on the server', 'Stop recording']);
   press('#zt-out-camera', outputs.some(({ kind }) => kind === 'virtual_camera'), ['Virtual camera', 'Camera off']);
-  press('#zt-out-take', take !== null, ['Keep a take', 'End the take']);
+  press('#zt-out-take', take !== null, ['Record a take', 'Stop the take']);
   at('#zt-take').hidden = lastTake === null;
-  at('#zt-take-state').textContent = take ? 'Writing the take' : 'The last take:';
+  at('#zt-take-state').textContent = take ? 'Recording the take' : 'Last take:';
   at('#zt-take-name').textContent = lastTake ?? '';
   at('#zt-take-command').textContent = `zoetrope render --take DATA/takes/${lastTake} out.mp4`;
   for (const [id, row] of rows) {
@@ -120,7 +120,7 @@ function show() {
 
 function showKept() {
   const ready = [...recordings].filter(([, file]) => file !== null), list = at('#zt-out-kept');
-  if (list.children.length === ready.length) return;  // links keep the keyboard's focus
+  if (list.children.length === ready.length) return;  // replacing the links would lose keyboard focus
   list.replaceChildren(...ready.map(([, href], index) => {
     const row = document.createElement('li');
     row.append(Object.assign(document.createElement('a'), { href, download: '', textContent: `Download recording ${index + 1}` }));
@@ -130,32 +130,32 @@ function showKept() {
 
 function push() {
   const address = at('#zt-push-address').value.trim(), kind = SCHEMES[address.split(':')[0].toLowerCase()];
-  if (!kind) { say('Give the address with its scheme: rtmp, rtmps, srt, or https for WHIP.'); return; }
+  if (!kind) { showMessage('Give the address with its scheme: rtmp, rtmps, srt, or https for WHIP.'); return; }
   const token = kind === 'whip' ? at('#zt-push-token').value.trim() : '';
   doing(at('#zt-push-start'), async () => {
     await start({ kind, address, ...(token ? { token } : {}) });
-    at('#zt-push-address').value = at('#zt-push-token').value = '';  // it holds a key
+    at('#zt-push-address').value = at('#zt-push-token').value = '';  // it contains a key
   });
 }
 
 async function watch() {
   while (element.isConnected) {
-    await look();
+    await update();
     show();
-    await new Promise((done) => setTimeout(done, LOOK_MS));
+    await new Promise((done) => setTimeout(done, POLL_MS));
   }
 }
 
 at('#zt-out-record').addEventListener('click', ({ currentTarget }) => toggle(currentTarget, 'recording'));
 at('#zt-out-camera').addEventListener('click', ({ currentTarget }) => toggle(currentTarget, 'virtual_camera'));
 at('#zt-out-take').addEventListener('click', ({ currentTarget }) => doing(currentTarget, async () => {
-  if (take) await ask('take', 'DELETE');
-  else take = lastTake = (await ask('take', 'POST')).take;
+  if (take) await call('take', 'DELETE');
+  else take = lastTake = (await call('take', 'POST')).take;
 }));
 at('#zt-push').addEventListener('submit', (event) => { event.preventDefault(); push(); });
 at('#zt-push-address').addEventListener('input', ({ target }) => { at('#zt-push-with-token').hidden = !/^https?:/i.test(target.value.trim()); });
 at('#zt-push-show').addEventListener('change', ({ target }) => {
   for (const id of ['address', 'token']) at(`#zt-push-${id}`).type = target.checked ? 'text' : 'password';
 });
-at('details').addEventListener('toggle', () => look().then(show));
+at('details').addEventListener('toggle', () => update().then(show));
 watch();

@@ -1,11 +1,11 @@
-// The panel beside the stage: which source, Start and Stop, presets, the prompt timeline. Speaks to window.zoetrope (stage.js).
+// The panel beside the stage: source, Start and Stop, presets, prompt timeline. Calls window.zoetrope (stage.js).
 const at = (selector) => element.querySelector(selector);
 const app = () => window.zoetrope;
 const kind = () => element.querySelector('[name=zt-kind]:checked').dataset.kind;
 
 async function listCameras() {
   const cameras = await app().sources.cameras(), choice = at('#zt-camera-choice'), kept = choice.value;
-  choice.replaceChildren(new Option("the browser's choice", ''), ...cameras.map((c, i) => new Option(c.label || `camera ${i + 1}`, c.deviceId)));
+  choice.replaceChildren(new Option("browser's default", ''), ...cameras.map((c, i) => new Option(c.label || `camera ${i + 1}`, c.deviceId)));
   choice.value = cameras.some((c) => c.deviceId === kept) ? kept : '';
 }
 
@@ -18,19 +18,19 @@ at('#zt-camera-choice').addEventListener('change', ({ target }) => { app().sourc
 at('#zt-mirror').addEventListener('change', ({ target }) => { app().sources.mirror = target.checked; });
 at('#zt-longest').addEventListener('change', ({ target }) => { app().sources.longest = Number(target.value); });
 at('#zt-file').addEventListener('change', ({ target }) => { app().sources.file = target.files[0] ?? null; app().choose(kind()); });
-at('#zt-transport').addEventListener('change', ({ target }) => app().carry(target.value));
+at('#zt-transport').addEventListener('change', ({ target }) => app().setTransport(target.value));
 at('#zt-start').addEventListener('click', async () => { await app().start(); if (kind() === 'camera') listCameras(); });
 at('#zt-stop').addEventListener('click', () => app().stop());
 at('#zt-save').addEventListener('click', () => {
   const text = JSON.stringify(app().settings(), null, 1);
   app().download(new Blob([text], { type: 'application/json' }), `zoetrope-preset-${app().stamp()}.json`);
 });
-function chosen(selector, what) {  // a file, each time that one is chosen
-  at(selector).addEventListener('change', ({ target }) => { if (target.files[0]) what(target.files[0]); target.value = ''; });
+function onFile(selector, handle) {  // calls handle(file) each time a file is chosen
+  at(selector).addEventListener('change', ({ target }) => { if (target.files[0]) handle(target.files[0]); target.value = ''; });
 }
-chosen('#zt-load', (file) => app().load(file));
-chosen('#zt-timeline-load', (file) => app().load(file));
-chosen('#zt-first-picture', (file) => app().beginWith(file));
+onFile('#zt-load', (file) => app().load(file));
+onFile('#zt-timeline-load', (file) => app().load(file));
+onFile('#zt-first-picture', (file) => app().beginWith(file));
 at('#zt-play').addEventListener('click', async () => {
   try { at('#zt-played').textContent = `${await app().play(at('#zt-timeline').value)} entries`; } catch (error) { app().fail(error.message); }
 });

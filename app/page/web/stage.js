@@ -1,20 +1,20 @@
-// The stage: draws the stream and its input, shows the figures, obeys buttons, keys and the page's widgets.
-// The pieces before it: link.js and peer.js (the session, by WebSocket and by WebRTC), sources.js (pictures in), tools.js (what is kept),
-// timeline.js (stories), first_picture.js (a picture begins a video).
+// The stage: draws the stream and its input, shows statistics, handles buttons, keys and the page's widgets.
+// Builds on link.js and peer.js (the session, over WebSocket and WebRTC), sources.js (input pictures), tools.js (snapshots and
+// recordings), timeline.js (stories), first_picture.js (a video's first picture).
 const find = (selector) => element.querySelector(selector);
 const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.zt-before');
 const status = { state: 'loading', text: 'loading…', notice: '' };
-const changes = {};  // controls that the user has changed, also before Start
-const model = { engine: '', momentary: {} };  // "image" or "video"; controls that ask for something once, at rest
-let info = null, beginning = false, shown = 0, painted = [], sent = [], latency = null, figures = {}, cues = [];
-const inputs = new Map();  // seq: the picture that was sent, until its answer is painted
+const changes = {};  // controls that the user has changed, including before Start
+const model = { engine: '', momentary: {} };  // engine: "image" or "video"; momentary: one-shot controls with their idle values
+let info = null, beginning = false, shown = 0, painted = [], sent = [], latency = null, stats = {}, cues = [];
+const inputs = new Map();  // seq: the picture sent, until its output frame is painted
 
-let wakePump = () => {};  // ends its pause
-const wake = () => wakePump(), STILL_MS = 100, SHORTEST_MS = 20;
-const on = {  // of either transport
+let wakePump = () => {};  // ends the pump's pause
+const wake = () => wakePump(), STILL_MS = 100, MIN_INTERVAL_MS = 20;
+const on = {  // handlers of either transport
   state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
-  ready(told) { info = told; link.source(sources.promptOnly && !beginning); actions.offer(told.takes_actions); actions.flush(); show(); },
-  stats(message) { figures = message; show(); },
+  ready(facts) { info = facts; link.source(sources.promptOnly && !beginning); actions.offer(facts.takes_actions); actions.flush(); show(); },
+  stats(message) { stats = message; show(); },
   refused(text) { status.notice = text; show(); },
   hungry: wake,
   async frame(header, blob, acknowledge) {
@@ -58,10 +58,10 @@ function paint(bitmap, header) {
 }
 
 function show() {
-  const running = link.wanted, live = status.state === 'live', counts = figures.accounting ?? {};
+  const running = link.wanted, live = status.state === 'live', counts = stats.accounting ?? {};
   const values = {
     frame_rate: rateOf(painted).toFixed(1), input_rate: sources.promptOnly ? '–' : rateOf(sent).toFixed(1),
-    latency_ms: latency === null ? '–' : Math.round(latency), tick_ms: figures.tick_ms ?? '–',
+    latency_ms: latency === null ? '–' : Math.round(latency), tick_ms: stats.tick_ms ?? '–',
     taken: counts.in ?? 0, out: counts.out ?? 0, dropped: counts.dropped ?? 0, skipped: counts.skipped ?? 0, in_flight: counts.in_flight ?? 0,
   };
   for (const cell of element.querySelectorAll('[data-zt]')) cell.textContent = values[cell.dataset.zt];
@@ -74,13 +74,13 @@ function show() {
   const loud = ['busy', 'denied', 'refused', 'gone', 'lost', 'restarting'].includes(status.state) ? status.text : status.notice;
   find('.zt-message').textContent = loud;
   find('.zt-message').hidden = !loud;
-  const rows = Object.entries(figures.stages ?? {}).map(([name, at]) => `<tr><th>${name}</th><td>${at.p50_ms.toFixed(1)}</td><td>${at.p95_ms.toFixed(1)} ms</td></tr>`);
-  find('.zt-times table').innerHTML = rows.length ? `<tr><th></th><td>half</td><td>95 %</td></tr>${rows.join('')}` : '<tr><td>Nothing yet.</td></tr>';
+  const rows = Object.entries(stats.stages ?? {}).map(([name, at]) => `<tr><th>${name}</th><td>${at.p50_ms.toFixed(1)}</td><td>${at.p95_ms.toFixed(1)} ms</td></tr>`);
+  find('.zt-times table').innerHTML = rows.length ? `<tr><th></th><td>p50</td><td>p95</td></tr>${rows.join('')}` : '<tr><td>Nothing yet.</td></tr>';
 }
 
-async function pump() {  // sends each new picture while the session is hungry, a still one ten times a second; never queues
+async function pump() {  // sends each new picture while the session accepts one, a still one ten times a second; never queues
   for (let last = 0; element.isConnected;) {
-    const now = performance.now(), due = last + (sources.fresh === null ? STILL_MS : SHORTEST_MS);
+    const now = performance.now(), due = last + (sources.fresh === null ? STILL_MS : MIN_INTERVAL_MS);
     if (now >= due && link.hungry && info && sources.showing) {
       last = now;
       const { jpeg, bitmap, width, height, capturedMs } = await sources.take(info.width, info.height, stage.dataset.view !== 'output');
@@ -95,22 +95,22 @@ async function pump() {  // sends each new picture while the session is hungry, 
   }
   link.stop();
   sources.close();
-  sources.coder.close();
+  sources.encoder.close();
 }
 
-async function watchServer() {  // what the worker is doing; the stage's words while no session says better
+async function watchServer() {  // polls the worker's status; the stage shows it while there is no session
   const waits = ['loading', 'gone', 'denied', 'restarting', 'failed'], lost = {
-    denied: 'This server asks for its token, and this browser is not signed in any more. Open the page again with it.',
+    denied: 'This server requires a token, and this browser is no longer signed in. Open the page with the token again.',
     gone: 'Connection lost. Is zoetrope live still running?',
   };
   while (element.isConnected) {
     const answer = await fetch('/page/status').catch(() => null);
-    const told = answer?.ok ? await answer.json().catch(() => null) : null;
-    const phase = told?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
+    const report = answer?.ok ? await answer.json().catch(() => null) : null;
+    const phase = report?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
     stage.dataset.phase = phase;
-    if (told) find('.zt-facts').textContent = told.text;
+    if (report) find('.zt-facts').textContent = report.text;
     if (!link.wanted) {
-      const text = told?.text ?? lost[phase];
+      const text = report?.text ?? lost[phase];
       if (phase !== 'ready') Object.assign(status, { state: phase, text });
       else if (waits.includes(status.state)) Object.assign(status, { state: 'ready', text: '' });
       show();
@@ -121,7 +121,7 @@ async function watchServer() {  // what the worker is doing; the stage's words w
 
 function setControl(name, value) { setControls({ [name]: value }); }
 
-function setControls(values) {  // all of them, or none; what asks for something once is not kept
+function setControls(values) {  // all or nothing; one-shot controls are not kept
   if (values.paused) actions.release();
   for (const [name, value] of Object.entries(values)) if (!(name in model.momentary)) changes[name] = value;
   link.control(values);
@@ -130,7 +130,7 @@ function setControls(values) {  // all of them, or none; what asks for something
 async function start() {
   status.notice = '';
   latency = null;
-  figures = {};
+  stats = {};
   actions.begin();
   if (!sources.promptOnly) await sources.open();
   for (const bitmap of inputs.values()) bitmap.close();
@@ -153,20 +153,20 @@ async function choose(kind) {
   show();
 }
 
-async function carry(transport) {  // "websocket" or "webrtc"; a running session is opened anew
+async function setTransport(transport) {  // "websocket" or "webrtc"; a running session is reopened
   const running = link.wanted;
   if (running) stop();
   link = transport === 'webrtc' ? new Peer(on, sources) : new Link(on);
   if (running) await start();
 }
 
-function setView(view) {  // pictures are kept only for views that show them: until the next one comes, what the source shows now
+function setView(view) {  // input pictures are kept only for views that show them: until the next one, draw the source's current picture
   if (stage.dataset.view === 'output' && info && sources.showing) sources.draw(before, info);
   stage.dataset.view = view;
   find('[data-tool=view]').value = view;
 }
 
-function adopt(settings) {  // a preset or a snapshot's settings, into the session and the page's widgets
+function adopt(settings) {  // applies a preset or a snapshot's settings to the session and the page's widgets
   setControls(settings.controls ?? {});
   props.value = JSON.stringify({ ...settings.controls, ...model.momentary });
   trigger('change');
@@ -174,7 +174,7 @@ function adopt(settings) {  // a preset or a snapshot's settings, into the sessi
 
 function settings() { return { zoetrope: 1, model: info?.model ?? '', controls: { ...changes } }; }
 
-async function play(text) {  // a timeline, from now; a stream that does not run begins with it
+async function play(text) {  // plays a timeline from now; starts the stream if it is not running
   const entries = parseTimeline(text);
   cues.forEach(clearTimeout);
   for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
@@ -183,18 +183,18 @@ async function play(text) {  // a timeline, from now; a stream that does not run
   return entries.length;
 }
 
-async function beginWith(file) {  // a picture begins the video, the prompt goes on from it
-  if (model.engine !== 'video') throw new Error('this model makes no video from a picture');
-  if (beginning) throw new Error('another picture is on its way');
+async function beginWith(file) {  // the video starts from a picture and continues with the prompt
+  if (model.engine !== 'video') throw new Error('this model cannot make a video from a picture');
+  if (beginning) throw new Error('another picture is being sent');
   beginning = true;
   try {
     if (!sources.promptOnly) document.querySelector('#zt-source [data-kind=prompt]').click();
     if (!link.wanted) await start();
     while (link.wanted && !link.live) await pause(50);
-    if (!link.live) return;  // it says why
+    if (!link.live) return;  // the link reports why
     const canvas = await pictureOf(file, info);
     draw(before, canvas);
-    link.control({ input_use: 'redraw' });  // an earlier refusal is told no more
+    link.control({ input_use: 'redraw' });  // clears an earlier refusal
     await sendFirstPicture(link.session, canvas);
   } finally {
     beginning = false;
@@ -203,12 +203,12 @@ async function beginWith(file) {  // a picture begins the video, the prompt goes
   }
 }
 
-async function settingsIn(file) {  // of a preset, a timeline or a snapshot; null: a picture without any
+async function settingsIn(file) {  // of a preset, a timeline or a snapshot; null: none in a picture
   if (file.name.endsWith('.json') || file.type === 'application/json') return JSON.parse(await file.text());
   return file.type === 'image/png' ? settingsOf(new Uint8Array(await file.arrayBuffer())) : null;
 }
 
-async function load(file) {  // what was dropped or chosen, by what it is
+async function load(file) {  // loads a dropped or chosen file, by its content
   const found = await settingsIn(file);
   if (Array.isArray(found)) document.querySelector('#zt-timeline').value = timelineLines(checkTimeline(found));
   else if (found) adopt(found);
@@ -216,7 +216,7 @@ async function load(file) {  // what was dropped or chosen, by what it is
   else throw new Error('no settings of Zoetrope');
 }
 
-const attempt = (file, what) => what(file).catch((error) => { status.notice = `${file.name}: ${error.message}.`; show(); });
+const attempt = (file, action) => action(file).catch((error) => { status.notice = `${file.name}: ${error.message}.`; show(); });
 
 const tools = {
   snapshot: () => snapshot(picture, settings()),
@@ -251,7 +251,7 @@ element.addEventListener('drop', (event) => {
 });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
-window.zoetrope = { model, setControl, start, stop, choose, carry, adopt, settings, play, parseTimeline, timelineLines, sources, actions, load: (file) => attempt(file, load), beginWith: (file) => attempt(file, beginWith), get link() { return link; }, recorder, info: () => info, download, stamp,
+window.zoetrope = { model, setControl, start, stop, choose, setTransport, adopt, settings, play, parseTimeline, timelineLines, sources, actions, load: (file) => attempt(file, load), beginWith: (file) => attempt(file, beginWith), get link() { return link; }, recorder, info: () => info, download, stamp,
   fail(text) { status.notice = text; show(); } };
 pump();
 watchServer();

@@ -1,8 +1,8 @@
-// What a performer keeps of a stream: snapshots that carry their settings, recordings with sound, presets.
-// Knows canvases and files; knows no session.
+// Saves parts of a stream: snapshots with their settings, recordings with sound, presets.
+// Depends on canvases and files, not on the session.
 const PNG_KEY = 'zoetrope';
 
-function crc32(bytes) {  // as the PNG specification's appendix D
+function crc32(bytes) {  // as in the PNG specification, appendix D
   let crc = ~0;
   for (const byte of bytes) {
     crc ^= byte;
@@ -11,7 +11,7 @@ function crc32(bytes) {  // as the PNG specification's appendix D
   return ~crc >>> 0;
 }
 
-function pngWith(bytes, settings) {  // the PNG with an iTXt chunk before its end
+function pngWith(bytes, settings) {  // the PNG with an iTXt chunk before IEND
   const text = new TextEncoder().encode(`iTXt${PNG_KEY}\0\0\0\0\0${JSON.stringify(settings)}`);
   const chunk = new Uint8Array(text.length + 8), view = new DataView(chunk.buffer);
   view.setUint32(0, text.length - 4);
@@ -21,7 +21,7 @@ function pngWith(bytes, settings) {  // the PNG with an iTXt chunk before its en
   return new Blob([bytes.subarray(0, end), chunk, bytes.subarray(end)], { type: 'image/png' });
 }
 
-function settingsOf(bytes) {  // what pngWith wrote, or null
+function settingsOf(bytes) {  // the settings that pngWith wrote, or null
   const view = new DataView(bytes.buffer, bytes.byteOffset), decoder = new TextDecoder();
   for (let at = 8; at + 12 <= bytes.length; at += 12 + view.getUint32(at)) {
     const length = view.getUint32(at), body = bytes.subarray(at + 8, at + 8 + length);
@@ -46,7 +46,7 @@ async function snapshot(canvas, settings) {
   download(pngWith(new Uint8Array(await plain.arrayBuffer()), settings), `zoetrope-${stamp()}.png`);
 }
 
-class Recorder {  // canvas and, when the source has any, its sound, delayed to match the picture
+class Recorder {  // the canvas and, if the source has any, its sound, delayed to match the picture
   constructor(canvas, changed) { Object.assign(this, { canvas, changed, recorder: null, parts: [] }); }
 
   get running() { return this.recorder !== null; }

@@ -120,11 +120,6 @@ class KVPolicy(ABC):
         return self.regions[0]
 
     @property
-    def rebuilds(self) -> bool:
-        """True: the stream resets the row and encodes context frames again before every chunk."""
-        return False
-
-    @property
     def scores_queries(self) -> bool:
         """True: what is kept depends on the queries of a chunk's first pass."""
         return False

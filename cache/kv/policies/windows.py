@@ -170,29 +170,12 @@ class RebuildPolicy(KVPolicy):
     def begin_frames(self) -> int:
         return max(self.context_frames, self.chunk_frames)
 
-    @property
-    def rebuilds(self) -> bool:
-        return True
-
     def context(self, frames: int) -> tuple[int, ...]:
         """Which of `frames` finished latent frames are encoded again, in order: an anchor and the latest ones."""
         if frames <= self.context_frames:
             return tuple(range(frames))
         latest = tuple(range(frames - self.context_frames + 1, frames))
         return (0 if self.keep_first else frames - self.context_frames, *latest)
-
-    def anchor_is_encoded(self, frames: int) -> bool:
-        """Whether the first context frame must be made by encoding a picture as a stream's first frame.
-
-        A causal codec's first latent has statistics of its own; once the true one has left the window, the picture
-        `anchor_pixels_back` takes its place.
-        """
-        return frames > self.context_frames and not self.keep_first
-
-    @property
-    def anchor_pixels_back(self) -> int:
-        """Length of the queue of decoded pictures whose oldest is the anchor: 1 + 4 (context_frames - 1)."""
-        return 1 + 4 * (self.context_frames - 1)
 
     def plan(
         self, ledger: Ledger, frames: int, *, keep: int | None = None, shots: tuple[int, ...] | None = None

@@ -68,11 +68,6 @@ class MergedLora:
         self._scale: float | None = None
         self.set_scale(1.0)
 
-    @property
-    def merged_layers(self) -> int:
-        """Weights of the denoiser that the files change."""
-        return len(self._layers)
-
     def set_scale(self, scale: float) -> None:
         """Make the denoiser's weights W0 + scale * delta, in the storage they have. Call between ticks."""
         if scale == self._scale:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipelines.conditioning.base import LATENT_BIAS
 from pipelines.core.errors import ModelLayoutError
 from pipelines.image.model import Condition, ScheduleConfig
 
@@ -78,13 +79,17 @@ class UNetDenoiser:
             assert condition.time_ids is not None, "a model with pooled prompts needs time_ids"
             added = {"text_embeds": condition.pooled.to(self._dtype), "time_ids": condition.time_ids.to(self._dtype)}
         guidance = None if self._guidance is None else self._guidance.expand(latents.shape[0], -1)
+        inputs = {name: value.to(self._dtype) for name, value in condition.inputs.items() if name != LATENT_BIAS}
+        bias = condition.inputs.get(LATENT_BIAS)
+        seen = latents if bias is None else latents + bias
         prediction = self.unet(
-            latents.to(self._dtype).contiguous(memory_format=torch.channels_last),
+            seen.to(self._dtype).contiguous(memory_format=torch.channels_last),
             timestep,
             encoder_hidden_states=condition.embeds.to(self._dtype),
             timestep_cond=guidance,
             added_cond_kwargs=added,
             return_dict=False,
+            **inputs,
         )[0]
         a = self._a.index_select(0, timestep).view(-1, 1, 1, 1)
         b = self._b.index_select(0, timestep).view(-1, 1, 1, 1)

@@ -39,11 +39,3 @@ def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
         )
     scaled = torch.nan_to_num(pixels.float()).clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
-
-
-def to_frames(pixels: torch.Tensor) -> np.ndarray:
-    """Pixels [1, 3, F, H, W] in [0, 1] -> uint8 frames [F, H, W, 3] on the host (waits for the device)."""
-    if pixels.dim() == 5 and pixels.shape[0] != 1:
-        raise InputError(f"{pixels.shape[0]} streams cannot become one video.", "Give one: pixels[row : row + 1].")
-    frames: np.ndarray = to_bytes(pixels)[0].cpu().numpy()
-    return frames

@@ -1,49 +1,76 @@
-"""Owns the way from a video model's name and a user's choices to an engine.
+"""Owns the way from a video model's name and a user's choices to an engine: which belong to loading, which to running.
 
-Knows which choice belongs to loading and which to the engine. Heavy libraries are imported when a model is loaded.
+Heavy libraries are imported when a model is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from pipelines.core.errors import ControlError, InputError
+from pipelines.conditioning import CONDITIONERS
+from pipelines.conditioning.base import ConditionerFactory
+from pipelines.core.errors import ControlError
 from pipelines.core.tick_log import TickLog
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.video.engine import VideoEngine
 from pipelines.video.options import VideoOptions
 
 from .load import VideoLoadOptions, load_video_model
 
-_RENAMED = {"kv_policy": "policy"}  # what the control table calls it
-
 
 def load_video_engine(
     model: str,
-    choices: Mapping[str, Any],
+    options: LoaderOptions,
     *,
-    frames_per_slot: int = 1,
+    conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
     """An engine for a video model, see `source.resolve_video`.
 
-    choices: fields of VideoLoadOptions and VideoOptions by name (kv_policy is policy). Raises InputError for an unknown
-    one, ControlError, and ModelError and its kinds.
+    Raises InputError, ControlError, and ModelError and its kinds. Every choice is checked before anything is loaded.
     """
-    if frames_per_slot != 1:
+    if options.frames_per_slot != 1:
         raise ControlError(
-            f"frames_per_slot cannot be {frames_per_slot} for a video model.", "Use chunk_frames: latents of 4 frames."
+            f"frames_per_slot cannot be {options.frames_per_slot} for a video model.",
+            "Use chunk_frames: latents of 4 frames.",
         )
-    named = {_RENAMED.get(name, name): value for name, value in choices.items()}
-    loading = {field.name for field in fields(VideoLoadOptions)} - {"notice"}
-    running = {field.name for field in fields(VideoOptions)}
-    unknown = sorted(named.keys() - loading - running)
-    if unknown:
-        raise InputError(
-            f"A video model has no option {unknown[0]!r}.", f"It has: {', '.join(sorted(loading | running))}."
-        )
-    options = VideoOptions(**{name: value for name, value in named.items() if name in running})
-    load = VideoLoadOptions(**{name: value for name, value in named.items() if name in loading}, notice=notice)
-    return VideoEngine(load_video_model(model, load), options, tick_log=tick_log)
+    running = running_options(options)
+    loaded = load_video_model(model, loading_options(options, notice))
+    return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners)
+
+
+def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> VideoLoadOptions:
+    """What loading takes of a user's choices."""
+    return VideoLoadOptions(
+        device=options.device,
+        dtype=options.dtype,
+        family=options.video.family,
+        base=options.video.base,
+        autoencoder=options.autoencoder,
+        loras=options.loras,
+        text_encoder=options.video.text_encoder,
+        notice=notice,
+    )
+
+
+def running_options(options: LoaderOptions) -> VideoOptions:
+    """What the engine takes of a user's choices."""
+    video = options.video
+    return VideoOptions(
+        width=options.width,
+        height=options.height,
+        stream=video.stream,
+        policy=video.kv_policy,
+        policy_options=video.policy_options,
+        chunk_frames=video.chunk_frames,
+        window_frames=video.window_frames,
+        sink_frames=video.sink_frames,
+        max_streams=video.max_streams,
+        guidance=video.guidance,
+        storage=video.storage,
+        attention=video.attention,
+        backend=options.backend,
+        rewind_bytes=video.rewind_bytes,
+        stages=options.stages,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cache.kv.policies import KVPolicy
+from pipelines.conditioning.frames import FrameConditions
 from pipelines.video.stream_rows import StreamRows
 
 from .clean_latents import CleanFrames
@@ -20,16 +21,20 @@ EncodePictures = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastParts:
-    """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px."""
+    """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px.
+    nothing: what conditioners say of one frame that they say nothing of. time_factor: pictures of a latent frame after
+    the first."""
 
     stream_rows: StreamRows
     policy: KVPolicy
     chunk_frames: int
     latent_shape: tuple[int, int, int]
     size: tuple[int, int]
+    time_factor: int
     dtype: torch.dtype
     device: torch.device
     encode: EncodePictures
+    nothing: FrameConditions
 
 
 class StreamPast(ABC):
@@ -40,7 +45,7 @@ class StreamPast(ABC):
 
     @abstractmethod
     def context(self) -> list[CleanFrames]:
-        """Frames to be passed at timestep 0, one pass each, before the next chunk, with the actions of their births.
+        """Frames to be passed at timestep 0, one pass each, before the next chunk, with the conditions of their births.
 
         Called once, when that is born. May reset the cache.
         """

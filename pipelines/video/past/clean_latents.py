@@ -1,38 +1,47 @@
 """Owns the clean latents of the frames that a cache still holds, so that they can be passed again with another prompt.
 
-With each goes the action that it was born with. Knows tensors and the frame indices of a cache's ledger. All memory is
-allocated once.
+With each goes what conditioners said of it at its birth. Works on tensors and the frame indices of a cache's ledger.
+All memory is allocated once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from pipelines.video.wan.actions import Action
+from pipelines.conditioning.frames import Columns, FrameConditions
 
 
 class CleanFrames(NamedTuple):
-    """Finished latent frames. latents: [C, n, h, w]. actions: of each frame."""
+    """Finished latent frames. latents: [C, n, h, w]. conditions: of each frame."""
 
     latents: torch.Tensor
-    actions: tuple[Action, ...]
+    conditions: FrameConditions
 
 
 class StoredFrame(NamedTuple):
-    """Where a frame stands in the store, and its action."""
+    """Where a frame stands in the store, and its columns by conditioner."""
 
     slot: int
-    action: Action
+    columns: Mapping[str, Columns]
 
 
 class CleanLatents:
-    """Up to `frames` latent frames [C, h, w] by the index that the cache knows them by."""
+    """Up to `frames` latent frames [C, h, w] by the index that the cache knows them by. nothing: see `PastParts`."""
 
-    def __init__(self, frames: int, shape: tuple[int, int, int], *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        frames: int,
+        shape: tuple[int, int, int],
+        nothing: FrameConditions,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         self._store = torch.zeros((frames, *shape), device=device, dtype=dtype)
+        self._fields = {name: field.repeat(frames, *(1,) * (field.dim() - 1)) for name, field in nothing.fields.items()}
         self._cells: dict[int, StoredFrame] = {}
 
     @property
@@ -50,16 +59,22 @@ class CleanLatents:
             del self._cells[min(self._cells)]
         taken = {cell.slot for cell in self._cells.values()}
         free = (index for index in range(len(self._store)) if index not in taken)
-        for number, (frame, action) in enumerate(zip(frames, clean.actions, strict=True)):
+        for number, frame in enumerate(frames):
             index = next(free)
             self._store[index].copy_(clean.latents[:, number])
-            self._cells[frame] = StoredFrame(index, action)
+            for name, field in self._fields.items():
+                field[index].copy_(clean.conditions.fields[name][number])
+            columns = {name: values[number] for name, values in clean.conditions.columns.items()}
+            self._cells[frame] = StoredFrame(index, columns)
 
     def take(self, frames: Sequence[int]) -> CleanFrames:
         """These frames, a copy."""
         cells = [self._cells[frame] for frame in frames]
         latents = torch.stack([self._store[cell.slot] for cell in cells], dim=1)
-        return CleanFrames(latents, tuple(cell.action for cell in cells))
+        slots = [cell.slot for cell in cells]
+        fields = {name: torch.stack([field[slot] for slot in slots]) for name, field in self._fields.items()}
+        columns = {name: tuple(cell.columns[name] for cell in cells) for name in cells[0].columns}
+        return CleanFrames(latents, FrameConditions(columns=columns, fields=fields))
 
     def rename(self, frames: Sequence[int]) -> None:
         """Keep these frames only; they are 0, 1, ... from now on."""
@@ -70,9 +85,9 @@ class CleanLatents:
         self._cells = {}
 
     @property
-    def store(self) -> torch.Tensor:
-        """All that is held, [frames, C, h, w]; always the same memory."""
-        return self._store
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All that is held, [frames, ...] each; always the same memory."""
+        return self._store, *self._fields.values()
 
     @property
     def cells(self) -> dict[int, StoredFrame]:

@@ -10,10 +10,29 @@ from __future__ import annotations
 import torch
 
 from cache.kv.policies.windows import RebuildPolicy
-from pipelines.video.wan.actions import NO_ACTION
+from pipelines.conditioning.frames import FrameConditions
+from pipelines.video.codecs.codec import frames_of
 
 from .base import PastParts, StreamPast
 from .clean_latents import CleanFrames, CleanLatents, StoredFrame
+
+
+def anchor_is_encoded(policy: RebuildPolicy, frames: int) -> bool:
+    """Whether the first of the context of `frames` finished latent frames must be made by encoding a picture as a
+    stream's first frame.
+
+    A causal codec's first latent has statistics of its own; once the true one has left the window, an old picture takes
+    its place: the oldest of the last `anchor_pictures`.
+    """
+    return frames > policy.context_frames and not policy.keep_first
+
+
+def anchor_pictures(policy: RebuildPolicy, time_factor: int) -> int:
+    """Length of the queue of decoded pictures whose oldest is the anchor: those of a context that begins a stream.
+
+    time_factor: pictures of a latent frame after the first.
+    """
+    return frames_of(policy.context_frames, first=True, time_factor=time_factor)
 
 
 class RebuildPast(StreamPast):
@@ -24,8 +43,8 @@ class RebuildPast(StreamPast):
         assert isinstance(parts.policy, RebuildPolicy), parts.policy
         self._policy = parts.policy
         cells = self._policy.context_frames + self._policy.chunk_frames + 1
-        self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
-        size = (self._policy.anchor_pixels_back, *parts.size, 3)
+        self._clean = CleanLatents(cells, parts.latent_shape, parts.nothing, device=parts.device, dtype=parts.dtype)
+        size = (anchor_pictures(self._policy, parts.time_factor), *parts.size, 3)
         self._pixels = torch.zeros(size, dtype=torch.uint8, device=parts.device)
         self._frames = 0
         self._pictures = 0
@@ -34,21 +53,22 @@ class RebuildPast(StreamPast):
         self._parts.stream_rows.reset()
         if not self._frames:
             return []
-        latents, actions = self._clean.take(self._policy.context(self._frames))
-        if self._policy.anchor_is_encoded(self._frames) and self._pictures >= len(self._pixels):
+        latents, conditions = self._clean.take(self._policy.context(self._frames))
+        if anchor_is_encoded(self._policy, self._frames) and self._pictures >= len(self._pixels):
             oldest = self._pictures % len(self._pixels)
             picture = self._pixels[oldest].permute(2, 0, 1).float() / 255
             latents[:, :1] = self._parts.encode(picture[None]).to(latents.dtype)
-            actions = (NO_ACTION, *actions[1:])
-        return [CleanFrames(latents, actions)]
+            others = conditions.select(range(1, latents.shape[1]))
+            conditions = FrameConditions.joined([self._parts.nothing, others])
+        return [CleanFrames(latents, conditions)]
 
     def finished(self, clean: CleanFrames) -> None:
-        frames = list(range(self._frames, self._frames + len(clean.actions)))
+        frames = list(range(self._frames, self._frames + clean.latents.shape[1]))
         self._frames = frames[-1] + 1
         standing = set(self._policy.context(self._frames)) | {0}
         kept = [frame for frame in frames if frame in standing] or frames[-1:]
         indices = [frame - frames[0] for frame in kept]
-        chosen = CleanFrames(clean.latents[:, indices], tuple(clean.actions[index] for index in indices))
+        chosen = CleanFrames(clean.latents[:, indices], clean.conditions.select(indices))
         self._clean.put(kept, chosen, standing=standing)
 
     def decoded(self, frames: torch.Tensor) -> None:
@@ -75,7 +95,7 @@ class RebuildPast(StreamPast):
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self._clean.store, self._pixels
+        return *self._clean.tensors, self._pixels
 
     def facts(self) -> tuple[dict[int, StoredFrame], int, int]:
         return self._clean.cells, self._frames, self._pictures

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 
 from cache.kv.policies.dual import DualPolicy
-from pipelines.video.wan.actions import NO_ACTION
 
 from .base import PastParts, StreamPast
 from .clean_latents import CleanFrames
@@ -87,7 +86,7 @@ class ShotPast(StreamPast):
             return []
         self._begun = True
         latents = self._pictures()
-        return [CleanFrames(latents, (NO_ACTION,) * latents.shape[1])]
+        return [CleanFrames(latents, self._parts.nothing.nothing(latents.shape[1]))]
 
     def _pictures(self) -> torch.Tensor:
         channels, height, width = self._parts.latent_shape

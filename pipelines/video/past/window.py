@@ -18,7 +18,7 @@ class WindowPast(StreamPast):
     def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
         cells = parts.policy.frame_cells.cells
-        self._clean = CleanLatents(cells, parts.latent_shape, device=parts.device, dtype=parts.dtype)
+        self._clean = CleanLatents(cells, parts.latent_shape, parts.nothing, device=parts.device, dtype=parts.dtype)
         self._recache = False
 
     def context(self) -> list[CleanFrames]:
@@ -32,7 +32,7 @@ class WindowPast(StreamPast):
         return groups
 
     def finished(self, clean: CleanFrames) -> None:
-        chunk = [span.frame for span in self._parts.stream_rows.ledger().chunk][: len(clean.actions)]
+        chunk = [span.frame for span in self._parts.stream_rows.ledger().chunk][: clean.latents.shape[1]]
         self._clean.put(chunk, clean, standing=self._standing())
 
     def decoded(self, frames: torch.Tensor) -> None:
@@ -52,7 +52,7 @@ class WindowPast(StreamPast):
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return (self._clean.store,)
+        return self._clean.tensors
 
     def facts(self) -> tuple[dict[int, StoredFrame], bool]:
         return self._clean.cells, self._recache

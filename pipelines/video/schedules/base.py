@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from pipelines.conditioning.frames import FrameConditions
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.flow import CLEAN_TIMESTEP
 from pipelines.video.passes import PassRequest
@@ -20,7 +21,6 @@ from pipelines.video.past import StreamPast
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
 from pipelines.video.stream_rows import StreamRows
-from pipelines.video.wan.actions import Action
 
 PassKind = Literal["denoise", "clean", "context"]
 
@@ -38,19 +38,27 @@ class PassPart:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingPass:
-    """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context". actions: of
-    each frame.
+    """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context".
+    context: what conditioners say of its frames, where they are of no chunk in flight.
 
     begins: the cache makes room for it first. begun: it has (a pass that failed is tried again without).
     """
 
     kind: PassKind
     latents: torch.Tensor
-    actions: tuple[Action, ...]
     slot: ChunkSlot | None = None
+    context: FrameConditions | None = None
     begins: bool = False
     begun: bool = False
     view_frames: int | None = None
+
+    @property
+    def conditions(self) -> FrameConditions:
+        """Of its frames."""
+        if self.slot is not None:
+            return self.slot.conditions.frames
+        assert self.context is not None
+        return self.context
 
 
 class ChunkSchedule(ABC):
@@ -135,7 +143,7 @@ class ChunkSchedule(ABC):
 
     def _queue_context(self, context: Sequence[CleanFrames]) -> None:
         self._pending.extend(
-            PendingPass(kind="context", latents=frames.latents, actions=frames.actions, begins=True)
+            PendingPass(kind="context", latents=frames.latents, context=frames.conditions, begins=True)
             for frames in context
         )
 
@@ -151,7 +159,7 @@ class ChunkSchedule(ABC):
             pending.latents,
             (CLEAN_TIMESTEP,) * frames,
             text_row,
-            actions=pending.actions,
+            conditions=pending.conditions,
             scale=scale,
             view_frames=pending.view_frames,
         )

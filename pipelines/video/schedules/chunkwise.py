@@ -41,13 +41,9 @@ class ChunkwiseSchedule(ChunkSchedule):
         self._queue_context(context)
         self.slots.append(slot)
         for step in range(len(slot.steps)):
-            self._pending.append(
-                PendingPass(kind="denoise", latents=slot.latents, actions=slot.actions, slot=slot, begins=step == 0)
-            )
+            self._pending.append(PendingPass(kind="denoise", latents=slot.latents, slot=slot, begins=step == 0))
         if self._preset.clean_pass or not slot.steps:
-            self._pending.append(
-                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=not slot.steps)
-            )
+            self._pending.append(PendingPass(kind="clean", latents=slot.latents, slot=slot, begins=not slot.steps))
 
     def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
         if not self._pending:
@@ -63,7 +59,7 @@ class ChunkwiseSchedule(ChunkSchedule):
             pending.begun = True
         timesteps = (slot.timestep,) * frames
         request = stream_rows.request(
-            0, slot.latents, timesteps, stream_rows.text_rows[0], actions=pending.actions, scale=scale
+            0, slot.latents, timesteps, stream_rows.text_rows[0], conditions=pending.conditions, scale=scale
         )
         row = stream_rows.kv_rows[0][0]
         return [(request, (PassPart(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep),))]
@@ -78,5 +74,5 @@ class ChunkwiseSchedule(ChunkSchedule):
         if slot not in self.slots or slot.remaining:
             return []
         self.slots.remove(slot)
-        self._past.finished(CleanFrames(slot.latents, slot.actions))
+        self._past.finished(CleanFrames(slot.latents, slot.conditions.frames))
         return [slot]

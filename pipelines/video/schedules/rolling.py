@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipelines.conditioning.frames import FrameConditions
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
 from pipelines.video.past.clean_latents import CleanFrames
@@ -52,9 +53,7 @@ class RollingSchedule(ChunkSchedule):
     def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
         self._queue_context(context)
         if not slot.steps:
-            self._pending.append(
-                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, begins=True)
-            )
+            self._pending.append(PendingPass(kind="clean", latents=slot.latents, slot=slot, begins=True))
             return
         self.slots.append(slot)
         self._entered = True
@@ -70,8 +69,10 @@ class RollingSchedule(ChunkSchedule):
             stream_rows.begin(0, latents.shape[1], keep=self._kept_frames())
             self._begun = True
         timesteps = [slot.timestep for slot in self.slots for _ in range(slot.latents.shape[1])]
-        actions = [action for slot in self.slots for action in slot.actions]
-        request = stream_rows.request(0, latents, timesteps, stream_rows.text_rows[0], actions=actions, scale=scale)
+        conditions = FrameConditions.joined([slot.conditions.frames for slot in self.slots])
+        request = stream_rows.request(
+            0, latents, timesteps, stream_rows.text_rows[0], conditions=conditions, scale=scale
+        )
         row = stream_rows.kv_rows[0][0]
         parts = tuple(
             PassPart(kind="denoise", slot=slot, row=row, step=slot.step, timestep=slot.timestep) for slot in self.slots
@@ -95,16 +96,14 @@ class RollingSchedule(ChunkSchedule):
         slot = self.slots.pop(0)
         if self._preset.clean_pass:
             frames = slot.latents.shape[1]
-            self._pending.append(
-                PendingPass(kind="clean", latents=slot.latents, actions=slot.actions, slot=slot, view_frames=frames)
-            )
-            self._past.finished(CleanFrames(slot.latents, slot.actions))
+            self._pending.append(PendingPass(kind="clean", latents=slot.latents, slot=slot, view_frames=frames))
+            self._past.finished(CleanFrames(slot.latents, slot.conditions.frames))
         return [slot]
 
     def _land_pending(self, pending: PendingPass) -> list[ChunkSlot]:
         if pending.slot is None or not pending.begins:
             return []
-        self._past.finished(CleanFrames(pending.latents, pending.actions))
+        self._past.finished(CleanFrames(pending.latents, pending.conditions))
         return [pending.slot]
 
     def drop(self) -> None:

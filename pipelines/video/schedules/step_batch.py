@@ -73,7 +73,7 @@ class StepBatchSchedule(ChunkSchedule):
                 self._stream_rows.begin(row, frames)
             text_row, timesteps = self._stream_rows.text_rows[row], (slot.timestep,) * frames
             request = self._stream_rows.request(
-                row, slot.latents, timesteps, text_row, actions=slot.actions, scale=scale
+                row, slot.latents, timesteps, text_row, conditions=slot.conditions.frames, scale=scale
             )
             part = PassPart(
                 kind="denoise", slot=slot, row=self._stream_rows.kv_rows[row][0], step=slot.step, timestep=slot.timestep

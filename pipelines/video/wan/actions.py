@@ -1,4 +1,4 @@
-"""Owns actions: what a viewer does to camera and subject in each latent frame, as the transformer is told of it.
+"""Owns what the transformer makes of actions: what a viewer does to camera and subject in each latent frame.
 
 `ActionEmbedder` turns them into what is added to the time embedding; its weights lie in the folder `actions/` beside a
 stock transformer, which loads without them. Knows no stream, no cache and no schedule.
@@ -16,16 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.core.controls import Controls
+from pipelines.conditioning.actions import ACTION_NAMES
 from pipelines.core.errors import ModelLayoutError
 from pipelines.files.checkpoints import listed, read_checkpoint
 from pipelines.files.layout import read_json
 
-ACTION_NAMES = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
-"""Order of the numbers, each in [-1, 1]: camera right and up, zoom in, subject right and up. Also names of controls."""
-Action = tuple[float, ...]
-"""The numbers of one latent frame, by ACTION_NAMES."""
-NO_ACTION: Action = (0.0,) * len(ACTION_NAMES)
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _TRAIN_AGAIN = "Write the folder with save_actions of the embedder that was trained with the transformer."
 
@@ -53,11 +48,6 @@ class ActionEmbedder(nn.Module):
         """[B, F, 5] in [-1, 1] -> [B, F, dim], in the weights' format."""
         embedding: torch.Tensor = self.linear_2(F.silu(self.linear_1(actions.to(self.linear_1.weight.dtype))))
         return embedding
-
-
-def action_of(controls: Controls) -> Action:
-    """What the controls say now."""
-    return tuple(controls.value_of(name) for name in ACTION_NAMES)
 
 
 def save_actions(embedder: ActionEmbedder, folder: Path, gains: Sequence[float] | None = None) -> None:

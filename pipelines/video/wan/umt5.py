@@ -138,10 +138,6 @@ class Umt5TextEncoder:
         """Whether `encode` would answer without the encoder."""
         return clean_text(text) in self._known
 
-    def is_cut(self, text: str) -> bool:
-        """Whether a text has more tokens than an embedding has rows."""
-        return len(self._tokenizer.encode(clean_text(text)).ids) > self._tokens
-
     @torch.no_grad()
     def _encode(self, clean: str) -> torch.Tensor:
         ids, count = self._ids(clean)

@@ -1,0 +1,35 @@
+"""Owns the timings of ticks that the device may not have finished: logged, in order, once it has. Never waits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from .tick_log import TickLog, TimingRecord
+from .transfers import Mark
+
+
+class TickTimings:
+    """Turns the marks of ticks into timing records."""
+
+    def __init__(self, log: TickLog) -> None:
+        self._log = log
+        self._waiting: deque[tuple[int, Sequence[Mark]]] = deque()
+
+    def add(self, tick: int, marks: Sequence[Mark]) -> None:
+        """marks: the start of the tick, and the ends of its encoding, denoising and decoding."""
+        self._waiting.append((tick, marks))
+        self.log_finished()
+
+    def log_finished(self) -> None:
+        """Log the timings of the ticks that the device has finished."""
+        while self._waiting and self._waiting[0][1][-1].passed():
+            tick, (start, encoded, stepped, decoded) = self._waiting.popleft()
+            self._log.add(
+                TimingRecord(
+                    tick=tick,
+                    encode_ms=encoded.ms_since(start),
+                    denoise_ms=stepped.ms_since(encoded),
+                    decode_ms=decoded.ms_since(stepped),
+                )
+            )

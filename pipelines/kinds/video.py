@@ -1,0 +1,60 @@
+"""The model kind of causal video models: Wan 2.1 and the families made of it. pipelines/video loads and runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.core.contracts import Engine
+from pipelines.files.loader_options import LoaderOptions
+
+from .base import LoadContext, ModelKind, Notice
+
+
+class VideoKind(ModelKind):
+    """A Wan folder, a checkpoint beside one, a family's name or its repository."""
+
+    name = "video"
+
+    def recognises(self, model: str) -> bool:
+        """See `is_video_model`."""
+        from pipelines.video.loading.source import is_video_model
+
+        return is_video_model(model)
+
+    def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
+        """See `load_video_engine`."""
+        from pipelines.conditioning import CONDITIONERS
+        from pipelines.video.loading.engine import load_video_engine
+
+        return load_video_engine(
+            model,
+            options,
+            conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
+            tick_log=context.tick_log,
+            notice=context.notice,
+        )
+
+    def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
+        """Of the transformer, the autoencoders, the text encoder and the actions; LoRA files are not among them."""
+        from pipelines.video.loading.source import video_weight_files
+
+        return video_weight_files(model, options.video.base)
+
+    def describe(self, folder: Path) -> str:
+        """By the folder's configuration."""
+        from pipelines.video.loading.folders import is_video_folder
+
+        return "video (Wan)" if is_video_folder(folder) else ""
+
+    def published(self) -> str:
+        """The families by name."""
+        from pipelines.video.loading.families import FAMILIES
+
+        return f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences."
+
+    def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
+        """The checkpoint, or the whole folder where the model is one."""
+        from pipelines.video.loading.source import resolve_video
+
+        source = resolve_video(model, notice=notice)
+        return source.checkpoint or source.folder.folder

@@ -1,0 +1,78 @@
+"""Frame stages that make, drop and hold frames, for tests of the seam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+
+from pipelines.core.types import Frame
+
+
+class EverySecond:
+    """The first of every two frames; the second is dropped."""
+
+    name = "every-second"
+    rate = Fraction(1, 2)
+    latency_frames = 0
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def push(self, frames: Sequence[Frame]) -> list[Frame]:
+        first = self._seen
+        self._seen += len(frames)
+        return [frame for number, frame in enumerate(frames, first) if number % 2 == 0]
+
+    def flush(self) -> list[Frame]:
+        return []
+
+    def reset(self) -> None:
+        self._seen = 0
+
+
+class Smooth:
+    """Each frame as the mean of itself and the two after it: as many frames, two of them held back."""
+
+    name = "smooth"
+    rate = Fraction(1)
+    latency_frames = 2
+
+    def __init__(self) -> None:
+        self._held: list[Frame] = []
+
+    def push(self, frames: Sequence[Frame]) -> list[Frame]:
+        out = []
+        for frame in frames:
+            self._held.append(frame)
+            if len(self._held) == 3:
+                out.append(self._mean())
+        return out
+
+    def _mean(self) -> Frame:
+        image = np.mean([frame.image for frame in self._held], axis=0).astype(np.uint8)
+        return replace(self._held.pop(0), image=image)
+
+    def flush(self) -> list[Frame]:
+        return [self._mean() for _ in range(len(self._held))]
+
+    def reset(self) -> None:
+        self._held.clear()
+
+
+class Shrinking:
+    """Breaks the contract: its frames have another size."""
+
+    name = "shrinking"
+    rate = Fraction(1)
+    latency_frames = 0
+
+    def push(self, frames: Sequence[Frame]) -> list[Frame]:
+        return [replace(frame, image=frame.image[::2]) for frame in frames]
+
+    def flush(self) -> list[Frame]:
+        return []
+
+    def reset(self) -> None: ...
