@@ -7,8 +7,16 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+import pytest
 
+from examples.add_a_frame_stage import add_rows
+from pipelines.core.contracts import Engine
 from pipelines.core.types import Frame
+from pipelines.identity import IdentityEngine
+from pipelines.image.engine import ImageEngine
+from pipelines.stages.table import STAGES
+from tests.fakes.image_model import SIDE_PX, cheap_model
+from tests.fakes.video_engine import small_engine
 
 
 class EverySecond:
@@ -76,3 +84,21 @@ class Shrinking:
         return []
 
     def reset(self) -> None: ...
+
+
+def add_test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example's rows, and those of this file, in the table of one test only."""
+    added = dict(STAGES)
+    add_rows(added)
+    for kind in (EverySecond, Smooth, Shrinking):
+        added[kind.name] = lambda setting, kind=kind: kind
+    for name, row in added.items():
+        monkeypatch.setitem(STAGES, name, row)
+
+
+def engine_of(kind: str, *stages: str) -> Engine:
+    if kind == "identity":
+        return IdentityEngine(width=SIDE_PX, height=SIDE_PX, stages=stages)
+    if kind == "video":
+        return small_engine(stages=stages)
+    return ImageEngine(cheap_model(), frames_per_slot=2 if kind == "image of 2" else 1, stages=stages)
