@@ -74,7 +74,7 @@ class StreamText(StreamConditioner):
             self._frames(controls),
             BLENDS[controls.prompt_blend],
         )
-        return lambda: self._transition.aim(target, frames=frames, mix=mix)
+        return lambda: self._transition.set_target(target, frames=frames, mix=mix)
 
     def _frames(self, controls: Controls) -> int:
         """Over how many frames the prompt changes."""
