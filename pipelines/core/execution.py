@@ -31,7 +31,7 @@ class Executor(Protocol):
 
     @property
     def graphs(self) -> int:
-        """How many CUDA graphs have been captured."""
+        """Number of captured CUDA graphs."""
         ...
 
     def run(self, key: Hashable, part: Callable[[], None]) -> None:
