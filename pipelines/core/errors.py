@@ -1,4 +1,4 @@
-"""Owns the errors that reach a user. Each says what is wrong and what to do about it. Independent of everything else.
+"""Owns the errors that reach a user, each saying what is wrong and how to fix it. Independent of all other modules.
 
 ZoetropeError
 ├── InputError          a file, picture, prompt or option given by the user cannot be used

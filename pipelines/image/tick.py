@@ -139,7 +139,7 @@ class TickRunner:
         ints[IntRow.CELL, column] = 2 * slot.row
         ints[IntRow.TIMESTEP, column] = step.timestep
         ints[IntRow.STEP, column] = slot.step
-        # The last step adds no noise; it reads some cell of its own row.
+        # The last step adds no noise, so any cell of its own row will do.
         ints[IntRow.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
         ints[IntRow.EXTRA, column] = column
 

@@ -56,7 +56,7 @@ class VideoKind(ModelKind):
         return f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences."
 
     def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
-        """Fetch a model; returns its checkpoint, or its folder if it is a whole folder."""
+        """Fetch a model; returns the path of its checkpoint, or of its folder if it has no separate checkpoint."""
         from pipelines.video.loading.source import resolve_video
 
         source = resolve_video(model, notice=notice)
