@@ -1,7 +1,7 @@
-"""The identity engine: frames come back unchanged after a stated number of ticks.
+"""Owns the identity engine, which returns frames unchanged after a fixed number of ticks.
 
-Owns the smallest complete implementation of the Engine and Stream contracts, for transports, the page and tests.
-Knows no network and no tensors; torch is never imported. Controls are stored and answered, but change no picture.
+It is the smallest complete implementation of the Engine and Stream contracts, for transports, the page and tests.
+Independent of networks and tensors; never imports torch. Controls are stored and reported but change no picture.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .core.types import Accounting, Frame, StreamInfo
 from .stages.table import StageSetting, make_stages
 
 IDENTITY = "identity"
-"""The name of its one model."""
+"""The name of its only model."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Slot:
-    """One frame in flight. done_ticks: ticks that it has seen; finished at latency_ticks + 1."""
+    """One frame in flight. done_ticks: ticks completed; the frame is finished after latency_ticks + 1."""
 
     frame: Frame
     done_ticks: int = 0
@@ -38,9 +38,9 @@ class _Slot:
 class IdentityEngine:
     """An engine whose model is the identity. A small model without a tensor library may subclass it: see `draw`.
 
-    model: its name, as streams tell it. width, height: the size that `push` takes, in pixels. latency_ticks: ticks
+    model: its name, as reported by streams. width, height: the size that `push` takes, in pixels. latency_ticks: ticks
     between the one that admits a frame and the one that finishes it (0: the same tick). max_slots: rows shared by all
-    streams. stages: of stages.table.
+    streams. stages: names in stages.table. Raises InputError for a value that is too small or an unknown stage.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class IdentityEngine:
         self.max_slots = max_slots
         self.ticks = 0
         self._streams: list[IdentityStream] = []
-        self.log = TickLog()  # stays empty: nothing is batched here
+        self.log = TickLog()  # stays empty: nothing is batched
         self.make_stages = make_stages(stages, StageSetting(width=width, height=height, device="cpu"))
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> IdentityStream:
-        """A new stream; prompt-only frames are stamped at `frame_rate` (24) frames a second."""
+        """Open a stream. frame_rate: of prompt-only frames, in frames per second (default 24)."""
         stream = IdentityStream(self, control or Control(), frame_rate or Fraction(24))
         self._streams.append(stream)
         return stream
 
     def tick(self) -> None:
-        """Move every frame in flight one tick on."""
+        """Advance every frame in flight by one tick."""
         self.ticks += 1
         for stream in self._streams:
             stream.advance()
 
     def draw(self, image: npt.NDArray[np.uint8], controls: Controls) -> npt.NDArray[np.uint8]:
-        """The finished picture of a frame, of the same shape and type; the identity gives `image` itself.
+        """Return the finished picture of a frame, of the same shape and dtype; the identity returns `image` itself.
 
-        controls: of its stream at the tick that finishes it. A subclass never writes to `image`.
+        controls: of its stream at the tick that finishes it. A subclass must not write to `image`.
         """
         return image
 
     def check_integrity(self) -> None:
-        """Assert that frames and rows add up."""
+        """Assert that the counts of frames and rows are consistent."""
         assert self.free_slots >= 0, (self.free_slots, self.max_slots)
         for stream in self._streams:
             assert stream.accounting.balanced, stream.accounting
@@ -103,17 +103,17 @@ class IdentityEngine:
 
     @property
     def free_slots(self) -> int:
-        """Rows that no stream uses."""
+        """Number of rows that no stream uses."""
         return self.max_slots - sum(stream.slots for stream in self._streams)
 
     def forget(self, stream: IdentityStream) -> None:
-        """Called by a stream that closes."""
+        """Remove a stream; called by streams when they close."""
         if stream in self._streams:
             self._streams.remove(stream)
 
 
 class IdentityStream:
-    """One sequence of frames inside an `IdentityEngine`."""
+    """One sequence of frames inside an `IdentityEngine`. See core.contracts.Stream for the contract of every method."""
 
     def __init__(self, engine: IdentityEngine, control: Control, frame_rate: Fraction) -> None:
         self._engine = engine
@@ -159,22 +159,22 @@ class IdentityStream:
 
     @property
     def slots(self) -> int:
-        """Rows of the engine that this stream uses."""
+        """Number of the engine's rows that this stream uses."""
         return len(self._slots)
 
     def push(self, frame: Frame) -> bool:
-        """Take `frame` ([height, width, 3] uint8) into a slot; False when depth or the engine's rows are used up."""
+        """Admit `frame` ([height, width, 3] uint8) to a slot; False when depth or the engine's rows are exhausted."""
         assert not self._closed, "push on a closed stream"
         expected = (self._engine.height, self._engine.width, 3)
         if frame.image.shape != expected or frame.image.dtype != np.uint8:
             raise InputError(
-                f"A frame of shape {frame.image.shape} and type {frame.image.dtype} was pushed.",
+                f"A frame of shape {frame.image.shape} and dtype {frame.image.dtype} was pushed.",
                 f"This stream takes {expected} uint8 RGB.",
             )
         return self._admit(replace(frame, source_seq=frame.seq))
 
     def generate(self, frames: int = 1) -> bool:
-        """Ask for `frames` test pictures: a colour wheel that turns from frame to frame. All or none are taken."""
+        """Request `frames` pictures of a moving test pattern: either all of them or none (False)."""
         assert not self._closed, "generate on a closed stream"
         if frames > self._free:
             return False
@@ -190,13 +190,13 @@ class IdentityStream:
         return self._engine.ticks
 
     def pull(self) -> list[Frame]:
-        """Finished frames, oldest first."""
+        """Return finished frames, oldest first."""
         frames = list(self._finished)
         self._finished.clear()
         return self._chain.push(frames)
 
     def flush(self) -> list[Frame]:
-        """Tick until everything of this stream is finished."""
+        """Tick until everything of this stream is finished and return it; frame stages are flushed too."""
         while self._slots:
             self._engine.tick()
         return [*self.pull(), *self._chain.flush()]
@@ -209,13 +209,13 @@ class IdentityStream:
         self._taken = self._generated = 0
 
     def close(self) -> None:
-        """Give the rows back; closing twice is fine."""
+        """Release the stream's rows. May be called more than once."""
         self._closed = True
         self._slots.clear()
         self._engine.forget(self)
 
     def advance(self) -> None:
-        """One tick of every slot; called by the engine."""
+        """Advance every slot by one tick; called by the engine."""
         for slot in self._slots:
             slot.done_ticks += 1
         while self._slots and self._slots[0].done_ticks > self._engine.latency_ticks:
@@ -243,7 +243,7 @@ class IdentityStream:
 
 
 def pattern_picture(width: int, height: int, number: int) -> npt.NDArray[np.uint8]:
-    """Picture `number` of a moving test pattern: [height, width, 3] uint8, three colour waves that drift apart."""
+    """Draw picture `number` of a moving test pattern, three drifting colour waves: [height, width, 3] uint8."""
     x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)[None, :]
     y = np.linspace(0, 2 * np.pi, height, dtype=np.float32)[:, None]
     phase = np.float32(number * 0.1)

@@ -1,6 +1,6 @@
-"""Owns the one call from a model's name to an engine: the table of model kinds says who loads it.
+"""Owns the single entry point from a model's name to an engine; the table of model kinds determines the loader.
 
-Independent of networks, rings and frames. Heavy libraries are imported when a model is loaded.
+Independent of networks, rings and frames. Heavy libraries are imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ def load_engine(
     conditioners: Sequence[ConditionerFactory] | None = None,
     **choices: object,
 ) -> Engine:
-    """An engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
+    """Load an engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
 
-    options: what is chosen. choices: fields of `LoaderOptions` by name, which count more than `options`; `video` may be
-    a mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
-    notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them. backends:
-    the table of backends, for one with more of them (backends.table.backend_table).
-    conditioners: what may steer a slot or chunk, (*CONDITIONERS, mine) for one more; None: CONDITIONERS.
-    Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
+    options: the user's choices. choices: fields of `LoaderOptions` by name, which override `options`; `video` may be a
+    mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
+    notice: receives sentences that the user should see. kinds: the table of model kinds; pass a longer one to add a
+    kind. backends: the table of backends; see backends.table.backend_table to add one. conditioners: what may steer a
+    slot or chunk, (*CONDITIONERS, mine) to add one; None: CONDITIONERS.
+    Raises ModelError and its subclasses, InputError and ControlError, each with the remedy; TypeError for an unknown
+    choice.
     """
     wanted = (options or LoaderOptions()).changed(choices)
     context = LoadContext(

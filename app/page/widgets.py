@@ -60,7 +60,7 @@ def propagation_text(spec: ControlSpec) -> str:
 
 
 def label_of(spec: ControlSpec) -> str:
-    """'Strength · next slot', 'Noise walk (degrees a frame) · next slot'."""
+    """'Strength · next slot', 'Noise walk (degrees per frame) · next slot'."""
     name = spec.name.removesuffix("_deg").replace("_", " ")
     unit = f" ({spec.unit})" if spec.unit and spec.unit not in name else ""
     return f"{name.capitalize()}{unit} · {propagation_text(spec)}"

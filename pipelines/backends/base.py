@@ -1,7 +1,7 @@
-"""Owns the contract of a backend: what makes, out of loaded networks, the parts that an engine calls.
+"""Owns the contract of a backend, which makes the parts that an engine calls from loaded networks.
 
-Imports nothing heavy, so that command line and doctor can read the table. What a backend is made of is imported when it
-makes something.
+Imports nothing heavy, so that the command line and `zoetrope doctor` can read the table. A backend imports what it
+needs when it makes a runtime.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
 KINDS = ("image", "video")
-"""Kinds of models."""
+"""The kinds of models that backends run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """Why a backend cannot run. because: a clause for the reason of another choice. message: a sentence for an error.
 
-    remedy: how to get what is missing; "": name the backends that run.
+    remedy: how to get what is missing; "": the error suggests the backends that can run.
     """
 
     because: str
@@ -34,10 +34,10 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Backend(ABC):
-    """One row of a table of backends. A subclass makes the runtimes of the kinds that it serves.
+    """One row of a table of backends. A subclass makes the runtimes of the kinds of models that it supports.
 
-    name: what a user gives. purpose: half a line for people. kinds: of KINDS. preference: "auto" takes the highest that
-    runs; 0: only when it is asked for.
+    name: as a user gives it. purpose: a short description for users. kinds: a subset of KINDS. preference: "auto"
+    chooses the highest that can run; 0: only on request.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Backend(ABC):
     preference: int = 0
 
     def refusal(self, kind: str, device: torch.device) -> Refusal | None:
-        """Why it cannot run models of a kind that it serves on this device; None when it can. Imports nothing heavy."""
+        """Return why it cannot run a supported kind on this device; None if it can. Imports nothing heavy."""
         return None
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        """Denoiser, codec and executors for image engines. Raises ModelError for networks that it cannot take."""
-        raise AssertionError(f"{self.name} does not serve images")
+        """Make denoiser, codec and executors for image engines. Raises ModelError for unsupported networks."""
+        raise AssertionError(f"{self.name} does not support images")
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
-        """Denoiser, frame decoders, KV kernels and executors for video engines. Raises ModelError likewise."""
-        raise AssertionError(f"{self.name} does not serve video")
+        """Make denoiser, frame decoders, KV kernels and executors for video engines. Raises ModelError likewise."""
+        raise AssertionError(f"{self.name} does not support video")

@@ -1,7 +1,7 @@
-"""Owns CUDA graphs of single calls, with static inputs and results: a call runs, is captured later, then replayed.
+"""Owns CUDA graphs of single calls with static inputs and results: calls run eagerly, then are captured and replayed.
 
-Does not depend on what it captures. Graphs of one object share one memory pool, so they are replayed one after the
-other on one CUDA stream; calls that overlap in time belong to different objects.
+Independent of what is captured. The graphs of one object share a memory pool, so they must be replayed one after the
+other on one CUDA stream; calls that overlap in time need different objects.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     result: torch.Tensor
     kept: object
-    """What the graph reads and nobody else may free."""
+    """Keeps alive what the graph reads."""
 
 
 class CapturedCalls:
-    """`Calls` on a CUDA device. warm_calls: how often a key runs as it is before it is captured. max_graphs: further
-    keys run without one, as each holds memory.
+    """`Calls` on a CUDA device. warm_calls: how often a key runs eagerly before it is captured. max_graphs: keys beyond
+    that number always run eagerly, since each graph holds memory.
     """
 
     def __init__(self, device: torch.device, *, warm_calls: int, max_graphs: int = 64) -> None:
@@ -36,36 +36,38 @@ class CapturedCalls:
 
     @property
     def graphs(self) -> int:
-        """How many were captured."""
+        """Number of captured graphs."""
         return len(self._captured)
 
     def __call__(
         self, key: Hashable | None, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object = None
     ) -> torch.Tensor:
-        """See `Calls`. Inputs are copied to addresses that stay."""
+        """See `Calls`. Inputs are copied to static buffers."""
         if key is None:
             return function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        own = self._inputs.get(shapes)
-        if own is None:
+        static = self._inputs.get(shapes)
+        if static is None:
             with torch.inference_mode(False):
-                own = self._inputs[shapes] = tuple(torch.empty_like(tensor, device=self._device) for tensor in inputs)
-        for mine, given in zip(own, inputs, strict=True):
-            mine.copy_(given, non_blocking=True)
-        whole = (key, shapes)
-        captured = self._captured.get(whole)
+                static = self._inputs[shapes] = tuple(
+                    torch.empty_like(tensor, device=self._device) for tensor in inputs
+                )
+        for buffer, given in zip(static, inputs, strict=True):
+            buffer.copy_(given, non_blocking=True)
+        graph_key = (key, shapes)
+        captured = self._captured.get(graph_key)
         if captured is None:
-            seen = self._warm[whole] = self._warm.get(whole, 0) + 1
-            result = function(*own)
+            seen = self._warm[graph_key] = self._warm.get(graph_key, 0) + 1
+            result = function(*static)
             if seen < self._warm_calls or len(self._captured) >= self._max_graphs:
                 return result
-            captured = self._captured[whole] = self._capture(function, own, result, kept)
+            captured = self._captured[graph_key] = self._capture(function, static, result, kept)
             return captured.result
         captured.graph.replay()
         return captured.result
 
     def invalidate(self) -> None:
-        """Drop all graphs; they are captured again when they are due."""
+        """Drop all graphs; calls warm up and are captured again."""
         torch.cuda.synchronize(self._device)
         self._captured.clear()
         self._warm.clear()
@@ -77,7 +79,7 @@ class CapturedCalls:
         example: torch.Tensor,
         kept: object,
     ) -> _Captured:
-        """The last warm call's result is returned with the graph: recording runs nothing."""
+        """Capture a graph. Its result is initially that of the last warm-up call, since recording executes nothing."""
         with torch.inference_mode(False):
             result = torch.empty_like(example)
         result.copy_(example)
@@ -91,10 +93,10 @@ class CapturedCalls:
 def record(
     body: Callable[[], None], device: torch.device, pool: Any, *, errors: str = "global"
 ) -> torch.cuda.CUDAGraph:
-    """A graph of what `body` does; it is recorded, not run.
+    """Record a graph of what `body` does, without executing it.
 
-    pool: of torch.cuda.graph_pool_handle. errors: PyTorch's capture_error_mode: whose forbidden calls make
-    the recording fail, those of any thread ("global") or of this one ("thread_local").
+    pool: from torch.cuda.graph_pool_handle. errors: PyTorch's capture_error_mode, which threads' forbidden calls make
+    the recording fail: those of any thread ("global") or only of this one ("thread_local").
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode=errors):

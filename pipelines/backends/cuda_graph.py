@@ -1,9 +1,9 @@
-"""Owns the executor of CUDA graphs: one graph for each key, for parts with static buffers and for calls with inputs.
+"""Owns the CUDA graph executor: one graph per key, for parts with static buffers and for calls with inputs.
 
-Does not depend on what it captures. The first run of a part is eager (and warms libraries up), the second captures and
-replays, later ones replay: work is never done twice. The graphs of parts share one memory pool: they are replayed one
-after the other on one CUDA stream and leave their results in buffers outside of the pool. Calls have a pool for each
-`calls()`.
+Independent of what is captured. The first run of a part is eager (and warms up libraries), the second captures and
+replays, later ones replay: no work is done twice. The graphs of parts share one memory pool: they are replayed one
+after the other on one CUDA stream and write their results to buffers outside the pool. Each `calls()` has its own
+pool.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .captured import CapturedCalls, record
 
 
 class GraphExecutor:
-    """Raises ModelError where there is no CUDA device."""
+    """Captures parts and calls in CUDA graphs. Raises ModelError for a device that is not a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         if device.type != "cuda":
@@ -33,11 +33,11 @@ class GraphExecutor:
 
     @property
     def graphs(self) -> int:
-        """How many CUDA graphs have been captured."""
+        """Number of captured CUDA graphs."""
         return len(self._graphs) + sum(calls.graphs for calls in self._calls)
 
     def run(self, key: Hashable, part: Callable[[], None]) -> None:
-        """Do what `part` does, once."""
+        """See `Executor`. Run `part` once: eagerly at first, then captured."""
         if key not in self._seen:
             part()
             self._seen.add(key)
@@ -48,13 +48,13 @@ class GraphExecutor:
         graph.replay()
 
     def calls(self, *, warm_calls: int) -> CapturedCalls:
-        """Captured calls with inputs of their own."""
+        """See `Executor`. Return captured calls with their own input buffers and memory pool."""
         calls = CapturedCalls(self._device, warm_calls=warm_calls)
         self._calls.append(calls)
         return calls
 
     def invalidate(self) -> None:
-        """Drop all graphs; they are captured again as they are needed."""
+        """Drop all graphs; they are captured again when needed."""
         torch.cuda.synchronize(self._device)
         self._graphs.clear()
         self._seen.clear()

@@ -1,7 +1,7 @@
-"""Owns the backends that run the networks in PyTorch: as written, with blocks compiled, in CUDA graphs, or both.
+"""Owns the backends that run the networks in PyTorch: eagerly, with compiled blocks, in CUDA graphs, or both.
 
-The result is the same function in each case, up to rounding. A backend that changes how the networks are called starts
-from `plain_runtime` of image or video and replaces its part, as these do.
+All compute the same function, up to rounding. Independent of engines. A backend that changes how the networks are
+called starts from `plain_runtime` of image or video and replaces parts of it, as these do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PyTorchBackend(Backend):
-    """compiled: blocks, cache kernels and decoders by torch.compile; captured: parts of a tick in CUDA graphs.
-
-    compiler: torch.compile's backend.
+    """Runs the networks in PyTorch. compiled: compile blocks, cache kernels and decoders with torch.compile. captured:
+    capture parts of a tick in CUDA graphs. compiler: torch.compile's backend.
     """
 
     compiled: bool = False
@@ -34,7 +33,7 @@ class PyTorchBackend(Backend):
     compiler: str = "inductor"
 
     def refusal(self, kind: str, device: torch.device) -> Refusal | None:
-        """Graphs need a CUDA device, and the compiler needs Triton there."""
+        """CUDA graphs need a CUDA device, where the compiler needs Triton."""
         if self.captured and device.type != "cuda":
             return Refusal(
                 because="the model is not on a CUDA device", message=f"The backend {self.name} needs a CUDA device."
@@ -49,14 +48,14 @@ class PyTorchBackend(Backend):
         return None
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        """The plain runtime, captured where that is asked for."""
+        """Make the plain runtime, captured if configured."""
         from pipelines.image.runtime import plain_runtime
 
-        assert not self.compiled, "images run as they are written"
+        assert not self.compiled, "image models are not compiled"
         return replace(plain_runtime(networks), backend=self.name, make_executor=self._executors(networks.device))
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
-        """The plain runtime, compiled or captured where that is asked for."""
+        """Make the plain runtime, compiled or captured if configured."""
         from pipelines.video.runtime import plain_runtime
 
         runtime = replace(

@@ -1,7 +1,7 @@
-"""Owns the table of backends, and the choice of one by name or by "auto".
+"""Owns the table of backends, and the choice of one by name or by "auto". Independent of engines.
 
-The command line's help, `zoetrope doctor` and the docs say what this table says. To add a backend, write a `Backend`
-and add its row; examples/add_a_backend.py is one.
+The command line's help, `zoetrope doctor` and the docs derive from this table. To add a backend, write a `Backend` and
+add its row; examples/add_a_backend.py is an example.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def backend_table(*rows: Backend) -> Mapping[str, Backend]:
-    """Backends by name, not to be changed: `backend_table(*BACKENDS.values(), mine)` is one more."""
+    """Return an immutable table by name; `backend_table(*BACKENDS.values(), mine)` has one backend more."""
     return MappingProxyType({row.name: row for row in rows})
 
 
 BACKENDS = backend_table(
-    PyTorchBackend(name="eager", purpose="every network as it is written, on any device", preference=1),
+    PyTorchBackend(name="eager", purpose="networks run eagerly in PyTorch, on any device", preference=1),
     PyTorchBackend(
         name="compiled",
-        purpose="the transformer's blocks, the KV cache's kernels and the decoder by torch.compile",
+        purpose="transformer blocks, KV cache kernels and decoder compiled with torch.compile",
         kinds=("video",),
         compiled=True,
     ),
@@ -43,12 +43,12 @@ BACKENDS = backend_table(
         captured=True,
     ),
 )
-"""Every backend by the name a user gives it."""
+"""All backends, by the name that a user gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendChoice:
-    """A backend and why it was taken; `reason` is for the user."""
+    """A backend and why it was chosen; `reason` is shown to the user."""
 
     backend: Backend
     reason: str
@@ -57,9 +57,9 @@ class BackendChoice:
 def choose_backend(
     requested: str, kind: str, device: torch.device, backends: Mapping[str, Backend] = BACKENDS
 ) -> BackendChoice:
-    """The backend of that name, or with "auto" the one of highest preference that runs here. kind: of KINDS.
+    """Return the backend of that name or, with "auto", the one of highest preference that can run. kind: of KINDS.
 
-    Raises ModelError, with the remedy, for an unknown name and for one that cannot run models of this kind here.
+    Raises ModelError, with the remedy, for an unknown name and for a backend that cannot run this kind of model here.
     """
     assert kind in KINDS, kind
     if requested == "auto":
@@ -70,13 +70,13 @@ def choose_backend(
         raise ModelError(f"There is no backend named {requested!r}.", f"Use auto, {names}.")
     refusal = refusal_of(backend, kind, device)
     if refusal is None:
-        return BackendChoice(backend=backend, reason=f"{requested} as asked")
+        return BackendChoice(backend=backend, reason=f"{requested} as requested")
     usable = [name for name, row in backends.items() if refusal_of(row, kind, device) is None]
     raise ModelError(refusal.message, refusal.remedy or f"Use {_either('auto', *usable)}.")
 
 
 def refusal_of(backend: Backend, kind: str, device: torch.device) -> Refusal | None:
-    """Why a backend cannot run models of a kind on a device; None when it can."""
+    """Return why a backend cannot run a kind of model on a device; None if it can."""
     if kind not in backend.kinds:
         return Refusal(
             because=f"{backend.name} does not run {kind} models",
@@ -86,7 +86,7 @@ def refusal_of(backend: Backend, kind: str, device: torch.device) -> Refusal | N
 
 
 def backend_help(backends: Mapping[str, Backend] = BACKENDS) -> str:
-    """What the command line says of --backend."""
+    """Return the command line's help for --backend."""
     both = [name for name, row in backends.items() if row.kinds == KINDS]
     parts = [", ".join(("auto", *both))]
     for kind in KINDS:
@@ -96,7 +96,7 @@ def backend_help(backends: Mapping[str, Backend] = BACKENDS) -> str:
 
 
 def _automatic(kind: str, device: torch.device, backends: Mapping[str, Backend]) -> BackendChoice:
-    """The reason for anything but the first choice is what kept the first choice from being taken."""
+    """Choose by preference. If it is not the first choice, the reason is why the first choice cannot run."""
     rows = [row for row in backends.values() if kind in row.kinds and row.preference]
     reason = "the fastest measured"
     for number, row in enumerate(sorted(rows, key=lambda row: -row.preference)):

@@ -1,7 +1,7 @@
-"""What steers a slot or a chunk beside latents and timestep: conditioners, one mechanism for both engines.
+"""Conditioners: what steers a slot or a chunk besides latents and timesteps, one mechanism for both engines.
 
-One file and one row of `CONDITIONERS` for each; base.py is the contract. `load_engine(..., conditioners=(*CONDITIONERS,
-mine))` adds one without a row. examples/add_a_conditioner.py is a complete one.
+Each is one file and one row of `CONDITIONERS`; base.py has the contract. `load_engine(..., conditioners=(*CONDITIONERS,
+mine))` adds one without a row. examples/add_a_conditioner.py is a complete example.
 """
 
 from __future__ import annotations
@@ -11,6 +11,6 @@ from .base import ConditionerFactory
 from .text import TextConditioner
 
 CONDITIONERS: tuple[ConditionerFactory, ...] = (TextConditioner, ActionConditioner.of)
-"""All conditioners, in the order in which they act."""
+"""All conditioners, in the order in which they are applied."""
 
 __all__ = ["CONDITIONERS"]

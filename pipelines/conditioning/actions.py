@@ -1,6 +1,6 @@
-"""Owns actions as a conditioner: what a viewer does to camera and subject in each latent frame of a video.
+"""Owns the action conditioner: how a viewer moves camera and subject in each latent frame of a video.
 
-Independent of the network that is told of them.
+Independent of the network that takes the actions.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pipelines.core.errors import ControlError
 from .base import Conditioner, EngineParts, Inputs, NewSlot, PassView, StreamConditioner, StreamPlace
 
 ACTION_NAMES = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
-"""Order of the numbers, each in [-1, 1]: camera right and up, zoom in, subject right and up. Also names of controls."""
+"""Order of the values, each in [-1, 1]: camera right and up, zoom in, subject right and up. Control names too."""
 Action = tuple[float, ...]
-"""The numbers of one latent frame, by ACTION_NAMES."""
+"""The values for one latent frame, in the order of ACTION_NAMES."""
 NO_ACTION: Action = (0.0,) * len(ACTION_NAMES)
 
 
 def action_of(controls: Controls) -> Action:
-    """What the controls say now."""
+    """Return the action that the controls describe."""
     return tuple(controls.value_of(name) for name in ACTION_NAMES)
 
 
 class ActionConditioner(Conditioner):
-    """A latent frame keeps the action that its chunk was born with. For the keyword input `actions` [B, F, 5]."""
+    """Provides the keyword input `actions` [B, F, 5]. Latent frames keep the action of their chunk's admission."""
 
     name = "actions"
     controls = frozenset(ACTION_NAMES)
@@ -34,7 +34,7 @@ class ActionConditioner(Conditioner):
 
     @classmethod
     def of(cls, parts: EngineParts) -> ActionConditioner | None:
-        """Of a video engine."""
+        """Create it for a video engine; None for an image engine."""
         return cls(parts) if parts.engine == "video" else None
 
     def check(self, controls: Controls) -> None:
@@ -44,7 +44,7 @@ class ActionConditioner(Conditioner):
             if value:
                 raise ControlError(
                     f"{name} cannot be {value:g}: the model {self._model} takes no actions.",
-                    "Leave it at 0, or load a model that has a folder actions.",
+                    "Leave it at 0, or load a model that has an actions folder.",
                 )
 
     def stream(self, controls: Controls, place: StreamPlace) -> StreamConditioner:
@@ -55,7 +55,7 @@ class ActionConditioner(Conditioner):
 
 
 class _StreamActions(StreamConditioner):
-    """A picture that begins a video has none."""
+    """The actions of one stream. A picture that starts a video has none."""
 
     def columns(self, slot: NewSlot) -> Action:
         return NO_ACTION if slot.is_picture else action_of(slot.controls)

@@ -1,10 +1,11 @@
 """Owns the contract of a conditioner: what steers a slot of the image engine or a chunk of the video engine.
 
-A conditioner declares its controls, what the ring holds of it for a slot (fields) and what each row of a batch says of
-it (columns); it writes both at a slot's birth and adds named inputs to every pass. Independent of both engines.
+A conditioner declares its controls, the tensors that the ring holds for each slot (fields) and the floats of each row
+of a batch (columns). It writes both when a slot is admitted and adds named inputs to every pass. Independent of both
+engines.
 
-A *frame* is here what one row of a network's batch stands for: a picture of the image engine, a latent frame of the
-video engine. Zeros in all fields and columns mean: nothing.
+A *frame* here is what one row of a network's batch represents: a picture in the image engine, a latent frame in the
+video engine. Zeros in all fields and columns mean no condition.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from pipelines.core.controls import Controls
 from pipelines.core.types import Frame
 
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
-"""What a pass gets beside latents and timesteps, by name. Most names are keyword inputs of the network; a conditioner
-makes sure that the network takes its own. These mean something to every network:
+"""The inputs of a pass besides latents and timesteps, by name. Most names are keyword inputs of the network; a
+conditioner must only add those that the network takes. These names are understood for every network:
 
-embeds, pooled: of text, in the image engine.
+embeds, pooled: text embeddings, in the image engine.
 latent_bias: [N, C, h, w], or [B, F, C, h, w] in the video engine, added to the latents that the network sees.
 """
 
@@ -36,19 +37,19 @@ NO_FIELDS: Mapping[str, RingField] = MappingProxyType({})
 
 
 class TextStore(Protocol):
-    """The keys and values of prompts, in rows."""
+    """Stores the keys and values of prompts, in rows."""
 
     def write(self, row: int, embeddings: torch.Tensor) -> int:
-        """Put embeddings [L, D] into a row."""
+        """Write the keys and values of embeddings [L, D] into a row."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EngineParts:
-    """What an engine offers to the conditioners that it makes.
+    """What an engine provides to the factories of its conditioners.
 
-    model: its name. latent_shape: (C, h, w). max_frames: of a slot or chunk. takes: keyword inputs that the network
-    has and others of its kind do not. text_store: where prompts are kept as keys and values; None: in the ring.
+    model: its name. latent_shape: (C, h, w). max_frames: of a slot or chunk. takes: optional keyword inputs that this
+    network takes. text_store: where prompts are kept as keys and values; None: their embeddings are kept in the ring.
     """
 
     engine: EngineKind
@@ -63,7 +64,7 @@ class EngineParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamPlace:
-    """What one stream has of an engine. text_rows, negative_text: rows of the text store that are its own."""
+    """The part of an engine that belongs to one stream. text_rows, negative_text: its rows of the text store."""
 
     text_rows: tuple[int, ...] = ()
     negative_text: int | None = None
@@ -71,8 +72,9 @@ class StreamPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NewSlot:
-    """A slot or chunk as it is born. controls: the stream's. inputs: the frames that it redraws, None where there is
-    only the prompt. frames: how many rows of a batch it takes. is_picture: a picture that begins a video."""
+    """A slot or chunk at its admission. controls: of its stream. inputs: the frames that it redraws, None where
+    prompt-only. frames: the number of rows of a batch that it takes. is_picture: whether it is a picture that starts a
+    video."""
 
     controls: Controls
     inputs: tuple[Frame | None, ...]
@@ -81,9 +83,9 @@ class NewSlot:
 
 
 class PassView(Protocol):
-    """The rows of one pass, as conditioners see them; on the device. Inside a tick: nothing in it waits.
+    """The rows of one pass as conditioners see them, on the device. Used inside a tick, so nothing may wait.
 
-    An extra row, which evaluates the negative prompt, has what its owner has.
+    An extra row, which evaluates the negative prompt, shares the fields and columns of its owner.
     """
 
     @property
@@ -97,7 +99,7 @@ class PassView(Protocol):
         ...
 
     def field(self, name: str) -> torch.Tensor:
-        """[N, *shape], or [B, F, *shape]; of a branched field the half that the row evaluates."""
+        """[N, *shape], or [B, F, *shape]; for a branched field, the half that the row evaluates."""
         ...
 
     def columns(self, conditioner: str) -> torch.Tensor:
@@ -106,53 +108,53 @@ class PassView(Protocol):
 
 
 class StreamConditioner:
-    """The part of a conditioner that one stream has. `now` changes whenever `write` or `columns` would."""
+    """A conditioner's part in one stream. `now` changes whenever `write` or `columns` would give something else."""
 
     @property
     def now(self) -> object:
-        """What it says at this moment; equal where nothing has changed. A slot keeps what was written for it last."""
+        """The current condition; equal if nothing has changed. A slot keeps what was last written for it."""
         return None
 
     def change(self, controls: Controls) -> Callable[[], None]:
-        """One of its controls is to change: do all that can fail, and return the call that makes it hold."""
+        """Prepare a change of its controls, doing all that can fail; the returned call commits it."""
         return lambda: None
 
     def tick(self, controls: Controls) -> bool:
-        """Before every tick. True: slots in flight follow; those that were written something else are written again."""
+        """Called before every tick. True: slots in flight follow, so those with an older condition are rewritten."""
         return False
 
     def begin(self, slot: NewSlot) -> None:
-        """A slot is born; `write` and `columns` come next."""
+        """Called when a slot is admitted, before its `write` and `columns`."""
 
     def write(self, slot: NewSlot, fields: Mapping[str, torch.Tensor]) -> None:
-        """Write the slot's share of the fields, at its birth or while it is in flight.
+        """Write the slot's fields, at its admission or while it is in flight.
 
         fields: by name, each [*shape] in the image engine, [frames, *shape] in the video engine.
         """
 
     def columns(self, slot: NewSlot) -> tuple[float, ...]:
-        """The values of the conditioner's columns for every frame of the slot."""
+        """Return the values of the conditioner's columns, which apply to every frame of the slot."""
         return ()
 
     def serve(self, row: int, written: object) -> None:
-        """In the tick that begins, `row` of the text store serves a slot whose `now` was `written`."""
+        """Make `row` of the text store serve, in the next tick, a slot whose `now` was `written`."""
 
     def state(self) -> object:
-        """What a rewind to this moment puts back."""
+        """Return what `restore` needs to rewind to this point."""
         return None
 
     def restore(self, state: object) -> None:
-        """Go back to a state."""
+        """Restore a state returned by `state`."""
 
 
 class Conditioner(ABC):
     """One way to steer, for all streams of an engine. Attributes are set in the class or in __init__.
 
-    name: unique in an engine. controls: rows of the control table; a change of one is told to the stream's part.
-    fields: what the ring holds for a slot (the video engine: for each latent frame), by a name that no other has;
-    zeros at first. branched: fields [2, ...] of which an extra row sees the second half, others the first.
-    columns: names of the floats of each row. rewound: a rewind puts back its controls, as they were. past_follows:
-    when slots in flight follow, what a video remembers of its past is seen again as well.
+    name: unique in an engine. controls: rows of the control table whose changes are passed to the stream's part.
+    fields: what the ring holds for each slot (in the video engine: for each latent frame), by unique name; initially
+    zeros. branched: fields [2, ...] of which extra rows see the second half and others the first. columns: names of the
+    floats of each row. rewound: whether a rewind restores its controls. past_follows: whether a video's context frames
+    are encoded again when slots in flight follow.
     """
 
     name: str
@@ -164,18 +166,18 @@ class Conditioner(ABC):
     past_follows: bool = False
 
     def check(self, controls: Controls) -> None:
-        """Raise ControlError, with the remedy, where these controls cannot be."""
+        """Raise ControlError, with the remedy, if these controls are not possible."""
         return
 
     @abstractmethod
     def stream(self, controls: Controls, place: StreamPlace) -> StreamConditioner:
-        """Its part in a stream that opens with these controls."""
+        """Create its part in a stream that opens with these controls."""
 
     @abstractmethod
     def inputs(self, view: PassView) -> Inputs:
-        """What it adds to a pass. Reads the view's buffers and its own only, so that it can be captured in a CUDA
-        graph. Inputs of one name by several conditioners are added up."""
+        """Return its inputs for a pass. Must read only the view's buffers and its own, so that it can be captured in a
+        CUDA graph. Inputs of the same name from several conditioners are summed."""
 
 
 ConditionerFactory = Callable[[EngineParts], Conditioner | None]
-"""Makes a conditioner for an engine; None: it means nothing to that engine."""
+"""Creates a conditioner for an engine; None: it does not apply to that engine."""

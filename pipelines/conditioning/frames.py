@@ -1,6 +1,6 @@
-"""Owns what conditioners say of latent frames, as it travels with them: through passes, and beside clean latents.
+"""Owns the conditions that accompany latent frames, through passes and alongside stored clean latents.
 
-Independent of which conditioners there are.
+Independent of which conditioners exist.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ Columns = tuple[float, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrameConditions:
-    """columns: by conditioner, its values for each frame. fields: by name, [frames, *shape]."""
+    """columns: by conditioner, the values for each frame. fields: by name, [frames, *shape]."""
 
     columns: Mapping[str, tuple[Columns, ...]]
     fields: Mapping[str, torch.Tensor]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One after another."""
+        """Concatenate along the frames; there must be at least one part."""
         first = parts[0]
         columns = {name: tuple(values for part in parts for values in part.columns[name]) for name in first.columns}
         fields = {name: torch.cat([part.fields[name] for part in parts]) for name in first.fields}
         return cls(columns=columns, fields=fields)
 
     def select(self, frames: Sequence[int]) -> FrameConditions:
-        """Of these frames only, a copy."""
+        """Return a copy of the conditions of these frames only."""
         columns = {name: tuple(values[frame] for frame in frames) for name, values in self.columns.items()}
         return FrameConditions(columns=columns, fields={n: field[list(frames)] for n, field in self.fields.items()})
 
     def nothing(self, frames: int) -> FrameConditions:
-        """Of so many frames that no conditioner says anything of: zeros."""
+        """Return zeros, meaning no condition, for that many frames."""
         columns = {name: ((0.0,) * len(values[0]),) * frames for name, values in self.columns.items()}
         fields = {
             name: torch.zeros_like(field[:1]).expand(frames, *field.shape[1:]) for name, field in self.fields.items()

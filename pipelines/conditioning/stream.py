@@ -1,6 +1,6 @@
-"""Owns what both engines do with conditioners: making them, one stream's parts of them, and a slot's share.
+"""Owns what both engines do with conditioners: creating them, their parts in a stream, and the conditions of a slot.
 
-Independent of what any conditioner says.
+Independent of what any conditioner does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .frames import Columns, FrameConditions
 
 
 def make_conditioners(factories: Iterable[ConditionerFactory], parts: EngineParts) -> tuple[Conditioner, ...]:
-    """Those of an engine."""
+    """Create the conditioners of an engine."""
     made = tuple(made for factory in factories if (made := factory(parts)) is not None)
     assert len({conditioner.name for conditioner in made}) == len(made), [c.name for c in made]
     all_fields(made)
@@ -25,17 +25,19 @@ def make_conditioners(factories: Iterable[ConditionerFactory], parts: EnginePart
 
 
 def all_fields(conditioners: Iterable[Conditioner]) -> dict[str, RingField]:
-    """The fields of all, by name."""
+    """Return the fields of all conditioners, by name."""
     fields: dict[str, RingField] = {}
     for conditioner in conditioners:
-        assert fields.keys().isdisjoint(conditioner.fields), f"{conditioner.name}: a field of that name is there"
+        assert fields.keys().isdisjoint(conditioner.fields), (
+            f"{conditioner.name}: another conditioner has a field of that name"
+        )
         assert conditioner.branched <= conditioner.fields.keys(), conditioner.name
         fields.update(conditioner.fields)
     return fields
 
 
 def all_inputs(conditioners: Iterable[Conditioner], view: PassView) -> dict[str, torch.Tensor]:
-    """What all add to a pass; those of one name are added up."""
+    """Return the inputs of all conditioners for a pass; those of the same name are summed."""
     inputs: dict[str, torch.Tensor] = {}
     for conditioner in conditioners:
         for name, value in conditioner.inputs(view).items():
@@ -44,7 +46,7 @@ def all_inputs(conditioners: Iterable[Conditioner], view: PassView) -> dict[str,
 
 
 def no_conditions(conditioners: Iterable[Conditioner], device: torch.device) -> FrameConditions:
-    """Of one frame of which nothing is said."""
+    """Return the conditions of a single frame without any condition: zeros."""
     made = tuple(conditioners)
     columns = {c.name: ((0.0,) * len(c.columns),) for c in made if c.columns}
     fields = {
@@ -55,46 +57,46 @@ def no_conditions(conditioners: Iterable[Conditioner], device: torch.device) -> 
 
 
 class SlotConditions:
-    """One slot's share: where its fields are, its columns, and what each conditioner wrote for it last."""
+    """The conditions of one slot: its fields, its columns, and the `now` that each conditioner last wrote for it."""
 
     __slots__ = ("columns", "fields", "slot", "written")
 
     def __init__(self, slot: NewSlot, fields: Mapping[str, torch.Tensor]) -> None:
-        """fields: views, see `StreamConditioner.write`."""
+        """fields: views to write into; see `StreamConditioner.write`."""
         self.slot, self.fields = slot, fields
         self.columns: dict[str, Columns] = {}
         self.written: dict[str, object] = {}
 
     @property
     def frames(self) -> FrameConditions:
-        """The same of each frame of a chunk."""
+        """The conditions of a chunk, frame by frame."""
         columns = {name: (values,) * self.slot.frames for name, values in self.columns.items()}
         return FrameConditions(columns=columns, fields=self.fields)
 
 
 class StreamConditioning:
-    """The parts that one stream has of its engine's conditioners."""
+    """The parts of an engine's conditioners in one stream."""
 
     def __init__(self, conditioners: Sequence[Conditioner], controls: Controls, place: StreamPlace) -> None:
         self._parts = [(conditioner, conditioner.stream(controls, place)) for conditioner in conditioners]
 
     def part(self, name: str) -> StreamConditioner:
-        """That of one conditioner."""
+        """Return the part of one conditioner."""
         return next(part for conditioner, part in self._parts if conditioner.name == name)
 
     def change(self, names: Collection[str], controls: Controls) -> Callable[[], None]:
-        """Controls of these names are to change. Raises what a conditioner raises, and changes nothing; the returned
-        call makes it hold."""
+        """Prepare a change of the controls of these names. Changes nothing and may raise what a conditioner raises; the
+        returned call commits the change."""
         calls = [part.change(controls) for c, part in self._parts if not c.controls.isdisjoint(names)]
 
-        def hold() -> None:
+        def commit() -> None:
             for call in calls:
                 call()
 
-        return hold
+        return commit
 
     def tick(self, controls: Controls, in_flight: Sequence[SlotConditions]) -> bool:
-        """Before a tick. Whether what is remembered of a video's past is to be seen again."""
+        """Call before a tick; rewrites slots that follow. Returns whether a video's context must be encoded again."""
         past = False
         for conditioner, part in self._parts:
             if part.tick(controls):
@@ -104,39 +106,39 @@ class StreamConditioning:
         return past
 
     def begin(self, slot: NewSlot) -> None:
-        """A slot is born."""
+        """Call when a slot is admitted, before `share`."""
         for _, part in self._parts:
             part.begin(slot)
 
     def share(self, slot: NewSlot, fields: Mapping[str, torch.Tensor]) -> SlotConditions:
-        """What conditioners write for the slot that was begun last."""
+        """Let the conditioners write the conditions of the slot given to the last `begin`."""
         share = SlotConditions(slot, fields)
         for conditioner, part in self._parts:
             _write(conditioner, part, share)
         return share
 
     def serve(self, row: int, share: SlotConditions) -> None:
-        """A row of the text store serves this slot in the tick that begins."""
+        """Make a row of the text store serve this slot in the next tick."""
         for conditioner, part in self._parts:
             part.serve(row, share.written[conditioner.name])
 
     def rewound(self, controls: Controls) -> Control:
-        """The values of the controls that a rewind puts back."""
+        """Return the values of the controls that a rewind restores."""
         names = sorted({name for conditioner, _ in self._parts if conditioner.rewound for name in conditioner.controls})
         return Control.of({name: controls.values[name] for name in names})
 
     def state(self) -> dict[str, object]:
-        """For `restore`."""
+        """Return the state that `restore` takes."""
         return {conditioner.name: part.state() for conditioner, part in self._parts}
 
     def restore(self, state: Mapping[str, object]) -> None:
-        """Go back to a state."""
+        """Restore a state returned by `state`."""
         for conditioner, part in self._parts:
             part.restore(state[conditioner.name])
 
 
 def _write(conditioner: Conditioner, part: StreamConditioner, share: SlotConditions) -> None:
-    """Where something else was written for the slot."""
+    """Write the conditioner's current condition for the slot, unless it is already written."""
     name, now = conditioner.name, part.now
     if name in share.written and share.written[name] == now:
         return

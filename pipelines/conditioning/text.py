@@ -1,7 +1,7 @@
-"""Owns text as a conditioner: a stream's prompt on its way to a target, written into the ring or into a text store.
+"""Owns the text conditioner: a stream's prompt and its transitions, written into the ring or into a text store.
 
-The image engine keeps a slot's embeddings in the ring, the prompt's and the negative prompt's. A video engine keeps
-prompts as keys and values in rows of a store; which row serves which pass is its chunk schedule's business.
+The image engine keeps a slot's embeddings, of prompt and negative prompt, in the ring. A video engine keeps prompts as
+keys and values in rows of a store. Independent of which row serves which pass: the chunk schedule decides that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .base import Conditioner, EngineParts, Inputs, NewSlot, PassView, StreamCon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptState:
-    """A prompt at one moment. key: equal for the same prompt of the same stream."""
+    """A prompt at one point in time. key: equal for the same prompt of the same stream."""
 
     pair: ConditionPair = field(compare=False)
     key: tuple[int, int]
@@ -51,21 +51,21 @@ class TextConditioner(Conditioner):
         return StoredText(self._prompts, pair, self._store, place)
 
     def inputs(self, view: PassView) -> Inputs:
-        """embeds [N, L, D] and, where the model takes it, pooled [N, P], float32. Nothing where a store has them."""
+        """embeds [N, L, D] and, where the model takes it, pooled [N, P], float32. Nothing if there is a text store."""
         return {name: view.field(name) for name in self.fields}
 
 
 class StreamText(StreamConditioner):
-    """The prompt of a stream, on its way to a target."""
+    """The prompt of a stream, including its transition to a target."""
 
     def __init__(self, prompts: PromptCache, pair: ConditionPair) -> None:
         self._prompts = prompts
         self._transition = Transition(pair)
-        self._epoch = 0  # counts replaced transitions, whose versions begin anew
+        self._epoch = 0  # counts restored transitions, whose versions repeat
 
     @property
     def now(self) -> PromptState:
-        """The prompt where it is now."""
+        """The prompt at its current point in the transition."""
         return PromptState(pair=self._transition.now, key=(self._epoch, self._transition.version))
 
     def change(self, controls: Controls) -> Callable[[], None]:
@@ -74,10 +74,10 @@ class StreamText(StreamConditioner):
             self._frames(controls),
             BLENDS[controls.prompt_blend],
         )
-        return lambda: self._transition.aim(target, frames=frames, mix=mix)
+        return lambda: self._transition.set_target(target, frames=frames, mix=mix)
 
     def _frames(self, controls: Controls) -> int:
-        """Over how many frames the prompt changes."""
+        """Return the number of frames over which the prompt changes."""
         return controls.transition_frames
 
     def begin(self, slot: NewSlot) -> None:
@@ -85,7 +85,7 @@ class StreamText(StreamConditioner):
             self._transition.advance(len(slot.inputs))
 
     def state(self) -> Transition:
-        """A copy of the prompt's way."""
+        """Return a copy of the transition."""
         return copy.copy(self._transition)
 
     def restore(self, state: object) -> None:
@@ -95,7 +95,7 @@ class StreamText(StreamConditioner):
 
 
 class RingText(StreamText):
-    """In the ring's fields embeds and pooled. While prompts cut, a slot that has an older one is brought along."""
+    """A prompt kept in the ring's fields embeds and pooled. While prompts cut, outdated slots are rewritten."""
 
     def tick(self, controls: Controls) -> bool:
         if controls.prompt_change != "cut":
@@ -112,13 +112,13 @@ class RingText(StreamText):
 
 
 class StoredText(StreamText):
-    """In rows of a text store, rewritten in place and only where they are behind. A cut is complete at once; chunks in
-    flight follow only a prompt that moves, as their past is seen again with it."""
+    """A prompt kept in rows of a text store, rewritten in place and only if out of date. A cut is complete at once.
+    Chunks in flight follow only while the prompt is changing, since their context is then encoded again."""
 
     def __init__(self, prompts: PromptCache, pair: ConditionPair, store: TextStore, place: StreamPlace) -> None:
         super().__init__(prompts, pair)
         self._store, self._place = store, place
-        self._rows: dict[int, tuple[int, int]] = {}  # row -> key of what it holds
+        self._rows: dict[int, tuple[int, int]] = {}  # row -> key of the prompt that it holds
 
     def _frames(self, controls: Controls) -> int:
         return controls.transition_frames if controls.prompt_change == "glide" else 0
@@ -135,7 +135,7 @@ class StoredText(StreamText):
         self.write_rows()
 
     def write_rows(self) -> None:
-        """Bring the first row, and that of the negative prompt, up to now."""
+        """Update the first row and that of the negative prompt to the current prompt."""
         now = self.now
         self.serve(self._place.text_rows[0], now)
         if self._place.negative_text is not None:

@@ -1,1 +1,1 @@
-"""What every engine shares: types, errors, controls, the tick log, transfers, conditions. No model and no file."""
+"""What all engines share: types, errors, controls, the tick log, transfers and conditions; no models or files."""

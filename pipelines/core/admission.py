@@ -1,4 +1,4 @@
-"""Owns the checks of what is offered to a stream. Independent of engines and tensors."""
+"""Owns the checks of what a caller offers to a stream. Independent of engines and tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .types import Frame
 
 
 def check_frame(frame: Frame, width: int, height: int) -> None:
-    """Raises InputError unless the frame is [height, width, 3] uint8."""
+    """Raise InputError unless the frame is [height, width, 3] uint8."""
     wanted = (height, width, 3)
     if frame.image.shape != wanted or frame.image.dtype != np.uint8:
         raise InputError(
@@ -19,6 +19,6 @@ def check_frame(frame: Frame, width: int, height: int) -> None:
 
 
 def check_count(frames: int) -> None:
-    """Raises InputError unless so many prompt-only frames can be asked for."""
+    """Raise InputError unless `frames`, the number of prompt-only frames requested, is at least 1."""
     if frames < 1:
-        raise InputError(f"{frames} frames cannot be generated.", "Ask for 1 or more.")
+        raise InputError(f"{frames} frames cannot be generated.", "Request 1 or more.")

@@ -1,4 +1,4 @@
-"""Owns how functions of tensors are compiled: whole, or not at all. Does not depend on any of them."""
+"""Owns how tensor functions are compiled: as one graph or not at all. Independent of what is compiled."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _MAX_SHAPES = 64
-"""How many shapes of a batch torch.compile may meet before it refuses; its default of 8 is few for a live engine."""
+"""How many batch shapes torch.compile may see before it gives up; its default of 8 is too few for a live engine."""
 
 
 def compiled(function: Callable[_P, _R], compiler: str = "inductor") -> Callable[_P, _R]:
-    """By torch.compile at first use, once for each shape; a part that cannot be compiled is an error, never skipped."""
+    """Compile `function` with torch.compile, at first use and once per shape.
+
+    A part that cannot be compiled is an error; it is never skipped. compiler: torch.compile's backend.
+    """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_SHAPES)
     result: Callable[_P, _R] = torch.compile(function, backend=compiler, fullgraph=True, dynamic=False)
     return result

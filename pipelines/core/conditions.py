@@ -1,6 +1,6 @@
-"""Owns what a stream is told: encoded texts (cached), weighted blends and timed transitions.
+"""Owns text conditions: encoded prompts (cached), weighted blends and timed transitions.
 
-Knows no ring and no slots: it says which condition holds now, and the stream writes it to rows.
+Independent of rings and slots: it provides the current condition, and the text conditioner writes it where it belongs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from .controls import Controls
 
 _CACHED_TEXTS = 64
-_PARALLEL = 1e-4  # sine of the angle below which the arc is a straight line
+_PARALLEL = 1e-4  # sine of the angle below which interpolation is linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TextCondition:
     """One encoded prompt, float32 on the model's device.
 
-    embeds: [L, D]. pooled: [P], or None where the model takes none (SDXL-class models take it).
+    embeds: [L, D]. pooled: [P], or None where the model takes none (SDXL-class models do).
     """
 
     embeds: torch.Tensor
@@ -31,13 +31,13 @@ class TextCondition:
 
 
 class PromptEncoder(Protocol):
-    """Text to condition. Runs outside of ticks; results may be cached by text."""
+    """Encodes a text. Runs outside of ticks; results may be cached by text."""
 
     def encode(self, text: str) -> TextCondition: ...
 
 
 class PromptCache:
-    """Encoded texts by text; the least recently used goes first. Bounded."""
+    """A bounded cache of encoded texts, by text; the least recently used is evicted first."""
 
     def __init__(self, encoder: PromptEncoder, capacity: int = _CACHED_TEXTS) -> None:
         self._encoder = encoder
@@ -45,7 +45,7 @@ class PromptCache:
         self._conditions: OrderedDict[str, TextCondition] = OrderedDict()
 
     def encode(self, text: str) -> TextCondition:
-        """The condition of one text."""
+        """Return the condition of one text, encoded unless it is cached."""
         condition = self._conditions.get(text)
         if condition is None:
             condition = self._encoder.encode(text)
@@ -56,7 +56,7 @@ class PromptCache:
         return condition
 
     def clear(self) -> None:
-        """Forget everything (the text encoder has changed)."""
+        """Evict everything (the text encoder has changed)."""
         self._conditions.clear()
 
 
@@ -69,9 +69,9 @@ def linear(start: torch.Tensor, end: torch.Tensor, fraction: float) -> torch.Ten
 
 
 def slerp(start: torch.Tensor, end: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Spherical linear interpolation of each vector along the last axis (Shoemake 1985); norms go linearly.
+    """Spherical linear interpolation of each vector along the last axis (Shoemake 1985); norms change linearly.
 
-    Vectors that are (nearly) parallel are mixed along a straight line. [..., D] -> [..., D].
+    (Nearly) parallel vectors are interpolated linearly. [..., D] -> [..., D].
     """
     norm_start, norm_end = (v.norm(dim=-1, keepdim=True) for v in (start, end))
     tiny = torch.finfo(start.dtype).tiny
@@ -85,11 +85,11 @@ def slerp(start: torch.Tensor, end: torch.Tensor, fraction: float) -> torch.Tens
 
 
 BLENDS: Mapping[str, Mix] = MappingProxyType({"linear": linear, "slerp": slerp})
-"""By the names of the control `prompt_blend`."""
+"""By value of the control `prompt_blend`."""
 
 
 def mix_conditions(start: TextCondition, end: TextCondition, fraction: float, mix: Mix) -> TextCondition:
-    """The condition `fraction` of the way from start to end; exactly start at 0 and end at 1."""
+    """Interpolate from start (exactly, at fraction 0) to end (exactly, at 1)."""
     if fraction <= 0.0:
         return start
     if fraction >= 1.0:
@@ -101,7 +101,7 @@ def mix_conditions(start: TextCondition, end: TextCondition, fraction: float, mi
 
 
 def blend(conditions: Sequence[TextCondition], weights: Sequence[float], mix: Mix) -> TextCondition:
-    """The weighted blend; weights (> 0) are relative. Each one is mixed in by its share of the weight so far."""
+    """Blend by weights (> 0, relative). Each condition is mixed in by its share of the total weight so far."""
     result, total = conditions[0], weights[0]
     for condition, weight in zip(conditions[1:], weights[1:], strict=True):
         total += weight
@@ -111,14 +111,14 @@ def blend(conditions: Sequence[TextCondition], weights: Sequence[float], mix: Mi
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConditionPair:
-    """What to show and what to steer away from."""
+    """The condition of the prompt and that of the negative prompt."""
 
     positive: TextCondition
     negative: TextCondition
 
 
 def encode_controls(texts: PromptCache, controls: Controls) -> ConditionPair:
-    """The pair that a state of the controls asks for. No prompt: the empty text."""
+    """Encode the prompts and the negative prompt of `controls`. Without a prompt: the empty text."""
     prompts = controls.prompt
     encoded = [texts.encode(p.text) for p in prompts] or [texts.encode("")]
     positive = blend(encoded, [p.weight for p in prompts] or [1.0], BLENDS[controls.prompt_blend])
@@ -126,7 +126,7 @@ def encode_controls(texts: PromptCache, controls: Controls) -> ConditionPair:
 
 
 class Transition:
-    """The condition of a stream as it moves to its target. version grows with every change of `now`."""
+    """The condition of a stream on its way to a target. version: grows with every change of `now` by `advance`."""
 
     def __init__(self, pair: ConditionPair) -> None:
         self._start = pair
@@ -142,13 +142,13 @@ class Transition:
         """Whether `advance` still changes anything."""
         return self.now is not self._target
 
-    def aim(self, target: ConditionPair, *, frames: int, mix: Mix) -> None:
-        """Move to `target` over `frames` calls' worth of frames, from where it is now; 0: with the next call."""
+    def set_target(self, target: ConditionPair, *, frames: int, mix: Mix) -> None:
+        """Start moving from the current condition to `target`, over `frames` frames; 0: all at the next `advance`."""
         self._start, self._target = self.now, target
         self._frames, self._done, self._mix = frames, 0, mix
 
     def advance(self, frames: int) -> None:
-        """Move on by `frames`."""
+        """Advance by `frames` frames."""
         if not self.moving:
             return
         self._done += frames

@@ -1,6 +1,6 @@
-"""The contracts of an engine and of a stream: what the image engine, the video engine and the identity engine offer.
+"""Owns the contracts of an engine and of a stream, which the image, the video and the identity engine implement.
 
-Knows no model, no HTTP and no files.
+Independent of models, HTTP and files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .types import Accounting, Frame, StreamInfo
 
 
 class Stream(Protocol):
-    """A handle on one sequence of frames inside an engine; also a context manager."""
+    """A handle to one sequence of frames inside an engine; also a context manager."""
 
     @property
     def info(self) -> StreamInfo: ...
@@ -23,8 +23,8 @@ class Stream(Protocol):
     def accounting(self) -> Accounting: ...
     @property
     def busy(self) -> bool:
-        """Whether a tick would bring something on, or finished frames are on their way. A chunk that is not full, and
-        what is in flight in a paused stream, wait without being busy."""
+        """Whether a tick would advance anything, or finished frames are on their way. Neither a partial chunk nor what
+        is in flight in a paused stream makes a stream busy."""
         ...
 
     @property
@@ -35,24 +35,24 @@ class Stream(Protocol):
         ...
 
     def generate(self, frames: int = 1) -> bool:
-        """The same without an input, from the prompt alone."""
+        """Request frames from the prompt alone, without input: all of them or, when it returns False, none."""
         ...
 
     def apply(self, control: Control) -> int:
-        """The one way to change anything; returns the number of the tick from which it holds."""
+        """Change controls, the only way to do so. Returns the number of the tick from which the change holds."""
         ...
 
     def pull(self) -> list[Frame]:
-        """Finished frames, oldest first; never waits for a tick."""
+        """Return finished frames, oldest first; never waits for a tick."""
         ...
 
     def flush(self) -> list[Frame]:
-        """Run the engine until everything of this stream is finished and return it, oldest first; frame stages give
-        what they hold."""
+        """Run the engine until everything of this stream is finished and return it, oldest first; frame stages are
+        flushed too."""
         ...
 
     def reset(self) -> None:
-        """Drop what is in flight (counted as out of the accounting's scope: counters restart at 0)."""
+        """Drop what is in flight; counters restart at 0, so the dropped frames appear in no count."""
         ...
 
     def close(self) -> None: ...
@@ -67,13 +67,13 @@ class Engine(Protocol):
 
     @property
     def log(self) -> TickLog:
-        """What happened, tick by tick."""
+        """The record of what happened, tick by tick."""
         ...
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> Stream:
-        """A new stream with the model's defaults and then `control`.
+        """Open a stream with the model's defaults and then `control` applied.
 
-        frame_rate: prompt-only frames are stamped at it; None: the model's own (24 for images).
+        frame_rate: of prompt-only frames, in frames per second; None: the model's own (24 for images).
         """
         ...
 
@@ -82,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def check_integrity(self) -> None:
-        """Between ticks: assert that counts, buffers and storage agree. Cheap; waits for nothing."""
+        """Assert, between ticks, that counts, buffers and storage agree. Cheap; waits for nothing."""
         ...
 
     def close(self) -> None: ...

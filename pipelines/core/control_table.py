@@ -1,7 +1,7 @@
 """The control table: every control of a stream, once.
 
 One row gives the typed attribute of `Control` and `Controls`, the command-line option, the page's widget, the JSON
-schema, the OSC and MIDI name and the docs. Knows no engine and no widget.
+schema, the OSC and MIDI name and the docs. Independent of engines and widgets.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ Scope = Literal["stream", "engine"]
 
 
 class Propagation(Enum):
-    """When a changed control is felt. Shown on the page and measured by a test."""
+    """When a changed control takes effect. Shown on the page and measured by a test."""
 
     NEXT_TICK = "next tick"  # read at every step by all slots of the stream
-    NEXT_SLOT = "next slot"  # fixed at a slot's birth: glides in over the depth of the ring
+    NEXT_SLOT = "next slot"  # fixed when a slot is admitted: slots in flight keep the old value
     NEXT_CHUNK = "next chunk"  # video models: from the next chunk on
     REOPEN = "reopen"  # a new stream is opened (model, size)
 
 
 class CompleteValues:
-    """What `Controls` is to the table: it has a value for every row."""
+    """Base of `Controls` as the rows see it: there is a value for every row."""
 
     __slots__ = ()
 
     def value_of(self, name: str) -> Any:
-        """The value of a control."""
+        """Return the value of a control."""
         raise NotImplementedError
 
 
 class PartialValues:
-    """What `Control` is to the table: it has values for some rows."""
+    """Base of `Control` as the rows see it: there are values for some rows."""
 
     __slots__ = ()
 
     def value_of(self, name: str) -> Any:
-        """The value of a control, or None."""
+        """Return the value of a control, or None if it is not set."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ControlRow(Generic[T]):
-    """One row: read from the class it is itself, from `Controls` its value, from `Control` its value or None.
+    """One row, a descriptor: a class gives the row itself, `Controls` its value, `Control` its value or None.
 
-    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice. propagation: when a change is felt.
-    cut_propagation: the class that holds instead while `prompt_change` is "cut" or "flush". A slot of a video model is
-    a chunk. engines: the kinds of engine for which it means anything. section: where it is on the page; "stage": on the
-    stage itself, "": nowhere. momentary: it asks for something once and goes back to its default by itself, so a new
-    stream is not told of it. scope: whether it holds for one stream or for all of an engine.
+    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice. propagation: when a change takes
+    effect (a slot of a video model is a chunk). cut_propagation: the class that applies instead while `prompt_change`
+    is "cut" or "flush". engines: the kinds of engine that it applies to. section: where it is on the page; "stage": on
+    the stage itself, "": nowhere. momentary: it requests something once and resets itself to its default, so it is
+    not passed on to a new stream. scope: whether it applies to one stream or to all streams of an engine.
     """
 
     kind: ControlKind
@@ -88,7 +88,7 @@ class ControlRow(Generic[T]):
         return self if instance is None else instance.value_of(self.name)
 
     def __set__(self, instance: object, value: object) -> None:
-        raise AttributeError(f"{self.name} cannot be set: make a new record")
+        raise AttributeError(f"{self.name} cannot be set: create a new Control or Controls")
 
 
 ControlSpec: TypeAlias = ControlRow[Any]
@@ -135,8 +135,8 @@ def _prompts(**columns: Unpack[_Columns]) -> ControlRow[tuple[WeightedPrompt, ..
 
 
 def _action(at_1: str) -> ControlRow[float]:
-    """One axis of an action. at_1: what its largest value does."""
-    text = f"{at_1}, of a model that takes actions; -1 the other way, 0 nothing; holds until it is changed."
+    """One axis of an action. at_1: the effect of its maximum, 1."""
+    text = f"{at_1}, -1 does the opposite, 0 does nothing; holds until changed. For models that take actions."
     return _float(0.0, -1.0, 1.0, propagation=_CHUNK, engines=_VIDEO, section="stage", help=text)
 
 
@@ -147,17 +147,17 @@ class ControlTable:
     # fmt: off
     prompt = _prompts(
         propagation=_SLOT, cut_propagation=_TICK, section="stage",
-        help="What to show. Several prompts with weights are blended: 'a cat:2 | a robot:1'.",
+        help="What to show. Several weighted prompts are blended: 'a cat:2 | a robot:1'.",
     )
     prompt_change = _choice(
         "glide", ("glide", "cut", "flush"), propagation=_TICK, section="Prompt changes",
-        help="glide: slots in flight keep the prompt they were born with; cut: all take the new one at the next "
-        "tick. A video's past is seen with the new prompt after a cut; flush forgets it but for sink and last "
-        "frame.",
+        help="glide: slots in flight keep the prompt they started with; cut: all take the new one at the next tick. "
+        "After a cut, a video's past is reinterpreted with the new prompt; flush forgets the past except for the sink "
+        "and the last frame.",
     )
     prompt_blend = _choice(
         "linear", ("linear", "slerp"), propagation=_SLOT, section="Prompt changes",
-        help="How weighted prompts and transitions are mixed: straight line or along the sphere.",
+        help="How weighted prompts and transitions are interpolated: linearly or spherically.",
     )
     transition_frames = _int(
         0, 0, 1000, propagation=_SLOT, section="Prompt changes", unit="frames",
@@ -165,36 +165,36 @@ class ControlTable:
     )
     negative_prompt = _text(
         "", propagation=_SLOT, cut_propagation=_TICK, section="Prompt changes",
-        help="What to steer away from; used by guidance modes full and onetime.",
+        help="What to steer away from; used by the guidance modes full and onetime.",
     )
     guidance_mode = _choice(
         "none", ("none", "full", "self", "onetime"), propagation=_SLOT, engines=_IMAGE, section="Guidance",
-        help="Classifier-free guidance: none, full (two evaluations a step), self-negative or onetime-negative "
+        help="Classifier-free guidance: none, full (two evaluations per step), self-negative or onetime-negative "
         "(RCFG).",
     )
     guidance_scale = _float(
         1.0, 0.0, 30.0, propagation=_TICK, section="Guidance",
-        help="Strength of guidance; 1 and below turn it off.",
+        help="Strength of guidance; 1 or less turns it off.",
     )
     guidance_delta = _float(
         1.0, 0.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Guidance",
-        help="Scale of the virtual negative noise in guidance modes self and onetime.",
+        help="Scale of the virtual negative noise in the guidance modes self and onetime.",
     )
     step_function = _choice(
         "lcm", ("lcm", "tcd", "turbo"), propagation=_SLOT, engines=_IMAGE, section="Engine",
-        help="How a step goes from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised).",
+        help="How a step gets from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised).",
     )
     strength = _float(
         0.5, 0.02, 1.0, propagation=_SLOT, section="Look",
-        help="How far an input picture is noised before it is redrawn: 0.02 barely, 1 wholly.",
+        help="How much noise an input picture gets before it is redrawn: 0.02 hardly any, 1 replaces it by noise.",
     )
     steps = _int(
         2, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Look", unit="steps",
-        help="Denoising steps of a slot.",
+        help="Denoising steps per slot.",
     )
     depth = _int(
         8, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Engine", unit="slots",
-        help="Most slots of this stream in flight at once; fewer means a cheaper tick and fewer frames a tick.",
+        help="Maximum slots of this stream in flight; fewer make a tick cheaper but finish fewer frames per tick.",
     )
     seed = _int(
         2, 0, 2**32 - 1, propagation=_SLOT, section="Look",
@@ -205,12 +205,12 @@ class ControlTable:
         help="On: every slot uses the same noise, so that a still picture stays still. Off: each slot draws its own.",
     )
     noise_walk_deg = _float(
-        2.0, 0.0, 90.0, propagation=_SLOT, engines=_IMAGE, section="Look", unit="degrees a frame",
-        help="How far the noise of a prompt-only stream turns from frame to frame; 0 holds the picture.",
+        2.0, 0.0, 90.0, propagation=_SLOT, engines=_IMAGE, section="Look", unit="degrees per frame",
+        help="How far the noise of a prompt-only stream rotates from frame to frame; 0 holds the picture still.",
     )
     lora_scale = _float(
         1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
-        help="Scale of the loaded LoRA; one value for the engine, the latest change wins.",
+        help="Scale of the loaded LoRA; one value for the whole engine, the latest change wins.",
     )
     similarity_filter = _bool(
         False, propagation=_SLOT, engines=_IMAGE, section="Engine",
@@ -218,43 +218,43 @@ class ControlTable:
     )
     similarity_threshold = _float(
         0.98, 0.0, 1.0, propagation=_SLOT, engines=_IMAGE, section="Engine",
-        help="Cosine similarity from which frames begin to be skipped.",
+        help="Cosine similarity above which frames may be skipped.",
     )
     similarity_max_skips = _int(
         10, 0, 1000, propagation=_SLOT, engines=_IMAGE, section="Engine", unit="frames",
-        help="Most consecutive skips.",
+        help="Maximum number of consecutive skips.",
     )
     paused = _bool(
         False, propagation=_TICK, engines=_VIDEO, section="Video",
-        help="Stop computing and taking frames; what is in flight waits.",
+        help="Stop computing and accepting frames; what is in flight waits.",
     )
     scene_cut = _bool(
         False, propagation=_CHUNK, engines=_VIDEO, section="Video", momentary=True,
-        help="The next chunk begins another scene; goes back to off by itself.",
+        help="Start a new scene with the next chunk; turns itself off again.",
     )
     rewind_to = _int(
         -1, -1, 10**9, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="chunk", momentary=True,
-        help="Go back to where this chunk began and go on from there; -1: nothing; goes back to -1 by itself.",
+        help="Rewind to the start of this chunk and continue from there; -1: do not rewind; resets itself to -1.",
     )
     chunk_frames = _int(
-        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latents",
-        help="Latent frames (of 4 frames) that are denoised together: fewer answer sooner; 0: the model's own.",
+        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latent frames",
+        help="Latent frames (4 frames each) that are denoised together; fewer respond sooner; 0: the model's default.",
     )
     first_chunk_frames = _int(
-        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latents",
-        help="The same for a stream's first chunk, so that something is seen sooner; 0: like the others.",
+        0, 0, 64, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="latent frames",
+        help="The same for a stream's first chunk, so that the first frames appear sooner; 0: like the others.",
     )
     chunk_steps = _int(
         0, 0, 100, propagation=_CHUNK, engines=_VIDEO, section="Video", unit="steps",
-        help="Denoising steps of a chunk; 0: the model's own.",
+        help="Denoising steps per chunk; 0: the model's default.",
     )
     input_use = _choice(
         "redraw", ("redraw", "first-frame"), propagation=_CHUNK, engines=_VIDEO, section="Video",
-        help="redraw: input frames become a new video; first-frame: a picture begins the video, the prompt goes on.",
+        help="redraw: input frames are redrawn; first-frame: the video starts from a picture and follows the prompt.",
     )
     noise_control = _bool(
         True, propagation=_CHUNK, engines=_VIDEO, section="Video",
-        help="Less noise on input chunks that move much (StreamDiffusionV2), so that movement is kept.",
+        help="Add less noise to input chunks with much motion, so that the motion is kept (StreamDiffusionV2).",
     )
     camera_x = _action("1 moves the camera right")
     camera_y = _action("1 moves the camera up")
@@ -263,15 +263,15 @@ class ControlTable:
     push_y = _action("1 pushes the subject up")
     model = _text(
         "mini-image", propagation=_REOPEN,
-        help="Bundled name, local folder or hub id.",
+        help="Bundled name, local folder or hub id of the model.",
     )
     width = _int(
-        0, 0, 4096, propagation=_REOPEN, unit="px",
-        help="Picture width; 0: the model's own.",
+        0, 0, 4096, propagation=_REOPEN, unit="pixels",
+        help="Picture width; 0: the model's native width.",
     )
     height = _int(
-        0, 0, 4096, propagation=_REOPEN, unit="px",
-        help="Picture height; 0: the model's own.",
+        0, 0, 4096, propagation=_REOPEN, unit="pixels",
+        help="Picture height; 0: the model's native height.",
     )
     frames_per_slot = _int(
         1, 1, 16, propagation=_REOPEN, engines=_IMAGE, unit="frames",
@@ -279,15 +279,15 @@ class ControlTable:
     )
     kv_policy = _text(
         "", propagation=_REOPEN, engines=_VIDEO,
-        help="What a video model remembers: full, window, sink, deep-sink, ...; empty: what suits it.",
+        help="What a video model remembers: full, window, sink, deep-sink, ...; empty: the model's default.",
     )
     window_frames = _int(
-        0, 0, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latents",
-        help="Latent frames that are attended, sink and chunk included; 0: what suits the model.",
+        0, 0, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latent frames",
+        help="Latent frames that are attended to, including sink and chunk; 0: the model's default.",
     )
     sink_frames = _int(
-        -1, -1, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latents",
-        help="First latent frames that are never forgotten; -1: what suits the model.",
+        -1, -1, 1024, propagation=_REOPEN, engines=_VIDEO, unit="latent frames",
+        help="Number of first latent frames that are never evicted; -1: the model's default.",
     )
     # fmt: on
 
@@ -298,7 +298,7 @@ CONTROLS: Mapping[str, ControlSpec] = MappingProxyType(
 """By name, in display order."""
 
 STREAM_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.propagation is not Propagation.REOPEN)
-"""The controls that a stream takes while it runs: all but those that choose the engine."""
+"""The controls that an open stream accepts: all except those that choose the engine."""
 
 ENGINE_CONTROLS = tuple(name for name, spec in CONTROLS.items() if spec.scope == "engine")
-"""Those that hold for all streams of an engine; the latest change wins."""
+"""Those that apply to all streams of an engine; the latest change wins."""

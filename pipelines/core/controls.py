@@ -1,7 +1,7 @@
 """Changes and states of a stream's controls, checked against the control table.
 
-`Control` is a partial change, `Controls` a complete state; both have an attribute for each row of the table. Knows no
-engine and no widget.
+`Control` is a partial change, `Controls` a complete state; both have an attribute for each row of the table.
+Independent of engines and widgets.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .prompts import check_length, check_prompts, parse_prompts
 
 
 class Control(ControlTable, PartialValues):
-    """A partial change: only what is given and not None changes anything. `Control(strength=0.4)`; immutable.
+    """A partial change, immutable: `Control(strength=0.4)`. None means unchanged.
 
     Raises ControlError for an unknown name, a wrong type or a value out of range.
     """
@@ -31,28 +31,28 @@ class Control(ControlTable, PartialValues):
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Self:
-        """From plain values (a JSON object, a command line): prompts may be text such as 'a cat:2 | a robot'.
+        """Build from plain values (a JSON object, a command line); prompts may be text such as 'a cat:2 | a robot'.
 
         Raises ControlError as the constructor does.
         """
         return cls(**{name: _plain_to_typed(_spec(name), value) for name, value in values.items()})
 
     def value_of(self, name: str) -> Any:
-        """The value of a control, or None."""
+        """Return the value of a control, or None if it is not set."""
         return self._changes.get(name)
 
     def changes(self) -> dict[str, object]:
-        """What is set, by name, in the table's order."""
+        """Return what is set, by name, in the order of the table."""
         return dict(self._changes)
 
     def merged(self, later: Control) -> Control:
-        """This change, then a later one."""
+        """Return this change followed by a later one."""
         return Control(**{**self._changes, **later.changes()})
 
     def without(self, names: Iterable[str]) -> Control:
-        """This change without these controls."""
-        left_out = set(names)
-        return Control(**{name: value for name, value in self._changes.items() if name not in left_out})
+        """Return this change without the named controls."""
+        excluded = set(names)
+        return Control(**{name: value for name, value in self._changes.items() if name not in excluded})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Control) and self._changes == other._changes
@@ -65,7 +65,7 @@ class Control(ControlTable, PartialValues):
 
 
 class Controls(ControlTable, CompleteValues):
-    """A complete state of all controls of a stream; the table's defaults to begin with. Immutable."""
+    """A complete state of all controls of a stream; initially the table's defaults. Immutable."""
 
     __slots__ = ("values",)
 
@@ -73,13 +73,13 @@ class Controls(ControlTable, CompleteValues):
         self.values: Mapping[str, object] = MappingProxyType({name: spec.default for name, spec in CONTROLS.items()})
 
     def updated(self, control: Control) -> Controls:
-        """This state with the change applied."""
+        """Return this state with the change applied."""
         state = Controls()
         state.values = MappingProxyType({**self.values, **control.changes()})
         return state
 
     def value_of(self, name: str) -> Any:
-        """The value of a control."""
+        """Return the value of a control."""
         return self.values[name]
 
     def __eq__(self, other: object) -> bool:
@@ -101,7 +101,7 @@ def _plain_to_typed(spec: ControlSpec, value: object) -> object:
     if spec.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if spec.kind == "int" and isinstance(value, float) and value.is_integer():
-        return int(value)  # JSON has one kind of number: 3.0 is a whole one
+        return int(value)  # JSON has a single number type: 3.0 is an integer too
     return value
 
 
@@ -131,7 +131,7 @@ def _check_number(spec: ControlSpec, value: object) -> None:
         )
     assert spec.minimum is not None
     assert spec.maximum is not None
-    if not spec.minimum <= value <= spec.maximum:  # also refuses NaN
+    if not spec.minimum <= value <= spec.maximum:  # also rejects NaN
         raise ControlError(
             f"{spec.name} cannot be {value}.", f"Give a value from {spec.minimum:g} to {spec.maximum:g}."
         )
@@ -141,9 +141,9 @@ _NOUNS: Mapping[EngineKind, str] = {"image": "an image model", "video": "a video
 
 
 def changeable(current: Controls, control: Control, *, engine: EngineKind) -> Controls:
-    """`current` with `control` applied, after a check that nothing changes which cannot in an open stream of `engine`.
+    """Return `current` with `control` applied, after checking that an open stream of `engine` can change that way.
 
-    Raises ControlError for a new value of the class *reopen*, and of a control that means nothing to this engine.
+    Raises ControlError for a new value of a control of the class *reopen* or of one that does not apply to this engine.
     """
     fixed = {n: current.values[n] for n, spec in CONTROLS.items() if spec.propagation is Propagation.REOPEN}
     for name, value in control.changes().items():
@@ -154,6 +154,7 @@ def changeable(current: Controls, control: Control, *, engine: EngineKind) -> Co
             )
         if name not in fixed and engine not in CONTROLS[name].engines and value != current.values[name]:
             raise ControlError(
-                f"{name} means nothing to {_NOUNS[engine]}.", f"It is a control of {_NOUNS[CONTROLS[name].engines[0]]}."
+                f"{name} does not apply to {_NOUNS[engine]}.",
+                f"It is a control of {_NOUNS[CONTROLS[name].engines[0]]}.",
             )
     return current.updated(control).updated(Control.of(fixed))

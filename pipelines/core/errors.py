@@ -1,4 +1,4 @@
-"""The errors that reach a user. Each says what was wrong and what to do about it.
+"""Owns the errors that reach a user, each saying what is wrong and how to fix it. Independent of all other modules.
 
 ZoetropeError
 ├── InputError          a file, picture, prompt or option given by the user cannot be used
@@ -8,8 +8,8 @@ ZoetropeError
 │   ├── ModelNotFoundError   no such bundled name, folder or hub id
 │   ├── HubUnreachableError  the hub cannot be reached and the model is not in the cache
 │   ├── ModelLayoutError     a folder or file is not what a loader expects
-│   ├── UnsafeWeightsError   only pickled weights exist and the user did not insist
-│   ├── OutOfMemoryError     too little memory; says what would fit
+│   ├── UnsafeWeightsError   only pickled weights exist and the user did not allow them
+│   ├── OutOfMemoryError     the device has too little memory; says what would fit
 │   └── StreamError          one stream failed in a tick that it shared with others
 ├── OutputError         a result cannot be written
 └── WorkerError         the worker process died or does not answer
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class ZoetropeError(Exception):
-    """message says what was wrong, remedy what to do; both are shown to the user."""
+    """message: what is wrong. remedy: what to do about it. Both are shown to the user."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(message, remedy)
@@ -31,11 +31,11 @@ class ZoetropeError(Exception):
 
 
 class InputError(ZoetropeError):
-    """Something the user gave cannot be used; nothing was changed."""
+    """The user's input cannot be used; nothing was changed."""
 
 
 class ControlError(InputError):
-    """A control's value is out of its range, of the wrong type, or the control is unknown."""
+    """The control is unknown, or its value is out of range or of the wrong type."""
 
 
 class TooLargeError(InputError):
@@ -63,13 +63,13 @@ class UnsafeWeightsError(ModelError):
 
 
 class OutOfMemoryError(ModelError):
-    """The device has too little memory for what was asked."""
+    """The device has too little memory for what was requested."""
 
 
 class StreamError(ModelError):
-    """One stream's own part of a tick failed; without that stream the tick can be run again.
+    """One stream's own part of a tick failed; once that stream is closed, the tick can be run again.
 
-    stream: the handle that `Engine.open` gave.
+    stream: the handle that `Engine.open` returned.
     """
 
     def __init__(self, message: str, remedy: str = "", *, stream: object) -> None:

@@ -1,6 +1,6 @@
-"""Owns the contract of an executor: how a part of a tick is run, as it is or captured; and the plain executor.
+"""Owns the contract of an executor, which runs the parts of a tick eagerly or captured, and the eager executor.
 
-An executor belongs to one engine and does not depend on what it runs. Backends choose it: pipelines/backends/.
+Independent of what is run. Each engine has its own executor, chosen by its backend: pipelines/backends/.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import torch
 
 
 class Calls(Protocol):
-    """Calls of functions with inputs and a result, for one place of a tick: the passes of a denoiser, one decoder."""
+    """Calls functions that have inputs and a result, at one point of a tick: the passes of a denoiser, one decoder."""
 
     def __call__(
         self, key: Hashable | None, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object = None
     ) -> torch.Tensor:
-        """function(*inputs); the result is valid until the next call.
+        """Return function(*inputs); the result is valid until the next call.
 
-        The function does not wait for the device and keeps no tensor of its own. Calls with equal keys read the same
-        addresses, except for their inputs; None: the call reads memory that does not outlast it. kept: objects whose
-        memory the function reads.
+        The function must not wait for the device or keep tensors of its own. Calls with equal keys must read the same
+        addresses, except for their inputs; key None: the call reads memory that does not outlive it, so it is never
+        captured. kept: objects whose memory the function reads, to be kept alive.
         """
         ...
 
@@ -31,45 +31,45 @@ class Executor(Protocol):
 
     @property
     def graphs(self) -> int:
-        """How many CUDA graphs have been captured."""
+        """Number of captured CUDA graphs."""
         ...
 
     def run(self, key: Hashable, part: Callable[[], None]) -> None:
-        """Do what `part` does, once. It reads and writes static buffers only and never waits for the device. Calls with
-        equal keys have the same shapes and buffers.
+        """Run `part` once. It must read and write static buffers only and never wait for the device. Calls with
+        equal keys must have the same shapes and buffers.
         """
         ...
 
     def calls(self, *, warm_calls: int) -> Calls:
-        """For functions with inputs and a result. warm_calls (>= 1): how often a key runs as it is before it may be
-        captured.
+        """Return a caller for functions with inputs and a result. warm_calls (>= 1): how often a key runs eagerly
+        before it may be captured.
         """
         ...
 
     def invalidate(self) -> None:
-        """Forget what was captured: what it reads has changed (a LoRA's scale)."""
+        """Drop everything captured, because what it reads has changed (a LoRA's scale)."""
         ...
 
 
 class EagerExecutor:
-    """Runs each part as it comes, on any device."""
+    """Runs every part eagerly, on any device."""
 
     graphs = 0
 
     def run(self, key: Hashable, part: Callable[[], None]) -> None:
-        """Call `part`; the key does not matter here."""
+        """Call `part`; the key is ignored."""
         part()
 
     def calls(self, *, warm_calls: int) -> Calls:
-        """Plain calls."""
+        """Return `call_eagerly`."""
         return call_eagerly
 
     def invalidate(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: nothing is captured."""
 
 
 def call_eagerly(
     key: Hashable | None, function: Callable[..., torch.Tensor], *inputs: torch.Tensor, kept: object = None
 ) -> torch.Tensor:
-    """function(*inputs), as it is."""
+    """Return function(*inputs). See `Calls`."""
     return function(*inputs)

@@ -1,6 +1,6 @@
-"""Owns the contract of a frame stage, and the chain of them that every finished frame of a stream passes.
+"""Owns the contract of a frame stage, and the chain of stages that every finished frame of a stream goes through.
 
-Independent of models, tensors and engines; pipelines/stages has the table that a user chooses from.
+Independent of models, tensors and engines; pipelines/stages has the table of stages that a user can choose.
 """
 
 from __future__ import annotations
@@ -15,45 +15,45 @@ from .types import Frame, StreamInfo
 
 
 class FrameStage(Protocol):
-    """Changes, makes or drops finished frames before they are handed over. One object for each stream.
+    """Changes, adds or drops finished frames before they are output. Each stream has its own stage objects.
 
-    Frames keep their size and stay uint8 RGB; the picture of a frame that came in is never written to. A frame that is
-    changed keeps its time and its source; one that is made between two has a time between theirs (see `between`) and
-    the source of the second. The chain numbers the frames (seq), so a stage need not.
+    Frames keep their size and stay uint8 RGB; a stage never writes to the picture of an input frame. A changed frame
+    keeps its timestamp and its source; one added between two has a timestamp between theirs (see `between`) and the
+    source of the second. The chain numbers the frames (seq), so a stage does not have to.
     """
 
     @property
     def name(self) -> str:
-        """Its name in the table of stages."""
+        """The stage's name in the table of stages."""
         ...
 
     @property
     def rate(self) -> Fraction:
-        """Frames out for each frame in, over a long time: 1 changes pictures, 2 makes as many, 1/2 drops every second
+        """Output frames per input frame, on average: 1 only changes frames, 2 doubles them, 1/2 drops every second
         one."""
         ...
 
     @property
     def latency_frames(self) -> int:
-        """How many of its latest input frames it holds back until later ones come; 0: a frame leaves at once."""
+        """How many of its latest input frames it holds back until later ones arrive; 0: frames leave at once."""
         ...
 
     def push(self, frames: Sequence[Frame]) -> list[Frame]:
-        """Take frames that were finished together, one or more, oldest first; what comes of them does not depend on how
-        they are grouped. Returns the frames that are ready, oldest first."""
+        """Take one or more frames that were finished together, oldest first. Returns the frames that are ready, oldest
+        first. The overall result must not depend on how frames are grouped into calls."""
         ...
 
     def flush(self) -> list[Frame]:
-        """The frames that are held back; afterwards none is."""
+        """Return the frames that are held back; afterwards the stage holds none."""
         ...
 
     def reset(self) -> None:
-        """Forget everything: the stream begins anew."""
+        """Drop all state: the stream starts over."""
         ...
 
 
 class _Link:
-    """A stage and the count of its frames: in + made == out + dropped + held, after every call."""
+    """A stage and its frame counts: in + made == out + dropped + held, after every call."""
 
     def __init__(self, stage: FrameStage) -> None:
         self.stage = stage
@@ -85,41 +85,41 @@ class _Link:
 
 
 class StageChain:
-    """The stages of one stream, in order. Without any, frames pass as the objects that they are.
+    """The stages of one stream, in order. Without stages, frames pass through unchanged, as the same objects.
 
-    A stage holds its latest `latency_frames` frames; of the others, those that give no frame are dropped, and frames
-    beyond one for each are made. So at any moment: frames in + made == out + dropped + held.
+    A stage holds its latest `latency_frames` frames. Of the others, a surplus of output frames counts as made and a
+    deficit as dropped, call by call. So at all times: frames in + made == out + dropped + held.
     """
 
     def __init__(self, stages: Sequence[FrameStage] = ()) -> None:
         self._links = [_Link(stage) for stage in stages]
         self.out = 0
-        """Frames that were handed over."""
+        """Number of frames output so far."""
 
     @property
     def held(self) -> int:
-        """Frames inside the stages."""
+        """Number of frames held back by the stages."""
         return sum(link.held for link in self._links)
 
     @property
     def made(self) -> int:
-        """Frames that the stages added."""
+        """Number of frames that the stages added."""
         return sum(link.made for link in self._links)
 
     @property
     def dropped(self) -> int:
-        """Frames that ended in a stage."""
+        """Number of frames that the stages dropped."""
         return sum(link.dropped for link in self._links)
 
     def push(self, frames: list[Frame]) -> list[Frame]:
-        """Finished frames, oldest first. Returns those to be handed over, numbered."""
+        """Take finished frames, oldest first. Returns the frames to output, numbered."""
         for link in self._links:
             if frames:
                 frames = link.push(frames)
         return self._numbered(frames)
 
     def flush(self) -> list[Frame]:
-        """What the stages hold, numbered; afterwards they hold nothing."""
+        """Return the frames that the stages hold, numbered; afterwards they hold none."""
         frames: list[Frame] = []
         for link in self._links:
             passed = link.push(frames) if frames else []
@@ -127,28 +127,28 @@ class StageChain:
         return self._numbered(frames)
 
     def reset(self) -> None:
-        """Forget everything and count from 0."""
+        """Drop all state and restart the counts at 0."""
         for link in self._links:
             link.reset()
         self.out = 0
 
     def described(self, info: StreamInfo, *, chunk_ticks: int) -> StreamInfo:
-        """What `info`, of a stream without stages, becomes with them.
+        """Return `info`, which describes a stream without stages, as it is with these stages.
 
-        chunk_ticks: ticks from the end of a slot to the end of the next one; a frame that is held back waits for it.
+        chunk_ticks: ticks from the end of one slot to the end of the next, for which a frame that is held back waits.
         """
         if not self._links:
             return info
-        rate, most, held = Fraction(1), info.max_frames, Fraction(0)
+        rate, max_frames, held = Fraction(1), info.max_frames, Fraction(0)
         for link in self._links:
             held += link.stage.latency_frames / rate
             rate *= link.stage.rate
-            most = math.ceil(most * link.stage.rate)
+            max_frames = math.ceil(max_frames * link.stage.rate)
         return replace(
             info,
             frame_rate=info.frame_rate * rate,
             stage_rate=rate,
-            max_frames_per_chunk=most,
+            max_frames_per_chunk=max_frames,
             latency_ticks=info.latency_ticks + math.ceil(held / info.max_frames) * chunk_ticks,
         )
 
@@ -158,13 +158,15 @@ class StageChain:
         return [f if f.seq == n else replace(f, seq=n) for n, f in enumerate(frames, first)]
 
     def check_integrity(self) -> None:
-        """Assert that what leaves a stage enters the next one, and that no count is below 0."""
-        assert all(min(link.held, link.made, link.dropped) >= 0 for link in self._links), "a stage's count is below 0"
-        assert all(link.held <= link.stage.latency_frames for link in self._links), "a stage holds more than it says"
+        """Assert that no count is negative and that no stage holds back more frames than its latency."""
+        assert all(min(link.held, link.made, link.dropped) >= 0 for link in self._links), "a stage has a negative count"
+        assert all(link.held <= link.stage.latency_frames for link in self._links), (
+            "a stage holds back more frames than its latency"
+        )
 
 
 def between(earlier: Frame, later: Frame, fraction: Fraction) -> Frame:
-    """`later` with the time at `fraction` (0 to 1) of the way from `earlier`, in a time base that is fine enough."""
+    """Return `later`, timed `fraction` (0 to 1) of the way from `earlier`, with a time base fine enough for that."""
     assert 0 <= fraction <= 1, fraction
     start, end = earlier.pts * earlier.time_base, later.pts * later.time_base
     at = start + fraction * (end - start)

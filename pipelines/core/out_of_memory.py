@@ -1,4 +1,4 @@
-"""Owns how running out of memory is told from other errors. Independent of engines and devices."""
+"""Owns how out-of-memory errors are told apart from other errors. Independent of engines and devices."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of the tensor library, or Python's own, says that memory ran out."""
+    """Return whether an exception, PyTorch's or Python's own, means that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    phrases = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
 class MemoryWatch:
-    """A context that ends quietly when memory runs out inside; `ran_out` says so afterwards.
+    """A context manager that suppresses out-of-memory errors; `ran_out` tells afterwards whether there was one.
 
-    The exception is gone by then, and with its traceback the tensors of the attempt.
+    The exception is released by then, and with its traceback the tensors of the failed attempt.
     """
 
     ran_out = False

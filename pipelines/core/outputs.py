@@ -1,6 +1,6 @@
-"""Owns a stream's frames from the birth of their slot until they are handed over: their order, buffers and stamps.
+"""Owns a stream's frames from the admission of their slot until they are output: order, host buffers, timestamps.
 
-Every frame leaves through the one chain of stages here, whoever asks for it. Independent of models and caches.
+Every frame leaves through the same chain of stages, whoever requests it. Independent of models and caches.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .types import Frame
 
 
 class Output:
-    """The frames that one slot or chunk will give.
+    """The frames that one slot or chunk will output.
 
-    sources: the input frame of each, None where prompt-only. first_ordinal: position of the first among the stream's
-    prompt-only frames. done: passes when the pictures are on the host; None: they are not made yet.
+    sources: the input frame of each, None where prompt-only. first_ordinal: index of the first among the stream's
+    prompt-only frames. done: the mark that passes when the pictures are on the host; None: they are not decoded yet.
     """
 
     __slots__ = ("buffer", "done", "first_ordinal", "readback", "sources")
@@ -31,13 +31,13 @@ class Output:
         self.done: Mark | None = None
 
     def receive(self, pictures: torch.Tensor) -> None:
-        """Start copying pictures [F, H, W, 3] uint8 from the device, F the frames or more; does not wait."""
+        """Start copying pictures [F, H, W, 3] uint8 from the device, F >= the number of frames; does not wait."""
         self.readback.receive(self.buffer, pictures)
 
     def frames(self, *, first_seq: int, frame_rate: Fraction) -> list[Frame]:
-        """The finished frames, numbered from `first_seq`.
+        """Return the finished frames, numbered from `first_seq`.
 
-        Time and source are those of the input frame; prompt-only frames are stamped at `frame_rate` frames a second.
+        Timestamps and sources are those of the input frames; prompt-only frames are `frame_rate` frames per second.
         """
         return [
             Frame(
@@ -53,42 +53,42 @@ class Output:
 
 
 class OutputQueue:
-    """The outputs of one stream, oldest first, the host buffers that their pictures land in, and the stages."""
+    """The outputs of one stream, oldest first, the host buffers for their pictures, and the frame stages."""
 
     def __init__(self, readback: Readback, frame_rate: Fraction, stages: StageChain) -> None:
         """frame_rate: of prompt-only frames, before the stages."""
         self._readback, self._frame_rate, self.stages = readback, frame_rate, stages
         self._order: deque[Output] = deque()
-        self._finished = 0  # frames that went into the stages
+        self._finished = 0  # frames that entered the stages
 
     @property
     def free(self) -> int:
-        """Slots that may still be born."""
+        """How many more slots can be admitted."""
         return self._readback.free
 
     @property
     def frames(self) -> int:
-        """Frames that are not handed over yet, finished or not."""
+        """Number of frames that are not output yet, finished or not."""
         return sum(len(output.sources) for output in self._order) + self.stages.held
 
     @property
     def finished(self) -> bool:
-        """Whether a slot's pictures are made, or being made, and not pulled."""
+        """Whether any slot's last step has been issued but its frames are not pulled."""
         return any(output.done is not None for output in self._order)
 
     @property
     def waiting(self) -> bool:
-        """Whether there is a slot that is not pulled."""
+        """Whether any slot is not pulled yet."""
         return bool(self._order)
 
     def add(self, sources: Sequence[Frame | None], first_ordinal: int) -> Output:
-        """A slot was born. There must be a free buffer."""
+        """Append the output of a new slot. There must be a free buffer."""
         output = Output(sources, first_ordinal, self._readback)
         self._order.append(output)
         return output
 
     def pull(self) -> list[Frame]:
-        """What the stages make of finished frames, as far as none before them is missing. Never waits."""
+        """Return what the stages output for finished frames, in order, up to the first unfinished one. Never waits."""
         frames: list[Frame] = []
         while self._order and self._order[0].done is not None and self._order[0].done.passed():
             output = self._order.popleft()
@@ -99,14 +99,14 @@ class OutputQueue:
         return frames
 
     def wait(self) -> bool:
-        """Wait for the oldest slot's pictures. False: it is not that far."""
+        """Wait for the oldest slot's pictures. False: there is no slot, or its last step has not been issued."""
         if not self._order or self._order[0].done is None:
             return False
         self._order[0].done.wait()
         return True
 
     def clear(self) -> None:
-        """Drop everything and count from 0 again."""
+        """Drop everything and restart the counts at 0."""
         for output in self._order:
             self._readback.release(output.buffer)
         self._order.clear()
@@ -114,7 +114,7 @@ class OutputQueue:
         self._finished = 0
 
     def check_integrity(self) -> None:
-        """Assert that buffers and frames add up."""
+        """Assert that the buffers and the frame counts are consistent."""
         used = [output.buffer for output in self._order]
         self._readback.check_integrity(used)
         stages = self.stages

@@ -1,4 +1,7 @@
-"""Weighted prompts: the value of the control `prompt`, and how it is read from text and JSON. Knows no text encoder."""
+"""Owns weighted prompts, the value of the control `prompt`: checks, and parsing from text and JSON.
+
+Independent of text encoders.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ MAX_PROMPTS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightedPrompt:
-    """A text and its weight (> 0, relative to the other prompts of the same blend)."""
+    """A text and its weight (> 0, relative to the other prompts in the blend)."""
 
     text: str
     weight: float = 1.0
 
 
 def check_length(name: str, text: str) -> None:
-    """Raise ControlError for a text of more than MAX_PROMPT_CHARACTERS."""
+    """Raise ControlError for a text longer than MAX_PROMPT_CHARACTERS. name: of the control."""
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ControlError(
             f"{name} has {len(text)} characters ({len(text.split())} words).",
@@ -44,9 +47,9 @@ def check_prompts(value: object) -> None:
 
 
 def parse_prompts(value: object) -> tuple[WeightedPrompt, ...]:
-    """Weighted prompts from text, or from a list of texts, (text, weight) pairs or {"text", "weight"} objects.
+    """Parse weighted prompts from text, or from a list of texts, (text, weight) pairs or {"text", "weight"} objects.
 
-    Text: prompts are separated by '|', each may end in ':weight'. 'a cat:2 | a robot' -> cat 2, robot 1.
+    In text, prompts are separated by '|', and each may end in ':weight'. 'a cat:2 | a robot' -> cat 2, robot 1.
     """
     if isinstance(value, str):
         return tuple(_parse_one(part) for part in value.split("|")) if value.strip() else ()

@@ -1,6 +1,6 @@
-"""Owns what the streams of batching engines do alike: counts, handing over, and how a stream is emptied and ended.
+"""Owns what the streams of all batching engines share: frame counts, output, flush, reset and close.
 
-Independent of what a slot is; the image and the video engine's streams say that.
+Independent of what a slot is: the streams of the image and the video engine define that.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StreamBase(ABC):
         tick: Callable[[], None],
         leave: Callable[[int], None],
     ) -> None:
-        """tick: of the engine. leave: tells the engine that stream `number` has ended."""
+        """tick: runs a tick of the engine. leave: removes stream `number` from the engine."""
         self._number, self._log, self._outputs = number, log, outputs
         self._tick, self._leave = tick, leave
         self._open, self._flushing = True, False
@@ -39,27 +39,27 @@ class StreamBase(ABC):
     @property
     @abstractmethod
     def has_work(self) -> bool:
-        """Whether a tick would do something."""
+        """Whether a tick would advance anything of this stream."""
 
     @property
     @abstractmethod
     def _collected(self) -> int:
-        """Frames that were taken and belong to no slot yet."""
+        """The number of frames that were taken but do not belong to a slot yet."""
 
     @abstractmethod
     def _pad(self) -> None:
-        """Bring what was collected on its way, though it fills no slot."""
+        """Admit the collected frames although they do not fill a slot."""
 
     @abstractmethod
     def _drop(self) -> None:
-        """Let go of all that is in flight, but for the outputs."""
+        """Release everything in flight except the outputs."""
 
     @abstractmethod
     def _restart(self) -> None:
-        """Begin anew, as after `_drop`."""
+        """Start over; called after `_drop`."""
 
     def check_integrity(self) -> None:
-        """Assert that counts and buffers agree. Host integers only."""
+        """Assert that counts and buffers agree. Reads host integers only."""
         assert self.accounting.balanced, self.accounting
         self._outputs.check_integrity()
 
@@ -67,7 +67,7 @@ class StreamBase(ABC):
 
     @property
     def accounting(self) -> Accounting:
-        """Exact at any moment: taken + made == out + skipped + dropped + in_flight."""
+        """Exact at all times: taken + made == out + skipped + dropped + in_flight."""
         stages = self._outputs.stages
         return Accounting(
             taken=self._taken,
@@ -81,12 +81,12 @@ class StreamBase(ABC):
     # -- output and endings --------------------------------------------------------------------------------------------
 
     def pull(self) -> list[Frame]:
-        """Finished frames in input order, oldest first; never waits."""
+        """Return finished frames in input order, oldest first; never waits."""
         return self._outputs.pull()
 
     def flush(self) -> list[Frame]:
-        """Tick the engine until this stream has nothing in flight; what fills no slot is padded first, and the frame
-        stages give what they hold."""
+        """Tick the engine until this stream has nothing in flight and return its frames, oldest first. A partial slot
+        is padded first; the frame stages are flushed last."""
         self._check_open()
         self._log.event("flush")
         self._pad()
@@ -103,14 +103,14 @@ class StreamBase(ABC):
             self._flushing = False
 
     def reset(self) -> None:
-        """Drop what is in flight and start counting again; controls stay."""
+        """Drop what is in flight and restart the counters; controls stay."""
         self._check_open()
         self._empty()
         self._restart()
         self._log.event("reset")
 
     def close(self) -> None:
-        """Drop what is in flight and leave the engine. Closing twice is fine."""
+        """Drop what is in flight and leave the engine. May be called more than once."""
         if self._open:
             self._empty()
             self._open = False

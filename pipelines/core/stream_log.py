@@ -1,4 +1,4 @@
-"""Owns how one stream's events become records of the tick log. Knows no batch."""
+"""Owns how one stream's events become records of the tick log. Independent of batching."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .tick_log import BirthRecord, ControlRecord, PushRecord, StreamRecord, Tick
 
 
 class Ticking(Protocol):
-    """What the streams of an engine share: its log and the number of its next tick."""
+    """What StreamLog needs of an engine: its log and the number of its next tick."""
 
     next_tick: int
     log: TickLog
@@ -22,15 +22,15 @@ class StreamLog:
         self._core, self._number = core, number
 
     def event(self, event: Literal["open", "reset", "flush", "close"]) -> None:
-        """The stream itself."""
+        """Log an event of the stream itself."""
         self._core.log.add(StreamRecord(tick=self._core.next_tick, stream=self._number, event=event))
 
     def push(self, seq: int | None, outcome: Literal["accepted", "skipped", "refused"]) -> None:
-        """An offered frame, or (seq None) one asked of generate."""
+        """Log an offered frame or, with seq None, one requested from `generate`."""
         self._core.log.add(PushRecord(tick=self._core.next_tick, stream=self._number, seq=seq, outcome=outcome))
 
     def change(self, changed: Mapping[str, object]) -> None:
-        """Changed controls; prompts become (text, weight) pairs."""
+        """Log changed controls; prompts become (text, weight) pairs."""
         plain = dict(changed)
         prompts = plain.get("prompt")
         if isinstance(prompts, tuple):
@@ -38,5 +38,5 @@ class StreamLog:
         self._core.log.add(ControlRecord(tick=self._core.next_tick, stream=self._number, changes=plain))
 
     def birth(self, record: BirthRecord) -> None:
-        """A new slot or chunk."""
+        """Log a new slot or chunk."""
         self._core.log.add(record)

@@ -1,6 +1,6 @@
 """Owns the tick log: what happened to which slot in which tick, bounded in memory, with an optional sink.
 
-Takes, replay, onset tests and the page's meters derive from it. Knows no files: a sink writes where it likes.
+Takes, replay, onset tests and the page's meters derive from it. Independent of files, which are up to the sink.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRecord:
-    """One row of a tick's batch. step: index from 0. extra: the model also saw it with its negative prompt.
+    """One row of a tick's batch. step: index from 0. extra: the model also evaluated it with its negative prompt.
 
-    task: what the pass was for: "denoise"; of a video also "clean" (it leaves the finished chunk's keys and values) and
-    "context" (earlier frames are passed again).
+    task: what the pass was for: "denoise"; for video also "clean" (it stores the finished chunk's keys and values) and
+    "context" (earlier frames are encoded again).
     """
 
     stream: int
@@ -32,7 +32,7 @@ class RowRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TickRecord:
-    """A tick: its rows in batch order, and (stream, slot) of those it finished."""
+    """A tick: its rows in batch order, and the (stream, slot) of every slot that it finished."""
 
     tick: int
     rows: tuple[RowRecord, ...]
@@ -42,7 +42,7 @@ class TickRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimingRecord:
-    """What a tick took, on the device. On CUDA it follows its tick by a tick or two: nothing waits for it."""
+    """Device time of a tick. On CUDA it is logged a tick or two later, since nothing waits for it."""
 
     tick: int
     encode_ms: float
@@ -53,7 +53,7 @@ class TimingRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushRecord:
-    """An offered frame, or one asked of generate (seq None). tick: the next one to run at that moment."""
+    """A frame offered to push, or one requested from generate (seq None). tick: the next one to run at that moment."""
 
     tick: int
     stream: int
@@ -64,7 +64,7 @@ class PushRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BirthRecord:
-    """A slot as it was born: what stays fixed. source_seqs: None for prompt-only frames. tick: its first."""
+    """A slot at its admission: what is fixed for it. source_seqs: None for prompt-only frames. tick: its first."""
 
     tick: int
     stream: int
@@ -104,7 +104,7 @@ Record = TickRecord | TimingRecord | PushRecord | BirthRecord | ControlRecord | 
 
 
 class TickLog:
-    """Keeps the last `capacity` records; hands each one to `sink`, in order, as it is added."""
+    """Keeps the last `capacity` records and passes each one to `sink`, in order, as it is added."""
 
     def __init__(self, capacity: int = 4096, sink: Callable[[Record], None] | None = None) -> None:
         assert capacity >= 1, capacity
@@ -114,7 +114,7 @@ class TickLog:
         self._last_tick: TickRecord | None = None
 
     def add(self, record: Record) -> None:
-        """Append; the oldest record goes when the log is full."""
+        """Append a record; the oldest one is dropped when the log is full."""
         self._records.append(record)
         if isinstance(record, TimingRecord):
             self._last_timing = record
@@ -134,13 +134,13 @@ class TickLog:
         return self._last_tick
 
     def records(self) -> tuple[Record, ...]:
-        """What is kept, oldest first."""
+        """Return the kept records, oldest first."""
         return tuple(self._records)
 
     def ticks(self) -> tuple[TickRecord, ...]:
-        """The tick records that are kept, oldest first."""
+        """Return the kept tick records, oldest first."""
         return tuple(r for r in self._records if isinstance(r, TickRecord))
 
     def timings(self) -> tuple[TimingRecord, ...]:
-        """The timing records that are kept, oldest first."""
+        """Return the kept timing records, oldest first."""
         return tuple(r for r in self._records if isinstance(r, TimingRecord))

@@ -1,4 +1,4 @@
-"""Owns the timings of ticks that the device may not have finished: logged, in order, once it has. Never waits."""
+"""Owns the timings of ticks that the device may still be running: logged in order once finished. Never waits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TickTimings:
         self._waiting: deque[tuple[int, Sequence[Mark]]] = deque()
 
     def add(self, tick: int, marks: Sequence[Mark]) -> None:
-        """marks: the start of the tick, and the ends of its encoding, denoising and decoding."""
+        """Add a tick, logged once finished. marks: its start, and the ends of its encoding, denoising and decoding."""
         self._waiting.append((tick, marks))
         self.log_finished()
 

@@ -1,7 +1,7 @@
-"""Owns the buffers between host and device: what a tick uploads, and where finished pictures land.
+"""Owns the transfer buffers between host and device: what a tick uploads, and where finished pictures arrive.
 
-On CUDA both are pinned, copies do not wait, and events say when a buffer may be touched again. On the CPU the upload
-buffers are the device's own. Knows shapes, not meanings.
+On CUDA both are pinned, copies do not block, and events tell when a buffer may be reused. On the CPU the host buffers
+of uploads are the device buffers themselves. Independent of what the buffers contain.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-_SETS = 2  # the host may fill one set while the device still reads the other
+_SETS = 2  # the host may fill one set while the device is still reading the other
 
 
 class Uploads:
-    """Named device tensors and the host copies that a tick fills.
+    """Named device tensors and the host buffers that a tick fills.
 
-    Use in a tick: `begin`, write into `host(name)`, `send(name, count)`, and `end` when all were sent.
+    In a tick: `begin`, write into `host(name)`, `send(name, count)`, and `end` when everything has been sent.
     """
 
     def __init__(self, buffers: Mapping[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> None:
@@ -38,15 +38,15 @@ class Uploads:
         self._current = 0
 
     def device(self, name: str) -> torch.Tensor:
-        """The tensor that the device reads."""
+        """Return the tensor that the device reads."""
         return self._device[name]
 
     def host(self, name: str) -> torch.Tensor:
-        """The tensor to fill, valid between `begin` and `end`."""
+        """Return the tensor to fill, valid between `begin` and `end`."""
         return self._hosts[self._current][name]
 
     def begin(self) -> None:
-        """Take the next set. It was last used two ticks ago: this waits only where the host is that far ahead."""
+        """Switch to the next set. It was last used two ticks ago, so this waits only if the host is that far ahead."""
         self._current = (self._current + 1) % len(self._hosts)
         event = self._events[self._current]
         if event is not None:
@@ -58,7 +58,7 @@ class Uploads:
             self._device[name][:count].copy_(self._hosts[self._current][name][:count], non_blocking=True)
 
     def end(self) -> None:
-        """Mark the set as in use until the device has read it."""
+        """Mark the current set as in use until the device has read it."""
         if self._cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
@@ -75,20 +75,20 @@ class Readback:
 
     @property
     def free(self) -> int:
-        """Buffers that `acquire` can hand out."""
+        """Number of free buffers."""
         return len(self._free)
 
     def acquire(self) -> int:
-        """A buffer; there must be a free one."""
+        """Take a free buffer; there must be one."""
         return self._free.pop()
 
     def release(self, buffer: int) -> None:
-        """Give a buffer back."""
+        """Return a buffer to the free ones."""
         assert buffer not in self._free, buffer
         self._free.append(buffer)
 
     def check_integrity(self, used: Sequence[int]) -> None:
-        """Assert that each buffer is either free or in `used`, once."""
+        """Assert that every buffer is either free or in `used`, exactly once."""
         assert sorted([*self._free, *used]) == list(range(self._count)), (self._free, used, self._count)
 
     def receive(self, buffer: int, pictures: torch.Tensor) -> None:
@@ -96,7 +96,7 @@ class Readback:
         self._pictures[buffer, : len(pictures)].copy_(pictures, non_blocking=True)
 
     def picture(self, buffer: int, frame: int) -> npt.NDArray[np.uint8]:
-        """A copy of one picture [H, W, 3], owned by the caller. The transfer must be over."""
+        """Return a copy of one picture [H, W, 3] uint8, owned by the caller. The transfer must be complete."""
         picture: npt.NDArray[np.uint8] = self._pictures[buffer, frame].numpy().copy()
         return picture
 
@@ -109,23 +109,23 @@ class Mark:
         self._time_ns = 0
 
     def record(self) -> None:
-        """Set the point here."""
+        """Set the mark at this point of the device's work."""
         if self._event is not None:
             self._event.record()
         else:
             self._time_ns = time.perf_counter_ns()
 
     def passed(self) -> bool:
-        """Whether the device has got there; never waits."""
+        """Return whether the device has reached the mark; never waits."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
-        """Wait until the device has got there."""
+        """Wait until the device has reached the mark."""
         if self._event is not None:
             self._event.synchronize()
 
     def ms_since(self, earlier: Mark) -> float:
-        """Device time between two passed marks, in milliseconds."""
+        """Return the device time between two passed marks, in milliseconds."""
         if self._event is not None and earlier._event is not None:
             return float(earlier._event.elapsed_time(self._event))
         return (self._time_ns - earlier._time_ns) / 1e6

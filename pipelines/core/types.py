@@ -1,6 +1,6 @@
-"""The nouns that every layer above the caches shares: frames, stream facts, accounting.
+"""Owns the types that every layer above the caches shares: frames, stream information, accounting.
 
-Knows no model, no HTTP and no files.
+Independent of models, HTTP and files.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
-    """One RGB image with its place in time.
+    """One RGB image with its timestamp.
 
-    image: [H, W, 3] uint8 RGB, C-contiguous; owners never write to it after handing it on.
+    image: [H, W, 3] uint8 RGB, C-contiguous; never written to once the frame has been passed on.
     pts, time_base: media time; seconds = pts * time_base.
     seq: position in its own sequence, from 0.
     source_seq: `seq` of the input frame that an output came from; None when generated from the prompt alone.
-    captured_ns: monotonic time of the server at which the source was captured; None when there was no capture.
+    captured_ns: when the source was captured, in the server's monotonic time; None when there was no capture.
     """
 
     image: npt.NDArray[np.uint8]
@@ -33,18 +33,18 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInfo:
-    """What a caller must know to feed and read a stream.
+    """What a caller needs to feed and read a stream.
 
     width, height: native size in pixels; `push` takes frames of exactly this size.
-    frame_rate: the rate of prompt-only frames as they are handed over, in frames a second.
+    frame_rate: the rate at which prompt-only frames are output, in frames per second.
     frames_per_chunk: frames that the next slot still takes (F); a video's first chunk may be shorter than the others.
-    max_frames_per_chunk: the most that any slot of this stream gives; 0: as frames_per_chunk.
-    latency_ticks: ticks between the one that admits a slot and the one after which all its frames have been handed
-    over, at the current steps; where frame stages hold frames back, with the slots that must follow.
-    stages, stage_rate: names of the frame stages, and the frames that they hand over for each finished one.
-    model, dtype, device, backend: what "auto" chose, to be shown.
-    engine: "image" or "video": which rows of the control table mean anything. takes_actions: also those that move
-    camera and subject.
+    max_frames_per_chunk: the most that any slot of this stream outputs; 0: the same as frames_per_chunk.
+    latency_ticks: ticks between the one that admits a slot and the one after which all its frames have been output, at
+    the current steps; where frame stages hold frames back, including the ticks of the slots that must follow.
+    stages, stage_rate: names of the frame stages, and the frames that they output for each finished one.
+    model, dtype, device, backend: what "auto" resolved to, for display.
+    engine: "image" or "video": which rows of the control table apply. takes_actions: whether those that move camera
+    and subject apply too.
     """
 
     width: int
@@ -64,24 +64,24 @@ class StreamInfo:
 
     @property
     def generate_rate(self) -> Fraction:
-        """Prompt-only frames to ask of `generate` for each second that is handed over."""
+        """Prompt-only frames to request from `generate` per second of output."""
         return self.frame_rate / self.stage_rate
 
     @property
     def max_frames(self) -> int:
-        """Frames of the largest chunk."""
+        """Number of frames in the largest chunk."""
         return max(self.max_frames_per_chunk, self.frames_per_chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
-    """Exact at any moment: taken + made == out + skipped + dropped + in_flight.
+    """Frame counts, exact at all times: taken + made == out + skipped + dropped + in_flight.
 
-    taken counts frames that `push` accepted (True) and frames asked of `generate`; a refused push is not counted here:
+    taken: frames that `push` accepted (True) and frames requested from `generate`. A refused push is not counted here:
     the caller keeps or drops that frame and counts it. skipped: accepted, but judged a repeat by the similarity filter.
-    out: finished frames handed over by `pull` or `flush`. in_flight: everything between, finished but not pulled
-    included. made, dropped: frames that frame stages added, and finished ones that ended there; a stage has in flight
-    what it holds back, its latest `latency_frames` frames.
+    out: finished frames returned by `pull` or `flush`. in_flight: everything in between, including what is finished but
+    not pulled. made, dropped: frames that frame stages added, and finished ones that they discarded; what a stage holds
+    back, its latest `latency_frames` frames, is in flight.
     """
 
     taken: int

@@ -1,8 +1,8 @@
-"""Owns the reading of weight files: safetensors, whole or in shards, and pickled checkpoints of training tools.
+"""Owns the reading of weight files: safetensors, single or sharded, and pickled checkpoints of training tools.
 
-Pickles are read with PyTorch's weights_only reader, which builds tensors and plain containers and runs nothing else,
-so they need no leave of the user; tensors stay on the disk (memory-mapped) until they are used. Independent of models;
-the tensor library is imported when a file is read.
+Pickles are read with PyTorch's weights_only reader, which builds tensors and plain containers and runs nothing else, so
+they do not need the user's permission; tensors stay on disk (memory-mapped) until they are used. Independent of models;
+torch is imported when a file is read.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 _MAX_LISTED = 6
 _INDEX_SUFFIX = ".safetensors.index.json"
 _GLOBAL = re.compile(r"Unsupported (?:global|class): (?:GLOBAL )?([\w.]+)")
-_DAMAGED = "It is not whole or is damaged: download it again and compare its size with the published one."
+_DAMAGED = "The file is incomplete or damaged: download it again and compare its size with the published one."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """The tensors of one file or set of shards, by their published names.
 
-    container: which part of a pickled file they are ("generator_ema"); "" where the file holds nothing else.
-    parts: all the parts that the file has. ignored: those that are not used, with how much they hold.
+    container: the part of a pickled file that they come from ("generator_ema"); "" if they are at its top level.
+    parts: all parts of the file. ignored: the entries that are not used, parts with their number of entries.
     """
 
     source: Path
@@ -44,16 +44,16 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape."""
+        """Shapes by tensor name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def read_checkpoint(path: Path, containers: Sequence[str] = ()) -> Checkpoint:
     """Read a weight file, or the one set of weights in a folder (safetensors before pickles).
 
-    containers: names of the part to take from a pickled file, best first. Raises ModelLayoutError for a path without
-    weights, a damaged file and a file without any of these parts, UnsafeWeightsError for a pickle that holds more
-    than tensors and plain values.
+    containers: names of the part to take from a pickled file, in order of preference. Raises ModelLayoutError for a
+    path without weights, a damaged file and a file without any of these parts, UnsafeWeightsError for a pickle that
+    holds more than tensors and plain values.
     """
     file = find_checkpoint(path)
     if file.name.endswith(_INDEX_SUFFIX):
@@ -64,36 +64,36 @@ def read_checkpoint(path: Path, containers: Sequence[str] = ()) -> Checkpoint:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The weight file that a path means: itself, or the only candidate in a folder. Raises ModelLayoutError."""
+    """Return the weight file at a path: the file itself, or the only candidate in a folder. Raises ModelLayoutError."""
     if path.is_file():
         if path.suffix == ".safetensors" or path.name.endswith(_INDEX_SUFFIX) or is_pickle(path):
             return path
-        raise ModelLayoutError(f"{path} is no weight file.", "Give a .safetensors, .pt or .pth file.")
+        raise ModelLayoutError(f"{path} is not a weight file.", "Give a .safetensors, .pt or .pth file.")
     if not path.is_dir():
         raise ModelLayoutError(f"{path} does not exist.", "Give the path of a checkpoint or of its folder.")
     files = sorted(file for file in path.iterdir() if file.is_file())
     indices = [file for file in files if file.name.endswith(_INDEX_SUFFIX)]
     sharded = {name for index in indices for name in _weight_map(index).values()}
-    whole = [file for file in files if file.suffix == ".safetensors" and file.name not in sharded]
-    for candidates in (indices + whole, [file for file in files if is_pickle(file)]):
+    single = [file for file in files if file.suffix == ".safetensors" and file.name not in sharded]
+    for candidates in (indices + single, [file for file in files if is_pickle(file)]):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
             raise ModelLayoutError(
-                f"{path} holds several weight files: {listed(file.name for file in candidates)}.",
+                f"{path} contains several weight files: {listed(file.name for file in candidates)}.",
                 f"Name the one to load, for example {candidates[0]}.",
             )
-    raise ModelLayoutError(f"{path} holds no weight file.", "Give a folder with a .safetensors, .pt or .pth file.")
+    raise ModelLayoutError(f"{path} contains no weight file.", "Give a folder with a .safetensors, .pt or .pth file.")
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The weight files, by their names, that a path is or that lie directly in it."""
+    """Return the path itself if it is a weight file, or the weight files directly inside it, sorted by name."""
     files = (path,) if path.is_file() else tuple(sorted(path.glob("*")))
     return tuple(file for file in files if file.is_file() and (file.suffix == ".safetensors" or is_pickle(file)))
 
 
 def names_in(file: Path) -> tuple[str, ...]:
-    """The names in a safetensors file, or in the index of its shards, from its header; none where it is damaged."""
+    """Return the tensor names from a safetensors header or a shard index; none if the safetensors file is damaged."""
     if file.name.endswith(_INDEX_SUFFIX):
         return tuple(_weight_map(file))
     from safetensors import SafetensorError, safe_open
@@ -126,7 +126,7 @@ def _read_shards(index: Path) -> dict[str, torch.Tensor]:
         tensors.update(_read_safetensors(file))
     missing = sorted(weight_map.keys() - tensors.keys())
     if missing:
-        raise ModelLayoutError(f"{index} names weights that no shard holds: {listed(missing)}.", _DAMAGED)
+        raise ModelLayoutError(f"{index} names weights that no shard contains: {listed(missing)}.", _DAMAGED)
     return tensors
 
 
@@ -148,10 +148,10 @@ def _read_pickle(file: Path) -> Any:
         if "Weights only load failed" not in str(error):
             raise _damaged(file, error) from None
         raise UnsafeWeightsError(
-            f"{file} holds more than tensors and plain values{_refused(error)}: reading that could run any code.",
-            "Use a .safetensors copy, or save only the tensors of this file again on a machine where you trust it.",
+            f"{file} holds more than tensors and plain values{_refused(error)}: reading it could run arbitrary code.",
+            "Use a .safetensors copy, or re-save only its tensors on a machine where you trust the file.",
         ) from None
-    except Exception as error:  # noqa: BLE001  broken bytes make an unpickler raise anything
+    except Exception as error:  # noqa: BLE001  corrupt data can make an unpickler raise anything
         raise _damaged(file, error) from None
 
 
@@ -161,19 +161,19 @@ def _load(file: Path, *, mmap: bool) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except RuntimeError as error:
-        # Files of PyTorch before 1.6 are no zip archives: they cannot be mapped, only read.
+        # Files from before PyTorch 1.6 are not zip archives: they can be read but not memory-mapped.
         if mmap and "mmap can only be used with files saved with" in str(error):
             return _load(file, mmap=False)
         raise
 
 
 def _select(file: Path, content: Any, containers: Sequence[str]) -> Checkpoint:
-    """The part of a pickled file that holds the weights; the file itself when it maps names to tensors."""
+    """Return the part of a pickled file that holds the weights, or its top level if that maps names to tensors."""
     import torch
 
     if not isinstance(content, Mapping):
         raise ModelLayoutError(
-            f"{file} holds a {type(content).__name__}, not named weights.", "Give a checkpoint of a model."
+            f"{file} contains a {type(content).__name__}, not named weights.", "Give a model checkpoint."
         )
     direct = {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
     parts = {str(name): value for name, value in content.items() if isinstance(value, Mapping) and value}
@@ -183,7 +183,7 @@ def _select(file: Path, content: Any, containers: Sequence[str]) -> Checkpoint:
         return Checkpoint(source=file, tensors=direct, parts=frozenset(parts), ignored=rest)
     if chosen is None:
         raise ModelLayoutError(
-            f"{file} holds no weights of a generator, but {listed(parts) or 'nothing'}.",
+            f"{file} contains no generator weights, only {listed(parts) or 'nothing'}.",
             f"Give a checkpoint with one of: {', '.join(containers)}." if containers else "Give another file.",
         )
     tensors = {str(name): value for name, value in parts[chosen].items() if isinstance(value, torch.Tensor)}
@@ -196,7 +196,7 @@ def _select(file: Path, content: Any, containers: Sequence[str]) -> Checkpoint:
 
 
 def _damaged(file: Path, error: Exception) -> ModelLayoutError:
-    return ModelLayoutError(f"{file} cannot be read: {_line(error)}.", _DAMAGED)
+    return ModelLayoutError(f"{file} cannot be read: {_first_line(error)}.", _DAMAGED)
 
 
 def _refused(error: Exception) -> str:
@@ -204,12 +204,12 @@ def _refused(error: Exception) -> str:
     return f" ({found[1]})" if found else ""
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().split("\n", 1)[0] or type(error).__name__).rstrip(".")
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    known = tuple(names)
-    rest = len(known) - _MAX_LISTED
-    return ", ".join(known[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    """Join the first few names, followed by how many more there are."""
+    all_names = tuple(names)
+    rest = len(all_names) - _MAX_LISTED
+    return ", ".join(all_names[:_MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,6 +1,6 @@
-"""Owns the way from a name to a folder: bundled models, local folders, and the model hub with its cache.
+"""Owns resolving a model's name to a folder: bundled models, local folders, and the model hub with its cache.
 
-Knows file names and sizes; reads no weights. huggingface_hub is imported only when a name is a hub id.
+Independent of weights: deals with file names and sizes only. huggingface_hub is imported only for hub ids.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LICENCE_LINES = re.compile(r"^(license|license_name):[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _OFFLINE_REMEDY = (
     "Check the connection; set HF_ENDPOINT to a mirror; copy the model's folder here and give its path; or copy a hub "
-    "cache here and set HF_HOME to it (with HF_HUB_OFFLINE=1 nothing is asked of the hub)."
+    "cache here and set HF_HOME to it (with HF_HUB_OFFLINE=1 the hub is never contacted)."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A model that is on this machine. name: what to call it; bundled: it came with Zoetrope."""
+    """A model on this machine. name: its display name. bundled: whether it ships with Zoetrope."""
 
     name: str
     folder: Path
@@ -41,7 +41,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedRepository:
-    """A repository in the hub's cache. folder: its newest snapshot."""
+    """A repository in the hub cache. folder: its latest snapshot."""
 
     hub_id: str
     folder: Path
@@ -49,17 +49,17 @@ class CachedRepository:
 
 
 def bundled_names() -> tuple[str, ...]:
-    """Names of the models in assets/models."""
+    """Return the names of the models in assets/models."""
     return tuple(sorted(folder.parent.name for folder in BUNDLED_FOLDER.glob(f"*/{INDEX_FILE}")))
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name."""
+    """Return whether a name has the form owner/name."""
     return _HUB_ID.fullmatch(name) is not None
 
 
 def check_hub_id(name: str) -> None:
-    """Raises ModelError unless a name has the form owner/name."""
+    """Raise ModelError unless a name has the form owner/name."""
     if not is_hub_id(name):
         raise ModelError(f"{name!r} is not a hub id.", "Give owner/name, for example stabilityai/sd-turbo.")
 
@@ -71,10 +71,10 @@ def resolve(
     allow_pickle: bool = False,
     notice: Callable[[str], None] = logger.warning,
 ) -> ModelSource:
-    """Find a model: a bundled name, then a local path, then the hub's cache, then the hub itself.
+    """Find a model: a bundled name, then a local path, then the hub cache, then the hub itself.
 
-    parts: sub-folders to fetch ("" is the repository's root). notice: told before a download begins.
-    Raises ModelNotFoundError, HubUnreachableError, UnsafeWeightsError.
+    parts: sub-folders to fetch ("" is the repository's root). notice: called before a download starts.
+    Raises ModelNotFoundError, HubUnreachableError, UnsafeWeightsError, and as `download` does.
     """
     if name in bundled_names():
         return ModelSource(name=name, folder=BUNDLED_FOLDER / name, bundled=True)
@@ -90,7 +90,7 @@ def resolve(
 
 
 def resolve_lora(lora: LoraFile, *, notice: Callable[[str], None] = logger.warning) -> Path:
-    """The local file of a LoRA; hub ids are looked up in the cache, then fetched. Raises as `resolve` does."""
+    """Return the local file of a LoRA; hub ids are looked up in the cache, then fetched. Raises as `resolve` does."""
     path = Path(lora.source).expanduser()
     if path.is_file():
         if is_pickle(path):
@@ -109,19 +109,19 @@ def resolve_lora(lora: LoraFile, *, notice: Callable[[str], None] = logger.warni
         folder = download(hub_id, parts=("",), lora_file=file, notice=notice)
         found = _lora_in(folder, file)
     if found is None:
-        raise ModelNotFoundError(f"{lora.source} holds no LoRA file.", f"Name the file: {hub_id}/FILE.safetensors.")
+        raise ModelNotFoundError(f"{lora.source} contains no LoRA file.", f"Name the file: {hub_id}/FILE.safetensors.")
     return found
 
 
 def cache_folder() -> Path:
-    """Where the hub's files lie: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub."""
+    """Return the hub cache's folder: HF_HUB_CACHE, HF_HOME/hub, or ~/.cache/huggingface/hub."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def cached_folder(hub_id: str) -> Path | None:
-    """The snapshot of a repository in the cache, or None. Asks nothing of the hub."""
+    """Return the snapshot of a repository in the cache, or None. Does not contact the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -132,7 +132,7 @@ def cached_folder(hub_id: str) -> Path | None:
 
 
 def cached_repositories() -> tuple[CachedRepository, ...]:
-    """What the cache holds, by name; empty where there is no cache yet. Asks nothing of the hub."""
+    """Return the cached model repositories, sorted by id; empty without a cache. Does not contact the hub."""
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -152,7 +152,7 @@ def cached_repositories() -> tuple[CachedRepository, ...]:
 
 
 def is_complete(folder: Path, *, parts: Sequence[str] = MODEL_PARTS, allow_pickle: bool = False) -> bool:
-    """Whether a folder holds all configurations and weights of a model (or, for other parts, of an autoencoder)."""
+    """Return whether a folder has all configurations and weights of a model (for AUTOENCODER_PARTS, an autoencoder)."""
     try:
         alone = tuple(parts) == AUTOENCODER_PARTS
         components = (read_autoencoder(folder),) if alone else read_layout(folder).weighted
@@ -171,9 +171,10 @@ def download(
     lora_file: str | None = None,
     notice: Callable[[str], None] = logger.warning,
 ) -> Path:
-    """Fetch what is needed of a repository into the cache, with progress bars; returns the snapshot's folder.
+    """Fetch the required files of a repository into the cache, with progress bars; returns the snapshot's folder.
 
-    Interrupted downloads go on where they stopped. lora_file: fetch this one file ("" for any LoRA) and nothing else.
+    Interrupted downloads are resumed. lora_file: fetch only this file ("" for the only LoRA there is).
+    Raises ModelError or a subclass, with the remedy.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -189,7 +190,7 @@ def download(
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that the model card's front matter names, or 'unknown (see the model card)'."""
+    """Return the licence in the model card's front matter, or 'unknown (see the model card)'."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") >= 2 else ""
@@ -200,7 +201,7 @@ def licence_of(folder: Path) -> str:
 
 @contextmanager
 def _hub_errors(hub_id: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors with a remedy; no usage data is sent."""
+    """Convert what huggingface_hub raises to errors with a remedy. Also turns off its telemetry."""
     from huggingface_hub import constants, errors
 
     constants.HF_HUB_DISABLE_TELEMETRY = True
@@ -208,8 +209,8 @@ def _hub_errors(hub_id: str) -> Iterator[None]:
         yield
     except errors.GatedRepoError:
         raise ModelError(
-            f"{hub_id} asks you to accept its licence first.",
-            f"Accept it on the hub's page of {hub_id}, then set HF_TOKEN to an access token of yours.",
+            f"{hub_id} requires you to accept its licence first.",
+            f"Accept it on the hub's page of {hub_id}, then set HF_TOKEN to your access token.",
         ) from None
     except errors.RepositoryNotFoundError:
         raise _not_found(hub_id) from None
@@ -233,7 +234,7 @@ def _not_found(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(
         f"There is no model {name!r}: no bundled model, folder or hub repository has that name.",
         f"{suggestion}Bundled: {', '.join(names) or 'none'}. Or give a folder in diffusers layout, or a hub id "
-        "(owner/name). `zoetrope models` lists what is here.",
+        "(owner/name). `zoetrope models` lists the models on this machine.",
     )
 
 
@@ -249,7 +250,7 @@ def _lora_names(hub_id: str, names: Sequence[str] | dict[str, int], file: str) -
             raise unsafe_weights(Path(hub_id) / pickles[0])
         raise ModelNotFoundError(f"{hub_id} has no file {file or '*.safetensors'}.", "Name one of its LoRA files.")
     raise ModelLayoutError(
-        f"{hub_id} holds several .safetensors files: {', '.join(sorted(candidates))}.",
+        f"{hub_id} contains several .safetensors files: {', '.join(sorted(candidates))}.",
         f"Name one: {hub_id}/{sorted(candidates)[0]}.",
     )
 

@@ -1,6 +1,6 @@
-"""Owns the choice of files of a hub repository: only the parts that are used, safetensors, 16-bit where offered.
+"""Owns the selection of files from a hub repository: only the parts in use, safetensors, 16-bit where available.
 
-Knows names only: no network, no disk.
+Works on names only; independent of network and disk.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _HALF = "fp16"
 def select_files(
     hub_id: str, names: Collection[str], *, parts: Sequence[str] = MODEL_PARTS, allow_pickle: bool = False
 ) -> tuple[str, ...]:
-    """The files of a repository to fetch for some of its parts ("" is the root).
+    """Return the files of a repository to fetch for the given parts ("" is the root).
 
-    Raises ModelLayoutError when it is no diffusers model, UnsafeWeightsError when a part has only pickles.
+    Raises ModelLayoutError when it is not a diffusers model, UnsafeWeightsError when a part has only pickles.
     """
     chosen = [name for name in _CARD_FILES if name in names]
     if "" not in parts:
@@ -66,7 +66,7 @@ def _weights(hub_id: str, inside: Sequence[str], allow_pickle: bool) -> list[str
 
 
 def _is_plain(name: str) -> bool:
-    """No variant (fp16, non_ema, fp32) in the file's name."""
+    """Return whether the file's name has no variant (fp16, non_ema, fp32)."""
     return PurePosixPath(name).name.count(".") == 1 or name.endswith(".safetensors.index.json")
 
 

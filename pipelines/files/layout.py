@@ -1,6 +1,6 @@
-"""Owns the recognition of a diffusers model folder: which pipeline it is, its parts, their configurations and weights.
+"""Owns the recognition of a diffusers model folder: its pipeline class, its parts, their configurations and weights.
 
-Reads JSON and file names only: knows no tensor, no device and no network.
+Reads JSON and file names only; independent of tensors, devices and networks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VARIANT = "fp16"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineFamily:
-    """What one kind of pipeline is made of. text_encoders and tokenizers are sub-folder names, in order."""
+    """The parts of one kind of pipeline. text_encoders and tokenizers are sub-folder names, in order."""
 
     name: str
     text_encoders: tuple[str, ...]
@@ -60,7 +60,7 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
-    """One sub-folder of a model: its class as the index names it, and its own configuration (may be empty)."""
+    """One sub-folder of a model: its class as named in the index, and its own configuration (may be empty)."""
 
     name: str
     folder: Path
@@ -70,7 +70,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLayout:
-    """A recognised model folder. safety_checker is None where the model has none."""
+    """A recognised model folder. safety_checker is None if the model has none."""
 
     folder: Path
     pipeline_class: str
@@ -91,7 +91,7 @@ class ModelLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFiles:
-    """The files that hold a part's weights. variant: "fp16" or None, as diffusers names it."""
+    """The files with a part's weights. variant: "fp16" or None, as in diffusers."""
 
     files: tuple[Path, ...]
     variant: str | None
@@ -99,7 +99,7 @@ class WeightFiles:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in file. Raises ModelLayoutError when it is missing or no JSON object."""
+    """Return the JSON object in a file. Raises ModelLayoutError if it is missing or not a JSON object."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelLayoutError(f"{file} is not valid JSON ({error}).", "Download the model again.") from None
     if not isinstance(content, dict):
-        raise ModelLayoutError(f"{file} does not hold a JSON object.", "Download the model again.")
+        raise ModelLayoutError(f"{file} does not contain a JSON object.", "Download the model again.")
     return content
 
 
@@ -138,7 +138,7 @@ def read_layout(folder: Path) -> ModelLayout:
 
 
 def read_autoencoder(folder: Path) -> Component:
-    """A folder that holds one autoencoder: config.json and its weights."""
+    """Read a folder that holds a single autoencoder: config.json and its weights. Raises ModelLayoutError."""
     config = read_json(folder / "config.json")
     class_name = str(config.get("_class_name"))
     _check_class(folder / "config.json", "vae", class_name)
@@ -146,9 +146,9 @@ def read_autoencoder(folder: Path) -> Component:
 
 
 def find_weights(component: Component, *, allow_pickle: bool = False, prefer_half: bool = False) -> WeightFiles:
-    """The weight files of a part: safetensors, or pickles where nothing else exists and allow_pickle is set.
+    """Find the weight files of a part: safetensors, or pickles if nothing else exists and allow_pickle is set.
 
-    prefer_half takes the fp16 variant where both exist. Raises ModelLayoutError when there are none and
+    prefer_half: take the fp16 variant where both exist. Raises ModelLayoutError when there are none and
     UnsafeWeightsError when only pickles exist and allow_pickle is not set.
     """
     variants = (_VARIANT, None) if prefer_half else (None, _VARIANT)
@@ -170,15 +170,15 @@ def find_weights(component: Component, *, allow_pickle: bool = False, prefer_hal
 
 
 def unsafe_weights(file: Path) -> UnsafeWeightsError:
-    """The error for weights that exist only as a pickle."""
+    """Return the error for weights that exist only as a pickle."""
     return UnsafeWeightsError(
-        f"{file} is a pickle: reading one can run any code that its maker put in.",
-        "Use a copy of the model with .safetensors files, or pass --allow-pickle if you trust where it came from.",
+        f"{file} is a pickle: reading it can run any code that its author put in.",
+        "Use a copy of the model with .safetensors files, or pass --allow-pickle if you trust its source.",
     )
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file's name says that it is a pickled checkpoint."""
+    """Return whether a file is a pickled checkpoint, judging by its suffix."""
     return file.suffix.lower() in _PICKLE_SUFFIXES
 
 
@@ -227,9 +227,9 @@ def _expected_stem(component: Component) -> str:
 def _safetensors(folder: Path, variant: str | None) -> tuple[Path, ...]:
     dotted = f".{variant}" if variant else ""
     for stem in _WEIGHT_STEMS:
-        whole = folder / f"{stem}{dotted}.safetensors"
-        if whole.is_file():
-            return (whole,)
+        single = folder / f"{stem}{dotted}.safetensors"
+        if single.is_file():
+            return (single,)
         index = folder / f"{stem}.safetensors.index{dotted}.json"
         if index.is_file():
             return _shards(index)

@@ -1,7 +1,7 @@
-"""Owns what a user may choose when a model is loaded: `LoaderOptions`, and of a video model `VideoChoices`.
+"""Owns what a user may choose when loading a model: `LoaderOptions` and, for a video model, `VideoChoices`.
 
-Plain values that travel to a worker process; independent of every engine and of the tensor library. What depends on the
-model (sizes, backends, names of cache policies) is checked by the engine that gets it.
+Plain values that can be sent to a worker process; independent of engines and of torch. What depends on the model
+(sizes, backends, names of cache policies) is checked by the engine that receives it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _OTHER_NAMES = {"policy": "kv_policy"}  # what VideoOptions calls it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoChoices:
-    """What is chosen of a video model. Every default stands for what suits the model.
+    """The choices for a video model. Every default means the model's own default.
 
-    kv_policy: a name of cache.kv.policies.POLICIES; policy_options: its fields beside the sizes. chunk_frames,
-    window_frames, sink_frames: latent frames. stream: the chunk schedule, "chunk", "step-batch" or "rolling".
-    family: how a checkpoint was trained (a name of video.loading.families.FAMILIES). base: the Wan 2.1 folder that goes
-    with a checkpoint. max_streams: streams that are open at once, 0: up to 4, as memory allows. guidance: whether
-    streams have a second row for the negative prompt. storage: of keys and values (cache.kv.bank.STORAGES).
-    attention: "auto" or a name of ATTENTION_BACKENDS. text_encoder: where it is between two prompts: "auto", "keep",
-    "host" or "drop". rewind_bytes: memory of a stream's snapshots to rewind to.
-    Raises ControlError or InputError for a value out of range or of another type.
+    kv_policy: a name in cache.kv.policies.POLICIES. policy_options: its fields other than sizes. chunk_frames,
+    window_frames, sink_frames: in latent frames. stream: the chunk schedule, "chunk", "step-batch" or "rolling".
+    family: how a checkpoint was trained (a name in video.loading.families.FAMILIES). base: the Wan 2.1 folder that goes
+    with a checkpoint. max_streams: streams open at once; 0: up to 4, as memory allows. guidance: whether streams have
+    a second row for the negative prompt; None: if the model needs it. storage: of keys and values
+    (cache.kv.bank.STORAGES). attention: "auto" or a name in ATTENTION_BACKENDS. text_encoder: where it stays between
+    prompts: "auto", "keep", "host" or "drop". rewind_bytes: memory for the snapshots that a stream can rewind to.
+    Raises ControlError or InputError for a value out of range or of the wrong type.
     """
 
     kv_policy: str = ""
@@ -48,7 +48,7 @@ class VideoChoices:
     rewind_bytes: int = 2**30
 
     def __post_init__(self) -> None:
-        _check_whole(
+        _check_integers(
             window_frames=self.window_frames,
             sink_frames=self.sink_frames,
             chunk_frames=self.chunk_frames,
@@ -78,7 +78,7 @@ class VideoChoices:
 
     @classmethod
     def of(cls, chosen: Mapping[str, object]) -> Self:
-        """From choices by name, as keywords and takes have them. Raises InputError for an unknown one."""
+        """Build from choices by name, as in keyword arguments and takes. Raises InputError for an unknown one."""
         named = {_OTHER_NAMES.get(name, name): value for name, value in chosen.items()}
         known = {entry.name for entry in fields(cls)}
         unknown = sorted(named.keys() - known)
@@ -87,23 +87,23 @@ class VideoChoices:
         return cls(**cast(dict[str, Any], named))
 
     def chosen(self) -> dict[str, object]:
-        """The choices that differ from the defaults, by name: `VideoChoices.of` takes them back."""
-        usual = VideoChoices()
+        """Return the choices that differ from the defaults, by name; `VideoChoices.of` accepts them."""
+        defaults = VideoChoices()
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if value != getattr(usual, name)}
+        return {name: value for name, value in values.items() if value != getattr(defaults, name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderOptions:
-    """What `pipelines.load.load_engine` takes beside the model's name. "auto" and 0 stand for what suits the model.
+    """What `pipelines.load.load_engine` takes besides the model's name. "auto" and 0 mean the model's own default.
 
-    device: "auto", "cpu", "cuda", "cuda:N". dtype: "auto" or a format's name. width, height: pixels; the engine, which
-    knows what they must be a multiple of, checks them. frames_per_slot: consecutive frames that an image model denoises
-    together. max_slots: rows of the ring that all streams of an image engine share, from 1 to 64. backend: how the
-    networks are executed. autoencoder: "auto" (the model's own), "tiny" (the small one that shares its latents), a
-    folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's safety
-    checker where it has one. stages: names of frame stages, in order.
-    Raises ControlError or InputError for a value out of range or of another type.
+    device: "auto", "cpu", "cuda", "cuda:N". dtype: "auto" or the name of a dtype. width, height: pixels; checked by the
+    engine, since what they must be a multiple of depends on the model. frames_per_slot: consecutive frames that an
+    image model denoises together. max_slots: rows of the ring, 1 to 64, which all streams of an image engine share.
+    backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
+    space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
+    safety checker if it has one. stages: names of frame stages, in order.
+    Raises ControlError or InputError for a value out of range or of the wrong type.
     """
 
     device: str = "auto"
@@ -121,7 +121,7 @@ class LoaderOptions:
     stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_whole(
+        _check_integers(
             width=self.width, height=self.height, frames_per_slot=self.frames_per_slot, max_slots=self.max_slots
         )
         _check_texts(device=self.device, dtype=self.dtype, backend=self.backend, autoencoder=self.autoencoder)
@@ -138,9 +138,9 @@ class LoaderOptions:
             raise InputError(f"max_slots cannot be {self.max_slots}.", "Give a value from 1 to 64.")
 
     def changed(self, choices: Mapping[str, object]) -> Self:
-        """With other choices, by field name; `video` may be a mapping, `loras` and `stages` any sequence.
+        """Return a copy with other choices, by field name; `video` may be a mapping, `loras` and `stages` any sequence.
 
-        Raises TypeError for a name that is no field, and as construction does.
+        Raises TypeError for a name that is not a field, and as construction does.
         """
         named = cast(dict[str, Any], dict(choices))
         video = named.get("video")
@@ -153,7 +153,7 @@ class LoaderOptions:
 def check_video_counts(
     *, chunk_frames: int, window_frames: int, sink_frames: int, max_streams: int, rewind_bytes: int
 ) -> None:
-    """Raises ControlError or InputError for counts that no video engine takes."""
+    """Raise ControlError or InputError for counts that no video engine accepts."""
     for name, value, minimum in (
         ("chunk_frames", chunk_frames, 0),
         ("window_frames", window_frames, 0),
@@ -161,12 +161,14 @@ def check_video_counts(
         ("max_streams", max_streams, 0),
     ):
         if value < minimum:
-            raise ControlError(f"{name} cannot be {value}.", f"Give {minimum + 1} or more, or {minimum} for the usual.")
+            raise ControlError(
+                f"{name} cannot be {value}.", f"Give {minimum + 1} or more, or {minimum} for the default."
+            )
     if rewind_bytes < 0:
         raise InputError(f"rewind_bytes cannot be {rewind_bytes}.", "Give 0 for none, or more.")
 
 
-def _check_whole(**values: object) -> None:
+def _check_integers(**values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise InputError(f"{name} cannot be {value!r}.", "Give a whole number.")

@@ -1,4 +1,4 @@
-"""Owns what a user says about a LoRA file: where it is and how much of it. Knows no tensors."""
+"""Owns a user's choice of a LoRA file: its source and its weight. Independent of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.core.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraFile:
-    """One LoRA and its own weight, which the live scale multiplies.
+    """One LoRA and its weight, which is multiplied by the live scale.
 
     source: a local .safetensors file, or a hub id such as latent-consistency/lcm-lora-sdv1-5 (optionally followed by
     the file's name inside the repository: owner/name/file.safetensors).
@@ -27,5 +27,5 @@ class LoraFile:
 
     @property
     def hub_id(self) -> str:
-        """The source without a file's name: owner/name for a hub id; of no meaning for a local path."""
+        """The source without a file name: owner/name for a hub id; meaningless for a local path."""
         return "/".join(self.source.split("/", 2)[:2])

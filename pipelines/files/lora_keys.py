@@ -1,6 +1,6 @@
-"""Owns the reading of LoRA files: kohya and diffusers/PEFT naming to module names, by diffusers' own conversions.
+"""Owns the reading of LoRA files: kohya and diffusers/PEFT key names become module names, by diffusers' conversions.
 
-Knows names and factors only; merges nothing.
+Deals with names and factors only; independent of how they are merged.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class LoraFactors:
     scale: float = 1.0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether B A has the rows and columns of a weight of this shape."""
+        """Return whether B A has the rows and columns of a weight of this shape."""
         rank = self.a.shape[0]
         rows, columns = shape[0], math.prod(shape[1:])
         return self.b.shape[0] == rows and self.b[0].numel() == rank and self.a[0].numel() == columns
 
 
 def read_lora(file: Path, unet_config: Any) -> dict[str, dict[str, LoraFactors]]:
-    """{part: {module name: factors}} of a .safetensors file; parts are unet, text_encoder, text_encoder_2.
+    """Read a .safetensors file as {part: {module name: factors}}; parts are unet, text_encoder, text_encoder_2.
 
-    Raises ModelLayoutError for a damaged file, a kind of adapter that is no plain LoRA, and keys nobody knows.
+    Raises ModelLayoutError for a damaged file, an adapter that is not a plain LoRA, and unknown keys.
     """
     state, metadata = _read(file)
     unsupported = sorted(key for key in state if any(mark in key for mark in _UNSUPPORTED))
     if unsupported:
         raise ModelLayoutError(
-            f"{file} is not a plain LoRA (it holds {unsupported[0]}).", "Choose a LoRA, not DoRA, LoHa or LoKr."
+            f"{file} is not a plain LoRA (it contains {unsupported[0]}).", "Choose a LoRA, not DoRA, LoHa or LoKr."
         )
     if any(key.startswith(_KOHYA_PREFIXES) for key in state):
         state = _fold_alphas(state)
@@ -54,7 +54,7 @@ def read_lora(file: Path, unet_config: Any) -> dict[str, dict[str, LoraFactors]]
     scales = _adapter_metadata(metadata)
     factors = {part: _pairs(file, part, _to_peft(part, keys), scales.get(part, {})) for part, keys in parts.items()}
     if not factors:
-        raise ModelLayoutError(f"{file} holds no LoRA weights.", "Choose another file.")
+        raise ModelLayoutError(f"{file} contains no LoRA weights.", "Choose another file.")
     return factors
 
 
@@ -69,7 +69,7 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _fold_alphas(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """kohya's delta is alpha / r * B A: put the factor into B, so that names of alphas need no conversion."""
+    """Fold kohya's factor alpha / r of the delta B A into B, so that the names of alphas need no conversion."""
     folded = {key: value for key, value in state.items() if not key.endswith(".alpha")}
     for key, alpha in state.items():
         down, up = (key.removesuffix(".alpha") + end for end in (".lora_down.weight", ".lora_up.weight"))
@@ -86,14 +86,14 @@ def _to_diffusers(file: Path, state: dict[str, torch.Tensor], unet_config: Any) 
     except (ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelLayoutError(
-            f"{file} has keys that no known naming explains: {reason}.", "Choose a LoRA made for Stable Diffusion."
+            f"{file} has keys of an unknown naming scheme: {reason}.", "Choose a LoRA made for Stable Diffusion."
         ) from None
     assert isinstance(converted, dict)
     return converted
 
 
 def _split(file: Path, state: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    """By part. Without any prefix (files of attention processors alone), everything is the denoiser's."""
+    """Split by part. Without any prefix (files of attention processors only), everything belongs to the denoiser."""
     if not any(key.startswith(tuple(f"{part}." for part in _PARTS)) for key in state):
         return {"unet": dict(state)}
     parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in _PARTS}
@@ -110,7 +110,7 @@ def _split(file: Path, state: Mapping[str, torch.Tensor]) -> dict[str, dict[str,
 
 
 def _to_peft(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Keys to MODULE.lora_A.weight and MODULE.lora_B.weight, by diffusers' tables."""
+    """Rename keys to MODULE.lora_A.weight and MODULE.lora_B.weight, by diffusers' tables."""
     from diffusers.utils.state_dict_utils import (
         StateDictType,
         convert_state_dict_to_peft,
@@ -121,9 +121,9 @@ def _to_peft(part: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
         renamed = state
     elif part == "unet":
         renamed = convert_unet_state_dict_to_peft(state)
-    else:  # the table for old names covers the later ones too; left to guess, diffusers refuses partial LoRAs
+    else:  # the table for old names covers newer ones too; without a type, diffusers rejects partial LoRAs
         renamed = convert_state_dict_to_peft(state, original_type=StateDictType.DIFFUSERS_OLD)
-    # transformers 5 has no text_model level inside of CLIPTextModel; CLIPTextModelWithProjection still has it.
+    # transformers 5 has no text_model level in CLIPTextModel; CLIPTextModelWithProjection still has one.
     if part == "text_encoder":
         renamed = {key.removeprefix("text_model."): value for key, value in renamed.items()}
     return dict(renamed)
@@ -147,7 +147,7 @@ def _pairs(
 
 
 def _adapter_metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """PEFT settings by part, as diffusers writes them into the file's header; empty where there are none."""
+    """Return PEFT settings by part, as diffusers writes them to the file's header; empty if there are none."""
     settings: dict[str, dict[str, Any]] = {}
     for key, value in json.loads(metadata.get("lora_adapter_metadata", "{}")).items():
         part, _, name = key.partition(".")
@@ -156,7 +156,7 @@ def _adapter_metadata(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _peft_scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023); 1 where the file does not say."""
+    """Return alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023); 1 if the file has no alpha."""
     if "lora_alpha" not in settings:
         return 1.0
     alpha = float(settings["lora_alpha"])
@@ -168,4 +168,4 @@ def _peft_scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
 
 def _unmatched(file: Path, keys: list[str]) -> ModelLayoutError:
     shown = ", ".join(sorted(keys)[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")
-    return ModelLayoutError(f"{file} has keys that belong to no layer: {shown}.", "Choose a LoRA made for this model.")
+    return ModelLayoutError(f"{file} has keys that match no layer: {shown}.", "Choose a LoRA made for this model.")

@@ -1,7 +1,7 @@
-"""Owns the check before loading (how many bytes a model will take, and whether the device has them), and what is said
-when memory runs out later.
+"""Owns the memory check before loading (how many bytes a model needs, and whether the device has them), and the advice
+given when memory runs out later.
 
-Reads the headers of safetensors files only; loads no weights.
+Reads the headers of safetensors files only; independent of networks and engines.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
 from .layout import Component, find_weights
 
 _MAX_HEADER_BYTES = 100_000_000
-# Room for activations, the ring and libraries beside the weights. A guess that errs on the small side.
+# For activations, the ring and libraries, in addition to the weights. Deliberately a low estimate.
 WORKING_BYTES = 256 * 2**20
 _CGROUP_FOLDER = Path("/sys/fs/cgroup")
 
 
 def count_parameters(file: Path) -> int:
-    """Numbers stored in a safetensors file, from its header. Raises ModelLayoutError for a damaged file."""
+    """Return the number of values in a safetensors file, from its header. Raises ModelLayoutError if it is damaged."""
     damaged = ModelLayoutError(f"{file} is not a complete safetensors file.", "Download it again.")
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -46,7 +46,7 @@ def count_parameters(file: Path) -> int:
 
 
 class Budget:
-    """Adds up what the parts of a model will take."""
+    """Adds up the memory that the parts of a model need."""
 
     def __init__(self, *, allow_pickle: bool = False) -> None:
         self.weights_bytes = 0
@@ -54,7 +54,7 @@ class Budget:
         self._allow_pickle = allow_pickle
 
     def add(self, component: Component, dtype: torch.dtype) -> None:
-        """Count a part that will be held in dtype. Pickles have no header: their size on the disk counts."""
+        """Add a part that will be loaded in `dtype`. Pickles have no header, so their size on disk is used."""
         weights = find_weights(component, allow_pickle=self._allow_pickle, prefer_half=dtype is torch.float16)
         if weights.pickled:
             self.weights_bytes += sum(file.stat().st_size for file in weights.files)
@@ -65,19 +65,19 @@ class Budget:
 
     @property
     def half_bytes(self) -> int:
-        """What the same parts would take in a 16-bit format."""
+        """What the same parts would need in a 16-bit dtype (pickles not counted)."""
         return self._parameters * 2
 
     @property
     def needed_bytes(self) -> int:
-        """Weights and working room."""
+        """Weights and working memory."""
         return self.weights_bytes + WORKING_BYTES
 
 
 def check_memory(
     budget: Budget, device: torch.device, *, free_bytes: Callable[[torch.device], int] | None = None
 ) -> None:
-    """Raise OutOfMemoryError, saying what would fit, when a model needs more than the device has free."""
+    """Raise OutOfMemoryError, saying what would fit, if a model needs more memory than the device has free."""
     free = (free_bytes or free_memory_bytes)(device)
     if budget.needed_bytes <= free:
         return
@@ -94,7 +94,7 @@ def check_memory(
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Bytes a process can still take: the device's own report, or the host's (its container's limit included)."""
+    """Return the free bytes of a CUDA device, or of the host, within the limit of its container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
@@ -105,10 +105,10 @@ def free_memory_bytes(device: torch.device) -> int:
 
 
 def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px: int, depth: int, steps: int) -> str:
-    """What to do when a batch of `slots` slots at width x height pixels did not fit: numbers, not only directions.
+    """Advise, with concrete numbers, what to do when a batch of `slots` slots at width x height pixels did not fit.
 
-    ran: slots of the largest batch that did run. Activations grow in proportion to slots and pixels; where no smaller
-    batch has run, half of it is taken for what fits. depth, steps: as they are set now.
+    ran: slots of the largest batch that has run. Activations grow in proportion to slots and pixels; if no smaller
+    batch has run, half of it is assumed to fit. multiple_px: sizes are multiples of it. depth, steps: current values.
     """
     known = 0 < ran < slots
     fits = ran if known else slots // 2
@@ -118,14 +118,14 @@ def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px
     size = f"{small[0]}x{small[1]}"
     if not fits:
         return f"Start with --size {size} or smaller, or with a 16-bit dtype, or close other programs that use it."
-    said = f"{fits} slots {'have' if fits > 1 else 'has'} run" if known else f"About {fits} would fit"
+    fitting = f"{fits} slot{'s have' if fits > 1 else ' has'} run" if known else f"About {fits} would fit"
     lower = [f"{name} {max(1, int(now * share))}" for name, now in (("depth", depth), ("steps", steps)) if now > 1]
     choices = [*([f"set {' or '.join(lower)}"] if lower else []), f"start with --size {size} to keep all {slots}"]
-    return f"{said}: {', or '.join(choices)}."
+    return f"{fitting}: {', or '.join(choices)}."
 
 
 def _cgroup_number(name: str) -> int | None:
-    """A number of the container's control group (version 2); None when there is no limit or no such group."""
+    """Read a number of the container's control group (version 2); None if there is no limit or no such group."""
     try:
         text = (_CGROUP_FOLDER / name).read_text(encoding="ascii").strip()
     except OSError:

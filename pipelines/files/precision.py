@@ -1,4 +1,4 @@
-"""Owns the choice of device and number format. Knows what the processor can do; knows no model."""
+"""Owns the choice of device and dtype, by what the processor supports. Independent of models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
-    """The device and format a model runs in, and why: `reason` is shown to the user."""
+    """The device and dtype that a model runs on, and why: `reason` is shown to the user."""
 
     device: torch.device
     dtype: torch.dtype
@@ -32,7 +32,7 @@ class Precision:
 
 
 def choose_device(requested: str) -> torch.device:
-    """'auto' takes the first CUDA device where there is one, else the CPU. Raises ModelError for an absent device."""
+    """Resolve a device name; 'auto': the first CUDA device if any, else the CPU. Raises ModelError if unavailable."""
     if requested == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -47,37 +47,37 @@ def choose_device(requested: str) -> torch.device:
     index = device.index or 0
     if index >= count:
         raise ModelError(
-            f"The device {requested!r} was asked for, but this machine has {count} CUDA devices that PyTorch can use.",
-            "Use --device cpu, or install a driver and PyTorch with CUDA; `zoetrope doctor` says what is here.",
+            f"The device {requested!r} was requested, but this machine has {count} CUDA devices that PyTorch can use.",
+            "Use --device cpu, or install a driver and PyTorch with CUDA; `zoetrope doctor` shows what is available.",
         )
     return torch.device("cuda", index)
 
 
 def choose_precision(device: torch.device, requested: str) -> Precision:
-    """Turn 'auto' or a format's name into a `Precision`.
+    """Resolve 'auto' or the name of a dtype.
 
-    auto: bfloat16 on CPUs that calculate in it (AVX512_BF16 or AMX_BF16), float32 on other CPUs, float16 on CUDA.
-    Raises ModelError for an unknown name and for a format that the device does not calculate in.
+    auto: bfloat16 on CPUs with hardware support for it (AVX512_BF16 or AMX_BF16), float32 on other CPUs, float16 on
+    CUDA. Raises ModelError for an unknown name and for a dtype that the device does not support.
     """
     if requested == "auto":
         return _automatic(device)
     dtype = _DTYPES.get(requested)
     if dtype is None:
-        raise ModelError(f"There is no number format {requested!r}.", f"Use auto or one of: {', '.join(_DTYPES)}.")
+        raise ModelError(f"There is no dtype {requested!r}.", f"Use auto or one of: {', '.join(_DTYPES)}.")
     if device.type == "cpu" and dtype is torch.float16:
         raise ModelError(
-            "float16 was asked for, but CPUs do not calculate in it.", "Use --dtype auto, bfloat16 or float32."
+            "float16 was requested, but it is not supported on CPUs.", "Use --dtype auto, bfloat16 or float32."
         )
     if dtype is torch.bfloat16 and not _has_bfloat16(device):
         raise ModelError(
-            f"bfloat16 was asked for, but this {device.type} device does not calculate in it.",
+            f"bfloat16 was requested, but this {device.type} device does not support it.",
             "Use --dtype auto or float32.",
         )
-    return Precision(device=device, dtype=dtype, reason=f"{requested} as asked")
+    return Precision(device=device, dtype=dtype, reason=f"{requested} as requested")
 
 
 def cpu_flags() -> tuple[str, ...]:
-    """The processor features that matter here, as PyTorch reports them."""
+    """Return the relevant processor features, as reported by PyTorch."""
     names = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16", "bf16")
     return tuple(name for name in names if _capabilities().get(name))
 
@@ -88,7 +88,7 @@ def _automatic(device: torch.device) -> Precision:
     if _has_bfloat16(device):
         flags = ", ".join(name for name in cpu_flags() if "bf16" in name)
         return Precision(device=device, dtype=torch.bfloat16, reason=f"bfloat16: the CPU has {flags}")
-    return Precision(device=device, dtype=torch.float32, reason="float32: the CPU does not calculate in bfloat16")
+    return Precision(device=device, dtype=torch.float32, reason="float32: the CPU does not support bfloat16")
 
 
 def _has_bfloat16(device: torch.device) -> bool:

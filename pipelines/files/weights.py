@@ -1,6 +1,6 @@
-"""Owns strict loading: every key of a file finds its place and every parameter gets a value, or an error lists them.
+"""Owns strict loading: every key of a file must match and every parameter must get a value, or an error lists them.
 
-Knows the loading functions of diffusers and transformers; knows nothing of what the networks calculate.
+Uses the loading functions of diffusers and transformers; independent of what the networks compute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipelines.core.errors import ModelLayoutError
 from .layout import Component, find_weights
 
 _MAX_LISTED = 8
-# Buffers that older transformers releases wrote into checkpoints and that later ones compute.
+# Buffers that older transformers releases wrote to checkpoints and that newer ones compute.
 _HARMLESS = re.compile(r"(^|\.)embeddings\.position_ids$")
 
 
@@ -28,7 +28,7 @@ def load_component(
     """Load `network` (a class of diffusers or transformers) from a model's sub-folder, strictly.
 
     Returns the module in eval mode, without gradients, in dtype on device. Raises ModelLayoutError listing the keys
-    that are missing, unexpected or of another shape, and UnsafeWeightsError as `find_weights` does.
+    that are missing, unexpected or of a different shape, and UnsafeWeightsError as `find_weights` does.
     """
     weights = find_weights(component, allow_pickle=allow_pickle, prefer_half=dtype is torch.float16)
     with quiet_loading():
@@ -44,7 +44,7 @@ def load_component(
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelLayoutError(
                 f"The {component.name} in {component.folder} cannot be loaded: {_first_line(error)}",
-                "Its config.json and its weights do not belong together, or a file is damaged: download it again.",
+                "Its config.json does not match its weights, or a file is damaged: download it again.",
             ) from error
     check_report(component, report)
     assert isinstance(module, nn.Module)
@@ -68,7 +68,7 @@ def check_report(component: Component, report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence the reports and progress bars of both libraries while a part loads: `check_report` reads them."""
+    """Silence the reports and progress bars of both libraries while a part loads; `check_report` checks the reports."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,1 +1,1 @@
-"""The step-batched image engine: slots in a ring, one tick for all of them."""
+"""The step-batched image engine: slots in a ring, advanced together by each tick."""

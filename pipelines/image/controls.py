@@ -1,7 +1,4 @@
-"""Owns the check of a change of a stream's controls: all of it can be done, or none of it is.
-
-Knows no slots; changes nothing.
-"""
+"""Owns the validation of a change of a stream's controls, as a whole. Independent of slots; changes nothing."""
 
 from __future__ import annotations
 
@@ -13,14 +10,17 @@ from .state import ImageCore
 
 
 def checked_controls(core: ImageCore, current: Controls, control: Control) -> Controls:
-    """`current` with `control` applied. Raises ControlError, with the remedy, where that cannot be.
+    """Return `current` with `control` applied. Raises ControlError, with the remedy, if that is not possible.
 
-    Controls of the class *reopen* may be named, but only with the value they have (or 0: the model's own); controls of
-    video models likewise.
+    Controls of the class *reopen* may be given, but only with their current value (or 0: the model's own); controls of
+    video models only with their current value.
     """
     candidate = changeable(current, control, engine="image")
     if candidate.prompt_change == "flush":
-        raise ControlError("prompt_change cannot be 'flush' for an image model.", "It has no past: use cut or glide.")
+        raise ControlError(
+            "prompt_change cannot be 'flush' for an image model.",
+            "An image model has no past to forget: use cut or glide.",
+        )
     timesteps(core.model.schedule, candidate.steps, candidate.strength)
     core.check_engine_controls(control)
     for conditioner in core.conditioners:

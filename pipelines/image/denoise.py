@@ -1,8 +1,8 @@
-"""Owns the arithmetic of a tick: one vectorised formula over the active rows, whatever step each is at.
+"""Owns the arithmetic of a tick: one vectorised formula over the active rows, whatever step each row is at.
 
 Every number that differs between rows comes from two small tables that the host fills before the tick; `run` reads
-static buffers only and never waits for the device, so it can be captured in a CUDA graph. Knows no streams and no
-control names. docs/engine.md has the formulas in one place.
+static buffers only and never waits for the device, so it can be captured in a CUDA graph. Independent of streams and
+control names. docs/engine.md lists the formulas.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .model import Condition, Denoiser
 
 
 class FloatRow(IntEnum):
-    """Rows of the table of real numbers; its columns are the entries of the batch (slots, then extra rows)."""
+    """Rows of the float table; its columns are the entries of the batch (slots, then extra rows)."""
 
     A = 0
     B = 1
@@ -34,28 +34,28 @@ class FloatRow(IntEnum):
     GAIN = 8  # g - 1 where guidance acts, else 0
     DELTA = 9
     FULL = 10  # 1: eps_u is the extra row's prediction
-    STOCK = 11  # 1: eps_u is delta times the stock noise, which moves on with the slot
-    STOCK_START = 12  # 1: the stock noise becomes the extra row's prediction first (onetime, first step)
-    ENTRY_A = 13  # of the slots admitted in this tick: level of the picture (0: no picture)
-    ENTRY_B = 14  # and of the entry noise
+    STOCK = 11  # 1: eps_u is delta times the stock noise, which is updated at every step
+    STOCK_START = 12  # 1: the stock noise is first set to the extra row's prediction (onetime, first step)
+    ENTRY_A = 13  # for slots admitted in this tick: factor of the encoded picture (0: no picture)
+    ENTRY_B = 14  # and factor of the entry noise
 
 
 class IntRow(IntEnum):
-    """Rows of the table of whole numbers."""
+    """Rows of the integer table; columns as in `FloatRow`."""
 
     ROW = 0  # row in the ring
     CELL = 1  # cell of the ring's branched fields: 2 row, + 1 where the negative prompt is evaluated
     TIMESTEP = 2
     STEP = 3  # step index of the slot
-    NOISE = 4  # cell of the ring's noise: the noise that the next step adds
-    EXTRA = 5  # batch entry with this slot's negative evaluation (itself where there is none)
+    NOISE = 4  # cell of the ring's noise: the noise added to reach the next level
+    EXTRA = 5  # batch entry of this slot's negative evaluation (its own entry if there is none)
     ENTRY_ROW = 6  # rows of the slots admitted in this tick
-    FINISHED_ROW = 7  # rows of the slots that end with this tick
+    FINISHED_ROW = 7  # rows of the slots that finish in this tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTerms:
-    """The numbers of one step for N rows, each shaped to multiply latents [N, F, C, h, w]. Names as in `FloatRow`."""
+    """The coefficients of one step for N rows, shaped to multiply latents [N, F, C, h, w]. Names as in `FloatRow`."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -73,7 +73,7 @@ class StepTerms:
 
     @classmethod
     def of(cls, floats: torch.Tensor, rows: int) -> StepTerms:
-        """From the first `rows` columns of the table [len(Real), columns]."""
+        """Take them from the first `rows` columns of the table [len(FloatRow), columns]."""
         shaped = floats[:, :rows].reshape(len(FloatRow), rows, 1, 1, 1, 1)
         return cls(**{name: shaped[FloatRow[name.upper()]] for name in cls.__dataclass_fields__})
 
@@ -86,7 +86,7 @@ def predicted_noise(latents: torch.Tensor, x0: torch.Tensor, a: torch.Tensor, b:
 def guided_noise(
     eps_c: torch.Tensor, eps_extra: torch.Tensor | None, stock: torch.Tensor | None, terms: StepTerms
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(eps, stock) with eps = eps_u + g (eps_c - eps_u); eps_extra, stock: None where no row of the batch has one."""
+    """Return (eps, stock), eps = eps_u + g (eps_c - eps_u). eps_extra, stock: None if no row of the batch has one."""
     eps_u = torch.zeros_like(eps_c)
     if eps_extra is not None:
         eps_u = eps_u + terms.full * eps_extra
@@ -103,7 +103,7 @@ def denoised(latents: torch.Tensor, eps: torch.Tensor, terms: StepTerms) -> torc
 
 
 def next_latents(x_hat: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, terms: StepTerms) -> torch.Tensor:
-    """X' = a' x_hat + w_noise n + w_eps eps; the last step's terms make it x_hat."""
+    """X' = a' x_hat + w_noise n + w_eps eps; with the terms of the last step this is x_hat."""
     return terms.a_next * x_hat + terms.w_noise * noise + terms.w_eps * eps
 
 
@@ -117,10 +117,10 @@ def next_stock(stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, term
 
 
 class DenoiseBatch:
-    """Gather, model, formula, scatter.
+    """Runs one step of a batch: gather, model, formula, scatter.
 
-    The ring has the fields latents, stock [F, C, h, w], noise [steps, F, C, h, w], of the dtype of the table `floats`,
-    and those of the conditioners.
+    The ring has the fields latents, stock [F, C, h, w] and noise [steps, F, C, h, w], of the dtype of the table
+    `floats`, and those of the conditioners.
     """
 
     def __init__(
@@ -134,8 +134,8 @@ class DenoiseBatch:
         columns: Mapping[str, torch.Tensor],
         time_ids: torch.Tensor | None,
     ) -> None:
-        """floats: [len(FloatRow), 2 capacity], ints: [len(IntRow), 2 capacity] int64, columns: of each conditioner that
-        has any [2 capacity, columns] float32, all on the device. time_ids: [1, 6].
+        """floats: [len(FloatRow), 2 capacity]. ints: [len(IntRow), 2 capacity] int64. columns: [2 capacity, columns]
+        float32 by conditioner, of those that have columns. time_ids: [1, 6] float32 or None. All on the device.
         """
         self._ring, self._denoiser = ring, denoiser
         self._floats, self._ints = floats, ints
@@ -146,7 +146,7 @@ class DenoiseBatch:
         self._rows = GatheredRows(ring, ints, conditioners, columns)
 
     def run(self, rows: int, extra: int, use_stock: bool) -> None:
-        """One step of the slots in the first `rows` columns; `extra` columns after them evaluate negative prompts."""
+        """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts."""
         ring, ints = self._ring, self._ints[:, : rows + extra]
         handles = ints[IntRow.ROW, :rows]
         latents = ring.gather("latents", ints[IntRow.ROW], out=self._latents[: rows + extra])
@@ -179,7 +179,7 @@ class DenoiseBatch:
 
 
 class GatheredRows:
-    """What conditioners have in the ring and in the columns, gathered by the entries of a batch into static memory."""
+    """The fields and columns of conditioners, gathered for the entries of a batch into static memory."""
 
     def __init__(
         self, ring: Ring, ints: torch.Tensor, conditioners: Sequence[Conditioner], columns: Mapping[str, torch.Tensor]
@@ -195,7 +195,7 @@ class GatheredRows:
         return torch.empty((2 * self._ring.capacity, *shape), dtype=source.dtype, device=source.device)
 
     def field(self, name: str, entries: int) -> torch.Tensor:
-        """[entries F, *shape], valid until the same field is gathered again."""
+        """Return [entries F, *shape], valid until the same field is gathered again."""
         out = self._out[name][:entries]
         if name in self._branched:
             torch.index_select(self._ring.cells(name), 0, self._ints[IntRow.CELL, :entries], out=out)
@@ -204,7 +204,7 @@ class GatheredRows:
         return per_frame(out, self._frames)
 
     def columns(self, conditioner: str, entries: int) -> torch.Tensor:
-        """[entries F, columns]."""
+        """Return [entries F, columns] float32."""
         return per_frame(self._columns[conditioner][:entries], self._frames)
 
 
@@ -227,7 +227,7 @@ class BatchView:
 
 
 def per_frame(values: torch.Tensor, frames: int) -> torch.Tensor:
-    """[N, ...] -> [N F, ...]: each entry once for each of its frames."""
+    """[N, ...] -> [N F, ...]: repeat each entry for each of its frames."""
     if frames == 1:
         return values
     return values.unsqueeze(1).expand(-1, frames, *values.shape[1:]).flatten(0, 1)

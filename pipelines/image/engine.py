@@ -1,6 +1,6 @@
 """Owns the step-batched image engine: its streams, and the tick that advances all their slots as one batch.
 
-Knows no files, no HTTP and no other engine. docs/engine.md tells a tick in order.
+Independent of files, HTTP and other engines. docs/engine.md describes a tick step by step.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .state import ImageCore
 from .stream import ImageStream
 from .tick import TickRunner
 
-_FRAME_RATE = Fraction(24)  # of prompt-only frames
+_FRAME_RATE = Fraction(24)  # of prompt-only frames, in frames per second
 
 
 class ImageEngine(EngineBase[ImageStream]):
     """Runs one image model for any number of streams, which share `max_slots` slots.
 
-    width, height: pixels, multiples of the codec's factor; 0: the model's own.
-    work_dtype: of latents and formula; float32 except in tests. conditioners: what may steer a slot. stages: of
-    pipelines.stages.table.
-    Raises ControlError or InputError for sizes that cannot be.
+    width, height: pixels, multiples of the codec's factor; 0: the model's native size. max_slots: 1 to 64.
+    work_dtype: dtype of latents and formulas; float32 except in tests. conditioners: what may steer a slot. stages:
+    names in pipelines.stages.table.
+    Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class ImageEngine(EngineBase[ImageStream]):
         super().__init__(self.core.log, _FRAME_RATE)
         setting = StageSetting(width=self.core.width, height=self.core.height, device=str(model.device))
         self._make_stages = make_stages(stages, setting)
-        self._max_run = 0  # slots in the largest batch that has run
-        self._short = False  # memory ran out: what the next stream to close held goes back to the device
+        self._largest_batch = 0  # slots in the largest batch that has run
+        self._out_of_memory = False  # the next stream to close then returns its cached memory to the device
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> ImageStream:
         stages = [make() for make in self._make_stages]
@@ -74,11 +74,11 @@ class ImageEngine(EngineBase[ImageStream]):
 
     @torch.inference_mode()
     def tick(self) -> None:
-        """Advance every slot of every open stream by one step, as one batch. Without any slot nothing happens, and the
+        """Advance every slot of every open stream by one step, as one batch. Without slots it does nothing, and the
         tick is not counted.
 
-        Raises OutOfMemoryError, or StreamError when one stream's own part fails: then close a stream and call it again
-        before anything else, and the others lose and repeat nothing.
+        Raises OutOfMemoryError, or StreamError when one stream's own part fails. If a stream is then closed and `tick`
+        called again before anything else, the other streams neither lose nor repeat anything.
         """
         self._runner.timings.log_finished()
         streams = [s for s in self._streams.values() if s.active]
@@ -94,12 +94,12 @@ class ImageEngine(EngineBase[ImageStream]):
         with MemoryWatch() as memory:
             finished = self._runner.run(slots, scales, deltas)
         if memory.ran_out:
-            self._short = True
-            raise self._out_of_memory(streams)
-        self._max_run = max(self._max_run, len(slots))
+            self._out_of_memory = True
+            raise self._memory_error(streams)
+        self._largest_batch = max(self._largest_batch, len(slots))
         done = dict(finished)
         failures = []
-        for stream in streams:  # the tick has run: each must hear of it
+        for stream in streams:  # the tick has run: every stream must be notified, whichever of them fails
             try:
                 with self._attribute_errors(stream):
                     stream.finish_tick(done)
@@ -109,7 +109,7 @@ class ImageEngine(EngineBase[ImageStream]):
             raise failures[0]
 
     def close(self) -> None:
-        """Close all streams and let the model go."""
+        """Close all streams and release captured graphs."""
         closed = self._closed
         super().close()
         if not closed:
@@ -122,16 +122,16 @@ class ImageEngine(EngineBase[ImageStream]):
 
     def _forget(self, number: int) -> None:
         super()._forget(number)
-        if self._short and self.core.model.device.type == "cuda":
+        if self._out_of_memory and self.core.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._short = False
+        self._out_of_memory = False
 
-    def _out_of_memory(self, streams: list[ImageStream]) -> OutOfMemoryError:
+    def _memory_error(self, streams: list[ImageStream]) -> OutOfMemoryError:
         core = self.core
         slots, largest = sum(len(s.active) for s in streams), max(streams, key=lambda s: len(s.active))
         remedy = what_would_fit(
             slots=slots,
-            ran=self._max_run,
+            ran=self._largest_batch,
             width=core.width,
             height=core.height,
             multiple_px=core.codec.factor,

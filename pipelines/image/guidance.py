@@ -1,7 +1,7 @@
 """Owns the guidance modes: when a slot is also evaluated with its negative prompt, and whether it uses stock noise.
 
-Knows no tensors; pipelines/image/denoise.py does the arithmetic. Source of self and onetime: residual classifier-free
-guidance, Kodaira et al. 2023 (StreamDiffusion), section 3.2.
+Independent of tensors; pipelines/image/denoise.py does the arithmetic. Source of self and onetime: residual
+classifier-free guidance, Kodaira et al. 2023 (StreamDiffusion), section 3.2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 
 class ExtraRow(Enum):
-    """At which of a slot's steps the model also sees it with the negative prompt."""
+    """At which of a slot's steps the model also evaluates it with the negative prompt."""
 
     NEVER = "never"
     FIRST_STEP = "first step"
@@ -28,7 +28,7 @@ class Guidance:
     uses_stock: bool
 
     def needs_extra_row(self, step: int, scale: float) -> bool:
-        """Whether this step (from 0) evaluates the negative prompt.
+        """Return whether this step (from 0) evaluates the negative prompt.
 
         full skips it while scale <= 1, where it has no effect. onetime does not: a later step may have scale > 1.
         """
@@ -37,7 +37,7 @@ class Guidance:
         return self.extra is ExtraRow.FIRST_STEP and step == 0
 
     def gain(self, scale: float) -> float:
-        """g - 1 in eps = eps_c + (g - 1)(eps_c - eps_u), which is eps_u + g (eps_c - eps_u); 0 turns guidance off."""
+        """Return g - 1 in eps = eps_c + (g - 1)(eps_c - eps_u) = eps_u + g (eps_c - eps_u); 0 turns guidance off."""
         guided = self.uses_stock or self.extra is not ExtraRow.NEVER
         return scale - 1.0 if guided and scale > 1.0 else 0.0
 
@@ -50,4 +50,4 @@ GUIDANCE_MODES: Mapping[str, Guidance] = MappingProxyType(
         "onetime": Guidance(extra=ExtraRow.FIRST_STEP, uses_stock=True),
     }
 )
-"""By the names of the control `guidance_mode`."""
+"""By value of the control `guidance_mode`."""

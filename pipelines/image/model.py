@@ -1,7 +1,7 @@
-"""The seam between loading, backends and the engine: what an image model is, as parts with one-method contracts.
+"""Owns the interface between loading, backends and the engine: the parts of an image model and their contracts.
 
-pipelines/image/loading/load.py reads `ImageNetworks`, a backend makes an `ImageRuntime` of them, and
-pipelines/image/engine.py runs the `ImageModel` that holds it. None depends on the inside of another.
+pipelines/image/loading/load.py reads `ImageNetworks`, a backend makes an `ImageRuntime` from them, and
+pipelines/image/engine.py runs the `ImageModel` that contains it. None of the three depends on the internals of another.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipelines.core.execution import Executor
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Condition:
-    """What a denoiser is told about each of N rows of a batch.
+    """The conditions of each of the N rows of a denoiser's batch.
 
     embeds: [N, L, D] float32. pooled: [N, P] float32 or None. time_ids: [N, 6] float32 (SDXL's sizes) or None.
-    row: [N] int64 row handle in the ring; step: [N] int64 step index: what caches and backends key on.
-    inputs: what else conditioners add, by name: latent_bias, or keyword inputs of the network.
+    row: [N] int64 row handle in the ring. step: [N] int64 step index. Caches and backends key on both.
+    inputs: further inputs from conditioners, by name: latent_bias, or keyword inputs of the network.
     """
 
     embeds: torch.Tensor
@@ -46,13 +46,13 @@ class Denoiser(Protocol):
 
 
 class LatentCodec(Protocol):
-    """An autoencoder as the engine sees it. Latents are already scaled to the denoiser's range."""
+    """An autoencoder as the engine sees it. Latents are scaled to the denoiser's range."""
 
     @property
     def latent_channels(self) -> int: ...
     @property
     def factor(self) -> int:
-        """Pixels per latent along each side."""
+        """Pixels per latent along each axis."""
         ...
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -65,10 +65,10 @@ class LatentCodec(Protocol):
 
 
 class SafetyChecker(Protocol):
-    """The published model's own checker."""
+    """The safety checker published with a model."""
 
     def check(self, images: npt.NDArray[np.uint8]) -> list[bool]:
-        """images: [N, H, W, 3] uint8 RGB; True marks a picture that must not be shown."""
+        """images: [N, H, W, 3] uint8 RGB. Returns True for each picture that must not be shown."""
         ...
 
 
@@ -80,7 +80,7 @@ class LoraControl(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScheduleConfig:
-    """The training schedule of a model, from its scheduler's config.
+    """The training schedule of a model, from its scheduler's configuration.
 
     alphas_cumprod: [T] float64, abar_t. original_inference_steps, timestep_scaling, sigma_data: LCM's constants
     (Luo et al. 2023, Latent Consistency Models; defaults of diffusers' LCMScheduler: 50, 10, 0.5).
@@ -94,10 +94,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageNetworks:
-    """What was loaded, for a backend to make a runtime of.
+    """The loaded networks, from which a backend makes a runtime.
 
     unet: diffusers' UNet2DConditionModel in `dtype`. autoencoder: diffusers' module of the class `autoencoder_class`,
-    in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32, of
+    in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32 for
     networks that were distilled with guidance as an input, else None.
     """
 
@@ -114,9 +114,9 @@ class ImageNetworks:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRuntime:
-    """What an image engine calls; a backend makes it.
+    """What an image engine calls; made by a backend.
 
-    backend: its name, to be shown. make_executor: each engine has its own executor.
+    backend: its name, for display. make_executor: creates the executor of an engine; each has its own.
     """
 
     backend: str
@@ -132,8 +132,8 @@ MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]
 class ImageModel:
     """A loaded image model.
 
-    size_px: native (width, height). defaults: control values that suit this model (names of the control table).
-    time_ids: [6] float32 for SDXL-class models at native size, else None (the engine makes them for other sizes).
+    size_px: native (width, height). defaults: control values that suit this model, by name in the control table.
+    wants_time_ids: whether the network takes sizes as an input (SDXL-class models); the engine provides them.
     vocabulary: path of the bundled model's world.json, or None.
     """
 

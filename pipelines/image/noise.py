@@ -1,7 +1,7 @@
-"""Owns the noise of the slots: seeded banks, drawn on the CPU so that every device sees the same, and the noise walk.
+"""Owns the noise of slots: seeded, drawn on the CPU so that all devices use the same noise, and the noise walk.
 
-Knows no schedule and no model. Only the entry noise walks: the noises of later steps stand still, so that what they
-draw (fine detail) stays in place while the picture turns; a prompt-only stream is then as smooth as its walk.
+Independent of schedules and models. Only the entry noise walks: the noise of later steps is fixed, so that what it
+produces (fine detail) stays in place while the picture changes; a prompt-only stream is then as smooth as its walk.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _QUARTER_DEG = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlotNoise:
-    """entry: [F or 1, C, h, w], the noise a slot starts from. later: [steps - 1, F or 1, C, h, w], one for each
-    following step. float32 on the CPU; an axis of 1 is shared by all frames of the slot."""
+    """entry: [F or 1, C, h, w], the noise that a slot starts from. later: [steps - 1, F or 1, C, h, w], the noise of
+    each following step. float32 on the CPU; an axis of size 1 is shared by all frames of the slot."""
 
     entry: torch.Tensor
     later: torch.Tensor
 
 
 class NoiseSource:
-    """The noise of one stream."""
+    """Draws the noise of one stream."""
 
     def __init__(self, frames_per_slot: int, latent_shape: tuple[int, int, int], max_steps: int) -> None:
         """latent_shape: (C, h, w) of one frame."""
@@ -37,8 +37,8 @@ class NoiseSource:
         self._walk: NoiseWalk | None = None
 
     def draw(self, seed: int, steps: int, *, slot: int | None, walk_deg: float | None) -> SlotNoise:
-        """The noise of the next slot. slot: its number where slots draw their own noise, None where they share one.
-        walk_deg: None where pictures come in."""
+        """Return the noise of the next slot. slot: its number if slots draw their own noise, None if they share one.
+        walk_deg: degrees per frame of the noise walk; None for slots with input frames."""
         if slot is not None:
             return self.free(seed, slot, steps)
         if walk_deg is not None:
@@ -46,12 +46,12 @@ class NoiseSource:
         return self.locked(seed, steps)
 
     def locked(self, seed: int, steps: int) -> SlotNoise:
-        """The same noise for every slot and frame: a still picture stays still."""
+        """Return the same noise for every slot and frame: a still picture stays still."""
         bank = self._locked_bank(seed)
         return SlotNoise(entry=bank[0], later=bank[1:steps])
 
     def free(self, seed: int, slot: int, steps: int) -> SlotNoise:
-        """Its own noise for every frame, from (seed, slot * F + frame): the same at any frames_per_slot."""
+        """Draw independent noise for every frame from (seed, slot * F + frame): the same for any frames_per_slot."""
         drawn = torch.empty((steps, self._frames, *self._shape))
         for frame in range(self._frames):
             random = _generator(seed, slot * self._frames + frame)
@@ -59,32 +59,32 @@ class NoiseSource:
                 drawn[step, frame] = torch.randn(self._shape, generator=random)
         return SlotNoise(entry=drawn[0], later=drawn[1:])
 
-    def walking(self, seed: int, steps: int, degrees_a_frame: float) -> SlotNoise:
-        """Locked noise whose entry noise turns by `degrees_a_frame` from each frame to the next; 0 holds still."""
+    def walking(self, seed: int, steps: int, degrees_per_frame: float) -> SlotNoise:
+        """Return locked noise whose entry noise rotates by `degrees_per_frame` per frame; 0 holds it still."""
         bank = self._locked_bank(seed)
         if self._walk is None or self._walk.seed != seed:
             self._walk = NoiseWalk(seed, bank[0, 0])
-        entry = torch.stack([self._walk.advance(degrees_a_frame) for _ in range(self._frames)])
+        entry = torch.stack([self._walk.advance(degrees_per_frame) for _ in range(self._frames)])
         return SlotNoise(entry=entry, later=bank[1:steps])
 
     def reset(self) -> None:
-        """Start the walk again."""
+        """Restart the walk."""
         self._walk = None
 
     def _locked_bank(self, seed: int) -> torch.Tensor:
         if self._bank_seed != seed:
             random = torch.Generator().manual_seed(seed)
-            # A new tensor: slots in flight may still look at the old one.
+            # A new tensor: slots in flight may still reference the old one.
             self._bank = torch.stack([torch.randn((1, *self._shape), generator=random) for _ in range(self._max_steps)])
             self._bank_seed = seed
         return self._bank
 
 
 class NoiseWalk:
-    """A walk over the sphere that Gaussian noise lies on: quarter circles through seeded anchors.
+    """A walk on the sphere on which Gaussian noise concentrates: quarter circles through seeded anchors.
 
-    n(angle) = cos(angle) u + sin(angle) v with v the next anchor, made orthogonal to u and scaled to its norm: the norm
-    (the variance) is kept and equal angles are equal steps. The first frame is the start itself.
+    n(angle) = cos(angle) u + sin(angle) v with v the next anchor, made orthogonal to u and scaled to its norm, so the
+    norm (the variance) is kept and equal angles are equal distances. The first frame is the start itself.
     """
 
     def __init__(self, seed: int, start: torch.Tensor) -> None:
@@ -96,7 +96,7 @@ class NoiseWalk:
         self._to = self._anchor()
 
     def advance(self, degrees: float) -> torch.Tensor:
-        """Move on by `degrees` in [0, 90] (the first call only starts) and return the noise there, float32."""
+        """Advance by `degrees` in [0, 90] (the first call stays at the start) and return the noise there, float32."""
         if self._started:
             self._angle_deg += degrees
         self._started = True

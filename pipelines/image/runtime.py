@@ -1,6 +1,6 @@
-"""Owns the plainest runtime of an image model: its networks as they are, in PyTorch, without graphs.
+"""Owns the plain runtime of an image model: its networks run eagerly in PyTorch, without CUDA graphs.
 
-Backends build on it: pipelines/backends/.
+Independent of backends, which build on it: pipelines/backends/.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .model import ImageNetworks, ImageRuntime
 
 
 def plain_runtime(networks: ImageNetworks) -> ImageRuntime:
-    """The networks as they are. Raises ModelLayoutError for a prediction type that is unknown."""
+    """Return a runtime that runs `networks` eagerly. Raises ModelLayoutError for an unknown prediction type."""
     make_codec = CODECS[networks.autoencoder_class]
     return ImageRuntime(
         backend="eager",

@@ -1,4 +1,4 @@
-"""Owns the frame stage that blackens pictures which the model's safety checker flags. Independent of streams."""
+"""Owns the frame stage that blacks out pictures flagged by the model's safety checker. Independent of streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .model import SafetyChecker
 
 
 class SafetyStage:
-    """The first stage of every stream whose model has a checker: nothing after it sees a flagged picture."""
+    """The first stage of every stream whose model has a checker: later stages never see a flagged picture."""
 
     name = "safety"
     rate = Fraction(1)
@@ -24,7 +24,7 @@ class SafetyStage:
         self._checker = checker
 
     def push(self, frames: Sequence[Frame]) -> list[Frame]:
-        """The frames of one slot are checked together."""
+        """Check frames together, in one batch, and replace the flagged pictures with black ones."""
         flagged = self._checker.check(np.stack([frame.image for frame in frames]))
         return [
             replace(frame, image=np.zeros_like(frame.image)) if bad else frame
@@ -32,8 +32,8 @@ class SafetyStage:
         ]
 
     def flush(self) -> list[Frame]:
-        """Nothing is held back."""
+        """Return nothing: no frame is held back."""
         return []
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: there is no state."""

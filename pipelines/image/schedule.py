@@ -1,6 +1,6 @@
-"""Owns where on the noise schedule a slot's steps lie: timesteps from steps and strength, levels from timesteps.
+"""Owns a slot's position on the noise schedule: timesteps from steps and strength, noise levels from timesteps.
 
-Knows no latents, no guidance and no step function.
+Independent of latents, guidance and step functions.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from .model import ScheduleConfig
 
 
 def timesteps(config: ScheduleConfig, steps: int, strength: float) -> tuple[int, ...]:
-    """The timesteps of a slot, noisiest first, each in [0, T): exactly those of diffusers' LCMScheduler.set_timesteps.
+    """Return a slot's timesteps, noisiest first, each in [0, T): exactly those of diffusers' LCMScheduler.
 
-    With k = T // original steps, the origin k i - 1 for i = 1 .. floor(original * strength) is walked backwards and
-    `steps` entries are taken evenly (Luo et al. 2023, Latent Consistency Models, section 4.3, skipping steps).
-    Raises ControlError, with the remedy, when strength leaves fewer origin steps than `steps`.
+    With k = T // original steps, the original timesteps k i - 1, i = 1 .. floor(original * strength), are traversed
+    backwards and `steps` of them picked evenly (Luo et al. 2023, Latent Consistency Models, section 4.3, skipping
+    steps). Raises ControlError, with the remedy, when strength leaves fewer of them than `steps`.
     """
     train_steps, original = len(config.alphas_cumprod), config.original_inference_steps
     count = int(original * strength)
     if count < steps:
         needed = next(s for i in range(1, 101) if int(original * (s := i / 100)) >= min(steps, original))
         raise ControlError(
-            f"Strength {strength:g} leaves room for {count} of the {steps} steps asked for "
-            f"(this model walks {original} steps at strength 1).",
+            f"Strength {strength:g} leaves room for only {count} of the {steps} steps requested "
+            f"(this model has {original} timesteps at strength 1).",
             f"Raise strength to at least {needed:g}, or lower steps to {max(count, 1)}.",
         )
     stride = train_steps // original
@@ -37,6 +37,6 @@ def timesteps(config: ScheduleConfig, steps: int, strength: float) -> tuple[int,
 
 
 def levels(config: ScheduleConfig, timestep: int) -> tuple[float, float]:
-    """(a, b) = (sqrt(abar_t), sqrt(1 - abar_t)): x_t = a x_0 + b noise (Ho et al. 2020, equation 4)."""
+    """Return (a, b) = (sqrt(abar_t), sqrt(1 - abar_t)): x_t = a x_0 + b noise (Ho et al. 2020, equation 4)."""
     alpha_bar = float(config.alphas_cumprod[timestep])
     return math.sqrt(alpha_bar), math.sqrt(1.0 - alpha_bar)

@@ -1,6 +1,6 @@
-"""Owns the record of one slot: what was fixed when it was born, and how far it has got.
+"""Owns the record of one slot: what was fixed at its admission, and its current step.
 
-Knows no tensors but the host copy of its noise; its latents live in the ring, in its row.
+Holds no tensors except the host copy of its noise; the latents are in its row of the ring.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from .steps import StepCoefficients
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Birth:
-    """What stays the same for a slot's whole life.
+    """What is fixed when a slot is admitted.
 
-    number: position among the slots of its stream. frames: its F input frames, None where prompt-only; the first `kept`
-    give outputs, the rest is padding. first_ordinal: position of its first frame
-    among the prompt-only frames of the stream.
-    plan: the coefficients of its steps. controls: the state of the stream at birth.
+    number: index among the slots of its stream. frames: its F input frames, None where prompt-only; the first `kept`
+    give outputs, the rest are padding. first_ordinal: index of its first frame among the prompt-only frames of the
+    stream. plan: the coefficients of its steps. controls: the state of the stream at admission.
     strength: the one its plan was made with; 1 where prompt-only.
     """
 
@@ -43,19 +42,19 @@ class Birth:
 
     @property
     def has_picture(self) -> bool:
-        """False: prompt-only. The frames of one slot are of one kind."""
+        """Whether the slot has input frames; False: it is prompt-only. The frames of a slot are all of one kind."""
         return self.frames[0] is not None
 
     @property
     def for_conditioners(self) -> NewSlot:
-        """What conditioners are told of it."""
+        """The slot as conditioners see it."""
         return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))
 
 
 class Slot:
     """A slot in flight or waiting to be pulled.
 
-    row: its ring row, while it is in flight. output: where its pictures go. step: index of the next step.
+    row: its ring row while it is in flight. output: where its pictures go. step: index of the next step.
     conditions: what conditioners wrote for it.
     """
 
@@ -70,12 +69,12 @@ class Slot:
 
     @property
     def is_last_step(self) -> bool:
-        """Whether the next step is the last."""
+        """Whether the next step is the last one."""
         return self.step == len(self.birth.plan) - 1
 
 
 def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
-    """What the tick log says of a new slot. tick: the next to run."""
+    """Return the tick log's record of a new slot. tick: the next one to run."""
     birth, controls = slot.birth, slot.birth.controls
     return BirthRecord(
         tick=tick,

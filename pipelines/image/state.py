@@ -1,6 +1,6 @@
-"""Owns what the streams of one image engine share: the ring, the text cache, the tick count, sizes and the log.
+"""Owns what the streams of one image engine share: the ring, the prompt cache, the tick count, sizes and the log.
 
-Knows no single stream and runs no tick.
+Independent of single streams and of the execution of ticks.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .model import ImageModel
 
 
 def max_steps() -> int:
-    """Most steps that a slot can have: the control table's maximum."""
+    """Return the maximum number of steps of a slot, from the control table."""
     maximum = Controls.steps.maximum
     assert maximum is not None
     return int(maximum)
 
 
 class ImageCore:
-    """The shared state of an image engine. Latents and formula have the dtype `work_dtype`."""
+    """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`."""
 
     def __init__(
         self,
@@ -76,33 +76,33 @@ class ImageCore:
             "stock": RingField(shape=latents, dtype=self.work_dtype),
             "noise": RingField(shape=(max_steps(), *latents), dtype=self.work_dtype),
         }
-        theirs = all_fields(self.conditioners)
-        assert own.keys().isdisjoint(theirs), theirs.keys()
-        return {**own, **theirs}
+        conditioned = all_fields(self.conditioners)
+        assert own.keys().isdisjoint(conditioned), conditioned.keys()
+        return {**own, **conditioned}
 
     def time_ids(self) -> torch.Tensor | None:
-        """[1, 6] original size, crop and target size of SDXL-class models (Podell et al. 2023, section 2.2)."""
+        """Return [1, 6] float32: original size, crop, target size (Podell et al. 2023, section 2.2), or None."""
         if not self.model.wants_time_ids:
             return None
         size = (self.height, self.width)
         return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=self.model.device)
 
     def make_readback(self) -> Readback:
-        """Buffers for one stream: its slots in flight and twice as many finished ones."""
+        """Create the output buffers of one stream: for max_slots slots in flight and twice as many finished ones."""
         shape = (self.frames_per_slot, self.height, self.width, 3)
         return Readback(3 * self.max_slots, shape, self.model.device)
 
     def condition_fields(self, row: int) -> dict[str, torch.Tensor]:
-        """Where conditioners write their share of the slot in a ring row."""
+        """Return the views, by field name, that conditioners write for the slot in a ring row."""
         return {name: self.ring.tensor(name)[row] for c in self.conditioners for name in c.fields}
 
     def check_engine_controls(self, control: Control) -> None:
-        """Raise ControlError when a control of the whole engine asks for a change that cannot be made."""
+        """Raise ControlError if a control of the whole engine cannot be changed as `control` requests."""
         if control.lora_scale not in (None, self.lora_scale) and self.model.lora is None:
-            raise ControlError("No LoRA is loaded, so lora_scale has nothing to scale.", "Open the model with a LoRA.")
+            raise ControlError("No LoRA is loaded, so lora_scale has nothing to scale.", "Load the model with a LoRA.")
 
     def set_engine_controls(self, control: Control) -> None:
-        """From the next tick on for every stream of the engine; captured graphs are captured again."""
+        """Apply engine controls to every stream, from the next tick on. A change invalidates captured graphs."""
         scale = control.lora_scale
         if scale is not None and scale != self.lora_scale and self.model.lora is not None:
             self.model.lora.set_scale(scale)

@@ -1,7 +1,7 @@
-"""Owns the step functions (LCM, TCD, turbo): the numbers that take a latent from one noise level to the next.
+"""Owns the step functions (LCM, TCD, turbo): the coefficients that take a latent from one noise level to the next.
 
-Pure host arithmetic in float64. Knows no tensors, no guidance and no streams;
-pipelines/image/denoise.py applies the numbers.
+Pure host arithmetic in float64. Independent of tensors, guidance and streams; pipelines/image/denoise.py applies the
+coefficients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .schedule import levels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCoefficients:
-    """One step of one slot. With latents X, guided noise prediction eps and the slot's fresh noise n:
+    """The coefficients of one step of one slot. With latents X, guided noise prediction eps and fresh noise n:
 
     x_hat = c_out (X - b eps) / a + c_skip X        the denoised latents
     X'    = a_next x_hat + w_noise n + w_eps eps    the latents of the next step
@@ -38,10 +38,10 @@ class StepCoefficients:
 
 
 class StepFunction(Protocol):
-    """How a step goes from one noise level to the next."""
+    """How a step gets from one noise level to the next."""
 
     def coefficients(self, config: ScheduleConfig, timestep: int, next_timestep: int | None) -> StepCoefficients:
-        """next_timestep: None for the last step."""
+        """Return the coefficients of the step at `timestep`. next_timestep: None for the last step."""
         ...
 
 
@@ -57,7 +57,7 @@ class LcmStep:
 
 @dataclass(frozen=True, slots=True)
 class TurboStep:
-    """Adversarially distilled models (Sauer et al. 2023): the plain x0, noised again for the next step."""
+    """Adversarially distilled models (Sauer et al. 2023): the plain x0, re-noised for the next step."""
 
     def coefficients(self, config: ScheduleConfig, timestep: int, next_timestep: int | None) -> StepCoefficients:
         return _renoised(config, timestep, next_timestep, 0.0, 1.0)
@@ -68,7 +68,7 @@ class TcdStep:
     """Trajectory consistency (Zheng et al. 2024, algorithm 4, strategic stochastic sampling).
 
     gamma in [0, 1]: 0 is deterministic (no fresh noise, hence no flicker), 1 noises as LCM does. With
-    s = floor((1 - gamma) t'), the latents go to level s along eps and are then noised from s up to t'.
+    s = floor((1 - gamma) t'), the latents move to level s along eps and are then noised from s up to t'.
     """
 
     gamma: float = 0.0
@@ -112,7 +112,7 @@ def _renoised(
 
 
 def plan(function: StepFunction, config: ScheduleConfig, steps: tuple[int, ...]) -> tuple[StepCoefficients, ...]:
-    """The coefficients of all steps of a slot. steps: its timesteps, noisiest first."""
+    """Return the coefficients of all steps of a slot. steps: its timesteps, noisiest first."""
     following: tuple[int | None, ...] = (*steps[1:], None)
     return tuple(function.coefficients(config, t, t_next) for t, t_next in zip(steps, following, strict=True))
 
@@ -120,4 +120,4 @@ def plan(function: StepFunction, config: ScheduleConfig, steps: tuple[int, ...])
 STEP_FUNCTIONS: Mapping[str, StepFunction] = MappingProxyType(
     {"lcm": LcmStep(), "tcd": TcdStep(gamma=0.0), "turbo": TurboStep()}
 )
-"""By the names of the control `step_function`."""
+"""By value of the control `step_function`."""

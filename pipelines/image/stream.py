@@ -1,6 +1,6 @@
-"""Owns one stream of the image engine: admission, births, controls and the rows of its slots.
+"""Owns one stream of the image engine: admission, controls, its slots and their ring rows.
 
-Knows no batch and no model arithmetic; the engine asks it for its slots and tells it which are finished.
+Independent of batching and of model arithmetic: the engine reads its active slots and reports those that finished.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .steps import STEP_FUNCTIONS, plan
 
 
 class ImageStream(StreamBase):
-    """See pipelines.core.contracts.Stream for the contract of every method. Made by ImageEngine.open."""
+    """See pipelines.core.contracts.Stream for the contract of every method. Created by ImageEngine.open."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ImageStream(StreamBase):
         self._controls = checked_controls(self._core, self._controls, control)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
-        core.set_engine_controls(control)  # last of what may fail
+        core.set_engine_controls(control)  # the last call that may fail
         self._active: list[Slot] = []
         self._pending: list[Frame | None] = []
         self._pending_row: int | None = None
@@ -74,7 +74,7 @@ class ImageStream(StreamBase):
 
     @property
     def info(self) -> StreamInfo:
-        """Sizes, rate, latency at the current number of steps, and what runs it."""
+        """Sizes, frame rate, latency at the current number of steps, and what the model runs on."""
         core = self._core
         own = StreamInfo(
             width=core.width,
@@ -92,7 +92,7 @@ class ImageStream(StreamBase):
 
     @property
     def busy(self) -> bool:
-        """Whether anything is in flight, or finished and not pulled."""
+        """Whether anything is in flight, or finished but not pulled."""
         return bool(self._pending) or self._outputs.waiting
 
     @property
@@ -102,12 +102,12 @@ class ImageStream(StreamBase):
 
     @property
     def active(self) -> tuple[Slot, ...]:
-        """The slots that take part in the next tick, oldest first. For the engine."""
+        """The slots that take part in the next tick, oldest first. Read by the engine."""
         return tuple(self._active)
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The ring rows that it holds. For the engine."""
+        """The ring rows that the stream holds. Read by the engine."""
         pending = () if self._pending_row is None else (self._pending_row,)
         return (*(slot.row for slot in self._active), *pending)
 
@@ -144,7 +144,7 @@ class ImageStream(StreamBase):
 
     @torch.inference_mode()
     def generate(self, frames: int = 1) -> bool:
-        """Ask for prompt-only frames: all of them, or none (False) where there is not room for all."""
+        """Request prompt-only frames: either all of them, or none (False) if there is not enough room."""
         self._check_open()
         check_count(frames)
         if not self._has_room(frames, prompt_only=True):
@@ -166,7 +166,7 @@ class ImageStream(StreamBase):
         return needed == 0 or needed <= min(depth - in_flight, self._core.ring.free_rows, self._free_buffers())
 
     def _free_buffers(self) -> int:
-        return self._outputs.free - bool(self._pending)  # a partial slot takes its buffer at birth
+        return self._outputs.free - bool(self._pending)  # a partial slot acquires its buffer when it is admitted
 
     def _collect(self, frame: Frame | None) -> None:
         if self._pending and (self._pending[0] is None) != (frame is None):
@@ -179,7 +179,7 @@ class ImageStream(StreamBase):
             self._admit()
 
     def _admit(self) -> None:
-        """Make a slot of the collected frames; a partial one is padded with its last frame."""
+        """Turn the collected frames into a slot; a partial one is padded with its last frame."""
         core, controls, row = self._core, self._controls, self._pending_row
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
@@ -216,28 +216,28 @@ class ImageStream(StreamBase):
 
     @torch.inference_mode()
     def apply(self, control: Control) -> int:
-        """Change controls, all of them or (with a ControlError) none. Returns the tick from which the change holds.
+        """Change controls: all of them or, with a ControlError, none. Returns the tick from which the change holds.
 
-        A slot that is already born, though not yet in a tick, keeps what it was born with.
+        A slot that has been admitted, even if no tick has run it yet, keeps what was fixed then.
         """
         self._check_open()
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
-        hold = self._conditioning.change(changed, candidate)
+        commit = self._conditioning.change(changed, candidate)
         self._core.set_engine_controls(control)
         self._controls = candidate
-        hold()
+        commit()
         self._log.change(changed)
         return self._core.next_tick
 
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
 
     def prepare_tick(self) -> None:
-        """Bring slots in flight to what holds now, of conditioners whose slots follow (prompts that cut)."""
+        """Rewrite the slots in flight where a conditioner wants them to follow (prompts that cut)."""
         self._conditioning.tick(self._controls, [slot.conditions for slot in self._active])
 
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
-        """Let go of the rows of finished slots; their pictures wait in the outputs for their turn."""
+        """Release the rows of finished slots; their pictures stay in the outputs until they are pulled, in order."""
         for slot in [s for s in self._active if s in finished]:
             slot.output.done = finished[slot]
             self._active.remove(slot)

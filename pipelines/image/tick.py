@@ -1,7 +1,7 @@
-"""Owns the execution of one tick: upload, encode what is new, one step of every slot, decode what is finished.
+"""Owns the execution of one tick: upload, encode new slots, one step of every slot, decode finished ones.
 
-Knows slots, not streams; which slots take part and what becomes of finished ones is the engine's business. All state is
-made in __init__; nothing in `run` waits for the device.
+Independent of streams: the engine decides which slots take part and what happens to finished ones. All buffers are
+allocated in __init__; nothing in `run` waits for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .guidance import ExtraRow
 from .slots import Slot
 from .state import ImageCore, max_steps
 
-_FLOATS_OF_PLAN = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
 _ENTRY_AXES = (1, 1, 1, 1)
 
 
@@ -29,21 +29,21 @@ class TickRunner:
 
     def __init__(self, core: ImageCore) -> None:
         self._core, self._ring, self._codec = core, core.ring, core.codec
-        self._columned = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
+        self._with_columns = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
         slots, frames, device = core.max_slots, core.frames_per_slot, core.model.device
         noise_shape = (slots, max_steps(), frames, *core.latent_shape)
         picture = (frames, core.height, core.width, 3)
         self._uploads = Uploads(
             {
-                "reals": ((len(FloatRow), 2 * slots), core.work_dtype),
-                "wholes": ((len(IntRow), 2 * slots), torch.int64),
+                "floats": ((len(FloatRow), 2 * slots), core.work_dtype),
+                "ints": ((len(IntRow), 2 * slots), torch.int64),
                 "noise": (noise_shape, core.work_dtype),
                 "pictures": ((slots, *picture), torch.uint8),
-                **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self._columned},
+                **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self._with_columns},
             },
             device,
         )
-        self._floats, self._ints = self._uploads.device("reals"), self._uploads.device("wholes")
+        self._floats, self._ints = self._uploads.device("floats"), self._uploads.device("ints")
         self._decoded = torch.zeros((slots * frames, *picture[1:]), dtype=torch.uint8, device=device)
         self._batch = DenoiseBatch(
             core.ring,
@@ -51,16 +51,17 @@ class TickRunner:
             self._floats,
             self._ints,
             conditioners=core.conditioners,
-            columns={c.name: self._uploads.device(_columns_of(c)) for c in self._columned},
+            columns={c.name: self._uploads.device(_columns_of(c)) for c in self._with_columns},
             time_ids=core.time_ids(),
         )
         self.timings = TickTimings(core.log)
-        self._stepped: frozenset[Slot] = frozenset()  # by a tick that failed after its step
+        self._stepped: frozenset[Slot] = frozenset()  # slots of a tick that failed after their step had been taken
 
     def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
-        """One step of each slot. Returns those it finished, with the mark that passes when their pictures are there.
+        """Run one step of each slot. Returns the finished slots, each with the mark that passes when its pictures are
+        on the host.
 
-        When it fails, nothing of it counts, and it can be run again with fewer slots.
+        A tick that fails does not count; it can be run again, with fewer slots.
         """
         core, run = self._core, self._core.executor.run
         marks = [Mark(core.model.device) for _ in range(4)]
@@ -70,7 +71,7 @@ class TickRunner:
         finished = [s for s in slots if s.is_last_step]
         extra = [i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])]
         self._upload(slots, scales, deltas, extra, new, finished, len(pictures))
-        stepped = self._stepped.issuperset(slots)  # all that is missing is the pictures
+        stepped = self._stepped.issuperset(slots)  # only the pictures are missing
         self._stepped = frozenset()
         if new and not stepped:
             run(("admit", len(pictures), len(new)), lambda: self._admit(len(pictures), len(new)))
@@ -107,8 +108,8 @@ class TickRunner:
         uploads.begin()
         for column, slot in enumerate(slots):
             self._fill_column(column, slot, scales[column], deltas[column])
-        ints = uploads.host("wholes").numpy()
-        floats = uploads.host("reals").numpy()
+        ints = uploads.host("ints").numpy()
+        floats = uploads.host("floats").numpy()
         for entry, column in enumerate(extra, start=len(slots)):
             floats[:, entry] = floats[:, column]
             ints[:, entry] = ints[:, column]
@@ -118,16 +119,16 @@ class TickRunner:
             self._fill_entry(index, slot)
         ints[IntRow.FINISHED_ROW, : len(finished)] = [slot.row for slot in finished]
         self._fill_conditions(slots, extra)
-        uploads.send("reals")
-        uploads.send("wholes")
+        uploads.send("floats")
+        uploads.send("ints")
         uploads.send("noise", len(new))
         uploads.send("pictures", pictures)
         uploads.end()
 
     def _fill_column(self, column: int, slot: Slot, scale: float, delta: float) -> None:
-        floats, ints = self._uploads.host("reals").numpy(), self._uploads.host("wholes").numpy()
+        floats, ints = self._uploads.host("floats").numpy(), self._uploads.host("ints").numpy()
         step, guidance = slot.birth.plan[slot.step], slot.birth.guidance
-        for row, name in enumerate(_FLOATS_OF_PLAN):
+        for row, name in enumerate(_PLAN_FLOATS):
             floats[row, column] = getattr(step, name)
         floats[FloatRow.GAIN, column] = guidance.gain(scale)
         floats[FloatRow.DELTA, column] = delta
@@ -138,21 +139,21 @@ class TickRunner:
         ints[IntRow.CELL, column] = 2 * slot.row
         ints[IntRow.TIMESTEP, column] = step.timestep
         ints[IntRow.STEP, column] = slot.step
-        # The last step adds no noise; it reads some cell of its own row.
+        # The last step adds no noise, so any cell of its own row will do.
         ints[IntRow.NOISE, column] = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
         ints[IntRow.EXTRA, column] = column
 
     def _fill_conditions(self, slots: Sequence[Slot], extra: Sequence[int]) -> None:
-        """The columns of conditioners; an extra row has its owner's."""
+        """Fill and send the columns of conditioners; an extra row gets those of its owner."""
         owners = [*slots, *(slots[column] for column in extra)]
-        for conditioner in self._columned:
+        for conditioner in self._with_columns:
             table = self._uploads.host(_columns_of(conditioner)).numpy()
             table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
             self._uploads.send(_columns_of(conditioner), len(owners))
 
     def _fill_entry(self, index: int, slot: Slot) -> None:
         uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
-        floats, ints = uploads.host("reals").numpy(), uploads.host("wholes").numpy()
+        floats, ints = uploads.host("floats").numpy(), uploads.host("ints").numpy()
         floats[FloatRow.ENTRY_A, index] = first.a if birth.has_picture else 0.0
         floats[FloatRow.ENTRY_B, index] = first.b if birth.has_picture else 1.0
         ints[IntRow.ENTRY_ROW, index] = slot.row
@@ -166,7 +167,7 @@ class TickRunner:
                 pictures[index] = frame.image
 
     def _admit(self, pictures: int, new: int) -> None:
-        """Entry latents a z + b n of the slots that are new in this tick (n alone where there is no picture)."""
+        """Write the entry latents a z + b n of the slots that are new in this tick (n alone where prompt-only)."""
         noise = self._uploads.device("noise")[:new]
         entry = noise[:, 0]
         latents = self._floats[FloatRow.ENTRY_B, :new].view(new, *_ENTRY_AXES) * entry
@@ -181,7 +182,7 @@ class TickRunner:
         self._ring.scatter("noise", rows, noise)
 
     def _finish(self, finished: int) -> None:
-        """Pictures [finished F, H, W, 3] uint8 of the slots that ended."""
+        """Decode the finished slots to pictures [finished F, H, W, 3] uint8."""
         latents = self._ring.gather("latents", self._ints[IntRow.FINISHED_ROW, :finished])
         images = self._codec.decode(latents.flatten(0, 1))
         pixels = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -218,5 +219,5 @@ class TickRunner:
 
 
 def _columns_of(conditioner: Conditioner) -> str:
-    """The name of its table among the uploads."""
+    """Return the name of a conditioner's table among the uploads."""
     return f"columns of {conditioner.name}"

@@ -1,4 +1,4 @@
-"""The contract of a model kind: all that the program asks of a family of models. Imports no tensor library."""
+"""Owns the contract of a model kind: everything that the program needs of a family of models. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Notice = Callable[[str], None]
-"""Gets a sentence that the user should see."""
+"""Receives a sentence that the user should see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadContext:
-    """What a program hands to loading beside the user's choices; it stays in the process and is in no take.
+    """What a program passes to loading besides the user's choices. It stays in the process and is not part of a take.
 
-    notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own. backends: by name.
-    conditioners: what may steer a slot or chunk; None: all that Zoetrope has.
+    notice: receives sentences that the user should see. tick_log: for the engine; None: it creates one. backends: by
+    name. conditioners: what may steer a slot or chunk; None: CONDITIONERS.
     """
 
     notice: Notice
@@ -41,7 +41,7 @@ class LoadContext:
     conditioners: tuple[ConditionerFactory, ...] | None = None
 
     def backend(self, requested: str, kind: str, device: torch.device) -> Backend:
-        """The one that was asked for, for a kind of models on a device. Raises ModelError, with the remedy."""
+        """Return the requested backend for a kind of model on a device. Raises ModelError, with the remedy."""
         choice = choose_backend(requested, kind, device, self.backends)
         logger.info("backend %s", choice.reason)
         return choice.backend
@@ -50,8 +50,8 @@ class LoadContext:
 class ModelKind(ABC):
     """One kind of model. It has no state; its methods import what they need when they are called.
 
-    name: of the kind. uses_torch: whether its engine calculates with the tensor library and its threads; a kind without
-    never imports it and starts at once. built_in: names of models that need no files and are always there.
+    name: of the kind. uses_torch: whether its engine computes with torch and its threads; a kind that does not never
+    imports torch and starts at once. built_in: names of models that need no files and are always available.
     """
 
     name: ClassVar[str]
@@ -60,21 +60,21 @@ class ModelKind(ABC):
 
     @abstractmethod
     def recognises(self, model: str) -> bool:
-        """Whether a name (bundled, a folder, a file, a hub id) means this kind. Reads names and headers only."""
+        """Return whether a name (bundled, a folder, a file, a hub id) is of this kind. Reads names and headers only."""
 
     @abstractmethod
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
-        """The engine of a model of this kind. Raises ModelError and its kinds, InputError, each with the remedy."""
+        """Load the engine of a model of this kind. Raises ModelError, its subclasses or InputError, with the remedy."""
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
-        """Every weight file that the engine reads, with the part it belongs to, in a fixed order; none by default.
+        """Return every weight file that the engine reads, with its part of the model, in a fixed order; default: none.
 
-        A take's digest of the weights is made of them.
+        A take's digest of the weights is computed from them.
         """
         return []
 
     def use_threads(self, threads: int) -> int:
-        """Let kernels use so many CPU threads from now on; 0: the library's own choice. Returns how many they use."""
+        """Set the number of CPU threads of kernels; 0: the library's default. Returns the number in use."""
         if not self.uses_torch:
             return 1
         import torch
@@ -84,13 +84,13 @@ class ModelKind(ABC):
         return torch.get_num_threads()
 
     def describe(self, folder: Path) -> str:
-        """What `zoetrope models` says of a model's folder; "" for one of another kind. Raises ModelError."""
+        """Describe a model folder for `zoetrope models`; "" for one of another kind. Raises ModelError."""
         return ""
 
     def published(self) -> str:
-        """What `zoetrope models` says of published models of this kind; "" for nothing."""
+        """List published models of this kind for `zoetrope models`; "" for none."""
         return ""
 
     def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
-        """Fetch a model into the hub's cache; returns where it is. Raises ModelError and its kinds."""
+        """Fetch a model into the hub cache and return its path. Raises ModelError or a subclass."""
         raise ModelError(f"{model} cannot be downloaded: it is built in.", f"Use it as it is: --model {model}.")

@@ -1,4 +1,4 @@
-"""The model kind without a network: the identity. Its engine imports no tensor library."""
+"""Owns the model kind without a network: the identity. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _SIZE_PX = 192
 
 
 class IdentityKind(ModelKind):
-    """The one model named "identity": a test pattern, and a way to try cameras and connections."""
+    """The single model named "identity": a test pattern, and a way to test cameras and connections."""
 
     name = IDENTITY
     uses_torch = False
     built_in = (name,)
 
     def recognises(self, model: str) -> bool:
-        """By its name."""
+        """Return whether the name is "identity"."""
         return model == self.name
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
-        """Only size and slots are chosen; there is nothing to run, so device, dtype and backend mean nothing."""
+        """Create the engine. Only size, slots and stages apply; nothing is computed on a device."""
         return IdentityEngine(
             model=model,
             width=options.width or _SIZE_PX,

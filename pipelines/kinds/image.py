@@ -1,4 +1,4 @@
-"""The model kind of image models in diffusers' layout: whatever no other kind recognises. pipelines/image runs them."""
+"""Owns the model kind of image models in diffusers layout, which pipelines/image runs: all that other kinds reject."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ _PUBLISHED = (
 
 
 class ImageKind(ModelKind):
-    """Stable Diffusion and its kin: a bundled name, a folder, or a hub id."""
+    """Stable Diffusion and related models: a bundled name, a folder, or a hub id."""
 
     name = "image"
 
     def recognises(self, model: str) -> bool:
-        """Everything that has come so far down the table; loading says what a name lacks."""
+        """Return True: any name that no earlier kind recognised. Loading reports what is wrong with it."""
         return True
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_image_model`."""
         if video := options.video.chosen():
-            raise ModelError(f"{model} is no video model: {', '.join(video)} means nothing to it.", "Leave that out.")
+            raise ModelError(
+                f"{model} is not a video model: {', '.join(video)} does not apply to it.", "Omit that option."
+            )
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files.precision import choose_device
         from pipelines.image.loading.load import LoadOptions, load_image_model
@@ -63,7 +65,7 @@ class ImageKind(ModelKind):
         )
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
-        """Of the model's own parts and of the LoRA files."""
+        """Return the weight files of the model's parts and of the LoRA files."""
         from pipelines.files import hub
         from pipelines.files.layout import find_weights, read_layout
 
@@ -73,7 +75,7 @@ class ImageKind(ModelKind):
         return files + [("lora", hub.resolve_lora(lora)) for lora in options.loras]
 
     def describe(self, folder: Path) -> str:
-        """Its preset and its pipeline's class."""
+        """Return the model's preset and pipeline class."""
         from pipelines.files.layout import INDEX_FILE, read_layout
 
         if not (folder / INDEX_FILE).is_file():
@@ -81,11 +83,11 @@ class ImageKind(ModelKind):
         return f"{_preset(folder).name} ({read_layout(folder).pipeline_class})"
 
     def published(self) -> str:
-        """Those that were tried."""
+        """List the models that have been tested."""
         return f"Published models that are known to work: {'; '.join(_PUBLISHED)}."
 
     def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
-        """From the hub; says what it is, its licence and what it lacks."""
+        """Fetch a model from the hub; gives notice of its preset, its licence and any shortcoming."""
         from pipelines.files import hub
 
         hub.check_hub_id(model)

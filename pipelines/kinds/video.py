@@ -1,4 +1,4 @@
-"""The model kind of causal video models: Wan 2.1 and the families made of it. pipelines/video loads and runs them."""
+"""Owns the model kind of causal video models: Wan 2.1 and its derivatives, which pipelines/video loads and runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import LoadContext, ModelKind, Notice
 
 
 class VideoKind(ModelKind):
-    """A Wan folder, a checkpoint beside one, a family's name or its repository."""
+    """A Wan folder, a checkpoint that goes with one, a family's name or its repository."""
 
     name = "video"
 
@@ -38,25 +38,25 @@ class VideoKind(ModelKind):
         )
 
     def weight_files(self, model: str, options: LoaderOptions) -> list[tuple[str, Path]]:
-        """Of the transformer, the autoencoders, the text encoder and the actions; LoRA files are not among them."""
+        """Return the files of transformer, autoencoders, text encoder and actions; LoRA files are not included."""
         from pipelines.video.loading.source import video_weight_files
 
         return video_weight_files(model, options.video.base)
 
     def describe(self, folder: Path) -> str:
-        """By the folder's configuration."""
+        """Describe a Wan folder, recognised by its configuration."""
         from pipelines.video.loading.folders import is_video_folder
 
         return "video (Wan)" if is_video_folder(folder) else ""
 
     def published(self) -> str:
-        """The families by name."""
+        """List the families by name."""
         from pipelines.video.loading.families import FAMILIES
 
         return f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences."
 
     def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
-        """The checkpoint, or the whole folder where the model is one."""
+        """Fetch a model; returns the path of its checkpoint, or of its folder if it has no separate checkpoint."""
         from pipelines.video.loading.source import resolve_video
 
         source = resolve_video(model, notice=notice)

@@ -1,1 +1,1 @@
-"""Frame stages that a user can choose: the table of them. What a stage is, pipelines.core.frame_stages says."""
+"""The table of frame stages that a user can choose. Their contract is in pipelines.core.frame_stages."""

@@ -229,10 +229,10 @@ def test_files_for_other_models_are_refused(sd15: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("unet.conv_in.lora_A.weight", "belong to no layer: unet.conv_in.lora_A.weight"),
+        ("unet.conv_in.lora_A.weight", "match no layer: unet.conv_in.lora_A.weight"),
         ("lora_unet_conv_in.hada_w1_a", "not a plain LoRA"),
-        ("transformer.x.lora_A.weight", "belong"),
-        ("lora_unet_conv_in.strange", "no known naming explains"),
+        ("transformer.x.lora_A.weight", "match no layer"),
+        ("lora_unet_conv_in.strange", "unknown naming scheme"),
     ],
 )
 def test_unknown_keys_are_named(sd15: Path, tmp_path: Path, key: str, message: str) -> None:

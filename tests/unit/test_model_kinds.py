@@ -48,7 +48,7 @@ def test_each_model_has_one_kind(model: str, kind: str) -> None:
 
 
 def test_a_table_without_a_general_kind_says_who_was_asked() -> None:
-    with pytest.raises(ModelNotFoundError, match=r"'mini-image' is no model of a known kind\..*: identity, video"):
+    with pytest.raises(ModelNotFoundError, match=r"'mini-image' is not a model of any known kind\..*: identity, video"):
         kind_of("mini-image", MODEL_KINDS[:-1])
 
 

@@ -65,7 +65,7 @@ def test_widgets_carry_range_and_propagation(name: str) -> None:
 
 def test_a_control_with_two_classes_says_both() -> None:
     assert propagation_text(CONTROLS["prompt"]) == "next slot, on a cut next tick"
-    assert label_of(CONTROLS["noise_walk_deg"]) == "Noise walk (degrees a frame) · next slot"
+    assert label_of(CONTROLS["noise_walk_deg"]) == "Noise walk (degrees per frame) · next slot"
 
 
 def test_what_means_nothing_to_a_kind_of_model_is_hidden_with_its_section() -> None:

@@ -1,4 +1,4 @@
-"""Devices and number formats: what auto chooses and why, and what is refused."""
+"""Devices and dtypes: what auto chooses and why, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def use_cpu(monkeypatch: pytest.MonkeyPatch, flags: Mapping[str, object]) -> Non
 @pytest.mark.parametrize(
     ("flags", "dtype", "reason"),
     [
-        ({"avx2": True}, torch.float32, "float32: the CPU does not calculate in bfloat16"),
+        ({"avx2": True}, torch.float32, "float32: the CPU does not support bfloat16"),
         ({"avx2": True, "avx512_bf16": True}, torch.bfloat16, "bfloat16: the CPU has avx512_bf16"),
         ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16, "bfloat16: the CPU has avx512_bf16, amx_bf16"),
         ({"bf16": True}, torch.bfloat16, "bfloat16: the CPU has bf16"),
-        ({}, torch.float32, "float32: the CPU does not calculate in bfloat16"),
+        ({}, torch.float32, "float32: the CPU does not support bfloat16"),
     ],
 )
 def test_auto_on_a_cpu_follows_its_features(
@@ -44,9 +44,9 @@ def test_auto_on_cuda_is_float16() -> None:
 @pytest.mark.parametrize(
     ("requested", "message"),
     [
-        ("float16", "CPUs do not calculate in it"),
-        ("bfloat16", "this cpu device does not calculate in it"),
-        ("int8", "no number format 'int8'. Use auto or one of: float32"),
+        ("float16", "not supported on CPUs"),
+        ("bfloat16", "this cpu device does not support it"),
+        ("int8", "no dtype 'int8'. Use auto or one of: float32"),
     ],
 )
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, requested: str, message: str) -> None:
@@ -56,7 +56,7 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, requested: s
 
 
 def test_what_was_asked_for_is_used() -> None:
-    assert choose_precision(CPU, "float32").reason == "float32 as asked"
+    assert choose_precision(CPU, "float32").reason == "float32 as requested"
     assert choose_precision(CPU, "float64").dtype is torch.float64
 
 

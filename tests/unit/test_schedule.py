@@ -32,7 +32,7 @@ def test_grid_of_steps_and_strengths_is_diffusers() -> None:
 def test_too_little_strength_names_the_remedy() -> None:
     with pytest.raises(ControlError) as caught:
         timesteps(CONFIG, 4, 0.05)
-    assert "room for 2 of the 4 steps" in caught.value.message
+    assert "room for only 2 of the 4 steps" in caught.value.message
     assert caught.value.remedy == "Raise strength to at least 0.08, or lower steps to 2."
     assert len(timesteps(CONFIG, 4, 0.08)) == 4
     assert len(timesteps(CONFIG, 2, 0.05)) == 2

@@ -236,7 +236,7 @@ def test_inputs_are_told_at_their_own_times(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"at_s": 2, "steps": 3}, "story.json, entry 1 (at 2 s): steps means nothing to a video model."),
+        ({"at_s": 2, "steps": 3}, "story.json, entry 1 (at 2 s): steps does not apply to a video model."),
         ({"at_s": 2, "chunk_frames": 3}, "entry 1 (at 2 s): chunk_frames cannot be 3."),
         ({"at_s": 2, "paused": True}, "entry 1 (at 2 s): paused would end the render."),
     ],

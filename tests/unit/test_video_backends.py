@@ -80,7 +80,7 @@ def test_a_compiled_decoder_equals_an_eager_one(codec: str, transformer: CausalW
 def test_auto_says_what_it_took(kind: str) -> None:
     choice = choose_backend("auto", kind, CPU)
     assert (choice.backend.name, choice.reason) == ("eager", "eager: the model is not on a CUDA device")
-    assert choose_backend("eager", kind, CPU).reason == "eager as asked"
+    assert choose_backend("eager", kind, CPU).reason == "eager as requested"
 
 
 def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,5 +64,5 @@ def test_choices_that_cannot_be(tmp_path: Path, options: dict[str, object], mess
 
 
 def test_an_image_model_has_no_memory_to_choose() -> None:
-    with pytest.raises(ModelError, match="mini-image is no video model: kv_policy means nothing to it"):
+    with pytest.raises(ModelError, match="mini-image is not a video model: kv_policy does not apply to it"):
         load_engine("mini-image", video={"kv_policy": "sink"})

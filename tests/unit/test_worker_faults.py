@@ -158,7 +158,7 @@ def test_one_session_that_is_too_much_alone_ends_and_the_worker_lives() -> None:
         (8, 4, 4, 4, "4 slots have run: set depth 2 or steps 2, or start with --size 360x360 to keep all 8."),
         (8, 0, 4, 1, "About 4 would fit: set depth 2, or start with --size 360x360 to keep all 8."),
         (8, 8, 4, 4, "About 4 would fit: set depth 2 or steps 2, or start with --size 360x360 to keep all 8."),
-        (2, 1, 2, 2, "1 slots has run: set depth 1 or steps 1, or start with --size 360x360 to keep all 2."),
+        (2, 1, 2, 2, "1 slot has run: set depth 1 or steps 1, or start with --size 360x360 to keep all 2."),
         (1, 0, 1, 4, "Start with --size 360x360 or smaller, or with a 16-bit dtype, or close other programs"),
     ],
 )

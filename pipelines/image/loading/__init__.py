@@ -1,1 +1,1 @@
-"""From a diffusers folder to an image model: recognise, check, load, adapt."""
+"""Loading an image model from a diffusers folder: recognise, check, load, adapt."""

@@ -1,6 +1,6 @@
 """Owns the training schedule of a published model: from a diffusers scheduler_config.json to abar_t.
 
-Knows no steps and no latents; pipelines/image/schedule.py places steps on what this gives.
+Independent of steps and latents; pipelines/image/schedule.py derives timesteps and noise levels from it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _BETAS: Mapping[str, Callable[[float, float, int], torch.Tensor]] = {
 
 
 def schedule_config(config: Mapping[str, Any]) -> ScheduleConfig:
-    """The training schedule that a scheduler's configuration describes.
+    """Return the training schedule that a scheduler's configuration describes.
 
-    abar_t is multiplied up in float32 as diffusers does, so that both have the same table to the last bit.
-    Raises ModelLayoutError for a beta_schedule that is not known.
+    abar_t is accumulated in float32, as in diffusers, so that both tables are bit-identical.
+    Raises ModelLayoutError for an unknown beta_schedule.
     """
     steps = int(config.get("num_train_timesteps", 1000))
     if config.get("trained_betas") is not None:
@@ -58,7 +58,7 @@ def schedule_config(config: Mapping[str, Any]) -> ScheduleConfig:
 def _zero_terminal_snr(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """Lin et al. 2023, Common Diffusion Noise Schedules and Sample Steps are Flawed, algorithm 1.
 
-    abar_T stays at 2^-24 (as in diffusers' Euler scheduler): x0 from epsilon divides by its root.
+    abar_T is set to 2^-24 (as in diffusers' Euler scheduler), since computing x0 from epsilon divides by its root.
     """
     root = alphas_cumprod.sqrt()
     first, last = root[0].clone(), root[-1].clone()

@@ -1,6 +1,6 @@
 """Owns the prompt encoders: CLIP tokenizers and text networks of Stable Diffusion 1, 2, Turbo and XL.
 
-Knows no weights of prompts, no blends and no files.
+Independent of prompt weights, blends and files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipelines.core.conditions import TextCondition
 
 
 def _token_ids(tokenizer: Any, text: str) -> torch.Tensor:
-    """[1, L] int64, padded and cut to the tokenizer's length, as diffusers' pipelines do."""
+    """[1, L] int64, padded and truncated to the tokenizer's length, as in diffusers' pipelines."""
     encoded = tokenizer(
         text,
         padding="max_length",
@@ -27,7 +27,7 @@ def _token_ids(tokenizer: Any, text: str) -> torch.Tensor:
 
 
 class ClipPromptEncoder:
-    """One text network; embeds are its last hidden states after the final layer norm.
+    """A single text network; embeds are its last hidden states after the final layer norm.
 
     Stable Diffusion 2 and SD-Turbo use the penultimate layer of OpenCLIP ViT-H by shipping one layer fewer.
     """
@@ -39,7 +39,7 @@ class ClipPromptEncoder:
 
     @torch.no_grad()
     def encode(self, text: str) -> TextCondition:
-        """See `pipelines.image.model.PromptEncoder`. embeds: [L, D]; no pooled."""
+        """See `pipelines.core.conditions.PromptEncoder`. embeds: [L, D]; no pooled."""
         ids = _token_ids(self._tokenizer, text).to(self._device)
         hidden = self._text_model(ids).last_hidden_state[0]
         return TextCondition(embeds=_at_least_float32(hidden))
@@ -48,7 +48,7 @@ class ClipPromptEncoder:
 class DualClipPromptEncoder:
     """The two text networks of Stable Diffusion XL (Podell et al. 2023, section 2.1).
 
-    embeds: penultimate hidden states of both, side by side; pooled: projected end token of the second.
+    embeds: penultimate hidden states of both, concatenated; pooled: projected end-of-text token of the second.
     """
 
     def __init__(self, tokenizers: tuple[Any, Any], text_models: tuple[Any, Any], *, device: torch.device) -> None:
@@ -58,7 +58,7 @@ class DualClipPromptEncoder:
 
     @torch.no_grad()
     def encode(self, text: str) -> TextCondition:
-        """See `pipelines.image.model.PromptEncoder`. embeds: [L, D1 + D2]; pooled: [P]."""
+        """See `pipelines.core.conditions.PromptEncoder`. embeds: [L, D1 + D2]; pooled: [P]."""
         outputs = [
             network(_token_ids(tokenizer, text).to(self._device), output_hidden_states=True)
             for tokenizer, network in zip(self._tokenizers, self._text_models, strict=True)

@@ -1,7 +1,7 @@
-"""Owns the way from a model's name to an `ImageModel`: find, recognise, check, load, adapt.
+"""Owns loading an `ImageModel` by name: find, recognise, check, load, adapt.
 
-Knows which adapter goes with which class; knows nothing of rings, frames and HTTP. Heavy libraries are imported when
-a model is loaded, and only the parts of them that its classes need.
+Chooses the adapter for each class; independent of rings, frames and HTTP. Heavy libraries are imported when a model is
+loaded, and only the parts that its classes need.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .presets import ImagePreset, ModelFacts, choose_preset
 
 logger = logging.getLogger(__name__)
 Notice = Callable[[str], None]
-# Guidance that networks distilled with guidance as an input get: the default of diffusers' LCM pipeline, minus 1.
+# Guidance input of networks that were distilled with one: the default of diffusers' LCM pipeline (8.5), minus 1.
 _DISTILLED_GUIDANCE = 7.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """What a user may ask of loading. See `load_engine`."""
+    """The loading options of an image model. See `pipelines.files.loader_options.LoaderOptions`."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -49,7 +49,7 @@ class LoadOptions:
 def load_image_model(
     model: str, options: LoadOptions | None = None, make_runtime: MakeImageRuntime = plain_runtime
 ) -> ImageModel:
-    """Everything of `load_engine` but the engine. make_runtime: of a backend; the default runs networks as they are."""
+    """Do all of `load_engine` but create the engine. make_runtime: of a backend; the default runs networks eagerly."""
     options = options or LoadOptions()
     precision = choose_precision(choose_device(options.device), options.dtype)
     source = hub.resolve(model, allow_pickle=options.allow_pickle, notice=options.notice)
@@ -61,15 +61,15 @@ def load_image_model(
     _check_memory(layout, autoencoder, precision, options)
     loaded = _load_networks(layout, autoencoder, precision, options)
     if preset.notice:
-        unless = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
-        options.notice(preset.notice + unless)
+        suffix = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
+        options.notice(preset.notice + suffix)
     logger.info("%s: %s on %s, %s", source.name, preset.name, precision.device, precision.reason)
     return _assemble(source, facts, preset, loaded, make_runtime)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """What was read from the disk."""
+    """What was read from disk."""
 
     networks: ImageNetworks
     prompts: PromptEncoder
@@ -128,17 +128,17 @@ def _load_networks(layout: ModelLayout, autoencoder: Component, precision: Preci
         lora = MergedLora(
             unet, text_models, [(hub.resolve_lora(lora, notice=options.notice), lora.weight) for lora in options.loras]
         )
-    codec_format = codec_dtype(autoencoder, layout, precision.dtype)
+    autoencoder_dtype = codec_dtype(autoencoder, layout, precision.dtype)
     distilled_width = unet.config.time_cond_proj_dim
     networks = ImageNetworks(
         unet=unet,
-        autoencoder=channels_last(load(_autoencoder_class(autoencoder), autoencoder, codec_format)),
+        autoencoder=channels_last(load(_autoencoder_class(autoencoder), autoencoder, autoencoder_dtype)),
         autoencoder_class=autoencoder.class_name,
         schedule=schedule_config(layout.scheduler),
         prediction_type=str(layout.scheduler.get("prediction_type", "epsilon")),
         device=precision.device,
         dtype=precision.dtype,
-        codec_dtype=codec_format,
+        codec_dtype=autoencoder_dtype,
         guidance_embedding=guidance_scale_embedding(_DISTILLED_GUIDANCE, distilled_width) if distilled_width else None,
     )
     return _Loaded(
@@ -160,14 +160,14 @@ def _autoencoder_class(autoencoder: Component) -> Any:
 
 
 def codec_dtype(autoencoder: Component, layout: ModelLayout, dtype: torch.dtype) -> torch.dtype:
-    """float32 where SDXL's own autoencoder would overflow float16 (its configuration's force_upcast), else dtype."""
+    """Return float32 if SDXL's own autoencoder would overflow float16 (its config's force_upcast), else dtype."""
     overflows = layout.family.wants_time_ids and autoencoder.class_name == "AutoencoderKL"
     overflows = overflows and bool(autoencoder.config.get("force_upcast", True))
     return torch.float32 if overflows and dtype is torch.float16 else dtype
 
 
 def _text_dtype(precision: Precision) -> torch.dtype:
-    """Prompts are encoded outside of ticks: on a CPU at least in float32."""
+    """Return the dtype of text networks: at least float32 on a CPU, since prompts are encoded outside of ticks."""
     if precision.device.type == "cpu":
         return torch.promote_types(precision.dtype, torch.float32)
     return precision.dtype
@@ -205,7 +205,7 @@ def _load_safety(layout: ModelLayout, precision: Precision, options: LoadOptions
 
 
 def _find_autoencoder(layout: ModelLayout, preset: ImagePreset, options: LoadOptions) -> Component:
-    """The autoencoder that was asked for, as a component on the disk."""
+    """Return the requested autoencoder as a component on disk, downloaded if needed."""
     if options.autoencoder == "auto":
         return layout.vae
     name = options.autoencoder
@@ -232,7 +232,7 @@ def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precis
 
 
 def _native_size(sample_size: Any, factor: int) -> tuple[int, int]:
-    """(width, height) in pixels from the UNet's sample_size: a side, or (height, width), in latents."""
+    """Return (width, height) in pixels from the UNet's sample_size in latents: one side, or (height, width)."""
     if isinstance(sample_size, int):
         return sample_size * factor, sample_size * factor
     height, width = sample_size

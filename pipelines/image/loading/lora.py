@@ -1,7 +1,7 @@
-"""Owns LoRA weights: merged in place into a network's own storage, at a scale that may change between ticks.
+"""Owns LoRA weights, merged in place into a network's storage at a scale that may change between ticks.
 
-W = W0 + scale * sum_i(weight_i * B_i A_i), always from the kept W0: no drift, no new tensors for a CUDA graph to miss.
-Knows no files and no hub; pipelines/files/lora_keys.py reads files.
+W = W0 + scale * sum_i(weight_i * B_i A_i), always from a copy of W0: no drift, and addresses in CUDA graphs stay valid.
+Independent of file formats and the hub; pipelines/files/lora_keys.py reads files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_LISTED = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    """One weight that LoRAs change. base: W0; factors: (A [r, in], B [out, r]) with the file's weight folded into B."""
+    """One weight changed by LoRAs. base: W0. factors: (A [r, in], B [out, r]) with the file's weight folded into B."""
 
     weight: torch.Tensor
     base: torch.Tensor
@@ -42,14 +42,14 @@ class _Layer:
 class MergedLora:
     """The LoRA files of one model as a `LoraControl`.
 
-    The live scale moves the denoiser's weights. What the files hold for text encoders is merged once, at the files'
-    own weights: prompts are encoded outside of ticks and may be cached, so a live scale could not reach them evenly.
+    The live scale applies to the denoiser. Weights for text encoders are merged once, at the files' own weights:
+    prompts are encoded outside of ticks and may be cached, so a live scale could not apply to them consistently.
     """
 
     def __init__(self, unet: Any, text_models: Sequence[Any], files: Sequence[tuple[Path, float]]) -> None:
-        """files: local .safetensors files, each with its own weight. Merges them all at scale 1.
+        """Merge all files at scale 1. files: local .safetensors files, each with its own weight.
 
-        Raises ModelLayoutError naming keys and shapes that do not belong to this model.
+        Raises ModelLayoutError naming keys and shapes that do not match this model.
         """
         networks: dict[str, nn.Module] = {"unet": unet}
         for index, network in enumerate(text_models):
@@ -69,7 +69,7 @@ class MergedLora:
         self.set_scale(1.0)
 
     def set_scale(self, scale: float) -> None:
-        """Make the denoiser's weights W0 + scale * delta, in the storage they have. Call between ticks."""
+        """Set the denoiser's weights to W0 + scale * delta, in place. Call between ticks only."""
         if scale == self._scale:
             return
         for layer in self._layers:

@@ -1,7 +1,7 @@
-"""Owns the adapters that make diffusers' networks obey pipelines/image/model.py: denoiser and latent codecs.
+"""Owns the adapters from diffusers' networks to the contracts of pipelines/image/model.py: denoiser, latent codecs.
 
-Everything outside of the networks is float32 (float64 for a float64 model); the networks get casts, no autocast.
-Knows no files, no prompts and no ring.
+Everything outside the networks is float32 (float64 for a float64 model); inputs are cast explicitly, without autocast.
+Independent of files, prompts and the ring.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PREDICTIONS: Mapping[str, _ToClean] = {
 
 
 class UNetDenoiser:
-    """A UNet2DConditionModel as a `Denoiser`: latents in, x0 out. Creates no state after construction."""
+    """A UNet2DConditionModel as a `Denoiser`: latents in, x0 out. Stateless after construction."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class UNetDenoiser:
         self.unet = unet
         self._to_clean = _PREDICTIONS[prediction_type]
         self._dtype = dtype
-        self._outer = torch.float64 if dtype is torch.float64 else torch.float32
+        self._io_dtype = torch.float64 if dtype is torch.float64 else torch.float32
         abar = torch.from_numpy(schedule.alphas_cumprod)
-        self._a = abar.sqrt().to(device=device, dtype=self._outer)
-        self._b = (1 - abar).sqrt().to(device=device, dtype=self._outer)
+        self._a = abar.sqrt().to(device=device, dtype=self._io_dtype)
+        self._b = (1 - abar).sqrt().to(device=device, dtype=self._io_dtype)
         self._guidance = None if guidance_embedding is None else guidance_embedding.to(device=device, dtype=dtype)
 
     @torch.no_grad()
@@ -94,32 +94,32 @@ class UNetDenoiser:
         )[0]
         a = self._a.index_select(0, timestep).view(-1, 1, 1, 1)
         b = self._b.index_select(0, timestep).view(-1, 1, 1, 1)
-        clean = self._to_clean(latents.to(self._outer), prediction.to(self._outer), a, b)
+        clean = self._to_clean(latents.to(self._io_dtype), prediction.to(self._io_dtype), a, b)
         return clean.contiguous()
 
 
 class _Codec:
-    """What the two codecs share: casts and the numbers of the interface."""
+    """What both codecs share: casts, factor and number of latent channels."""
 
     def __init__(self, autoencoder: Any, *, factor: int, dtype: torch.dtype) -> None:
         self.autoencoder = autoencoder
         self.latent_channels = int(autoencoder.config.latent_channels)
         self.factor = factor
         self._dtype = dtype
-        self._outer = torch.float64 if dtype is torch.float64 else torch.float32
+        self._io_dtype = torch.float64 if dtype is torch.float64 else torch.float32
 
-    def _inward(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _to_network(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype).contiguous(memory_format=torch.channels_last)
 
-    def _outward(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._outer).contiguous()
+    def _from_network(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._io_dtype).contiguous()
 
 
 class KLCodec(_Codec):
-    """AutoencoderKL as a `LatentCodec`. Encoding gives the posterior mean: noise would make streams flicker.
+    """AutoencoderKL as a `LatentCodec`. Encoding returns the posterior mean, since sampling would make streams flicker.
 
     latents = (z - shift) * scaling, or (z - mean) * scaling / std per channel where the configuration has
-    latents_mean and latents_std (as diffusers' pipelines do).
+    latents_mean and latents_std (as in diffusers' pipelines).
     """
 
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -131,24 +131,24 @@ class KLCodec(_Codec):
             shifts, scales = [float(m) for m in mean], [scaling / float(s) for s in std]
         else:
             shifts, scales = [float(config.get("shift_factor") or 0.0)], [scaling]
-        self._shift = torch.tensor(shifts, device=device, dtype=self._outer).view(1, -1, 1, 1)
-        self._scale = torch.tensor(scales, device=device, dtype=self._outer).view(1, -1, 1, 1)
+        self._shift = torch.tensor(shifts, device=device, dtype=self._io_dtype).view(1, -1, 1, 1)
+        self._scale = torch.tensor(scales, device=device, dtype=self._io_dtype).view(1, -1, 1, 1)
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See `pipelines.image.model.LatentCodec`."""
-        moments = self.autoencoder.encode(self._inward(images), return_dict=False)[0]
-        return (self._outward(moments.mode()) - self._shift) * self._scale
+        moments = self.autoencoder.encode(self._to_network(images), return_dict=False)[0]
+        return (self._from_network(moments.mode()) - self._shift) * self._scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See `pipelines.image.model.LatentCodec`."""
-        z = latents.to(self._outer) / self._scale + self._shift
-        return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
+        z = latents.to(self._io_dtype) / self._scale + self._shift
+        return self._from_network(self.autoencoder.decode(self._to_network(z), return_dict=False)[0]).clamp(-1, 1)
 
 
 class TinyImageCodec(_Codec):
-    """AutoencoderTiny (TAESD and its kin) as a `LatentCodec`; its latents are in the denoiser's range already."""
+    """AutoencoderTiny (TAESD and related) as a `LatentCodec`. Latents are multiplied by its scaling factor."""
 
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         config = autoencoder.config
@@ -158,28 +158,33 @@ class TinyImageCodec(_Codec):
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See `pipelines.image.model.LatentCodec`."""
-        return self._outward(self.autoencoder.encode(self._inward(images), return_dict=False)[0]) * self._scaling
+        return (
+            self._from_network(self.autoencoder.encode(self._to_network(images), return_dict=False)[0]) * self._scaling
+        )
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See `pipelines.image.model.LatentCodec`."""
-        z = latents.to(self._outer) / self._scaling
-        return self._outward(self.autoencoder.decode(self._inward(z), return_dict=False)[0]).clamp(-1, 1)
+        z = latents.to(self._io_dtype) / self._scaling
+        return self._from_network(self.autoencoder.decode(self._to_network(z), return_dict=False)[0]).clamp(-1, 1)
 
 
 CODECS: Mapping[str, Callable[..., LatentCodec]] = MappingProxyType(
     {"AutoencoderKL": KLCodec, "AutoencoderTiny": TinyImageCodec}
 )
-"""By the autoencoder's class in diffusers: (autoencoder, *, dtype, device)."""
+"""Codec constructors, (autoencoder, *, dtype, device), by the autoencoder's class in diffusers."""
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Convolution weights in the memory order that CPUs and tensor cores prefer; values are unchanged."""
+    """Convert to channels-last memory format, which is faster on CPUs and tensor cores; values are unchanged."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def guidance_scale_embedding(guidance: float, width: int) -> torch.Tensor:
-    """[1, width] float32: sines and cosines of 1000 w (Luo et al. 2023, section 4.2; as in diffusers' LCM pipeline)."""
+    """Embed w = guidance as sines and cosines of 1000 w: [1, width] float32.
+
+    Luo et al. 2023, section 4.2; as in diffusers' LCM pipeline.
+    """
     half = width // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
     angles = guidance * 1000.0 * frequencies

@@ -1,6 +1,6 @@
-"""Owns what suits each kind of model: one table, chosen by what the model's folder says of itself.
+"""Owns the table of presets: defaults that suit a model, chosen by the configuration in its folder.
 
-Knows no weights and no devices.
+Independent of weights and devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _FEW_STEP_LORAS = frozenset({LCM_LORA_SD15, LCM_LORA_SDXL})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What a choice may depend on: the folder's own configuration, and the hub ids of the LoRA files."""
+    """What the choice of a preset depends on: the folder's configuration, and the hub ids of the LoRA files."""
 
     layout: ModelLayout
     bundled: bool = False
@@ -25,32 +25,33 @@ class ModelFacts:
 
     @property
     def scheduler_class(self) -> str:
-        """As scheduler_config.json names it."""
+        """The class named in scheduler_config.json."""
         return str(self.layout.scheduler.get("_class_name"))
 
     @property
     def cross_attention_dim(self) -> int:
-        """Width of the prompt that the network reads: 768 for SD 1, 1024 for SD 2 and SD-Turbo, 2048 for SDXL."""
+        """Width of the prompt embeddings: 768 for SD 1, 1024 for SD 2 and SD-Turbo, 2048 for SDXL."""
         width = self.layout.unet.config.get("cross_attention_dim", 0)
         return int(width[0] if isinstance(width, list) else width)
 
     @property
     def is_adversarially_distilled(self) -> bool:
-        """SD-Turbo and SDXL-Turbo ship an Euler scheduler with trailing timesteps; undistilled models do not."""
+        """Whether there is an Euler scheduler with trailing timesteps, as in SD-Turbo and SDXL-Turbo only."""
         euler = self.scheduler_class in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
         return euler and self.layout.scheduler.get("timestep_spacing") == "trailing"
 
     @property
     def has_few_step_lora(self) -> bool:
-        """An LCM-LoRA is among the files."""
+        """Whether one of the LoRA files is an LCM-LoRA."""
         return not _FEW_STEP_LORAS.isdisjoint(self.lora_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePreset:
-    """Defaults (names of the control table) for the models that `suits` accepts, and what to tell the user.
+    """Control defaults for the models that `suits` accepts, by name in the control table.
 
-    tiny_autoencoder: hub id of the small autoencoder that shares the latents. lcm_lora: hub id of a fitting LCM-LoRA.
+    tiny_autoencoder: hub id of the small autoencoder with the same latent space, or None. notice: a sentence for the
+    user, or "".
     """
 
     name: str
@@ -65,7 +66,7 @@ _TURBO = {"step_function": "turbo", "steps": 1, "strength": 0.5, "guidance_mode"
 _TAESD, _TAESDXL = "madebyollin/taesd", "madebyollin/taesdxl"
 _NOT_DISTILLED = (
     "This model is not distilled for few steps: its pictures will be blurred. Add an LCM-LoRA: --lora {lora}, "
-    "or one that fits this model."
+    "or another one that fits this model."
 )
 
 _PRESETS = (
@@ -123,7 +124,7 @@ _PRESETS = (
 
 
 def choose_preset(facts: ModelFacts) -> ImagePreset:
-    """The first row of the table that suits."""
+    """Return the first preset of the table that suits; the last one suits every model."""
     return next(preset for preset in _PRESETS if preset.suits(facts))
 
 

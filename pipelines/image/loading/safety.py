@@ -1,6 +1,6 @@
 """Owns the published safety checker of Stable Diffusion 1: which pictures must not be shown.
 
-Knows no stream: the engine asks, and decides what to show instead.
+Independent of streams: pipelines/image/safety.py decides what to show instead.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ClipSafetyChecker:
         dtype: torch.dtype,
         allow_pickle: bool = False,
     ) -> Self:
-        """From a model's sub-folders safety_checker and feature_extractor. Raises as `load_component` does."""
+        """Load from a model's sub-folders safety_checker and feature_extractor. Raises as `load_component` does."""
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -50,11 +50,11 @@ class ClipSafetyChecker:
 
     @torch.no_grad()
     def check(self, images: npt.NDArray[np.uint8]) -> list[bool]:
-        """See `pipelines.image.model.SafetyChecker`. images: [N, H, W, 3] uint8 RGB, left as they are."""
+        """See `pipelines.image.model.SafetyChecker`. images: [N, H, W, 3] uint8 RGB, not modified."""
         from pipelines.files.weights import quiet_loading
 
         pixels = self._processor(list(images), return_tensors="pt", input_data_format="channels_last").pixel_values
-        with quiet_loading():  # the checker warns in English on a log of its own; the caller gets the answer instead
+        with quiet_loading():  # the checker logs a warning of its own; the caller gets the result instead
             blank = [np.zeros((1, 1, 3), np.float32) for _ in images]
-            _, marked = self._checker(clip_input=pixels.to(self._device, self._dtype), images=blank)
-        return [bool(mark) for mark in marked]
+            _, flagged = self._checker(clip_input=pixels.to(self._device, self._dtype), images=blank)
+        return [bool(flag) for flag in flagged]
