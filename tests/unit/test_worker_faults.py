@@ -238,7 +238,7 @@ def test_an_error_that_should_not_be_ends_one_session(part: str, caplog: pytest.
         stream_pictures(bench, one, two, rounds=3)
         assert ended(two).message == "The stream failed: KeyError: 'prompt'"
         assert one.sources == [0, 1, 2]
-    assert "a session ends by an error that should not be" in caplog.text
+    assert "an unexpected error ends a session" in caplog.text
     assert "Traceback" in caplog.text
 
 
