@@ -1,4 +1,4 @@
-"""The live door and its page with a video model: stories, first pictures, the input beside the output at once."""
+"""The live page with a video model: stories, first pictures, the input beside the output."""
 
 from __future__ import annotations
 

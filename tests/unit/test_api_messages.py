@@ -11,7 +11,7 @@ import pytest
 
 from app.api.asyncapi import asyncapi_document
 from app.api.schema import StageView
-from app.api.stream.line import RateLimit, StreamLimits
+from app.api.stream.connection import RateLimit, StreamLimits
 from app.api.stream.messages import (
     CLIENT_MESSAGES,
     SERVER_MESSAGES,

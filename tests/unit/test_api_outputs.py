@@ -93,9 +93,9 @@ def test_a_prompt_recorded_with_sound_says_that_none_came(client: Client) -> Non
     made = client.start(kind="recording", sound=True)
     assert made.status_code == 201, made.text
     wait_until(lambda: int(str(client.outputs()[0]["done"])) > 2)
-    assert str(client.outputs()[0]["text"]).endswith("; no sound has come yet")
+    assert str(client.outputs()[0]["text"]).endswith("; no sound has arrived yet")
     last = client.stop(made.json()["id"]).json()
-    assert (last["phase"], last["text"].endswith("; no sound came")) == ("stopped", True)
+    assert (last["phase"], last["text"].endswith("; no sound arrived")) == ("stopped", True)
     with av.open(io.BytesIO(client.http.get(last["file_url"]).content)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 

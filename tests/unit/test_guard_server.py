@@ -83,7 +83,7 @@ def test_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert guard_options(parsed(), "::", 7860).token == TOKEN
     with pytest.raises(SystemExit):
         parsed("--allow-remote")
-    assert "now requires a token of every visitor" in capsys.readouterr().err
+    assert "now requires a token from every client" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_where_names_both_folders(cache: Path, capsys: pytest.CaptureFixture[str
 
 def test_download_of_a_bundled_model_is_done_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("download", "mini-image") == 0
-    assert "came with Zoetrope" in capsys.readouterr().out
+    assert "is bundled with Zoetrope" in capsys.readouterr().out
 
 
 def test_download_errors_are_clear() -> None:

@@ -1,4 +1,5 @@
-"""The WebSocket door when things end or break: a killed worker, a stopping server; and the client of docs/api.md."""
+"""The WebSocket endpoint when things end or break: a killed worker, a stopping server; and the client of
+docs/api.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The WebSocket door over a real server and worker: frames there and back, changes, bounds, and every refusal."""
+"""The WebSocket endpoint over a real server and worker: frames both ways, changes, limits, and every refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from app.api.pictures import pack, unpack
-from app.api.stream.line import StreamLimits
+from app.api.stream.connection import StreamLimits
 from app.api.stream.socket import router
 from app.api.stream.wire import Header, PictureFormat, pack_header
 from app.session.session import Session

@@ -313,9 +313,9 @@ def test_a_source_without_sound_is_recorded_without_and_said_so(
 
     take = record(server, session, peer, seconds=0.6, sound=True)
     assert take.codecs == ["h264"]
-    assert take.last["running"].endswith("; no sound has come yet")
+    assert take.last["running"].endswith("; no sound has arrived yet")
     assert take.last["phase"] == "stopped"
-    assert take.last["text"].endswith("; no sound came")
+    assert take.last["text"].endswith("; no sound arrived")
     assert len(take.times_s) == take.last["done"] > 3
 
 
