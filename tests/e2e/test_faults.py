@@ -214,8 +214,8 @@ def test_a_stream_that_fails_in_a_tick_ends_with_a_message(
         client.say(type="control", id=1, changes={"prompt": RAISES})
         message = client.hear("ended")
         assert (message["message"], message["remedy"]) == (
-            "The stream failed: it was asked to.",
-            "Ask for something else.",
+            "The stream failed: it was requested to.",
+            "Change the prompt.",
         )
     wait_for(lambda: live.http.get(f"/v1/sessions/{session['id']}", headers=bearer(session)).status_code == 404)
 

@@ -189,7 +189,7 @@ def test_a_prompt_that_cannot_be_is_refused_with_a_remedy(kind: EngineKind) -> N
     bench = Bench(kind)
     stream = bench.open()
     before = stream.controls
-    with pytest.raises(ControlError, match=r"cold and warm at once\. Use one"):
+    with pytest.raises(ControlError, match=r"both cold and warm\. Use one"):
         stream.apply(Control.of({"prompt": "warm | cold"}))
     assert stream.controls is before
     with pytest.raises(ControlError, match="at once"):
