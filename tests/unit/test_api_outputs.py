@@ -1,4 +1,5 @@
-"""A session's outputs over HTTP: recorded, downloaded, pushed where it is allowed, ended alone and with the session."""
+"""A session's outputs over HTTP: recorded, downloaded, pushed to allowed hosts, ended separately and with the
+session."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 class Client:
-    """A session of its own, prompt only, and its routes."""
+    """A prompt-only session and its routes."""
 
     def __init__(self, server: ApiServer) -> None:
         self.http = server.http
