@@ -273,7 +273,7 @@ def test_only_relative_positions_count(shift: int, ours: CausalWanTransformer) -
 
 
 def test_forward_never_asks_for_a_value_and_keeps_nothing(ours: CausalWanTransformer) -> None:
-    """On meta tensors any `.item()` or branch on data raises."""
+    """On fake tensors any `.item()` or branch on data raises."""
     inputs = Inputs()
     before = {name: dict(vars(module)) for name, module in ours.named_modules()}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -1,4 +1,4 @@
-"""Recording: pictures at their times, sound beside them, what a kill or a full disk leaves, and what is turned away."""
+"""Recording: times of pictures, sound in sync, what a kill or a full disk leaves, and rejected frames."""
 
 from __future__ import annotations
 
@@ -131,14 +131,14 @@ def test_a_slow_disk_costs_the_newest_frames_and_they_are_counted(
 
 
 def click(at_ms: int, length_ms: int = 1000) -> np.ndarray:
-    """Silence with 10 ms of full amplitude."""
+    """Return silence with 10 ms of full amplitude."""
     samples = np.zeros((1, length_ms * 48), np.int16)
     samples[0, at_ms * 48 : (at_ms + 10) * 48] = 20_000
     return samples
 
 
 def loud_s(path: Path) -> list[float]:
-    """When sound begins to be loud."""
+    """Return when the sound becomes loud."""
     with av.open(str(path)) as container:
         pieces = [f.to_ndarray().reshape(-1) for f in container.decode(audio=0)]
     loud = np.abs(np.concatenate(pieces).astype(float)) > 0.2
@@ -148,7 +148,7 @@ def loud_s(path: Path) -> list[float]:
 
 @pytest.mark.parametrize("latency_ms", [0, 700])
 def test_sound_is_delayed_with_its_picture(tmp_path: Path, latency_ms: int) -> None:
-    """A flash and a click of the same moment: the picture comes `latency_ms` later, the click at once."""
+    """A simultaneous flash and click: the picture arrives `latency_ms` later, the click immediately."""
     path = tmp_path / "out.mp4"
     recording = Recording(RecordingOptions(path=path, sound=SoundFormat(rate_hz=RATE_HZ)))
     sound = click(600, 2000)

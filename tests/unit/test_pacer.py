@@ -1,4 +1,4 @@
-"""Frames of a chunk leave evenly; the next chunk is asked for in time; at most two wait. A simulated clock."""
+"""Frames of a chunk are released evenly; the next chunk is requested in time; at most two wait. A simulated clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def frames(count: int, first: int = 0) -> list[Frame]:
 
 
 def leaving(pacer: Pacer, start_ns: int, end_ns: int, step_ns: int = MS) -> Iterator[tuple[int, int]]:
-    """(seq, time) of the frames that leave when somebody looks every `step_ns`."""
+    """Yield (seq, time) of the frames released when the pacer is polled every `step_ns`."""
     for now_ns in range(start_ns, end_ns, step_ns):
         while (frame := pacer.due(now_ns)) is not None:
             pacer.release()
@@ -48,7 +48,7 @@ def test_whoever_looks_late_finds_all_that_is_due_and_the_others_keep_their_time
 
 @pytest.mark.parametrize("took_ms", [40, 200, 380])
 def test_a_chunk_is_asked_for_so_that_it_comes_when_the_last_one_ends(took_ms: int) -> None:
-    """A machine that needs `took_ms` for a chunk that plays 400 ms: nothing stands still, and little is ahead."""
+    """A machine that takes `took_ms` for a chunk of 400 ms: playback never stalls, and little is queued."""
     pacer, made, ready_ns, left, maximum = Pacer(), 0, None, [], 0
     for now_ns in range(0, 8000 * MS, MS):
         if ready_ns is not None and now_ns >= ready_ns:

@@ -1,4 +1,4 @@
-"""Devices and number formats: what auto chooses and why, and what is refused."""
+"""Devices and dtypes: what auto chooses and why, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes at small scale with the identity engine: what is written, what survives a kill, what comes out again."""
+"""Takes at small scale with the identity engine: what is written, what survives a kill, what is replayed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WIDTH, HEIGHT = 32, 24
 
 
 def picture(number: int) -> Picture:
-    """Noise, so that no two are alike and JPEG changes it."""
+    """Return a noise picture: no two are equal, and JPEG changes them."""
     return np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
@@ -162,7 +162,7 @@ def test_a_cut_off_log_replays_up_to_its_last_whole_line(session: SessionProxy, 
 
 
 def test_a_running_take_is_on_the_disk_within_a_second(session: SessionProxy, tmp_path: Path) -> None:
-    """What a killed front leaves behind is what is on the disk at that moment."""
+    """A killed front leaves behind what is on the disk at that moment."""
     session.start_take(tmp_path / "take")
     feed(session, 20)
     time.sleep(1.0)

@@ -1,4 +1,4 @@
-"""How threads wait: set for the process, unless its environment says otherwise."""
+"""How OpenMP threads wait: set for the process, unless its environment configures it."""
 
 from __future__ import annotations
 
