@@ -132,10 +132,7 @@ class Recording:
         finally:
             if not self.read().over:  # an unexpected error, which the thread's hook reports
                 self._queue.close()
-                self._phase, self._text = (
-                    OutputPhase.FAILED,
-                    "an unexpected error ended the recording; see the terminal",
-                )
+                self._phase, self._text = OutputPhase.FAILED, "an unexpected error ended it; see the terminal"
             self._unsubscribe()
             self._options.on_end()
 
@@ -163,9 +160,7 @@ class Recording:
             self._phase, self._text = OutputPhase.RUNNING, f"recording {self._options.path.name}"
         pts = round((moment_ns - self._origin_ns) * TICKS_PER_SECOND / 1e9)
         if self._held is not None:
-            pts = max(
-                pts, self._held[1] + _MIN_GAP_TICKS
-            )  # never backwards, for example after a change from prompt to camera
+            pts = max(pts, self._held[1] + _MIN_GAP_TICKS)  # a change from prompt to camera may go back in time
             self._gap_ticks = pts - self._held[1]
             self._write_held()
         self._held = (frame, pts)
