@@ -1,1 +1,1 @@
-"""The doors: command line, page, media in and out, sessions, and the client of the worker process."""
+"""The application: command line, page, API, media input and output, sessions, and the worker process."""

@@ -1,6 +1,6 @@
-"""`zoetrope` and `python -m app`: parses the command line and hands over to one door.
+"""`zoetrope` and `python -m app`: parses the command line and runs one command.
 
-Heavy imports stay inside the doors.
+Commands import heavy modules only when they run.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .cli import doctor, live, models, render
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line: one sub-command for each door."""
+    """Return the parser, with one subcommand for each command."""
     parser = argparse.ArgumentParser(prog="zoetrope", description="Live generated video.")
-    doors = parser.add_subparsers(dest="door", required=True, metavar="DOOR")
-    for door in (live, render, models, doctor):
-        door.add_parser(doors)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (live, render, models, doctor):
+        command.add_parser(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a door; returns the exit status (0 done, 1 a clear error, 130 interrupted)."""
+    """Run a command. Returns the exit status: 0 success, 1 a ZoetropeError, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     try:
         status: int = options.run(options)

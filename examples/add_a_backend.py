@@ -1,8 +1,7 @@
-"""A backend in one file and one row: it counts and times every call of the denoiser.
+"""A backend in one file and one row: it times every call of the denoiser.
 
-`python examples/add_a_backend.py` runs the bundled models with it. To have it in the program itself (`--backend
-timed`), put the class into pipelines/backends/ and the row into BACKENDS of pipelines/backends/table.py; nothing else
-changes.
+`python examples/add_a_backend.py` runs the bundled models with it. To ship it (`--backend timed`), move the class to a
+file in pipelines/backends/ and add the row to BACKENDS in pipelines/backends/table.py; nothing else changes.
 """
 
 import sys
@@ -24,19 +23,19 @@ from pipelines.video.runtime import plain_runtime as plain_video_runtime
 
 @dataclass(frozen=True, kw_only=True)
 class TimedBackend(Backend):
-    """The networks as they are, with a clock around the denoiser. seconds: of each call."""
+    """Runs the networks unchanged and times the denoiser. seconds: of each call."""
 
     name: str = "timed"
-    purpose: str = "as eager, with a clock around the denoiser"
+    purpose: str = "like eager, but times the denoiser"
     seconds: list[float] = field(default_factory=list)
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        """A whole other denoiser could stand here: all that an engine asks of it is `Denoiser`."""
+        """Any other denoiser works too: the engine only requires the `Denoiser` contract."""
         runtime = plain_image_runtime(networks)
         return replace(runtime, backend=self.name, denoiser=self._timed(runtime.denoiser))
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
-        """The same for `VideoDenoiser`."""
+        """Likewise for `VideoDenoiser`."""
         runtime = plain_video_runtime(networks)
         return replace(runtime, backend=self.name, denoiser=self._timed(runtime.denoiser))
 
@@ -51,9 +50,9 @@ class TimedBackend(Backend):
 
 
 def main() -> None:
-    """One chunk of frames of each bundled model."""
+    """Generate one chunk of frames with each bundled model."""
     for model in ("mini-image", "mini-video"):
-        timed = TimedBackend()  # the row
+        timed = TimedBackend()  # the new row
         table = backend_table(*BACKENDS.values(), timed)
         engine = load_engine(model, backend="timed", backends=table, device="cpu", notice=lambda text: None)
         with engine.open() as stream:

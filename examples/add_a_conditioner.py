@@ -1,9 +1,9 @@
-"""A conditioner in one file, for image and video alike: words of the prompt shift the latents that the network sees.
+"""A conditioner in one file, for image and video models: words of the prompt shift the latents that the network sees.
 
     python examples/add_a_conditioner.py "a red ball, warm" out.png
 
-To ship it: move the classes to a file in pipelines/conditioning/, add a row to `CONDITIONERS` there and, for a control
-of its own, a row to pipelines/core/control_table.py. No engine changes.
+To ship it, move the classes to a file in pipelines/conditioning/ and add a row to `CONDITIONERS` there and, for a new
+control, a row to pipelines/core/control_table.py. No engine changes.
 """
 
 import sys
@@ -33,12 +33,13 @@ WORDS = {"warm": 0.5, "cold": -0.5}
 
 
 def word_bias(words: Mapping[str, float] = WORDS) -> ConditionerFactory:
-    """words: what each adds to the latents, which have a variance of about 1."""
+    """words: what each word adds to the latents, whose variance is about 1."""
     return lambda parts: WordBias(parts, words)
 
 
 class WordBias(Conditioner):
-    """A slot keeps the shift of the prompt that it was born with. Without any of the words the frames are the same."""
+    """Slots keep the shift of the prompt with which they were admitted. Without any of the words frames do not
+    change."""
 
     name = "word-bias"
     controls = frozenset({"prompt"})  # of the control table
@@ -51,10 +52,10 @@ class WordBias(Conditioner):
     def check(self, controls: Controls) -> None:
         found = self.found(controls)
         if len(found) > 1:
-            raise ControlError(f"The prompt is {' and '.join(sorted(found))} at once.", "Use one of these words.")
+            raise ControlError(f"The prompt is both {' and '.join(sorted(found))}.", "Use one of these words.")
 
     def found(self, controls: Controls) -> dict[str, float]:
-        """The share of the prompts that have a word, for each word that occurs."""
+        """Return the weighted share of prompts with each word that occurs."""
         total = sum(prompt.weight for prompt in controls.prompt)
         shares = {word: sum(p.weight for p in controls.prompt if word in p.text.split()) for word in self.words}
         return {word: share / total for word, share in shares.items() if share}
@@ -68,7 +69,7 @@ class WordBias(Conditioner):
 
 
 class WordBiasOfStream(StreamConditioner):
-    """It keeps nothing between slots: all it says follows from the controls of a slot's birth."""
+    """Stateless: everything follows from the controls with which a slot was admitted."""
 
     def __init__(self, conditioner: WordBias) -> None:
         self._conditioner = conditioner

@@ -1,9 +1,9 @@
-"""Two frame stages of one's own: a logo in a corner, and a frame between every two.
+"""Two custom frame stages: a logo in a corner, and an additional frame between every two.
 
     python examples/add_a_frame_stage.py out.mp4 "a robot on the beach"
 
-A stage stands behind the engine, so every way out has its frames: page, recording, push, render, replay of a take.
-It is one file like this one in pipelines/stages/ and one row for each in pipelines/stages/table.py, as `add_rows` does.
+Stages run after the engine, so they apply to every output: page, recording, push, render, replay of a take. To ship
+one, move its class to a file in pipelines/stages/ and add a row to pipelines/stages/table.py, as `add_rows` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.stages.table import MakeStage, StageSetting
 
 
 class CornerLogo:
-    """A white square in the lower right corner of every frame, an eighth as high as the frame."""
+    """Draws a white square into the lower right corner of every frame, an eighth as high as the frame."""
 
     name = "corner-logo"
     rate = Fraction(1)
@@ -34,7 +34,7 @@ class CornerLogo:
         self._side_px = max(1, height // 8)
 
     def push(self, frames: Sequence[Frame]) -> list[Frame]:
-        """Each frame with the logo, in a picture of its own."""
+        """Return copies of the frames with the logo."""
         return [replace(frame, image=self._marked(frame.image)) for frame in frames]
 
     def _marked(self, image: np.ndarray) -> np.ndarray:
@@ -43,17 +43,17 @@ class CornerLogo:
         return marked
 
     def flush(self) -> list[Frame]:
-        """Nothing is held back."""
+        """Return nothing: no frame is held back."""
         return []
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing: there is no state."""
 
 
 class Doubler:
-    """Between every two frames their mean, so that motion is shown at twice the rate.
+    """Doubles the frame rate: inserts the mean of every two consecutive frames.
 
-    A frame leaves together with the one after it in time, hence the latency of one frame.
+    A frame is released together with the next one, hence the latency of one frame.
     """
 
     name = "double"
@@ -64,7 +64,7 @@ class Doubler:
         self._last: Frame | None = None
 
     def push(self, frames: Sequence[Frame]) -> list[Frame]:
-        """For each frame: the one before it, and what is between them."""
+        """For each frame return the preceding one and the mean of the two."""
         out = []
         for frame in frames:
             if self._last is not None:
@@ -77,7 +77,7 @@ class Doubler:
         return replace(between(earlier, later, Fraction(1, 2)), image=mean.astype(np.uint8))
 
     def flush(self) -> list[Frame]:
-        """The last frame, which has none after it."""
+        """Return the last frame, which has no successor."""
         held = [] if self._last is None else [self._last]
         self._last = None
         return held
@@ -88,17 +88,17 @@ class Doubler:
 
 
 def corner_logo(setting: StageSetting) -> MakeStage:
-    """Called once for each engine; what it returns makes the stage of each stream."""
+    """Called once for each engine. Returns what makes the stage of each stream."""
     return partial(CornerLogo, setting.height)
 
 
 def double(setting: StageSetting) -> MakeStage:
-    """A stage with a network would load it here, for all streams of the engine."""
+    """A stage with a network would load it here, once for all streams of the engine."""
     return Doubler
 
 
 def add_rows(table: dict[str, Callable[[StageSetting], MakeStage]]) -> None:
-    """The two rows."""
+    """Add the two rows."""
     table["corner-logo"] = corner_logo
     table["double"] = double
 
@@ -111,7 +111,7 @@ def main(target: str, prompt: str) -> None:
     engine = load_engine("mini-image", stages=("double", "corner-logo"))
     with engine.open(Control.of({"prompt": prompt}), frame_rate=Fraction(12)) as stream, av.open(target, "w") as out:
         info = stream.info
-        picture = out.add_stream("libx264", rate=info.frame_rate)  # 24: the doubler's
+        picture = out.add_stream("libx264", rate=info.frame_rate)  # 24, because of the doubler
         picture.width, picture.height = info.width, info.height
         frames = []
         for _ in range(36):

@@ -1,10 +1,10 @@
-"""A model family in one file and one row: "posterise:N" paints what it is shown in N tones of each colour.
+"""A model family in one file and one row: "posterise:N" reduces pictures to N tones of each colour.
 
 Run it:  python examples/add_a_model_family.py PICTURE OUTPUT.png posterise:4
 
-In the program itself a family is a file in pipelines/kinds/ and a row of MODEL_KINDS there; the command line, the
-worker, takes and `zoetrope models` then know it. A family with a network overrides `weight_files` and leaves
-`uses_torch` as it is; pipelines/kinds/image.py is one.
+To ship a family, move it to a file in pipelines/kinds/ and add a row to MODEL_KINDS there; the command line, the
+worker, takes and `zoetrope models` then support it. A family with a network overrides `weight_files` and keeps the
+default of `uses_torch`; see pipelines/kinds/image.py.
 """
 
 import re
@@ -23,14 +23,14 @@ from pipelines.load import load_engine
 
 
 class PosteriseEngine(IdentityEngine):
-    """Its streams, their slots and their accounting are the identity's; only the picture is another."""
+    """Inherits streams, slots and accounting from the identity engine; only the picture differs."""
 
     def __init__(self, tones: int, *, model: str, width: int, height: int) -> None:
         super().__init__(model=model, width=width, height=height)
         self._step = 255 / (tones - 1)
 
     def draw(self, image: np.ndarray, controls: Controls) -> np.ndarray:
-        """The tones, mixed with the picture by the control `strength` (1: the tones alone)."""
+        """Blend the reduced tones with the picture by the control `strength` (1: reduced tones only)."""
         tones = np.round(image / self._step) * self._step
         return (image + controls.strength * (tones - image)).round().astype(np.uint8)
 
@@ -52,7 +52,7 @@ class PosteriseKind(ModelKind):
 
 def main(source: str, target: str, model: str) -> None:
     image = np.ascontiguousarray(cv2.imread(source)[..., ::-1])
-    kinds = (PosteriseKind(), *MODEL_KINDS)  # before the most general kind, which takes whatever is left
+    kinds = (PosteriseKind(), *MODEL_KINDS)  # before the most general kind, which accepts any name
     engine = load_engine(model, kinds=kinds, width=image.shape[1], height=image.shape[0])
     with engine.open() as stream:
         stream.push(Frame(image=image, pts=0, time_base=1 / stream.info.frame_rate, seq=0))

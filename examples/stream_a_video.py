@@ -1,4 +1,5 @@
-"""A video through a running Zoetrope: python examples/stream_a_video.py URL in.mp4 out.mp4 "a robot, pencil sketch"."""
+"""Send a video through a running Zoetrope: python examples/stream_a_video.py URL in.mp4 out.mp4 "a robot, pencil
+sketch"."""
 
 import asyncio
 import sys

@@ -1,7 +1,7 @@
-"""What holds for every test: tensors are computed on one thread in this process.
+"""Fixtures of all tests: torch uses one thread in this process.
 
-The networks of the tests are tiny: two threads take twice the processor time for the same answer, and far longer when
-something else runs on the machine. Commands that tests start choose their threads themselves, as users have them.
+The networks of the tests are tiny: two threads take twice the CPU time for the same result, and far longer when
+something else runs on the machine. Commands started by tests choose their threads themselves, as for users.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Only where a collected test has imported torch: the others shall not wait for it."""
+    """Applies only if a collected test has imported torch, so that others need not load it."""
     torch = sys.modules.get("torch")
     if torch is None:
         yield

@@ -29,7 +29,7 @@ def _form(pattern: str) -> Any:
 RtmpAddress = Annotated[SecretStr, _form(rf"rtmps?://{_HOST}({_PORT})?/[!-~]*")]
 SrtAddress = Annotated[SecretStr, _form(rf"srt://{_HOST}{_PORT}(\?[!-~]*)?")]
 WhipAddress = Annotated[SecretStr, _form(rf"https?://{_HOST}({_PORT})?(/[!-~]*)?")]
-FrameRate = Annotated[int, Field(ge=1, le=120, description="Frames a second; the last frame is repeated.")]
+FrameRate = Annotated[int, Field(ge=1, le=120, description="Frames per second; the last frame is repeated.")]
 Kilobits = Annotated[int, Field(ge=100, le=100_000, description="Kilobits a second of the picture.")]
 
 

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: open, look, change, close; and the models of this server. Knows no frames."""
+"""Sessions over HTTP: open, read, change, close; and the models of this server. Independent of frames."""
 
 from __future__ import annotations
 

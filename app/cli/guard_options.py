@@ -1,4 +1,4 @@
-"""The guard's command-line options, and the links to open the page. Independent of ASGI."""
+"""The guard's command-line options, and the URLs that open the page. Independent of ASGI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _RemovedOption(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         parser.error(
-            f"{option_string} was removed: --host with another address now requires a token of every visitor, "
+            f"{option_string} was removed: --host with another address now requires a token from every client, "
             "which is generated and printed if --token is not given."
         )
 
@@ -41,8 +41,8 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--token",
         metavar="TEXT",
-        help=f"require this token; better set the variable {TOKEN_VARIABLE}, which other users of the machine "
-        "cannot read (default on another host: a new one at each start)",
+        help=f"require this token; preferably set the variable {TOKEN_VARIABLE}, which other users of the machine "
+        "cannot read (default unless --host is local: a new token at each start)",
     )
     group.add_argument(
         "--allow-host",

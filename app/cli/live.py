@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from app.guard.rules import is_loopback
 from app.page.prompts import Prompts
-from app.worker.threads import hand_over_soon, keep_for_good
+from app.worker.threads import exclude_from_collection, shorten_switch_interval
 from pipelines.core.errors import InputError
 
 from .guard_options import add_guard_options, guard_options, links
@@ -114,7 +114,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     from app.session.table import SessionTable
     from app.worker.pool import WorkerPool
 
-    hand_over_soon()
+    shorten_switch_interval()
     cv2.setNumThreads(1)  # the cores belong to the worker
     guard = guard_options(options, options.host, listener.getsockname()[1])
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
@@ -180,7 +180,7 @@ def _serve_until_stopped(
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # INFO logs addresses: a WHIP push's holds a key
     application = make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard))
-    keep_for_good()
+    exclude_from_collection()
     config = uvicorn.Config(
         application,
         log_level="warning",

@@ -1,6 +1,6 @@
-"""`zoetrope models`: what is bundled and cached, downloading, and where the cache is.
+"""`zoetrope models`: lists bundled and cached models, downloads models, shows the folders.
 
-Reads configurations and names only; loads no network.
+Reads configurations and names only; loads no networks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipelines.kinds import MODEL_KINDS, kind_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
-    """One line of the list. kind: what the folder says it is. note: why it cannot be used, or nothing."""
+    """One row of the list. kind: what the folder contains, or why it cannot be used."""
 
     name: str
     origin: str
@@ -26,26 +26,28 @@ class _Row:
     licence: str
 
 
-def add_parser(doors: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `models` and its actions to the command line."""
-    parser = doors.add_parser(
+    parser = subparsers.add_parser(
         "models", help="list, download and find models", description="List, download and find models."
     )
     parser.set_defaults(run=run, action="list")
     actions = parser.add_subparsers(metavar="ACTION")
-    actions.add_parser("list", help="bundled and cached models (the default)").set_defaults(action="list")
-    actions.add_parser("where", help="the folders that models are read from").set_defaults(action="where")
-    download = actions.add_parser("download", help="fetch a model from the hub into the cache")
+    actions.add_parser("list", help="list bundled and cached models (the default)").set_defaults(action="list")
+    actions.add_parser("where", help="show the folders that models are read from").set_defaults(action="where")
+    download = actions.add_parser("download", help="download a model from the hub into the cache")
     download.add_argument("name", metavar="ID", help="hub id (owner/name), or a bundled name")
     download.add_argument(
-        "--kind", choices=tuple(_DOWNLOADS), default="model", help="what the repository holds (default model)"
+        "--kind", choices=tuple(_DOWNLOADS), default="model", help="what the repository contains (default model)"
     )
-    download.add_argument("--allow-pickle", action="store_true", help="also fetch pickled weights, which can run code")
+    download.add_argument(
+        "--allow-pickle", action="store_true", help="also download pickled weights, which can run code"
+    )
     download.set_defaults(action="download")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what was asked; returns the exit status."""
+    """Run the requested action. Returns the exit status."""
     return _ACTIONS[options.action](options)
 
 
@@ -53,14 +55,14 @@ def _list(_: argparse.Namespace) -> int:
     rows = [*_bundled(), *_cached()]
     table = [("NAME", "FROM", "SIZE", "KIND", "LICENCE")]
     table += [(row.name, row.origin, _size(row.size_bytes), row.kind, row.licence) for row in rows]
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        _say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
+    for cells in table:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
     _say("")
     for kind in reversed(MODEL_KINDS):  # the most general kind first
         if published := kind.published():
             _say(published)
-    _say("Fetch one with `zoetrope models download ID`, or give a folder in diffusers layout to --model.")
+    _say("Download one with `zoetrope models download ID`, or pass a folder in diffusers layout to --model.")
     return 0
 
 
@@ -76,10 +78,10 @@ def _download(options: argparse.Namespace) -> int:
     from pipelines.files import hub
 
     if options.name in hub.bundled_names():
-        _say(f"{options.name} came with Zoetrope: {hub.BUNDLED_FOLDER / options.name}")
+        _say(f"{options.name} is bundled with Zoetrope: {hub.BUNDLED_FOLDER / options.name}")
         return 0
-    place = _DOWNLOADS[options.kind](options)
-    _say(f"{options.name} is in {place}")
+    folder = _DOWNLOADS[options.kind](options)
+    _say(f"{options.name} is in {folder}")
     return 0
 
 
@@ -137,7 +139,7 @@ def _row(name: str, origin: str, size: int, folder: Path) -> _Row:
 
 
 def _describe(folder: Path) -> str:
-    """What a folder holds: a model, as its kind says, an autoencoder, or LoRA files."""
+    """Describe a folder's contents: a model, in its kind's words, an autoencoder, or LoRA files. Raises ModelError."""
     from pipelines.files.layout import read_autoencoder
 
     for kind in MODEL_KINDS:

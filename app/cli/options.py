@@ -1,7 +1,7 @@
-"""Command-line options made from the control table, and the options that say which engine to load.
+"""Command-line options generated from the control table, and the options that choose the engine to load.
 
-Values are checked by the table itself, so that a mistake reads the same on the command line, the page and the API.
-Knows no door and loads nothing heavy.
+The table itself validates values, so that errors read the same on the command line, the page and the API. Independent
+of the commands; imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pipelines.files.lora_files import LoraFile
 VIDEO_ENGINE_CONTROLS = tuple(
     name for name, spec in CONTROLS.items() if name not in STREAM_CONTROLS and spec.engines == ("video",)
 )
-"""The controls that choose how a video model's engine is made."""
+"""The controls that configure a video model's engine."""
 
-_PREFIX = "control_"  # keeps the names of controls apart from those of a door's own options
+_PREFIX = "control_"  # separates the names of controls from those of a command's own options
 _SIZE = re.compile(r"(\d+)[xX×](\d+)")
 
 
 def add_control_options(parser: argparse.ArgumentParser, names: Iterable[str] = STREAM_CONTROLS) -> None:
     """Add one option for each named control: `--strength X`, `--seed-lock` / `--no-seed-lock`, ..."""
-    group = parser.add_argument_group("controls", "What is not given is the model's own default.")
+    group = parser.add_argument_group("controls", "Omitted controls keep the model's defaults.")
     for name in names:
         spec = CONTROLS[name]
         flag = "--" + name.replace("_", "-")
@@ -46,19 +46,23 @@ def add_control_options(parser: argparse.ArgumentParser, names: Iterable[str] = 
 
 
 def control_from_options(options: argparse.Namespace) -> Control:
-    """The controls that were given. Raises ControlError, in the table's wording, for a value that does not fit."""
+    """Return the controls that were given. Raises ControlError, worded by the table, for an invalid value."""
     given = {name: value for name in CONTROLS if (value := getattr(options, _PREFIX + name, None)) is not None}
     return Control.of({name: _typed(CONTROLS[name], value) for name, value in given.items()})
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a model and how it runs."""
+    """Add the options that choose a model and how to run it."""
     group = parser.add_argument_group("engine")
     group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(Controls.model.help))
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; live: cuda:0,cuda:1 (auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1, ...; for live also a list: cuda:0,cuda:1 (default auto)",
+    )
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default auto)")
     group.add_argument("--backend", default="auto", help=_escaped(backend_help()))
-    group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's own)")
+    group.add_argument("--size", metavar="WxH", help="picture size in pixels (default: the model's)")
     group.add_argument(
         "--frames-per-slot", default="1", metavar="N", help=_escaped(Controls.frames_per_slot.help) + " (default 1)"
     )
@@ -66,23 +70,25 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
     )
     group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
-    video = parser.add_argument_group("video models", "What is not given is what suits the model.")
+    video = parser.add_argument_group("video models", "The defaults of omitted options depend on the model.")
     for name in VIDEO_ENGINE_CONTROLS:
         spec = CONTROLS[name]
         video.add_argument("--" + name.replace("_", "-"), metavar=_placeholder(spec), help=_escaped(spec.help))
     video.add_argument("--video-stream", metavar="KIND", help="chunk, step-batch or rolling")
-    video.add_argument("--family", metavar="NAME", help="how a checkpoint was trained, where its name does not say")
-    video.add_argument("--base", metavar="FOLDER", help="the Wan 2.1 folder that goes with a checkpoint")
+    video.add_argument("--family", metavar="NAME", help="how a checkpoint was trained, if its name does not tell")
+    video.add_argument("--base", metavar="FOLDER", help="the Wan 2.1 folder that completes a checkpoint")
     group.add_argument("--allow-pickle", action="store_true", help="also read pickled weights, which can run code")
     group.add_argument(
-        "--no-safety", action="store_true", help="leave out the model's safety checker, which blackens what it flags"
+        "--no-safety",
+        action="store_true",
+        help="disable the model's safety checker, which blackens the pictures that it flags",
     )
 
 
 def engine_options(options: argparse.Namespace) -> LoaderOptions:
-    """What the command line chooses of the engine, beside `options.model`.
+    """Return the loader options that the command line chooses, besides `options.model`.
 
-    Raises InputError for a size or LoRA that cannot be read, ControlError for one out of the table's range.
+    Raises InputError for a size that cannot be parsed, ControlError for a value outside the table's range.
     """
     width, height = parse_size(options.size) if options.size is not None else (0, 0)
     frames = _typed(Controls.frames_per_slot, options.frames_per_slot)
@@ -121,8 +127,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """'style.safetensors:0.8' -> ('style.safetensors', 0.8). Without a number the weight is 1; an existing path is one
-    as a whole."""
+    """'style.safetensors:0.8' -> ('style.safetensors', 0.8). The weight defaults to 1; the name of an existing path is
+    never split."""
     source, colon, weight = text.rpartition(":")
     if colon and not Path(text).exists():
         try:
@@ -133,14 +139,14 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def _typed(spec: ControlSpec, value: object) -> object:
-    """The text of an option as the type of its control; the range is checked later."""
+    """Convert an option's text to the type of its control. The range is checked later. Raises ControlError."""
     if not isinstance(value, str) or spec.kind not in ("int", "float"):
         return value
     try:
         return int(value) if spec.kind == "int" else float(value)
     except ValueError:
-        wanted = "a whole number" if spec.kind == "int" else "a number"
-        raise ControlError(f"{spec.name} must be {wanted}, not {value!r}.") from None
+        expected = "a whole number" if spec.kind == "int" else "a number"
+        raise ControlError(f"{spec.name} must be {expected}, not {value!r}.") from None
 
 
 def _placeholder(spec: ControlSpec) -> str:
@@ -155,11 +161,11 @@ def _placeholder(spec: ControlSpec) -> str:
 
 
 def _help_text(spec: ControlSpec) -> str:
-    """Help, unit, range, default and when a change is felt."""
+    """Return the control's help, range, unit, default and when a change takes effect."""
     facts = []
     if spec.minimum is not None and spec.maximum is not None:
-        shown = ".0f" if spec.kind == "int" else "g"
-        facts.append(f"{spec.minimum:{shown}} to {spec.maximum:{shown}}{' ' + spec.unit if spec.unit else ''}")
+        form = ".0f" if spec.kind == "int" else "g"
+        facts.append(f"{spec.minimum:{form}} to {spec.maximum:{form}}{' ' + spec.unit if spec.unit else ''}")
     elif spec.unit:
         facts.append(spec.unit)
     if spec.kind == "bool":

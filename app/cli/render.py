@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.render.timeline import Timeline
-from app.worker.threads import share_the_cores
+from app.worker.threads import limit_spinning
 from pipelines.core.errors import InputError
 
 from .options import add_control_options, add_engine_options, control_from_options, engine_options, parse_size
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     request = request_from_options(options)
     timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
     tell_unknown_words(options.model, request.control, *(cue.control for cue in timeline.cues))
-    share_the_cores()
+    limit_spinning()
     from app.render.job import render
     from pipelines.load import load_engine
 
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_take(request: TakeRequest) -> int:
-    share_the_cores()
+    limit_spinning()
     from app.render.take import render_take
     from pipelines.load import load_engine
 

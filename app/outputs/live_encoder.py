@@ -22,7 +22,7 @@ _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveEncoding:
-    """size: even (width, height) in pixels. rate: frames a second. video_kbps: constant bit rate in kbit/s."""
+    """size: even (width, height) in pixels. rate: frames per second. video_kbps: constant bit rate in kbit/s."""
 
     size: tuple[int, int]
     rate: Fraction

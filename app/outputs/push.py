@@ -27,7 +27,7 @@ from .transports import TIMEOUT_S, Transport, open_transport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushOptions:
-    """address: from `transports.address_of`. rate: frames a second.
+    """address: from `transports.address_of`. rate: frames per second.
 
     size: even (width, height) in pixels; None: the first frame's. silence: add a silent sound track. first_wait_s:
     delay before reconnecting; doubled after each further failure, up to max_wait_s; a connection that lasted steady_s

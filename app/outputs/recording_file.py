@@ -1,7 +1,7 @@
-"""A growing MP4 of pictures at any times and sound: plays at any moment, becomes an ordinary file when finished.
+"""A growing MP4 with a variable frame rate and sound: always playable, and an ordinary file once finished.
 
-While it grows it consists of fragments of about a second (frag_keyframe): a killed process leaves all but the last.
-`make_ordinary` copies it, without encoding again, to a file with its index in front. Owns no thread and no clock.
+While it grows it consists of fragments of about a second (frag_keyframe): a killed process loses only the last one.
+`defragment` remuxes it, without re-encoding, to a file with the index at the front. Independent of threads and clocks.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pipelines.core.errors import OutputError
 
 from .recording_sound import SoundFormat
 
-TICKS_A_SECOND = 90_000
+TICKS_PER_SECOND = 90_000
 """The time base of pictures."""
 
 _KIND = CONTAINERS[".mp4"]
-_PIECE_TICKS = TICKS_A_SECOND
+_FRAGMENT_TICKS = TICKS_PER_SECOND
 _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
-# Beside a running model: half the time of "veryfast" for a file a quarter larger. No B-frames: a kill loses no order.
+# Leaves time for the model: half that of "veryfast", for a file a quarter larger. No B-frames: pictures stay in order.
 _ENCODER = {"preset": "superfast", "crf": "20", "bf": "0", "g": "600", "forced-idr": "1", "rc-lookahead": "0"}
 
 
 @contextmanager
-def recording_to(path: Path) -> Iterator[None]:
-    """Turn what the system or the muxer raises into OutputError."""
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the system and the muxer into OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
@@ -46,14 +46,14 @@ def recording_to(path: Path) -> Iterator[None]:
             f"The disk is full: the recording {path.name} ended."
             if full
             else f"The recording {path.name} ended: {reason}.",
-            "What was recorded until then plays.",
+            "What was recorded until then is playable.",
         ) from error
 
 
 class RecordingFile:
-    """One file being recorded. size: even (width, height); pictures of other sizes are cut and scaled to it.
+    """One file being recorded. size: even (width, height); pictures of other sizes are cropped and scaled to it.
 
-    Every method raises OutputError when the disk does not take it; then only `abandon` may follow.
+    Methods raise OutputError when writing fails; after that only `abandon` may be called.
     """
 
     def __init__(self, path: Path, size: tuple[int, int], sound: SoundFormat | None) -> None:
@@ -64,7 +64,7 @@ class RecordingFile:
         self._to_yuv = ToYuv()
         self._durations: dict[int, int] = {}
         self._next_key = 0
-        with recording_to(path):
+        with output_errors(path):
             self._container: Any = av.open(str(path), "w", format="mp4", options=dict(_KIND.growing))
             self._video = self._add_video()
             self._sound: Any = None
@@ -73,39 +73,38 @@ class RecordingFile:
             self._container.start_encoding()  # opens the file
 
     def write_picture(self, picture: Picture, pts: int, duration: int) -> None:
-        """pts, duration: in 1/90000 s; pts above the one before."""
+        """Encode and write a picture. pts, duration: in 1/90000 s; pts increases strictly."""
         width, height = self._size
         if picture.shape[:2] != (height, width):
             picture = cover(picture, width, height)
         frame = self._to_yuv(picture)
-        frame.pts, frame.time_base, frame.duration = pts, Fraction(1, TICKS_A_SECOND), duration
-        if pts >= self._next_key:  # by time, not by count: a slow stream must not lose more than a fast one
+        frame.pts, frame.time_base, frame.duration = pts, Fraction(1, TICKS_PER_SECOND), duration
+        if pts >= self._next_key:  # by time, not by count: a slow stream must not lose more seconds than a fast one
             frame.pict_type = PictureType.I
-            self._next_key = pts + _PIECE_TICKS
+            self._next_key = pts + _FRAGMENT_TICKS
         self._durations[pts] = duration
-        with recording_to(self.path):
+        with output_errors(self.path):
             self._mux_video(self._video.encode(frame))
         self.frames += 1
 
     def write_sound(self, frame: av.AudioFrame) -> None:
-        """Samples that follow the last ones."""
-        with recording_to(self.path):
+        """Encode and write the samples that follow the last ones."""
+        with output_errors(self.path):
             self._container.mux(self._sound.encode(frame))
         self.has_sound = True
 
     def close(self) -> None:
-        """Drain the encoders and end the growing file."""
-        with recording_to(self.path):
+        """Flush the encoders and close the growing file."""
+        with output_errors(self.path):
             self._mux_video(self._video.encode(None))
             if self._sound is not None:
                 self._container.mux(self._sound.encode(None))
             self._container.close()
 
-    def make_ordinary(self) -> None:
-        """After `close`: put a file with its index in front in the place of the fragmented one.
+    def defragment(self) -> None:
+        """After `close`: replace the fragmented file by one with its index at the front.
 
-        It has a sound track only if sound was written.
-        Raises OutputError: the fragmented file stays, and is whole.
+        It has a sound track only if sound was written. Raises OutputError; the fragmented file is then unchanged.
         """
         final = self.path.with_name(f".{self.path.stem}.final.mp4")
         try:
@@ -117,22 +116,22 @@ class RecordingFile:
             with suppress(OSError):
                 final.unlink(missing_ok=True)
             raise OutputError(
-                f"{self.path.name} stays in fragments: {error}.", "It plays; some editors want it copied once."
+                f"{self.path.name} stays in fragments: {error}.", "It is playable; some editors need it remuxed first."
             ) from error
 
     def abandon(self) -> None:
-        """Let go after an error, and cut off what is only half there; raises nothing."""
-        with suppress(av.error.FFmpegError, OSError):  # the error that led here is already on its way
+        """Close after an error, and cut off an incomplete fragment. Never raises."""
+        with suppress(av.error.FFmpegError, OSError):  # the error that led here is already being reported
             self._container.close()
         with suppress(OSError):
             _KIND.trim(self.path)
 
     def _add_video(self) -> Any:
-        stream = self._container.add_stream("libx264", rate=30)  # nominal: pictures carry their times
+        stream = self._container.add_stream("libx264", rate=30)  # nominal: pictures carry their own times
         stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.time_base = Fraction(1, TICKS_A_SECOND)
+        context.time_base = Fraction(1, TICKS_PER_SECOND)
         context.colorspace = _BT709_MATRIX
         context.color_primaries = ColorPrimaries.BT709
         context.color_trc = ColorTrc.BT709
@@ -147,7 +146,7 @@ class RecordingFile:
 
 
 def _remux(growing: Path, final: Path, *, sound: bool) -> int:
-    """Copy all packets, with a track for sound or without; returns the number of pictures."""
+    """Copy all packets, with or without the sound track. Returns the number of pictures."""
     pictures = 0
     with (
         av.open(str(growing)) as source,

@@ -1,7 +1,7 @@
-"""Sound that is recorded beside pictures: chunks with their capture times become one track without holes.
+"""The sound of a recording: chunks with capture times become one track without gaps.
 
-Times are monotonic ns. Pictures and sound are placed in a recording at the time when their source was captured: that
-delays sound by exactly what the model took. Does not depend on files and pictures.
+Times are monotonic, in ns. Pictures and sound are both recorded at the capture time of their source, which delays sound
+by exactly the latency of the model. Independent of files and pictures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pipelines.core.errors import InputError
 
-_SLACK_S = 0.1  # chunks this close to where the last one ended follow it at once: clocks and networks jitter
+_SLACK_S = 0.1  # smaller gaps and overlaps are ignored: clocks and networks jitter
 _MAX_WAIT_S = 30.0
 _LAYOUTS = {1: "mono", 2: "stereo"}
 
@@ -28,16 +28,16 @@ Samples = npt.NDArray[np.int16]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoundFormat:
-    """rate_hz: samples a second. channels: 1 or 2."""
+    """rate_hz: samples per second, 8000 to 96000. channels: 1 or 2. Raises InputError."""
 
     rate_hz: int = 48_000
     channels: int = 1
 
     def __post_init__(self) -> None:
         if self.channels not in _LAYOUTS:
-            raise InputError(f"Sound of {self.channels} channels is not recorded.", "Give 1 or 2.")
+            raise InputError(f"Sound with {self.channels} channels cannot be recorded.", "Give 1 or 2.")
         if not 8_000 <= self.rate_hz <= 96_000:
-            raise InputError(f"Sound of {self.rate_hz} Hz is not recorded.", "Give 8000 to 96000.")
+            raise InputError(f"Sound at {self.rate_hz} Hz cannot be recorded.", "Give 8000 to 96000.")
 
     @property
     def layout(self) -> str:
@@ -51,7 +51,8 @@ class _Chunk:
 
 
 class SoundTrack:
-    """`add` from any thread; `until` and what follows on the writer's. At most 30 s wait; the oldest are dropped."""
+    """`add` may be called from any thread, `until` only from the writer's. At most 30 s are queued; then the oldest
+    chunks are dropped."""
 
     def __init__(self, format_: SoundFormat) -> None:
         self.format = format_
@@ -59,13 +60,14 @@ class SoundTrack:
         self._chunks: deque[_Chunk] = deque()
         self._waiting_s = 0.0
         self._resampler = av.AudioResampler(format="s16p", layout=format_.layout, rate=format_.rate_hz)
-        self._position = 0  # samples written
+        self._position = 0  # in samples: the end of the track so far
         self.dropped_chunks = 0
 
     def add(self, sound: Samples | av.AudioFrame, captured_ns: int | None = None) -> None:
-        """sound: [channels, N] int16 in the track's format, or a frame of any format.
+        """Queue sound: [channels, N] int16 in the track's format, or a frame of any format.
 
-        captured_ns: monotonic time of the first sample; None: the last one is of now. Raises InputError.
+        captured_ns: monotonic capture time of the first sample; None: the last sample was captured now. Raises
+        InputError.
         """
         with self._lock:
             for samples in self._converted(sound):
@@ -79,7 +81,7 @@ class SoundTrack:
                 captured_ns += round(seconds * 1e9)
 
     def until(self, end_ns: int, origin_ns: int) -> Iterator[av.AudioFrame]:
-        """The track, from where it was left, up to `end_ns` as far as sound is there; origin_ns: its time 0."""
+        """Yield the track from where it stopped up to `end_ns`, as far as sound has arrived. origin_ns: its time 0."""
         while (chunk := self._take(end_ns)) is not None:
             start = round((chunk.captured_ns - origin_ns) * self.format.rate_hz / 1e9)
             samples = chunk.samples
@@ -96,7 +98,7 @@ class SoundTrack:
         self.dropped_chunks += 1
 
     def _take(self, end_ns: int) -> _Chunk | None:
-        """The next chunk that begins before `end_ns`."""
+        """Return the next chunk that begins before `end_ns`, if any."""
         with self._lock:
             if not self._chunks or self._chunks[0].captured_ns >= end_ns:
                 return None
@@ -106,19 +108,19 @@ class SoundTrack:
 
     def _converted(self, sound: Samples | av.AudioFrame) -> Iterator[Samples]:
         if isinstance(sound, av.AudioFrame):
-            sound.pts = None  # the times here are those of capture
+            sound.pts = None  # capture times are used instead
             for frame in self._resampler.resample(sound):
                 yield frame.to_ndarray()
             return
         if sound.dtype != np.int16 or sound.ndim != 2 or sound.shape[0] != self.format.channels:
             raise InputError(
-                f"Sound of shape {sound.shape} and type {sound.dtype} does not fit the recording.",
+                f"Sound of shape {sound.shape} and dtype {sound.dtype} does not fit the recording.",
                 f"Give [{self.format.channels}, N] int16 at {self.format.rate_hz} Hz.",
             )
         yield sound
 
     def _silence(self, samples: int) -> Iterator[av.AudioFrame]:
-        """In pieces of at most a second."""
+        """Yield silence in frames of at most a second."""
         while samples > 0:
             count = min(samples, self.format.rate_hz)
             yield self._frame(np.zeros((self.format.channels, count), np.int16))

@@ -36,7 +36,7 @@ class Camera(Protocol):
 
 
 OpenCamera = Callable[[int, int, float, str], Camera]
-"""(width and height in pixels, frames a second, device or "" for any) -> camera. Raises InputError."""
+"""(width and height in pixels, frames per second, device or "" for any) -> camera. Raises InputError."""
 
 
 def open_camera(width: int, height: int, rate: float, device: str) -> Camera:
@@ -58,7 +58,7 @@ def open_camera(width: int, height: int, rate: float, device: str) -> Camera:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualCameraOptions:
-    """size: even (width, height) in pixels. rate: frames a second. device: "" for any."""
+    """size: even (width, height) in pixels. rate: frames per second. device: "" for any."""
 
     size: tuple[int, int]
     rate: Fraction = Fraction(30)

@@ -97,9 +97,9 @@ class Session:
         with self._lock:
             self._replaced += 1
         if received is not None:
-            self.proxy.pass_over(time.monotonic_ns() if captured_ns is None else captured_ns, received)
+            self.proxy.record_undecoded(time.monotonic_ns() if captured_ns is None else captured_ns, received)
 
-    def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
+    def start_take(self, folder: Path, may_grow: Callable[[], bool] = lambda: True) -> None:
         """Record into `folder` (made by TakeStore.create, whose may_grow enforces the quota). Raises InputError,
         OutputError. Blocks on disk access: not on an event loop."""
         self.proxy.start_take(folder, may_grow)

@@ -1,6 +1,6 @@
-"""The sound of a session's source: from the door that receives it to whoever listens.
+"""The sound of a session's source: from the transport that receives it to all listeners.
 
-Hands frames on and keeps none: listeners bound what waits for them. Does not depend on where sound comes from or goes.
+Forwards frames and queues none; listeners bound their own queues. Independent of where sound comes from and goes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SoundHub:
 
 
 class SoundSource:
-    """A door's end of a hub."""
+    """A source's end of a hub, used by a transport."""
 
     def __init__(self, hub: SoundHub) -> None:
         self._hub = hub

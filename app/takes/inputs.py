@@ -73,7 +73,6 @@ class InputArchive:
         self._file: BinaryIO | None = None
         self._decoder = ""  # the one that reproduced the pixels of the last received picture checked
         self._received = 0
-        self.bytes = 0
 
     def add(
         self, seq: int, captured_ns: int, image: Picture, received: bytes | None, *, hurry: bool = False
@@ -115,7 +114,6 @@ class InputArchive:
             sha256=sha256,
         )
         self._offset += len(data)
-        self.bytes += len(data)
         return stored
 
     def flush(self) -> None:

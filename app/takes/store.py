@@ -70,8 +70,8 @@ class TakeStore:
                 raise OutputError(f"A folder for the take cannot be created: {error.strerror}.") from error
             return folder
 
-    def may_grow(self, size: int) -> bool:
-        """For TakeWriter: whether a take that has grown to `size` may grow further; makes room if possible."""
+    def may_grow(self) -> bool:
+        """For TakeWriter: whether takes may grow further; makes room if possible."""
         with self._lock:
             return self._make_room(0)
 

@@ -59,7 +59,7 @@ _Item = _Input | _Undecoded | _Frame | TakeRecord
 class TakeWriter:
     """Writes one take into `folder`, which is created. Raises OutputError if it cannot be.
 
-    may_grow: called about every half second with the bytes written so far; False ends the take. on_trouble: called
+    may_grow: called about every half second; False ends the take. on_trouble: called
     once, on the writer's thread, with a message, if the take ends by itself.
     """
 
@@ -68,7 +68,7 @@ class TakeWriter:
         folder: Path,
         *,
         session: str = "",
-        may_grow: Callable[[int], bool] = lambda size: True,
+        may_grow: Callable[[], bool] = lambda: True,
         on_trouble: Callable[[str], None] = lambda text: None,
         queue_bytes: int = _QUEUE_BYTES,
     ) -> None:
@@ -88,7 +88,6 @@ class TakeWriter:
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when this process dies
         self._inputs = InputArchive(folder)
         self._lines: list[str] = [_header(session)]
-        self._log_bytes = 0
         self._flush_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="take-writer", daemon=True)
         atexit.register(self.close)  # before daemon threads are stopped
@@ -200,9 +199,8 @@ class TakeWriter:
         self._log.write(text)
         self._log.flush()
         self._lines.clear()
-        self._log_bytes += len(text)
         self._flush_at_s = time.monotonic() + _FLUSH_S
-        if not self._may_grow(self._inputs.bytes + self._log_bytes):
+        if not self._may_grow():
             with self._changed:
                 if self._reason is None:
                     self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")

@@ -1,6 +1,6 @@
-"""How a worker opens its engine, and what it says of it. Independent of the pipe.
+"""How a worker opens its engine and describes it. Independent of the pipe.
 
-torch is imported only for kinds of models that use it: the others start at once.
+torch is imported only for kinds of models that use it; the others start immediately.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .messages import WorkerReady
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What a worker opens. engine: what is chosen of it, see pipelines.load.load_engine.
+    """Which engine a worker opens. engine: how to load it, see pipelines.load.load_engine.
 
-    threads: CPU threads of the tensor library; 0 leaves its own choice (the physical cores).
+    threads: CPU threads of the tensor library; 0 keeps its default (the number of physical cores).
     """
 
     model: str
@@ -28,17 +28,20 @@ class WorkerOptions:
 
 
 OpenEngine = Callable[[WorkerOptions, Callable[[str], None]], tuple[Engine, int]]
-"""The engine that the options name and the number of CPU threads it uses; gets a way to tell the user something."""
+"""Takes options and a callback for messages to the user. Returns the engine and its number of CPU threads."""
 
 
 def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
-    """The engine that `options` names and the number of CPU threads it uses. notice: gets sentences for the user."""
+    """Load the engine that `options` names. notice: receives messages for the user.
+
+    Returns the engine and the number of CPU threads that it uses.
+    """
     kind = kind_of(options.model)
     threads = kind.use_threads(options.threads)
     return kind.load(options.model, options.engine, LoadContext(notice=notice)), threads
 
 
 def describe(engine: Engine, threads: int) -> WorkerReady:
-    """What a fresh stream of `engine` is and how its controls stand."""
+    """Return the properties and control values of a new stream of `engine`."""
     with engine.open() as probe:
         return WorkerReady(info=probe.info, controls=dict(probe.controls.values), threads=threads)

@@ -1,4 +1,4 @@
-"""What the tensor library holds of the worker's GPU. Knows no pipe and no engine."""
+"""How much GPU memory the tensor library holds. Independent of the pipe and the engine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .messages import GpuMemory
 
 
 def gpu_meter(device: str) -> Callable[[], GpuMemory] | None:
-    """How to ask for the memory of a device ("cuda:0", ...); None for those without memory of their own.
+    """Return a function that reads the memory of a device ("cuda:0", ...); None for devices other than CUDA.
 
-    Asking reads two counters of the allocator; the device is not waited for.
+    It reads two counters of the allocator and does not synchronise with the device.
     """
     if not device.startswith("cuda"):
         return None
-    import torch  # only a worker with a GPU
+    import torch  # only in a worker with a GPU
 
     def read() -> GpuMemory:
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)

@@ -1,7 +1,7 @@
 """The front's handle on one worker process: start, watch, restart, stop; open and close sessions.
 
-Owns the process, the pipe's reader thread and the list of sessions. A worker that dies takes no session with it: a new
-one is started and every session is opened again with its last controls. Never imports torch; knows no page.
+Owns the process, the pipe's reader thread and the list of sessions. Sessions survive the death of a worker: a new one
+is started and every session is reopened with its last controls. Never imports torch; independent of the page.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _STOP_TIMEOUT_S = 5.0
 
 
 class BusyError(ZoetropeError):
-    """All sessions are taken."""
+    """The maximum number of sessions is open."""
 
 
 class WorkerPhase(Enum):
-    """Where the worker stands."""
+    """The life cycle of a worker."""
 
     LOADING = "loading"
     READY = "ready"
@@ -56,8 +56,8 @@ class WorkerPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """text: for the user. notices: what the user should know of the engine, while it runs. ready: what was chosen, kept
-    during a restart. error: why it failed for good."""
+    """text: for the user. notices: what the user should know about the running engine. ready: the worker's description
+    of its engine, kept during a restart. error: why it failed permanently."""
 
     phase: WorkerPhase = WorkerPhase.STOPPED
     text: str = "not started"
@@ -78,7 +78,7 @@ class WorkerHandle:
         self._sending = threading.Lock()
         self._status = WorkerStatus()
         self._sessions: dict[str, SessionProxy] = {}
-        self._closing: dict[str, SessionProxy] = {}  # closed here, memory still attached there
+        self._closing: dict[str, SessionProxy] = {}  # closed here; the worker is still attached to their memory
         self._gpu_memory: GpuMemory | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_RESTARTS)
         self._process: SpawnProcess | None = None
@@ -89,14 +89,14 @@ class WorkerHandle:
     # ---- process ----
 
     def start(self) -> None:
-        """Start the worker and return at once; `status` and `wait_ready` tell how it goes."""
+        """Start the worker and return immediately; see `status` and `wait_ready`."""
         assert self._reader is None, "started twice"
         self._spawn(WorkerPhase.LOADING, f"loading {self.options.model}…")
         self._reader = threading.Thread(target=self._read_forever, name="worker-reader", daemon=True)
         self._reader.start()
 
     def stop(self) -> None:
-        """End the worker and every session, and unlink all shared memory. Stopping twice is fine."""
+        """End the worker and every session, and unlink all shared memory. May be called twice."""
         with self._changed:
             if self._stopping or self._reader is None:
                 return
@@ -129,11 +129,12 @@ class WorkerHandle:
 
     @property
     def gpu_memory(self) -> GpuMemory | None:
-        """As the worker said last; None before that, and for a worker without a GPU."""
+        """As last reported by the worker; None before the first report and for a worker without a GPU."""
         return self._gpu_memory
 
     def wait_ready(self, timeout_s: float) -> WorkerReady:
-        """Block until the engine stands. Raises what the worker failed with, or WorkerError after `timeout_s`."""
+        """Block until the engine is loaded. Raises the error that the worker failed with, or WorkerError after
+        `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: self._status.phase in (WorkerPhase.READY, WorkerPhase.FAILED), timeout_s)
             status = self._status
@@ -146,7 +147,7 @@ class WorkerHandle:
     # ---- sessions ----
 
     def open(self, *, control: Control | None = None, prompt_only: bool = True) -> SessionProxy:
-        """A new session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
+        """Open a session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
         with self._changed:
             if self._status.phase in (WorkerPhase.FAILED, WorkerPhase.STOPPED):
                 raise self._status.error or WorkerError("The worker is not running.", "Start zoetrope live again.")
@@ -173,16 +174,16 @@ class WorkerHandle:
         return len(self._sessions)
 
     def has(self, session: str) -> bool:
-        """Whether that session is open here."""
+        """Whether that session is open in this worker."""
         return session in self._sessions
 
     @property
     def workers(self) -> tuple[WorkerHandle, ...]:
-        """This one: the same door as a pool's."""
+        """This worker alone; the same interface as a pool's."""
         return (self,)
 
     def status_of(self, session: str) -> WorkerStatus:
-        """`status`, whatever the session: there is one worker."""
+        """`status`, whichever the session: there is only one worker."""
         return self._status
 
     def _attach(self, session: SessionProxy) -> None:
@@ -194,7 +195,7 @@ class WorkerHandle:
             if self._sessions.pop(session.name, None) is None:
                 return
             if self._status.phase is WorkerPhase.READY:
-                self._closing[session.name] = session  # its memory goes with SessionClosed
+                self._closing[session.name] = session  # its memory is unlinked on SessionClosed
                 session.end(SessionState.CLOSED)
                 self._send(CloseSession(session=session.name))
             else:
@@ -219,14 +220,14 @@ class WorkerHandle:
             try:
                 pipe.send(message)
             except OSError:
-                return  # the worker has just died; the reader thread sees it and opens the sessions again
+                return  # the worker has just died; the reader thread notices and reopens the sessions
 
     def _read_forever(self) -> None:
         while self._read_until_death():
             pass
 
     def _read_until_death(self) -> bool:
-        """Handle messages until the pipe breaks; True when a new worker was started."""
+        """Handle messages until the pipe breaks. Returns True if a new worker was started."""
         pipe, process = self._pipe, self._process
         assert pipe is not None
         assert process is not None
@@ -247,7 +248,7 @@ class WorkerHandle:
         reason = f"The worker process ended ({_exit_text(exit_code)})."
         text = f"{reason} Restarting it…"
         if not failed:
-            self._set(phase=WorkerPhase.RESTARTING, text=text)  # before the sessions say so
+            self._set(phase=WorkerPhase.RESTARTING, text=text)  # before the sessions report it
         self._detach_all(SessionState.OPENING)
         if failed:
             return False
@@ -255,7 +256,7 @@ class WorkerHandle:
         if len(self._deaths) == _MAX_RESTARTS and now - self._deaths[0] < _RESTART_WINDOW_S:
             error = WorkerError(
                 f"{reason} It was restarted {_MAX_RESTARTS} times within {_RESTART_WINDOW_S:.0f} s.",
-                "Its messages are on the terminal; zoetrope doctor may help.",
+                "See its messages on the terminal; zoetrope doctor may help.",
             )
             self._fail(error)
             return False
@@ -291,14 +292,14 @@ class WorkerHandle:
             case GpuMemory():
                 self._gpu_memory = message
             case SessionClosed():
-                self._let_go(message.session)
+                self._detach_session(message.session)
             case _:
                 with self._changed:
                     session = self._sessions.get(message.session) or self._closing.get(message.session)
                 if session is not None:
                     session.receive(message)
                 if isinstance(message, SessionEnded):
-                    self._let_go(message.session)
+                    self._detach_session(message.session)
 
     def _ready(self, message: WorkerReady) -> None:
         info = message.info
@@ -315,7 +316,7 @@ class WorkerHandle:
             for session in self._sessions.values():
                 session.receive(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
 
-    def _let_go(self, name: str) -> None:
+    def _detach_session(self, name: str) -> None:
         with self._changed:
             session = self._closing.pop(name, None) or self._sessions.pop(name, None)
         if session is not None:

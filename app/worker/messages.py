@@ -1,6 +1,6 @@
-"""The words between the front process and a worker: small frozen records over a pipe. Pixels never travel here.
+"""Messages between the front process and a worker: small frozen records sent over a pipe. Pixels never travel here.
 
-Every session is named by a short string that the front invents. Knows no pipe, no engine and no HTTP.
+Sessions are identified by a short string that the front generates. Independent of the pipe, the engine and HTTP.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .shared_frames import BufferSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenSession:
-    """Open a stream. inputs: the session's mailbox; outputs: where finished frames go."""
+    """Open a stream. inputs: the session's mailbox. outputs: the buffers for finished frames."""
 
     session: str
     inputs: BufferSpec
@@ -37,8 +37,8 @@ class ChangeControl:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeSource:
-    """From now on generate from the prompt alone, or take the mailbox's frames. posted: inputs posted before this was
-    asked for; those wait no more."""
+    """Generate from the prompt alone from now on, or take frames from the mailbox. posted: number of inputs posted
+    before this request; those still waiting are dropped."""
 
     session: str
     prompt_only: bool
@@ -47,14 +47,14 @@ class ChangeSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputPosted:
-    """A doorbell: the mailbox holds something new. At most one is under way for each session."""
+    """A doorbell: the mailbox holds a new input. At most one is in flight for each session."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputRelease:
-    """The front has copied this output buffer; it is free again."""
+    """The front has copied this output buffer, which may be reused."""
 
     session: str
     index: int
@@ -63,10 +63,10 @@ class OutputRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartTake:
-    """Begin a fresh stream with the controls of this one, and tell all that happens to it.
+    """Replace the stream by a new one with the same controls, and report everything that happens to it.
 
-    take: the number of the session's take, from 1. first_seq: the number that the first input in this worker's mailbox
-    had, or will have.
+    take: the number of the session's take, from 1. first_seq: the sequence number of the first input in this worker's
+    mailbox, past or future.
     """
 
     session: str
@@ -76,7 +76,7 @@ class StartTake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopTake:
-    """Tell no more of that take, where it is still the one that runs; the stream goes on."""
+    """Stop reporting for that take, if it is still the current one; the stream continues."""
 
     session: str
     take: int
@@ -84,7 +84,7 @@ class StopTake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseSession:
-    """Close the stream and detach from its memory."""
+    """Close the stream and detach from its shared memory."""
 
     session: str
 
@@ -118,14 +118,14 @@ class WorkerProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerNotice:
-    """Something that the user should know of the engine for as long as it runs."""
+    """Something that the user should know about the engine while it runs."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """The engine stands. controls: name to value of a fresh stream (the table's defaults and the model's own)."""
+    """The engine is loaded. controls: values of a new stream by name (defaults of the table and of the model)."""
 
     info: StreamInfo
     controls: dict[str, object]
@@ -134,7 +134,7 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerFailed:
-    """The engine cannot be opened; trying again would not help."""
+    """The engine cannot be loaded, and retrying would not help."""
 
     message: str
     remedy: str
@@ -142,7 +142,7 @@ class WorkerFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOpened:
-    """The stream stands; info says what was chosen."""
+    """The stream is open. info: its properties."""
 
     session: str
     info: StreamInfo
@@ -150,14 +150,14 @@ class StreamOpened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputTaken:
-    """The doorbell was heard; the next post rings again."""
+    """The doorbell was noticed; the next input rings again."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputAdmitted:
-    """The stream has taken this input, to make a frame of it or to skip it, and all before it are decided."""
+    """The stream has taken this input, whether to process or to skip it; the fate of all earlier ones is settled."""
 
     session: str
     captured_ns: int
@@ -165,8 +165,8 @@ class InputAdmitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReady:
-    """A finished frame stands in the session's output buffer `index` as `generation`. take: whose it is; 0: no
-    take's."""
+    """The session's output buffer `index` holds a finished frame as `generation`. take: the number of the take that it
+    belongs to; 0 for none."""
 
     session: str
     index: int
@@ -178,11 +178,11 @@ class OutputReady:
 class SessionStats:
     """Exact at the moment of sending: seen + generated == out + dropped + skipped + in_flight.
 
-    seen: input frames that the worker knows of. generated: frames asked for from the prompt alone, and those that frame
-    stages made. dropped: inputs that a newer one replaced, and finished frames that a stage or a full buffer dropped.
-    in_flight: waiting for a slot, in a slot or a stage, or finished and waiting for an output buffer. tick_ms: running
-    mean of the engine's tick. wait_ms: of the input admitted last, from its discovery. encode_ms, denoise_ms,
-    decode_ms: of the last tick timed.
+    seen: input frames that the worker has noticed. generated: frames requested from the prompt alone, and those that
+    frame stages added. dropped: inputs that a newer one replaced, and finished frames that a stage or a full buffer
+    dropped. in_flight: waiting for a slot, in a slot or a stage, or finished and waiting for an output buffer. tick_ms:
+    running mean of the engine's tick. wait_ms: how long the last admitted input waited since the worker noticed it.
+    encode_ms, denoise_ms, decode_ms: of the last timed tick.
     """
 
     session: str
@@ -201,7 +201,7 @@ class SessionStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuMemory:
-    """What the tensor library holds of the worker's GPU: in tensors, and in all (the rest is kept for reuse)."""
+    """GPU memory that the tensor library holds: for tensors, and in total (the rest is cached for reuse)."""
 
     allocated_bytes: int
     reserved_bytes: int
@@ -209,7 +209,7 @@ class GpuMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRecords:
-    """What happened to a recorded session, in order. Sent before any frame that came of it."""
+    """What happened to a recorded session, in order. Sent before the frames that resulted from it."""
 
     session: str
     take: int
@@ -218,7 +218,7 @@ class TakeRecords:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionNotice:
-    """A change was refused; the session goes on as before."""
+    """A change was refused; the session continues unchanged."""
 
     session: str
     text: str
@@ -226,7 +226,7 @@ class SessionNotice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionEnded:
-    """An error ended this session; its memory is detached."""
+    """An error ended this session; the worker has detached from its memory."""
 
     session: str
     message: str
@@ -235,7 +235,7 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionClosed:
-    """The answer to CloseSession: the memory is detached and may be unlinked."""
+    """Answers CloseSession: the worker has detached from the memory, which may be unlinked."""
 
     session: str
 

@@ -1,4 +1,4 @@
-"""Frame rate and latency over the last seconds, from the times at which frames arrived. Knows no clock of its own."""
+"""Frame rate and latency over the last seconds, from the arrival times of frames. Reads no clock."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterReading:
-    """frame_rate: frames a second. latency_ms: mean from capture to arrival; None without captured frames."""
+    """frame_rate: frames per second. latency_ms: mean from capture to arrival; None without captured frames."""
 
     frame_rate: float
     latency_ms: float | None
 
 
 class Meter:
-    """A sliding window over arrivals."""
+    """A sliding window over frame arrivals. Not thread-safe."""
 
     def __init__(self, window_s: float = 2.0) -> None:
         self._window_ns = int(window_s * 1e9)
         self._arrivals: deque[tuple[int, int | None]] = deque()
 
     def arrived(self, now_ns: int, captured_ns: int | None) -> None:
-        """A frame captured at `captured_ns` (None: not captured) arrived at `now_ns`; the same monotonic clock."""
+        """Count a frame that arrived at `now_ns`. captured_ns: on the same monotonic clock; None if it was not
+        captured."""
         self._arrivals.append((now_ns, captured_ns))
         self._forget(now_ns)
 
     def read(self, now_ns: int) -> MeterReading:
-        """The rate over the gaps between the arrivals in the window; 0 with fewer than two of them."""
+        """Return the rate over the gaps between arrivals in the window; 0 with fewer than two arrivals."""
         self._forget(now_ns)
         if len(self._arrivals) < 2:
             return MeterReading(frame_rate=0.0, latency_ms=None)

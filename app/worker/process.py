@@ -1,7 +1,8 @@
 """The worker process: owns one engine and its streams on one device.
 
-One thread and one loop: take messages, offer inputs, tick, hand out finished frames. Knows no HTTP and no page; speaks
-only the words of messages.py over a pipe, and pixels through frames.py. Spawned by WorkerHandle.
+One thread and one loop: receive messages, push inputs, tick, publish finished frames. Sends and receives the messages
+of messages.py over a pipe and pixels through shared_frames.py. Spawned by WorkerHandle. Independent of HTTP and the
+page.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError, StreamError, ZoetropeError
 
 from .engine import OpenEngine, describe, open_engine
-from .engine import WorkerOptions as WorkerOptions  # for those who start a worker
+from .engine import WorkerOptions as WorkerOptions  # re-exported for whoever starts a worker
 from .gpu_meter import gpu_meter
 from .messages import (
     ChangeControl,
@@ -46,9 +47,9 @@ from .messages import (
     WorkerProgress,
 )
 from .session import WorkerSession
-from .threads import share_the_cores
+from .threads import limit_spinning
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 _MAX_WAIT_S = 0.1
 _STATS_PERIOD_NS = 100_000_000
@@ -58,11 +59,11 @@ _CHECK_PERIOD_NS = 3_000_000_000
 
 
 def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | None = None) -> None:
-    """Entry point of the process. Ends on StopWorker, or when the front's end of the pipe closes.
+    """Entry point of the process. Returns on StopWorker, or when the front closes its end of the pipe.
 
-    opens: what makes the engine; None: `open_engine`.
+    opens: opens the engine; None for `open_engine`.
     """
-    share_the_cores()
+    limit_spinning()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
@@ -77,11 +78,11 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
         Worker(pipe, engine, machine, gpu_meter(ready.info.device)).run()
         engine.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the front is gone; so is the reason to run
+        return  # the front has exited
 
 
 class Worker:
-    """The loop. `run_once` is one round of it."""
+    """The loop; `run_once` is one iteration."""
 
     def __init__(
         self,
@@ -90,22 +91,22 @@ class Worker:
         machine: Mapping[str, object] | None = None,
         gpu: Callable[[], GpuMemory] | None = None,
     ) -> None:
-        """machine: what is written into takes about this engine. gpu: reads the memory of its device."""
+        """machine: description of the machine and the engine for takes. gpu: reads the memory of the device."""
         self._pipe = pipe
         self._engine = engine
         self._sessions: dict[str, WorkerSession] = {}  # oldest first
-        self._turns: dict[str, None] = {}  # names; whose last input was admitted longest ago comes first
+        self._turns: dict[str, None] = {}  # names, least recently admitted first
         self._gpu = gpu
         self._next_gpu_ns = 0
         self._running = True
         self._tick_ms = 0.0
-        self._barren_ticks = 0  # in a row, without a finished frame
+        self._unproductive_ticks = 0  # consecutive ticks without a finished frame
         self._next_stats_ns = self._next_check_ns = 0
         self._machine = machine or {}
-        self._wide = Control()  # controls that hold for the whole engine, as some session set them
+        self._engine_control = Control()  # engine-wide controls, as last set by any session
 
     def run(self) -> None:
-        """Until StopWorker; EOFError when the front is gone."""
+        """Run until StopWorker. Raises EOFError when the front has exited."""
         try:
             while self._running:
                 self.run_once()
@@ -116,7 +117,7 @@ class Worker:
             self._turns.clear()
 
     def run_once(self) -> None:
-        """Take all messages, offer inputs, tick if anything is in flight, hand out, check when idle, report."""
+        """Receive messages, push inputs, tick if anything is in flight, publish, check integrity when idle, report."""
         self._take_messages()
         self._admit(time.monotonic_ns())
         if any(session.busy for session in self._sessions.values()):
@@ -128,7 +129,7 @@ class Worker:
         self._report(time.monotonic_ns())
 
     def _check_integrity(self, now_ns: int) -> None:
-        """Every few seconds without work: an engine whose own counts disagree can be trusted by no session."""
+        """Every few seconds while idle: if the engine's state is inconsistent, end all sessions."""
         if now_ns < self._next_check_ns or not self._sessions:
             return
         self._next_check_ns = now_ns + _CHECK_PERIOD_NS
@@ -144,7 +145,7 @@ class Worker:
                 self._end(session, known)
 
     def _admit(self, now_ns: int) -> None:
-        """Offer what is due. When rows are scarce, each session gets its turn."""
+        """Push what is due. When rows are scarce, sessions take turns."""
         for name in tuple(self._turns):
             session = self._sessions[name]
             if self._guarded(session, partial(session.admit, now_ns)):
@@ -159,17 +160,17 @@ class Worker:
             timeout_s = 0.0
 
     def _idle_s(self) -> float:
-        """How long to wait for a message: not at all while ticks bring something on."""
+        """How long to wait for a message: not at all while ticks make progress."""
         sessions = self._sessions.values()
-        patience = max((session.stream.info.latency_ticks + 2 for session in sessions), default=0)
-        if any(session.busy for session in sessions) and self._barren_ticks <= patience:
+        max_ticks = max((session.stream.info.latency_ticks + 2 for session in sessions), default=0)
+        if any(session.busy for session in sessions) and self._unproductive_ticks <= max_ticks:
             return 0.0
         max_s = 0.002 if any(session.busy for session in sessions) else _MAX_WAIT_S
         now_ns = time.monotonic_ns()
         return min([max_s, *(session.wait_ns(now_ns) / 1e9 for session in sessions)])
 
     def _tick(self) -> None:
-        """One tick of whoever has something in flight. Whose session makes it fail is ended, and the others tick."""
+        """Run one tick. If it fails, end the session that caused the failure and tick the others."""
         while any(session.busy for session in self._sessions.values()):
             try:
                 self._run_tick()
@@ -185,7 +186,7 @@ class Worker:
         self._engine.tick()
         tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
         self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
-        self._barren_ticks += 1
+        self._unproductive_ticks += 1
         record = self._engine.log.last_tick
         for recorder in recorders:
             ran = record is not None and record is not before
@@ -193,9 +194,9 @@ class Worker:
 
     def _publish(self, session: WorkerSession) -> None:
         ready = session.publish()
-        self._send_if(session.records(None if ready else time.monotonic_ns()))  # no frame before what it came of
+        self._send_if(session.records(None if ready else time.monotonic_ns()))  # the records of a frame go before it
         for message in ready:
-            self._barren_ticks = 0
+            self._unproductive_ticks = 0
             self._send(message)
 
     def _report(self, now_ns: int) -> None:
@@ -218,7 +219,7 @@ class Worker:
             self._open(message)
             return
         session = self._sessions.get(message.session)
-        if session is None:  # it ended by an error while the message was under way
+        if session is None:  # an error ended it while the message was in flight
             if isinstance(message, CloseSession):
                 self._send(SessionClosed(session=message.session))
             return
@@ -241,9 +242,9 @@ class Worker:
     def _open(self, message: OpenSession) -> None:
         try:
             stream: Stream = self._engine.open(control=message.control)
-            self._widen(message.control)
+            self._share_engine_control(message.control)
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
-            known = error if isinstance(error, ZoetropeError) else unforeseen(error)
+            known = error if isinstance(error, ZoetropeError) else unexpected(error)
             self._send(SessionEnded(session=message.session, message=known.message, remedy=known.remedy))
             return
         self._sessions[message.session] = WorkerSession(message, stream)
@@ -253,29 +254,30 @@ class Worker:
     def _apply(self, session: WorkerSession, control: Control) -> None:
         try:
             session.apply(control)
-            self._widen(control, session)
+            self._share_engine_control(control, session)
         except InputError as error:  # nothing was changed
             self._send(SessionNotice(session=session.name, text=str(error)))
 
-    def _widen(self, control: Control, by: WorkerSession | None = None) -> None:
-        """Remember what holds for the whole engine, and tell it to the takes of the other sessions."""
-        wide = Control(**{name: value for name, value in control.changes().items() if name in ENGINE_CONTROLS})
-        if not wide.changes():
+    def _share_engine_control(self, control: Control, by: WorkerSession | None = None) -> None:
+        """Keep the engine-wide controls, and apply them to the other recorded sessions so that their takes have
+        them."""
+        shared = Control(**{name: value for name, value in control.changes().items() if name in ENGINE_CONTROLS})
+        if not shared.changes():
             return
-        self._wide = self._wide.merged(wide)
+        self._engine_control = self._engine_control.merged(shared)
         for session in self._sessions.values():
             if session is not by and session.recorder is not None:
-                session.apply(self._wide)
+                session.apply(self._engine_control)
 
     def _start_take(self, session: WorkerSession, message: StartTake) -> None:
-        """Let what is in flight come out (a few ticks), then begin."""
+        """Let frames in flight finish (a few ticks), then begin."""
         for _ in range(session.stream.info.latency_ticks + 2):
             if not session.busy or session.name not in self._sessions:
                 break
             self._tick()
             session.collect()
         if session.name in self._sessions:
-            session.start_take(message, self._engine.open, self._machine, self._wide)
+            session.start_take(message, self._engine.open, self._machine, self._engine_control)
             self._send_if(session.records())
 
     def _stop_take(self, session: WorkerSession, reason: str) -> None:
@@ -285,16 +287,16 @@ class Worker:
         if message is not None:
             self._send(message)
 
-    def _guarded(self, session: WorkerSession, step: Callable[[], Made]) -> Made | None:
-        """Run one session's step; an error of it ends that session, and leaves the others. None: it did."""
+    def _guarded(self, session: WorkerSession, step: Callable[[], Result]) -> Result | None:
+        """Run a step of one session. An error ends that session only; then None is returned."""
         try:
             return step()
         except ZoetropeError as error:
             self._end(session, error)
-        except (OSError, EOFError):  # the pipe: the front is gone
+        except (OSError, EOFError):  # of the pipe: the front has exited
             raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it ends this session only
-            self._end(session, unforeseen(error))
+            self._end(session, unexpected(error))
         return None
 
     def _end(self, session: WorkerSession, error: ZoetropeError) -> None:
@@ -316,8 +318,8 @@ class Worker:
 
 
 def session_to_end(sessions: Collection[WorkerSession], error: ZoetropeError) -> WorkerSession:
-    """The one whose stream failed. Where that cannot be said (memory ran out for all of them): the one with the most in
-    flight, and among equals the youngest, since without it the tick ran before.
+    """Return the session whose stream failed. If unknown (memory ran out for all of them): the one with the most frames
+    in flight, and among equals the newest, since ticks succeeded before it was opened.
 
     sessions: at least one, oldest first.
     """
@@ -329,7 +331,7 @@ def session_to_end(sessions: Collection[WorkerSession], error: ZoetropeError) ->
     return max(reversed(busy), key=lambda session: session.stream.accounting.in_flight)
 
 
-def unforeseen(error: Exception) -> ModelError:
-    """An exception that is no ZoetropeError, from one session's own part, as its user is told; the log has it whole."""
-    _log.error("a session ends by an error that should not be", exc_info=error)
+def unexpected(error: Exception) -> ModelError:
+    """Log an exception other than ZoetropeError that ends one session. Returns the error to report to its user."""
+    _log.error("an unexpected error ends a session", exc_info=error)
     return ModelError(f"The stream failed: {type(error).__name__}: {error}", "Open a new session.")

@@ -1,7 +1,7 @@
-"""One user's session as the front process sees it: what was asked for, the newest frame, the exact count of frames.
+"""One user's session in the front process: its requested controls, the newest frame, the exact count of frames.
 
-Survives the worker: when that dies, the session keeps its controls and counts and is attached to the next one. Used
-from several threads; one condition guards everything. Knows no page and no HTTP.
+Survives the worker: when it dies, the session keeps its controls and counts and is attached to the next one. Used from
+several threads; one condition guards everything. Independent of the page and HTTP.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _NANOSECONDS = Fraction(1, 1_000_000_000)
 
 
 class SessionState(Enum):
-    """Where a session stands."""
+    """The life cycle of a session."""
 
-    OPENING = "opening"  # no stream yet, or none any more because the worker is being restarted
+    OPENING = "opening"  # no stream: the worker is starting or restarting
     LIVE = "live"
     ENDED = "ended"  # by an error
     CLOSED = "closed"
@@ -56,7 +56,10 @@ class SessionState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionAccounting:
-    """taken == out + dropped + skipped + in_flight, over the whole session. taken: inputs and generated frames."""
+    """Frame counts of the whole session: taken == out + dropped + skipped + in_flight.
+
+    taken: inputs and generated frames.
+    """
 
     taken: int = 0
     out: int = 0
@@ -66,7 +69,7 @@ class SessionAccounting:
 
 
 class SessionProxy:
-    """A handle that WorkerHandle.open returns."""
+    """A session's handle, returned by WorkerHandle.open."""
 
     def __init__(
         self,
@@ -90,11 +93,11 @@ class SessionProxy:
         self._mailbox: InputMailbox | None = None
         self._outputs: FrameBuffers | None = None
         self._posted = 0  # to this worker
-        self._rung_at: int | None = None  # posts when the doorbell under way was rung
+        self._rung_at: int | None = None  # `_posted` when the doorbell in flight was rung
         self._stats: SessionStats | None = None
         self._carried = SessionAccounting()  # from earlier workers
         self._admitted_ns: int | None = None
-        self._newest: tuple[int, Frame] | None = None  # the frame and its number, in one: read without the condition
+        self._newest: tuple[int, Frame] | None = None  # number and frame in one tuple: read without the condition
         self._meter = Meter()
         self._listeners: dict[Callable[[], None], None] = {}
         self._take = SessionTake(
@@ -106,7 +109,7 @@ class SessionProxy:
             tell=self._notify,
         )
 
-    # ---- the page's side ----
+    # ---- for clients ----
 
     @property
     def state(self) -> SessionState:
@@ -114,7 +117,7 @@ class SessionProxy:
 
     @property
     def info(self) -> StreamInfo | None:
-        """What was chosen; None before the stream stands."""
+        """The stream's properties; None before it is open."""
         return self._info
 
     @property
@@ -124,21 +127,21 @@ class SessionProxy:
 
     @property
     def notice(self) -> str:
-        """Why the last change was refused; empty after one that was not."""
+        """Why the last change was refused, or another message for the user; empty after a new change."""
         return self._notice
 
     @property
     def tick_ms(self) -> float:
-        """Running mean of the engine's tick; 0 before the first."""
+        """Running mean of the engine's tick; 0 before the first report."""
         return self._stats.tick_ms if self._stats else 0.0
 
     @property
     def control(self) -> Control:
-        """All changes so far as one: what a new worker is told."""
+        """All changes so far merged into one, without momentary controls; applied by a new worker."""
         return self._control
 
     def set_control(self, control: Control) -> None:
-        """Apply a partial change to the stream, and remember it for the next worker."""
+        """Apply a partial change to the stream, and keep it for the next worker."""
         with self._changed:
             momentary = [name for name in control.changes() if CONTROLS[name].momentary]
             self._control = self._control.merged(control.without(momentary))
@@ -148,7 +151,7 @@ class SessionProxy:
             self._send(ChangeControl(session=self.name, control=control))
 
     def set_source(self, *, prompt_only: bool) -> None:
-        """Generate from the prompt alone, or from what `submit` gives."""
+        """Generate from the prompt alone, or from pictures passed to `submit`."""
         with self._changed:
             self._prompt_only = prompt_only
             live, posted = self._mailbox is not None, self._posted
@@ -156,11 +159,11 @@ class SessionProxy:
             self._send(ChangeSource(session=self.name, prompt_only=prompt_only, posted=posted))
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
-        """Offer a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).
+        """Submit a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).
 
-        received: the JPEG or WebP file that it was decoded from, if it was: a take keeps that instead of the pixels.
-        It is cut and scaled to the stream's size. Returns its number, which the frame made of it carries as source_seq;
-        None, and not counted, while there is no stream to take it.
+        It is cropped and scaled to the stream's size. received: the JPEG or WebP file that it was decoded from, if any;
+        a take stores it instead of the pixels. Returns the input's number, which its output frame carries as
+        source_seq; None, and the picture is not counted, while there is no stream.
         """
         info = self._info
         if info is None:
@@ -183,9 +186,9 @@ class SessionProxy:
         return seq
 
     def newest(self, after: int = 0, timeout_s: float = 0.0) -> tuple[int, Frame] | None:
-        """The newest frame and its number if that is above `after`, waiting up to `timeout_s` for one.
+        """Return the newest frame and its number if above `after`, waiting up to `timeout_s` for one; otherwise None.
 
-        With `timeout_s` 0 it waits for nobody, not for a thread that copies a picture either.
+        With `timeout_s` 0 it never blocks, not even on a thread that copies a picture.
         """
         if timeout_s > 0:
             with self._changed:
@@ -201,27 +204,28 @@ class SessionProxy:
 
     @property
     def admitted_ns(self) -> int | None:
-        """When the input was captured that the stream took last; None before the first."""
+        """Capture time of the input that the stream took last; None before the first."""
         return self._admitted_ns
 
     def listen(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Call `wake`, which must be quick, after every frame and change of state; the result stops it."""
+        """Call `wake`, which must be quick, after every frame and state change. Returns a function that
+        unsubscribes."""
         with self._changed:
             self._listeners[wake] = None
 
-        def forget() -> None:
+        def unsubscribe() -> None:
             with self._changed:
                 self._listeners.pop(wake, None)
 
-        return forget
+        return unsubscribe
 
     def notify(self, text: str) -> None:
-        """Show a sentence to whoever watches this session."""
+        """Show a message to everyone who watches this session."""
         with self._changed:
             self._notify(text)
 
     def engine_times(self) -> dict[Stage, float]:
-        """The worker's last times of each of its stages, in ms; empty before the first report."""
+        """The last times of the worker's stages in ms; empty before the first report."""
         stats = self._stats
         if stats is None:
             return {}
@@ -232,15 +236,15 @@ class SessionProxy:
             Stage.DECODE: stats.decode_ms,
         }
 
-    def start_take(self, folder: Path, may_grow: Callable[[int], bool] = lambda size: True) -> None:
-        """Record what happens from now on into `folder`, in which no take may be yet. The stream begins afresh with the
+    def start_take(self, folder: Path, may_grow: Callable[[], bool] = lambda: True) -> None:
+        """Record from now on into `folder`, which must not contain a take. The stream is replaced by a new one with the
         same controls. may_grow: see TakeWriter. Raises InputError, OutputError."""
         if self.over:
             raise InputError("The session has ended.", "Open a new one.")
         self._take.start(folder, may_grow)
 
     def stop_take(self) -> None:
-        """End the take and wait until it is written. Without one nothing happens."""
+        """End the take, if there is one, and wait until it is written."""
         self._take.stop()
 
     @property
@@ -248,19 +252,19 @@ class SessionProxy:
         """Whether a take is being written."""
         return self._take.recording
 
-    def pass_over(self, captured_ns: int, received: bytes) -> None:
-        """For takes: a JPEG or WebP file that was replaced by a newer one before it was decoded."""
+    def record_undecoded(self, captured_ns: int, received: bytes) -> None:
+        """Add to a take a JPEG or WebP file that was dropped before it was decoded."""
         with self._changed:
-            self._take.passed_over(captured_ns, received)
+            self._take.dropped_undecoded(captured_ns, received)
 
     @property
     def over(self) -> bool:
-        """No frame will come any more."""
+        """Whether no more frames will arrive."""
         return self._state in (SessionState.ENDED, SessionState.CLOSED)
 
     @property
     def accounting(self) -> SessionAccounting:
-        """Exact as of the worker's last report, and of what was offered since."""
+        """Exact as of the worker's last report, plus inputs submitted since."""
         with self._changed:
             return self._account()
 
@@ -270,13 +274,13 @@ class SessionProxy:
             return self._meter.read(time.monotonic_ns())
 
     def close(self) -> None:
-        """End the session; the shared memory goes when the worker has let go of it. Closing twice is fine."""
+        """End the session; its shared memory is unlinked once the worker has detached. May be called twice."""
         self._on_close(self)
 
-    # ---- WorkerHandle's side ----
+    # ---- for WorkerHandle ----
 
     def attach(self, info: StreamInfo) -> OpenSession:
-        """New shared memory for a stream of a fresh worker; returns the message that opens it."""
+        """Allocate shared memory for a stream of a new worker. Returns the message that opens it."""
         with self._changed:
             self._mailbox = InputMailbox.create(width=info.width, height=info.height)
             count = _SPARE_OUTPUTS + 2 * info.max_frames
@@ -290,14 +294,14 @@ class SessionProxy:
             )
 
     def end(self, state: SessionState) -> None:
-        """No more frames; the memory stays until `detach`."""
+        """End the session; the memory stays until `detach`."""
         with self._changed:
             if self._state is not SessionState.ENDED:
                 self._state = state
-            self._tell()
+            self._wake()
 
     def detach(self, state: SessionState) -> None:
-        """The worker has let go: unlink the memory. What was in flight is lost, and counted as dropped."""
+        """Unlink the memory once the worker has detached or died. Frames in flight are lost and count as dropped."""
         with self._changed:
             now = self._account()
             self._carried = SessionAccounting(
@@ -312,7 +316,7 @@ class SessionProxy:
                 self._take.ended("the session ended")
             if self._state is not SessionState.ENDED:
                 self._state = state
-            self._tell()
+            self._wake()
 
     def receive(
         self,
@@ -325,14 +329,14 @@ class SessionProxy:
         | SessionNotice
         | SessionEnded,
     ) -> None:
-        """What the worker says about this session."""
+        """Handle a message from the worker about this session."""
         with self._changed:
             match message:
                 case StreamOpened():
                     self._info, self._state = message.info, SessionState.LIVE
                     self._take.opened()
                 case InputTaken():
-                    self._heard()
+                    self._ring_again()
                 case InputAdmitted():
                     self._admitted_ns = message.captured_ns
                 case OutputReady():
@@ -340,27 +344,28 @@ class SessionProxy:
                 case SessionStats():
                     self._stats = message
                 case TakeRecords():
-                    self._take.told(message)
+                    self._take.add_records(message)
                 case SessionNotice():
                     self._notice = message.text
                 case SessionEnded():
                     self._error = ZoetropeError(message.message, message.remedy)
                     self._state = SessionState.ENDED
-            self._tell()
+            self._wake()
 
     def _notify(self, text: str) -> None:
-        """Show a sentence; holds the condition."""
+        """Show a message; the condition is held."""
         self._notice = text
-        self._tell()
+        self._wake()
 
-    def _tell(self) -> None:
-        """Wake who waits; holds the condition."""
+    def _wake(self) -> None:
+        """Wake waiting threads and listeners; the condition is held."""
         self._changed.notify_all()
         for wake in self._listeners:
             wake()
 
-    def _heard(self) -> None:
-        """The doorbell was heard. What was posted after it was rung may have been missed: ring again."""
+    def _ring_again(self) -> None:
+        """The doorbell was noticed. Inputs posted since it was rung may have been missed: ring again if there are
+        any."""
         missed = self._rung_at is not None and self._posted > self._rung_at
         self._rung_at = self._posted if missed else None
         if missed:
@@ -378,7 +383,8 @@ class SessionProxy:
             self._meter.arrived(time.monotonic_ns(), frame.captured_ns)
 
     def _account(self) -> SessionAccounting:
-        """Of the posts that the worker has not seen yet only the newest can still be taken: the others are dropped."""
+        """Of the inputs that the worker has not seen only the newest can still be taken; the others count as
+        dropped."""
         stats, carried = self._stats, self._carried
         unseen = self._posted - (stats.seen if stats else 0)
         replaced = max(0, unseen - 1)

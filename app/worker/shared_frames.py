@@ -1,9 +1,9 @@
-"""Shared memory for frames: a fixed number of generation-numbered picture buffers, written by one process, read by one.
+"""Shared memory for frames: a fixed number of picture buffers with generations, written by one process, read by one.
 
-The front creates and unlinks every block; the worker attaches. Each buffer's header carries the generation of the
-picture in it, so that a reader who was told (index, generation) never takes a newer, older or half-written picture for
-the one it was told of: `read` checks the generation before and after its copy. `InputMailbox` is the one-slot mailbox
-for live input on top: newest wins. Knows no engine and no messages.
+The front creates and unlinks every block; the worker attaches. Each buffer's header carries the generation of its
+picture, so that a reader with (index, generation) never mistakes a newer, older or half-written picture for the one it
+expects: `read` checks the generation before and after copying. `InputMailbox` builds a one-slot mailbox for live input
+on top: the newest wins. Independent of engines and messages.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from pipelines.core.types import Frame
 
 _HEADER_WORDS = 8  # int64: generation, seq, source_seq, captured_ns, pts, time base numerator and denominator, spare
-_NONE = -1  # stands for None in source_seq and captured_ns
-_MAILBOX_BUFFERS = 3  # one being read, one being written, one complete: the writer never waits
+_NONE = -1  # encodes None in source_seq and captured_ns
+_MAILBOX_BUFFERS = 3  # one being read, one being written, one complete: the writer never blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class FrameBuffers:
 
     @classmethod
     def create(cls, *, count: int, width: int, height: int) -> FrameBuffers:
-        """A new block, filled with zeros: generation 0 means "nothing yet"."""
+        """Create a block of zeros: generation 0 means "nothing yet"."""
         size = (count + 1) * _HEADER_WORDS * 8 + count * width * height * 3
         memory = SharedMemory(create=True, size=size)
         spec = BufferSpec(name=memory.name, count=count, width=width, height=height)
@@ -56,14 +56,14 @@ class FrameBuffers:
 
     @classmethod
     def attach(cls, spec: BufferSpec) -> FrameBuffers:
-        """The same block from the other process. It must share the owner's resource tracker (be spawned by it)."""
+        """Attach from the other process, which must share the owner's resource tracker (be spawned by the owner)."""
         return cls(spec, SharedMemory(name=spec.name), owner=False)
 
     def write(self, index: int, generation: int, frame: Frame) -> None:
-        """Put `frame` into buffer `index` as `generation` (> 0 and never used before)."""
+        """Write `frame` to buffer `index` as `generation` (> 0 and never used before)."""
         assert frame.image.shape == self._pictures.shape[1:], f"{frame.image.shape} into {self.spec}"
         header = self._headers[index + 1]
-        header[0] = 0  # a reader of the old picture notices
+        header[0] = 0  # invalidates the old picture for a concurrent reader
         self._pictures[index] = frame.image
         header[1:7] = (
             frame.seq,
@@ -76,7 +76,7 @@ class FrameBuffers:
         header[0] = generation
 
     def read(self, index: int, generation: int) -> Frame | None:
-        """A copy of buffer `index`, or None when it does not hold `generation` from first to last byte."""
+        """Return a copy of buffer `index`; None if it does not hold `generation` before and after copying."""
         header = self._headers[index + 1]
         if generation <= 0 or header[0] != generation:
             return None
@@ -95,7 +95,7 @@ class FrameBuffers:
 
     @property
     def newest(self) -> int:
-        """Generation of the newest picture posted to a mailbox; 0 before the first."""
+        """Generation of the newest picture in a mailbox; 0 before the first."""
         return int(self._headers[0, 0])
 
     @newest.setter
@@ -103,10 +103,10 @@ class FrameBuffers:
         self._headers[0, 0] = generation
 
     def close(self) -> None:
-        """Detach; the owner also unlinks the block. Closing twice is fine."""
+        """Detach; the owner also unlinks the block. May be called twice."""
         if self._headers.size == 0:
             return
-        self._headers = np.empty((0, _HEADER_WORDS), np.int64)  # views must go before the mapping can
+        self._headers = np.empty((0, _HEADER_WORDS), np.int64)  # release the views, or the mapping cannot be closed
         self._pictures = np.empty((0, 0, 0, 3), np.uint8)
         self._memory.close()
         if self._owner:
@@ -114,10 +114,10 @@ class FrameBuffers:
 
 
 class InputMailbox:
-    """A one-slot mailbox of frames in shared memory: posting never waits, taking gives the newest.
+    """A one-slot mailbox of frames in shared memory: posting never blocks, taking returns the newest.
 
-    Buffers are written in turn, so a picture that is being read is overwritten only if two more arrive within its
-    copy; the generation check then makes the reader take the newer one.
+    Buffers are written in turn, so a picture that is being read is overwritten only if two more arrive while it is
+    copied; the generation check then makes the reader take the newer one.
     """
 
     def __init__(self, buffers: FrameBuffers) -> None:
@@ -128,13 +128,13 @@ class InputMailbox:
         return cls(FrameBuffers.create(count=_MAILBOX_BUFFERS, width=width, height=height))
 
     def post(self, frame: Frame) -> None:
-        """Make `frame` the newest (the writer's side)."""
+        """Writer: make `frame` the newest."""
         generation = self.buffers.newest + 1
         self.buffers.write(generation % self.buffers.spec.count, generation, frame)
         self.buffers.newest = generation
 
     def take(self, after: int) -> tuple[int, Frame] | None:
-        """The newest generation and frame if newer than generation `after` (the reader's side)."""
+        """Reader: return the newest generation and frame if newer than generation `after`."""
         for _ in range(_MAILBOX_BUFFERS):
             generation = self.buffers.newest
             if generation <= after:
@@ -142,30 +142,30 @@ class InputMailbox:
             frame = self.buffers.read(generation % self.buffers.spec.count, generation)
             if frame is not None:
                 return generation, frame
-        return None  # the writer laps the reader; the next look finds it
+        return None  # the writer laps the reader; the next call finds it
 
 
 class OutputPool:
-    """Which output buffers are free (the worker's side): taken for a frame, given back by message."""
+    """The worker's free output buffers: taken for a frame, released by a message of the front."""
 
     def __init__(self, buffers: FrameBuffers) -> None:
         self.buffers = buffers
         self._free: deque[int] = deque(range(buffers.spec.count))
-        self._lent: dict[int, int] = {}
+        self._in_use: dict[int, int] = {}
         self._generation = 0
 
     def put(self, frame: Frame) -> tuple[int, int] | None:
-        """Write `frame` into a free buffer; returns (index, generation), or None while the reader holds them all."""
+        """Write `frame` to a free buffer. Returns (index, generation), or None while no buffer is free."""
         if not self._free:
             return None
         index = self._free.popleft()
         self._generation += 1
-        self._lent[index] = self._generation
+        self._in_use[index] = self._generation
         self.buffers.write(index, self._generation, frame)
         return index, self._generation
 
     def release(self, index: int, generation: int) -> None:
-        """The reader is done with (index, generation); a release of anything else is ignored."""
-        if self._lent.get(index) == generation:
-            del self._lent[index]
+        """Free a buffer that the reader has copied. Ignored unless it holds `generation`."""
+        if self._in_use.get(index) == generation:
+            del self._in_use[index]
             self._free.append(index)

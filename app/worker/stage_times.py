@@ -1,4 +1,4 @@
-"""Where the time of a frame goes: sliding percentiles for each stage of its way. Knows no frames and no clock."""
+"""How long each stage of a frame's way takes: sliding percentiles. Independent of frames; reads no clock."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ _WINDOW_FRAMES = 240
 
 
 class Stage(Enum):
-    """The stages of a frame's way through Zoetrope, in order; the value is its name in messages and metrics."""
+    """The stages of a frame's way through Zoetrope, in order. Values are the names in messages and metrics."""
 
-    RECEIVE = "receive"  # from the network's first byte to its last, as far as a transport can tell
-    UNPACK = "unpack"  # the picture's codec
+    RECEIVE = "receive"  # from the first byte received to the last, if the transport reports it
+    UNPACK = "unpack"  # decoding the received file
     WAIT = "wait"  # for a free row of the ring
     ENCODE = "encode"  # picture to latents
-    DENOISE = "denoise"  # one tick of it
+    DENOISE = "denoise"  # in one tick
     DECODE = "decode"  # latents to picture
-    PACK = "pack"  # the answer's codec
+    PACK = "pack"  # encoding the answer
     SEND = "send"  # to the transport's buffer
     TOTAL = "total"  # from capture to the answer's last byte
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Milliseconds that half and 95 % of the last frames took."""
+    """p50 and p95 of the last frames, in milliseconds."""
 
     p50_ms: float
     p95_ms: float
 
 
 class StageTimes:
-    """The last 240 times of each stage. Safe from several threads."""
+    """The last 240 times of each stage. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._times: dict[Stage, deque[float]] = {stage: deque(maxlen=_WINDOW_FRAMES) for stage in Stage}
 
     def add(self, stage: Stage, ms: float) -> None:
-        """One frame's time in a stage; times below 0 (a clock that was set) count as 0."""
+        """Add one frame's time in a stage. Negative times (a clock was set) count as 0."""
         with self._lock:
             self._times[stage].append(max(0.0, ms))
 
     def read(self) -> Mapping[Stage, Percentiles]:
-        """Of every stage that has seen a frame."""
+        """Return percentiles of each stage that has any times."""
         with self._lock:
             kept = {stage: sorted(times) for stage, times in self._times.items() if times}
         return {

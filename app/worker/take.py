@@ -1,6 +1,7 @@
-"""A session's take as the front process sees it: starts and stops it here and in the worker, and feeds the writer.
+"""A session's take in the front process: starts and stops it here and in the worker, and feeds the writer.
 
-Shares the session's condition; what says so below is called while that is held. Knows no file format.
+Shares the session's condition; some methods, as marked below, are called while it is held. Independent of the file
+format.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _STOP_S = 3.0
 
 
 class TakeRunsError(InputError):
-    """A session has one take at a time."""
+    """The session is already being recorded."""
 
 
 class SessionTake:
-    """At most one take at a time of the session `name`.
+    """The takes of the session `name`, at most one at a time.
 
-    changed: the session's condition. send: to the worker. live: whether the worker has a stream for the session.
-    first_seq: the number of the first input in that worker's mailbox. tell: shows a sentence in the session.
+    changed: the session's condition. send: sends to the worker. live: whether the worker has a stream for the session.
+    first_seq: the sequence number of the first input in that worker's mailbox. tell: shows a message in the session.
     """
 
     def __init__(
@@ -46,27 +47,27 @@ class SessionTake:
         self._name, self._changed = name, changed
         self._send, self._live, self._first_seq, self._tell = send, live, first_seq, tell
         self._writer: TakeWriter | None = None
-        self._number = 0  # of the newest take: what the worker says of an earlier one comes too late
+        self._number = 0  # of the newest take; reports of earlier ones are ignored
         self._starting = False
-        self._begun = False  # the worker has
+        self._begun = False  # the worker has begun it
 
-    # ---- from any thread; the disk is touched ----
+    # ---- from any thread; accesses the disk ----
 
-    def start(self, folder: Path, may_grow: Callable[[int], bool]) -> None:
-        """Record into `folder`; waits until the worker has begun, at most a second. Raises InputError, OutputError."""
+    def start(self, folder: Path, may_grow: Callable[[], bool]) -> None:
+        """Record into `folder`. Waits at most a second for the worker to begin. Raises InputError, OutputError."""
         with self._changed:
             if self._starting or self.recording:
-                raise TakeRunsError("This session is being recorded already.", "Stop that take first.")
+                raise TakeRunsError("This session is already being recorded.", "Stop that take first.")
             self._starting = True
             self._number = number = self._number + 1
         try:
-            trouble = partial(self._failed, number)
-            writer = TakeWriter(folder, session=self._name, may_grow=may_grow, on_trouble=trouble)
+            on_trouble = partial(self._failed, number)
+            writer = TakeWriter(folder, session=self._name, may_grow=may_grow, on_trouble=on_trouble)
         finally:
             with self._changed:
                 self._starting = False
         with self._changed:
-            if writer.ended:  # the disk or the quota is full: it has said so, or is about to
+            if writer.ended:  # the disk or the quota is full; on_trouble reports it
                 return
             self._writer, self._begun = writer, False
             if self._live():
@@ -74,7 +75,7 @@ class SessionTake:
                 self._changed.wait_for(lambda: self._begun or self._writer is not writer, _START_S)
 
     def stop(self) -> None:
-        """End the take and wait until it is written, at most seconds. Without one nothing happens."""
+        """End the take, if there is one, and wait until it is written."""
         with self._changed:
             writer = self._writer
             if writer is None:
@@ -91,30 +92,30 @@ class SessionTake:
         writer = self._writer
         return writer is not None and not writer.ended
 
-    # ---- while the condition is held; never waits ----
+    # ---- called while the condition is held; never block ----
 
     def opened(self) -> None:
-        """The worker has a stream for the session."""
+        """The worker has opened a stream for the session."""
         if self._writer is not None:
             self._send(StartTake(session=self._name, take=self._number, first_seq=self._first_seq()))
 
     def offered(self, seq: int, captured_ns: int, image: Picture, received: bytes | None) -> None:
-        """An input; to be told before the worker can know of it, so that the log has it before its push."""
+        """Record an input. Call it before the input is posted, so that the log has it before its push."""
         if self._writer is not None:
             self._writer.add_input(seq, captured_ns, image, received)
 
-    def passed_over(self, captured_ns: int, received: bytes) -> None:
-        """An input that a door dropped before it was decoded."""
+    def dropped_undecoded(self, captured_ns: int, received: bytes) -> None:
+        """Record an input that was dropped before it was decoded."""
         if self._writer is not None:
             self._writer.add_undecoded(captured_ns, received)
 
     def handed_out(self, frame: Frame, take: int) -> None:
-        """A frame, and whose take's it is to the worker."""
+        """Record a finished frame. take: the number of the take that the worker assigned it to."""
         if self._writer is not None and take == self._number:
             self._writer.add_frame(frame.seq, frame.source_seq, frame.image)
 
-    def told(self, message: TakeRecords) -> None:
-        """What happened in the worker."""
+    def add_records(self, message: TakeRecords) -> None:
+        """Record what happened in the worker."""
         if self._writer is None or message.take != self._number:
             return
         self._begun = True
@@ -124,7 +125,7 @@ class SessionTake:
             self.ended(last.reason)
 
     def ended(self, reason: str) -> None:
-        """Nothing more will come."""
+        """Finish the take: nothing more will arrive."""
         if self._writer is not None:
             self._writer.finish(reason)
             self._writer = None
@@ -132,12 +133,12 @@ class SessionTake:
     # ---- from the writer's thread ----
 
     def _failed(self, number: int, text: str) -> None:
-        """The take has ended by itself; the session goes on."""
+        """Report that a take has ended by itself; the session continues."""
         with self._changed:
-            stale = self._writer is not None and number == self._number
-            if stale:
+            current = self._writer is not None and number == self._number
+            if current:
                 self._writer = None
             live = self._live()
             self._tell(text)
-        if live and stale:  # another take may have begun since
+        if live and current:  # otherwise another take has begun since
             self._send(StopTake(session=self._name, take=number))

@@ -1,4 +1,4 @@
-"""A headless Chromium driven over its DevTools protocol: what the browser tests need, on websockets alone."""
+"""A headless Chromium driven over its DevTools protocol, for browser tests. Depends on websockets alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FLAGS = (
 
 
 class Page:
-    """One tab. `urls` collects every address that it asked for."""
+    """One tab. `urls` collects every URL that it requested."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
@@ -42,7 +42,7 @@ class Page:
         self.console: list[str] = []
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
-        """One command of the protocol and its result."""
+        """Send a command of the protocol. Returns its result."""
         self._number += 1
         self._connection.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
@@ -57,7 +57,7 @@ class Page:
                 return result
 
     def evaluate(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited."""
+        """Return the value of a JavaScript expression; promises are awaited."""
         answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -71,12 +71,12 @@ class Page:
         return value
 
     def click(self, selector: str) -> None:
-        """Click an element once it is there."""
+        """Click an element once it exists."""
         self.until(f"document.querySelector({selector!r}) !== null")
         self.evaluate(f"document.querySelector({selector!r}).click()")
 
     def say(self, prompt: str) -> None:
-        """Type a prompt and leave the box."""
+        """Type a prompt and leave the text box."""
         box = "document.querySelector('#zt-prompt textarea')"
         typed = f"{box}.dispatchEvent(new Event('input', {{bubbles: true}}))"
         self.evaluate(f"{box}.focus(), {box}.value = {json.dumps(prompt)}, {typed}")
@@ -87,7 +87,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def screenshot(self, path: Path) -> None:
-        """Save what the window shows as PNG."""
+        """Save a screenshot as PNG."""
         data = self.call("Page.captureScreenshot", format="png")["data"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(data))
@@ -95,7 +95,7 @@ class Page:
 
 @contextmanager
 def browse(chromium: str, url: str, *flags: str) -> Iterator[Page]:
-    """A fresh browser with an empty profile on `url`. flags: more of Chromium's own."""
+    """Open `url` in a new browser with an empty profile. flags: additional flags of Chromium."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [chromium, *_FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],

@@ -1,4 +1,4 @@
-"""Camera and subject are moved from the page of a video model that takes actions: keys, the pad, a gamepad."""
+"""The page of a video model with actions moves camera and subject by keys, the on-screen pad and a gamepad."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def page(live: LiveProcess) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Screenshots, to be looked at; of random weights, so not for the docs."""
+    """Screenshots for inspection; of random weights, so not for the docs."""
     return tmp_path_factory.mktemp("pictures")
 
 
@@ -67,7 +67,7 @@ def key(page: Page, kind: str, name: str, *, shift: bool = False) -> None:
 
 
 def expect(live: LiveProcess, page: Page, **wanted: float) -> None:
-    """Until the session's controls on the server are these, the others 0."""
+    """Wait until the session's controls on the server are these and the others 0."""
     identity, token = page.evaluate("[window.zoetrope.link.session.id, window.zoetrope.link.session.token]")
     expected = {**dict.fromkeys(ACTION_NAMES, 0.0), **wanted}
 
@@ -189,7 +189,7 @@ BURST = """new Promise((done) => {
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The stage's markup and actions.js."""
+    """A page of the stage's markup and actions.js alone."""
     parts = REPOSITORY / "app" / "page" / "web"
     markup, script = ((parts / name).read_text(encoding="utf-8") for name in ("stage.html", "actions.js"))
     file = tmp_path_factory.mktemp("alone") / "alone.html"

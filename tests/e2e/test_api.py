@@ -1,4 +1,4 @@
-"""The OpenAPI document against the server it describes: schemathesis, which none of us wrote, makes up the requests."""
+"""The OpenAPI document against the server: schemathesis, an independent tool, generates the requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 def schemathesis(server: ApiServer, folder: Path, examples: int, *more: str) -> None:
-    """Run it over every route of the document, as tests/fakes/openapi_hooks.py helps it."""
+    """Run schemathesis over every route of the document, with the hooks of tests/fakes/openapi_hooks.py."""
     settings = folder / "schemathesis.toml"
     settings.write_text(SETTINGS)
     document = f"{server.url}/v1/openapi.json"

@@ -1,4 +1,4 @@
-"""What the documents print runs as printed: the client on `websockets`, the example program, the curl commands."""
+"""Examples in the docs run as printed: the client on `websockets`, the example program, the curl commands."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The document's pieces of code."""
+    """Return the document's code blocks."""
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
@@ -75,7 +75,7 @@ def test_the_example_program_runs(server: ApiServer, tmp_path: Path) -> None:
 
 
 def test_every_curl_command_works_as_printed(server: ApiServer, tmp_path: Path) -> None:
-    """In the order of the document, in one shell; names that its text introduces are taken from the answers."""
+    """In document order, in one shell; variables that the text introduces are set from the responses."""
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine: apt-get install curl")
     Image.fromarray(np.full((48, 64, 3), 120, np.uint8)).save(tmp_path / "photo.jpg")

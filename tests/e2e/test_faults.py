@@ -1,6 +1,6 @@
-"""Faults through the real server, worker and WebSocket: one client's trouble is its own, and what was written stays.
+"""Faults through the real server, worker and WebSocket: a client's failure affects no other, and written files survive.
 
-All abuse goes to a server on which somebody else streams; that stream must not stop.
+All attacks target a server on which another client streams; that stream must not stop.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveProcess]:
 
 @pytest.fixture(scope="module")
 def bystander(live: LiveProcess) -> Iterator[Streamer]:
-    """Somebody else's stream."""
+    """Another client's stream."""
     session = live.open(strength=0.25)
     with Streamer(live, session, rate=15, size=SIZE) as client:
         yield client
@@ -58,7 +58,7 @@ def bystander(live: LiveProcess) -> Iterator[Streamer]:
 
 
 def closes(client: Streamer) -> None:
-    """Stop it; its count closes. What was sent while there was no stream to take it is not counted."""
+    """Stop it and check that its counts balance. Inputs sent while there was no stream are not counted."""
     client.stop()
     wait_for(lambda: client.heard("stats")[-1]["accounting"]["in_flight"] == 0)
     counts = client.heard("stats")[-1]["accounting"]
@@ -67,7 +67,7 @@ def closes(client: Streamer) -> None:
 
 @pytest.fixture
 def unharmed(bystander: Streamer) -> Iterator[Streamer]:
-    """The bystander, of whom it is asserted afterwards that frames kept coming."""
+    """The bystander; afterwards its frames must have kept arriving."""
     start = len(bystander.seen)
     yield bystander
     wait_for(lambda: len(bystander.seen) > start + 5)
@@ -91,7 +91,7 @@ def connected(live: LiveProcess, session: dict[str, Any], token: str | None = No
 
 
 def hear(client: ClientConnection, kind: str) -> dict[str, Any]:
-    """The next text message of that type."""
+    """Return the next text message of that type."""
     while True:
         message = client.recv(20)
         if isinstance(message, str):
@@ -101,7 +101,7 @@ def hear(client: ClientConnection, kind: str) -> dict[str, Any]:
 
 
 def close_code(client: ClientConnection) -> int:
-    """With what the server closes."""
+    """Return the code with which the server closes."""
     with suppress(ConnectionClosed):
         while True:
             client.recv(20)
@@ -113,7 +113,7 @@ def close_code(client: ClientConnection) -> int:
 
 
 def bomb() -> bytes:
-    """A JPEG of a few hundred bytes whose own header claims 60000 x 60000, as the wire's header does not."""
+    """A JPEG of a few hundred bytes whose own header, unlike the message's, claims 60000 x 60000."""
     target = io.BytesIO()
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(target, "JPEG")
     data = bytearray(target.getvalue())
@@ -122,7 +122,7 @@ def bomb() -> bytes:
 
 
 def whole_100_mb(client: ClientConnection) -> None:
-    """Really sent, in pieces of 1 MB that make one message."""
+    """Send one message of 100 MB in fragments of 1 MB."""
     client.send(bytes(1 << 20) for _ in range(100))
 
 
@@ -214,8 +214,8 @@ def test_a_stream_that_fails_in_a_tick_ends_with_a_message(
         client.say(type="control", id=1, changes={"prompt": RAISES})
         message = client.hear("ended")
         assert (message["message"], message["remedy"]) == (
-            "The stream failed: it was asked to.",
-            "Ask for something else.",
+            "The stream failed: it was requested to.",
+            "Change the prompt.",
         )
     wait_for(lambda: live.http.get(f"/v1/sessions/{session['id']}", headers=bearer(session)).status_code == 404)
 
@@ -236,7 +236,7 @@ def test_who_comes_back_within_the_grace_time_finds_the_session_as_it_was(
 
 
 def test_a_killed_worker_is_told_within_a_second_and_every_session_goes_on(live: LiveProcess) -> None:
-    """One worker for one device: every session is told."""
+    """There is one worker, so every session is notified."""
     sessions = [live.open(strength=0.6), live.open(strength=0.7)]
     with Streamer(live, sessions[0], rate=15, size=SIZE) as one, Streamer(live, sessions[1], rate=15, size=SIZE) as two:
         wait_for(lambda: len(one.seen) > 2 < len(two.seen))
@@ -286,7 +286,7 @@ def test_a_killed_worker_leaves_the_other_device_s_sessions_alone(tmp_path: Path
 
 
 def shared_memory(process: psutil.Process) -> set[Path]:
-    """The blocks that a process has mapped and that are not unlinked yet."""
+    """Return the mapped blocks of a process that are not unlinked yet."""
     maps = Path(f"/proc/{process.pid}/maps").read_text()
     return {file for name in re.findall(r"/dev/shm/(psm_\w+)", maps) if (file := SHARED_MEMORY / name).exists()}
 
@@ -338,7 +338,7 @@ def test_a_killed_front_leaves_a_recording_that_plays_and_a_take_that_replays(tm
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and /dev/shm")
 def test_200_sessions_leave_both_processes_as_they_were(tmp_path: Path) -> None:
-    """Sessions may be opened 60 times a minute: it takes a while. Every second client vanishes."""
+    """Takes minutes: 60 sessions per minute may be opened. Every second client disconnects without closing."""
     with live_process("--model", "identity", "--size", "64x48", "--data", str(tmp_path)) as live:
 
         def held() -> dict[str, int]:
@@ -372,7 +372,7 @@ def test_200_sessions_leave_both_processes_as_they_were(tmp_path: Path) -> None:
 
 
 def patiently_open(live: LiveProcess) -> dict[str, Any]:
-    """As soon as the server lets us."""
+    """Open a session as soon as the rate limit allows."""
     while (answer := live.http.post("/v1/sessions", json={"prompt_only": False})).status_code in (429, 503):
         time.sleep(1)
     assert answer.status_code == 201

@@ -1,4 +1,4 @@
-"""`zoetrope live` as a user has it: the real command, the bundled model, a real browser; and a worker that is killed.
+"""`zoetrope live` as users run it: the real command, the bundled model, a real browser; and a killed worker.
 
 With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a temporary folder.
 """
@@ -68,7 +68,7 @@ class Live:
             self._queue.put(line)
 
     def line(self, pattern: str, timeout_s: float = 90.0) -> re.Match[str]:
-        """The first line of output, from now on, that matches."""
+        """Wait for a line of output that matches."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             try:
@@ -81,19 +81,19 @@ class Live:
         raise AssertionError(f"no line like {pattern!r} in: {''.join(self.lines)}")
 
     def worker(self) -> psutil.Process:
-        """The worker process: the child that is no resource tracker."""
+        """The worker process: the child other than the resource tracker."""
         children = psutil.Process(self.process.pid).children()
         return next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
 
     def close(self) -> None:
-        """Wait for the end, then for the last line."""
+        """Wait for the process to end, then read the rest of its output."""
         self.process.wait()
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
 
     def stop(self) -> str:
-        """Ctrl-C; returns what was still written."""
+        """Send Ctrl-C. Returns the remaining output."""
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(20) == 0
         self._reader.join(5)
@@ -143,7 +143,7 @@ def counts_are_exact(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def camera_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample clip as Chromium's fake camera reads it."""
+    """Write the sample clip in the format of Chromium's fake camera."""
     path = tmp_path_factory.mktemp("camera") / "camera.y4m"
     sample = REPOSITORY / "assets" / "samples" / "camera.mp4"
     with av.open(str(sample)) as source, av.open(str(path), "w", format="yuv4mpegpipe") as sink:
@@ -158,7 +158,7 @@ def camera_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def styles_shown(page: Page, frames: int) -> list[str]:
-    """What the model's independent judge names the style of, in that many painted pictures."""
+    """Return the styles that the model's independent judge recognises in that many pictures."""
     judge = load_classifier(BUNDLED_FOLDER / "mini-classifier")
     found = []
     for _ in range(frames):
@@ -236,7 +236,7 @@ def test_a_recording_and_a_snapshot_are_real_files_and_the_connection_comes_back
 
 
 def fetch_blob(page: Page, name: str) -> bytes:
-    """The bytes of a Blob on the page."""
+    """Return the bytes of a Blob on the page."""
     script = (
         "new Promise(done => { const reader = new FileReader(); reader.onload = () => done(reader.result);"
         f" reader.readAsDataURL({name}); }})"

@@ -1,4 +1,4 @@
-"""The bundled video model as a user has it: arrow keys on the page move the picture, a prompt becomes a file.
+"""The bundled video model as users run it: arrow keys on the page move the picture, a prompt is rendered to a file.
 
 With ZOETROPE_SCREENSHOTS=1 the screenshot goes to docs/images/, otherwise to a temporary folder.
 """
@@ -52,7 +52,7 @@ def live(tmp_path: Path) -> Iterator[LiveProcess]:
 
 
 def camera_speed(shown: list[tuple[int, str]]) -> float:
-    """Median pixels a frame that the background moves to the right, of pictures with their numbers."""
+    """Return the median speed of the background to the right in pixels per frame. pictures: with their numbers."""
     pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB") for _, url in shown]
     frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
     steps = torch.tensor([after - before for (before, _), (after, _) in pairwise(shown)])

@@ -1,4 +1,4 @@
-"""Outputs and takes as users reach them: the real command, ffmpeg as the streaming service, a real browser's panel.
+"""Outputs and takes as users see them: the real command, ffmpeg as the streaming service, the panel in a real browser.
 
 With ZOETROPE_SCREENSHOTS=1 the screenshots go to docs/images/, otherwise to a temporary folder.
 """
@@ -38,7 +38,7 @@ SERVER = ("--model", "identity", "--size", f"{WIDTH_PX}x{HEIGHT_PX}")
 
 @contextmanager
 def streaming(url: str, session: dict[str, Any]) -> Iterator[None]:
-    """Pictures at 40 a second into a session, half a second of each colour in turn, as any client would."""
+    """Send 40 pictures per second to a session, half a second of each colour in turn, as any client would."""
     done = threading.Event()
     address = url.rstrip("/").replace("http", "ws") + session["stream_url"]
 
@@ -116,7 +116,7 @@ def text_of(page: Page, selector: str) -> str:
 
 
 def press(page: Page, selector: str) -> None:
-    """As somebody without a mouse does: focus, then Enter."""
+    """Activate an element by keyboard: focus, then Enter."""
     page.evaluate(f"document.querySelector({selector!r}).focus()")
     assert page.evaluate(f"document.activeElement === document.querySelector({selector!r})")
     for kind in ("keyDown", "keyUp"):

@@ -1,4 +1,4 @@
-"""Overload through the real server, worker and WebSocket: age and memory stay, the count closes, sessions share."""
+"""Overload through the real server, worker and WebSocket: bounded age and memory, balanced counts, fair sharing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX = 4
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveProcess]:
-    """A model that makes 8 frames a second."""
+    """A server whose model generates 8 frames per second."""
     arguments = ("--model", "identity", "--size", "64x48", "--max-sessions", str(MAX))
     data = str(tmp_path_factory.mktemp("data"))
     with live_process(*arguments, "--data", data, engine="paced:0.125") as live:
@@ -104,7 +104,7 @@ def test_one_connection_too_many_is_closed_as_busy_at_once(live: LiveProcess) ->
 
 
 def closed(socket: object) -> bool:
-    """Read, so that a close is noticed."""
+    """Read, so that a closed connection is noticed."""
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import ClientConnection
 
@@ -118,7 +118,7 @@ def closed(socket: object) -> bool:
 
 @pytest.mark.soak
 def test_four_sessions_share_the_bundled_model(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The real model on all cores."""
+    """With the real model on all cores."""
     with live_process("--data", str(tmp_path_factory.mktemp("data")), "--size", "64x64") as live:
         sessions = [live.open(prompt="a cat") for _ in range(MAX)]
         with ExitStack() as stack:

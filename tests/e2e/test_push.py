@@ -1,4 +1,4 @@
-"""ffmpeg, which none of us wrote, receives what is pushed by RTMP and SRT: frames, their colours, and no leaked key."""
+"""ffmpeg, an independent receiver, gets RTMP and SRT pushes: frames, their colours, and no leaked key."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def soon(condition: Callable[[], bool], what: str) -> None:
 
 
 class Server:
-    """ffmpeg that waits for one sender, and decodes `frames` frames to raw RGB."""
+    """An ffmpeg process that waits for one sender and decodes `frames` frames to raw RGB."""
 
     def __init__(self, folder: Path, source: list[str], frames: int) -> None:
         assert FFMPEG is not None
@@ -70,7 +70,7 @@ class Server:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def received(self) -> np.ndarray:
-        """[N, H, W, 3], once ffmpeg has ended by itself."""
+        """Return frames [N, H, W, 3] after ffmpeg has exited by itself."""
         _, said = self.process.communicate(timeout=WAIT_S)
         assert self.process.returncode == 0, said
         return np.fromfile(self._output, np.uint8).reshape(-1, SIZE[1], SIZE[0], 3)
@@ -82,7 +82,7 @@ class Server:
 
 @contextmanager
 def playing(push: Push) -> Iterator[None]:
-    """Frames at 40 a second; the colour changes after every 20 that are sent."""
+    """Send 40 frames per second; the colour changes every 20 frames."""
     done = threading.Event()
 
     def feed() -> None:
@@ -108,7 +108,7 @@ def opened(url: str) -> Push:
 
 
 def assert_both_colours(pictures: np.ndarray) -> None:
-    """Both are there, for many frames each, and nothing else but at most a frame between two of them."""
+    """Check that both colours appear for many frames each, with at most one other frame at each change."""
     centres = pictures[:, SIZE[1] // 2, SIZE[0] // 2].astype(int)
     near = np.array([np.abs(centres - np.array(colour)).max(axis=1) <= 8 for colour in COLOURS])
     assert (near.sum(axis=1) >= 10).all(), centres.tolist()

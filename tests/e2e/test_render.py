@@ -1,6 +1,6 @@
 """`zoetrope render` as a process: killed, interrupted, on a full disk, and with the bundled model end to end.
 
-Kills and full disks use the fake engine (its frames tell which source frame they came from); the rest is all real.
+Kills and full disks use the fake engine, whose frames identify their source frame; everything else is real.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def started(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def ran(code: str, *arguments: object, status: int = 0) -> str:
-    """Standard error of a finished run."""
+    """Return the standard error of a finished run."""
     process = started(code, *arguments)
     _, said = process.communicate(timeout=200)
     assert process.returncode == status, said
@@ -179,7 +179,7 @@ def test_the_bundled_model_end_to_end(tmp_path: Path) -> None:
 
 
 class _Kept:
-    """An engine that stays open from render to render, and asks for a stop at a tick."""
+    """An engine that stays open between renders, and requests a stop at a given tick."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -195,7 +195,7 @@ class _Kept:
         self.engine.tick()
 
     def close(self) -> None:
-        """Not yet."""
+        """Stay open for the next render."""
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ class _Kept:
 def test_frames_after_a_resume_are_those_of_one_run(
     tmp_path: Path, small_engine: Engine, prompt_only: bool, words: dict[str, object]
 ) -> None:
-    """With the bundled model, pixel by pixel, for locked, numbered and walking noise."""
+    """With the bundled model, to the pixel, for locked, numbered and walking noise."""
     clip = make_clip(tmp_path / "clip.mp4", frames=14, rate=10, sound="")
     request = RenderRequest(
         source=None if prompt_only else clip,

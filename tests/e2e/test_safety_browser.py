@@ -29,7 +29,7 @@ FORM = "document.querySelector('input[type=password]')"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """https://127.0.0.1:PORT of a server on all addresses."""
+    """Return https://127.0.0.1:PORT of a server on all addresses."""
     data = tmp_path_factory.mktemp("data")
     live = Live(
         *("--host", "0.0.0.0", "--ssl-self-signed", "--token", TOKEN, "--data", str(data)),
@@ -52,13 +52,13 @@ def browser(url: str) -> Iterator[Page]:
 
 
 def enter(page: Page, token: str) -> None:
-    """Fill the form in and send it."""
+    """Fill in and submit the form."""
     page.until(f"{FORM} !== null")
     page.evaluate(f"({FORM}.value = {json.dumps(token)}, {FORM}.form.requestSubmit(), true)")
 
 
 def opened(address: str) -> float:
-    """Sessions that the server has opened since its start."""
+    """Return the number of sessions opened since the server's start."""
     answer = httpx.get(f"{address}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}, verify=False)
     found = re.search(r"^zoetrope_sessions_opened_total (\S+)$", answer.text, re.MULTILINE)
     assert found is not None
@@ -99,7 +99,7 @@ def test_the_printed_link_enters_and_leaves_no_token_behind(address: str) -> Non
 
 
 class Foreign(BaseHTTPRequestHandler):
-    """A page of somebody else's on the same machine: the browser sends our cookie along, for it is the same site."""
+    """A foreign page on the same machine; being same-site, its requests carry our cookie."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -108,7 +108,7 @@ class Foreign(BaseHTTPRequestHandler):
         self.wfile.write(b"<title>foreign</title>")
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base's name
-        """Not a word."""
+        """Log nothing."""
 
 
 @contextmanager

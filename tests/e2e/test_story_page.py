@@ -1,4 +1,4 @@
-"""The live door and its page with a video model: stories, first pictures, the input beside the output at once."""
+"""The live page with a video model: stories, first pictures, the input beside the output."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def browser(live: LiveProcess) -> Iterator[Page]:
 
 @pytest.fixture
 def page(live: LiveProcess, browser: Page) -> Page:
-    """The page afresh, in one browser for all tests."""
+    """A freshly loaded page, in one browser for all tests."""
     browser.call("Page.navigate", url="about:blank")
     browser.call("Page.navigate", url=live.url)
     browser.until(f"window.zoetrope?.model.engine === 'video' && {STATE} === 'ready'", 60)
@@ -70,7 +70,7 @@ def page(live: LiveProcess, browser: Page) -> Page:
 
 
 def drop(page: Page, name: str, kind: str, content: bytes) -> None:
-    """Let a file fall on the stage."""
+    """Drop a file on the stage."""
     data = base64.b64encode(content).decode()
     page.evaluate(f"""
 (async () => {{
@@ -89,14 +89,14 @@ def png(colour: tuple[int, int, int], info: PngInfo | None = None) -> bytes:
 
 
 def said(page: Page) -> list[object]:
-    """What the page told the server, without the numbers of the messages."""
+    """Return the page's messages to the server, without their numbers."""
     found = page.evaluate("window.said.map(({ type, changes, prompt_only }) => changes ?? prompt_only ?? type)")
     assert isinstance(found, list)
     return found
 
 
 def said_wrong(page: Page) -> str:
-    """The message that shows, but for what the model says of itself."""
+    """Return the visible message, without the model's own notices."""
     message = str(page.evaluate(MESSAGE))
     return "" if message.startswith("Self-Forcing was trained") else message
 
@@ -162,7 +162,7 @@ def test_a_story_is_loaded_played_and_saved(page: Page, live: LiveProcess) -> No
 
 
 def test_another_view_has_the_input_at_once(page: Page, tmp_path: Path) -> None:
-    """A chunk takes a while: the picture that shows now stands in for those whose answers are on their way."""
+    """A chunk takes a while: the current picture is shown until the answers in flight arrive."""
     page.evaluate("[...document.querySelectorAll('#zt-source input')].find(i => i.value === 'Camera').click()")
     page.click("#zt-start")
     runs_on(page, 20)
@@ -199,7 +199,7 @@ def test_the_live_door_serves_a_video_model(live: LiveProcess) -> None:
 
 
 async def steer(url: str) -> None:
-    """Actions from the Python client."""
+    """Send actions by the Python client."""
     async with ZoetropeClient(url) as client, client.stream(prompt_only=True) as stream:
         assert stream.ready is not None
         assert stream.ready.info.takes_actions

@@ -1,6 +1,6 @@
 """Takes end to end: a live session with the bundled model is recorded, and rendered again in a fresh process.
 
-Every frame that arrived live must come out again, pixel by pixel. The live pixels are kept by the test itself.
+Every live frame must be reproduced to the pixel. The test itself keeps the live pixels.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ SIZE = 48  # pixels: small enough for many ticks a second
 
 @dataclass
 class Live:
-    """What a session showed: sha256 of the pictures in order of their arrival."""
+    """The frames of a session: sha256 of the pictures in order of arrival."""
 
     session: SessionProxy
     before: int  # frames that were shown before the take
     hashes: list[str] = field(default_factory=list)
 
     def frame_arrived(self) -> None:
-        """Called under the session's lock for every frame and every change of state."""
+        """Called with the session's lock held, for every frame and state change."""
         newest = self.session.newest(after=self.before + len(self.hashes))
         if newest is not None:
             count, frame = newest
@@ -66,7 +66,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures, and each as the JPEG file and what OpenCV makes of that."""
+    """Pictures, each also as a JPEG file and as decoded from it by OpenCV."""
 
     files: tuple[bytes, ...]
     pictures: tuple[Picture, ...]
@@ -84,7 +84,7 @@ class Clip:
 def perform(
     session: SessionProxy, clip: Clip, seconds: float, rate: float, changes: Sequence[dict[str, object]]
 ) -> None:
-    """Offer the clip at `rate`, mostly as received files, and spread `changes` over the time."""
+    """Submit the clip at `rate`, mostly as received files, with `changes` spread over its duration."""
     started_s, offered, made = time.monotonic(), 0, 0
     while (now_s := time.monotonic() - started_s) < seconds:
         if made < len(changes) and now_s > (made + 0.5) * seconds / len(changes):
@@ -100,7 +100,7 @@ def perform(
 def record(
     client: WorkerHandle, folder: Path, *, seconds: float, rate: float, changes: Sequence[dict[str, object]]
 ) -> Live:
-    """One recorded session; what it showed during the take."""
+    """Record a session. Returns its frames during the take."""
     start = Control.of({"prompt": "a cat on the beach", "steps": 2, "depth": 2, "strength": 0.8})
     session = client.open(control=start, prompt_only=False)
     clip = Clip.of_camera(40)
@@ -130,7 +130,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 def render(take: Path, output: Path, *options: str) -> str:
-    """`zoetrope render --take` in a process of its own; what it said."""
+    """Run `zoetrope render --take` in a separate process. Returns its output."""
     command = [sys.executable, "-m", "app", "render", "--take", str(take), str(output), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -138,7 +138,7 @@ def render(take: Path, output: Path, *options: str) -> str:
 
 
 def shown(folder: Path) -> list[str]:
-    """sha256 of the rendered pictures."""
+    """Return sha256 of the rendered pictures."""
     found = []
     for file in sorted(folder.glob("*.png")):
         bgr = cv2.imread(str(file), cv2.IMREAD_COLOR)
@@ -172,7 +172,7 @@ def test_a_take_replays_to_the_frames_that_were_live(
 
 
 def check_replay(take_folder: Path, output: Path, live: Live) -> None:
-    """Render the take in a fresh process: all its frames are those that the test saw."""
+    """Render the take in a new process and compare all frames with those that the test received."""
     take = read_take(take_folder)
     said = render(take_folder, output)
     assert f"{len(take.hashes)} frames identical to the live ones, 0 different" in said

@@ -1,4 +1,4 @@
-"""A video model of random weights, in its folder: rendered, in a live worker, a take of live rendered again."""
+"""A video model of random weights, loaded from its folder: rendered, run live, and a live take rendered again."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def client(model: Path) -> Iterator[WorkerHandle]:
 
 
 def zoetrope(*arguments: str) -> str:
-    """What a command of its own process said."""
+    """Run a command in a separate process. Returns its output."""
     done = subprocess.run(
         [sys.executable, "-m", "app", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
@@ -54,7 +54,7 @@ def zoetrope(*arguments: str) -> str:
 
 
 def rendered(*arguments: str) -> None:
-    """`zoetrope render` in this process."""
+    """Run `zoetrope render` in this process."""
     parser = argparse.ArgumentParser()
     door.add_parser(parser.add_subparsers())
     request = door.request_from_options(parser.parse_args(["render", *arguments]))
@@ -87,7 +87,7 @@ def test_render_redraws_a_clip(model: Path, tmp_path: Path) -> None:
 
 
 def test_render_of_a_story_in_three_shots(model: Path, tmp_path: Path) -> None:
-    """Chunks of 9, 12, ... frames begin at 0, 0.5625 and 1.3125 s: each shot is another picture from there on."""
+    """Chunks of 9, 12, ... frames begin at 0, 0.5625 and 1.3125 s: the pictures of each shot differ from there on."""
     cuts = [
         {"at_s": 0.5, "prompt": "the table", "scene_cut": True, "seed": 4},
         {"at_s": 1.3, "prompt": "a cat", "scene_cut": True, "seed": 5},
@@ -115,7 +115,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 def at_rest(session: SessionProxy) -> SessionAccounting:
-    """The counts, once they have stayed alike for half a second."""
+    """Return the counts once they have not changed for half a second."""
     since_s, counts = time.monotonic(), session.accounting
 
     def rests() -> bool:
@@ -129,7 +129,7 @@ def at_rest(session: SessionProxy) -> SessionAccounting:
 
 
 class Arrivals:
-    """When the frames of a session arrived, in seconds."""
+    """Arrival times of a session's frames, in seconds."""
 
     def __init__(self, session: SessionProxy) -> None:
         self.times: list[float] = []
@@ -142,7 +142,7 @@ class Arrivals:
 
 
 def even(times: list[float]) -> bool:
-    """Whether two seconds of frames came one by one at their pace: a chunk of 12 at once would be 11 gaps of 0."""
+    """Whether frames of two seconds arrived evenly paced: a chunk of 12 at once would give 11 gaps of 0."""
     gaps = np.diff(times)
     paced = len(times) == 2 * RATE and 0.9 / RATE < np.mean(gaps) < 1.1 / RATE
     return bool(paced and np.median(gaps) > 0.5 / RATE)

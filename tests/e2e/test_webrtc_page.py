@@ -70,7 +70,7 @@ def asked(url: str, path: str, token: str | None = None, body: bytes | None = No
 
 
 def sees(page: Page, *colour: int, picture: str = "document.querySelector('.zt-picture')") -> None:
-    """Change what the camera shows and wait until it has come through."""
+    """Change the camera's picture and wait until it has come back."""
     page.evaluate(f"window.colour = 'rgb({', '.join(map(str, colour))})'")
     page.until(f"window.near({picture}, {list(colour)}, {TOLERANCE})", 30)
 

@@ -1,4 +1,4 @@
-"""WHIP and WHEP with peers that none of us wrote: FFmpeg's own sender and GStreamer's, where they are installed.
+"""WHIP and WHEP with independent peers: the senders of FFmpeg and GStreamer, where they are installed.
 
 FFmpeg speaks WHIP from version 8 on, Debian 12 has 5.1; PyAV's wheels carry a newer one. GStreamer's whipclientsink is
 in gst-plugins-rs, which Debian 12 does not have; its webrtcbin is there, and a few lines of Python give it HTTP:
@@ -184,7 +184,7 @@ def session(server: tuple[SessionTable, str]) -> Iterator[Session]:
 
 
 def arrives(session: Session, sender: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for three pictures of the colour that is sent."""
+    """Wait for three pictures of the sent colour."""
     deadline_s = time.monotonic() + WAIT_S
     while True:
         found = session.proxy.newest()
@@ -198,7 +198,7 @@ def arrives(session: Session, sender: subprocess.Popen[bytes], log: Path) -> Non
 
 
 def certificate(folder: Path) -> tuple[str, str]:
-    """Files of a certificate and its key, on P-256, which every WebRTC peer has to know (RFC 8827, section 6.5).
+    """Files of a certificate and its key, on P-256, which every WebRTC peer must support (RFC 8827, section 6.5).
 
     FFmpeg's own one is on P-224 where it was built with GnuTLS; OpenSSL, which aiortc uses, does not take that.
     """
@@ -290,7 +290,7 @@ def test_gstreamer_sends_by_whip(server: tuple[SessionTable, str], session: Sess
 
 
 def gstreamer() -> list[str]:
-    """How to run GSTREAMER; skips where it cannot."""
+    """Return how to run GSTREAMER; skips the test where it cannot run."""
     python = Path("/usr/bin/python3")  # the distribution's: PyGObject belongs to it
     check = (
         "import gi; gi.require_version('GstWebRTC', '1.0'); from gi.repository import Gst, GstWebRTC; Gst.init(None)"

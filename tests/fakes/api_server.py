@@ -1,4 +1,4 @@
-"""The whole API for tests: uvicorn in a thread, a real worker with the identity engine at 32x24."""
+"""The complete API for tests: uvicorn in a thread over a given worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fakes.stream_server import WAIT_S, wait_until
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiServer:
-    """A running server; http: a client of it."""
+    """A running server. http: a client connected to it."""
 
     url: str
     app: fastapi.FastAPI
@@ -46,9 +46,9 @@ def api_server(
     push_hosts: PushHosts | None = None,
     guard: GuardOptions | None = None,
 ) -> Iterator[ApiServer]:
-    """Serve all routes over `worker`, with what belongs to start and end of an application.
+    """Serve all routes over `worker`, and clean up at the end.
 
-    guard: stands in front; its port and our address among its hosts are set here.
+    guard: options of a guard in front of the application; its port is set, and this address added to its hosts.
     """
     table = SessionTable(worker, SessionLimits(per_minute=10_000))
     codecs = ThreadPoolExecutor(2, thread_name_prefix="codec")

@@ -1,6 +1,6 @@
 """Small real media files for tests: video with sound, made with PyAV.
 
-Frame k of a clip has the grey value `grey(k)`, so that a test can tell which source frame an output came from.
+Frame k of a clip has the grey value `grey(k)`, which identifies the source frame of an output.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Picture = npt.NDArray[np.uint8]
 
 
 def grey(index: int) -> int:
-    """Values 30, 35, ... 225, then from the start again: 40 different frames, well apart after encoding."""
+    """Return 30, 35, ... 225, then 30 again: 40 values that stay distinguishable after encoding."""
     return 30 + 5 * (index % 40)
 
 
 def picture(index: int, size: tuple[int, int] = (64, 48)) -> Picture:
-    """A plain picture of `grey(index)`."""
+    """Return a picture [H, W, 3] uint8 filled with `grey(index)`."""
     return np.full((size[1], size[0], 3), grey(index), np.uint8)
 
 
@@ -44,7 +44,8 @@ def make_clip(
     pixel_aspect: Fraction | None = None,
     encoder: str = "libx264",
 ) -> Path:
-    """sound: an audio encoder or "" for none. pts: in milliseconds, for a variable frame rate. tags: colour fields."""
+    """Write a clip. sound: an audio encoder, "" for none. pts: in ms, for a variable frame rate. tags: colour
+    fields."""
     with av.open(str(path), "w", options=options or {}) as container:
         video = container.add_stream(encoder, rate=rate)
         video.width, video.height = size
@@ -85,7 +86,8 @@ def _tone(seconds: float) -> av.AudioFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """What a player sees. duration_s: of the whole file. greys: mean value of each picture. sound_s: decoded sound."""
+    """What a player decodes. duration_s: of the file. greys: mean value of each picture. sound_s: length of the
+    sound."""
 
     size: tuple[int, int]
     times_s: list[float]
@@ -96,7 +98,7 @@ class Played:
 
     @property
     def indices(self) -> list[int]:
-        """Source frame (modulo 40) of each picture, when the engine inverts."""
+        """Source frame (modulo 40) of each picture, for an engine that inverts."""
         return [round((255 - value - 30) / 5) for value in self.greys]
 
 

@@ -1,7 +1,7 @@
-"""A tiny engine that obeys the contract: frames come out inverted after some ticks, pushes may be refused or skipped.
+"""A tiny engine that fulfils the contract: it inverts frames within some ticks, and may refuse or skip pushes.
 
-Knows no model. `skip` names input frames (by seq) that the similarity filter is to swallow; the first is never skipped.
-`calls` counts what a test wants to know.
+Independent of models. `skip` selects input frames (by seq) that the similarity filter skips; the first is never
+skipped. `calls` counts refusals and closes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pipelines.core.types import Accounting, Frame, StreamInfo
 
 @dataclass(slots=True, kw_only=True)
 class FakeEngine:
-    """width, height: pixels. delay_ticks: ticks until a frame is finished. slots: pushes taken before one is refused.
-    tick_s: seconds that a tick takes. fail_at_tick: raise RuntimeError there."""
+    """width, height: in pixels. delay_ticks: ticks until a frame is finished. slots: frames in flight above which
+    pushes are refused. tick_s: duration of a tick. fail_at_tick: the tick that raises RuntimeError."""
 
     width: int = 64
     height: int = 48
@@ -60,13 +60,13 @@ class FakeEngine:
 
 
 class FakeStream:
-    """Outputs are the inputs inverted; prompt-only frame k is a picture of value 3 k."""
+    """Inverts inputs; prompt-only frame k is a picture filled with 3 k (modulo 256)."""
 
     def __init__(self, engine: FakeEngine, control: Control, frame_rate: Fraction) -> None:
         self._engine = engine
         self._controls = Controls().updated(control)
         self._frame_rate = frame_rate
-        self._chunk_schedule: deque[tuple[int, Frame]] = deque()
+        self._in_flight: deque[tuple[int, Frame]] = deque()
         self._finished: list[Frame] = []
         self._taken = self._out = self._skipped = 0
 
@@ -86,8 +86,8 @@ class FakeStream:
 
     @property
     def accounting(self) -> Accounting:
-        chunk_schedule = len(self._chunk_schedule) + len(self._finished)
-        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=chunk_schedule)
+        in_flight = len(self._in_flight) + len(self._finished)
+        return Accounting(taken=self._taken, out=self._out, skipped=self._skipped, in_flight=in_flight)
 
     @property
     def busy(self) -> bool:
@@ -100,7 +100,7 @@ class FakeStream:
     def push(self, frame: Frame) -> bool:
         assert frame.image.shape == (self._engine.height, self._engine.width, 3)
         assert frame.image.flags.c_contiguous
-        if len(self._chunk_schedule) >= self._engine.slots:
+        if len(self._in_flight) >= self._engine.slots:
             self._engine.calls["refused"] += 1
             return False
         self._taken += 1
@@ -110,7 +110,7 @@ class FakeStream:
         return self._admit(replace(frame, image=np.invert(frame.image), source_seq=frame.seq))
 
     def generate(self, frames: int = 1) -> bool:
-        if len(self._chunk_schedule) + frames > self._engine.slots:
+        if len(self._in_flight) + frames > self._engine.slots:
             self._engine.calls["refused"] += 1
             return False
         for _ in range(frames):
@@ -130,12 +130,12 @@ class FakeStream:
         return frames
 
     def flush(self) -> list[Frame]:
-        while self._chunk_schedule:
+        while self._in_flight:
             self._engine.tick()
         return self.pull()
 
     def reset(self) -> None:
-        self._chunk_schedule.clear()
+        self._in_flight.clear()
         self._finished.clear()
         self._taken = self._out = self._skipped = 0
 
@@ -145,9 +145,9 @@ class FakeStream:
             self._engine.streams.remove(self)
 
     def advance(self) -> None:
-        """Called by the engine's tick."""
-        while self._chunk_schedule and self._chunk_schedule[0][0] <= self._engine.ticks:
-            self._finished.append(self._chunk_schedule.popleft()[1])
+        """Finish the frames that are due; called by the engine's tick."""
+        while self._in_flight and self._in_flight[0][0] <= self._engine.ticks:
+            self._finished.append(self._in_flight.popleft()[1])
 
     def __enter__(self) -> Self:
         return self
@@ -158,5 +158,5 @@ class FakeStream:
         self.close()
 
     def _admit(self, frame: Frame) -> bool:
-        self._chunk_schedule.append((self._engine.ticks + self._engine.delay_ticks, frame))
+        self._in_flight.append((self._engine.ticks + self._engine.delay_ticks, frame))
         return True

@@ -1,4 +1,4 @@
-"""Frame stages that make, drop and hold frames, for tests of the seam."""
+"""Frame stages that drop, delay and resize frames, for tests of the contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes.video_engine import small_engine
 
 
 class EverySecond:
-    """The first of every two frames; the second is dropped."""
+    """Keeps the first of every two frames and drops the second."""
 
     name = "every-second"
     rate = Fraction(1, 2)
@@ -42,7 +42,7 @@ class EverySecond:
 
 
 class Smooth:
-    """Each frame as the mean of itself and the two after it: as many frames, two of them held back."""
+    """Averages each frame with the two after it: keeps the frame count, with a latency of two frames."""
 
     name = "smooth"
     rate = Fraction(1)
@@ -71,7 +71,7 @@ class Smooth:
 
 
 class Shrinking:
-    """Breaks the contract: its frames have another size."""
+    """Violates the contract: changes the size of frames."""
 
     name = "shrinking"
     rate = Fraction(1)
@@ -87,7 +87,7 @@ class Shrinking:
 
 
 def add_test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example's rows, and those of this file, in the table of one test only."""
+    """Add the rows of the example and of this file to the table, for one test."""
     added = dict(STAGES)
     add_rows(added)
     for kind in (EverySecond, Smooth, Shrinking):

@@ -1,4 +1,4 @@
-"""A guarded application that tells what reached it, asked without a network."""
+"""A guarded application that records what reaches it, called without a network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Echo:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise RuntimeError("the client has gone")
+                raise RuntimeError("the client disconnected")
             self.body_bytes += len(message.get("body", b""))
             more = message.get("more_body", False)
         headers = [(b"content-type", b"text/plain")]
@@ -52,7 +52,7 @@ class Echo:
 
 
 class Site:
-    """Asks a guarded echo; each call is one request. now_s: the guard's clock."""
+    """Sends requests to a guarded echo, one for each call. now_s: the guard's clock."""
 
     def __init__(self, options: GuardOptions) -> None:
         self.echo = Echo()
@@ -68,12 +68,12 @@ class Site:
         base: str = BASE,
         client: str = "192.0.2.7",
     ) -> httpx.Response:
-        async def ask() -> httpx.Response:
+        async def request() -> httpx.Response:
             transport = httpx.ASGITransport(self.guard, client=(client, 1))
             async with httpx.AsyncClient(transport=transport, base_url=base) as http:
                 return await http.request(method, path, headers=headers, content=content)
 
-        return asyncio.run(ask())
+        return asyncio.run(request())
 
 
 def bearer(token: str = TOKEN) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A model hub in miniature on a loopback port: listing and downloads of one folder under one repository id."""
+"""A minimal model hub on a loopback port: lists and serves one folder as one repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def hub_of(hub_id: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve folder as hub_id; gives the endpoint and the list of file names that were downloaded."""
+    """Serve `folder` as `hub_id`. Yields the endpoint and a growing list of downloaded file names."""
     fetched: list[str] = []
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
@@ -28,7 +28,7 @@ def hub_of(hub_id: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             self._answer(body=True)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Silent."""
+            """Log nothing."""
 
         def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)

@@ -1,4 +1,4 @@
-"""Image models that need no files: a cheap one for unit tests, and a tiny random UNet for parity tests.
+"""Image models without files: a cheap one for unit tests, and a tiny random UNet for parity tests.
 
 Both have 4 latent channels, pictures of 16x16 and a codec of factor 2, and work in float32 or float64.
 """
@@ -31,7 +31,7 @@ def stable_diffusion_schedule() -> ScheduleConfig:
 
 
 class BlockCodec:
-    """Mean of 2x2 blocks (plus their brightness as a fourth channel) and back by repetition."""
+    """Encodes 2x2 blocks as their mean, with the brightness as a fourth channel; decodes by repetition."""
 
     latent_channels = 4
     factor = 2
@@ -45,7 +45,7 @@ class BlockCodec:
 
 
 class HashPrompts:
-    """Every text has its own random vectors."""
+    """Encodes each text as its own random vectors."""
 
     def __init__(self, pooled: bool = False) -> None:
         self._pooled = pooled
@@ -59,17 +59,17 @@ class HashPrompts:
 
 
 class ArithmeticDenoiser:
-    """x0 from a few arithmetic operations on latents, timestep and text; keeps what it was given."""
+    """Computes x0 by a few operations on latents, timestep and text; records its inputs."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[int], Condition]] = []
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
-        # The engine uses its buffers again.
+        # The engine reuses its buffers.
         self.calls.append((timestep.tolist(), replace(condition, embeds=condition.embeds.clone())))
         text = condition.embeds.mean(1)[:, :4, None, None].to(latents.dtype)
-        when = (timestep.to(latents.dtype) / 1000)[:, None, None, None]
-        return 0.5 * torch.tanh(latents + text) + 0.1 * when * text
+        time = (timestep.to(latents.dtype) / 1000)[:, None, None, None]
+        return 0.5 * torch.tanh(latents + text) + 0.1 * time * text
 
 
 class BlackList:
@@ -83,7 +83,7 @@ class BlackList:
 
 
 def cheap_runtime(denoiser: Denoiser | None = None, codec: LatentCodec | None = None) -> ImageRuntime:
-    """Of arithmetic where nothing else is given."""
+    """Return a runtime, arithmetic by default."""
     return ImageRuntime(
         backend="eager",
         denoiser=denoiser or ArithmeticDenoiser(),
@@ -93,7 +93,7 @@ def cheap_runtime(denoiser: Denoiser | None = None, codec: LatentCodec | None = 
 
 
 def cheap_model(*, denoiser: Denoiser | None = None, codec: LatentCodec | None = None, **changes: object) -> ImageModel:
-    """A model of arithmetic. changes: fields of ImageModel."""
+    """Return a model over `cheap_runtime`. changes: fields of ImageModel."""
     fields: dict[str, object] = {
         "name": "cheap",
         "device": torch.device("cpu"),
@@ -110,7 +110,7 @@ def cheap_model(*, denoiser: Denoiser | None = None, codec: LatentCodec | None =
 
 @functools.cache
 def tiny_unet(dtype: torch.dtype) -> UNet2DConditionModel:
-    """A random conditional UNet whose output has unit variance; the same weights for each dtype, never changed."""
+    """Return a random conditional UNet, with the same weights for each dtype. Shared: not to be modified."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         unet = UNet2DConditionModel(
@@ -128,7 +128,7 @@ def tiny_unet(dtype: torch.dtype) -> UNet2DConditionModel:
 
 
 def unet_model(dtype: torch.dtype, schedule: ScheduleConfig | None = None) -> ImageModel:
-    """A model around `tiny_unet` (predicts noise)."""
+    """Return a model over `tiny_unet`, which predicts noise."""
     schedule = schedule or stable_diffusion_schedule()
     denoiser = UNetDenoiser(
         tiny_unet(dtype), schedule=schedule, prediction_type="epsilon", device=torch.device("cpu"), dtype=dtype
@@ -137,7 +137,7 @@ def unet_model(dtype: torch.dtype, schedule: ScheduleConfig | None = None) -> Im
 
 
 def frames(count: int, *, start: int = 0, side_px: int = SIDE_PX) -> list[Frame]:
-    """Distinct random pictures, numbered from `start`."""
+    """Return distinct random frames, numbered from `start`."""
     return [
         Frame(
             image=np.random.default_rng(seq).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8),

@@ -1,7 +1,7 @@
-"""Writes what stands in a row of the key/value cache as one line, cell by cell, for tests that spell it out.
+"""Formats the contents of a key/value cache row as one line, cell by cell, for tests that spell them out.
 
-`S0@0` is sink frame 0 at position 0; S sink, X context, R recent, C chunk, T selected tokens, M pooled block, P pooled
-block that waits; `c` in small is a frame of the chunk that the next one drops; `--` is a free cell; `!2` a shot index.
+`S0@0` is sink frame 0 at position 0; S sink, X context, R recent, C chunk, T selected tokens, M pooled block, P pending
+pooled block; lower-case `c` is a frame that the next chunk drops; `--` is a free cell; `!2` a shot index.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LETTERS = {
 
 
 def written(span: Span) -> str:
-    """One cell."""
+    """Format one cell."""
     letter = _LETTERS[span.kind] if span.kept else _LETTERS[span.kind].lower()
     frame = "" if span.frame < 0 else str(span.frame)
     return f"{letter}{frame}@{span.position}" + (f"!{span.phase}" if span.phase else "")
 
 
 def cells(policy: KVPolicy, ledger: Ledger) -> str:
-    """All cells in the order of slots; regions apart by a bar."""
+    """Format all cells in slot order, with bars between regions."""
     at = {span.start: written(span) for span in (*ledger.spans, *ledger.pool)}
     return " | ".join(
         " ".join(at.get(region.slots(cell)[0], "--") for cell in range(region.cells)) for region in policy.regions
@@ -38,12 +38,12 @@ def cells(policy: KVPolicy, ledger: Ledger) -> str:
 
 
 def walk(policy: KVPolicy, chunks: Iterable[int], *, keep: int | None = None) -> list[str]:
-    """The cells after the beginning of each chunk."""
+    """Return the cells after each chunk has begun."""
     return [cells(policy, plan.ledger) for plan in plans(policy, chunks, keep=keep)]
 
 
 def plans(policy: KVPolicy, chunks: Iterable[int], *, keep: int | None = None) -> list[Plan]:
-    """The plan of each chunk."""
+    """Return the plan of each chunk."""
     ledger, out = Ledger(), []
     for frames in chunks:
         plan = policy.plan(ledger, frames, keep=keep)
@@ -53,7 +53,7 @@ def plans(policy: KVPolicy, chunks: Iterable[int], *, keep: int | None = None) -
 
 
 def operations(plan: Plan) -> list[str]:
-    """What a plan does to the past, in its order; after `first pass:` what waits for the chunk's queries."""
+    """Format a plan's operations on the past in order; `first pass:` marks those that wait for the chunk's queries."""
     return [_written(op) for op in plan.now] + [f"first pass: {_written(op)}" for op in plan.first_pass]
 
 

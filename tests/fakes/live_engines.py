@@ -1,4 +1,4 @@
-"""Engines for a real worker process: one of a set pace that fails when told to, and one that runs out of memory.
+"""Engines for a real worker process: one with a set speed that fails on request, and one that runs out of memory.
 
 `python -m tests.fakes.live_engines ENGINE ARGUMENTS...` is `zoetrope live ARGUMENTS...` with such an engine in its
 worker: "paced:0.125" (seconds for each row of a tick), or "hungry:4" (a real image engine with memory for 4 slots).
@@ -24,17 +24,17 @@ RAISES = "please fail"
 
 
 class PacedEngine(IdentityEngine):
-    """The identity, in `row_s` seconds for each row of a tick, as a model on a busy device."""
+    """The identity engine, slowed to `row_s` seconds for each row of a tick, like a model on a busy device."""
 
     def __init__(self, row_s: float, *, width: int, height: int) -> None:
         super().__init__(width=width, height=height, latency_ticks=1)
         self._row_s = row_s
 
     def tick(self) -> None:
-        """Move every frame on, and take the time for it."""
+        """Advance every frame, in the configured time. Raises StreamError for a stream whose prompt contains RAISES."""
         for stream in self._streams:
             if any(RAISES in part.text for part in stream.controls.prompt):
-                raise StreamError("The stream failed: it was asked to.", "Ask for something else.", stream=stream)
+                raise StreamError("The stream failed: it was requested to.", "Change the prompt.", stream=stream)
         if self._row_s:
             time.sleep(self._row_s * sum(stream.slots for stream in self._streams) / (self.latency_ticks + 1))
         super().tick()
@@ -44,14 +44,14 @@ _HUNGRY_STEP_S = 0.06
 
 
 def open_paced(row_s: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
-    """For `run_worker`: the size is as the options say."""
+    """For `run_worker`: a PacedEngine of the options' size."""
     return PacedEngine(row_s, width=options.engine.width, height=options.engine.height), 1
 
 
 def open_hungry(maximum: float, options: WorkerOptions, notice: Callable[[str], None]) -> tuple[Engine, int]:
-    """For `run_worker`: arithmetic in a real image engine; torch.OutOfMemoryError for more than `most` slots.
+    """For `run_worker`: a real image engine over arithmetic, with torch.OutOfMemoryError for more than `maximum` slots.
 
-    A step takes longer than a prompt-only frame lasts, so that streams fill their depth.
+    A step takes longer than the period of prompt-only frames, so that streams fill their depth.
     """
     import torch
 
@@ -74,14 +74,14 @@ OPENERS = {"paced": open_paced, "hungry": open_hungry}
 
 
 def live_with(engine: str, arguments: list[str]) -> int:
-    """`zoetrope live` with that engine."""
+    """Run `zoetrope live` with that engine."""
     kind, _, number = engine.partition(":")
     opens = partial(OPENERS[kind], float(number))
-    app.worker.handle.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by its name
+    app.worker.handle.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by name
     return main(["live", *arguments])
 
 
 if __name__ == "__main__":
-    from tests.fakes import live_engines  # by its own name, which the worker can import
+    from tests.fakes import live_engines  # by its module name, which the worker can import
 
     sys.exit(live_engines.live_with(sys.argv[1], sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""`zoetrope live` in processes of its own, as users have it, and a client that streams to it over a real WebSocket."""
+"""`zoetrope live` in separate processes, as for users, and a client that streams to it over a real WebSocket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAIT_S = 20.0
 
 
 class LiveProcess:
-    """A running server. http: a client of it."""
+    """A running server. http: a client connected to it."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, output: list[str]) -> None:
         self.process = process
@@ -45,18 +45,18 @@ class LiveProcess:
         return self.workers()[0]
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes, as they were started: the children that are no resource tracker."""
+        """The worker processes in start order: the children other than the resource tracker."""
         return [child for child in self.front.children() if "spawn_main" in " ".join(child.cmdline())]
 
     def open(self, *, prompt_only: bool = False, **controls: object) -> dict[str, Any]:
-        """A new session, as POST /v1/sessions answers."""
+        """Open a session. Returns the response of POST /v1/sessions."""
         answer = self.http.post("/v1/sessions", json={"prompt_only": prompt_only, "controls": controls})
         assert answer.status_code == 201, answer.text
         found: dict[str, Any] = answer.json()
         return found
 
     def read(self, session: dict[str, Any]) -> dict[str, Any]:
-        """The session as GET answers."""
+        """Return the response of GET for the session."""
         answer = self.http.get(f"/v1/sessions/{session['id']}", headers=bearer(session))
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.json()
@@ -69,14 +69,14 @@ class LiveProcess:
         return f"{self.url.replace('http', 'ws', 1)}/v1/sessions/{session['id']}/stream"
 
     def metric(self, name: str, labels: str = "") -> float | None:
-        """One value of /metrics; None: it is not there."""
+        """Return one value of /metrics; None if it is absent."""
         found = re.search(rf"^{name}{re.escape(labels)} (\S+)$", self.http.get("/metrics").text, re.MULTILINE)
         return float(found[1]) if found else None
 
 
 @contextmanager
 def live_process(*arguments: str, engine: str | None = None) -> Iterator[LiveProcess]:
-    """Start it and wait until its worker is ready. engine: of tests/fakes/live_engines.py."""
+    """Start a server and wait until its worker is ready. engine: one of tests/fakes/live_engines.py."""
     module = ["app", "live"] if engine is None else ["tests.fakes.live_engines", engine]
     command = [sys.executable, "-m", *module, "--port", "0", "--no-open", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -110,7 +110,7 @@ def live_process(*arguments: str, engine: str | None = None) -> Iterator[LivePro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A frame that came back: when, how old its picture was then, and the number of that picture."""
+    """A received frame. age_ms: since its picture was sent. source_seq: the number of that picture."""
 
     at_s: float
     age_ms: float
@@ -119,7 +119,7 @@ class Seen:
 
 
 class Streamer:
-    """Sends noise at a set rate and takes what comes, from two threads; also a context manager."""
+    """Sends noise at a set rate and receives everything, in two threads. A context manager."""
 
     def __init__(self, live: LiveProcess, session: dict[str, Any], *, rate: float, size: tuple[int, int]) -> None:
         self.rate = rate
@@ -151,7 +151,7 @@ class Streamer:
         self._reader.join(WAIT_S)
 
     def stop(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         self._stopped.set()
         self._sender.join(WAIT_S)
 
@@ -159,27 +159,27 @@ class Streamer:
         self.socket.send(json.dumps(message))
 
     def heard(self, kind: str) -> list[dict[str, Any]]:
-        """All text messages of that type so far."""
+        """Return all text messages of that type so far."""
         return [text for text in tuple(self.texts) if text["type"] == kind]
 
     def hear(self, kind: str, timeout_s: float = WAIT_S, after: int = 0) -> dict[str, Any]:
-        """The first text message of that type, or the one after so many others."""
+        """Wait for a text message of that type, the first or the one after `after` others."""
         wait_for(lambda: len(self.heard(kind)) > after, timeout_s)
         return self.heard(kind)[after]
 
     def age_ms(self, since_s: float, until_s: float) -> float:
-        """The median age of the frames that came in a span of time, in seconds since the connection."""
+        """Return the median age of the frames received in an interval, in seconds since connecting."""
         ages = [seen.age_ms for seen in self.seen if since_s <= seen.at_s - self._began_s < until_s]
-        assert ages, "no frame came"
+        assert ages, "no frame arrived"
         return statistics.median(ages)
 
     def gap_s(self) -> float:
-        """The longest time without a frame, from the first one to now."""
+        """Return the longest time without a frame, from the first one until now."""
         times = [seen.at_s for seen in self.seen] + [time.monotonic()]
         return max(b - a for a, b in pairwise(times))
 
     def settled(self) -> dict[str, int]:
-        """Wait until everything that was sent is decided; the count."""
+        """Wait until no sent picture is in flight. Returns the counts."""
 
         def done() -> bool:
             counts = self.heard("stats")[-1]["accounting"]
@@ -217,7 +217,7 @@ def bearer(session: dict[str, Any]) -> dict[str, str]:
 
 
 def wait_for(happened: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-    """Assert that it happens in time."""
+    """Wait for a condition; fail after `timeout_s`."""
     deadline_s = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline_s, "it never happened"

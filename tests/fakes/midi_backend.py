@@ -1,4 +1,4 @@
-"""A backend for mido without any device: tests send messages into the ports that were opened."""
+"""A mido backend without devices: tests send messages to the opened ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ opened: list[Input] = []
 
 
 class Input:
-    """A port that mido opens through its Backend."""
+    """A port, opened by mido through its Backend."""
 
     def __init__(self, name: str, callback: Callable[[Any], None] | None = None, **_: object) -> None:
         assert name in PORTS
@@ -20,7 +20,7 @@ class Input:
         opened.append(self)
 
     def receive(self, message: Any) -> None:
-        """As if the device had sent it."""
+        """Deliver a message as if a device had sent it."""
         assert self.callback is not None
         self.callback(message)
 
@@ -29,5 +29,5 @@ class Input:
 
 
 def get_devices(**_: object) -> list[dict[str, object]]:
-    """What mido asks for names."""
+    """List the ports, for mido."""
     return [{"name": name, "is_input": True, "is_output": False} for name in PORTS]

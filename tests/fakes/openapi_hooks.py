@@ -1,7 +1,7 @@
-"""What schemathesis is told beside the document: each session's own token, files of a kind, and when a stream ends.
+"""Hooks for schemathesis: sessions' tokens, sample files for media types, and the end of endless streams.
 
-Loaded by its command line (SCHEMATHESIS_HOOKS). Leaves no route and no check out, and of requests only what a form
-cannot carry.
+Loaded by its command line (SCHEMATHESIS_HOOKS). No route and no check is excluded; of requests only those that a form
+cannot represent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STREAM_S = 0.5
 
 
 class Sessions:
-    """Tokens of the sessions that were opened during the run, and one of our own for addresses that were made up."""
+    """Tokens of the sessions opened during the run, and a session of these hooks to replace made-up ids."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class Sessions:
         return self._tokens.get(session_id)
 
     def own(self, base: str) -> str | None:
-        """A session that stands; None while all places are taken."""
+        """Return an open session of these hooks; None while no more can be opened."""
         with self._lock:
             if self._own is None:
                 answer = httpx.post(f"{base}/v1/sessions")
@@ -65,7 +65,7 @@ SESSIONS = Sessions()
 
 @schemathesis.auth(refresh_interval=None)
 class SessionToken:
-    """Tells schemathesis that the token is ours, so that it also tries without, and with a wrong one."""
+    """Makes schemathesis treat the token as authentication: it also tries requests without it and with a wrong one."""
 
     def get(self, case: Any, context: Any) -> str:
         return _PLACEHOLDER
@@ -76,7 +76,8 @@ class SessionToken:
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:
-    """A part of a form is text, whatever it was made of: an object as `prompt` arrives as a prompt."""
+    """Exclude forms whose `prompt` is not a string: form fields are text, so any value would arrive as a valid
+    prompt."""
     body = case.body if isinstance(case.body, dict) else {}
     form = case.media_type == "multipart/form-data"
     return not (form and "prompt" in body and not isinstance(body["prompt"], str))
@@ -84,7 +85,7 @@ def filter_case(context: Any, case: Any) -> bool:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """An address of a session that nobody knows becomes ours; the token becomes that of the session."""
+    """Replace a made-up session id by that of an open session, and the placeholder by the session's token."""
     path = case.path_parameters or {}
     if "session_id" not in path:
         return
@@ -99,7 +100,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if token is None or (case.headers or {}).get("Authorization") != _PLACEHOLDER:
         return
     case.headers["Authorization"] = f"Bearer {token}"
-    if case.operation.path.endswith("/mjpeg"):  # its answer ends with the session
+    if case.operation.path.endswith("/mjpeg"):  # the response ends with the session
         end = threading.Timer(
             _STREAM_S, httpx.delete, (f"{base}/v1/sessions/{session_id}",), {"headers": _bearer(token)}
         )
@@ -108,7 +109,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Remember who may use the session that was opened; forget ours when it has ended."""
+    """Keep the token of an opened session; forget the own session once it has ended."""
     if response.status_code == 201 and case.operation.path == "/v1/sessions":
         made = response.json()
         SESSIONS.add(made["id"], made["token"])
@@ -123,20 +124,20 @@ def _bearer(token: str) -> dict[str, str]:
 
 
 def picture(kind: str) -> bytes:
-    """A small picture file."""
+    """Return a small picture file."""
     target = io.BytesIO()
     Image.fromarray(np.full((24, 32, 3), 90, np.uint8)).save(target, kind)
     return target.getvalue()
 
 
 def video() -> bytes:
-    """A small video file."""
+    """Return a small video file."""
     with TemporaryDirectory() as folder:
         return make_clip(Path(folder) / "clip.mp4", frames=3).read_bytes()
 
 
 def offer() -> str:
-    """What a peer that sends and takes video offers."""
+    """Return the SDP offer of a peer that sends and receives video."""
 
     async def make() -> str:
         peer = RTCPeerConnection()

@@ -1,7 +1,7 @@
-"""Builds checkpoints with the names, shapes and containers of the published causal video models, in any width.
+"""Builds checkpoints with the names, shapes and containers of the published causal video models, of any width.
 
-The names are those of Wan 2.1's own modules, written out here a second time: nothing of pipelines/ is used, so that the
-mapping there can be checked against them. Values are random and small.
+The names are those of Wan 2.1's own modules, repeated here without using pipelines/, so that the mapping there can be
+checked against them. Values are random and small.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WAN_14B = Dims(dim=5120, ffn=13824, layers=40, text=4096, freq=256)
 
 
 def wan_shapes(dims: Dims = TINY) -> Shapes:
-    """Name -> shape, as Wan 2.1's own T2V module names them: 27 in each block, 15 outside of them."""
+    """Return shapes by the names of Wan 2.1's own T2V module: 27 in each block, 15 outside the blocks."""
     dim, ffn = dims.dim, dims.ffn
     shapes: Shapes = {
         "patch_embedding.weight": (dim, dims.channels, 1, 2, 2),
@@ -63,7 +63,7 @@ def wan_shapes(dims: Dims = TINY) -> Shapes:
 
 
 def wan_state(dims: Dims = TINY, *, seed: int = 11, dtype: torch.dtype = torch.float32) -> State:
-    """Random weights by Wan's own names: matrices scaled so that activations keep their size."""
+    """Return random weights by Wan's own names, with matrices scaled to preserve the variance of activations."""
     random = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in wan_shapes(dims).items():
@@ -74,12 +74,12 @@ def wan_state(dims: Dims = TINY, *, seed: int = 11, dtype: torch.dtype = torch.f
 
 
 def prefixed(state: Mapping[str, Any], prefix: str = "model.") -> dict[str, Any]:
-    """As the wrapper around the generator saves it."""
+    """Rename as saved by the wrapper around the generator."""
     return {prefix + name: value for name, value in state.items()}
 
 
 def sharded(state: Mapping[str, Any]) -> dict[str, Any]:
-    """As FSDP with activation checkpoints saves an EMA: wrappers around the model and around every block."""
+    """Rename as FSDP with activation checkpointing saves an EMA: wrappers around the model and every block."""
     renamed = {}
     for name, value in state.items():
         first, _, rest = name.partition(".")
@@ -93,7 +93,8 @@ def sharded(state: Mapping[str, Any]) -> dict[str, Any]:
 def lora_state(
     dims: Dims = TINY, *, rank: int = 4, seed: int = 12, prefix: str = "base_model.model.", modules: str = "all"
 ) -> State:
-    """A LoRA of every linear layer in every block, as PEFT names it (LongLive: rank 256). modules: "all" or "q"."""
+    """Return a LoRA of every linear layer in every block, by PEFT's names (LongLive: rank 256). modules: "all" or
+    "q"."""
     random = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in wan_shapes(dims).items():
@@ -107,9 +108,9 @@ def lora_state(
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published file. write: puts it into a folder. prefix: of its names. container and ignored: as reported.
+    """One published file. name: how it names a weight. container, ignored: as the loader must report them.
 
-    file: its path in the repository. weights: which of `variants` it must give.
+    file: its path in the repository. weights: which of `variants` must be loaded.
     """
 
     family: str
@@ -121,7 +122,8 @@ class Published:
     weights: str = "generator"
 
     def write(self, folder: Path, variants: Mapping[str, State]) -> Path:
-        """variants: generator, ema, critic: states by Wan's own names. Returns the file."""
+        """Write the file into a folder. variants: generator, ema, critic: states by Wan's own names. Returns its
+        path."""
         path = folder / self.file
         path.parent.mkdir(parents=True, exist_ok=True)
         content = self.content(variants)
@@ -133,7 +135,7 @@ class Published:
 
 
 def variants(dims: Dims = TINY) -> dict[str, State]:
-    """Three different sets of weights."""
+    """Return three different sets of weights."""
     return {name: wan_state(dims, seed=20 + i) for i, name in enumerate(("generator", "ema", "critic"))}
 
 

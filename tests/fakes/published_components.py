@@ -1,6 +1,6 @@
-"""Builds the files that lie beside Wan 2.1's transformer, by their published names: Wan2.1_VAE.pth, UMT5's encoder.
+"""Builds the files next to Wan 2.1's transformer, by their published names: Wan2.1_VAE.pth, UMT5's encoder.
 
-Written out here a second time, with nothing of pipelines/, so that the mapping there can be checked. Values are random.
+Names are repeated here without using pipelines/, so that the mapping there can be checked. Values are random.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.fakes.published_checkpoints import Shapes, State
 
 
 def umt5_shapes(*, width: int = 32, ffn: int = 64, layers: int = 2, heads: int = 4, vocabulary: int = 103) -> Shapes:
-    """Names of models_t5_umt5-xxl-enc-bf16.pth."""
+    """Return shapes by the names of models_t5_umt5-xxl-enc-bf16.pth."""
     shapes: Shapes = {"token_embedding.weight": (vocabulary, width), "norm.weight": (width,)}
     for layer in range(layers):
         block = f"blocks.{layer}"
@@ -31,7 +31,8 @@ def umt5_shapes(*, width: int = 32, ffn: int = 64, layers: int = 2, heads: int =
 
 
 def vae_shapes(*, base: int = 8, blocks: int = 2, latents: int = 16) -> Shapes:
-    """Names of Wan2.1_VAE.pth: 3 -> base ... 4 base channels, three times down, twice of them in time."""
+    """Return shapes by the names of Wan2.1_VAE.pth: 3 -> base ... 4 base channels, downsampled three times in space and
+    twice in time."""
     widths = [base, base, 2 * base, 4 * base, 4 * base]
     shapes = {**_conv("conv1", 2 * latents, 2 * latents, 1), **_conv("conv2", latents, latents, 1)}
     shapes |= {**_conv("encoder.conv1", 3, base, 3), **_conv("decoder.conv1", latents, widths[-1], 3)}
@@ -65,7 +66,7 @@ def vae_shapes(*, base: int = 8, blocks: int = 2, latents: int = 16) -> Shapes:
 
 
 def random_state(shapes: Shapes, *, seed: int = 13) -> State:
-    """Small random values, and gains near 1."""
+    """Return small random values, and gains near 1."""
     random = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Small key/value caches of every policy, chunks of 2 frames, and passes over them with random tokens."""
+"""Small key/value caches of every policy with chunks of 2 frames, and passes over them with random tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICIES: Mapping[str, dict[str, Any]] = {
     },
     "dual": {"context_frames": 2, "local_frames": 6},
 }
-"""Small ones for chunks of 2."""
+"""Small policies for chunks of 2 frames."""
 STORAGES = ("native", "lean", "int8")
 
 
@@ -42,13 +42,14 @@ def make(name: str = "sink", *, storage: str = "native", rows: int = 1, dtype: t
 
 
 def tokens(seed: int, rows: int = 1, frames: int = 2) -> torch.Tensor:
-    """Queries, keys, values of all layers: [LAYERS, 3, rows, N, H, D]."""
+    """Return random queries, keys and values of all layers: [LAYERS, 3, rows, N, H, D]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(LAYERS, 3, rows, frames * TOKENS, HEADS, HEAD_DIM, generator=generator)
 
 
 def one_pass(cache: KVCache, given: torch.Tensor, rows: tuple[int, ...] = (0,), view: Any = None) -> list[torch.Tensor]:
-    """A pass with given tokens; copies of what each layer attends to: keys, values, keys, values."""
+    """Run a pass with the given tokens. Returns copies of what each layer attends to: keys, values, keys, values,
+    ..."""
     view = cache.view(rows) if view is None else view
     out: list[torch.Tensor] = []
     for layer, (queries, keys, values) in enumerate(given.to(cache.shape.dtype)):
@@ -59,7 +60,7 @@ def one_pass(cache: KVCache, given: torch.Tensor, rows: tuple[int, ...] = (0,), 
 
 
 def chunks(cache: KVCache, count: int, *, first: int = 0, row: int = 0) -> list[torch.Tensor]:
-    """So many chunks of one pass; what the last attended to."""
+    """Run `count` chunks of one pass each. Returns what the last one attended to."""
     out: list[torch.Tensor] = []
     for seed in range(first, first + count):
         cache.begin(row, 2)
@@ -68,5 +69,5 @@ def chunks(cache: KVCache, count: int, *, first: int = 0, row: int = 0) -> list[
 
 
 def positions(cache: KVCache, row: int) -> tuple[int, ...]:
-    """Where the attended spans stand in time, in latent frames, in order of time."""
+    """Return the positions in time of the attended spans, in latent frames."""
     return tuple(span.position for span in cache.ledger(row).spans)

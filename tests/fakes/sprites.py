@@ -1,4 +1,4 @@
-"""Made-up subjects in place of the sprite package, which a clean checkout does not have."""
+"""Synthetic subjects that replace the sprite package, which a clean checkout does not contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE_PX = 40
 
 
 def made_up_sprites() -> npt.NDArray[np.uint8]:
-    """[S, 40, 40, 4] uint8 RGBA: a striped disc in a colour of its own for each subject."""
+    """Return [S, 40, 40, 4] uint8 RGBA: a striped disc for each subject, in its own colour."""
     line = (np.arange(SIDE_PX) + 0.5) / SIDE_PX - 0.5
     radius = np.hypot(line[None, :], line[:, None])
     colours = np.random.default_rng(5).integers(40, 255, (len(SUBJECTS), 1, 1, 3))
@@ -28,7 +28,7 @@ def made_up_sprites() -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def made_up_pack(folder: Path) -> Iterator[Path]:
-    """The benches find a pack of these sprites, written into `folder`."""
+    """Write a pack of these sprites to `folder`, where benches will find it."""
     file = folder / "pack.npz"
     np.savez(file, sprites=made_up_sprites())
     with pytest.MonkeyPatch.context() as patch:

@@ -35,7 +35,7 @@ WIDTH_PX, HEIGHT_PX = 32, 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamServer:
-    """A running server. loop: its event loop, in another thread. stop: as Ctrl-C does; twice is fine."""
+    """A running server. loop: its event loop, in another thread. stop: stops it as Ctrl-C does; may be called twice."""
 
     port: int
     context: ApiContext
@@ -50,7 +50,7 @@ class StreamServer:
         return f"ws://127.0.0.1:{self.port}/v1/sessions/{session_id}/stream"
 
     def tasks(self) -> int:
-        """Tasks of the server's event loop."""
+        """Return the number of tasks of the server's event loop."""
 
         async def count() -> int:
             return len(asyncio.all_tasks())
@@ -60,7 +60,7 @@ class StreamServer:
 
 @contextmanager
 def worker_client(max_sessions: int = 4) -> Iterator[WorkerHandle]:
-    """A real worker, ready: pictures come back unchanged."""
+    """Start a real worker with the identity engine and wait until it is ready."""
     options = WorkerOptions(model="identity", engine=LoaderOptions(width=WIDTH_PX, height=HEIGHT_PX))
     with WorkerHandle(options, max_sessions=max_sessions) as client:
         client.wait_ready(60)
@@ -114,23 +114,23 @@ def stream_server(
 
 
 class Peer:
-    """A connection as a client sees it: what arrives is read in order, one kind at a time."""
+    """A client's connection: messages are read in order, one type at a time."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
-        self.seen: list[dict[str, Any]] = []  # text messages that were skipped on the way to another
+        self.seen: list[dict[str, Any]] = []  # text messages received so far, including skipped ones
 
     def say(self, **message: object) -> None:
         self.socket.send(json.dumps(message))
 
     def picture(self, image: Picture, seq: int, captured_ms: float = 0.0) -> None:
-        """Send raw RGB."""
+        """Send a picture as raw RGB."""
         height, width = image.shape[:2]
         header = Header(format=PictureFormat.RGB, seq=seq, captured_ms=captured_ms, width=width, height=height)
         self.socket.send(pack_header(header) + image.tobytes())
 
     def text(self, kind: str) -> dict[str, Any]:
-        """The next text message of that type; frames on the way are acknowledged."""
+        """Return the next text message of that type; frames before it are acknowledged."""
         while True:
             message = self.socket.recv(WAIT_S)
             if isinstance(message, bytes):
@@ -142,7 +142,7 @@ class Peer:
                 return found
 
     def frame(self, timeout_s: float = WAIT_S, *, ack: bool = True) -> tuple[Header, bytes]:
-        """The next frame; raises TimeoutError after `timeout_s` without any message."""
+        """Return the next frame. Raises TimeoutError after `timeout_s` without any message."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             message = self.socket.recv(max(0.0, deadline_s - time.monotonic()))
@@ -154,7 +154,7 @@ class Peer:
             self.seen.append(json.loads(message))
 
     def closed(self) -> tuple[int, str]:
-        """The code and reason of the close that must come now."""
+        """Wait for the server to close the connection. Returns the code and reason."""
         deadline_s = time.monotonic() + WAIT_S
         while self.socket.close_code is None:
             assert time.monotonic() < deadline_s
@@ -170,7 +170,7 @@ class Peer:
 
 @contextmanager
 def peer(server: StreamServer, session: Session, **hello: object) -> Iterator[Peer]:
-    """Connect and say hello; nothing is read yet."""
+    """Connect and send hello; nothing is read yet."""
     with connect(server.url(session.id), compression=None, max_size=None, close_timeout=2) as socket:
         found = Peer(socket)
         found.say(**{"type": "hello", "version": 1, "token": session.token, "format": "rgb", **hello})
@@ -182,7 +182,7 @@ def noise(seed: int) -> Picture:
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    """Assert that it happens in time."""
+    """Wait for a condition; fail after a while."""
     deadline_s = time.monotonic() + WAIT_S
     while not happened():
         assert time.monotonic() < deadline_s, "it never happened"

@@ -33,7 +33,7 @@ XL_TURBO_SCHEDULER = {"_class_name": "EulerAncestralDiscreteScheduler", "timeste
 
 
 def tiny_sd15(folder: Path, *, scheduler: dict[str, Any] | None = None) -> Path:
-    """SD 1.5 in miniature: one text encoder, AutoencoderKL, epsilon."""
+    """Write a miniature SD 1.5: one text encoder, AutoencoderKL, epsilon prediction."""
     torch.manual_seed(1)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler or SD15_SCHEDULER)
     _tokenizer(folder / "tokenizer", pad=_EOS)
@@ -45,7 +45,8 @@ def tiny_sd15(folder: Path, *, scheduler: dict[str, Any] | None = None) -> Path:
 
 
 def tiny_sd_turbo(folder: Path) -> Path:
-    """SD-Turbo in miniature: gelu text network, linear projections, heads by block, Euler with trailing timesteps."""
+    """Write a miniature SD-Turbo: GELU text encoder, linear projections, heads per block, Euler with trailing
+    timesteps."""
     torch.manual_seed(2)
     write_json(folder / "scheduler" / "scheduler_config.json", TURBO_SCHEDULER)
     _tokenizer(folder / "tokenizer", pad="!")
@@ -57,7 +58,7 @@ def tiny_sd_turbo(folder: Path) -> Path:
 
 
 def tiny_sdxl_turbo(folder: Path) -> Path:
-    """SDXL-Turbo in miniature: two text encoders, pooled prompt and sizes as added conditions."""
+    """Write a miniature SDXL-Turbo: two text encoders, pooled prompt and sizes as added conditions."""
     torch.manual_seed(3)
     write_json(folder / "scheduler" / "scheduler_config.json", XL_TURBO_SCHEDULER)
     _tokenizer(folder / "tokenizer", pad=_EOS)
@@ -80,7 +81,7 @@ def tiny_sdxl_turbo(folder: Path) -> Path:
 
 
 def tiny_kl(**config: Any) -> AutoencoderKL:
-    """An AutoencoderKL with factor 8."""
+    """Return an AutoencoderKL with factor 8."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -93,20 +94,20 @@ def tiny_kl(**config: Any) -> AutoencoderKL:
 
 
 def tiny_taesd(folder: Path) -> Path:
-    """TAESD's layout, narrow: four blocks, factor 8."""
+    """Write a narrow autoencoder in TAESD's layout: four blocks, factor 8."""
     torch.manual_seed(4)
     AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4).save_pretrained(folder)
     return folder
 
 
 def write_json(file: Path, content: object) -> None:
-    """content as JSON, with its folders made."""
+    """Write `content` as JSON, creating parent folders."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def rename_keys(file: Path, renamed: dict[str, str], added: dict[str, torch.Tensor] | None = None) -> None:
-    """Rewrite a .safetensors file with other key names: prefixes are replaced, longest first."""
+    """Rename keys of a .safetensors file: the longest matching prefix is replaced."""
     state = {}
     for key, value in load_file(file).items():
         start = max((old for old in renamed if key.startswith(old)), key=len, default=None)
@@ -138,7 +139,7 @@ def _vocabulary() -> dict[str, int]:
 
 
 def _tokenizer(folder: Path, *, pad: str) -> None:
-    """The layout of the published models: vocab.json and merges.txt, no tokenizer.json."""
+    """Write a tokenizer in the layout of the published models: vocab.json and merges.txt, no tokenizer.json."""
     write_json(folder / "vocab.json", _vocabulary())
     (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
     special = {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _EOS, "pad_token": pad}

@@ -1,7 +1,7 @@
 """Builds small video models with random weights in diffusers' Wan 2.1 layout, for tests that load one by path.
 
 Class names, sub-folders, file names and the scheduler's configuration are those of the published folders; widths are
-small: 2 layers, 2 heads of 16, 32x48 pixels (4x6 latents, 2x3 tokens a frame), 512 rows of text of width 32.
+small: 2 layers, 2 heads of 16, 32x48 pixels (4x6 latents, 2x3 tokens per frame), 512 rows of text of width 32.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def tiny_video_model(
     actions: bool = False,
     **transformer: Any,
 ) -> Path:
-    """Write a whole model folder and return it.
+    """Write a complete model folder and return it.
 
-    family: written to zoetrope.json (with the small size), which says how the weights were trained; None leaves the
-    folder as published, which makes it a plain Wan 2.1 base model. tiny_vae: with a tiny autoencoder too, which loading
-    then chooses. actions: with a folder of them. transformer: changes of TINY_TRANSFORMER.
+    family: how the weights were trained, written to zoetrope.json with the small size; None leaves the folder as
+    published, a plain Wan 2.1 base model. tiny_vae: add a tiny autoencoder, which loading then prefers. actions: add a
+    folder of actions. transformer: changes of TINY_TRANSFORMER.
     """
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     tiny_tokenizer(folder / "tokenizer")
@@ -94,14 +94,14 @@ def tiny_video_model(
 
 
 def tiny_transformer(*, seed: int = 1, **config: Any) -> WanTransformer3DModel:
-    """diffusers' own transformer with random weights that depend on the seed alone, float32, for inference."""
+    """Return diffusers' own transformer, float32, for inference; the random weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**{**TINY_TRANSFORMER, **config}).eval().requires_grad_(False)
 
 
 def random_actions(dim: int, *, seed: int = 5, scale: float = 3.0) -> ActionEmbedder:
-    """Random weights, so large that every action matters."""
+    """Return an embedder with weights large enough for every action to matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         embedder = ActionEmbedder(dim)
@@ -111,14 +111,14 @@ def random_actions(dim: int, *, seed: int = 5, scale: float = 3.0) -> ActionEmbe
 
 
 def tiny_autoencoder(*, seed: int = 2, **config: Any) -> AutoencoderKLWan:
-    """diffusers' own autoencoder: 16 latent channels, 8x smaller sides, 4x fewer frames, narrow."""
+    """Return diffusers' own autoencoder, narrow: 16 latent channels, factor 8 in space and 4 in time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoencoderKLWan(**{**TINY_AUTOENCODER, **config}).eval().requires_grad_(False)
 
 
 def tiny_text_encoder(*, seed: int = 3) -> UMT5EncoderModel:
-    """UMT5's encoder in miniature: width TEXT_DIM, the vocabulary of `tiny_tokenizer`."""
+    """Return a miniature UMT5 encoder: width TEXT_DIM, the vocabulary of `tiny_tokenizer`."""
     config = UMT5Config(
         vocab_size=len(_vocabulary()),
         d_model=TEXT_DIM,
@@ -134,7 +134,7 @@ def tiny_text_encoder(*, seed: int = 3) -> UMT5EncoderModel:
 
 
 def tiny_taew(file: Path, *, seed: int = 4) -> Path:
-    """A narrow tiny autoencoder's weights by the published names of taew2_1, with random values."""
+    """Write a narrow tiny autoencoder's random weights, by the published names of taew2_1."""
     config = TinyCodecConfig(decoder_channels=(16, 8, 8, 8), encoder_channels=(8, 8, 8, 8))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -145,7 +145,7 @@ def tiny_taew(file: Path, *, seed: int = 4) -> Path:
 
 
 def tiny_tokenizer(folder: Path) -> Path:
-    """A Unigram tokenizer of single letters and a few words in tokenizer.json: </s> ends a text, <pad> is row 0."""
+    """Write tokenizer.json: a Unigram tokenizer of letters and a few words. </s> ends a text, <pad> is row 0."""
     tokenizer = Tokenizer(Unigram(_vocabulary(), unk_id=2, byte_fallback=False))
     tokenizer.normalizer = NFKC()
     tokenizer.pre_tokenizer = Metaspace(replacement="▁", prepend_scheme="always")
@@ -163,7 +163,7 @@ def tiny_tokenizer(folder: Path) -> Path:
 
 
 def tiny_vocabulary_size() -> int:
-    """Rows of the text encoder's embedding."""
+    """Return the number of rows of the text encoder's embedding."""
     return len(_vocabulary())
 
 

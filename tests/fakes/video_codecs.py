@@ -1,7 +1,7 @@
-"""Tiny random video autoencoders, and a plain reading of the tiny kind's weights by their published names.
+"""Tiny random video autoencoders, and a plain implementation of the tiny kind over its published weight names.
 
-The plain decoder and encoder go frame by frame and layer by layer in the published order, from the facts alone: nothing
-of the code under test is used.
+The plain decoder and encoder run frame by frame and layer by layer in the published order. Independent of the code
+under test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MEAN, STD = (0.3, -0.7, 0.1, 1.2), (1.5, 0.4, 2.5, 0.8)
 
 
 def wan_vae(dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-    """AutoencoderKLWan with 4 channels where Wan 2.1 has 96, random weights and non-trivial means and deviations."""
+    """Return an AutoencoderKLWan with 4 base channels (Wan 2.1: 96), random weights, non-trivial means and
+    deviations."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         vae = AutoencoderKLWan(base_dim=4, z_dim=4, latents_mean=list(MEAN), latents_std=list(STD))
@@ -28,26 +29,26 @@ def wan_vae(dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
 
 
 def per_channel(values: tuple[float, ...], dtype: torch.dtype) -> torch.Tensor:
-    """[1, C, 1, 1, 1]."""
+    """Return `values` as [1, C, 1, 1, 1]."""
     return torch.tensor(values, dtype=dtype).view(1, -1, 1, 1, 1)
 
 
 @torch.no_grad()
 def stock_decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """diffusers' own whole-clip decode of normalised latents, in [0, 1]."""
+    """Decode a whole clip of normalised latents by diffusers' own code, to [0, 1]."""
     raw = latents * per_channel(STD, latents.dtype) + per_channel(MEAN, latents.dtype)
     return (vae.decode(raw).sample + 1) / 2
 
 
 @torch.no_grad()
 def stock_encode(vae: AutoencoderKLWan, pixels: torch.Tensor) -> torch.Tensor:
-    """diffusers' own whole-clip encode of pixels in [0, 1], normalised."""
+    """Encode a whole clip of pixels in [0, 1] by diffusers' own code, to normalised latents."""
     raw = vae.encode(pixels * 2 - 1).latent_dist.mode()
     return (raw - per_channel(MEAN, pixels.dtype)) / per_channel(STD, pixels.dtype)
 
 
 def tiny_autoencoder(**options: object) -> TinyVideoAutoencoder:
-    """A narrow tiny video autoencoder with random weights whose pixels lie around 0.5."""
+    """Return a narrow tiny video autoencoder with random weights whose pixels are centred on 0.5."""
     widths = {"latent_channels": 4, "decoder_channels": (16, 12, 8, 6), "encoder_channels": (6, 8, 10, 12)}
     with torch.random.fork_rng():
         torch.manual_seed(6)
@@ -64,7 +65,7 @@ Weights = Mapping[str, torch.Tensor]
 
 
 class PlainTiny:
-    """The published arithmetic, one frame at a time. frames: [B, C, H, W] each."""
+    """The published arithmetic, one frame [B, C, H, W] at a time."""
 
     def __init__(self, state: Weights, *, blocks: int = 3) -> None:
         self.state = state
@@ -83,7 +84,7 @@ class PlainTiny:
         return torch.relu(self.conv(f"{name}.conv.4", y) + x)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """[B, C, n, h, w] -> [B, 3, 4n - 3, H, W]."""
+        """Decode [B, C, n, h, w] to [B, 3, 4n - 3, H, W]."""
         raw = [frame for latent in latents.unbind(2) for frame in self._decode_one(latent)]
         return torch.stack(raw[3:], 2)
 
@@ -102,7 +103,7 @@ class PlainTiny:
             yield self.conv(f"decoder.{number + 1}", torch.relu(frame))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, 4n, H, W] -> [B, C, n, h, w]."""
+        """Encode [B, 3, 4n, H, W] to [B, C, n, h, w]."""
         frames = [torch.relu(self.conv("encoder.0", frame)) for frame in pixels.unbind(2)]
         number = 2
         for pool in (2, 2, 1):

@@ -1,6 +1,7 @@
-"""Video engines over tiny random weights, without files: for tests of the engine's contract.
+"""Video engines over tiny random weights, without files, for tests of the engine's contract.
 
-The transformer has 2 layers and 2 heads of 16, a frame 2x3 tokens; the codec is a narrow random one of the tiny kind.
+The transformer has 2 layers and 2 heads of 16, a frame has 2x3 tokens; the codec is a narrow random one of the tiny
+kind.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ CHANNELS, TEXT_DIM, TEXT_TOKENS = 4, 12, 6
 
 
 class HashText:
-    """Every text has its own random embedding [TEXT_TOKENS, TEXT_DIM]."""
+    """Encodes each text as its own random embedding [TEXT_TOKENS, TEXT_DIM]."""
 
     text_dim = TEXT_DIM
 
@@ -52,7 +53,7 @@ class HashText:
 
 @functools.cache
 def random_transformer(dtype: torch.dtype) -> CausalWanTransformer:
-    """Random weights, never changed; modulation tables are scaled up so that timesteps matter."""
+    """Return random weights, with modulation tables scaled up so that timesteps matter. Shared: not to be modified."""
     config = WanConfig(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -72,7 +73,7 @@ def random_transformer(dtype: torch.dtype) -> CausalWanTransformer:
 
 @functools.cache
 def random_codec(dtype: torch.dtype) -> VideoCodec:
-    """A narrow tiny autoencoder with random weights."""
+    """Return a narrow tiny autoencoder with random weights."""
     return TinyVideoCodec(tiny_autoencoder(encoder_padding="front").to(dtype).requires_grad_(False))
 
 
@@ -101,7 +102,7 @@ def small_model(
     attention: str = "auto",
     **changes: Any,
 ) -> VideoModel:
-    """A model of random weights. make_runtime: of a backend. changes: fields of VideoModel."""
+    """Return a model with random weights. make_runtime: a backend's. changes: fields of VideoModel."""
     transformer = transformer or random_transformer(dtype)
     kernel = choose_attention(attention, device=transformer.device, dtype=dtype, head_dim=transformer.head_dim).backend
     networks = VideoNetworks(transformer=transformer, codec=codec or random_codec(dtype), attention=kernel)
@@ -131,7 +132,7 @@ def small_model_on(
     make_runtime: MakeVideoRuntime = plain_runtime,
     attention: str = "auto",
 ) -> VideoModel:
-    """The same weights on another device. acts: with actions. make_runtime: of a backend."""
+    """Return a model with the same weights on another device. acts: with actions. make_runtime: a backend's."""
     weights = acting_transformer(torch.float32) if acts else random_transformer(torch.float32)
     text = HashText(torch.float32)
     encode = text.encode
@@ -150,25 +151,25 @@ def small_model_on(
 
 @functools.cache
 def acting_transformer(dtype: torch.dtype) -> CausalWanTransformer:
-    """`random_transformer` with random actions, never changed."""
+    """Return `random_transformer` with random actions. Shared: not to be modified."""
     transformer = copy.deepcopy(random_transformer(dtype))
     transformer.add_actions(random_actions(transformer.config.dim).to(dtype))
     return transformer
 
 
 def acting_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:
-    """An engine over `small_model`, which takes actions. options: fields of VideoOptions."""
+    """Return an engine over a `small_model` that accepts actions. options: fields of VideoOptions."""
     model = small_model(preset, dtype, transformer=acting_transformer(dtype))
     return VideoEngine(model, VideoOptions(work_dtype=dtype, **{"max_streams": 2, **options}))
 
 
 def small_engine(preset: VideoPreset = SMALL, dtype: torch.dtype = torch.float32, **options: Any) -> VideoEngine:
-    """An engine over `small_model`. options: fields of VideoOptions."""
+    """Return an engine over `small_model`. options: fields of VideoOptions."""
     return VideoEngine(small_model(preset, dtype), VideoOptions(work_dtype=dtype, **{"max_streams": 2, **options}))
 
 
 def run_chunks(stream: VideoStream, engine: VideoEngine, chunks: int) -> list[np.ndarray]:
-    """Pictures of so many chunks from the prompt, one chunk after another."""
+    """Generate `chunks` chunks from the prompt, one after another. Returns their pictures."""
     images: list[np.ndarray] = []
     for _ in range(chunks):
         while not stream.generate(stream.info.frames_per_chunk):
@@ -181,5 +182,5 @@ def run_chunks(stream: VideoStream, engine: VideoEngine, chunks: int) -> list[np
 
 
 def video_frames(count: int, *, start: int = 0) -> list[Frame]:
-    """Distinct random pictures of the engine's size."""
+    """Return distinct random frames of the engine's size."""
     return [replace(f, image=f.image[:HEIGHT_PX, :WIDTH_PX].copy()) for f in pictures(count, start=start, side_px=48)]

@@ -1,5 +1,6 @@
-"""What the tests of loading share: a quiet call that keeps what the user is told, files in place, original folders; and
-their fixtures, for a module that imports them by their long names.
+"""Helpers shared by the tests of loading: a loader that records notices, checkpoint files, original folders, fixtures.
+
+A test module imports the fixtures by their function names.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from tests.fakes.tiny_video_model import tiny_tokenizer, tiny_video_model, tiny_
 
 @pytest.fixture(scope="module", name="base")
 def base_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model folder that names no family. Not to be changed."""
+    """Return a complete tiny model folder without a family. Not to be modified."""
     return tiny_video_model(tmp_path_factory.mktemp("folder") / "base", family=None)
 
 
 @pytest.fixture(autouse=True, name="closed_hub")
 def closed_hub_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and an address that nobody answers."""
+    """Set an empty hub cache, and a hub address at which nobody answers."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -39,12 +40,12 @@ def closed_hub_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(name="files")
 def files_fixture(tmp_path: Path) -> Path:
-    """A folder whose path hints at no family."""
+    """Return a folder whose path suggests no family."""
     return tmp_path / "a" / "b" / "c" / "d" / "files"
 
 
 class Said(list[str]):
-    """Collects what the user is told."""
+    """Collects notices for the user."""
 
     @property
     def text(self) -> str:
@@ -74,7 +75,7 @@ def in_cache(cache: Path, hub_id: str, folder: Path) -> None:
 
 
 def original_folder(folder: Path) -> Path:
-    """Wan 2.1 as Wan published it, in miniature."""
+    """Write a miniature Wan 2.1 folder in its original layout."""
     write(folder / "diffusion_pytorch_model.safetensors", wan_state())
     write(folder / "Wan2.1_VAE.pth", random_state(vae_shapes()))
     shapes = umt5_shapes(vocabulary=tiny_vocabulary_size())

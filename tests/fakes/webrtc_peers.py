@@ -1,6 +1,6 @@
-"""A WebRTC peer of a test, in Python: sends flat pictures of one colour and remembers those that come back.
+"""A WebRTC peer for tests, in Python: sends pictures of a uniform colour and keeps those that come back.
 
-Flashes and beeps of the same moments show whether sound and pictures stay together.
+Simultaneous flashes and beeps show whether sound and pictures stay in sync.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RATE_HZ, _PIECE = 48_000, 960
 
 
 class FlatVideo(MediaStreamTrack):
-    """30 pictures a second, all of `colour`, which may be changed."""
+    """30 pictures per second, filled with `colour`, which may be changed."""
 
     kind = "video"
 
@@ -45,7 +45,7 @@ class FlatVideo(MediaStreamTrack):
 
 
 class Flashes(FlatVideo):
-    """Black, and white for BEEP_S at each BEEP_EVERY_S of the time since `began_s` (monotonic)."""
+    """Black, but white for BEEP_S every BEEP_EVERY_S, counted from `began_s` (monotonic)."""
 
     def __init__(self, began_s: float) -> None:
         super().__init__((0, 0, 0))
@@ -58,7 +58,7 @@ class Flashes(FlatVideo):
 
 
 class Beeps(MediaStreamTrack):
-    """A microphone that hears a tone with each flash: gives 20 ms of sound when they are over."""
+    """A microphone that hears a tone with each flash. Returns 20 ms of sound once they have passed."""
 
     kind = "audio"
 
@@ -141,7 +141,7 @@ class TestPeer:
             self.pts.append(frame.pts)
 
     async def sees(self, colour: tuple[int, int, int], within: int) -> None:
-        """Wait until the newest picture is of that colour. within: codec tolerance of each channel."""
+        """Wait until the newest picture has that colour. within: tolerance of each channel, for codec loss."""
 
         def near() -> bool:
             pairs = zip(self.colours[-1], colour, strict=True) if self.colours else ()
@@ -150,7 +150,7 @@ class TestPeer:
         await until(near)
 
     async def hears(self, kind: str) -> dict[str, object]:
-        """The first message of that type, which is then forgotten."""
+        """Wait for a message of that type; it is removed and returned."""
         await until(lambda: any(message["type"] == kind for message in self.messages))
         found = next(message for message in self.messages if message["type"] == kind)
         self.messages.remove(found)

@@ -25,7 +25,7 @@ from app.worker.proxy import SessionState
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """table, url: of the running application."""
+    """A running server: its session table and URL."""
 
     table: SessionTable
     url: str

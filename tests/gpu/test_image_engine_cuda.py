@@ -1,4 +1,4 @@
-"""The image engine on CUDA: captured graphs equal eager execution, and a warm tick never waits for the device."""
+"""The image engine on CUDA: captured graphs equal eager execution, and a tick never synchronises after warm-up."""
 
 from __future__ import annotations
 

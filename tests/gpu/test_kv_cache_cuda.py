@@ -1,4 +1,5 @@
-"""The key/value cache on CUDA: a captured pass serves later chunks; neither a beginning nor a pass waits."""
+"""The key/value cache on CUDA: a captured pass is replayed for later chunks; neither `begin` nor a pass
+synchronises."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def make(name: str, storage: str) -> KVCache:
 
 
 def one_pass(view: KVView, given: torch.Tensor, results: list[torch.Tensor]) -> None:
-    """All layers; what is attended goes to `results`."""
+    """Run all layers; what they attend to is appended to `results`."""
     for layer, (queries, keys, values) in enumerate(given):
         if view.observes:
             view.observe(layer, Rotary(HEAD_DIM).rotate(queries, *view.query_rotation))

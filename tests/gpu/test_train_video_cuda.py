@@ -1,4 +1,4 @@
-"""mini-video's training steps on CUDA: captured and compiled as they run, and equal to the plain ones."""
+"""mini-video's training steps on CUDA: captured and compiled steps equal plain ones."""
 
 from __future__ import annotations
 

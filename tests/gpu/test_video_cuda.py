@@ -1,4 +1,5 @@
-"""The video engine's passes on CUDA: graphs and compiled blocks equal eager ones, nothing waits, memory stays flat."""
+"""The video engine's passes on CUDA: graphs and compiled blocks equal eager ones, nothing synchronises, memory stays
+flat."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def make_loop(backend: str, dtype: torch.dtype = torch.float32, **settings: str)
 
 
 def chunks(loop: ChunkLoop, count: int) -> torch.Tensor:
-    """[count, C, F, h, w]; the noise depends on the seed alone."""
+    """Return noise [count, C, F, h, w], which depends on the seed alone."""
     torch.manual_seed(5)
     out = []
     for _ in range(count):
@@ -51,7 +52,7 @@ def waiting_is_an_error() -> Iterator[None]:
 
 @pytest.mark.parametrize("storage", ["native", "lean", "int8"])
 def test_a_captured_pass_equals_an_eager_one(storage: str) -> None:
-    """To the last bit: the same kernels on the same numbers, over chunks in which the ring turns."""
+    """To the bit: the same kernels on the same values, over enough chunks for the ring to wrap."""
     captured = make_loop("cuda-graph", storage=storage)
     expected, given = chunks(make_loop("eager", storage=storage), 12), chunks(captured, 12)
     torch.testing.assert_close(given, expected, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""The video engine's ticks on CUDA: nothing waits, memory stays flat, pictures are those of the CPU."""
+"""The video engine's ticks on CUDA: nothing synchronises, memory stays flat, pictures equal those of the CPU."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_pictures_are_those_of_the_cpu(kind: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", ["eager", "cuda-graph"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_actions_change_from_chunk_to_chunk_as_on_the_cpu(kind: str, backend: str) -> None:
-    """A graph that was captured with one action is replayed with another."""
+    """A graph captured with one action is replayed with another."""
     shown = []
     for engine in (acting_engine(KINDS[kind], max_streams=1), cuda_engine(kind, backend, acts=True)):
         stream = engine.open(Control.of({"prompt": "a cat", "seed": 5}))

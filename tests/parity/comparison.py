@@ -30,7 +30,7 @@ class Differences:
     stock: list[torch.Tensor] = field(default_factory=list)
 
     def largest(self) -> float:
-        """Over everything that was compared."""
+        """Return the largest difference of the whole comparison."""
         return max(float(d.abs().max()) for d in (*self.eps, *self.latents, *self.stock))
 
 
@@ -38,7 +38,7 @@ class Differences:
 class Case:
     """One configuration. Slots get the prompts in turn and every second slot its own noise seed.
 
-    each_step_alone: every step of the reference starts from what the engine had then. Otherwise rounding is carried on
+    each_step_alone: every step of the reference starts from the engine's state. Otherwise rounding errors propagate
     from step to step (guidance above 1 amplifies it), which in float32 says nothing about the arithmetic.
     """
 
@@ -68,7 +68,7 @@ class Case:
 
 
 def compare(case: Case, model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> Differences:
-    """Run `case` on the engine, one birth a tick, and on the reference."""
+    """Run `case` on the engine, admitting one slot per tick, and on the reference."""
     engine = ImageEngine(model, frames_per_slot=case.frames_per_slot, work_dtype=model.dtype)
     stream = engine.open(case.control)
     observer = Observer(engine, monkeypatch)

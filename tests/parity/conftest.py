@@ -14,7 +14,8 @@ Report = Callable[[str, list[torch.Tensor]], float]
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """report(name, differences): keep the largest and the mean absolute difference; returns the largest."""
+    """Return report(name, differences), which keeps the largest and mean absolute difference and returns the
+    largest."""
 
     def add(name: str, differences: list[torch.Tensor]) -> float:
         magnitudes = torch.cat([d.abs().double().flatten() for d in differences])

@@ -1,4 +1,4 @@
-"""Drives a cache and the plain meaning of its policy with the same random keys, values and queries, and compares."""
+"""Drives a cache and the plain reference of its policy with the same random keys, values and queries, and compares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAYERS = 2
 class Case:
     """chunks: latent frames of each chunk in turn; 0 is a scene cut. passes: frames of each pass; None is all.
 
-    keep: how many frames of the largest chunks stay; of smaller ones none, and they have one pass (a window fills).
+    keep: how many frames of the largest chunks stay; smaller chunks keep none and have one pass (a filling window).
     """
 
     policy: str
@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
 
 
 def tiny_cache(case: Case, *, storage: str = "native", dtype: torch.dtype = torch.float64, rows: int = 1) -> KVCache:
-    """The case's cache at the sizes of the reference."""
+    """Return the case's cache at the sizes of the reference."""
     options = {"chunk_frames": max(case.chunks), **case.options} if case.policy != "dual" else case.options
     options = {"chunk_frames": 2, **options}
     policy = make_policy(case.policy, grid=GRID, **options)
@@ -122,13 +122,13 @@ def tiny_cache(case: Case, *, storage: str = "native", dtype: torch.dtype = torc
 
 
 def attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Plain attention of [B, N, H, D] on [B, M, H, D], scaled as usual."""
+    """Plain scaled dot-product attention of queries [B, N, H, D] over keys [B, M, H, D]."""
     weights = torch.einsum("bnhd,bmhd->bhnm", queries, keys) * HEAD_DIM**-0.5
     return torch.einsum("bhnm,bmhd->bnhd", weights.softmax(dim=-1), values)
 
 
 def random_tokens(generator: torch.Generator, frames: int, dtype: torch.dtype) -> Sequence[torch.Tensor]:
-    """Queries, keys, values [1, frames * TOKENS, H, D], un-rotated."""
+    """Return unrotated queries, keys and values [1, frames * TOKENS, H, D]."""
     return torch.randn(
         3, 1, frames * TOKENS, HEADS, HEAD_DIM, dtype=torch.float64, generator=generator
     ).to(dtype).unbind(0)  # fmt: skip
@@ -137,7 +137,7 @@ def random_tokens(generator: torch.Generator, frames: int, dtype: torch.dtype) -
 def cached_pass(
     cache: KVCache, tokens: Sequence[Sequence[torch.Tensor]], frames: int | None, row: int = 0
 ) -> list[torch.Tensor]:
-    """One pass through all layers: attention's output of each, [N, H, D]."""
+    """Run one pass. Returns the attention output [N, H, D] of each layer."""
     view = cache.view([row], frames)
     out = []
     for layer, (queries, keys, values) in enumerate(tokens):
@@ -149,7 +149,7 @@ def cached_pass(
 
 
 def plain_pass(rule: plain.Rule, tokens: Sequence[torch.Tensor], first: bool) -> torch.Tensor:
-    """The same of one layer, over the whole history."""
+    """Return the output of one layer, over the whole history."""
     queries, keys, values = (part[0] for part in tokens)
     past = rule.past(queries if first else None)
     frames = zip(keys.split(TOKENS), values.split(TOKENS), strict=True)
@@ -161,7 +161,7 @@ def plain_pass(rule: plain.Rule, tokens: Sequence[torch.Tensor], first: bool) ->
 
 
 def compare(case: Case, *, storage: str = "native", dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Differences of attention's outputs: every chunk, pass and layer. Integrity is checked at every chunk."""
+    """Return the differences of attention outputs of every chunk, pass and layer; checks integrity at every chunk."""
     cache = tiny_cache(case, storage=storage, dtype=dtype)
     rules = [case.rule() for _ in range(LAYERS)]
     generator = torch.Generator().manual_seed(case.seed)
@@ -194,5 +194,5 @@ def compare(case: Case, *, storage: str = "native", dtype: torch.dtype = torch.f
 
 
 def with_options(case: Case, **options: Any) -> Case:
-    """The case with other options of its policy."""
+    """Return the case with changed options of its policy."""
     return replace(case, options={**case.options, **options})

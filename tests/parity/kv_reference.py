@@ -1,7 +1,7 @@
-"""What each key/value policy means, said plainly: attention over a history that is never thrown away.
+"""Plain references of the key/value policies: attention over a history that is never evicted.
 
-Nothing here is shared with the cache: un-rotated keys and values of all frames since the beginning stand in lists, each
-rule names the tokens that a chunk attends to and where they stand, and rotation is a complex product in float64.
+Nothing is shared with the cache: lists hold unrotated keys and values of all frames since the beginning, each
+rule names the tokens that a chunk attends to and their positions, and rotation is a complex product in float64.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def turn(
 
 @dataclass
 class History:
-    """All frames of one layer since the beginning: keys, values [TOKENS, H, D] each."""
+    """All frames of one layer since the beginning: keys and values [TOKENS, H, D] each."""
 
     keys: list[torch.Tensor] = field(default_factory=list)
     values: list[torch.Tensor] = field(default_factory=list)
@@ -67,12 +67,12 @@ class History:
         return frame_tokens(self.keys[index], self.values[index], position, phase)
 
     def flat(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All tokens: token i is place i % TOKENS of frame i // TOKENS."""
+        """Return all tokens: token i is number i % TOKENS of frame i // TOKENS."""
         return torch.cat(self.keys), torch.cat(self.values)
 
 
 def frame_tokens(keys: torch.Tensor, values: torch.Tensor, position: float, phase: float = 0.0) -> Tokens:
-    """One frame at a position."""
+    """Return one frame's tokens at a position."""
     write = torch.arange(TOKENS)
     every = torch.ones(TOKENS, HEADS, dtype=torch.float64)
     y, x = write // GRID[1], write % GRID[1]
@@ -82,7 +82,7 @@ def frame_tokens(keys: torch.Tensor, values: torch.Tensor, position: float, phas
 def attend(
     history: History, queries: torch.Tensor, past: Sequence[Tokens], chunk: Sequence[Tokens]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """queries [N, H, D] un-rotated, standing where the chunk stands -> (output [N, H, D], weights [H, N, M])."""
+    """queries [N, H, D], unrotated, at the chunk's position -> (output [N, H, D], weights [H, N, M])."""
     attended, here = Tokens.join([*past, *chunk]), Tokens.join(chunk)
     turned = turn(queries, here.t, here.y, here.x, here.phase)
     weights = torch.einsum("nhd,mhd->hnm", turned, attended.rotated()) * HEAD_DIM**-0.5
@@ -103,18 +103,18 @@ class Rule:
         return len(self.history.keys)
 
     def begin(self, frames: int) -> None:
-        """A chunk of so many frames comes."""
+        """Begin a chunk of `frames` frames."""
 
     def past(self, queries: torch.Tensor | None) -> list[Tokens]:
-        """What it attends to besides itself. queries: un-rotated, in the first pass only."""
+        """Return what the chunk attends to besides itself. queries: unrotated, in the first pass only."""
         raise NotImplementedError
 
     def chunk_at(self) -> float:
-        """Where its first frame stands."""
+        """Return the position of its first frame."""
         raise NotImplementedError
 
     def phase(self, frame: int) -> float:
-        """Phase of the chunk's frame."""
+        """Return the phase of the chunk's frame."""
         return 0.0
 
     def saw(self, weights: torch.Tensor) -> None:
@@ -122,7 +122,7 @@ class Rule:
 
 
 class SinkRule(Rule):
-    """Frames below `sink`, and the latest that fit."""
+    """Attends to frames below `sink` and the latest that fit."""
 
     def __init__(self, window: int, sink: int = 0, positions: str = "slot") -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class ParticipativeRule(Rule):
 
 
 class HeavyRule(Rule):
-    """Each head keeps the tokens that have received most attention."""
+    """Each head keeps the tokens that received the most attention."""
 
     def __init__(self, heavy: int, recent: int) -> None:
         super().__init__()

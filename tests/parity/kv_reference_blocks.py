@@ -1,6 +1,6 @@
-"""The same for the policies that keep blocks of frames: packed (pooled blocks of the middle) and dual (earlier shots).
+"""Plain references of the policies that keep blocks of frames: packed (pooled middle blocks) and dual (earlier shots).
 
-Said plainly over a history that is never thrown away; nothing here is shared with the cache.
+They work on a history that is never evicted; nothing is shared with the cache.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PackedRule(Rule):
 
 
 class DualRule(Rule):
-    """[context | frames of this shot], told apart by phases. `cut` begins a shot."""
+    """[context | frames of this shot], distinguished by phases. `cut` begins a shot."""
 
     def __init__(self, context: int, local: int, theta: float) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DualRule(Rule):
         self.coming = 0
 
     def cut(self) -> None:
-        """The next frames are the next shot's context."""
+        """Begin a shot: the next frames are its context."""
         self.shot, self.first = self.shot + 1, self.frames
 
     def begin(self, frames: int) -> None:
@@ -108,7 +108,7 @@ class DualRule(Rule):
         return self.frames - self.first
 
     def context_flags(self) -> list[int]:
-        """By the paper: floor(context / shots) frames for each earlier shot, what is left for the most recent."""
+        """By the paper: floor(context / shots) frames for each earlier shot, the remainder for the most recent."""
         shots = max(self.shot, 1)
         share = self.context // shots
         flags = [s for s in range(shots) for _ in range(share)]

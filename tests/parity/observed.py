@@ -1,4 +1,4 @@
-"""Runs the engine and notes, after every tick, what each slot's step gave. Knows the ring's fields and the tick log."""
+"""Runs the engine and records each slot's result after every tick. Depends on the ring's fields and the tick log."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Observer:
             trace.stock.append(self.engine.core.ring.tensor("stock")[row.row].clone())
 
     def feed(self, stream: ImageStream, pictures: Sequence[Frame]) -> list[Frame]:
-        """Push all pictures, one a tick where there is room, and tick until everything came out."""
+        """Push all pictures, one per tick if accepted, and tick until all are finished."""
         out: list[Frame] = []
         for picture in pictures:
             while not stream.push(picture):

@@ -1,6 +1,6 @@
-"""Streams of causal video as plain loops over diffusers' own modules, without a cache: every pass sees its whole past.
+"""Causal video streams as plain loops over diffusers' own modules, without a cache: every pass sees the whole past.
 
-What a cached pass attends to is said by a mask over frames. Written from the papers; shares no code with the engine.
+A mask over frames defines what a pass attends to. Written from the papers; shares no code with the engine.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class MaskedProcessor(WanAttnProcessor):
 
 
 def act(stock: WanTransformer3DModel, first: torch.Tensor, second: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    """Have diffusers' transformer add silu(a first') second' to its time embedding. Returns how to say a: [B, F, 5].
+    """Make diffusers' transformer add silu(a first') second' to its time embedding. Returns a setter of a: [B, F, 5].
 
-    first: [hidden, 5]. second: [dim, hidden]. The embedding comes token by token, frames in order.
+    first: [hidden, 5]. second: [dim, hidden]. The embedding is per token, with frames in order.
     """
     now: list[torch.Tensor] = []
 
@@ -71,7 +71,7 @@ def act(stock: WanTransformer3DModel, first: torch.Tensor, second: torch.Tensor)
 
 
 class PlainDenoiser:
-    """diffusers' transformer over a history of frames, each with its timestep and with what it may see."""
+    """diffusers' transformer over a history of frames, each with its timestep and the frames that it may attend to."""
 
     say_actions: Callable[[int], None] | None = None
     """Told of the number of frames of a pass that begins with the stream's first frame."""
@@ -86,7 +86,7 @@ class PlainDenoiser:
     def velocity(
         self, frames: Sequence[torch.Tensor], timesteps: Sequence[float], sees: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """frames: [C, h, w] each; sees: the frames that each one sees, itself included. -> [C, F, h, w]."""
+        """frames: [C, h, w] each. sees: the frames that each one attends to, itself included. Returns [C, F, h, w]."""
         if self.say_actions is not None:
             self.say_actions(len(frames))
         latents = torch.stack(list(frames), dim=1)[None]
@@ -107,7 +107,7 @@ def noise(shape: tuple[int, int, int], seed: int, step: int, frame: int) -> torc
 
 
 class PlainStream:
-    """Common to all: steps, noise, the latents that came out. dtype: of latents and network."""
+    """Common base: steps, noise, finished latents. dtype: of latents and network."""
 
     def __init__(
         self, denoiser: PlainDenoiser, steps: Steps, *, shape: tuple[int, int, int], seed: int, dtype: torch.dtype
@@ -116,14 +116,14 @@ class PlainStream:
         self.clean: list[torch.Tensor] = []
 
     def start(self, first: int, frames: int) -> list[torch.Tensor]:
-        """The noise that a chunk starts from."""
+        """Return the initial noise of a chunk."""
         return [self.noise(0, first + i) for i in range(frames)]
 
     def noise(self, step: int, frame: int) -> torch.Tensor:
         return noise(self.shape, self.seed, step, frame).to(self.dtype)
 
     def step(self, latents: torch.Tensor, velocity: torch.Tensor, index: int, frame: int) -> torch.Tensor:
-        """One frame's latents after step `index`."""
+        """Return one frame's latents after step `index`."""
         _, sigma = self.steps[index]
         x0 = latents.double() - sigma * velocity.double()
         if index + 1 == len(self.steps):
@@ -135,7 +135,7 @@ class PlainStream:
 def chunk_by_chunk(
     stream: PlainStream, chunks: Sequence[int], visible: Visible, clean_timestep: float | None = 0.0
 ) -> torch.Tensor:
-    """Self-Forcing, algorithm 2. clean_timestep None: the past stands at the last step's level."""
+    """Self-Forcing, algorithm 2. clean_timestep None: the past has the last step's noise level."""
     sees: list[list[int]] = []
     history: list[torch.Tensor] = []
     times: list[float] = []
@@ -155,7 +155,7 @@ def chunk_by_chunk(
 
 
 def step_batched(stream: PlainStream, chunks: Sequence[int], visible: Visible) -> torch.Tensor:
-    """StreamDiffusionV2: every step has a past of its own, at its own noise level."""
+    """StreamDiffusionV2: every step has a separate past, at its own noise level."""
     histories: list[list[torch.Tensor]] = [[] for _ in stream.steps]
     sees: list[list[int]] = []
     for frames in chunks:

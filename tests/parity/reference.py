@@ -1,6 +1,6 @@
 """A plain sequential denoiser, written from the papers: one frame, one step, one batch of one at a time.
 
-Imports nothing of the engine's arithmetic, so that an error there cannot hide here. Formulas: docs/engine.md.
+Independent of the engine's arithmetic, so that no error is shared. Formulas: docs/engine.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Predict = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 
 @dataclass(kw_only=True)
 class Trace:
-    """What each step of one frame gave: guided noise, latents afterwards (x_hat after the last) and stock noise."""
+    """Results of each step of one frame: guided noise, latents afterwards (x_hat after the last) and stock noise."""
 
     eps: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Trace:
 
 
 def lcm_timesteps(steps: int, strength: float) -> list[int]:
-    """Of 50 even timesteps up to `strength`, `steps` taken evenly from the noisiest on."""
+    """Return `steps` of 50 evenly spaced timesteps up to `strength`, evenly chosen from the noisiest on."""
     origin = [20 * i - 1 for i in range(1, int(50 * strength) + 1)][::-1]
     return [origin[int(i * len(origin) / steps)] for i in range(steps)]
 
@@ -54,8 +54,8 @@ class Sequential:
     ) -> Trace:
         """z: clean latents [1, C, h, w] or None (prompt-only). noise: one for the entry, one for each later step.
 
-        given: (latents, stock) that later steps start from instead of what the step before gave, so that each step is
-        judged alone.
+        given: (latents, stock) from which later steps start instead of the preceding step's result, so that each step
+        is judged alone.
         """
         trace = Trace()
         x = noise[0] if z is None else self._a(timesteps[0]) * z + self._b(timesteps[0]) * noise[0]

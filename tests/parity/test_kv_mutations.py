@@ -1,6 +1,6 @@
 """Every rule of every key/value policy matters: changing any one makes the comparison with its plain meaning fail.
 
-A mutation is a text replaced in the source of one function, which is then compiled again in its module.
+A mutation replaces text in the source of one function, which is then recompiled in its module.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Mutation:
 
 
 def mutated(owner: Any, name: str, old: str, new: str) -> Any:
-    """The attribute with its source changed; for a property, a property."""
+    """Return the attribute compiled from changed source; a property for a property."""
     attribute = inspect.getattr_static(owner, name)
     function = attribute.fget if isinstance(attribute, property) else attribute
     source = textwrap.dedent(inspect.getsource(function))
@@ -50,7 +50,7 @@ def mutated(owner: Any, name: str, old: str, new: str) -> Any:
 
 
 def apply(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
-    """Put the mutation wherever the function is used."""
+    """Install the mutation wherever the function is used."""
     changed = mutated(mutation.owner, mutation.name, mutation.old, mutation.new)
     original = inspect.getattr_static(mutation.owner, mutation.name)
     patch.setattr(mutation.owner, mutation.name, changed)

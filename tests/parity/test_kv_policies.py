@@ -65,9 +65,9 @@ def test_eight_bits_cost_little(name: str, report: Report) -> None:
 
 
 def rotated_storage(case: Case, sink: int, window: int, realign: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs of the cache, and of keys that are stored rotated: at their index, for good (Self-Forcing).
+    """Outputs of the cache, and of keys stored rotated by their index once and for all (Self-Forcing).
 
-    realign: the sink's stored keys are turned on, each time the tail moves, by the gap (Deep Forcing's own way).
+    realign: whenever the tail moves, the sink's stored keys are rotated by the gap (as Deep Forcing does).
     """
     cache = tiny_cache(case)
     rotary, generator, frames = Rotary(HEAD_DIM), torch.Generator().manual_seed(0), 2
@@ -128,7 +128,7 @@ def test_without_a_phase_the_dual_cache_is_a_sink_of_the_context(report: Report)
 
 
 def test_rebuilding_is_a_window_computed_anew(report: Report) -> None:
-    """The context passes first, alone; then the chunk attends to it and itself, at positions 0 to 4."""
+    """The context is passed first, alone; then the chunk attends to it and itself, at positions 0 to 4."""
     case = Case(policy="rebuild", options={"context_frames": 3}, rule=lambda: SinkRule(5), chunks=(3, 2))
     differences = []
     for seed in range(3):

@@ -65,7 +65,7 @@ def _level(row: FloatRow) -> Mutate:
 
 
 def _swap(row: IntRow) -> Mutate:
-    """The slots of a batch take each other's entry."""
+    """Swap the entries of a batch's slots."""
 
     def change(floats: torch.Tensor, ints: torch.Tensor, slots: int, extra: int) -> None:
         ints[row, :slots] = ints[row, :slots].flip(0)

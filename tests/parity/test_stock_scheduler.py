@@ -54,7 +54,7 @@ def _stock_loop(
     strength: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[torch.Tensor]:
-    """The latents after each step of the loop that diffusers' own LCM pipelines run."""
+    """Return the latents after each step of the loop in diffusers' own LCM pipelines."""
     abar = torch.from_numpy(model.schedule.alphas_cumprod)
     betas = 1 - abar / torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
     scheduler = scheduling_lcm.LCMScheduler(trained_betas=betas.tolist(), prediction_type=_prediction(model))
@@ -72,7 +72,7 @@ def _stock_loop(
 
 
 def _prediction(model: ImageModel) -> str:
-    """The prediction type that the bundled model's scheduler configuration states."""
+    """Return the prediction type of the bundled model's scheduler configuration."""
     import json
     from pathlib import Path
 

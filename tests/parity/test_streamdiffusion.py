@@ -1,9 +1,9 @@
-"""The engine equals the package streamdiffusion 0.1.1 in the modes where that one works: one frame a slot (F = 1).
+"""The engine equals the package streamdiffusion 0.1.1 in the modes that it supports: one frame per slot (F = 1).
 
-Left out, for what the package does there: F > 1 fails, self-negative with one step carries its stock noise over from
+Excluded because of the package: F > 1 fails, self-negative with one step carries its stock noise over from
 one frame to the next. Its first outputs (before the first frame is through) are noise and are not compared.
-The package is installed apart from the others (`pip install --no-deps streamdiffusion==0.1.1`): it asks for a diffusers
-of 2023, but runs beside today's.
+The package is installed separately (`pip install --no-deps streamdiffusion==0.1.1`): it requires a diffusers
+of 2023, but works with today's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_latents_agree_step_by_step(
 
 
 def _peer(cfg_type: str, timesteps: list[int], dtype: torch.dtype) -> Any:
-    """Their pipeline around the same network, prompts, schedule and noise.
+    """Return their pipeline with the same network, prompts, schedule and noise.
 
     They compute coefficients in float32; for float64 the same coefficients are put in at full precision.
     """

@@ -1,4 +1,4 @@
-"""Teacher forcing in training sees what the engine's cache shows when it streams, and learns from nothing else."""
+"""Teacher forcing in training attends to exactly what the engine's cache holds while streaming."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def streamed(
     transformer: CausalWanTransformer, clean: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor,
     condition: Condition, *, chunk: int, window: int,
 ) -> torch.Tensor:  # fmt: skip
-    """Velocities chunk by chunk through the engine's cache: a noisy pass, then a clean one that stays."""
+    """Return velocities, chunk by chunk through the engine's cache: a noisy pass, then a clean one that is kept."""
     policy = make_policy("window", grid=GRID, window_frames=window, chunk_frames=chunk)
     shape = KVShape(layers=2, heads=2, head_dim=16, grid=GRID, dtype=torch.float32, device=torch.device("cpu"))
     cache = KVCache(shape, policy, rotary=transformer.rotary)

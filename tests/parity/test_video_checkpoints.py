@@ -1,4 +1,4 @@
-"""Published checkpoints: which names become what, exactly; and the same numbers as diffusers on the same weights.
+"""Published checkpoints: the exact mapping of names, and the same results as diffusers on the same weights.
 
 The states are built from the names in tests/fakes/published_checkpoints.py; the reference is diffusers' own conversion
 and its WanTransformer3DModel. Tolerance 4e-5 in float32 rather than 2e-5: our time sinusoid is computed in float64, as
@@ -59,7 +59,7 @@ def reference(state: State) -> WanTransformer3DModel:
 
 
 def differences(ours: CausalWanTransformer, stock: WanTransformer3DModel) -> torch.Tensor:
-    """Ours minus diffusers' on random latents and text, with one timestep for each row and with one for each frame."""
+    """Return ours minus diffusers' on random latents and text, with a timestep per row and with one per frame."""
     random = torch.Generator().manual_seed(5)
     latents = torch.randn(2, 16, 3, 4, 6, generator=random)
     text = torch.randn(2, 7, TINY.text, generator=random)
@@ -142,7 +142,7 @@ def test_the_real_sizes_load_on_the_meta_device(
 
 
 def test_norms_change_places() -> None:
-    """The original norm3 (cross-attention, with weights) is diffusers' norm2; exchanging them back is an error."""
+    """The original norm3 (cross-attention, with weights) is diffusers' norm2; swapping them is an error."""
     checkpoint = Checkpoint(source=Path("x"), tensors=wan_state())
     found = load_transformer(checkpoint, config_of(checkpoint.shapes, HEADS, "x"), CPU)[1]
     assert found.mapped["blocks.1.norm3.weight"] == "blocks.1.norm2.weight"
@@ -261,7 +261,7 @@ def test_the_published_autoencoder_has_194_tensors() -> None:
 
 
 def test_the_original_text_encoder_computes_t5(tmp_path: Path, report: Report) -> None:
-    """Wan's encoder in a few lines: pre-norm blocks, unscaled attention with a position bias of its own in each layer,
+    """Wan's encoder in a few lines: pre-norm blocks, unscaled attention with a separate position bias in each layer,
     gate(x) * fc1(x). The reference runs on the published names; ours on transformers' module."""
     state = random_state(umt5_shapes())
     torch.save(state, tmp_path / "models_t5_umt5-xxl-enc-bf16.pth")

@@ -49,7 +49,7 @@ def stream_encode(codec: VideoCodec, pixels: torch.Tensor, chunks: Sequence[int]
 
 
 def apart(got: torch.Tensor, want: torch.Tensor) -> float:
-    """The largest difference; infinite where the shapes differ."""
+    """Return the largest difference; infinite if the shapes differ."""
     return float((got - want).abs().max()) if got.shape == want.shape else float("inf")
 
 
@@ -194,7 +194,7 @@ def test_tiny_equals_a_plain_reading_of_its_published_weights(report: Report) ->
 
 
 def test_a_tiny_encoder_that_looks_ahead_equals_the_whole_clip_in_pieces(report: Report) -> None:
-    """With the frames that follow at hand, first call 4n: no delay, and the same as the published whole-clip use."""
+    """With the following frames available, the first call has 4n: no delay, equal to the published whole-clip use."""
     codec, pixels = TinyVideoCodec(tiny_autoencoder()), random_pixels(4)
     encoder = codec.encoder(height=HEIGHT, width=WIDTH, rows=2)
     parts = [encoder.encode(pixels[:, :, :8]), encoder.encode(pixels[:, :, 8:12])]
@@ -236,7 +236,7 @@ def double_without_bypass(x: torch.Tensor, time: wan_codec_layers.Layer, run: Pa
 
 
 def double_with_history(x: torch.Tensor, time: wan_codec_layers.Layer, run: Pass) -> torch.Tensor:
-    """The first latent goes around the convolution, but stays behind as the second one's history."""
+    """The first latent bypasses the convolution, but is kept as the second one's history."""
     y = double_without_bypass(x, time, run)
     return torch.cat((x[:, :, :1], y[:, :, 1:]), 2) if run.first else y
 
@@ -251,7 +251,7 @@ def halve_without_bypass(self: object, x: torch.Tensor, slot: int, run: Pass) ->
 
 
 def remember_output(layer: tiny_codec_layers.MemoryBlock, x: torch.Tensor, run: Pass, slot: int) -> torch.Tensor:
-    """A block keeps what it gave, not what it took."""
+    """A block remembers its output instead of its input."""
     before = run.memory.read(slot, run.rows)
     y: torch.Tensor = layer(x, before)
     run.memory.write(slot, run.rows, y[-before.shape[0] :])

@@ -1,4 +1,4 @@
-"""The video engine's streams are plain loops over diffusers' modules without any cache, and so are its pictures.
+"""The video engine's streams equal plain loops over diffusers' modules without any cache, and so do its pictures.
 
 float32 on random weights: 2e-5. Pictures: those of the whole clip, rounded to bytes.
 """
@@ -103,7 +103,7 @@ def engine_of(stock: WanTransformer3DModel, preset: VideoPreset, embedder: Actio
 
 
 class Watched:
-    """A stream whose clean latents are kept as they come out, beside its pictures."""
+    """A stream whose finished latents are kept beside its pictures."""
 
     def __init__(self, engine: VideoEngine, control: Control) -> None:
         self.engine = engine
@@ -119,7 +119,7 @@ class Watched:
         self.stream.decode = decode_and_keep  # type: ignore[method-assign]
 
     def run(self, chunks: int, actions: Sequence[Mapping[str, float]] = ()) -> torch.Tensor:
-        """[C, F, h, w] of so many chunks. actions: of each."""
+        """Return latents [C, F, h, w] of `chunks` chunks. actions: of each chunk."""
         for number in range(chunks):
             if actions:
                 self._wait_for_birth()
@@ -132,7 +132,7 @@ class Watched:
         return torch.cat(self.latents, dim=1)
 
     def _wait_for_birth(self) -> None:
-        """Until no chunk waits to be born."""
+        """Tick until no chunk waits to be admitted."""
         while self.stream._assembler.next_full is not None:
             self.engine.tick()
             self.pictures += [frame.image for frame in self.stream.pull()]
@@ -236,7 +236,7 @@ ACTIONS: tuple[dict[str, float], ...] = (
 def test_every_latent_keeps_the_action_of_its_birth(
     stock: WanTransformer3DModel, report: Report, preset: VideoPreset
 ) -> None:
-    """The plain loops pass their whole past again with the action of each frame."""
+    """The plain loops recompute the whole past with the action of each frame."""
     embedder = random_actions(64)
     ours = Watched(engine_of(stock, preset, embedder), Control(seed=SEED)).run(6, ACTIONS)
     assert ours.shape[1] == 6 * preset.chunk_frames

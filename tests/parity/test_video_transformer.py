@@ -1,4 +1,4 @@
-"""Our causal Wan transformer is diffusers' WanTransformer3DModel, and chunk by chunk it is one masked forward pass.
+"""Our causal Wan transformer equals diffusers' WanTransformer3DModel; run chunk by chunk it equals one masked pass.
 
 float32 on random weights: 2e-5. Of that, up to 1.5e-5 is diffusers' time sinusoid, which is in float32 where ours and
 the published networks' are in float64; with a float64 sinusoid in both the difference is a third of that or less.
@@ -190,7 +190,7 @@ def test_bfloat16_is_as_close_to_float32_as_diffusers_is(stock: WanTransformer3D
 def test_blockwise_over_a_growing_view_is_one_block_causal_forward(
     chunk: int, ours: CausalWanTransformer, report: Report
 ) -> None:
-    """The second pass of a chunk overwrites its place, so that nothing of the first, noisier one is left."""
+    """The second pass of a chunk overwrites its cells, so that nothing of the first, noisier one remains."""
     inputs = Inputs(frames=7)
     chunks = tuple(min(chunk, 7 - start) for start in range(0, 7, chunk))
     difference = blockwise(ours, inputs, chunks) - one_forward(ours, inputs, chunk)
@@ -273,7 +273,7 @@ def test_only_relative_positions_count(shift: int, ours: CausalWanTransformer) -
 
 
 def test_forward_never_asks_for_a_value_and_keeps_nothing(ours: CausalWanTransformer) -> None:
-    """On tensors that have shapes but no values, any `.item()` or branch on data raises."""
+    """On fake tensors any `.item()` or branch on data raises."""
     inputs = Inputs()
     before = {name: dict(vars(module)) for name, module in ours.named_modules()}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

@@ -39,7 +39,7 @@ def _head_norms(patch: pytest.MonkeyPatch) -> None:
 
 
 def _time(change: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]) -> Mutate:
-    """change(embedding, projection) alters what the head and the blocks get."""
+    """change(embedding, projection) alters the inputs of the head and the blocks."""
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = ConditionEmbedder.time
@@ -206,12 +206,12 @@ def test_a_broken_rule_is_noticed(rule: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def _places_start_again(patch: pytest.MonkeyPatch) -> None:
-    """Every chunk stands at 0."""
+    """Every chunk has position 0."""
     patch.setattr(GrowingView, "query_rotation", property(lambda self: self.rotation(0, self._chunks[-1])))
 
 
 def _first_pass_stays(patch: pytest.MonkeyPatch) -> None:
-    """The noisier first pass of a chunk is not overwritten for those that come later."""
+    """The noisier first pass of a chunk is not overwritten for later chunks."""
     original = GrowingView.exchange
 
     def exchange(
@@ -240,7 +240,7 @@ def _own_chunk_unseen(patch: pytest.MonkeyPatch) -> None:
 
 
 def _frame_causal(patch: pytest.MonkeyPatch) -> None:
-    """The mask is by frame, not by chunk: attention inside of a chunk is not bidirectional."""
+    """The mask is per frame, not per chunk: attention within a chunk is not bidirectional."""
     patch.setattr(wan_pair, "block_causal", lambda frames, chunk: attention.block_causal(frames, 1))
 
 

@@ -30,7 +30,8 @@ TEXT_TOKENS, PROMPT_TOKENS = 32, 9
 
 
 def stock_model(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
-    """Random weights that keep the size of activations, every norm and modulation away from its neutral value."""
+    """Return random weights that preserve the variance of activations, with no norm or modulation at its neutral
+    value."""
     generator = torch.Generator().manual_seed(seed)
     model = WanTransformer3DModel(**{**TINY, **changes}).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -42,7 +43,7 @@ def stock_model(seed: int = 0, **changes: Any) -> WanTransformer3DModel:
 
 
 def our_model(stock: WanTransformer3DModel) -> CausalWanTransformer:
-    """Ours with those weights."""
+    """Return our model with those weights."""
     config = WanConfig.from_diffusers({**stock.config, "text_len": TEXT_TOKENS})
     ours = CausalWanTransformer(config).eval().requires_grad_(False)
     ours.load_state_dict(stock.state_dict())
@@ -61,16 +62,16 @@ class Inputs:
         self.embeddings[:, PROMPT_TOKENS:] = 0
 
     def double(self) -> Inputs:
-        """In float64."""
+        """Return the inputs in float64."""
         self.latents, self.embeddings = self.latents.double(), self.embeddings.double()
         return self
 
     def text(self, ours: CausalWanTransformer) -> TextView:
-        """The prompts without a cache."""
+        """Return the prompts without a cache."""
         return PlainText(ours, self.embeddings)
 
     def stock(self, model: WanTransformer3DModel) -> torch.Tensor:
-        """diffusers' answer: it takes a timestep for each token."""
+        """Return diffusers' output, which requires a timestep per token."""
         _, rows, columns = model.config.patch_size
         tokens = (self.latents.shape[3] // rows) * (self.latents.shape[4] // columns)
         per_token = self.timesteps.repeat_interleave(tokens, 1)
@@ -78,13 +79,13 @@ class Inputs:
         return answer
 
     def ours(self, model: CausalWanTransformer, **options: Any) -> torch.Tensor:
-        """Our answer, without a cache."""
+        """Return our output, without a cache."""
         answer: torch.Tensor = model(self.latents, self.timesteps, self.text(model), **options)
         return answer
 
 
 class GrowingView:
-    """Keeps every chunk: keys without rotation, rotated at each pass by where they stand. `begin` opens a chunk."""
+    """Keeps every chunk: unrotated keys, rotated at each pass by their positions. `begin` opens a chunk."""
 
     observes = False
 
@@ -97,18 +98,18 @@ class GrowingView:
 
     @property
     def tokens(self) -> int:
-        """Length of the stored past with the chunk that is open."""
+        """Length of the stored past including the open chunk."""
         return sum(self._chunks) * math.prod(self._grid)
 
     def begin(self, frames: int) -> None:
-        """A new chunk: its passes write one place."""
+        """Open a chunk: its passes overwrite the same cells."""
         self._chunks.append(frames)
         for layer in range(self._model.layers):
             self._keys[layer].append(torch.empty(0))
             self._values[layer].append(torch.empty(0))
 
     def rotation(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin) of frames start .. stop - 1."""
+        """Return (cos, sin) of frames start .. stop - 1."""
         return self._model.full_window(stop - start, self._grid, torch.arange(start, stop)).query_rotation
 
     @property
@@ -128,7 +129,7 @@ class GrowingView:
 
 
 def blockwise(model: CausalWanTransformer, inputs: Inputs, chunks: tuple[int, ...]) -> torch.Tensor:
-    """Chunk after chunk over a growing view, each with a noisier pass first, as denoising has it."""
+    """Run chunk after chunk over a growing view, each with a noisier pass first, as in denoising."""
     view = GrowingView(model, model.grid(*inputs.latents.shape[3:]))
     text, answers, start = inputs.text(model), [], 0
     for frames in chunks:
@@ -142,7 +143,7 @@ def blockwise(model: CausalWanTransformer, inputs: Inputs, chunks: tuple[int, ..
 
 
 def over_the_cache(model: CausalWanTransformer, inputs: Inputs, chunk_frames: int) -> torch.Tensor:
-    """As `blockwise`, over cache/kv/cache.py's cache that keeps everything, a row for each entry of the batch."""
+    """As `blockwise`, over a cache of cache/kv/cache.py that keeps everything, with a row per batch entry."""
     frames, height, width = inputs.latents.shape[2:]
     grid, rows = model.grid(height, width), range(inputs.latents.shape[0])
     shape = KVShape(layers=model.layers, heads=model.heads, head_dim=model.head_dim, grid=grid, cache_rows=len(rows))
@@ -159,7 +160,7 @@ def over_the_cache(model: CausalWanTransformer, inputs: Inputs, chunk_frames: in
 
 
 def one_forward(model: CausalWanTransformer, inputs: Inputs, chunk_frames: int) -> torch.Tensor:
-    """All frames at once, with the mask of chunks of `chunk_frames`."""
+    """Run all frames in one pass, with the mask of chunks of `chunk_frames`."""
     frames, height, width = inputs.latents.shape[2:]
     rows, columns = model.grid(height, width)
     allowed = block_causal(frames, chunk_frames)

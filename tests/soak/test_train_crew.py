@@ -1,4 +1,4 @@
-"""Two processes that train together keep the same weights, though each draws its own data, or have a stage each."""
+"""Two training processes keep equal weights although each draws its own data, or run one stage each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ crew.leave()
 
 
 def two_processes(arguments: Sequence[str]) -> list[subprocess.Popen[bytes]]:
-    """As torchrun starts them, on one free port."""
+    """Start them like torchrun, on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

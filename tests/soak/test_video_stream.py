@@ -1,4 +1,5 @@
-"""Ten minutes of streaming at tiny size for every cache policy: memory flat, the cache as planned at every chunk."""
+"""Ten minutes of streaming at tiny size for every cache policy: flat memory, and the planned cache contents at every
+chunk."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _FLAT_BYTES = 24 * 2**20
 
 
 def stream_for_ten_minutes(engine: VideoEngine) -> None:
-    """With a change of prompt now and then."""
+    """Stream with occasional prompt changes."""
     cache, process = engine.core.cache, psutil.Process()
     held, resident, out, asked = cache.bytes, 0, 0, 0
     with engine.open(Control.of({"prompt": "0", "prompt_change": "cut"})) as stream:

@@ -1,4 +1,4 @@
-"""examples/add_a_backend.py: a backend that is one file and one row runs image and video, and changes no frame."""
+"""examples/add_a_backend.py: a backend of one file and one row runs image and video models, and changes no frame."""
 
 from __future__ import annotations
 

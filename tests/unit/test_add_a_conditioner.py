@@ -1,4 +1,5 @@
-"""The example conditioner in both engines, on the bundled models: off is exactly off, and each slot has its own."""
+"""The example conditioner in both engines, on the bundled models: without its words frames are unchanged, and each slot
+keeps its own bias."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ STEP_BATCH = {"stream": "step-batch", "policy": "window", "max_streams": 2}
 
 
 class Watched(WordBias):
-    """It notes the bias of each row of each pass: of one latent, as it is the same for all channels."""
+    """Records the bias of each row of each pass, at one latent: it is equal in all channels."""
 
     def __init__(self, parts: EngineParts) -> None:
         super().__init__(parts, WORDS)
@@ -40,7 +41,7 @@ class Watched(WordBias):
 
 
 class Bench:
-    """An engine of a kind, with the example or without."""
+    """An engine of the given kind, with or without the example."""
 
     def __init__(self, kind: EngineKind, *, example: bool = True, **video: Any) -> None:
         self.kind, self.example = kind, example
@@ -59,7 +60,7 @@ class Bench:
 
     @property
     def seen(self) -> list[list[float]]:
-        """The bias of each row, pass by pass; of the video engine's latent frames."""
+        """Return the bias of each row, pass by pass; per latent frame for the video engine."""
         return self._watched[0].seen
 
     def open(self, **controls: object) -> Any:
@@ -70,7 +71,7 @@ class Bench:
         assert stream.generate(stream.info.frames_per_chunk)
 
     def latents(self) -> int:
-        """Rows of a slot of one frame, of a later chunk."""
+        """Return the latents of a slot of one frame, or of a later chunk."""
         return 1 if self.kind == "image" else self.engine.core.preset.chunk_frames  # type: ignore[attr-defined]
 
 
@@ -79,7 +80,7 @@ def pictures(finished: Any) -> np.ndarray:
 
 
 def run(bench: Bench, prompts: list[str], **controls: object) -> np.ndarray:
-    """A slot or chunk with each prompt, one more in flight at every tick."""
+    """Run a slot or chunk with each prompt, admitting one per tick."""
     stream = bench.open(**controls)
     found = []
     for prompt in prompts:
@@ -163,7 +164,7 @@ def test_streams_in_one_batch_do_not_mix(kind: EngineKind) -> None:
 
 
 def test_frames_that_are_seen_again_have_what_they_were_born_with() -> None:
-    """After a cut of the prompt a video's kept frames are passed again; so they are after a rewind."""
+    """A video's kept frames are passed again after a prompt cut, and after a rewind."""
     bench = Bench("video", stream="chunk", policy="sink", max_streams=1)
     stream = bench.open(prompt=WARM)
     for _ in range(2):
@@ -189,10 +190,10 @@ def test_a_prompt_that_cannot_be_is_refused_with_a_remedy(kind: EngineKind) -> N
     bench = Bench(kind)
     stream = bench.open()
     before = stream.controls
-    with pytest.raises(ControlError, match=r"cold and warm at once\. Use one"):
+    with pytest.raises(ControlError, match=r"both cold and warm\. Use one"):
         stream.apply(Control.of({"prompt": "warm | cold"}))
     assert stream.controls is before
-    with pytest.raises(ControlError, match="at once"):
+    with pytest.raises(ControlError, match="both cold and warm"):
         bench.open(prompt="warm cold")
 
 

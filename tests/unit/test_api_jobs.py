@@ -50,7 +50,7 @@ def sent(server: ApiServer, video: bytes | None = None, **options: object) -> ht
 
 
 def over(server: ApiServer, url: str) -> dict[str, object]:
-    """The job when it has ended."""
+    """Wait for the job to end and return it."""
     deadline_s = time.monotonic() + 60
     while True:
         found: dict[str, object] = server.http.get(url).json()

@@ -1,4 +1,4 @@
-"""Text messages: what fits, what is refused, and the schemas and the AsyncAPI document that follow from the models."""
+"""Text messages: what is accepted and refused, and the schemas and AsyncAPI document generated from the models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from app.api.asyncapi import asyncapi_document
 from app.api.schema import StageView
-from app.api.stream.line import RateLimit, StreamLimits
+from app.api.stream.connection import RateLimit, StreamLimits
 from app.api.stream.messages import (
     CLIENT_MESSAGES,
     SERVER_MESSAGES,
@@ -91,7 +91,7 @@ def test_a_message_survives_the_way(message: Stats | Applied | Ended) -> None:
 
 
 def test_any_object_of_changes_is_read_and_the_schema_is_the_control_tables() -> None:
-    """So that a wrong value is a refused change, not the end of the connection."""
+    """An invalid value is a refused change and does not end the connection."""
     message = parse_client('{"type":"control","id":1,"changes":{"strength":7,"nonsense":[{}]}}')
     assert isinstance(message, ControlMessage)
     schema = CLIENT_MESSAGES.json_schema()

@@ -1,4 +1,5 @@
-"""A session's outputs over HTTP: recorded, downloaded, pushed where it is allowed, ended alone and with the session."""
+"""A session's outputs over HTTP: recorded, downloaded, pushed to allowed hosts, ended separately and with the
+session."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 
 class Client:
-    """A session of its own, prompt only, and its routes."""
+    """A prompt-only session and its routes."""
 
     def __init__(self, server: ApiServer) -> None:
         self.http = server.http
@@ -93,9 +94,9 @@ def test_a_prompt_recorded_with_sound_says_that_none_came(client: Client) -> Non
     made = client.start(kind="recording", sound=True)
     assert made.status_code == 201, made.text
     wait_until(lambda: int(str(client.outputs()[0]["done"])) > 2)
-    assert str(client.outputs()[0]["text"]).endswith("; no sound has come yet")
+    assert str(client.outputs()[0]["text"]).endswith("; no sound has arrived yet")
     last = client.stop(made.json()["id"]).json()
-    assert (last["phase"], last["text"].endswith("; no sound came")) == ("stopped", True)
+    assert (last["phase"], last["text"].endswith("; no sound arrived")) == ("stopped", True)
     with av.open(io.BytesIO(client.http.get(last["file_url"]).content)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 

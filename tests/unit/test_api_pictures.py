@@ -1,4 +1,5 @@
-"""Pictures from bytes: every format there and back, exact where it can be; bombs and lies are refused undecoded."""
+"""Pictures from bytes: every format round-trips, losslessly where possible; bombs and false sizes are refused
+undecoded."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ def gradient() -> Picture:
 
 
 def claiming(form: str, side_px: int) -> bytes:
-    """A file whose header claims a square of `side_px`."""
+    """Return a file whose header claims a square of `side_px`."""
     target = io.BytesIO()
     Image.fromarray(gradient()).save(target, form)
     data = bytearray(target.getvalue())
@@ -102,7 +103,7 @@ def test_half_a_picture_is_refused(form: PictureFormat) -> None:
 
 @pytest.mark.parametrize("length", [2**31 - 1, 5000, 0xFFFFFFFF])
 def test_a_png_chunk_that_claims_more_than_the_file_is_refused_at_once(length: int) -> None:
-    """The decoder would allocate and clear what it claims: seconds for 2 GiB."""
+    """The decoder would allocate and clear the claimed size: seconds for 2 GiB."""
     target = io.BytesIO()
     Image.fromarray(gradient()).save(target, "PNG")
     data = bytearray(target.getvalue())

@@ -50,7 +50,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def opened(server: ApiServer, **body: object) -> tuple[dict[str, object], httpx.Headers]:
-    """The answer to POST /v1/sessions, and the header that its token makes."""
+    """Return the response to POST /v1/sessions and the header with its token."""
     answer = server.http.post("/v1/sessions", json=body)
     assert answer.status_code == 201, answer.text
     content: dict[str, object] = answer.json()
@@ -58,7 +58,7 @@ def opened(server: ApiServer, **body: object) -> tuple[dict[str, object], httpx.
 
 
 def refused(answer: httpx.Response, status: int, code: str) -> str:
-    """The message of a refusal, whose shape is checked."""
+    """Check the form of a refusal and return its message."""
     assert answer.status_code == status, answer.text
     content = answer.json()
     assert set(content) == {"error"}
@@ -222,7 +222,7 @@ def test_one_picture_from_a_prompt_or_of_a_picture(server: ApiServer) -> None:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that says it has 30000 x 30000 pixels."""
+    """Return a PNG of a few bytes that claims 30000 x 30000 pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(b"")
     chunks = b"".join(

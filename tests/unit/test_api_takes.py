@@ -1,4 +1,4 @@
-"""A take over HTTP: begun and ended by the session's token, its inputs as they were received, rendered again."""
+"""A take over HTTP: started and stopped with the session's token, inputs stored as received, rendered again."""
 
 from __future__ import annotations
 

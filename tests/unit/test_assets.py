@@ -1,4 +1,4 @@
-"""assets/manifest.json agrees with the files that are bundled, and with the licences that are allowed."""
+"""assets/manifest.json agrees with the bundled files and the allowed licences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench.drift, bench.mini_video and bench.prompt_switch on a tiny random model: their figures, files and options."""
+"""bench.drift, bench.mini_video and bench.prompt_switch on a tiny random model: their results, files and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench.flow against motions that are known exactly, and beside OpenCV's flow."""
+"""bench.flow against exactly known motions, and compared with OpenCV's flow."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _texture(count: int, side: int = 96) -> Tensor:
 
 
 def _moved(x: float = 0, y: float = 0, zoom: float = 0, turn: float = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(first, second, true flow) of a similarity about the middle, bicubic from larger pictures."""
+    """Return (first, second, true flow) of a similarity transform about the centre, bicubic from larger pictures."""
     pictures = _texture(3)
     line = torch.arange(SIDE) + 0.5 - SIDE / 2
     across, down = torch.meshgrid(line, line, indexing="xy")
@@ -44,7 +44,7 @@ def _moved(x: float = 0, y: float = 0, zoom: float = 0, turn: float = 0) -> tupl
 
 
 def _mean_error_px(flow: Tensor, true: Tensor) -> float:
-    """Mean endpoint error where the motion stays in the picture."""
+    """Return the mean endpoint error where the motion stays inside the picture."""
     visible = inside(true)
     error = (flow - true).norm(dim=1, keepdim=True) * visible
     return float(error.sum() / visible.sum())

@@ -38,7 +38,7 @@ def _places() -> tuple[Tensor, Tensor]:
 
 
 def _scene_flow(camera: tuple[float, float, float], subject: tuple[float, float, float, float]) -> Tensor:
-    """[1, 2, H, W]: a background (x, y, zoom - 1) and before it a disc of 15 px (x, y, growth, turn)."""
+    """[1, 2, H, W]: a background (x, y, zoom - 1) and in front of it a disc of 15 px (x, y, growth, rotation)."""
     across, down = _places()
     x, y, zoom = camera
     flow = torch.stack([x + zoom * across, y + zoom * down])
@@ -72,7 +72,7 @@ def test_specks_go_and_edges_stay() -> None:
 
 
 def _window(motion: int, count: int = 47, noise: float = 0.02) -> Transitions:
-    """Transitions [1, count, k] of a motion as the world has it, at 128 px, two seconds a period."""
+    """Return transitions [1, count, k] of one of the world's motions, at 128 px, with a period of two seconds."""
     t = torch.arange(count + 1, dtype=torch.float64)
     theta = 2 * math.pi * t / 32 + 0.4
     zero = torch.zeros_like(t)
@@ -214,7 +214,7 @@ def test_held_out_captions_say_what_their_specs_do() -> None:
 
 
 def real_sprites() -> Tensor:
-    """The subjects themselves."""
+    """Return the real subjects."""
     if not PACK.is_file():
         pytest.skip("needs train/data: python -m train.collect")
     return load_sprites(PACK)
@@ -242,7 +242,7 @@ def test_displacement_of_rendered_clips_follows_the_truth() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_the_judge_is_right_on_fresh_rendered_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All combinations as drawn, snow and plain studios included, in which no pan can be seen."""
+    """All combinations as drawn, including snow and plain studios, in which no pan is visible."""
     real_sprites()
     monkeypatch.setattr("bench.world_clips.PACK", PACK)
     fresh = gather(132, 8_123, CPU, with_degraded=False)

@@ -32,7 +32,7 @@ def _spec(motion: int) -> ClipSpec:
 
 
 def _figures(seconds: int, **changes: Tensor) -> StreamFigures:
-    """Two streams that pan to the right for ever, recognised throughout."""
+    """Return two streams that pan to the right endlessly, recognised throughout."""
     ones = torch.ones(2, seconds)
     count = seconds * FRAME_RATE - 1
     background = torch.tensor([-1.2, 0.0, 0.0]).expand(2, count, 3)
@@ -118,7 +118,7 @@ def test_picture_figures_by_hand() -> None:
 
 
 def _stream(frames: int) -> Tensor:
-    """uint8 [2, frames, 32, 32, 3]: a texture that moves a pixel a frame."""
+    """uint8 [2, frames, 32, 32, 3]: a texture that moves one pixel per frame."""
     rng = np.random.default_rng(3)
     wide = torch.from_numpy(rng.integers(0, 255, (2, 1, 16, 64, 3), dtype=np.uint8))
     wide = wide.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, 0, :32]

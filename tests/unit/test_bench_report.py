@@ -1,4 +1,5 @@
-"""bench.video_report: which commands it runs, what stays of those that fail or take too long, what it says of bars."""
+"""bench.video_report: which commands it runs, what it keeps of those that fail or time out, how it reports
+thresholds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench.rollouts: streams in step give the engine's frames, whatever the policy; folding changes nothing."""
+"""bench.rollouts: streams in lockstep give the engine's frames for every policy; folding changes nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _rolled(policy: str, seeds: tuple[int, ...] = (3, 4), *, folded: bool | None
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_rollout_gives_the_engines_frames(policy: str) -> None:
-    """Every policy, past the point where its window is full; to a level of 255 where 8 bits round differently."""
+    """For every policy, beyond a full window; within one level of 255 where 8-bit storage rounds differently."""
     rolled = _rolled(policy)
     engine = small_engine(policy=policy, policy_options=POLICIES[policy])
     for row, (prompt, seed) in enumerate((("a cat", 3), ("a dog", 4))):

@@ -72,7 +72,8 @@ def test_the_peer_runs_at_the_same_shape() -> None:
 
 
 def test_the_floor_is_that_of_the_arithmetic() -> None:
-    """Wan 2.1 1.3B at 480×832: 40.41, 28.30 TFLOP a pass at windows 21 and 12; 58.8 frames a second at 990 TFLOP/s."""
+    """Wan 2.1 1.3B at 480×832: 40.41 and 28.30 TFLOP per pass at windows 21 and 12; 58.8 frames per second at 990
+    TFLOP/s."""
     shape = VIDEO_SHAPES["wan-1.3b"]
     assert shape.frame_tokens == 1560
     assert shape.pass_tflop(3, 21) == pytest.approx(40.41, abs=0.01)

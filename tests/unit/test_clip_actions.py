@@ -1,4 +1,4 @@
-"""Actions and where they lead: which frames they move, in which direction, how fast and how far."""
+"""Actions and their effect: which frames they move, in which direction, how fast and how far."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FRAMES = frame_count(LATENTS)
 
 
 def paths_of(actions: torch.Tensor, motion: int = 0, start: Start | None = None) -> ClipPaths:
-    """Paths of clips with a 160 px sprite whose foot is at the bottom of its square's 4 px margin."""
+    """Return paths of clips with a 160 px sprite whose foot is just above the 4 px margin of its square."""
     n = actions.shape[0]
     generator = torch.Generator().manual_seed(2)
     curves = motion_curves(torch.full((n,), motion), frame_count(actions.shape[1]), generator)
@@ -51,7 +51,7 @@ def middle(n: int) -> Start:
 
 
 def pressed(**values: float) -> torch.Tensor:
-    """One clip's actions [1, L, 5], held from the start."""
+    """Return one clip's actions [1, L, 5], held from the start."""
     return torch.tensor([values.get(name, 0.0) for name in ACTION_NAMES]).expand(1, LATENTS, -1)
 
 

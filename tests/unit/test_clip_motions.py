@@ -1,4 +1,4 @@
-"""The motions of clips: which are drawn for what, how far they go, and captions made of known words only."""
+"""The motions of clips: which are drawn for what, their extent, and captions of known words only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_specs_repeat_under_a_seed() -> None:
 
 
 def curves_of(name: str) -> torch.Tensor:
-    """The curves of 32 clips with one motion, [32, F, channels], and nothing in the channels it does not move."""
+    """Return the curves [32, F, channels] of 32 clips with one motion; those that it does not move must be 0."""
     motion = torch.full((32,), NAMES.index(name))
     curves = motion_curves(motion, FRAMES, torch.Generator().manual_seed(5))
     used = {part.channel for part in MOTIONS[NAMES.index(name)].parts}

@@ -1,4 +1,4 @@
-"""Rendered clips: shapes, repetition under a seed, and pictures that move as the ground truth says."""
+"""Rendered clips: shapes, reproducibility by seed, and pictures that move according to the ground truth."""
 
 from __future__ import annotations
 

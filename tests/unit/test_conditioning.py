@@ -1,4 +1,4 @@
-"""The contract of conditioners, held to a probe in both engines: branches, columns that follow, inputs by name."""
+"""The contract of conditioners, tested with a probe in both engines: branches, live columns, inputs by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.fakes.video_engine import KINDS, SMALL, small_model
 
 
 class Probe(Conditioner):
-    """A branched field with the seed of the birth, and a column that follows the guidance scale at once."""
+    """A branched field with the seed at admission, and a column that follows the guidance scale immediately."""
 
     name = "probe"
     controls = frozenset({"guidance_scale"})
@@ -129,7 +129,7 @@ def test_a_video_pass_has_them_for_each_latent_frame(kind: str) -> None:
 
 
 class Fixed(Conditioner):
-    """It always adds the same."""
+    """Always adds the same input."""
 
     def __init__(self, name: str, **inputs: float) -> None:
         self.name, self._inputs = name, inputs

@@ -1,4 +1,4 @@
-"""The control table and its records: names agree, values are checked with a message that says what to do."""
+"""The control table and its records: names agree, and invalid values give a message with a remedy."""
 
 from __future__ import annotations
 

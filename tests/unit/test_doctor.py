@@ -1,4 +1,4 @@
-"""`zoetrope doctor`: what is there, what is missing, and the exit status."""
+"""`zoetrope doctor`: what is installed, what is missing, and the exit status."""
 
 from __future__ import annotations
 

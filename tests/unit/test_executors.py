@@ -1,6 +1,6 @@
 """The executor of CUDA graphs without a GPU: what runs, what is captured when, and what a replay reads.
 
-A graph is stood in for by the work it would repeat; tests/gpu has the real ones.
+A stub that repeats the recorded work replaces graphs; tests/gpu uses real ones.
 """
 
 from __future__ import annotations

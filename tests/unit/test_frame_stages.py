@@ -1,4 +1,4 @@
-"""Frame stages: exact counts at every step, consistent numbers and times, and the same frames by every way out."""
+"""Frame stages: exact counts at every step, consistent numbers and times, and the same frames from every output."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def offered(kind: str, count: int) -> list[Frame]:
 
 
 def run(engine: Engine, stream: Stream, pictures: list[Frame]) -> list[Frame]:
-    """As a render drives it; counts are checked at every step."""
+    """Run a stream like a render does; counts are checked at every step."""
     out: list[Frame] = []
     for picture in pictures:
         while not stream.push(picture):

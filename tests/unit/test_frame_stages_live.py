@@ -1,4 +1,5 @@
-"""Frame stages outside of the engine: a live session counts, takes replay and renders show what they make and drop."""
+"""Frame stages outside the engine: live sessions count, takes replay and renders show the frames that they add and
+drop."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def benches() -> Iterator[list[Bench]]:
 
 
 def post(front: Front, seq: int) -> None:
-    """An input a microsecond after the one before it, so that the pacer holds nothing up."""
+    """Post inputs a microsecond apart, so that the pacer delays nothing."""
     image = np.full((SIDE_PX, SIDE_PX, 3), seq, np.uint8)
     front.inputs.post(Frame(image=image, pts=seq, time_base=Fraction(1, 10**6), seq=seq, captured_ns=1000 * seq))
     front.send(InputPosted(session=front.name))
@@ -104,7 +105,7 @@ def test_a_session_s_counts_hold_in_every_round(kind: str, stages: tuple[str, ..
 
 
 def record(bench: Bench, folder: Path) -> None:
-    """A take of inputs, a change of controls and frames from the prompt, written as the front writes it."""
+    """Record a take of inputs, a control change and frames from the prompt, written as by the front."""
     front = bench.front(outputs=64)
     bench.worker.run_once()
     writer = TakeWriter(folder)
@@ -212,7 +213,7 @@ def test_a_prompt_only_render_has_the_asked_length_with_stages(tmp_path: Path) -
 
 
 def test_skipped_frames_are_repeated_between_made_ones() -> None:
-    """Of frames 0 to 4 the filter skipped 1 and 2; the doubler makes one at 1.5 and one at 3.5."""
+    """Of frames 0 to 4 the filter skips 1 and 2; the doubler adds one at 1.5 and one at 3.5."""
     times = frame_times(IdentityEngine(width=4, height=4, stages=("double",)).open().info)
     for index in range(5):
         times.offered(Offered(index=index, pts=10 * index, duration=10, skipped=index in (1, 2), prompt_only=False))

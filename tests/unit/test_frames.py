@@ -1,4 +1,4 @@
-"""Shared frame buffers: what was written is read, what is stale is never read, and the owner unlinks."""
+"""Shared frame buffers: written frames are read, stale ones never, and the owner unlinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradio's routes behind our doors: every one asks for the token, and those that the page does not use are closed."""
+"""Gradio's routes behind the guard: all require the token, and those that the page does not use are closed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CLOSED = (
 
 
 class Front:
-    """The whole application, as `zoetrope live` makes it, asked without a network."""
+    """The whole application, created as by `zoetrope live`, called without a network."""
 
     def __init__(self, context: ApiContext, options: GuardOptions) -> None:
         async def make() -> ASGIApp:  # without a running loop Gradio makes some of its own and leaves them open
@@ -75,7 +75,7 @@ class Front:
         return asyncio.run(play())
 
     def routes(self) -> list[tuple[str, str]]:
-        """(method, path) of every route that Gradio has."""
+        """Return (method, path) of all of Gradio's routes."""
         found = self.app
         while not isinstance(found, APIRouter) and "router" not in vars(found):
             found = vars(found)["_app"]
@@ -102,7 +102,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiContext]:
 
 
 def filled(path: str) -> str:
-    """An address of the route."""
+    """Return a URL path of the route."""
     return re.sub(r"\{[^}]+\}", "x", path)
 
 

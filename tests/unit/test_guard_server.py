@@ -83,7 +83,7 @@ def test_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert guard_options(parsed(), "::", 7860).token == TOKEN
     with pytest.raises(SystemExit):
         parsed("--allow-remote")
-    assert "now requires a token of every visitor" in capsys.readouterr().err
+    assert "now requires a token from every client" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def listener() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def served(echo: Echo, **changes: Any) -> AsyncIterator[str]:
-    """A guarded echo behind uvicorn; gives its "host:port"."""
+    """Serve a guarded echo by uvicorn. Yields its "host:port"."""
     with listener() as found:
         port = found.getsockname()[1]
         options = GuardOptions(port=port, hosts=frozenset({f"127.0.0.1:{port}"}), token=TOKEN)
@@ -156,7 +156,7 @@ async def served(echo: Echo, **changes: Any) -> AsyncIterator[str]:
 
 
 async def socket_status(address: str, headers: dict[str, str] | None = None) -> int:
-    """101, or the status that the handshake was refused with."""
+    """Return 101, or the status with which the handshake was refused."""
     try:
         async with connect(f"ws://{address}", additional_headers=headers, proxy=None) as connection:
             assert await connection.recv() == "hello"
@@ -201,7 +201,7 @@ def test_the_access_log_shows_no_token(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 async def exchange(at: str, head: str, *parts: bytes) -> tuple[int, dict[str, object], bool]:
-    """Send by hand; status, JSON and whether the server hung up."""
+    """Send raw bytes. Returns the status, the JSON and whether the server closed the connection."""
     host, _, port = at.partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:

@@ -1,4 +1,4 @@
-"""Which rows a batch gets in each guidance mode, and with which text."""
+"""The rows of a batch in each guidance mode, and their texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.image_model import ArithmeticDenoiser, HashPrompts, cheap_model
     [("none", [0, 0, 0, 0]), ("self", [0, 0, 0, 0]), ("full", [1, 2, 2, 1]), ("onetime", [1, 1, 0, 0])],
 )
 def test_extra_rows_of_two_slots_of_three_steps(mode: str, extra_rows: list[int]) -> None:
-    """Slots born at ticks 0 and 1: rows 1, 2, 2, 1 and then extra ones with the negative prompt."""
+    """Slots admitted at ticks 0 and 1: rows 1, 2, 2, 1 and then extra ones with the negative prompt."""
     denoiser = ArithmeticDenoiser()
     engine = ImageEngine(cheap_model(denoiser=denoiser))
     control = {"guidance_mode": mode, "guidance_scale": 1.5, "steps": 3, "prompt": "a cat", "negative_prompt": "dull"}

@@ -1,4 +1,4 @@
-"""Faulty and hostile HTTP clients at the whole API behind its guard: what they get, and that nothing stays of them."""
+"""Faulty and hostile HTTP clients of the whole API behind its guard: the responses, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def head(server: ApiServer, method: str, path: str, *lines: bytes) -> bytes:
 
 
 def answer_of(line: socket.socket) -> tuple[int, str]:
-    """Status and error code of what the server says before it hangs up."""
+    """Return the status and error code of the response before the server closes the connection."""
     told = b""
     with suppress(ConnectionResetError):  # who goes on sending is reset after the answer
         while piece := line.recv(65536):
@@ -224,7 +224,7 @@ def jpeg_bomb(side: int) -> bytes:
 
 
 def webp_bombs(side: int) -> Iterator[bytes]:
-    """Of the three kinds; the plain and the lossless one can claim 16383 px a side at most."""
+    """Of the three kinds; the plain and the lossless one can claim at most 16383 px per side."""
     lossy = bytearray(small("WEBP"))
     lossy[26:30] = struct.pack("<HH", min(side, 0x3FFF), min(side, 0x3FFF))
     yield bytes(lossy)

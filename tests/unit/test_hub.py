@@ -1,4 +1,5 @@
-"""Names to folders: bundled, local, cached and remote; the hub is a closed port here and nothing leaves the machine."""
+"""Resolving names to folders: bundled, local, cached and remote. The hub is a closed port; nothing leaves the
+machine."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(autouse=True)
 def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache and an address that nobody answers. What HF_ENDPOINT and HF_HOME set, once they were read."""
+    """Set an empty cache and an address at which nobody answers, as HF_ENDPOINT and HF_HOME would."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -29,7 +30,7 @@ def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put_in_cache(cache: Path, hub_id: str, folder: Path) -> Path:
-    """Lay a folder into the hub's cache as a downloaded snapshot."""
+    """Put a folder into the hub's cache as a downloaded snapshot."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT, encoding="ascii")

@@ -1,4 +1,4 @@
-"""The identity engine obeys the Engine and Stream contracts: order, depth, latency and exact accounting."""
+"""The identity engine fulfils the Engine and Stream contracts: order, depth, latency and exact accounting."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_wrong_size_says_what_is_wanted() -> None:
 
 
 def test_a_small_model_draws_on_the_identity() -> None:
-    """With the controls that hold when a frame is finished, and never on the input."""
+    """With the controls at the time when a frame is finished, and never modifying the input."""
 
     class Bright(IdentityEngine):
         def draw(self, image: np.ndarray, controls: Controls) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The image engine on a model of arithmetic: order, accounting, slots of F frames, two streams, edges."""
+"""The image engine over an arithmetic model: order, accounting, slots of F frames, two streams, edge cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.fakes.image_model import ArithmeticDenoiser, BlackList, HashPrompts, 
 
 
 def run(stream: ImageStream, engine: ImageEngine, pictures: list[Frame]) -> list[Frame]:
-    """The render loop: nothing is dropped."""
+    """Run a render loop, which drops nothing."""
     out = []
     for picture in pictures:
         while not stream.push(picture):
@@ -100,7 +100,7 @@ def test_a_stream_that_is_never_pulled_stops_taking_frames_and_loses_none() -> N
 
 
 def test_a_shorter_slot_waits_for_older_ones() -> None:
-    """Slot 0 has 4 steps, slot 1 one: slot 1 is ready in its first tick and comes out after slot 0."""
+    """Slot 0 has 4 steps, slot 1 has one: slot 1 finishes in its first tick and is released after slot 0."""
     engine = ImageEngine(cheap_model())
     stream = engine.open(Control(steps=4))
     one, two = frames(2)

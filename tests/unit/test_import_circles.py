@@ -21,7 +21,7 @@ def modules(root: Path, packages: tuple[str, ...] = PRODUCTION) -> dict[str, Pat
 
 
 def imported(name: str, file: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The production modules that a file imports, anywhere in it."""
+    """Return the production modules that a file imports, at any level."""
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -36,7 +36,7 @@ def imported(name: str, file: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that reach each other: the strongly connected components with more than one member."""
+    """Return groups of modules that reach each other: strongly connected components of more than one module."""
     reached = {name: _reachable(graph, name) for name in graph}
     groups = {
         tuple(sorted({name} | {other for other in reached[name] if name in reached[other]}))

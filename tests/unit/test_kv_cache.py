@@ -33,7 +33,7 @@ from tests.fakes.small_kv import (
 
 
 class Allocations(TorchDispatchMode):
-    """Notes every tensor that is made."""
+    """Records every tensor that is created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Allocations(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """Memory of those that are still held."""
+        """Memory of the tensors that are still alive."""
         alive = [t.untyped_storage() for t in (made() for made in self._made) if t is not None]
         return sum({storage.data_ptr(): storage.nbytes() for storage in alive}.values())
 
@@ -120,7 +120,7 @@ def test_steady_state_keeps_shapes_addresses_and_memory(name: str, storage: str)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("name", [n for n in POLICIES if n != "full"])
 def test_a_pass_recorded_once_can_be_replayed(name: str, storage: str) -> None:
-    """What a CUDA graph does: the kernels and addresses of an earlier pass, after a later `begin`."""
+    """As a CUDA graph does: kernels and addresses of an earlier pass, after a later `begin`."""
     fresh, replayed = make(name, storage=storage), make(name, storage=storage)
     chunks(fresh, 10)
     chunks(replayed, 10)
@@ -140,7 +140,7 @@ def test_a_pass_recorded_once_can_be_replayed(name: str, storage: str) -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what makes the host wait for the device: reading a value, or a size that depends on values."""
+    """Rejects operations that synchronise with the device: reading a value, or a size that depends on values."""
 
     REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
 

@@ -1,4 +1,4 @@
-"""The key/value policies that keep whole frames, spelled out cell by cell. A frame has one token here.
+"""The key/value policies that keep whole frames, spelled out cell by cell. Frames have one token here.
 
 The notation is that of tests/fakes/kv_notation.py: S sink, X context, R recent, C chunk; `R4@1` is frame 4 at
 position 1.

@@ -1,4 +1,4 @@
-"""The key/value cache goes back and forgets: snapshots, reset, flush, scene cuts."""
+"""Rewinding and clearing the key/value cache: snapshots, reset, flush, scene cuts."""
 
 from __future__ import annotations
 

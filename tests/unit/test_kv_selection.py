@@ -1,6 +1,6 @@
-"""The key/value policies that choose tokens or blocks on the device: the host's part of it, cell by cell.
+"""The key/value policies that select tokens or blocks on the device: the host's part, cell by cell.
 
-The notation is that of tests/fakes/kv_notation.py: T selected tokens, M pooled block, P pooled block that waits.
+The notation is that of tests/fakes/kv_notation.py: T selected tokens, M pooled block, P pending pooled block.
 """
 
 from __future__ import annotations

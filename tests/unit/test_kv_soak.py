@@ -1,6 +1,6 @@
-"""Every key/value policy for ten minutes at tiny size: memory flat, lengths as planned, positions in range.
+"""Every key/value policy for ten minutes at tiny size: flat memory, planned lengths, positions in range.
 
-Ten minutes at 16 frames a second are 2,400 latent frames. A short version runs always.
+Ten minutes at 16 frames per second are 2,400 latent frames. A short version always runs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def tensor_bytes() -> int:
 
 
 def stream(cache: KVCache, name: str, latent_frames: int) -> None:
-    """Chunk after chunk of one pass with random tokens; all is asserted at every chunk, memory in the long version."""
+    """Run chunks of one pass with random tokens, asserting everything at every chunk, and memory in the long
+    version."""
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(3, 1, cache.policy.chunk_frames * TOKENS, HEADS, HEAD_DIM, generator=generator)
     size, begun, tensors = cache.bytes, 0, 0

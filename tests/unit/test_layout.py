@@ -1,4 +1,4 @@
-"""Recognition of model folders: each thing that can be wrong is named, with what to do."""
+"""Recognition of model folders: every error is named, with a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fakes.tiny_models import SD15_SCHEDULER, TURBO_SCHEDULER, XL_TURBO_SC
 def make_folder(
     folder: Path, *, xl: bool = False, scheduler: dict[str, object] | None = None, width: int = 768
 ) -> Path:
-    """A model folder with configurations and empty weight files: enough to be recognised."""
+    """Create a model folder with configurations and empty weight files, enough to be recognised."""
     index: dict[str, object] = {
         "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],

@@ -1,4 +1,4 @@
-"""`zoetrope live` before it serves: addresses, numbers, the headers of every answer."""
+"""`zoetrope live` before it serves: addresses, option values, the headers of every response."""
 
 from __future__ import annotations
 

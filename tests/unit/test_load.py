@@ -1,4 +1,4 @@
-"""Loading: ours against the pieces of stock diffusers pipelines on miniature models in the published layouts."""
+"""Loading, compared with the parts of stock diffusers pipelines, for miniature models in the published layouts."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def difference(label: str, ours: torch.Tensor, stock: torch.Tensor) -> float:
 
 
 def stock_clean(prediction: torch.Tensor, x: torch.Tensor, t: int, config: dict[str, Any]) -> torch.Tensor:
-    """x0 as diffusers' own DDIM scheduler sees it."""
+    """Return x0 as computed by diffusers' own DDIM scheduler."""
     keys = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type")
     scheduler = DDIMScheduler(clip_sample=False, **{key: config[key] for key in keys})
     scheduler.set_timesteps(1000)
@@ -146,7 +146,7 @@ def test_denoiser_and_prompts_equal_stock_sdxl(sdxl_turbo: Path) -> None:
 
 @pytest.mark.parametrize("model_name", ["sd15", "sdxl_turbo"])
 def test_codec_equals_stock(model_name: str, request: pytest.FixtureRequest) -> None:
-    """In float64, where another memory order of the same weights leaves no more than rounding."""
+    """In float64, where a different memory order of the weights causes only rounding errors."""
     folder = request.getfixturevalue(model_name)
     model, _ = load(folder, dtype="float64")
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float64)
@@ -190,7 +190,7 @@ def test_an_undistilled_model_says_which_lora_it_needs(sd15: Path, tmp_path: Pat
 
 
 def test_published_key_names_are_read(sd15: Path, tmp_path: Path) -> None:
-    """Older releases prefix text networks, store position_ids, and name the autoencoder's attention otherwise."""
+    """Older releases prefix text networks, store position_ids, and name the autoencoder's attention differently."""
     folder = tiny_sd15(tmp_path)
     prefixed = {key: f"text_model.{key}" for key in ("embeddings.", "encoder.", "final_layer_norm.")}
     text_file = folder / "text_encoder" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""The event loop's watch: what blocks is measured by both clocks and named, whatever kind of callback it is."""
+"""The event loop's watch: blocking callbacks of every kind are named and measured by both clocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.api.loop_watch import LoopReading, LoopWatch
 
 
 def spin(seconds: float) -> None:
-    """Use the processor for so long, by its own clock."""
+    """Use the CPU for that long, by CPU time."""
     end_s = time.thread_time() + seconds
     while time.thread_time() < end_s:
         pass

@@ -1,4 +1,4 @@
-"""LoRA: ours against diffusers' own loader, live scale without drift, the published key names of full-size networks."""
+"""LoRA: compared with diffusers' own loader, live scale without drift, published key names of full-size networks."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def unet_of(folder: Path) -> Any:
 
 
 def layers(network: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    """What kohya's trainer touches: all linear and convolution layers."""
+    """Return the layers that kohya's trainer adapts: all linear and convolution layers."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
 
 
 def kohya(network: nn.Module, prefix: str, *, alpha: float = 1.0, only: str = "") -> dict[str, torch.Tensor]:
-    """A LoRA of a network in kohya's naming, with convolutions as kohya stores them."""
+    """Return a LoRA of a network by kohya's names, with convolutions as kohya stores them."""
     state = {}
     generator = torch.Generator().manual_seed(9)
     for name, module in layers(network).items():
@@ -193,7 +193,7 @@ def test_both_text_encoders_of_sdxl_take_their_keys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("config", "count"), [(SD15_UNET, 278), (SDXL_UNET, 788)], ids=["sd15", "sdxl"])
 def test_every_layer_of_the_published_networks_is_found(config: dict[str, Any], count: int, tmp_path: Path) -> None:
-    """The layers that LCM-LoRA touches: each kohya name must find its way back to its layer."""
+    """The layers that LCM-LoRA adapts: each kohya name must map back to its layer."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     touched = {name for name in layers(unet) if name.endswith(LCM_LORA_TARGETS)}

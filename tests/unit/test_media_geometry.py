@@ -1,4 +1,4 @@
-"""Pad, crop and stretch: where a source lies in a target, and the way back."""
+"""Pad, crop and stretch: the source's position in the target, and the inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of video files and folders of pictures: every frame once, upright, in its colours and at its time."""
+"""Readers of video files and folders of pictures: every frame once, upright, with correct colours and times."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def orange(index: int, size: tuple[int, int]) -> Picture:
 @pytest.mark.parametrize("matrix", [BT601, BT709])
 @pytest.mark.parametrize("span", [LIMITED, FULL])
 def test_colours_follow_the_tags(tmp_path: Path, matrix: int, span: int) -> None:
-    """A plane of known YUV values, tagged with matrix and range; the expected RGB is computed by the book."""
+    """A plane of known YUV values, tagged with matrix and range; the expected RGB follows the standard's formulas."""
     import av
 
     y, u, v = 130, 100, 160
@@ -152,7 +152,7 @@ def test_a_photograph_on_its_side_is_turned(tmp_path: Path) -> None:
 
 
 def png_header(path: Path, width: int, height: int) -> Path:
-    """A PNG file that claims a size and has next to no data."""
+    """Return a PNG file that claims a size but has almost no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,5 @@
-"""The writers: frames, times and sound arrive; a killed, paused or full file plays and can be continued."""
+"""The writers: frames, times and sound are written; after a kill, pause or full disk a file plays and can be
+continued."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def test_a_paused_file_plays_and_goes_on_without_a_seam(tmp_path: Path, suffix: 
 
 @pytest.mark.parametrize("suffix", list(CONTAINERS))
 def test_a_file_cut_anywhere_goes_on_from_its_last_whole_piece(tmp_path: Path, suffix: str) -> None:
-    """What SIGKILL leaves: the file without its end."""
+    """A file without its end, as after SIGKILL."""
     output = tmp_path / f"out{suffix}"
     writer = opened(output, sound=make_clip(tmp_path / "source.mp4", frames=100))
     add(writer, 0, 100)
@@ -150,7 +151,7 @@ def test_incomplete_output_has_its_sound_trimmed_complete_one_has_all(tmp_path: 
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Files of this process cannot grow beyond `size` bytes, as on a full disk."""
+    """Limit files of this process to `size` bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

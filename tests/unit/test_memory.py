@@ -1,4 +1,4 @@
-"""The memory estimate: exact counts from headers, and an error that says what would fit."""
+"""The memory estimate: exact counts from headers, and an error that suggests what would fit."""
 
 from __future__ import annotations
 

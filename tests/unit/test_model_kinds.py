@@ -1,4 +1,4 @@
-"""The table of model kinds: who takes which model, what needs no tensor library, and a family added by one row."""
+"""The table of model kinds: which kind accepts which model, kinds without torch, and a family added by one row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def without_torch(code: str) -> bool:
-    """Whether a process of its own runs the code and never imports the tensor library."""
+    """Return whether a separate process runs the code without importing the tensor library."""
     ends = f"{code}\nimport sys\nsys.exit(3 if 'torch' in sys.modules else 0)"
     return subprocess.run([sys.executable, "-c", ends], cwd=ROOT, check=False).returncode == 0
 
@@ -105,7 +105,7 @@ def test_options_and_keywords_load_the_same() -> None:
 
 
 def test_every_choice_of_a_video_model_reaches_its_place() -> None:
-    """Values that differ from each other and from every default."""
+    """With values that differ from each other and from every default."""
     video = VideoChoices(
         kv_policy="sink",
         policy_options={"a": 1},
@@ -184,7 +184,7 @@ def test_the_policy_has_the_engine_s_name_too() -> None:
 
 
 def test_a_family_is_added_by_one_file_and_one_row(tmp_path: Path) -> None:
-    """The example as a program, against a plain computation."""
+    """Run the example as a program and compare with a plain computation."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "in.png"), image)

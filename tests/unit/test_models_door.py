@@ -1,4 +1,4 @@
-"""`zoetrope models`: what it lists and says; the hub is a closed port."""
+"""`zoetrope models`: its lists and messages; the hub is a closed port."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_where_names_both_folders(cache: Path, capsys: pytest.CaptureFixture[str
 
 def test_download_of_a_bundled_model_is_done_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("download", "mini-image") == 0
-    assert "came with Zoetrope" in capsys.readouterr().out
+    assert "is bundled with Zoetrope" in capsys.readouterr().out
 
 
 def test_download_errors_are_clear() -> None:
@@ -94,7 +94,7 @@ def test_listing_loads_no_heavy_library(tmp_path: Path) -> None:
 
 
 def test_download_fetches_what_is_needed_once_and_says_what_it_is(tmp_path: Path) -> None:
-    """Against a hub in miniature, in a process of its own: HF_ENDPOINT is read when huggingface_hub is imported."""
+    """With a minimal hub, in a separate process: huggingface_hub reads HF_ENDPOINT when it is imported."""
     source = tiny_sd_turbo(tmp_path / "source")
     (source / "README.md").write_text("---\nlicense: other\nlicense_name: sai-nc\n---\n", encoding="utf-8")
     (source / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")

@@ -1,4 +1,5 @@
-"""No path of a request reaches the file system: every route is sent paths, and an audit hook watches what opens."""
+"""No path of a request reaches the file system: paths are sent to every route while an audit hook records file
+access."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ GRADIO = (
 
 
 class Watch:
-    """Everything that this process opens, lists, makes, moves or deletes while `active`. A hook stays for good."""
+    """Records what this process opens, lists, creates, moves or deletes while `active`. The hook cannot be removed."""
 
     def __init__(self) -> None:
         self.active = False
@@ -75,7 +76,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiContext]:
 def requests(
     document: dict[str, Any], session_id: str, paths: Sequence[str]
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(method, address, arguments of httpx): each hostile path at each place of each route."""
+    """Yield (method, URL, arguments of httpx): each hostile path in each parameter of each route."""
     for path, methods in document["paths"].items():
         for method, said in methods.items():
             for hostile in paths:
@@ -89,7 +90,7 @@ def requests(
 
 
 def bodies(said: dict[str, Any], hostile: str) -> Iterator[dict[str, Any]]:
-    """Bodies of a route that hold the path wherever text fits."""
+    """Return a route's bodies with the path in every text field."""
     kinds = said.get("requestBody", {}).get("content", {})
     if not kinds:
         yield {}
@@ -110,7 +111,7 @@ def bodies(said: dict[str, Any], hostile: str) -> Iterator[dict[str, Any]]:
 
 
 async def play(app: ASGIApp, context: ApiContext, paths: Sequence[str]) -> list[int]:
-    """Send everything; the statuses."""
+    """Send all requests. Returns the statuses."""
     session = await asyncio.to_thread(context.table.open)
     session.connect()
     statuses = []

@@ -1,4 +1,4 @@
-"""When a changed control is felt, and when its effect is complete, in ticks, for every row of the control table.
+"""When a changed control takes effect, and when its effect is complete, in ticks, for every row of the control table.
 
 The stream has 4 steps and a picture is pushed every tick, so that 4 slots are always in flight. In the tick that
 apply() names, one slot is new and three are older: *next tick* reaches all four at once, *next slot* the new one, and
@@ -25,7 +25,7 @@ STEPS = 4
 
 
 class Scale:
-    """A LoRA's live scale, as the model sees it."""
+    """A LoRA's live scale, as used by the model."""
 
     value = 1.0
 
@@ -34,7 +34,8 @@ class Scale:
 
 
 class Bench:
-    """A stream in its steady state, one picture a tick. `felt`: per tick, whether each row (oldest first) has it."""
+    """A stream in steady state, one picture per tick. `felt`: per tick, whether each row (oldest first) has the
+    change."""
 
     def __init__(self, control: Control) -> None:
         self.lora = Scale()
@@ -46,14 +47,15 @@ class Bench:
             self.step()
 
     def step(self) -> list[RowRecord]:
-        """Push, tick, pull; the rows of the tick."""
+        """Push, tick, pull. Returns the rows of the tick."""
         assert self.stream.push(next(self.supply))
         self.engine.tick()
         self.out += self.stream.pull()
         return list(self.engine.log.ticks()[-1].rows)
 
     def measure(self, change: Control, felt: Callable[[Bench, RowRecord], bool]) -> tuple[int, int]:
-        """(onset, convergence) in ticks from the one that apply() names: the first with any row, with all rows."""
+        """Return (onset, convergence) in ticks from the one that apply() names: the first with any row, with all
+        rows."""
         named = self.stream.apply(change)
         assert named == self.engine.core.next_tick
         onset = None
@@ -67,7 +69,7 @@ class Bench:
         raise AssertionError("never felt by all rows")
 
     def birth(self, row: RowRecord) -> dict[str, object]:
-        """The controls that a row was born with."""
+        """Return the controls with which a row was admitted."""
         return dict(self.births[row.slot])
 
     @property
@@ -88,7 +90,7 @@ class Bench:
         }
 
     def text(self, row: RowRecord, cell: int) -> torch.Tensor:
-        """The condition in a row: cell 0 the prompt, 1 the negative prompt."""
+        """Return a row's text condition: cell 0 the prompt, 1 the negative prompt."""
         return self.engine.core.ring.tensor("embeds")[row.row, cell]
 
 
@@ -166,7 +168,7 @@ def test_switching_to_cut_brings_slots_in_flight_along_at_the_next_tick() -> Non
 
 
 def _distances(bench: Bench, rows: list[RowRecord]) -> list[float]:
-    """How far each row's text has come from the cat to the robot, 0 to 1."""
+    """Return each row's progress from the cat's text to the robot's, 0 to 1."""
     cat, robot = (bench.engine.core.texts.encode(t).embeds for t in ("a cat", "a robot"))
     return [float((bench.text(row, 0) - cat).norm() / (robot - cat).norm()) for row in rows]
 
@@ -204,7 +206,7 @@ def test_a_changed_blend_is_felt_by_new_slots() -> None:
 
 
 def test_a_smaller_depth_drains() -> None:
-    """Two slots are in flight beyond the new depth: they finish, nothing is lost, and births wait meanwhile."""
+    """Two slots are in flight beyond the new depth: they finish, nothing is lost, and no slot is admitted meanwhile."""
     bench = Bench(Control.of(BASE))
     bench.stream.apply(Control(depth=1))
     refused = 0

@@ -1,4 +1,4 @@
-"""Command-line options made from the control table: names, types, help and errors in the table's wording."""
+"""Command-line options generated from the control table: names, types, help and errors in the table's wording."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def frame(index: int) -> Frame:
 
 
 class Kept:
-    """An output that keeps the numbers of its frames."""
+    """An output that records the numbers of its frames."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Mappings, smoothing, OSC and MIDI: what a controller sends reaches the control that was meant, or a clear error."""
+"""Mappings, smoothing, OSC and MIDI: what a controller sends changes the intended control, or gives a clear error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACKEND = "tests.fakes.midi_backend"
 
 
 class Applied:
-    """Stands for a session: checks changes as it does, and keeps them."""
+    """Replaces a session: validates changes likewise, and records them."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, object]] = []

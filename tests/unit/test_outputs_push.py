@@ -1,4 +1,4 @@
-"""Pacing, addresses that hide their keys, the virtual camera, reconnecting: without any server."""
+"""Pacing, URLs that hide their keys, the virtual camera, reconnecting; without a server."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_srt_says_what_is_missing(
 
 
 class FakeCamera:
-    """Keeps what it is sent; breaks after `most` frames."""
+    """Records the frames sent to it; fails after `maximum` frames."""
 
     device = "/dev/video9"
 

@@ -1,4 +1,4 @@
-"""Recording: pictures at their times, sound beside them, what a kill or a full disk leaves, and what is turned away."""
+"""Recording: times of pictures, sound in sync, what a kill or a full disk leaves, and rejected frames."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from app.outputs import record, recording_file
+from app.outputs.frame_queue import FrameQueue
 from app.outputs.output import OutputPhase
 from app.outputs.record import Recording, RecordingOptions
 from app.outputs.recording_sound import SoundFormat, SoundTrack
-from app.outputs.waiting_room import WaitingRoom
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import Frame
 from tests.fakes.clips import grey, picture, play
@@ -43,8 +43,8 @@ def soon(condition: Callable[[], bool]) -> None:
 
 
 def offered(recording: Recording, frame: Frame, arrived_ms: int) -> None:
-    """Never faster than the room empties: these tests mean the times that frames carry."""
-    soon(lambda: len(recording._room._frames) < 20)
+    """Offer a frame when the queue has room: these tests are about the times that frames carry."""
+    soon(lambda: len(recording._queue._frames) < 20)
     recording.offer(frame, arrived_ms * MS)
 
 
@@ -95,12 +95,12 @@ def test_the_finished_file_is_an_ordinary_one_of_even_size(tmp_path: Path) -> No
 
 
 def test_what_has_not_been_taken_is_turned_away_newest_first_and_counted() -> None:
-    room = WaitingRoom(2)
-    assert [room.offer(frame(index), index) for index in range(4)] == [True, True, False, False]
-    room.close()
-    taken = [room.take(0) for _ in range(3)]
+    queue = FrameQueue(2)
+    assert [queue.offer(frame(index), index) for index in range(4)] == [True, True, False, False]
+    queue.close()
+    taken = [queue.take(0) for _ in range(3)]
     assert [arrived.frame.seq if arrived else None for arrived in taken] == [0, 1, None]
-    assert (room.turned_away, room.done) == (2, True)
+    assert (queue.rejected, queue.done) == (2, True)
 
 
 def test_a_slow_disk_costs_the_newest_frames_and_they_are_counted(
@@ -113,11 +113,11 @@ def test_a_slow_disk_costs_the_newest_frames_and_they_are_counted(
         write(self, image, pts, duration)
 
     monkeypatch.setattr(recording_file.RecordingFile, "write_picture", slow)
-    recording = Recording(RecordingOptions(path=tmp_path / "out.mp4", waiting_frames=4))
+    recording = Recording(RecordingOptions(path=tmp_path / "out.mp4", max_queued_frames=4))
     began_s = time.monotonic()
     for index in range(200):
         recording.offer(frame(index, 40 * index), 40 * index * MS)
-    assert time.monotonic() - began_s < 0.5  # who offers never waits
+    assert time.monotonic() - began_s < 0.5  # offering never blocks
     recording.stop()
     reading = recording.read()
     assert reading.done + reading.dropped == 200
@@ -131,14 +131,14 @@ def test_a_slow_disk_costs_the_newest_frames_and_they_are_counted(
 
 
 def click(at_ms: int, length_ms: int = 1000) -> np.ndarray:
-    """Silence with 10 ms of full amplitude."""
+    """Return silence with 10 ms of full amplitude."""
     samples = np.zeros((1, length_ms * 48), np.int16)
     samples[0, at_ms * 48 : (at_ms + 10) * 48] = 20_000
     return samples
 
 
 def loud_s(path: Path) -> list[float]:
-    """When sound begins to be loud."""
+    """Return when the sound becomes loud."""
     with av.open(str(path)) as container:
         pieces = [f.to_ndarray().reshape(-1) for f in container.decode(audio=0)]
     loud = np.abs(np.concatenate(pieces).astype(float)) > 0.2
@@ -148,7 +148,7 @@ def loud_s(path: Path) -> list[float]:
 
 @pytest.mark.parametrize("latency_ms", [0, 700])
 def test_sound_is_delayed_with_its_picture(tmp_path: Path, latency_ms: int) -> None:
-    """A flash and a click of the same moment: the picture comes `latency_ms` later, the click at once."""
+    """A simultaneous flash and click: the picture arrives `latency_ms` later, the click immediately."""
     path = tmp_path / "out.mp4"
     recording = Recording(RecordingOptions(path=path, sound=SoundFormat(rate_hz=RATE_HZ)))
     sound = click(600, 2000)
@@ -198,7 +198,7 @@ def test_sound_that_nobody_takes_is_bounded() -> None:
     assert track.dropped_chunks == 10
     with pytest.raises(InputError, match="does not fit the recording"):
         track.add(np.zeros((2, 80), np.int16), 0)
-    with pytest.raises(InputError, match="6 channels is not recorded"):
+    with pytest.raises(InputError, match="6 channels cannot be recorded"):
         SoundFormat(channels=6)
 
 
@@ -243,9 +243,9 @@ def test_a_recording_to_which_no_sound_came_says_so_and_has_no_track(tmp_path: P
     for index in range(26):
         offered(recording, frame(index, 1_000 + 40 * index), 0)
     soon(lambda: recording.read().done > 20)
-    assert recording.read().text == "recording out.mp4; no sound has come yet"
+    assert recording.read().text == "recording out.mp4; no sound has arrived yet"
     recording.stop()
-    assert recording.read().text == "recorded 1.0 s to out.mp4; no sound came"
+    assert recording.read().text == "recorded 1.0 s to out.mp4; no sound arrived"
     assert (play(path).sound_codec, len(play(path).greys)) == ("", 26)
 
 
@@ -263,7 +263,7 @@ from tests.fakes.clips import picture
 
 recording = Recording(RecordingOptions(path=Path(sys.argv[1]), sound=SoundFormat(rate_hz=8000)))
 for index in range(100_000):
-    while len(recording._room._frames) >= 20:  # on a busy machine none is turned away
+    while len(recording._queue._frames) >= 20:  # none is rejected, even on a busy machine
         time.sleep(0.001)
     recording.add_sound(np.full((1, 320), 9000, np.int16), index * 40_000_000)
     image, at_ns = picture(index, (32, 24)), index * 40_000_000
@@ -321,7 +321,7 @@ def test_a_full_disk_ends_the_recording_with_a_message_and_a_file_that_plays(tmp
 def test_the_message_of_a_full_disk() -> None:
     with (
         pytest.raises(OutputError, match=r"The disk is full: the recording a\.mp4 ended"),
-        recording_file.recording_to(Path("/x/a.mp4")),
+        recording_file.output_errors(Path("/x/a.mp4")),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -352,11 +352,11 @@ def test_nothing_is_overwritten_and_nothing_is_left_when_no_frame_came(tmp_path:
     recording.stop()
     assert (recording.read().phase, recording.read().text) == (
         OutputPhase.STOPPED,
-        "nothing was recorded: no frame came",
+        "nothing was recorded: no frame arrived",
     )
     assert not path.exists()
     path.write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"out\.mp4 exists already"):
+    with pytest.raises(InputError, match=r"out\.mp4 already exists"):
         recorded(path)
     with pytest.raises(InputError, match="End it in"):
         RecordingOptions(path=tmp_path / "out.avi")
@@ -373,7 +373,7 @@ def test_a_folder_that_does_not_exist_is_a_message(tmp_path: Path) -> None:
 def test_a_recording_that_may_not_grow_ends_with_a_message_and_a_file_that_plays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "_QUOTA_LOOK_S", 0.0)
+    monkeypatch.setattr(record, "_QUOTA_CHECK_S", 0.0)
     path, ended = tmp_path / "out.mp4", []
     recording = Recording(
         RecordingOptions(path=path, may_grow=lambda: recording.read().done < 5, on_end=lambda: ended.append(True))
@@ -385,6 +385,6 @@ def test_a_recording_that_may_not_grow_ends_with_a_message_and_a_file_that_plays
         time.sleep(0.01)
     reading = recording.read()
     assert (reading.phase, ended) == (OutputPhase.FAILED, [True])
-    assert reading.text.endswith("then the space allowed for recordings was full")
+    assert reading.text.endswith("then the quota for recordings was used up")
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == reading.done >= 5

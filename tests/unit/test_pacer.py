@@ -1,4 +1,4 @@
-"""Frames of a chunk leave evenly; the next chunk is asked for in time; at most two wait. A simulated clock."""
+"""Frames of a chunk are released evenly; the next chunk is requested in time; at most two wait. A simulated clock."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def frames(count: int, first: int = 0) -> list[Frame]:
 
 
 def leaving(pacer: Pacer, start_ns: int, end_ns: int, step_ns: int = MS) -> Iterator[tuple[int, int]]:
-    """(seq, time) of the frames that leave when somebody looks every `step_ns`."""
+    """Yield (seq, time) of the frames released when the pacer is polled every `step_ns`."""
     for now_ns in range(start_ns, end_ns, step_ns):
         while (frame := pacer.due(now_ns)) is not None:
-            pacer.leave()
+            pacer.release()
             yield frame.seq, now_ns
 
 
@@ -48,18 +48,18 @@ def test_whoever_looks_late_finds_all_that_is_due_and_the_others_keep_their_time
 
 @pytest.mark.parametrize("took_ms", [40, 200, 380])
 def test_a_chunk_is_asked_for_so_that_it_comes_when_the_last_one_ends(took_ms: int) -> None:
-    """A machine that needs `took_ms` for a chunk that plays 400 ms: nothing stands still, and little is ahead."""
+    """A machine that takes `took_ms` for a chunk of 400 ms: playback never stalls, and little is queued."""
     pacer, made, ready_ns, left, maximum = Pacer(), 0, None, [], 0
     for now_ns in range(0, 8000 * MS, MS):
         if ready_ns is not None and now_ns >= ready_ns:
             assert pacer.add(frames(CHUNK, made), now_ns, max_frames=CHUNK) == []
             made, ready_ns = made + CHUNK, None
-        if ready_ns is None and pacer.wants_more(now_ns):
-            pacer.asked(now_ns)
+        if ready_ns is None and pacer.should_request(now_ns):
+            pacer.requested(now_ns)
             ready_ns = now_ns + took_ms * MS
         maximum = max(maximum, len(pacer))
         while pacer.due(now_ns) is not None:
-            pacer.leave()
+            pacer.release()
             left.append(now_ns)
     gaps = np.diff(left[CHUNK:])
     assert gaps.max() <= PERIOD_NS + MS
@@ -86,12 +86,12 @@ def test_more_than_two_chunks_never_wait_and_the_oldest_give_way() -> None:
 
 def test_a_refusal_is_tried_again_after_a_while() -> None:
     pacer = Pacer()
-    assert pacer.wants_more(0)
+    assert pacer.should_request(0)
     pacer.refused(0)
-    assert not pacer.wants_more(MS)
-    assert 0 < pacer.wait_ns(MS, asks=True) < 100 * MS
-    assert pacer.wants_more(MS + pacer.wait_ns(MS, asks=True))
+    assert not pacer.should_request(MS)
+    assert 0 < pacer.wait_ns(MS, requests=True) < 100 * MS
+    assert pacer.should_request(MS + pacer.wait_ns(MS, requests=True))
 
 
 def test_nothing_to_do_is_a_long_wait() -> None:
-    assert Pacer().wait_ns(5 * MS, asks=False) >= 500 * MS
+    assert Pacer().wait_ns(5 * MS, requests=False) >= 500 * MS

@@ -1,4 +1,4 @@
-"""The page: widgets follow the table, presets reach them, prompts are commented on, nothing is fetched."""
+"""The page: widgets match the table, presets set them, prompts are commented on, nothing external is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The render loop and its ends, with a fake engine: no frame is lost, a skipped one is repeated, a resume is exact."""
+"""The render loop and how it ends, with a fake engine: no frame is lost, skipped ones are repeated, resuming is
+exact."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ from tests.fakes.engine import FakeEngine
 
 
 class Bench:
-    """Runs renders with one fake engine for each; `said` collects the sentences."""
+    """Runs renders with a new fake engine each; `said` collects the messages."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -129,7 +130,7 @@ def test_output_sizes(
 
 
 class Interrupt:
-    """A StopSignal that asks to stop when it was asked `calls` times."""
+    """A StopSignal that requests a stop after `calls` calls."""
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
@@ -213,7 +214,7 @@ def test_resuming_with_another_input_or_engine_is_refused(bench: Bench, clip: Pa
 
 
 def test_a_numbered_noise_catches_up(bench: Bench) -> None:
-    """Prompt-only frame k of the fake is a picture of value 3 k: right only when the stream was brought to frame k."""
+    """Prompt-only frame k of the fake is a picture of value 3 k: correct only if the stream was advanced to frame k."""
     request = bench.request(None, "out/", frames=40, frame_rate=Fraction(10))
     with pytest.raises(RuntimeError):
         bench.run(request, lambda: FakeEngine(fail_at_tick=20))

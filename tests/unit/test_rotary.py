@@ -1,4 +1,4 @@
-"""Rotary phases: the split of a head, the formula pair by pair, and what a shift of positions may not change."""
+"""Rotary phases: the split of a head, the formula pair by pair, and invariance to a shift of positions."""
 
 from __future__ import annotations
 

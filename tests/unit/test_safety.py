@@ -1,4 +1,4 @@
-"""The published safety checker: loaded with the model unless refused, and it answers as stock diffusers does."""
+"""The published safety checker: loaded with the model unless disabled, with the results of stock diffusers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fakes.tiny_models import rename_keys, tiny_sd15, write_json
 
 
 def model_with_checker(folder: Path) -> Path:
-    """SD 1.5 in miniature with a checker whose thresholds part black pictures from others."""
+    """Write a miniature SD 1.5 with a checker whose thresholds separate black pictures from others."""
     tiny_sd15(folder)
     vision = {
         "hidden_size": 16,
@@ -72,7 +72,7 @@ def test_it_can_be_refused_and_may_be_absent(folder: Path, tmp_path: Path) -> No
 
 
 def test_published_key_names_are_read(folder: Path, tmp_path: Path) -> None:
-    """The published checker nests the vision network once more and stores position_ids."""
+    """The published checker nests the vision network one level deeper and stores position_ids."""
     old = model_with_checker(tmp_path)
     file = old / "safety_checker" / "model.safetensors"
     inner = {key.split(".")[1] for key in load_file(file) if key.startswith("vision_model.")}

@@ -1,4 +1,4 @@
-"""Timesteps are those of diffusers' LCMScheduler; what cannot be is refused with the remedy."""
+"""Timesteps equal those of diffusers' LCMScheduler; impossible values are refused with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session's sound: who hears which source, and what is not kept for those who do not listen."""
+"""A session's sound: which listener hears which source, and that nothing is queued without listeners."""
 
 from __future__ import annotations
 

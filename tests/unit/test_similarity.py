@@ -32,7 +32,7 @@ def test_threshold_one_and_above_takes_everything(threshold: float) -> None:
 
 
 def test_an_accepted_frame_starts_the_count_again() -> None:
-    """Two skips, another picture, two skips: with at most three in a row nothing is forced."""
+    """Two skips, a different picture, two skips: with at most three in a row no frame is forced."""
     judge, other = _filter(), 255 - STILL
     pictures = [STILL, STILL, STILL, other, other, other]
     assert [judge.skips(p, 0.5, 3) for p in pictures] == [False, True, True, False, True, True]

@@ -1,4 +1,5 @@
-"""The WebSocket door when things end or break: a killed worker, a stopping server; and the client of docs/api.md."""
+"""The WebSocket endpoint when things end or break: a killed worker, a stopping server; and the client of
+docs/api.md."""
 
 from __future__ import annotations
 
@@ -127,7 +128,7 @@ def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
 @pytest.mark.soak
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_200_sessions_leave_nothing_behind(client: WorkerHandle, tmp_path: Path) -> None:
-    """Half of them end by close, half by a client that is gone; memory may grow by 8 MiB, as allocators do."""
+    """Half end by close, half by a client that disconnects; allocators may keep 8 MiB."""
 
     def held() -> dict[str, int]:
         return {

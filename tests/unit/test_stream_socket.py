@@ -1,4 +1,4 @@
-"""The WebSocket door over a real server and worker: frames there and back, changes, bounds, and every refusal."""
+"""The WebSocket endpoint over a real server and worker: frames both ways, changes, limits, and every refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from app.api.pictures import pack, unpack
-from app.api.stream.line import StreamLimits
+from app.api.stream.connection import StreamLimits
 from app.api.stream.socket import router
 from app.api.stream.wire import Header, PictureFormat, pack_header
 from app.session.session import Session
@@ -56,7 +56,7 @@ def session(server: StreamServer) -> Iterator[Session]:
 
 
 def close_code(server: StreamServer, session_id: str, *messages: str | bytes) -> tuple[int, str]:
-    """How the server closes on who sends these."""
+    """Send messages. Returns the code with which the server closes."""
     with connect(server.url(session_id), compression=None, close_timeout=2) as socket:
         for message in messages:
             socket.send(message)
@@ -119,7 +119,7 @@ def test_prompt_only_frames_have_no_source(server: StreamServer, session: Sessio
 
 
 def test_a_picture_is_taken_before_its_frame_is_there(server: StreamServer, session: Session) -> None:
-    """A client that waits for frames would keep a ring of several steps half empty."""
+    """A client that waits for its frames would leave a ring of several steps half empty."""
     with peer(server, session) as client:
         client.text("ready")
         for seq in (4_000_000_000, 9):
@@ -324,7 +324,7 @@ def test_a_frame_that_claims_100_mb_is_refused_before_it_is_sent(server: StreamS
 
 
 def test_a_message_of_5_mib_ends_the_connection_not_the_session(server: StreamServer, session: Session) -> None:
-    """The server does not wait for the rest, so that the reset may overtake its close frame."""
+    """The server does not wait for the rest, so the reset may overtake its close frame."""
     with peer(server, session) as client:
         client.text("ready")
         with suppress(ConnectionClosed):

@@ -1,4 +1,4 @@
-"""Takes at small scale with the identity engine: what is written, what survives a kill, what comes out again."""
+"""Takes at small scale with the identity engine: what is written, what survives a kill, what is replayed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WIDTH, HEIGHT = 32, 24
 
 
 def picture(number: int) -> Picture:
-    """Noise, so that no two are alike and JPEG changes it."""
+    """Return a noise picture: no two are equal, and JPEG changes them."""
     return np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
 
@@ -110,8 +110,8 @@ def test_a_session_with_drops_and_controls_replays_hash_by_hash(session: Session
 def test_filling_in_gives_a_frame_for_every_input(session: SessionProxy, tmp_path: Path) -> None:
     session.start_take(tmp_path / "take")
     feed(session, 60, period_s=0.0)  # nearly all are replaced by newer ones
-    session.pass_over(time.monotonic_ns(), jpeg(picture(1000)))  # dropped by a door
-    session.pass_over(time.monotonic_ns(), b"no picture")
+    session.record_undecoded(time.monotonic_ns(), jpeg(picture(1000)))  # dropped by a client
+    session.record_undecoded(time.monotonic_ns(), b"no picture")
     last = picture(60)
     session.submit(last)
     wait_for(lambda: session.accounting.in_flight == 0)
@@ -162,7 +162,7 @@ def test_a_cut_off_log_replays_up_to_its_last_whole_line(session: SessionProxy, 
 
 
 def test_a_running_take_is_on_the_disk_within_a_second(session: SessionProxy, tmp_path: Path) -> None:
-    """What a killed front leaves behind is what is on the disk at that moment."""
+    """A killed front leaves behind what is on the disk at that moment."""
     session.start_take(tmp_path / "take")
     feed(session, 20)
     time.sleep(1.0)
@@ -231,7 +231,7 @@ def test_a_writer_that_cannot_keep_up_ends_the_take_and_says_so(tmp_path: Path) 
 
 
 def test_a_used_up_quota_ends_the_take_and_the_session_says_so(session: SessionProxy, tmp_path: Path) -> None:
-    session.start_take(tmp_path / "take", lambda size: False)
+    session.start_take(tmp_path / "take", lambda: False)
     wait_for(lambda: "quota for takes" in session.notice)
     assert not session.recording
     assert session.submit(picture(1)) is not None
@@ -250,11 +250,11 @@ def test_what_the_worker_says_of_an_earlier_take_comes_too_late(tmp_path: Path) 
     def begun(number: int) -> None:
         wait_for(lambda: any(isinstance(m, StartTake) and m.take == number for m in sent))
         with changed:
-            take.told(TakeRecords(session="s", take=number, records=(Sourced(prompt_only=True, after=0),)))
+            take.add_records(TakeRecords(session="s", take=number, records=(Sourced(prompt_only=True, after=0),)))
             changed.notify_all()
 
     for number, folder in ((1, "one"), (2, "two")):
-        starting = threading.Thread(target=take.start, args=(tmp_path / folder, lambda size: True))
+        starting = threading.Thread(target=take.start, args=(tmp_path / folder, lambda: True))
         starting.start()
         begun(number)
         starting.join()
@@ -267,10 +267,10 @@ def test_what_the_worker_says_of_an_earlier_take_comes_too_late(tmp_path: Path) 
     wait_for(lambda: told == ["the disk is full"])
     assert {message.take for message in sent if isinstance(message, StopTake)} <= {1}
     with changed:
-        take.told(TakeRecords(session="s", take=1, records=(Stopped(reason=""),)))
+        take.add_records(TakeRecords(session="s", take=1, records=(Stopped(reason=""),)))
     assert take.recording
     with changed:
-        take.told(TakeRecords(session="s", take=2, records=(Stopped(reason=""),)))
+        take.add_records(TakeRecords(session="s", take=2, records=(Stopped(reason=""),)))
     assert not take.recording
 
 

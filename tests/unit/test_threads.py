@@ -1,4 +1,4 @@
-"""How threads wait: set for the process, unless its environment says otherwise."""
+"""How OpenMP threads wait: set for the process, unless its environment configures it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.worker.threads import share_the_cores
+from app.worker.threads import limit_spinning
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -19,12 +19,12 @@ def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_waiting_threads_sleep_soon() -> None:
-    share_the_cores()
+    limit_spinning()
     assert 0 < int(os.environ["GOMP_SPINCOUNT"]) <= 1000
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_user_chose_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "ACTIVE")
-    share_the_cores()
+    limit_spinning()
     assert {n: os.environ[n] for n in NAMES if n in os.environ} == {name: "ACTIVE"}

@@ -1,4 +1,4 @@
-"""The tick log: in order, bounded, plain JSON, with everything that a replay needs."""
+"""The tick log: ordered, bounded, plain JSON, with everything that a replay needs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A story's timeline: what a file may say, and that a render makes each change with the frame or chunk that it is for.
+"""A story's timeline: what a file may contain, and that a render makes each change at its frame or chunk.
 
-Engines are real ones with cheap models; renders go to pictures, so that frames can be compared exactly.
+Engines are real ones with cheap models; renders write pictures, so that frames can be compared exactly.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
 
 
 class Story:
-    """Renders into a folder of pictures, 8 frames a second. `engine` is that of the last render."""
+    """Renders into a folder of pictures at 8 frames per second. engine: of the last render."""
 
     def __init__(self, folder: Path, make: Callable[[], Engine]) -> None:
         self.folder, self.make = folder, make
@@ -174,7 +174,7 @@ def births(engine: Engine) -> list[BirthRecord]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_change_that_changes_nothing_costs_no_pixel(tmp_path: Path, kind: str) -> None:
-    """Chunks are brought to their end before a change; windows that overlap are not emptied."""
+    """Chunks are finished before a change; overlapping windows are not flushed."""
     story = Story(
         tmp_path, lambda: small_engine(KINDS[kind], torch.float64, max_streams=1)
     )  # batches differ: no rounding
@@ -205,7 +205,7 @@ def test_cuts_and_another_chunk_length_are_each_made_once(video: Story) -> None:
 
 
 def test_a_three_shot_story_in_a_memory_of_shots(tmp_path: Path) -> None:
-    """Each cut begins a shot: its pictures differ from those of a story without, from its first frame on."""
+    """Each cut begins a shot: from its first frame on, pictures differ from those of a story without cuts."""
     dual = replace(KINDS["chunk"], policy="dual", sink_frames=2)
     story = Story(tmp_path, lambda: small_engine(dual, max_streams=1))
     shots = [{"at_s": 0, "prompt": "a cat"}, {"at_s": 1, "prompt": "a robot"}, {"at_s": 2, "prompt": "a dog"}]
@@ -250,7 +250,7 @@ def test_what_the_engine_cannot_do_is_said_before_the_first_frame(video: Story, 
 
 
 class Stop:
-    """A StopSignal that asks to stop when it was asked `calls` times."""
+    """A StopSignal that requests a stop after `calls` calls."""
 
     def __init__(self, calls: int) -> None:
         self.calls = calls
@@ -261,7 +261,7 @@ class Stop:
 
 
 def interrupted(story: Story, entries: Sequence[Entry], patch: pytest.MonkeyPatch, **control: object) -> RenderRequest:
-    """A render of 30 frames, stopped in the middle."""
+    """Run a render of 30 frames, stopped in the middle."""
     request = story.request(entries, frames=30, **control)
     stop = Stop(25)
     with patch.context() as now:

@@ -1,4 +1,5 @@
-"""The tiny video autoencoder's weights: published names and shapes, configurations read off them, misfits; training."""
+"""The tiny video autoencoder's weights: published names and shapes, configurations inferred from them, mismatches;
+training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS: which files are refused and why; the self-signed certificate is private, kept, renewed, and shakes hands."""
+"""TLS: which files are refused and why; the self-signed certificate is private, kept, renewed, and usable."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 def handshake(files: TlsFiles, name: str) -> str:
-    """Trust the certificate, connect by `name`; the SHA-256 that the client saw."""
+    """Trust the certificate and connect by `name`. Returns the SHA-256 that the client saw."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(files.cert, files.key)
     client = ssl.create_default_context(cafile=str(files.cert))

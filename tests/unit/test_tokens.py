@@ -1,4 +1,4 @@
-"""Tokens: random, compared whole, signed for one subject and a short time."""
+"""Tokens: random, compared in constant time, signed for one subject and a short time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ships becomes checkpoints again, to the bit; stages side by side are named and refused as they should be."""
+"""Shipped files become checkpoints again, to the bit; concurrent stages are named and refused correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The causal model's training at a tiny size on made-up latents: losses, streams that go on, every stage."""
+"""The causal model's training at a tiny size on made-up latents: losses, continued streams, every stage."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def session(tmp_path: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def bank() -> ClipBank:
-    """Latents whose value is their place in time, a clip's number added."""
+    """Latents whose value is their index in time plus the clip's number."""
     torch.manual_seed(0)
     times = torch.arange(12.0) / 12
     latents = (times + torch.arange(8.0)[:, None])[:, None, :, None, None].expand(8, 16, 12, 16, 16)

@@ -1,4 +1,4 @@
-"""Whole clips with gradients equal the streams; the bank draws what it holds; both autoencoders learn."""
+"""Whole clips with gradients equal streams; the bank samples its contents; both autoencoders learn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def make_session(folder: Path) -> Session:
 
 
 def make_source() -> Source:
-    """Three plain discs as sprites, and a photograph of noise."""
+    """Return a source of three plain discs as sprites, and a photograph of noise."""
     line = torch.linspace(-1, 1, 40)
     alpha = (line.square() + line.square()[:, None] < 0.6).float()
     sprites = torch.stack([torch.cat([torch.rand(3, 1, 1) * alpha, alpha[None]]) for _ in range(3)])
@@ -58,7 +58,7 @@ def make_source() -> Source:
 
 @pytest.mark.parametrize("lean", [False, True])
 def test_whole_clips_equal_diffusers_and_the_stream(lean: bool) -> None:
-    """float32: latents differ by up to 4e-7, pixels by up to 4e-6, with the norms of training too."""
+    """float32: latents differ by up to 4e-7, pixels by up to 4e-6, also with the norms of training."""
     vae = make_wan_autoencoder(**NARROW)
     clip = torch.rand(2, 3, 9, 32, 32)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_pixel_bank_mixes_the_world_with_photographs_and_clutter(tmp_path: Path)
 
 
 def small_bank(clips: int = 5, length: int = 6) -> ClipBank:
-    """Latents whose value says clip and time."""
+    """Return a bank of latents whose value encodes clip and time."""
     place = 100 * torch.arange(clips)[:, None] + torch.arange(length)
     return ClipBank(
         latents=place.half().view(clips, 1, length, 1, 1).expand(-1, 16, -1, 2, 2).contiguous(),

@@ -1,4 +1,4 @@
-"""What training writes loads as it stands: in diffusers' WanPipeline, in the video engine, by the render command."""
+"""Files written by training load unchanged: in diffusers' WanPipeline, the video engine and the render command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""mini-video's networks are the stock ones, its tokenizer is transformers' own, and text in training is inference's."""
+"""mini-video's networks are the stock ones, its tokenizer is transformers' own, and training uses inference's text
+states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text encoder's first lesson: what a caption says is read from any of its tokens."""
+"""Pretraining of the text encoder: a caption's content is predicted from any of its tokens."""
 
 from __future__ import annotations
 

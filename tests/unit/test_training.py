@@ -1,4 +1,4 @@
-"""What training relies on: its plain forwards equal the stock ones, its grid is LCM's, one word is one token."""
+"""Assumptions of training: plain forwards equal the stock ones, the grid is LCM's, one word is one token."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_unet_forward_equals_the_stock_forward() -> None:
 
 
 def test_text_forward_equals_the_stock_forward() -> None:
-    """The text states of training are the pipeline's."""
+    """The text states of training equal the pipeline's."""
     tokenizer = build_tokenizer(template_words())
     text_encoder = make_text_encoder(tokenizer)
     ids = torch.tensor(token_ids(tokenizer, ["a robot on the beach at sunset, pencil sketch", ""]))
@@ -34,7 +34,7 @@ def test_text_forward_equals_the_stock_forward() -> None:
 
 
 def test_every_word_of_the_world_is_one_token_and_others_fall_back_to_pieces() -> None:
-    """Start, the word, end: three ids; an unknown word is spelt."""
+    """Start, word, end: three ids; an unknown word is spelled in pieces."""
     tokenizer = build_tokenizer(template_words())
     assert all(len(tokenizer(word)["input_ids"]) == 3 for word in split_words(template_words()))
     assert len(tokenizer("qzxv")["input_ids"]) > 3
@@ -50,7 +50,7 @@ def test_the_grid_is_that_of_the_lcm_scheduler(count: int, strength: float) -> N
 
 
 def test_v_and_x0_and_the_loss_agree() -> None:
-    """The v of clean data gives x0 back, and no loss."""
+    """The v of clean data reproduces x0, with zero loss."""
     schedule = Schedule(*signal_and_noise(torch.device("cpu")))
     x0, eps, t = torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.tensor([0, 259, 499, 999])
     a, b = schedule.at(t)

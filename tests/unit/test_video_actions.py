@@ -1,4 +1,5 @@
-"""Actions of a video model: the embedder and its folder, and that a latent keeps the action it was born with."""
+"""Actions of a video model: the embedder and its folder, and that a latent keeps the action with which it was
+admitted."""
 
 from __future__ import annotations
 
@@ -162,7 +163,7 @@ def test_log_and_takes_carry_them() -> None:
 
 
 class Passes:
-    """The requests of an engine's ticks."""
+    """Records the requests of an engine's ticks."""
 
     def __init__(self, engine: VideoEngine) -> None:
         self.requests: list[PassRequest] = []
@@ -185,7 +186,7 @@ def action(**named: float) -> Action:
 
 
 def steered(stream: VideoStream, engine: VideoEngine, actions: list[dict[str, float]]) -> list[np.ndarray]:
-    """A chunk for each; it is born with these."""
+    """Run a chunk for each set of actions, with which it is admitted."""
     images: list[np.ndarray] = []
     for named in actions:
         stream.apply(Control.of({**dict.fromkeys(ACTION_NAMES, 0), **named}))
@@ -325,7 +326,7 @@ def test_a_rewound_stream_remembers_the_actions_of_then(policy: str) -> None:
 
 @torch.inference_mode()
 def test_a_captured_pass_takes_them_as_an_input() -> None:
-    """They are not among what a graph keeps: a replay reads the ones it is given."""
+    """A graph does not keep actions: a replay reads the ones passed to it."""
     transformer = acting_transformer(torch.float32)
     text = TextKVCache(transformer, rows=1, tokens=6)
     text.write(0, torch.randn(6, 12))

@@ -1,4 +1,4 @@
-"""Attention backends: chosen by name or "auto", refused with the reason, equal where they run; and the text cache."""
+"""Attention backends: chosen by name or "auto", refused with a reason, equal results; and the text cache."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_masked_backend_agrees_with_the_formula() -> None:
 
 
 def test_block_causal_by_hand() -> None:
-    """Frames 0 1 | 2 3 | 4: each sees its own chunk whole, and all before."""
+    """Frames 0 1 | 2 3 | 4: each attends to its whole chunk and all earlier ones."""
     assert block_causal(5, 2).int().tolist() == [
         [1, 1, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -153,7 +153,7 @@ def test_rows_are_rewritten_in_place(transformer: CausalWanTransformer) -> None:
 
 
 def test_a_view_by_a_tensor_follows_it(transformer: CausalWanTransformer) -> None:
-    """What a captured graph needs: which rows are read is data."""
+    """As a captured graph requires: row indices are data."""
     cache, rows = TextKVCache(transformer, rows=2, tokens=4), torch.tensor([0, 0])
     cache.write(0, torch.ones(4, 8))
     cache.write(1, -torch.ones(4, 8))

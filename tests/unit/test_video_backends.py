@@ -35,7 +35,7 @@ def transformer() -> CausalWanTransformer:
 
 
 def runtime_of(name: str, transformer: CausalWanTransformer, codec: VideoCodec | None = None) -> VideoRuntime:
-    """With torch.compile's tracing, without its code generation."""
+    """Return a runtime with torch.compile's tracing but without code generation."""
     codec = codec or build_codec("tiny", SHAPE, CPU, torch.float32)
     return build_runtime(replace(BACKENDS[name], compiler="eager"), transformer, codec)  # type: ignore[call-arg]
 
@@ -164,7 +164,8 @@ def test_compiled_kernels_give_what_plain_ones_do() -> None:
     [(4680, 32760, 2), (4680, 18720, 2), (4680, 14040, 2), (4680, 512, 1), (4680, 32761, 1)],
 )
 def test_parts_fill_the_last_round_of_an_h100(queries: int, keys: int, parts: int) -> None:
-    """12 heads. 444 blocks take 4 rounds; 888 half as long take 7, not 8. A prime number of keys has no parts."""
+    """12 heads. 444 blocks take 4 rounds; 888 blocks of half the length take 7, not 8. A prime number of keys is not
+    split."""
     numbers = queries * 12 * 128
     blocks = 12 * -(-queries // 128)
     assert best_parts(blocks=blocks, keys=keys, numbers=numbers, multiprocessors=H100_MULTIPROCESSORS) == parts

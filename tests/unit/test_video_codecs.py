@@ -1,4 +1,4 @@
-"""Streaming video autoencoders: state and its bytes, rows, what stays flat, errors with a remedy."""
+"""Streaming video autoencoders: state and its bytes, rows, constant memory, errors with a remedy."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_bytes_of_a_wan_decoder_are_two_frames_a_convolution() -> None:
 
 
 def test_published_sizes_in_memory() -> None:
-    """What docs/video-codecs.md says of 480×832, on the meta device."""
+    """The figures of docs/video-codecs.md for 480×832, on the meta device."""
     with torch.device("meta"):
         wan = WanCodec(torch.nn.Module.to(AutoencoderKLWan(), torch.bfloat16))
         tiny = TinyVideoCodec(TinyVideoAutoencoder().half())
@@ -143,7 +143,7 @@ def test_a_snapshot_brings_any_row_back(codec: VideoCodec) -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operation with the shapes and dtypes that it takes; one that waits for a number fails."""
+    """Records every operation with its input shapes and dtypes; fails on one that reads a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("subset", [False, True])
 def test_run_is_a_static_program(codec: VideoCodec, subset: bool) -> None:
-    """Every later chunk is the same operations on the same memory and waits for no number; counts are the caller's."""
+    """Every later chunk runs the same operations on the same memory and reads no value; the caller counts."""
     latents = noise(2, 4, 4, 1, 2)
     decoder, whole = codec.decoder(height=8, width=16, rows=2), codec.decoder(height=8, width=16, rows=2)
     rows = torch.tensor([1, 0]) if subset else None

@@ -1,7 +1,7 @@
-"""When a changed control of a video stream is felt, for every row of the control table that means something to it.
+"""When a changed control of a video stream takes effect, for every row of the control table that applies to it.
 
 The stream has chunks of 2 latents, 2 steps and a clean pass, and another chunk always waits. A change is made after the
-first pass of a chunk: the class *next tick* is felt by its second pass, *next slot* and *next chunk* by the next chunk.
+first pass of a chunk: *next tick* takes effect in its second pass, *next slot* and *next chunk* in the next chunk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
 class Bench:
-    """A stream in its steady state. With `inputs` it redraws frames, else it generates. acts: with actions."""
+    """A stream in steady state. inputs: redraw input frames instead of generating. acts: with actions."""
 
     def __init__(
         self, preset: VideoPreset = SMALL, *, inputs: bool = False, acts: bool = False, **control: object
@@ -47,7 +47,7 @@ class Bench:
             self.step()
 
     def step(self) -> tuple[RowRecord, ...]:
-        """Offer a chunk, tick, pull; the rows of the tick."""
+        """Push a chunk, tick, pull. Returns the rows of the tick."""
         stream = self.stream
         if self.inputs:
             while stream.push(next(self.supply)):
@@ -65,7 +65,7 @@ class Bench:
         return [record for record in self.engine.log.records() if isinstance(record, BirthRecord)]
 
     def watch_actions(self) -> dict[str, float]:
-        """What the latest pass was told."""
+        """Record the actions of the latest pass."""
         seen = dict.fromkeys(ACTION_NAMES, 0.0)
         run = self.engine.core.passes.run
 
@@ -78,7 +78,7 @@ class Bench:
         return seen
 
     def text(self) -> torch.Tensor:
-        """Keys of the prompt in the stream's row."""
+        """Return the prompt's keys in the stream's row."""
         rows = self.engine.core.text_rows
         return rows._keys[:, self.stream._stream_rows.text_rows[0]].clone()
 
@@ -88,7 +88,7 @@ class Bench:
         return self.engine.core.text_rows._keys[:, row].clone()
 
     def onset(self, change: Control, felt: Callable[[Bench], bool]) -> tuple[int, int]:
-        """(ticks from the one that apply names, chunks born in between) to the first tick that has it."""
+        """Return (ticks, admitted chunks) from the tick that apply() names to the first with the change."""
         born = len(self.chunk_factory)
         assert not felt(self)
         assert self.stream.apply(change) == self.engine.core.next_tick
@@ -162,7 +162,7 @@ def test_a_negative_prompt_and_guidance_where_the_preset_has_them() -> None:
 
 
 def test_guidance_is_that_of_the_formula() -> None:
-    """At scale 1 the negative prompt has no part in it; at 0 the prompt has none."""
+    """At scale 1 the negative prompt has no influence; at 0 the prompt has none."""
 
     def video(preset: VideoPreset, **control: object) -> list[np.ndarray]:
         engine = small_engine(preset, torch.float64)

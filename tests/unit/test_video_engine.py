@@ -1,4 +1,4 @@
-"""The video engine's contract: what a stream takes and gives, exact counts, order, several streams."""
+"""The video engine's contract: inputs and outputs of a stream, exact counts, order, several streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine() -> VideoEngine:
 
 
 def pushed(engine: VideoEngine, stream: VideoStream, frames: list[Frame]) -> list[Frame]:
-    """What comes out of these inputs, as a render drives the stream."""
+    """Return the output for these inputs, driving the stream like a render."""
     out: list[Frame] = []
     for frame in frames:
         while not stream.push(frame):
@@ -185,7 +185,7 @@ def test_reset_starts_the_same_video_again(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_streams_do_not_see_each_other(kind: str) -> None:
-    """Two streams of other prompts and seeds, out of step, in float64: as if each were alone."""
+    """Two streams with different prompts and seeds, out of step, in float64: each as if it were alone."""
     preset = KINDS[kind]
     controls = [Control.of({"prompt": "a cat", "seed": 1}), Control.of({"prompt": "a robot", "seed": 8})]
     alone = []

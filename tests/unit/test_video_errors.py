@@ -1,4 +1,4 @@
-"""Bad input to the video engine, and memory that runs out: clear errors, and nothing else is lost."""
+"""Invalid input to the video engine, and out of memory: clear errors, and nothing else is lost."""
 
 from __future__ import annotations
 

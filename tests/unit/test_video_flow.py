@@ -27,7 +27,7 @@ CAMERA = StepList(raw=(700, 500, 400, 200), shift=8.0, warp=False)
 
 
 def euler_levels(shift: float, count: int) -> tuple[FlowStep, ...]:
-    """Steps of undistilled models: r_i = 1 - i / count, shifted."""
+    """Return the steps of undistilled models: r_i = 1 - i / count, shifted."""
     sigmas = shifted(np.linspace(1.0, 0.0, count + 1)[:-1], shift)
     return tuple(FlowStep(1000.0 * float(sigma), float(sigma)) for sigma in sigmas)
 
@@ -62,14 +62,14 @@ def test_the_table_of_1000() -> None:
     ],
 )
 def test_the_steps_of_each_family(family: str, timesteps: tuple[float, ...], sigmas: tuple[float, ...]) -> None:
-    """Raw steps reach the network as they are; warped ones as the table has them; sigma is the nearest entry's."""
+    """Raw steps reach the network unchanged, warped ones as in the table; sigma is that of the nearest entry."""
     steps = FAMILIES[family].preset.step_list().steps()
     assert [step.timestep for step in steps] == pytest.approx(timesteps, abs=5e-5)
     assert [step.sigma for step in steps] == pytest.approx(sigmas, abs=5e-6)
 
 
 def test_raw_steps_of_text_to_video_at_shift_8() -> None:
-    """StreamDiffusionV2's other list."""
+    """The other list of StreamDiffusionV2."""
     steps = StepList(raw=(1000, 750, 500, 250), shift=8.0, warp=False).steps()
     assert [(step.timestep, round(step.sigma, 5)) for step in steps] == [
         (1000, 1.0),
@@ -85,7 +85,7 @@ def test_the_steps_of_wan_itself_are_evenly_spaced_before_the_shift() -> None:
 
 
 def test_shift_8_warps_the_usual_steps_otherwise() -> None:
-    """What a wrapper with its own default shift runs when nobody sets the trained one."""
+    """The steps of a wrapper with its own default shift, when the trained one is not set."""
     steps = StepList(raw=(1000, 750, 500, 250), shift=8.0, warp=True).steps()
     assert [step.timestep for step in steps] == pytest.approx([1000, 960, 888.8889, 727.2727], abs=5e-5)
 
@@ -143,7 +143,7 @@ def test_euler_steps_are_those_of_diffusers() -> None:
 
 
 def test_each_frame_has_its_own_level() -> None:
-    """Levels 1, 0.25 and 0: noise, a mixture, the picture."""
+    """Noise levels 1, 0.25 and 0: noise, a mixture, the picture."""
     x0, noise = torch.full((1, 1, 3, 1, 1), 2.0), torch.full((1, 1, 3, 1, 1), -1.0)
     sigmas = torch.tensor([[1.0, 0.25, 0.0]])
     mixed = noised(x0, noise, sigmas)

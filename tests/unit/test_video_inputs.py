@@ -1,4 +1,5 @@
-"""Input frames of a video stream: encoded as one clip, mixed with noise as they move; a picture that begins a video."""
+"""Input frames of a video stream: encoded as one clip, mixed with noise according to motion; a picture as first
+frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading of causal video models by path and by checkpoint: what is chosen, and what is said."""
+"""Loading causal video models by folder and by checkpoint: the choices made, and the notices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A video model by its folder becomes a video engine; choices of the other kind of model are errors."""
+"""A video model's folder becomes a video engine; options of image models are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of video models that do not fit: each is an error that says what the file is and what to do."""
+"""Unsuitable files of video models: each error describes the file and a remedy."""
 
 from __future__ import annotations
 

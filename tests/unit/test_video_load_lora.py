@@ -1,4 +1,4 @@
-"""LoRA files merged while a video model loads, and models by name from the hub and its cache."""
+"""LoRA files merged while loading a video model, and models loaded by name from the hub and its cache."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model folder that names no family. Not to be changed."""
+    """Return a complete tiny model folder without a family. Not to be modified."""
     return tiny_video_model(tmp_path_factory.mktemp("folder") / "base", family=None)
 
 
 @pytest.fixture(autouse=True)
 def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub, and an address that nobody answers."""
+    """Set an empty hub cache, and a hub address at which nobody answers."""
     cache = tmp_path / "cache"
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -39,7 +39,7 @@ def closed_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder whose path hints at no family."""
+    """Return a folder whose path suggests no family."""
     return tmp_path / "a" / "b" / "c" / "d" / "files"
 
 
@@ -116,7 +116,7 @@ def test_a_repository_of_several_models_asks_for_a_file() -> None:
 
 
 def resolve_elsewhere(endpoint: str, home: Path, model: str, base: str = "") -> subprocess.CompletedProcess[str]:
-    """Find a model's files in a process of its own, whose hub is `endpoint`; prints checkpoint, folder and notices."""
+    """Resolve a model's files in a separate process with the hub `endpoint`; prints checkpoint, folder and notices."""
     code = (
         "import sys; from pipelines.video.loading.source import resolve_video; said = [];"
         "found = resolve_video(sys.argv[1], base=sys.argv[2], notice=said.append);"

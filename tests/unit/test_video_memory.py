@@ -1,4 +1,4 @@
-"""What a video stream remembers: re-caching, flushing, rewinding, and every policy over many chunks."""
+"""What a video stream keeps of its past: re-caching, flushing, rewinding, and every policy over many chunks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def watch_integrity(engine: VideoEngine) -> None:
 
 
 def chunks(stream: VideoStream, engine: VideoEngine, count: int) -> list[np.ndarray]:
-    """As `run_chunks`, checking the cache at every tick."""
+    """Like `run_chunks`, checking the cache at every tick."""
     watch_integrity(engine)
     return run_chunks(stream, engine, count)
 
@@ -101,7 +101,7 @@ def tasks(engine: VideoEngine) -> list[str]:
 
 
 def test_a_cut_passes_the_kept_frames_again_chunk_by_chunk() -> None:
-    """Afterwards the cache is that of a stream that made these frames with the new prompt."""
+    """Afterwards the cache equals that of a stream that generated these frames with the new prompt."""
     engine = engine_of("sink", window_frames=8)
     stream = engine.open(Control.of({"prompt": "a cat"}))
     run_chunks(stream, engine, 5)

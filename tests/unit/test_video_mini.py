@@ -1,4 +1,4 @@
-"""The bundled family: its preset, its error where the files are missing, and prompts of fewer rows."""
+"""The bundled family: its preset, its error for missing files, and prompts of fewer rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of video models: embeddings as diffusers' Wan pipeline has them, remembered, and where the encoder waits."""
+"""Prompts of video models: embeddings equal diffusers' Wan pipeline, are cached, and where the encoder is kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROMPTS = ("a cat on the table", "", "Fish &amp;amp; chips,\n\n  in  Köln", LON
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model folder."""
+    """Return a complete tiny model folder."""
     return tiny_video_model(tmp_path_factory.mktemp("folder") / "model")
 
 
@@ -43,7 +43,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 class Loader:
-    """Makes the encoder, counts how often, and can tell where it is."""
+    """Creates the encoder, counts how often, and reports its device."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -110,7 +110,7 @@ def test_all_residences_give_the_same(tokenizer: Tokenizer) -> None:
 
 
 def test_an_encoder_that_waits_on_the_host_leaves_its_device(tokenizer: Tokenizer) -> None:
-    """The meta device stands for the GPU: what is moved there and not back is lost."""
+    """The meta device replaces the GPU: whatever is moved there and not back is lost."""
     load = Loader()
     place = RESIDENCES["host"](load, torch.device("cpu"))
     module = place.enter()

@@ -1,4 +1,4 @@
-"""Words outside of the bundled model's world: found in order, each once, with near ones."""
+"""Words outside the bundled model's world: found in order, each once, with similar known ones."""
 
 from __future__ import annotations
 

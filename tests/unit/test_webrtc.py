@@ -1,4 +1,4 @@
-"""WebRTC: pictures through a session and back, controls on the data channel, WHIP and WHEP by the letter, no leaks.
+"""WebRTC: pictures through a session and back, controls on the data channel, WHIP and WHEP by the standard, no leaks.
 
 A real worker with the identity engine, a real server in a thread, Python peers without ICE servers.
 """
@@ -57,7 +57,7 @@ def session(server: Server) -> Iterator[Session]:
 
 
 def play(scene: Callable[[httpx.AsyncClient], Awaitable[None]], url: str) -> None:
-    """Run a scene on an event loop of its own, which must be empty of tasks afterwards."""
+    """Run a scene on a new event loop, which must have no tasks left afterwards."""
 
     async def run() -> None:
         async with httpx.AsyncClient(base_url=url, timeout=20) as http:

@@ -27,7 +27,7 @@ def packet(sequence: int, timestamp: int, data: bytes, *, marker: bool) -> RtpPa
 
 
 def film(frames: int, rng: random.Random, *, empty: bool = False) -> tuple[list[RtpPacket], list[bytes]]:
-    """Frames of 1 to 6 packets, in order, and the data of each. empty: with packets without data between them."""
+    """Return the packets of frames of 1 to 6 packets, and each frame's data. empty: with empty packets in between."""
     packets: list[RtpPacket] = []
     whole: list[bytes] = []
     for number in range(frames):
@@ -42,7 +42,7 @@ def film(frames: int, rng: random.Random, *, empty: bool = False) -> tuple[list[
 
 
 def receive(buffer: JitterBuffer, packets: Sequence[RtpPacket]) -> list[tuple[int, int, bytes]]:
-    """Of every frame that came out: after how many packets, its time, its data."""
+    """Return for every released frame: after how many packets, its time, its data."""
     frames = []
     for count, item in enumerate(packets):
         _, frame = buffer.add(item)
@@ -57,7 +57,7 @@ def both(packets: Sequence[RtpPacket], capacity: int = 512) -> tuple[list[tuple[
 
 
 def never_later(stock: list[tuple[int, int, bytes]], marker: list[tuple[int, int, bytes]]) -> None:
-    """Every frame that stock gave came out here too, in the same order and not after it."""
+    """Check that every frame of the stock buffer is released here too, in the same order and not later."""
     came = {timestamp: count for count, timestamp, _ in marker}
     assert [(t, d) for _, t, d in marker][: len(stock)] == [(t, d) for _, t, d in stock]
     assert all(came[timestamp] <= count for count, timestamp, _ in stock)

@@ -65,7 +65,7 @@ def test_a_picture_that_is_too_large_ends_the_peer_with_a_message(
 
 
 class Burst(MediaStreamTrack):
-    """So many pictures at once, then none."""
+    """Yields `count` pictures at once, then none."""
 
     kind = "video"
 
@@ -83,7 +83,7 @@ class Burst(MediaStreamTrack):
 
 
 class CountingSession:
-    """What PeerVideo uses of a session."""
+    """The part of a session that PeerVideo uses."""
 
     def __init__(self, release: threading.Event) -> None:
         self.stages = StageTimes()

@@ -1,4 +1,4 @@
-"""A two-way peer whose packets get lost, doubled and out of order on their way to us: pictures go on, in both ways of
+"""A two-way peer whose packets are lost, duplicated and reordered on the way to us: pictures continue, for both ways of
 releasing frames."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def worker() -> Iterator[WorkerHandle]:
 
 
 class BadRoad:
-    """Between a peer's encoder and the network. counts: of packets that were lost, late and doubled."""
+    """A lossy link between a peer's encoder and the network. counts: of lost, late and duplicated packets."""
 
     def __init__(self, send: Callable[[bytes], Awaitable[None]], rng: random.Random) -> None:
         self.counts = {"lost": 0, "late": 0, "twice": 0}

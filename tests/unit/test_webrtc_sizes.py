@@ -1,4 +1,5 @@
-"""Sizes read from coded bytes against the encoders that wrote them; bytes that lie or end are named."""
+"""Sizes parsed from encoded bytes, checked with the encoders that wrote them; false and truncated bytes are
+reported."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ X264 = {"tune": "zerolatency", "preset": "ultrafast"}
 
 
 def encoded(library: str, width: int, height: int, profile: str | None = None, **options: str) -> list[bytes]:
-    """A key frame and one that builds on it."""
+    """Return a key frame and one that depends on it."""
     codec = CodecContext.create(library, "w")
     assert isinstance(codec, VideoCodecContext)
     codec.width, codec.height, codec.time_base = width, height, Fraction(1, 30)

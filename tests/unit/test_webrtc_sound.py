@@ -1,6 +1,6 @@
-"""A WebRTC peer's sound: which is taken, what waits, its times; and recorded over the API beside the pictures.
+"""A WebRTC peer's sound: the source that is used, queueing, times; and recorded over the API with the pictures.
 
-The recordings are made by a real server and worker from real peers, and decoded again.
+Recordings come from a real server and worker with real peers, and are decoded again.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def test_the_decoder_hands_the_time_of_arrival_on() -> None:
 
 
 class Decoded:
-    """A receiver whose track gives frames of 20 ms with these pts, a tick of 1/48000 s each."""
+    """A receiver whose track yields frames of 20 ms with these pts, in 1/48000 s."""
 
     def __init__(self, pts: list[int]) -> None:
         self._RTCRtpReceiver__jitter_buffer = JitterBuffer(capacity=16, prefetch=4)
@@ -193,7 +193,7 @@ def session(server: ApiServer) -> Iterator[Session]:
 
 @dataclass(frozen=True, kw_only=True)
 class Take:
-    """A recording that was decoded. sound: left channel, [N], -1 to 1; None without a track. times_s: of pictures."""
+    """A decoded recording. sound: left channel, [N], -1 to 1; None without a track. times_s: of pictures."""
 
     last: dict[str, Any]
     codecs: list[str]
@@ -203,7 +203,7 @@ class Take:
 
     @property
     def beeps(self) -> list[tuple[float, float]]:
-        """When each begins and ends, in seconds: 5 ms windows that are louder than a tenth."""
+        """Return when each beep begins and ends, in seconds: 5 ms windows louder than a tenth."""
         assert self.sound is not None
         window = RATE_HZ // 200
         loud = np.abs(self.sound[: len(self.sound) // window * window]).reshape(-1, window).max(axis=1) > 0.1
@@ -212,7 +212,7 @@ class Take:
 
     @property
     def flashes(self) -> list[float]:
-        """When each begins."""
+        """Return when each flash begins, in seconds."""
         return [float(at) for at in self.times_s[1:][self.lit[1:] & ~self.lit[:-1]]]
 
 
@@ -236,7 +236,7 @@ def decoded(last: dict[str, Any], file: bytes) -> Take:
 
 
 def record(server: ApiServer, session: Session, peer_of: Any, seconds: float, **wanted: object) -> Take:
-    """Record what a peer sends by WHIP for some seconds, and decode the file."""
+    """Record a peer that sends by WHIP for some seconds, and decode the file."""
     token = {"Authorization": f"Bearer {session.token}"}
     path = f"/v1/sessions/{session.id}"
 
@@ -302,7 +302,7 @@ def test_a_source_without_sound_is_recorded_without_and_said_so(
     server: ApiServer, session: Session, sound: str | None
 ) -> None:
     class Mute(Beeps):
-        """A track that never gives anything."""
+        """A track that never yields a frame."""
 
         async def recv(self) -> Any:
             await asyncio.Event().wait()
@@ -313,9 +313,9 @@ def test_a_source_without_sound_is_recorded_without_and_said_so(
 
     take = record(server, session, peer, seconds=0.6, sound=True)
     assert take.codecs == ["h264"]
-    assert take.last["running"].endswith("; no sound has come yet")
+    assert take.last["running"].endswith("; no sound has arrived yet")
     assert take.last["phase"] == "stopped"
-    assert take.last["text"].endswith("; no sound came")
+    assert take.last["text"].endswith("; no sound arrived")
     assert len(take.times_s) == take.last["done"] > 3
 
 

@@ -1,4 +1,4 @@
-"""The binary header: its bytes spelled out, every field's way there and back, and every refusal."""
+"""The binary header: its bytes spelled out, every field's round trip, and every refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker's loop, round by round in this process: newest input wins, counts are exact, an error ends one session."""
+"""The worker's loop in this process: the newest input wins, counts are exact, an error ends one session."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_change_of_source_keeps_the_count(bench: Bench) -> None:
 
 
 def test_a_picture_that_follows_a_change_of_source_is_not_dropped_with_what_came_before(bench: Bench) -> None:
-    """The worker may see it in the mailbox before it hears of the change."""
+    """The worker may notice it in the mailbox before it receives the change."""
     front = bench.front(prompt_only=True)
     bench.worker.run_once()
     bench.pipe.send(ChangeSource(session="a", prompt_only=False, posted=0))

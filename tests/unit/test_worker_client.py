@@ -1,4 +1,4 @@
-"""The client with a real worker process: frames come back, counts are exact, a killed worker is replaced."""
+"""The worker handle with a real worker process: frames come back, counts are exact, a killed worker is replaced."""
 
 from __future__ import annotations
 

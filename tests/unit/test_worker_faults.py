@@ -1,4 +1,5 @@
-"""What fails in a worker ends one session with a message; the others go on with the very frames they would have had."""
+"""An error in a worker ends one session with a message; the others continue with exactly the same frames as without
+it."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def worker_of(engine: Engine, side_px: int) -> Iterator[Bench]:
 
 
 def stream_pictures(bench: Bench, *fronts: Front, rounds: int = FRAMES) -> None:
-    """Post one picture a round to each and take what comes, until nothing is in flight."""
+    """Post one picture per iteration to each and receive frames until nothing is in flight."""
     for seq in range(rounds):
         for front in fronts:
             front.post(seq)
@@ -48,7 +49,7 @@ def stream_pictures(bench: Bench, *fronts: Front, rounds: int = FRAMES) -> None:
 
 
 def heard(bench: Bench, fronts: tuple[Front, ...]) -> None:
-    """Give each front its messages: they share a pipe."""
+    """Distribute messages to the fronts, which share a pipe."""
     messages = bench.receive()
     for front in fronts:
         mine: list[FromWorker] = [m for m in messages if getattr(m, "session", None) == front.name]
@@ -66,7 +67,7 @@ def ended(front: Front) -> SessionEnded:
 
 
 class Hungry(ArithmeticDenoiser):
-    """There is memory for `most` slots."""
+    """Has memory for `maximum` slots."""
 
     def __init__(self, maximum: int) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Hungry(ArithmeticDenoiser):
 
 
 class HungryCodec(BlockCodec):
-    """Pictures cannot be decoded in the ticks of `fails`: memory runs out after the step was made."""
+    """Runs out of memory while decoding in the ticks of `fails`, after the step."""
 
     def __init__(self, fails: set[int]) -> None:
         self.fails = fails
@@ -96,7 +97,7 @@ class HungryCodec(BlockCodec):
 
 
 def alone(model: Callable[[], ImageEngine]) -> list[Picture]:
-    """The frames of one session that has an engine to itself."""
+    """Return the frames of a session that has an engine to itself."""
     with worker_of(model(), SIDE_PX) as bench:
         front = bench.front("a", outputs=16, control=PLAN)
         stream_pictures(bench, front)
@@ -200,7 +201,7 @@ def test_a_stream_that_raises_in_a_tick_ends_its_session_only(monkeypatch: pytes
 
 
 class Blaming(IdentityEngine):
-    """Its tick says which stream failed: the first."""
+    """Its tick attributes an error to the first stream."""
 
     def tick(self) -> None:
         if len(self._streams) > 1:
@@ -238,7 +239,7 @@ def test_an_error_that_should_not_be_ends_one_session(part: str, caplog: pytest.
         stream_pictures(bench, one, two, rounds=3)
         assert ended(two).message == "The stream failed: KeyError: 'prompt'"
         assert one.sources == [0, 1, 2]
-    assert "a session ends by an error that should not be" in caplog.text
+    assert "an unexpected error ends a session" in caplog.text
     assert "Traceback" in caplog.text
 
 

@@ -1,4 +1,5 @@
-"""Several workers with real processes: sessions spread, one's death or failure is not the others'."""
+"""Several workers with real processes: sessions are spread, and one worker's death or failure does not affect
+others."""
 
 from __future__ import annotations
 

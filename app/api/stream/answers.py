@@ -16,8 +16,8 @@ from app.session.feed import Delivery
 from app.session.session import Session
 from app.worker.stage_times import Stage
 
+from .connection import CloseConnection, Connection
 from .inputs import StreamInputs
-from .line import Goodbye, Line
 from .messages import CloseCode
 from .wire import Header, PictureFormat, pack_header
 
@@ -38,9 +38,14 @@ class StreamAnswers:
     """Sends a session's frames. Runs on the event loop; encodes on codec threads."""
 
     def __init__(
-        self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs, options: AnswerOptions
+        self,
+        connection: Connection,
+        session: Session,
+        context: ApiContext,
+        inputs: StreamInputs,
+        options: AnswerOptions,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._session = session
         self._context = context
         self._inputs = inputs
@@ -55,7 +60,7 @@ class StreamAnswers:
         self._acknowledged.set()
 
     async def run(self) -> None:
-        """Send until the session is over. Raises Goodbye if the client does not acknowledge frames."""
+        """Send until the session is over. Raises CloseConnection if the client does not acknowledge frames."""
         feed = self._session.feed()
         try:
             while not self._session.over:
@@ -75,14 +80,14 @@ class StreamAnswers:
                     await self._acknowledged.wait()
         except TimeoutError:
             reason = f"frames were not acknowledged for {self._options.ack_s:g} s"
-            raise Goodbye(CloseCode.TIMEOUT, reason) from None
+            raise CloseConnection(CloseCode.TIMEOUT, reason) from None
 
     async def _send(self, delivery: Delivery) -> None:
         number = delivery.number % 2**32
         message = await off_loop(self._context, self._pack, delivery, number)
         self._unacknowledged.add(number)
         began_ns = time.monotonic_ns()
-        await self._line.send_bytes(message)
+        await self._connection.send_bytes(message)
         sent_ns = time.monotonic_ns()
         self._session.stages.add(Stage.SEND, (sent_ns - began_ns) / 1e6)
         if delivery.frame.captured_ns is not None:

@@ -15,7 +15,7 @@ from app.api.pictures import PictureError, unpack
 from app.session.session import Session
 from app.worker.stage_times import Stage
 
-from .line import Goodbye, Line
+from .connection import CloseConnection, Connection
 from .messages import CloseCode, ErrorMessage
 from .wire import HEADER_BYTES, Header, PictureFormat, WireError, parse_header
 
@@ -40,8 +40,8 @@ class _Input:
 class StreamInputs:
     """Passes pictures to a session. Used on the event loop; only `origin` is thread-safe."""
 
-    def __init__(self, line: Line, session: Session, context: ApiContext) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, session: Session, context: ApiContext) -> None:
+        self._connection = connection
         self._session = session
         self._context = context
         self._waiting: _Input | None = None
@@ -51,20 +51,21 @@ class StreamInputs:
         self._bad = 0
 
     async def offer(self, message: bytes) -> None:
-        """Queue a binary message; a picture it replaces counts as dropped. Raises Goodbye for an invalid header."""
+        """Queue a binary message; a picture it replaces counts as dropped. Raises CloseConnection for an invalid
+        header."""
         arrived_ns = max(time.monotonic_ns(), self._last_ns + 1)  # unique
         self._last_ns = arrived_ns
         try:
             header = parse_header(message)
         except WireError as error:
-            raise await self._line.refuse(error) from error
+            raise await self._connection.refuse(error) from error
         if self._waiting is not None:
             self._session.drop_input(self._waiting.arrived_ns, self._waiting.file)
         self._waiting = _Input(header=header, message=message, arrived_ns=arrived_ns)
         self._arrived.set()
 
     async def run(self) -> None:
-        """Decode and submit pictures in order. Raises Goodbye after the tenth bad picture."""
+        """Decode and submit pictures in order. Raises CloseConnection after the tenth bad picture."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -98,6 +99,6 @@ class StreamInputs:
 
     async def _refuse(self, error: PictureError) -> None:
         self._bad += 1
-        await self._line.send(ErrorMessage(code="bad_picture", message=error.message, remedy=error.remedy))
+        await self._connection.send(ErrorMessage(code="bad_picture", message=error.message, remedy=error.remedy))
         if self._bad >= _MAX_BAD:
-            raise Goodbye(CloseCode.POLICY, f"{_MAX_BAD} bad pictures")
+            raise CloseConnection(CloseCode.POLICY, f"{_MAX_BAD} bad pictures")

@@ -21,8 +21,8 @@ from app.session.table import UnknownSessionError
 from pipelines.core.errors import ZoetropeError
 
 from .answers import AnswerOptions, StreamAnswers
+from .connection import CloseConnection, Connection, StreamLimits
 from .inputs import StreamInputs
-from .line import Goodbye, Line, StreamLimits
 from .messages import (
     Ack,
     Applied,
@@ -67,44 +67,44 @@ class _StreamEndpoint:
         """Serve one connection. Refusals are close codes after the handshake, because browsers hide why a handshake
         failed."""
         await websocket.accept()
-        line = Line(websocket, self._context.limits, self._limits)
+        connection = Connection(websocket, self._context.limits, self._limits)
         self._connections += 1
         try:
-            goodbye = await self._admit(line, session_id)
-        except Goodbye as refused:
-            goodbye = refused
+            reason = await self._admit(connection, session_id)
+        except CloseConnection as refusal:
+            reason = refusal
         finally:
             self._connections -= 1
-        await line.close(goodbye)
+        await connection.close(reason)
 
-    async def _admit(self, line: Line, session_id: str) -> Goodbye:
+    async def _admit(self, connection: Connection, session_id: str) -> CloseConnection:
         if self._connections > self._limits.connections:
-            raise Goodbye(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
-        hello = await self._hello(line)
+            raise CloseConnection(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
+        hello = await self._hello(connection)
         session = self._find(session_id, hello.token)
         if self._per_session[session.id] >= self._limits.per_session:
-            raise Goodbye(CloseCode.BUSY, f"busy: {self._limits.per_session} connections to this session")
+            raise CloseConnection(CloseCode.BUSY, f"busy: {self._limits.per_session} connections to this session")
         self._per_session[session.id] += 1
         session.connect()
         try:
-            return await _serve(line, session, hello, self._context, self._limits)
+            return await _serve(connection, session, hello, self._context, self._limits)
         finally:
             session.disconnect()
             self._per_session[session.id] -= 1
             self._per_session += Counter()  # removes counts of 0
 
-    async def _hello(self, line: Line) -> Hello:
+    async def _hello(self, connection: Connection) -> Hello:
         try:
             async with asyncio.timeout(self._limits.hello_s):
-                message = await line.receive()
+                message = await connection.receive()
         except TimeoutError:
-            raise Goodbye(CloseCode.TIMEOUT, f"no hello within {self._limits.hello_s:g} s") from None
+            raise CloseConnection(CloseCode.TIMEOUT, f"no hello within {self._limits.hello_s:g} s") from None
         try:
             hello = parse_client(message) if isinstance(message, str) else None
         except MessageError as error:
-            raise await line.refuse(error) from error
+            raise await connection.refuse(error) from error
         if not isinstance(hello, Hello):
-            raise await line.refuse(
+            raise await connection.refuse(
                 MessageError("The first message must be hello.", "Send hello with the session's token.")
             )
         return hello
@@ -113,21 +113,23 @@ class _StreamEndpoint:
         try:
             self._context.table.get(session_id)
         except UnknownSessionError as error:
-            raise Goodbye(CloseCode.UNKNOWN_SESSION, error.message) from error
+            raise CloseConnection(CloseCode.UNKNOWN_SESSION, error.message) from error
         try:
             return self._context.table.authorised(session_id, token)
         except UnknownSessionError as error:
-            raise Goodbye(CloseCode.WRONG_TOKEN, "the token is wrong") from error
+            raise CloseConnection(CloseCode.WRONG_TOKEN, "the token is wrong") from error
 
 
-async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext, limits: StreamLimits) -> Goodbye:
-    """Run the tasks until one ends the connection. Returns its Goodbye."""
-    inputs = StreamInputs(line, session, context)
+async def _serve(
+    connection: Connection, session: Session, hello: Hello, context: ApiContext, limits: StreamLimits
+) -> CloseConnection:
+    """Run the tasks until one ends the connection. Returns its CloseConnection."""
+    inputs = StreamInputs(connection, session, context)
     options = AnswerOptions(format=PictureFormat[hello.format.upper()], quality=hello.quality, ack_s=limits.ack_s)
-    answers = StreamAnswers(line, session, context, inputs, options)
-    states = StreamStates(line, session, context, inputs)
-    reader = _Reader(line, session, context, inputs, answers, states)
-    goodbyes: list[Goodbye] = []
+    answers = StreamAnswers(connection, session, context, inputs, options)
+    states = StreamStates(connection, session, context, inputs)
+    reader = _Reader(connection, session, context, inputs, answers, states)
+    reasons: list[CloseConnection] = []
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(reader.run())
@@ -135,9 +137,9 @@ async def _serve(line: Line, session: Session, hello: Hello, context: ApiContext
             tasks.create_task(answers.run())
             tasks.create_task(states.watch())
             tasks.create_task(states.report(hello.send_stats_ms / 1000, lambda: answers.missed))
-    except* Goodbye as group:
-        goodbyes = [error for error in group.exceptions if isinstance(error, Goodbye)]
-    return next((goodbye for goodbye in goodbyes if goodbye.code is not None), Goodbye(None))
+    except* CloseConnection as group:
+        reasons = [error for error in group.exceptions if isinstance(error, CloseConnection)]
+    return next((reason for reason in reasons if reason.code is not None), CloseConnection(None))
 
 
 class _Reader:
@@ -145,14 +147,14 @@ class _Reader:
 
     def __init__(
         self,
-        line: Line,
+        connection: Connection,
         session: Session,
         context: ApiContext,
         inputs: StreamInputs,
         answers: StreamAnswers,
         states: StreamStates,
     ) -> None:
-        self._line = line
+        self._connection = connection
         self._session = session
         self._context = context
         self._inputs = inputs
@@ -160,9 +162,9 @@ class _Reader:
         self._states = states
 
     async def run(self) -> None:
-        """Handle messages until the connection ends with Goodbye."""
+        """Handle messages until the connection ends with CloseConnection."""
         while True:
-            message = await self._line.receive()
+            message = await self._connection.receive()
             if isinstance(message, bytes):
                 await self._inputs.offer(message)
             else:
@@ -172,7 +174,7 @@ class _Reader:
         try:
             message = parse_client(text)
         except MessageError as error:
-            raise await self._line.refuse(error) from error
+            raise await self._connection.refuse(error) from error
         match message:
             case Ack():
                 self._answers.acknowledge(message.seq)
@@ -183,11 +185,11 @@ class _Reader:
                 await self._change(message.id, source)
             case Ping():
                 server_ms = asyncio.get_running_loop().time() * 1000
-                await self._line.send(Pong(id=message.id, at_ms=message.at_ms, server_ms=server_ms))
+                await self._connection.send(Pong(id=message.id, at_ms=message.at_ms, server_ms=server_ms))
             case Close():
                 await off_loop(self._context, self._session.close)
             case Hello():
-                raise await self._line.refuse(MessageError("hello was already sent.", "Open another connection."))
+                raise await self._connection.refuse(MessageError("hello was already sent.", "Open another connection."))
 
     def _apply(self, changes: Mapping[str, object]) -> None:
         self._session.apply(checked_changes(changes))
@@ -198,7 +200,7 @@ class _Reader:
             await off_loop(self._context, change)
         except ZoetropeError as error:
             _, code = status_and_code(error)
-            await self._line.send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))
+            await self._connection.send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))
         else:
             self._states.applied()
-            await self._line.send(Applied(id=number))
+            await self._connection.send(Applied(id=number))

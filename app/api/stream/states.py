@@ -10,8 +10,8 @@ from app.api.schema import plain_controls, stream_facts
 from app.session.session import Session
 from app.worker.proxy import SessionState
 
+from .connection import CloseConnection, Connection
 from .inputs import StreamInputs
-from .line import Goodbye, Line
 from .messages import CloseCode, Ended, ErrorMessage, Notice, Ready, Restarting, Taken, stream_stats
 
 _POLL_S = 1.0  # the worker's notices do not trigger the listener
@@ -20,8 +20,8 @@ _POLL_S = 1.0  # the worker's notices do not trigger the listener
 class StreamStates:
     """Watches a session for one client. Runs on the event loop."""
 
-    def __init__(self, line: Line, session: Session, context: ApiContext, inputs: StreamInputs) -> None:
-        self._line = line
+    def __init__(self, connection: Connection, session: Session, context: ApiContext, inputs: StreamInputs) -> None:
+        self._connection = connection
         self._session = session
         self._inputs = inputs
         self._taken_ns: int | None = None  # last sent to the client
@@ -37,7 +37,7 @@ class StreamStates:
         self._refused = ""
 
     async def watch(self) -> None:
-        """Report every change immediately, until the session is over; then raise Goodbye."""
+        """Report every change immediately, until the session is over; then raise CloseConnection."""
         unsubscribe = self._session.proxy.listen(self._wake)
         try:
             while True:
@@ -58,7 +58,7 @@ class StreamStates:
         while True:
             await asyncio.sleep(every_s)
             tick_ms = self._session.proxy.tick_ms
-            await self._line.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
+            await self._connection.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
 
     async def _report_changes(self) -> None:
         await self._report_taken()
@@ -68,7 +68,7 @@ class StreamStates:
         if live and not was_live:
             await self._send_ready()
         elif was_live and not live:
-            await self._line.send(Restarting(text=status.text))
+            await self._connection.send(Restarting(text=status.text))
         elif not live and not self._noticed:
             await self._notice(status.text)  # still loading
         for text in status.notices:
@@ -76,7 +76,7 @@ class StreamStates:
         if stream.notice != self._refused:
             self._refused = stream.notice
             if self._refused:
-                await self._line.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
+                await self._connection.send(ErrorMessage(code="bad_control", message=self._refused, remedy=""))
 
     async def _report_taken(self) -> None:
         taken_ns = self._session.proxy.admitted_ns
@@ -84,21 +84,21 @@ class StreamStates:
             self._taken_ns = taken_ns
             header = self._inputs.origin(taken_ns)
             if header is not None:
-                await self._line.send(Taken(seq=header.seq))
+                await self._connection.send(Taken(seq=header.seq))
 
     async def _send_ready(self) -> None:
         info, ready = self._session.proxy.info, self._context.table.workers.status_of(self._session.id).ready
         assert info is not None, "a live stream has its info"
         fresh = ready.controls if ready is not None else {}
         controls = plain_controls({**fresh, **self._session.proxy.control.changes()})
-        await self._line.send(Ready(session=self._session.id, info=stream_facts(info), controls=controls))
+        await self._connection.send(Ready(session=self._session.id, info=stream_facts(info), controls=controls))
 
     async def _notice(self, text: str) -> None:
         if text not in self._noticed:
             self._noticed.add(text)
-            await self._line.send(Notice(text=text))
+            await self._connection.send(Notice(text=text))
 
-    async def _end(self) -> Goodbye:
+    async def _end(self) -> CloseConnection:
         error, draining = self._session.error, self._context.table.draining
         if error is not None:
             ended = Ended(message=error.message, remedy=error.remedy)
@@ -106,8 +106,8 @@ class StreamStates:
             ended = Ended(message="Zoetrope is shutting down.", remedy="Connect again when it is back.")
         else:
             ended = Ended(message="The session was closed.", remedy="Open a new one.")
-        await self._line.send(ended)
-        return Goodbye(CloseCode.SHUTDOWN if draining else CloseCode.CLOSED, ended.message)
+        await self._connection.send(ended)
+        return CloseConnection(CloseCode.SHUTDOWN if draining else CloseCode.CLOSED, ended.message)
 
     def _wake(self) -> None:
         """Called on the worker handle's thread."""

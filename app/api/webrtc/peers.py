@@ -1,7 +1,7 @@
-"""WebRTC peers of sessions: made from an offer, watched while they live, and gone without a trace.
+"""WebRTC peers of sessions: created from an offer, watched while connected, and removed completely.
 
-Owns every connection of aiortc on the server's side, their number and their end. A peer connects to its session as
-every door does: when it has vanished, the session's grace time begins. Does not depend on HTTP.
+Owns all aiortc connections of the server, their number and their end. A peer counts as a connection of its session like
+any other client: when it disappears, the session's grace period begins. Independent of HTTP.
 """
 
 from __future__ import annotations

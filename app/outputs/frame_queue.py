@@ -1,4 +1,4 @@
-"""A bounded queue of frames for a writer that keeps the old: when full, new frames are rejected.
+"""A bounded queue of frames: when it is full, new frames are rejected.
 
 For recordings, where an accepted frame must not be lost. Independent of files.
 """
@@ -20,7 +20,7 @@ class Arrived:
     arrived_ns: int
 
 
-class WaitingRoom:
+class FrameQueue:
     """First in, first out. Thread-safe."""
 
     def __init__(self, max_frames: int) -> None:
@@ -28,32 +28,32 @@ class WaitingRoom:
         self._changed = threading.Condition()
         self._frames: deque[Arrived] = deque()
         self._closed = False
-        self.turned_away = 0
+        self.rejected = 0
 
     def offer(self, frame: Frame, arrived_ns: int) -> bool:
-        """Add a frame; False, and counted, if the queue is full or closed."""
+        """Add a frame. Returns False and counts it as rejected if the queue is full or closed."""
         with self._changed:
             if self._closed or len(self._frames) >= self._max:
-                self.turned_away += 1
+                self.rejected += 1
                 return False
             self._frames.append(Arrived(frame=frame, arrived_ns=arrived_ns))
             self._changed.notify_all()
             return True
 
     def take(self, timeout_s: float) -> Arrived | None:
-        """The oldest frame, waiting for one; None after `timeout_s`, or when closed and empty."""
+        """Remove and return the oldest frame, waiting for one; None after `timeout_s`, or if closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._closed, timeout_s)
             return self._frames.popleft() if self._frames else None
 
     def close(self) -> None:
-        """Accept no more frames; queued ones can still be taken."""
+        """Reject further frames; queued ones can still be taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     @property
     def done(self) -> bool:
-        """Whether it is closed and empty."""
+        """Whether the queue is closed and empty."""
         with self._changed:
             return self._closed and not self._frames

@@ -21,7 +21,7 @@ _REASON_BYTES = 123  # RFC 6455, section 5.5: a control frame carries at most 12
 _CLOSE_S = 1.0
 
 
-class Goodbye(Exception):  # noqa: N818  # not an error: ends the connection
+class CloseConnection(Exception):  # noqa: N818  # not an error: ends the connection
     """Ends the connection. code: the close code to send; None if the peer is gone."""
 
     def __init__(self, code: CloseCode | None, reason: str = "") -> None:
@@ -65,8 +65,9 @@ class RateLimit:
         return self._tokens >= 0
 
 
-class Line:
-    """An accepted WebSocket. Every method but `close` raises Goodbye if the connection must be closed or has ended."""
+class Connection:
+    """An accepted WebSocket. Every method but `close` raises CloseConnection if the connection must be closed or has
+    ended."""
 
     def __init__(self, websocket: WebSocket, sizes: ApiLimits, limits: StreamLimits) -> None:
         self._websocket = websocket
@@ -78,14 +79,14 @@ class Line:
         """The next message. No timeout: the server's pings detect dead peers."""
         event = await self._websocket.receive()
         if event["type"] == "websocket.disconnect":
-            raise Goodbye(None)
+            raise CloseConnection(None)
         if not self._rate.take(time.monotonic()):
-            raise Goodbye(CloseCode.TOO_MANY, f"more than {self._limits.messages_per_s:g} messages a second")
+            raise CloseConnection(CloseCode.TOO_MANY, f"more than {self._limits.messages_per_s:g} messages a second")
         data, text = event.get("bytes"), event.get("text")
         maximum = self._sizes.message_bytes if data is not None else self._sizes.text_bytes
         message: str | bytes = data if data is not None else (text or "")
         if len(message) > maximum or (isinstance(message, str) and len(message.encode()) > maximum):
-            raise Goodbye(CloseCode.TOO_BIG, f"a message of more than {maximum} bytes")
+            raise CloseConnection(CloseCode.TOO_BIG, f"a message of more than {maximum} bytes")
         return message
 
     async def send(self, message: Message) -> None:
@@ -96,19 +97,19 @@ class Line:
         """Send a binary message."""
         await self._send({"type": "websocket.send", "bytes": message})
 
-    async def refuse(self, error: InputError) -> Goodbye:
-        """Report a protocol violation to the client. Returns the Goodbye to raise."""
+    async def refuse(self, error: InputError) -> CloseConnection:
+        """Report a protocol violation to the client. Returns the CloseConnection to raise."""
         await self.send(ErrorMessage(code="bad_message", message=error.message, remedy=error.remedy))
-        return Goodbye(CloseCode.POLICY, error.message)
+        return CloseConnection(CloseCode.POLICY, error.message)
 
-    async def close(self, goodbye: Goodbye) -> None:
-        """Close with the goodbye's code, unless the peer is gone."""
-        if goodbye.code is None:
+    async def close(self, closing: CloseConnection) -> None:
+        """Close with the given code, unless the peer is gone."""
+        if closing.code is None:
             return
-        reason = goodbye.reason.encode()[:_REASON_BYTES].decode(errors="ignore")
+        reason = closing.reason.encode()[:_REASON_BYTES].decode(errors="ignore")
         try:
             async with asyncio.timeout(_CLOSE_S):
-                await self._websocket.close(goodbye.code, reason)
+                await self._websocket.close(closing.code, reason)
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
             return  # the peer disconnected in the meantime
 
@@ -117,6 +118,6 @@ class Line:
             async with asyncio.timeout(self._limits.send_s):
                 await self._websocket.send(event)
         except TimeoutError as error:  # the peer does not read
-            raise Goodbye(None) from error
+            raise CloseConnection(None) from error
         except (WebSocketDisconnect, RuntimeError) as error:  # RuntimeError: already closed by the server
-            raise Goodbye(None) from error
+            raise CloseConnection(None) from error
