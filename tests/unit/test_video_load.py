@@ -75,7 +75,7 @@ def test_settings_change_the_preset(tmp_path: Path) -> None:
         ({"preset": 3}, "the preset has no '3'"),
         ({"preset": {"window_frames": "many"}}, "a value of the wrong kind"),
         ({"family": "x"}, "no family of video models named 'x'"),
-        ({"family": "longlive", "preset": {"window_frames": 5}}, "does not hold 3 of the sink and 3"),
+        ({"family": "longlive", "preset": {"window_frames": 5}}, "cannot hold a sink of 3 and a pass of 3"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], said: str, base: Path, tmp_path: Path) -> None:
