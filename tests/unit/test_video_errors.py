@@ -49,7 +49,7 @@ def test_choices_that_cannot_be(options: dict[str, object], message: str) -> Non
         ({"width": 64}, "width cannot become 64 in an open stream (it is 48)"),
         ({"kv_policy": "full"}, "kv_policy cannot become 'full' in an open stream (it is 'sink')"),
         ({"steps": 4}, "steps means nothing to a video model. It is a control of an image model."),
-        ({"rewind_to": 3}, "rewind_to cannot be 3. Chunks that can be gone back to: none yet."),
+        ({"rewind_to": 3}, "rewind_to cannot be 3. Chunks that can be rewound to: none yet."),
     ],
 )
 def test_controls_that_cannot_be_change_nothing(engine: VideoEngine, control: dict[str, object], message: str) -> None:

@@ -120,7 +120,7 @@ def test_an_encoder_that_waits_on_the_host_leaves_its_device(tokenizer: Tokenize
 
 
 def test_unknown_residences(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ModelError, match=r"no place named 'cloud'.*keep, host, drop"):
+    with pytest.raises(ModelError, match=r"no residence 'cloud'.*keep, host, drop"):
         encoder(tokenizer, Loader(), residence="cloud")
 
 
