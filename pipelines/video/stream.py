@@ -57,8 +57,8 @@ class VideoStream(StreamBase):
         self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
         self._chunk_factory = ChunkFactory(core, number, index, self._stream_rows, self._chunk_schedule, past)
         self._controls = checked(core, self._chunk_schedule, default_controls(core), control)
-        place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
-        self._conditioning = StreamConditioning(core.conditioners, self._controls, place)
+        stream_place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, stream_place)
         self._past_is_stale = False  # a cut or a flush, and no chunk has begun since
         self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
         self._chunk_factory.reset()

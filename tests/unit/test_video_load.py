@@ -37,7 +37,7 @@ def test_a_folder_by_path(tmp_path: Path) -> None:
 
 def test_a_plain_folder_is_wan_and_says_that_it_is_not_causal(base: Path) -> None:
     model, said = load(base)
-    assert (model.family, model.why) == ("wan", "a Wan folder that says nothing else")
+    assert (model.family, model.why) == ("wan", "a Wan folder without any other hint")
     assert model.preset.shift == 3.0  # the folder's scheduler
     assert model.preset.guidance == 5.0
     assert "recognised as Wan 2.1" in said.text

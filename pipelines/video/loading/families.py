@@ -277,7 +277,7 @@ _TABLE = (
             clean_pass=False,
         ),
         notice=(
-            "Wan 2.1 itself is not causal: each chunk is a clip of its own of 81 frames, with 50 steps and guidance. "
+            "Wan 2.1 itself is not causal: each chunk is a separate clip of 81 frames, with 50 steps and guidance. "
             "Add the checkpoint of a causal family for a stream."
         ),
     ),

@@ -73,7 +73,7 @@ def _recognise(source: VideoSource, family: str) -> Recognised:
         why = f"by its parts {', '.join(sorted(checkpoint.parts))}"
         return Recognised(checkpoint=_read(source, identified.containers), family=identified, why=why)
     if source.checkpoint is None:
-        return Recognised(checkpoint=checkpoint, family=family_named("wan"), why="a Wan folder that says nothing else")
+        return Recognised(checkpoint=checkpoint, family=family_named("wan"), why="a Wan folder without any other hint")
     refuse_others(checkpoint.tensors, str(checkpoint.source))
     raise ModelError(
         f"{path} is a Wan 2.1 transformer, but neither its name nor its parts tell how it was trained: Self-Forcing, "

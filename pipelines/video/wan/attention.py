@@ -99,17 +99,17 @@ class _ScaledDotProduct:
 class _CudnnInParts:
     """cuDNN's kernel over several parts of the keys in parallel if that fills the device better; see attention_parts.
 
-    whole: the same kernel over all keys at once, used otherwise.
+    unsplit: the same kernel over all keys at once, used otherwise.
     """
 
-    whole: _ScaledDotProduct
+    unsplit: _ScaledDotProduct
     name: str = "cudnn-parts"
     takes_mask: bool = False
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         if device.type == "cuda" and importlib.util.find_spec("triton") is None:
             return "Joining the parts is compiled, which needs Triton."
-        return self.whole.refusal(device, dtype, head_dim)
+        return self.unsplit.refusal(device, dtype, head_dim)
 
     def frame_mask(self, allowed: torch.Tensor, tokens_per_frame: int) -> Mask:
         return dense_frame_mask(allowed, tokens_per_frame)
@@ -120,7 +120,7 @@ class _CudnnInParts:
         _check_mask(self, mask)
         parts = parts_of_keys(queries, keys)
         if parts == 1:
-            return self.whole(queries, keys, values)
+            return self.unsplit(queries, keys, values)
         return cudnn_in_parts(queries, keys, values, parts)
 
 

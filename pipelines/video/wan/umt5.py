@@ -118,7 +118,7 @@ class Umt5TextEncoder:
         self._device = device
         self._tokens = tokens
         self._kept_texts = kept_texts
-        self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._cached: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def encode(self, text: str) -> torch.Tensor:
         """Return embeddings [tokens, text_dim], at least float32, on the model's device. Longer texts are truncated.
@@ -127,18 +127,18 @@ class Umt5TextEncoder:
         OutOfMemoryError.
         """
         clean = clean_text(text)
-        if clean in self._known:
-            self._known.move_to_end(clean)
-            return self._known[clean]
+        if clean in self._cached:
+            self._cached.move_to_end(clean)
+            return self._cached[clean]
         embeds = self._encode(clean)
-        self._known[clean] = embeds
-        while len(self._known) > self._kept_texts:
-            self._known.popitem(last=False)
+        self._cached[clean] = embeds
+        while len(self._cached) > self._kept_texts:
+            self._cached.popitem(last=False)
         return embeds
 
-    def knows(self, text: str) -> bool:
+    def is_cached(self, text: str) -> bool:
         """Whether the embeddings of `text` are cached."""
-        return clean_text(text) in self._known
+        return clean_text(text) in self._cached
 
     @torch.no_grad()
     def _encode(self, clean: str) -> torch.Tensor:
