@@ -1,1 +1,1 @@
-"""The causal video engine: chunks of latent frames, generated one after the other over a rolling cache of the past."""
+"""The causal video engine: generates one chunk of latent frames after another over a rolling cache of the past."""

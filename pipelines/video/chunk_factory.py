@@ -1,6 +1,6 @@
-"""Owns how a full chunk of frames becomes a chunk in flight: its plan, its first latents, and what comes before it.
+"""Owns how a full chunk of frames becomes a chunk in flight: its steps, its initial latents, and its context passes.
 
-Knows the controls, the memory and the codec's row of one stream; no tick and no outputs.
+Uses the controls, the memory and the codec's row of one stream; independent of ticks and outputs.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class ChunkFactory:
         self._start()
 
     def _start(self) -> None:
-        self.chunks = 0  # born so far
+        self.chunks = 0  # created so far
         self._latents = 0
         self._ordinal = 0  # prompt-only frames so far
-        self._born = 0  # of all, also of those that were rewound
+        self._created = 0  # chunks, including those that were rewound
 
     @property
     def first(self) -> bool:
@@ -59,29 +59,29 @@ class ChunkFactory:
         return self._latents == 0
 
     def restart(self) -> None:
-        """The video begins anew; ordinals of prompt-only frames go on."""
+        """Begin a new video; ordinals of prompt-only frames continue."""
         self.past.restart()
         self._core.decoders[self._index].decoder.reset()
         self._motion.reset()
-        self._inputs.gap()
+        self._inputs.mark_gap()
         self.history.clear()
         self._latents = 0
 
     def reset(self) -> None:
-        """Everything begins anew."""
+        """Return to the initial state."""
         self.restart()
         self._start()
 
     def ready(self, content: FullChunk, controls: Controls) -> bool:
-        """Whether this chunk can be born in this tick."""
+        """Whether this chunk can begin in this tick."""
         steps = 0 if content.is_picture else number_of_steps(self._core, controls, first=self.first)
         return self._chunk_schedule.ready(steps)
 
     def create(
         self, content: FullChunk, controls: Controls, conditioning: StreamConditioning, stream_state: Any
     ) -> ChunkSlot:
-        """Begin a chunk, which `conditioning` has begun. stream_state: what the stream wants back when it is rewound to
-        here."""
+        """Create a chunk that `conditioning` has already begun. stream_state: what the stream needs to be rewound to
+        this chunk."""
         if content.is_picture:
             self.restart()
         elif not self.first:
@@ -99,7 +99,7 @@ class ChunkFactory:
             first_ordinal=self._ordinal,
             strength=strength,
         )
-        index = self._born % len(self._stream_rows.latents)
+        index = self._created % len(self._stream_rows.latents)
         fields = {name: memory[index][: content.latents] for name, memory in self._stream_rows.fields.items()}
         conditions = conditioning.share(content.for_conditioners(controls), fields)
         slot = ChunkSlot(birth, self._stream_rows.latents[index][:, : content.latents], conditions)
@@ -108,7 +108,7 @@ class ChunkFactory:
         self._latents += content.latents
         self._ordinal += content.kept if content.frames[0] is None else 0
         self.chunks += 1
-        self._born += 1
+        self._created += 1
         return slot
 
     def _plan(self, content: FullChunk, controls: Controls) -> tuple[ChunkSteps, float]:
@@ -121,13 +121,13 @@ class ChunkFactory:
             scale = self._motion.scale(images, controls.strength, controlled=controlled)
         else:
             self._motion.reset()
-            self._inputs.gap()
+            self._inputs.mark_gap()
         same = self._chunk_schedule.fixed_steps
         plan = chunk_plan(self._core, controls, first=self.first, noise_scale=scale, same_number=same)
         return plan, 1.0 if scale is None else scale
 
     def _fill(self, slot: ChunkSlot) -> None:
-        """The latents that the chunk starts from."""
+        """Write the latents that the chunk starts from."""
         content = slot.birth.content
         if content.is_picture:
             slot.latents.copy_(self._inputs.picture(content))
@@ -143,7 +143,7 @@ class ChunkFactory:
     # -- rewinding -----------------------------------------------------------------------------------------------------
 
     def _rewind_buffers(self, device: str | None = None) -> RewindBuffers:
-        """Memory for all that a place to rewind to copies. device: None: the streams' own."""
+        """Allocate the buffers of one rewind point. device: None: each where its source is."""
         core = self._core
         return RewindBuffers(
             cache=tuple(core.cache.snapshot_buffers(device) for _ in self._stream_rows.all_kv_rows),
@@ -171,23 +171,23 @@ class ChunkFactory:
                 cache=tuple(core.cache.snapshot(row, into=into) for row, into in rows),
                 decoder=core.decoders[self._index].decoder.snapshot(0, into=buffers.decoder),
                 encoder=encoder,
-                past=self.past.facts(),
+                past=self.past.host_state(),
                 stream_state=(stream_state, self._latents, self._motion.state(), self._inputs.fresh),
             )
         )
 
     def rewind(self, number: int) -> None:
-        """Go back to where chunk `number` was born; it is the next one."""
-        core, checkpoint = self._core, self.history.back_to(number)
-        for row, snapshot in zip(self._stream_rows.all_kv_rows, checkpoint.cache, strict=True):
+        """Go back to the beginning of chunk `number`, which will be the next one."""
+        core, point = self._core, self.history.back_to(number)
+        for row, snapshot in zip(self._stream_rows.all_kv_rows, point.cache, strict=True):
             core.cache.restore(row, snapshot)
-        core.decoders[self._index].decoder.restore(0, checkpoint.decoder)
-        if checkpoint.encoder is not None:
-            core.encoder.restore(self._index, checkpoint.encoder)
-        for tensor, kept in zip(self.past.tensors, checkpoint.buffers.past, strict=True):
+        core.decoders[self._index].decoder.restore(0, point.decoder)
+        if point.encoder is not None:
+            core.encoder.restore(self._index, point.encoder)
+        for tensor, kept in zip(self.past.tensors, point.buffers.past, strict=True):
             tensor.copy_(kept)
-        self.past.restore(checkpoint.past)
-        _, self._latents, motion, fresh = checkpoint.stream_state
+        self.past.restore(point.past)
+        _, self._latents, motion, fresh = point.stream_state
         self._motion.restore(motion)
-        self._inputs.fresh = fresh or checkpoint.encoder is None
+        self._inputs.fresh = fresh or point.encoder is None
         self.chunks = number

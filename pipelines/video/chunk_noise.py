@@ -1,7 +1,7 @@
 """Owns the noise of chunks: a pure function of (seed, latent frame, step), drawn on the CPU so that devices agree.
 
-Knows no schedule and no stream. A frame's noise depends neither on the chunk that it stands in nor on what else is in
-the batch: takes replay, and a stream of shorter chunks starts from the same noise.
+Independent of noise schedules and streams. A frame's noise depends neither on its chunk nor on the rest of the batch:
+takes replay exactly, and a stream of shorter chunks starts from the same noise.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 def draw_noise(
     shape: tuple[int, int, int], *, seed: int, step: int, first_frame: int, frames: int, locked: bool
 ) -> torch.Tensor:
-    """[C, frames, h, w] float32 for latent frames of shape (C, h, w).
+    """Return noise [C, frames, h, w] float32 for latent frames of shape (C, h, w).
 
-    step: 0 for what a chunk starts from, i for what is added after its i-th step. first_frame: index of the first
+    step: 0 for a chunk's initial noise, i for the noise added after its i-th step. first_frame: index of the first
     latent frame in its stream. locked: every frame has the noise of frame 0, so that a still picture stays still.
     """
     if locked:

@@ -1,6 +1,6 @@
-"""Owns which steps a chunk is denoised with: the preset's, another number of them, or those an input begins at.
+"""Owns which steps a chunk is denoised with: the preset's, another number of them, or those that suit an input.
 
-Knows schedules and numbers only. Raises ControlError where the numbers cannot be.
+Depends on presets and noise schedules only. Raises ControlError for impossible numbers of steps and noise scales.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .presets import VideoPreset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkSteps:
-    """steps: noisiest first. mix: the share of noise that is mixed into encoded input frames, (1 - mix) z + mix n."""
+    """steps: noisiest first. mix: the noise level of encoded input frames, (1 - mix) z + mix n."""
 
     steps: tuple[FlowStep, ...]
     mix: float = 1.0
 
 
 def prompt_steps(preset: VideoPreset, count: int = 0, *, first: bool = False) -> ChunkSteps:
-    """Steps of a chunk from the prompt alone. count: 0 for the preset's own; first: the stream's first chunk."""
+    """Return the steps of a prompt-only chunk. count: 0 for the preset's own; first: the stream's first chunk."""
     own = preset.step_list(first=first and not count)
     if count in (0, len(own.raw)):
         return ChunkSteps(steps=own.steps())
@@ -37,12 +37,12 @@ def prompt_steps(preset: VideoPreset, count: int = 0, *, first: bool = False) ->
 
 
 def input_steps(preset: VideoPreset, noise_scale: float, count: int = 0, *, same_number: bool = False) -> ChunkSteps:
-    """Steps of a chunk that redraws input frames with the given noise scale.
+    """Return the steps of a chunk that redraws input frames with the given noise scale.
 
-    Lists of raw timesteps (StreamDiffusionV2): the first step is at int(1000 s) - 100, latents are mixed with s.
-    Warped lists: the first step is at place 1000 s of the table and latents are mixed with its own level (Krea
-    realtime-video). Of the other steps those below stay. same_number: none may go (each step has a place of its own):
-    they move down in proportion instead.
+    Raw timesteps (StreamDiffusionV2): the first step is at int(1000 s) - 100, latents are mixed with s. Warped steps:
+    the first step is entry 1000 s of the table, and latents are mixed with its sigma (Krea realtime-video). Of the
+    other steps, those below the first are kept. same_number: the number of steps is fixed (each has its own cache row):
+    the others are scaled down in proportion instead.
     """
     usual = prompt_steps(preset, count).steps
     schedule = FlowSchedule(shift=preset.shift)
@@ -50,10 +50,10 @@ def input_steps(preset: VideoPreset, noise_scale: float, count: int = 0, *, same
         steps = spaced_steps(schedule, len(usual), noise_scale)
         return ChunkSteps(steps=steps, mix=steps[0].sigma)
     if preset.warp:
-        place = round(schedule.train_steps * noise_scale)
-        if not 1 <= place <= schedule.train_steps:
+        raw = round(schedule.train_steps * noise_scale)
+        if not 1 <= raw <= schedule.train_steps:
             raise ControlError(f"The noise scale {noise_scale:g} leaves no step.", "Raise the strength.")
-        entry = schedule.step(schedule.warped(place))
+        entry = schedule.step(schedule.warped(raw))
         mix = entry.sigma
     else:
         entry, mix = camera_steps(usual, schedule, noise_scale)[0], noise_scale

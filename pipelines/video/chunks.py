@@ -1,6 +1,6 @@
-"""Owns the record of one chunk: the frames it was made of, what was fixed at its birth, how far it has got.
+"""Owns the record of one chunk: its frames, what is fixed when it begins, and its progress.
 
-Knows no cache and no other chunk; its latents are a view of memory that its stream owns.
+Independent of the cache and of other chunks; its latents are a view of memory that its stream owns.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .sampling import Sampler
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FullChunk:
-    """Frames that were taken, enough for a chunk. frames: its inputs, None where prompt-only; the first `kept` give
-    outputs, the rest is padding. latents: latent frames. is_picture: one picture with which the video begins."""
+    """Accepted frames that fill a chunk. frames: its inputs, None for prompt-only frames; the first `kept` give
+    outputs, the rest is padding. latents: number of latent frames. is_picture: a single picture that begins a video."""
 
     frames: tuple[Frame | None, ...]
     kept: int
@@ -34,21 +34,21 @@ class FullChunk:
 
     @property
     def has_input(self) -> bool:
-        """Whether input frames are redrawn."""
+        """Whether the chunk redraws input frames."""
         return self.frames[0] is not None and not self.is_picture
 
     def for_conditioners(self, controls: Controls) -> NewSlot:
-        """What conditioners are told of the chunk that it becomes."""
+        """Return what conditioners need to know of the chunk made of these frames."""
         return NewSlot(controls=controls, inputs=self.frames, frames=self.latents, is_picture=self.is_picture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChunkBirth:
-    """What stays the same for a chunk's whole life.
+    """What is fixed when a chunk begins.
 
-    number: position among the chunks of its stream. plan: its steps; none for a picture. first_latent: index of its
-    first latent frame in the stream. first_ordinal: position of its first frame among the stream's prompt-only frames.
-    strength: the noise scale of its input, 1 where prompt-only.
+    number: index among the chunks of its stream. plan: its steps; empty for a picture. first_latent: index of its first
+    latent frame in the stream. first_ordinal: index of its first frame among the stream's prompt-only frames.
+    strength: the noise scale of its input; 1 for a prompt-only chunk, 0 for a picture.
     """
 
     stream: int
@@ -63,15 +63,15 @@ class ChunkBirth:
 
     @property
     def frames(self) -> int:
-        """Pictures that its latents decode to."""
+        """Number of frames that its latents decode to."""
         return frames_of(self.content.latents, first=self.first_latent == 0)
 
 
 class ChunkSlot:
-    """A chunk in flight, or finished and not pulled.
+    """A chunk in flight, or finished but not pulled.
 
-    latents: [C, n, h, w], its stream's memory. conditions: what conditioners wrote for it. step: index of the next
-    step. output: where its pictures go; its stream sets it.
+    latents: [C, n, h, w], memory of its stream. conditions: what conditioners wrote for it. step: index of the next
+    step. output: where its frames go; set by its stream.
     """
 
     __slots__ = ("birth", "conditions", "latents", "output", "step")
@@ -90,16 +90,16 @@ class ChunkSlot:
 
     @property
     def remaining(self) -> int:
-        """Steps that it still needs."""
+        """Number of steps left."""
         return len(self.steps) - self.step
 
     @property
     def timestep(self) -> float:
-        """Of its next step."""
+        """Timestep of its next step."""
         return self.steps[self.step].timestep
 
     def noise(self, step: int) -> torch.Tensor:
-        """[C, n, h, w] on the latents' device: 0 for the start, i for what follows its i-th step."""
+        """Return noise [C, n, h, w] on the latents' device. step: 0 for the initial noise, i after the i-th step."""
         channels, frames, height, width = self.latents.shape
         controls = self.birth.controls
         drawn = draw_noise(
@@ -115,7 +115,7 @@ class ChunkSlot:
         return drawn.to(self.latents.device, dtype=self.latents.dtype, non_blocking=True)
 
     def advance(self, velocity: torch.Tensor) -> None:
-        """One step on. velocity: [C, n, h, w], of the next step's pass."""
+        """Advance by one step. velocity: [C, n, h, w], from that step's pass."""
         now, after = self.steps[self.step], self.step + 1
         following = self.steps[after] if after < len(self.steps) else None
         moved = self.birth.sampler(self.latents, velocity, now, following, lambda: self.noise(after))

@@ -1,6 +1,6 @@
-"""Owns which controls a video stream can take, the model's defaults of them, and what they say of the next chunk.
+"""Owns the validation of a video stream's controls, their defaults for a model, and what follows for the next chunk.
 
-Knows the preset and the kind of stream; no cache and no frame.
+Depends on the preset and the chunk schedule; independent of the cache and of frames.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .schedules import ChunkSchedule
 from .state import VideoCore
 
 EVENTS = Control(scene_cut=False, rewind_to=-1)
-"""Controls that ask for something once, as they are when it is done."""
-_MIN_SCALE = {True: 0.02, False: 0.11}  # of noise, by whether the preset's steps are warped
+"""One-off requests, with the values they return to."""
+_MIN_SCALE = {True: 0.02, False: 0.11}  # smallest noise scale, by whether the preset's steps are warped
 
 
 def default_controls(core: VideoCore) -> Controls:
-    """The table's defaults with the model's own."""
+    """Return the control table's defaults, overridden by the model's."""
     preset = core.preset
     fixed = {
         "model": core.model.name,
@@ -40,7 +40,7 @@ def default_controls(core: VideoCore) -> Controls:
 
 
 def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, control: Control) -> Controls:
-    """`current` with `control` applied. Raises ControlError, with the remedy, where that cannot be."""
+    """Return `current` with `control` applied. Raises ControlError, with the remedy, for invalid values."""
     candidate = changeable(current, control, engine="video")
     preset = core.preset
     for name in ("chunk_frames", "first_chunk_frames"):
@@ -52,7 +52,7 @@ def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, c
     count = candidate.chunk_steps
     if chunk_schedule.fixed_steps and count > len(preset.steps):
         raise ControlError(
-            f"chunk_steps cannot be {count}.", f"This kind of stream has a place for each of {len(preset.steps)} steps."
+            f"chunk_steps cannot be {count}.", f"This kind of stream runs at most {len(preset.steps)} steps."
         )
     prompt_steps(preset, count)
     strength = candidate.strength
@@ -62,8 +62,8 @@ def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, c
     input_steps(preset, strength, count, same_number=chunk_schedule.fixed_steps)
     if candidate.guidance_scale > 1 and core.branches == 1:
         raise ControlError(
-            f"guidance_scale cannot be {candidate.guidance_scale:g}: these streams have no place for a "
-            "negative prompt, as the weights were distilled without.",
+            f"guidance_scale cannot be {candidate.guidance_scale:g}: these streams have no cache row for a "
+            "negative prompt, as the weights were distilled without guidance.",
             "Leave it at 1, or load the engine with guidance.",
         )
     if candidate.input_use == "first-frame" and not chunk_schedule.takes_pictures:
@@ -79,29 +79,29 @@ def checked(core: VideoCore, chunk_schedule: ChunkSchedule, current: Controls, c
 
 
 def check_rewind(chunk_schedule: ChunkSchedule) -> None:
-    """Raise ControlError where chunks overlap in time: there is no moment to go back to."""
+    """Raise ControlError if chunks overlap in time: there is then no moment to rewind to."""
     if not chunk_schedule.can_rewind:
         raise ControlError(
-            "rewind_to is for streams that denoise one chunk after another.",
+            "rewind_to works only in streams that denoise one chunk after another.",
             "Load the engine with the kind of stream 'chunk'.",
         )
 
 
 def chunk_latents(core: VideoCore, controls: Controls, *, first: bool) -> int:
-    """Latent frames of the next chunk."""
+    """Return the latent frames of the next chunk."""
     usual = controls.chunk_frames or core.preset.chunk_frames
     return (controls.first_chunk_frames or usual) if first else usual
 
 
 def number_of_steps(core: VideoCore, controls: Controls, *, first: bool) -> int:
-    """Steps of the next chunk from the prompt; of one from input frames at most."""
+    """Return the steps of the next chunk if it is prompt-only; a chunk of input frames has at most that many."""
     return len(prompt_steps(core.preset, controls.chunk_steps, first=first).steps)
 
 
 def chunk_plan(
     core: VideoCore, controls: Controls, *, first: bool, noise_scale: float | None, same_number: bool
 ) -> ChunkSteps:
-    """The steps of the next chunk. noise_scale: None where it comes from the prompt alone."""
+    """Return the steps of the next chunk. noise_scale: of its input frames; None if it is prompt-only."""
     count = controls.chunk_steps
     if noise_scale is None:
         return prompt_steps(core.preset, count, first=first)

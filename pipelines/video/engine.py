@@ -1,6 +1,6 @@
-"""Owns the causal video engine: its streams, and the tick that brings each one pass on, batched where shapes agree.
+"""Owns the causal video engine: its streams, and the tick that advances each by one pass, batched where shapes match.
 
-Knows no files, no HTTP and no other engine. docs/video-engine.md tells a tick in order.
+Independent of files, HTTP and the image engine. docs/video-engine.md describes a tick step by step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 
 class VideoEngine(EngineBase[VideoStream]):
-    """Runs one causal video model for up to `core.streams` streams. conditioners: what may steer a chunk.
+    """Runs one causal video model for up to `core.streams` streams. conditioners: what can steer a chunk.
 
     Raises ControlError, InputError, ModelError.
     """
@@ -61,12 +61,12 @@ class VideoEngine(EngineBase[VideoStream]):
         self._timings = TickTimings(self.core.log)
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> VideoStream:
-        """Raises InputError when all rows are taken."""
+        """Raises InputError if all rows are in use."""
         used = {stream.index for stream in self._streams.values()}
         free = [index for index in range(self.core.streams) if index not in used]
         if not free:
             raise InputError(
-                f"All {self.core.streams} streams of this engine are taken.",
+                f"All {self.core.streams} streams of this engine are in use.",
                 "Close one, or load the engine with a larger max_streams.",
             )
         stages = [make() for make in self._make_stages]
@@ -74,11 +74,10 @@ class VideoEngine(EngineBase[VideoStream]):
 
     @torch.inference_mode()
     def tick(self) -> None:
-        """One pass of every open stream that has something to do. Without any nothing happens, and the tick is not
-        counted.
+        """Run one pass of every open stream that has work. If none has, nothing happens and the tick is not counted.
 
-        Raises OutOfMemoryError, or StreamError when one stream's own part fails: then close a stream and call it again
-        before anything else; the others lose nothing.
+        Raises OutOfMemoryError, or StreamError if the failure belongs to one stream: close a stream, then call `tick`
+        again before anything else; the other streams lose nothing.
         """
         self._timings.log_finished()
         streams = {number: stream for number, stream in self._streams.items() if stream.has_work}
@@ -105,7 +104,7 @@ class VideoEngine(EngineBase[VideoStream]):
             raise failures[0]
 
     def _pass(self, wanted: dict[int, list[PassRequest]]) -> dict[int, list[torch.Tensor]]:
-        """The velocities of each stream's requests."""
+        """Return the velocities of each stream's requests."""
         requests = [request for own in wanted.values() for request in own]
         with MemoryWatch() as memory:
             velocities = iter(self.core.passes.run(requests) if requests else ())
@@ -114,7 +113,7 @@ class VideoEngine(EngineBase[VideoStream]):
         return {number: [next(velocities) for _ in own] for number, own in wanted.items()}
 
     def _decode(self, done: Sequence[tuple[int, ChunkSlot]]) -> list[StreamError]:
-        """The pictures of the chunks that ended. A stream whose decoding fails is of no use any more."""
+        """Decode the chunks that are clean. Returns the errors of streams whose decoding failed; those are unusable."""
         failures = []
         for number, slot in done:
             try:
@@ -155,5 +154,5 @@ class VideoEngine(EngineBase[VideoStream]):
 
 def _smaller(options: VideoOptions, *, streams: int) -> str:
     choices = [*(["close a stream"] if streams > 1 else []), "a smaller --size", "a smaller --window-frames"]
-    choices += ["keys and values as 8-bit integers"] if options.storage != "int8" else []
+    choices += ["an 8-bit KV cache"] if options.storage != "int8" else []
     return f"Use {', or '.join(choices)}."

@@ -1,6 +1,6 @@
-"""Owns passes of a denoiser as an executor runs them: what a captured pass may be replayed for.
+"""Owns how an executor runs a denoiser's passes: which passes can share a captured graph.
 
-Does not depend on a network, a schedule, a chunk or a stream.
+Independent of the network, chunk schedules, chunks and streams.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .model import VideoCondition, VideoDenoiser
 from .wan.text_cache import TextView
 
 WARM_PASSES = 6
-"""More than one chunk has passes, so that the phase in which a cache fills is not captured."""
+"""Eager passes before capture: more than a chunk has, so that the phase in which a cache fills is not captured."""
 
 
 class ExecutedDenoiser:
     """A `VideoDenoiser` whose calls an executor runs.
 
-    A pass is captured when several of the same kind have run, which the steady state of a cache brings; until then,
-    and where a view's addresses do not last, it runs without a graph. Latents, timesteps and the condition's inputs are
-    inputs of a graph; text and keys and values are read where they are.
+    A pass is captured once several of the same kind have run, as they do in a cache's steady state; until then, and if
+    a view's addresses are not stable, it runs eagerly. Latents, timesteps and the condition's inputs are inputs of the
+    graph; text, keys and values are read in place.
     """
 
     def __init__(self, denoiser: VideoDenoiser, calls: Calls) -> None:
@@ -45,7 +45,7 @@ class ExecutedDenoiser:
 
 
 def _capture_key(names: tuple[str, ...], text: TextView, kv: KVView) -> Hashable | None:
-    """None: the pass reads memory that does not outlast it."""
+    """Return the key of a pass's graph; None if the pass reads temporary memory."""
     if text.signature is None or kv.rows != tuple(range(kv.rows[0], kv.rows[-1] + 1)):
         return None
     return names, kv.signature, text.signature

@@ -1,6 +1,6 @@
-"""Owns the way of input frames into a chunk: bytes to pixels, the streaming encoder of one stream, the first picture.
+"""Owns how input frames become latents: bytes to pixels, one stream's row of the encoder, the picture of a video.
 
-Knows the codec and one row of it; no noise and no steps.
+Independent of noise and steps.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from .state import VideoCore
 
 
 class InputLatents:
-    """Encodes the input of one stream, in its row.
+    """Encodes the input of one stream, in its row of the encoder.
 
-    An encoder looks back. After a gap it begins anew: the first picture, once more, stands for the past it lacks.
-    fresh: the row has seen nothing of what came directly before.
+    The encoder is causal and carries state. After a gap it is reset, and the first frame, repeated, stands in for the
+    missing past. fresh: the row's state does not belong to the frames directly before.
     """
 
     def __init__(self, core: VideoCore, index: int) -> None:
         self._core, self._index = core, index
         self.fresh = True
 
-    def gap(self) -> None:
-        """What comes next does not follow what was encoded last."""
+    def mark_gap(self) -> None:
+        """Note that the next input does not follow the frames that were encoded last."""
         self.fresh = True
 
     def encode(self, content: FullChunk, *, first: bool) -> torch.Tensor:
-        """Latents [C, n, h, w] of a chunk's input frames. first: the chunk begins the stream."""
+        """Return latents [C, n, h, w] of a chunk's input frames. first: the chunk begins the stream."""
         encoder, rows = self._core.encoder, [self._index]
         pixels = self._pixels(content)
         if self.fresh:
@@ -39,11 +39,11 @@ class InputLatents:
         return encoder.encode(pixels, rows)[0]
 
     def picture(self, content: FullChunk) -> torch.Tensor:
-        """Latents [C, 1, h, w] of the picture that begins a video."""
+        """Return latents [C, 1, h, w] of the picture that begins a video."""
         return self._core.encode_pictures(self._pixels(content)[:, :, 0])
 
     def _pixels(self, content: FullChunk) -> torch.Tensor:
-        """[1, 3, F, H, W] float32 in [0, 1] on the device; the bytes travel, and nothing waits for them."""
+        """Return pixels [1, 3, F, H, W] float32 in [0, 1] on the device; uint8 is transferred, without waiting."""
         device = self._core.model.device
         images = torch.from_numpy(np.stack([frame.image for frame in content.frames if frame is not None]))
         if device.type == "cuda":

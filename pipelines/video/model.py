@@ -1,7 +1,7 @@
-"""The seam between loading, backends and the video engine: what a causal video model is, in parts with contracts.
+"""The contracts between loading, backends and the video engine: what a causal video model consists of.
 
-pipelines/video/loading/load.py reads `VideoNetworks`, a backend makes a `VideoRuntime` of them, the engine runs the
-`VideoModel` that holds both. None depends on the inside of another.
+pipelines/video/loading/load.py reads `VideoNetworks`, a backend makes a `VideoRuntime` of them, and the engine runs the
+`VideoModel` that holds both. None depends on the internals of another.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .wan.umt5 import TextEncoder
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VideoCondition:
-    """What a denoiser is told about each of B entries of a pass beside latents and timesteps.
+    """Conditioning of a pass over B rows, in addition to latents and timesteps.
 
     text: the prompts' keys and values. inputs: keyword inputs of the network, each [B, F, ...] on the device:
-    {"actions": [B, F, 5] float32 in [-1, 1]} of a model that takes actions, else none.
+    {"actions": [B, F, 5] float32 in [-1, 1]} for a model that takes actions, else empty.
     """
 
     text: TextView
@@ -41,9 +41,9 @@ class VideoDenoiser(Protocol):
     """velocity = denoiser(latents, timesteps, condition, kv).
 
     latents: [B, C, F, h, w] noisy latents x_t. timesteps: [B, F] float32 in [0, 1000], one for each latent frame.
-    kv: what the pass sees of the cache, and where it leaves its keys and values. Returns the velocity v = noise - x0,
-    [B, C, F, h, w], valid until the next call. Not x0 as an image denoiser does: flow samplers (Euler's step x + ds v)
-    need the velocity, and v of x0 = x_t - s v would lose digits at small s.
+    kv: what the pass sees of the cache, and where it writes its keys and values. Returns the velocity v = noise - x0,
+    [B, C, F, h, w], valid until the next call. An image denoiser returns x0; flow samplers (Euler's step x + ds v) need
+    the velocity, and recovering v from x0 = x_t - s v would lose precision at small s.
     """
 
     def __call__(
@@ -52,14 +52,14 @@ class VideoDenoiser(Protocol):
 
 
 class MakeFrameDecoder(Protocol):
-    """A new frame decoder for `rows` streams of height × width pixels, whose calls the executor runs."""
+    """Make a frame decoder for `rows` streams of height × width pixels, whose calls the executor runs."""
 
     def __call__(self, executor: Executor, *, height: int, width: int, rows: int = 1) -> FrameDecoder: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VideoNetworks:
-    """What was loaded, for a backend to make a runtime of. attention: the kernel that was chosen for it."""
+    """The loaded networks, from which a backend makes a runtime. attention: the chosen attention kernel."""
 
     transformer: CausalWanTransformer
     codec: VideoCodec
@@ -68,9 +68,9 @@ class VideoNetworks:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VideoRuntime:
-    """What a video engine calls; a backend makes it.
+    """What a video engine calls; made by a backend.
 
-    backend: its name, to be shown. kernels: of the KV cache. make_executor: each engine has its own executor.
+    backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine.
     """
 
     backend: str
@@ -87,10 +87,11 @@ MakeVideoRuntime = Callable[[VideoNetworks], VideoRuntime]
 class VideoModel:
     """A loaded causal video model.
 
-    name: what to call it. family: of loading/families.py, and why it was taken for that: both are shown.
-    transformer: its sizes, and the prompts' way into the cache; passes go through `runtime`.
-    text: prompts to embeddings [512, D] on the device. preset: defaults that suit the weights. licence: one line.
-    commercial: False where the licence forbids commercial use. weights: what became of the checkpoint's names.
+    name: for display. family: a name of loading/families.py; why: how it was recognised; both are shown.
+    transformer: for its sizes, and to project prompts into the text cache; passes go through `runtime`.
+    text: encodes prompts to embeddings [tokens, D] on the device. preset: defaults that suit the weights.
+    licence: one line. commercial: False if the licence forbids commercial use. weights: how the checkpoint's names were
+    matched.
     """
 
     name: str
@@ -109,7 +110,7 @@ class VideoModel:
 
     @property
     def takes_actions(self) -> bool:
-        """Whether camera and subject can be moved (`actions`)."""
+        """Whether the model takes actions, which move camera and subject."""
         return self.transformer.action_embedder is not None
 
     @property

@@ -1,6 +1,6 @@
-"""Owns what a user may choose of a video engine, and what follows from it and the model's preset.
+"""Owns the options of a video engine, and the preset and the policy that follow from them and the model's preset.
 
-Raises errors that name the value and the remedy. Knows no tensors and no stream.
+Raises errors that name the value and the remedy. Independent of tensors and streams.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .presets import VideoPreset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoOptions:
-    """0, "" and -1 stand for what suits the model.
+    """0, "" and -1 stand for the model's default.
 
-    width, height: pixels. stream: a name of streams.STREAMS. policy, policy_options: of cache.kv.policies.
-    chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams that are open at once, 0: up to 4, as
-    memory allows. guidance: whether streams have a second row for the negative prompt; None: where the preset needs it.
-    storage: of keys and values (cache.kv.bank.STORAGES). rewind_bytes: memory of a stream's snapshots to rewind to.
-    work_dtype: of latents between passes; float32 except in tests. stages: of pipelines.stages.table.
+    width, height: pixels. stream: a name of presets.STREAMS. policy, policy_options: of cache.kv.policies.
+    chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams open at once; 0: up to 4, as memory
+    allows. guidance: whether streams have a second row for the negative prompt; None: if the preset needs it.
+    storage: of keys and values (cache.kv.bank.STORAGES). rewind_bytes: memory of a stream's rewind points.
+    work_dtype: of latents between passes; float32 except in tests. stages: names of pipelines.stages.table.
     """
 
     width: int = 0
@@ -56,10 +56,10 @@ class VideoOptions:
 
 
 def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
-    """The preset with the user's choices. Another policy brings along what the preset says of it, and none of the
-    options of the preset's own.
+    """Return the preset with the user's choices applied. Choosing another policy replaces the policy options by those
+    that the preset lists for it.
 
-    Raises ModelError when the window cannot hold sink and chunk.
+    Raises ModelError if the window cannot hold the sink and one pass.
     """
     changes: dict[str, Any] = {
         name: value
@@ -85,7 +85,7 @@ def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
 
 
 def chosen_policy(preset: VideoPreset, grid: tuple[int, int]) -> KVPolicy:
-    """The cache policy of a preset for a grid of tokens. Raises ControlError, ModelError."""
+    """Make a preset's cache policy for a grid of tokens. Raises ControlError, ModelError."""
     options = preset.cache_options()
     try:
         return make_policy(preset.policy, grid=grid, **options)
@@ -94,7 +94,7 @@ def chosen_policy(preset: VideoPreset, grid: tuple[int, int]) -> KVPolicy:
 
 
 def check_size(width: int, height: int, multiple: int) -> None:
-    """Raises ControlError unless both sides are positive multiples of `multiple` pixels."""
+    """Raise ControlError unless both sides are positive multiples of `multiple` pixels."""
     for name, value in (("width", width), ("height", height)):
         if value <= 0 or value % multiple:
             nearest = max(multiple, round(value / multiple) * multiple)

@@ -1,6 +1,6 @@
-"""Owns one tick's passes of the transformer: requests of all streams, in as few batches as their shapes allow.
+"""Owns one tick's passes of the transformer: the requests of all streams, in as few batches as their shapes allow.
 
-Knows latents, timesteps and rows; not what a pass is for, nor what becomes of its result. Nothing waits for the device.
+Independent of what a pass is for and what its result is used for. Does not synchronise with the device.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .wan.text_cache import TextKVCache
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PassRequest:
-    """One pass that a stream wants in this tick.
+    """One pass that a stream requests in this tick.
 
-    latents: [C, F, h, w]. timesteps: one for each of the F frames. conditions: what conditioners say of each.
-    kv_rows, text_rows: the row of the prompt, and where the stream has one that of the negative prompt. view_frames:
-    the first frames of the chunk in the cache that the pass consists of; None: all. scale: of guidance, where there are
+    latents: [C, F, h, w]. timesteps: one for each of the F frames. conditions: of conditioners, for each frame.
+    kv_rows, text_rows: the row of the prompt and, if the stream has one, that of the negative prompt. view_frames: how
+    many of the first frames of the cache's current chunk the pass covers; None: all. scale: guidance scale, used with
     two rows.
     """
 
@@ -45,7 +45,7 @@ class PassRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """One entry of a batch: a request's branch (0 the prompt, 1 the negative prompt)."""
+    """One row of a batch: one branch of a request (0: the prompt, 1: the negative prompt)."""
 
     request: int
     branch: int
@@ -69,7 +69,7 @@ class PassRunner:
         self._conditioners = conditioners
 
     def run(self, requests: Sequence[PassRequest]) -> list[torch.Tensor]:
-        """The velocity [C, F, h, w] of each request, guided."""
+        """Return the velocity [C, F, h, w] of each request, with guidance applied."""
         branches: dict[tuple[int, int], torch.Tensor] = {}
         groups = self._groups(requests)
         for group in groups:
@@ -86,7 +86,7 @@ class PassRunner:
         return guided(positive, branches[number, 1], request.scale)
 
     def _groups(self, requests: Sequence[PassRequest]) -> list[list[_Entry]]:
-        """Entries that one batch takes: equal frames, equal ranges of the cache; in the order of their rows."""
+        """Group entries into batches: equal frames and equal ranges of the cache, in order of cache rows."""
         by_shape: dict[tuple[int, int | None], dict[int, _Entry]] = {}
         for number, request in enumerate(requests):
             shape = (request.latents.shape[1], request.view_frames)
@@ -126,7 +126,7 @@ class PassRows:
         latents: torch.Tensor,
         timesteps: torch.Tensor,
     ) -> None:
-        """conditions, branches: one for each row of the batch; 1 evaluates the negative prompt."""
+        """conditions, branches: one for each row of the batch; branch 1 is the negative prompt."""
         self._conditions, self._branches = conditions, branches
         self._branched = frozenset(name for conditioner in conditioners for name in conditioner.branched)
         self.latents, self.timesteps = latents, timesteps
@@ -144,7 +144,7 @@ class PassRows:
 
 
 def to_device(numbers: Sequence[Sequence[object]], device: torch.device) -> torch.Tensor:
-    """float32 on the device, without waiting."""
+    """Return the numbers as float32 on the device, without synchronising."""
     host = torch.tensor(numbers, dtype=torch.float32)
     if device.type == "cuda":
         host = host.pin_memory()

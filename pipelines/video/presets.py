@@ -1,6 +1,6 @@
-"""Owns what a family of video models is used with: its preset of steps, cache and size, and its licence.
+"""Owns the preset of a family of video models (steps, cache policy, size) and its licence.
 
-Knows no names of families, no files and no tensors.
+Independent of particular families, files and tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SAMPLERS = ("renoise", "euler")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Licence:
-    """What the weights may be used for, as their publisher says. commercial False: the user is told before use."""
+    """What the publisher permits the weights to be used for. commercial: False warns the user before use."""
 
     name: str
     commercial: bool = True
@@ -28,7 +28,7 @@ class Licence:
 
     @property
     def summary(self) -> str:
-        """One line for the page and for `zoetrope models`."""
+        """One line for display, on the page and by `zoetrope models`."""
         parts = [self.name, *(() if self.commercial else ("no commercial use",)), *((self.note,) if self.note else ())]
         return "; ".join(parts)
 
@@ -37,16 +37,16 @@ class Licence:
 class VideoPreset:
     """Defaults of one family; the user may change each of them.
 
-    steps: of 0..1000, falling, in the family's own list (a closing 0 only where it is a real last pass, as in Krea's).
-    warp: they are places in the table of 1000 shifted timesteps (T -> table[1000 - T]), else they are given to the
-    network as they stand. shift: of the flow-matching table. first_steps: the list for a stream's first chunk; empty
-    for the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent frames. policy: a name of
-    cache.kv.policies.POLICIES, policy_options its fields beside these sizes, other_policies those that suit the weights
-    where the user chooses another policy, by its name. stream: "chunk" (n steps, then a clean
-    pass), "step-batch" (a row for each step, no clean pass) or "rolling" (all steps in one joint window). sampler:
-    "renoise" (fresh noise between steps, the few-step models) or "euler". guidance: 1 where the model needs no negative
-    prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values. strength: how far input frames are
-    noised. width, height: pixels.
+    steps: the family's published list, decreasing, each in 0..1000 (it ends in 0 only if that is a real last pass, as
+    in Krea's). warp: True: steps are indices into the table of 1000 shifted timesteps (T -> table[1000 - T]); False:
+    they are the network's timesteps themselves. shift: of the flow-matching schedule. first_steps: the list for a
+    stream's first chunk; empty: the same. chunk_frames, window_frames (sink and chunk included), sink_frames: latent
+    frames. policy: a name of cache.kv.policies.POLICIES; policy_options: its fields besides these sizes;
+    other_policies: by name of another policy, the options that suit the weights. stream: "chunk" (n steps, then a clean
+    pass), "step-batch" (a cache row for each step, no clean pass) or "rolling" (all steps in one joint window).
+    sampler: "renoise" (fresh noise between steps, for few-step models) or "euler". guidance: guidance scale, 1 for
+    models that need no negative prompt. clean_pass: whether a pass at t = 0 rewrites the chunk's keys and values.
+    strength: how far input frames are noised, (0, 1]. frame_rate: frames per second. width, height: pixels.
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -74,10 +74,10 @@ class VideoPreset:
             falling = list(steps) == sorted(set(steps), reverse=True)
             if not falling or any(not 0 <= step <= 1000 for step in steps):
                 raise ModelError(
-                    f"The steps {steps} do not fall from at most 1000.", "Give for example 1000,750,500,250."
+                    f"The steps {steps} do not decrease from at most 1000.", "Give for example 1000,750,500,250."
                 )
         if not self.steps:
-            raise ModelError("A preset without steps makes nothing.", "Give at least one step, for example 1000.")
+            raise ModelError("The preset has no steps.", "Give at least one step, for example 1000.")
         if self.stream not in STREAMS:
             raise ModelError(f"There is no kind of stream {self.stream!r}.", f"Use one of: {', '.join(STREAMS)}.")
         if self.sampler not in SAMPLERS:
@@ -85,25 +85,25 @@ class VideoPreset:
         minimum = self.sink_frames + self.pass_frames
         if self.chunk_frames < 1 or self.sink_frames < 0 or self.window_frames < minimum:
             raise ModelError(
-                f"A window of {self.window_frames} latent frames does not hold {self.sink_frames} of the sink and "
-                f"{self.pass_frames} of one pass.",
+                f"A window of {self.window_frames} latent frames cannot hold a sink of {self.sink_frames} and "
+                f"a pass of {self.pass_frames}.",
                 f"Use chunks of at least 1, a sink of at least 0 and a window of at least {minimum}.",
             )
 
     @property
     def pass_frames(self) -> int:
-        """Latent frames of one denoising pass: a chunk, or one for each step where they move in a joint window."""
+        """Latent frames of one denoising pass: one chunk, or in a joint window one chunk for each step."""
         return self.chunk_frames * (len(self.steps) if self.stream == "rolling" else 1)
 
     def step_list(self, *, first: bool = False) -> StepList:
-        """The steps as pipelines/video/flow.py takes them. first: of a stream's first chunk."""
+        """Return the steps as a `StepList`. first: of a stream's first chunk."""
         from .flow import StepList
 
         raw = self.first_steps if first and self.first_steps else self.steps
         return StepList(raw=raw, shift=self.shift, warp=self.warp)
 
     def cache_options(self) -> dict[str, Any]:
-        """What cache.kv.policies.make_policy takes beside the name and the grid. Raises ModelError: no such policy."""
+        """Return the options of cache.kv.policies.make_policy. Raises ModelError if there is no such policy."""
         from cache.kv.policies import POLICIES
 
         if self.policy not in POLICIES:

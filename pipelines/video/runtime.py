@@ -1,6 +1,6 @@
-"""Owns the plainest runtime of a video model: its networks as they are, in PyTorch, without graphs.
+"""Owns the eager runtime of a video model: its networks in plain PyTorch, neither compiled nor captured.
 
-Backends build on it: pipelines/backends/.
+The backends in pipelines/backends/ build on it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .wan.denoiser import WanDenoiser
 
 
 def plain_runtime(networks: VideoNetworks) -> VideoRuntime:
-    """The networks as they are."""
+    """Return the eager runtime of the networks."""
     return VideoRuntime(
         backend="eager",
         denoiser=WanDenoiser(networks.transformer, BlockExecution(attention=networks.attention)),
@@ -33,7 +33,8 @@ def plain_runtime(networks: VideoNetworks) -> VideoRuntime:
 def frame_decoders(
     codec: VideoCodec, decode_all: Callable[[VideoDecoder, torch.Tensor], torch.Tensor] = decode_later
 ) -> MakeFrameDecoder:
-    """Makes frame decoders over a codec's streaming decoders. decode_all: `decode_later`, or that compiled."""
+    """Return a factory of frame decoders over a codec's streaming decoders. decode_all: `decode_later`, or it
+    compiled."""
 
     def make(executor: Executor, *, height: int, width: int, rows: int = 1) -> FrameDecoder:
         return CodecFrameDecoder(

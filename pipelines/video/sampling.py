@@ -1,6 +1,6 @@
-"""Owns how one step brings a chunk's latents to the next noise level: the samplers, in one table.
+"""Owns the samplers, in one table: how one step takes a chunk's latents to the next noise level.
 
-Pure functions over pipelines/video/flow.py. Knows no stream and no cache.
+Pure functions over pipelines/video/flow.py. Independent of streams and the cache.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from .flow import FlowStep, denoised, euler_step, noised
 
 Noise = Callable[[], torch.Tensor]
 Sampler = Callable[[torch.Tensor, torch.Tensor, FlowStep, FlowStep | None, Noise], torch.Tensor]
-"""(latents, velocity, this step, the next one or None, noise for the next) -> latents; [C, F, h, w].
+"""(latents, velocity, this step, next step or None, noise for the next step) -> latents; all [C, F, h, w].
 
-The last step gives x0. `noise` is called where the sampler needs some.
+The last step returns x0. `noise` is called only by samplers that use it.
 """
 
 
@@ -33,7 +33,7 @@ def renoise(
 def euler(
     latents: torch.Tensor, velocity: torch.Tensor, now: FlowStep, following: FlowStep | None, noise: Noise
 ) -> torch.Tensor:
-    """x' = x + (sigma' - sigma) v, the last sigma' is 0."""
+    """x' = x + (sigma' - sigma) v; sigma' is 0 after the last step."""
     target = 0.0 if following is None else following.sigma
     return euler_step(latents[None], velocity[None], _level(now.sigma, latents), _level(target, latents))[0]
 
@@ -43,5 +43,5 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType({"renoise": renoise, "euler":
 
 
 def _level(sigma: float, like: torch.Tensor) -> torch.Tensor:
-    """[1, 1] float64 on the device; a fill, nothing waits."""
+    """Return sigma as [1, 1] float64 on the device of `like`, by a fill, which does not synchronise."""
     return torch.full((1, 1), sigma, dtype=torch.float64, device=like.device)

@@ -1,7 +1,7 @@
 """Owns what the streams of one video engine share: sizes, caches, codec state, text, the tick count and the log.
 
-All memory for streams is allocated here, at the beginning, but for encoders (at the first input frame). Knows no single
-stream and runs no tick.
+Allocates all memory of streams when the engine is made, except encoders (at the first input frame). Independent of
+any single stream; runs no ticks.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ _BUFFERS = 4  # of finished chunks, for each stream
 
 
 class PromptEmbeddings:
-    """A text encoder as pipelines.image.model.PromptEncoder."""
+    """Adapts a text encoder to pipelines.core.conditions.PromptEncoder."""
 
     def __init__(self, model: VideoModel) -> None:
         self._text = model.text
 
     def encode(self, text: str) -> TextCondition:
-        """[512, D] embeddings."""
+        """Return the embeddings [tokens, D] of a text."""
         return TextCondition(embeds=self._text.encode(text))
 
 
 class VideoCore:
-    """The shared state of a video engine. Raises ControlError and ModelError for choices that cannot be."""
+    """The shared state of a video engine. Raises ControlError, InputError or ModelError for invalid options."""
 
     def __init__(
         self,
@@ -103,13 +103,13 @@ class VideoCore:
         chunkwise = self.preset.stream == "chunk"
         if not chunkwise and self.preset.policy in ("rebuild", "dual"):
             raise InputError(
-                f"The cache policy {self.preset.policy!r} passes context before a chunk or a shot; a stream of the "
-                f"kind {self.preset.stream!r} cannot.",
+                f"The cache policy {self.preset.policy!r} passes context before a chunk or a shot, which a stream of "
+                f"the kind {self.preset.stream!r} cannot do.",
                 "Use the kind 'chunk', or another policy.",
             )
 
     def _make_decoder(self) -> FrameDecoder:
-        """Of one stream: alone in its rows, a decoder can be captured."""
+        """Make the decoder of one stream; a decoder with a single row can be captured."""
         return self.model.runtime.make_frame_decoder(self.executor, height=self.height, width=self.width)
 
     def _make_cache(self) -> KVCache:
@@ -138,7 +138,7 @@ class VideoCore:
         )
 
     def _fitting_streams(self) -> int:
-        """As many as fit into most of the free memory of a GPU, at least one and at most four."""
+        """How many streams' KV caches fit into the free memory of a GPU, from 1 to 4; 4 on other devices."""
         if self.model.device.type != "cuda":
             return _MAX_STREAMS
         shape, units = self._kv_shape(self.rows * self.branches), {"native": 3, "lean": 2, "int8": 1}
@@ -154,7 +154,7 @@ class VideoCore:
         return torch.zeros(size, device=self.model.device, dtype=self.options.work_dtype)
 
     def _field_memory(self) -> dict[str, torch.Tensor]:
-        """Of each field of the conditioners, [streams, chunks, frames, *shape]."""
+        """Allocate each field of the conditioners: [streams, chunks, frames, *shape]."""
         streams, chunks, _, frames, *_ = self.latents.shape
         return {
             name: torch.zeros((streams, chunks, frames, *field.shape), dtype=field.dtype, device=self.model.device)
@@ -164,7 +164,7 @@ class VideoCore:
     # -- for one stream ------------------------------------------------------------------------------------------------
 
     def stream_rows(self, index: int) -> StreamRows:
-        """The rows and the latents of the stream at a place."""
+        """Return the cache rows and the latents of the stream with this index."""
         first = index * self.rows * self.branches
         pairs = [tuple(first + b * self.rows + i for b in range(self.branches)) for i in range(self.rows)]
         texts = range(index * self._text_rows, (index + 1) * self._text_rows)
@@ -179,7 +179,7 @@ class VideoCore:
         )
 
     def past(self, stream_rows: StreamRows) -> StreamPast:
-        """What the stream remembers beside the cache."""
+        """Make what the stream keeps beside its KV cache."""
         parts = PastParts(
             stream_rows=stream_rows,
             policy=self.policy,
@@ -196,11 +196,11 @@ class VideoCore:
 
     @property
     def max_frames(self) -> int:
-        """Pictures of the largest chunk."""
+        """Frames of the largest chunk that does not begin a stream."""
         return frames_of(self.preset.chunk_frames, first=False, time_factor=self.model.codec.time_factor)
 
     def make_readback(self) -> Readback:
-        """Buffers for one stream's finished chunks."""
+        """Make the host buffers of one stream's finished chunks."""
         buffers = _BUFFERS + self.chunk_schedule.max_slots(self.preset)
         return Readback(buffers, (self.max_frames, self.height, self.width, 3), self.model.device)
 
@@ -208,18 +208,18 @@ class VideoCore:
 
     @property
     def encoder(self) -> VideoEncoder:
-        """With a row for each stream; made when the first input frame comes."""
+        """The streaming encoder, with a row for each stream; created at the first input frame."""
         if self._encoder is None:
             self._encoder = self.model.codec.encoder(height=self.height, width=self.width, rows=self.streams)
         return self._encoder
 
     @property
     def has_encoder(self) -> bool:
-        """Whether input frames have come."""
+        """Whether the encoder has been created, that is, any stream has had input frames."""
         return self._encoder is not None
 
     def encode_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """[k, 3, H, W] in [0, 1] -> latents [C, k, h, w], each encoded alone as the first frame of a video."""
+        """Pictures [k, 3, H, W] in [0, 1] -> latents [C, k, h, w], each encoded alone as the first frame of a video."""
         count = pictures.shape[0]
         encoder = self._picture_encoders.get(count)
         if encoder is None:

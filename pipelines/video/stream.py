@@ -1,6 +1,6 @@
-"""Owns one stream of the video engine: admission, births and controls.
+"""Owns one stream of the video engine: admission of frames and chunks, controls, outputs.
 
-Knows no batch and no arithmetic of the model; the engine asks it for its passes and hands it their results.
+Independent of batching and of the model's arithmetic: the engine collects its pass requests and delivers the results.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class VideoStream(StreamBase):
         tick: Callable[[], None],
         leave: Callable[[int], None],
     ) -> None:
-        """index: which of the engine's rows are its own."""
+        """index: which of the engine's rows the stream uses."""
         outputs = OutputQueue(core.make_readback(), frame_rate, StageChain(stages))
         super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
         self._core, self.index, self._frame_rate = core, index, frame_rate
@@ -57,9 +57,9 @@ class VideoStream(StreamBase):
         self._chunk_schedule = core.chunk_schedule(core.preset, self._stream_rows, past)
         self._chunk_factory = ChunkFactory(core, number, index, self._stream_rows, self._chunk_schedule, past)
         self._controls = checked(core, self._chunk_schedule, default_controls(core), control)
-        place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
-        self._conditioning = StreamConditioning(core.conditioners, self._controls, place)
-        self._past_is_stale = False  # by a cut or a flush that no chunk has been born after
+        stream_place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
+        self._conditioning = StreamConditioning(core.conditioners, self._controls, stream_place)
+        self._past_is_stale = False  # a cut or a flush, and no chunk has begun since
         self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
         self._chunk_factory.reset()
         if self._controls.rewind_to >= 0:
@@ -74,7 +74,7 @@ class VideoStream(StreamBase):
 
     @property
     def info(self) -> StreamInfo:
-        """Sizes, rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
+        """Sizes, frame rate, the next chunk's frames, latency at the current number of steps, and what runs it."""
         own = stream_info(
             self._core,
             self._chunk_schedule,
@@ -91,17 +91,17 @@ class VideoStream(StreamBase):
 
     @property
     def controls(self) -> Controls:
-        """The state in force from the next tick on."""
+        """The controls in effect from the next tick on."""
         return self._controls
 
     @property
     def busy(self) -> bool:
-        """Whether a tick would do something, or finished frames are on their way."""
+        """Whether a tick would do something, or finished frames have not been pulled."""
         return self.has_work or self._outputs.finished
 
     @property
     def has_work(self) -> bool:
-        """Whether a tick would do something. For the engine."""
+        """Whether a tick would do something. Called by the engine."""
         if self._controls.paused:
             return False
         return self._can_admit or self._chunk_schedule.has_work(draining=self._draining)
@@ -113,13 +113,16 @@ class VideoStream(StreamBase):
 
     @property
     def _draining(self) -> bool:
-        """A window is emptied at the end, and before a chunk that cannot join it."""
+        """Whether the window is emptied: at the end, and before a chunk that cannot join it."""
         return self._flushing or (self._assembler.next_full is not None and not self._can_admit)
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
     def push(self, frame: Frame) -> bool:
-        """Offer a frame of exactly info.width x info.height; False: no room, or paused. InputError: another size."""
+        """Offer a frame of exactly info.width x info.height. Returns False if there is no room or the stream is paused.
+
+        Raises InputError for a frame of another size.
+        """
         self._check_open()
         check_frame(frame, self._core.width, self._core.height)
         assembler = self._assembler
@@ -137,7 +140,7 @@ class VideoStream(StreamBase):
         return True
 
     def generate(self, frames: int = 1) -> bool:
-        """Ask for prompt-only frames: all of them, or none (False) where there is not room for all, or while paused."""
+        """Request prompt-only frames: all, or none (returns False) if there is not room for all or it is paused."""
         self._check_open()
         check_count(frames)
         if self._controls.paused or not self._assembler.has_room(frames, prompt_only=True):
@@ -153,10 +156,10 @@ class VideoStream(StreamBase):
 
     @torch.inference_mode()
     def apply(self, control: Control) -> int:
-        """Change controls, all of them or (with a ControlError) none. Returns the tick from which the change holds.
+        """Change controls, all of them or (with a ControlError) none. Returns the tick from which the change applies.
 
-        scene_cut and rewind_to ask for something once and go back by themselves when it is done, at the next birth.
-        With rewind_to the prompt is again what it was then, unless the same change says another.
+        scene_cut and rewind_to are one-off requests: they reset themselves when the next chunk begins. rewind_to also
+        restores the prompt of that time, unless the same change sets another.
         """
         self._check_open()
         current = self._controls
@@ -176,7 +179,7 @@ class VideoStream(StreamBase):
         return self._core.next_tick
 
     def _prompt_of(self, number: int) -> Controls:
-        """The controls with the prompt that held when chunk `number` was born. ControlError: that is not kept."""
+        """The controls with the prompt in effect when chunk `number` began. Raises ControlError if that is not kept."""
         self._chunk_factory.history.check(number)
         texts: Control = self._chunk_factory.history.find(number).stream_state[0][0]
         return self._controls.updated(texts)
@@ -184,7 +187,7 @@ class VideoStream(StreamBase):
     # -- ticks (called by the engine) ----------------------------------------------------------------------------------
 
     def prepare_tick(self) -> None:
-        """Bring prompts that cut to all chunks in flight, and let the next chunk be born where it may."""
+        """Apply prompt cuts to all chunks in flight, and begin the next chunk if it can begin."""
         in_flight = [slot.conditions for slot in self._chunk_schedule.slots]
         if self._conditioning.tick(self._controls, in_flight):
             self._past_is_stale = True
@@ -213,22 +216,22 @@ class VideoStream(StreamBase):
         self._log.birth(birth_record(self._core, slot, self._stream_rows.kv_rows[0][0]))
 
     def requests(self) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
-        """The passes of this tick, and what the log says of them."""
+        """The passes of this tick, each with its parts for the tick log."""
         return self._chunk_schedule.requests(self._controls.guidance_scale, draining=self._draining)
 
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
-        """The results of the passes, in order. Returns the chunks to be decoded, in order."""
+        """Take the results of the passes, in order. Returns the chunks to decode, in order."""
         return self._chunk_schedule.land(velocities)
 
     def decode(self, slot: ChunkSlot) -> None:
-        """Latents to pictures, on their way to the host."""
+        """Decode a chunk's latents and start the transfer of its frames to the host."""
         frames = self._core.decoders[self.index].decode(slot.latents[None])[0]
         self._chunk_factory.past.decoded(frames)
         assert slot.output is not None
         slot.output.receive(frames)
 
     def finish(self, slot: ChunkSlot, mark: Mark) -> None:
-        """mark: passes when the pictures are there."""
+        """mark: reached on the device once the chunk's frames are on the host."""
         assert slot.output is not None
         slot.output.done = mark
 
@@ -238,7 +241,7 @@ class VideoStream(StreamBase):
         """See StreamBase. Raises InputError while paused."""
         self._check_open()
         if self._controls.paused:
-            raise InputError("The stream is paused: what is in flight does not come out.", "Set paused to off first.")
+            raise InputError("The stream is paused: chunks in flight cannot be finished.", "Set paused to off first.")
         return super().flush()
 
     def _pad(self) -> None:
@@ -250,7 +253,7 @@ class VideoStream(StreamBase):
         self._chunk_factory.reset()
 
     def _restart(self) -> None:
-        """Dropping has left nothing of before."""
+        """Nothing to do: `_drop` has reset everything."""
 
 
 def stream_info(
@@ -262,7 +265,7 @@ def stream_info(
     frames: int,
     stages: tuple[str, ...],
 ) -> StreamInfo:
-    """rate: of prompt-only frames. frames: that the chunk which is filled next still lacks."""
+    """rate: of prompt-only frames, frames per second. frames: missing from the chunk that the next frame goes into."""
     steps = number_of_steps(core, controls, first=False)
     return StreamInfo(
         width=core.width,

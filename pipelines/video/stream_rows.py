@@ -1,6 +1,6 @@
-"""Owns what one stream holds of an engine: its rows in the caches, and the few things done to all of them alike.
+"""Owns one stream's share of an engine: its rows in the caches, and the operations on all of them.
 
-Knows rows and latents; not what a chunk is made of, nor when it is born.
+Independent of what a chunk is made of and when it begins.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .passes import PassRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StreamRows:
-    """kv_rows: for each row of the stream (one, or one for each step) the cache row of the prompt and, where there is
-    guidance, that of the negative prompt. latents: [chunks in flight, C, most frames, h, w], the stream's own memory.
-    negative_text: row of the text cache, or None. fields: of conditioners, [chunks in flight, most frames, *shape].
+    """kv_rows: for each row of the stream (one, or one for each step) the cache row of the prompt and, with guidance,
+    that of the negative prompt. text_rows, negative_text: rows of the text cache, the latter None without guidance.
+    latents: [chunks, C, max frames, h, w], of this stream. fields: of conditioners, [chunks, max frames, *shape].
     """
 
     cache: KVCache
@@ -37,26 +37,26 @@ class StreamRows:
         return tuple(row for pair in self.kv_rows for row in pair)
 
     def begin(self, index: int, frames: int, *, keep: int | None = None) -> None:
-        """Begin a chunk in row `index` of the stream, with and without the prompt."""
+        """Begin a chunk in row `index` of the stream, for the prompt and the negative prompt alike."""
         for row in self.kv_rows[index]:
             self.cache.begin(row, frames, keep=keep)
 
     def ledger(self, index: int = 0) -> Ledger:
-        """What stands in row `index`; both branches are alike."""
+        """The ledger of row `index`; it is the same for both prompts."""
         return self.cache.ledger(self.kv_rows[index][0])
 
     def reset(self) -> None:
-        """Forget all of the stream's past."""
+        """Discard all of the stream's past."""
         for row in self.all_kv_rows:
             self.cache.reset(row)
 
     def flush(self) -> None:
-        """Forget all but the sink and the last frame."""
+        """Discard all but the sink and the last frame."""
         for row in self.all_kv_rows:
             self.cache.flush(row)
 
     def scene_cut(self) -> None:
-        """The next chunk begins another scene."""
+        """Make the next chunk begin a new scene."""
         for row in self.all_kv_rows:
             self.cache.scene_cut(row)
 
@@ -71,7 +71,7 @@ class StreamRows:
         scale: float,
         view_frames: int | None = None,
     ) -> PassRequest:
-        """A pass over row `index`."""
+        """Return a request for a pass over row `index`."""
         texts = (text_row,) if self.negative_text is None else (text_row, self.negative_text)
         return PassRequest(
             latents=latents,

@@ -1,4 +1,4 @@
-"""Owns how a video stream's chunks and passes become records of the tick log. Knows no batch."""
+"""Owns how a video stream's chunks and passes become records of the tick log. Independent of batching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .state import VideoCore
 
 
 def birth_record(core: VideoCore, slot: ChunkSlot, row: int) -> BirthRecord:
-    """A new chunk, whose first row in the cache is `row`."""
+    """Return the record of a new chunk whose first cache row is `row`."""
     birth, controls = slot.birth, slot.birth.controls
     content = birth.content
     return BirthRecord(
@@ -34,7 +34,7 @@ def birth_record(core: VideoCore, slot: ChunkSlot, row: int) -> BirthRecord:
 def row_records(
     stream: int, found: Sequence[tuple[PassRequest, tuple[PassPart, ...]]], *, guided: bool
 ) -> list[RowRecord]:
-    """What one tick did for one stream. slot -1: a pass over earlier frames."""
+    """Return the records of one stream's passes in one tick. slot -1: a pass over earlier frames."""
     return [
         RowRecord(
             stream=stream,

@@ -93,7 +93,7 @@ def test_the_engine_streams_the_folder_with_its_own_preset(folder: Path) -> None
     assert model.transformer.config.text_len == 32
     assert model.text.encode(CAPTION).shape == (32, 128)
     assert model.transformer.action_embedder is not None
-    assert not any("taken for" in text for text in said)
+    assert not any("recognised as" in text for text in said)
     engine = VideoEngine(model)
     with engine.open() as stream:
         stream.generate(9)

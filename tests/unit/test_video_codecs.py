@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[str, Call]] = {
     "16 channels": ("has 4", lambda c: c.decoder(height=8, width=8).decode(torch.zeros(1, 16, 1, 1, 1))),
     "swapped axes": ("swap the axes", lambda c: c.decoder(height=8, width=8).decode(torch.zeros(1, 3, 4, 1, 1))),
     "latents of another size": (
-        "of the size",
+        "decoder of that size",
         lambda c: c.decoder(height=8, width=8).decode(torch.zeros(1, 4, 1, 2, 1)),
     ),
     "frames of another size": ("Resize", lambda c: c.encoder(height=8, width=8).encode(torch.zeros(1, 3, 1, 8, 16))),
@@ -268,7 +268,7 @@ def test_a_refused_call_changes_nothing(codec: VideoCodec) -> None:
 def test_first_and_later_rows_are_not_mixed(codec: VideoCodec) -> None:
     decoder = codec.decoder(height=8, width=8, rows=2)
     decoder.decode(noise(1, 4, 1, 1, 1), [0])
-    with pytest.raises(InputError, match=r"partly.*one call for the rows whose latents_done is 0"):
+    with pytest.raises(InputError, match=r"others are not.*one call for the rows whose latents_done is 0"):
         decoder.decode(noise(2, 4, 1, 1, 1))
 
 

@@ -228,7 +228,7 @@ def test_places_are_given_back() -> None:
     engine = small_engine(max_streams=1)
     stream = engine.open(Control.of({"prompt": "a cat"}))
     first = run_chunks(stream, engine, 2)
-    with pytest.raises(InputError, match=r"All 1 streams of this engine are taken. Close one"):
+    with pytest.raises(InputError, match=r"All 1 streams of this engine are in use. Close one"):
         engine.open()
     stream.close()
     stream.close()

@@ -23,8 +23,8 @@ def engine() -> VideoEngine:
     [
         ({"width": 50}, "width cannot be 50 pixels. It must be a multiple of 16: try 48."),
         ({"height": 8}, "height cannot be 8 pixels. It must be a multiple of 16: try 16."),
-        ({"window_frames": 2}, "A window of 2 latent frames does not hold 1 of the sink and 2 of one pass"),
-        ({"sink_frames": 5}, "A window of 6 latent frames does not hold 5 of the sink and 2 of one pass"),
+        ({"window_frames": 2}, "A window of 2 latent frames cannot hold a sink of 1 and a pass of 2"),
+        ({"sink_frames": 5}, "A window of 6 latent frames cannot hold a sink of 5 and a pass of 2"),
         ({"policy": "all"}, "There is no cache policy 'all'. Use one of: full, window, sink"),
         ({"policy": "participative"}, "smaller than the budget of 16 and a chunk of 2: make it at least 18"),
         ({"policy_options": {"speed": 3}}, "has no option speed"),
@@ -45,11 +45,11 @@ def test_choices_that_cannot_be(options: dict[str, object], message: str) -> Non
     ("control", "message"),
     [
         ({"chunk_frames": 3}, "This engine was made for chunks of 1 to 2 latent frames"),
-        ({"guidance_scale": 3.0}, "these streams have no place for a negative prompt"),
+        ({"guidance_scale": 3.0}, "these streams have no cache row for a negative prompt"),
         ({"width": 64}, "width cannot become 64 in an open stream (it is 48)"),
         ({"kv_policy": "full"}, "kv_policy cannot become 'full' in an open stream (it is 'sink')"),
         ({"steps": 4}, "steps does not apply to a video model. It is a control of an image model."),
-        ({"rewind_to": 3}, "rewind_to cannot be 3. Chunks that can be gone back to: none yet."),
+        ({"rewind_to": 3}, "rewind_to cannot be 3. Chunks that can be rewound to: none yet."),
     ],
 )
 def test_controls_that_cannot_be_change_nothing(engine: VideoEngine, control: dict[str, object], message: str) -> None:
@@ -66,10 +66,10 @@ def test_controls_that_cannot_be_change_nothing(engine: VideoEngine, control: di
 @pytest.mark.parametrize(
     ("kind", "control", "message"),
     [
-        ("step-batch", {"chunk_steps": 4}, "This kind of stream has a place for each of 3 steps"),
+        ("step-batch", {"chunk_steps": 4}, "This kind of stream runs at most 3 steps"),
         ("step-batch", {"input_use": "first-frame"}, "which has no clean pass"),
-        ("step-batch", {"rewind_to": 0}, "rewind_to is for streams that denoise one chunk after another"),
-        ("rolling", {"rewind_to": 0}, "rewind_to is for streams that denoise one chunk after another"),
+        ("step-batch", {"rewind_to": 0}, "rewind_to works only in streams that denoise one chunk after another"),
+        ("rolling", {"rewind_to": 0}, "rewind_to works only in streams that denoise one chunk after another"),
     ],
 )
 def test_controls_that_a_kind_of_stream_cannot_take(kind: str, control: dict[str, object], message: str) -> None:

@@ -161,13 +161,13 @@ def test_an_unknown_family_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"window_frames": 12, "sink_frames": 10}, r"12 latent frames does not hold 10.*at least 13"),
-        ({"stream": "rolling", "window_frames": 11}, r"does not hold 0 of the sink and 12.*at least 12"),
+        ({"window_frames": 12, "sink_frames": 10}, r"12 latent frames cannot hold a sink of 10.*at least 13"),
+        ({"stream": "rolling", "window_frames": 11}, r"cannot hold a sink of 0 and a pass of 12.*at least 12"),
         ({"chunk_frames": 0}, r"chunks of at least 1"),
         ({"sink_frames": -1}, r"sink of at least 0"),
-        ({"steps": (500, 750)}, r"do not fall"),
-        ({"steps": (1001,)}, r"do not fall from at most 1000"),
-        ({"steps": ()}, r"makes nothing"),
+        ({"steps": (500, 750)}, r"do not decrease"),
+        ({"steps": (1001,)}, r"do not decrease from at most 1000"),
+        ({"steps": ()}, r"preset has no steps"),
         ({"stream": "other"}, r"no kind of stream 'other'"),
         ({"sampler": "heun"}, r"no sampler 'heun'"),
     ],

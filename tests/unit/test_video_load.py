@@ -31,16 +31,16 @@ def test_a_folder_by_path(tmp_path: Path) -> None:
     assert len(model.weights.mapped) == 69
     assert (model.codec.latent_channels, model.codec.factor) == (16, 8)
     assert not any(parameter.requires_grad for parameter in model.transformer.parameters())
-    assert "taken for" not in said.text
+    assert "recognised as" not in said.text
     assert "deep sink" in said.text
 
 
 def test_a_plain_folder_is_wan_and_says_that_it_is_not_causal(base: Path) -> None:
     model, said = load(base)
-    assert (model.family, model.why) == ("wan", "a Wan folder that says nothing else")
+    assert (model.family, model.why) == ("wan", "a Wan folder without any other hint")
     assert model.preset.shift == 3.0  # the folder's scheduler
     assert model.preset.guidance == 5.0
-    assert "taken for Wan 2.1" in said.text
+    assert "recognised as Wan 2.1" in said.text
     assert "not causal" in said.text
     assert model.commercial
 
@@ -48,7 +48,7 @@ def test_a_plain_folder_is_wan_and_says_that_it_is_not_causal(base: Path) -> Non
 def test_the_family_that_the_user_names_counts_most(base: Path) -> None:
     model, said = load(base, family="longlive")
     assert (model.family, model.why, model.preset.window_frames) == ("longlive", "as named", 12)
-    assert "taken for" not in said.text
+    assert "recognised as" not in said.text
 
 
 def test_an_original_folder(files: Path) -> None:
@@ -75,7 +75,7 @@ def test_settings_change_the_preset(tmp_path: Path) -> None:
         ({"preset": 3}, "the preset has no '3'"),
         ({"preset": {"window_frames": "many"}}, "a value of the wrong kind"),
         ({"family": "x"}, "no family of video models named 'x'"),
-        ({"family": "longlive", "preset": {"window_frames": 5}}, "does not hold 3 of the sink and 3"),
+        ({"family": "longlive", "preset": {"window_frames": 5}}, "cannot hold a sink of 3 and a pass of 3"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], said: str, base: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_missing_parts_are_named(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pipeline", "said"),
-    [("WanImageToVideoPipeline", "image-to-video model"), ("WanVACEPipeline", "no Wan 2.1 text-to-v")],
+    [("WanImageToVideoPipeline", "image-to-video model"), ("WanVACEPipeline", "not a Wan 2.1 text-to-v")],
 )
 def test_pipelines_of_another_kind(pipeline: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}), encoding="utf-8")
@@ -186,9 +186,9 @@ def test_several_checkpoints_must_be_named(base: Path, files: Path) -> None:
 
 def test_no_folder_near_a_checkpoint(files: Path) -> None:
     file = write(files / "self_forcing_dmd.pt", {"generator": prefixed(wan_state())})
-    with pytest.raises(ModelNotFoundError, match=r"transformer only.*--base.*Wan2\.1-T2V-1\.3B-Diffusers"):
+    with pytest.raises(ModelNotFoundError, match=r"only a transformer.*--base.*Wan2\.1-T2V-1\.3B-Diffusers"):
         load(file)
-    with pytest.raises(ModelNotFoundError, match=r"no Wan 2\.1 model folder"):
+    with pytest.raises(ModelNotFoundError, match=r"not a Wan 2\.1 model folder"):
         load(file, base=str(files))
 
 
@@ -197,7 +197,7 @@ def test_several_folders_near_a_checkpoint(base: Path, files: Path) -> None:
         shutil.copytree(base, files / name)
     file = write(files / "self_forcing_dmd.pt", {"generator": prefixed(wan_state())})
     assert len(folders_near(file)) == 2
-    with pytest.raises(ModelLayoutError, match=r"Several model folders.*--base"):
+    with pytest.raises(ModelLayoutError, match=r"several model folders.*--base"):
         load(file)
 
 
@@ -214,7 +214,7 @@ def test_a_base_may_lack_its_transformer(base: Path, files: Path) -> None:
 
 def test_heads_that_nothing_tells(base: Path, files: Path) -> None:
     file = write(files / "self_forcing_dmd.pt", {"generator": prefixed(wan_state(Dims(dim=48)))})
-    with pytest.raises(ModelLayoutError, match=r"48 wide, which is no multiple of Wan's heads of 128"):
+    with pytest.raises(ModelLayoutError, match=r"48 wide, which is not a multiple of Wan's head width 128"):
         load(file, base=str(base))
 
 
@@ -230,7 +230,7 @@ def test_three_parts_say_rolling_forcing(base: Path, files: Path) -> None:
     states = {name: prefixed(wan_state(seed=i)) for i, name in enumerate(("generator", "critic", "generator_ema"))}
     model, said = load(write(files / "model.pt", states), base=str(base))
     assert (model.family, model.why) == ("rolling-forcing", "by its parts critic, generator, generator_ema")
-    assert "taken for Rolling Forcing" in said.text
+    assert "recognised as Rolling Forcing" in said.text
     assert "academic purposes only" in said.text
     assert set(model.weights.ignored) == {"generator (69 entries)", "critic (69 entries)"}
 
@@ -246,7 +246,7 @@ def test_a_folders_own_name_counts_and_not_those_around_it(base: Path, tmp_path:
     shutil.copytree(base, tmp_path / "longlive-diffusers")
     model, said = load(tmp_path / "longlive-diffusers")
     assert (model.family, model.why) == ("longlive", "by the name longlive-diffusers")
-    assert "taken for LongLive" in said.text
+    assert "recognised as LongLive" in said.text
 
 
 def test_a_model_card_beside_the_weights_counts(base: Path, files: Path) -> None:

@@ -30,7 +30,7 @@ from tests.fakes.video_loading import base_fixture, closed_hub_fixture, files_fi
         ({"generator": random_state(umt5_shapes())}, "a text encoder"),
         ({"generator": {"encoder.0.weight": torch.zeros(1)}}, "a tiny video autoencoder"),
         ({"critic": prefixed(wan_state())}, "no generator weights, only critic"),
-        ({"generator": prefixed(wan_state(Dims(channels=48)))}, "made on Wan 2.2 TI2V 5B"),
+        ({"generator": prefixed(wan_state(Dims(channels=48)))}, "based on Wan 2.2 TI2V 5B"),
         ([1, 2], "contains a list"),
         (
             {"generator": prefixed({k: v for k, v in wan_state().items() if "ffn.2" not in k})},
@@ -56,7 +56,7 @@ def test_files_that_do_not_fit(content: Any, said: str, base: Path, files: Path)
 def test_inputs_beside_the_latents(base: Path, files: Path) -> None:
     state = {**wan_state(), "patch_embedding.weight": torch.zeros(32, 36, 1, 2, 2)}
     file = write(files / "self_forcing_dmd.pt", {"generator": prefixed(state)})
-    with pytest.raises(ModelLayoutError, match=r"takes 36 channels and gives 16.*I2V"):
+    with pytest.raises(ModelLayoutError, match=r"takes 36 channels and returns 16.*I2V"):
         load(file, base=str(base))
 
 

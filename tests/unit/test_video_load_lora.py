@@ -47,7 +47,7 @@ def test_longlives_lora_beside_its_base_is_merged(base: Path, files: Path) -> No
     state, lora = wan_state(), lora_state(rank=4)
     file = write(files / "longlive_base.pt", {"generator": prefixed(state)})
     model, said = load(file, base=str(base))
-    assert "not beside longlive_base.pt" in said.text
+    assert "not next to longlive_base.pt" in said.text
     assert torch.equal(
         model.transformer.state_dict()["blocks.0.attn1.to_q.weight"], state["blocks.0.self_attn.q.weight"]
     )
@@ -71,9 +71,9 @@ def test_the_users_own_lora(base: Path, files: Path) -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (lora_state(Dims(dim=64, ffn=128)), r"makes a change of shape \[64, 64\], the weight has \[32, 32\]"),
+        (lora_state(Dims(dim=64, ffn=128)), r"by shape \[64, 64\], the weight has \[32, 32\]"),
         (lora_state(Dims(layers=3)), r"weights that this model does not have: blocks\.2\.attn.*and 4 more"),
-        ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 32)}, "one factor without the other"),
+        ({"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 32)}, "only one of the two factors"),
         (
             {
                 "blocks.0.self_attn.q.lora_A.weight": torch.zeros(2, 32),
@@ -96,7 +96,7 @@ def test_a_familys_name_uses_what_the_cache_has(base: Path, files: Path, closed_
         load("self-forcing")
     write(files / "checkpoints" / "self_forcing_dmd.pt", {"generator_ema": prefixed(wan_state())})
     in_cache(closed_hub, "gdhe17/Self-Forcing", files)
-    with pytest.raises(ModelNotFoundError, match=r"transformer only"):
+    with pytest.raises(ModelNotFoundError, match=r"only a transformer"):
         load("self-forcing")
     in_cache(closed_hub, BASE_ID, base)
     for name in ("self-forcing", "gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt", "gdhe17/Self-Forcing"):

@@ -320,7 +320,9 @@ def test_places_to_rewind_to_are_bounded_in_bytes() -> None:
     engine = engine_of("sink", rewind_bytes=0)
     stream = engine.open()
     run_chunks(stream, engine, 3)
-    with pytest.raises(ControlError, match=r"takes \d+ MiB here, and 0 MiB may be used. Load the engine with a larger"):
+    with pytest.raises(
+        ControlError, match=r"takes \d+ MiB here, and rewind_bytes allows 0 MiB. Load the engine with a larger"
+    ):
         stream.apply(Control(rewind_to=2))
     one = engine.core.cache.bytes + 2 * engine.core.decoders[0].decoder.bytes
     engine = engine_of("sink", rewind_bytes=3 * one)
@@ -330,5 +332,5 @@ def test_places_to_rewind_to_are_bounded_in_bytes() -> None:
     assert 3 <= len(history.numbers) < 11
     assert history.bytes <= 3 * one
     assert history.numbers[-1] == 11
-    with pytest.raises(ControlError, match=r"Chunks that can be gone back to: \d+ to 11"):
+    with pytest.raises(ControlError, match=r"Chunks that can be rewound to: \d+ to 11"):
         stream.apply(Control(rewind_to=0))

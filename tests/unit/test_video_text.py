@@ -82,14 +82,14 @@ def test_embeddings_are_those_of_diffusers(prompt: str, folder: Path) -> None:
 def test_a_text_is_encoded_once(tokenizer: Tokenizer) -> None:
     load = Loader()
     text = encoder(tokenizer, load, kept_texts=2)
-    assert not text.knows("a cat")
+    assert not text.is_cached("a cat")
     first = text.encode("a cat")
     assert text.encode("  a   cat ") is first
-    assert text.knows("a cat")
+    assert text.is_cached("a cat")
     text.encode("a dog")
     text.encode("a cat")  # used again: a dog is the one to be forgotten
     text.encode("a fish")
-    assert (text.knows("a cat"), text.knows("a dog"), text.knows("a fish")) == (True, False, True)
+    assert (text.is_cached("a cat"), text.is_cached("a dog"), text.is_cached("a fish")) == (True, False, True)
     assert (text.encodings, load.count) == (3, 1)
 
 
@@ -120,7 +120,7 @@ def test_an_encoder_that_waits_on_the_host_leaves_its_device(tokenizer: Tokenize
 
 
 def test_unknown_residences(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ModelError, match=r"no place named 'cloud'.*keep, host, drop"):
+    with pytest.raises(ModelError, match=r"no residence 'cloud'.*keep, host, drop"):
         encoder(tokenizer, Loader(), residence="cloud")
 
 

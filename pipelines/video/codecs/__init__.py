@@ -1,1 +1,1 @@
-"""Video autoencoders that code a stream chunk by chunk."""
+"""Video autoencoders that encode and decode a stream chunk by chunk."""

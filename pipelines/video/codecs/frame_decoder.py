@@ -1,6 +1,6 @@
-"""Owns frame decoders over a streaming video decoder: latents to bytes, by calls that an executor runs.
+"""Owns frame decoders over a streaming video decoder: latents to uint8 frames, by calls that an executor runs.
 
-Does not depend on a transformer, a chunk plan or a stream.
+Independent of the transformer, chunk schedules and streams.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from .pixels import to_bytes
 
 
 def decode_later(decoder: VideoDecoder, latents: torch.Tensor) -> torch.Tensor:
-    """Bytes of frames [B, F, H, W, 3] of all rows, none of which is at its first call."""
+    """Decode to uint8 frames [B, F, H, W, 3] of all rows, none of which is at its first call."""
     return to_bytes(decoder.run(latents, None, first=False))
 
 
 class CodecFrameDecoder:
-    """A `FrameDecoder` whose state and counts stay the decoder's own.
+    """A `FrameDecoder` over a streaming decoder, which keeps the state and the counts.
 
-    calls: of the executor; they share one pool, so decode on one CUDA stream. decode_all: `decode_later`, or that
-    compiled. The first call of a stream runs as it is: it comes once.
+    calls: of the executor; they share one memory pool, so decode on one CUDA stream. decode_all: `decode_later`, or it
+    compiled. The first call of a stream runs eagerly, as it happens only once.
     """
 
     WARM_CALLS = 2

@@ -1,7 +1,7 @@
 """Owns the state of a streaming autoencoder: one tensor for each layer that looks back, one row for each stream.
 
-Knows tensors and integers only: no layer, frame rate or picture. Nothing here grows: a snapshot without room of its own
-is the one thing that allocates, and its caller owns it.
+Works on tensors and integers; independent of layers and frames. Nothing here grows: only a snapshot without buffers
+allocates, and its caller owns it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CodecSnapshot:
-    """The state of one row as it stood: what `restore` puts back.
+    """A copy of the state of one row, for `restore`.
 
     features: one tensor [*shape] for each state tensor, in the order in which they were added; latents_done: how many
-    latents the row had behind it.
+    latents the row had processed.
     """
 
     features: tuple[torch.Tensor, ...]
@@ -25,12 +25,12 @@ class CodecSnapshot:
 
     @property
     def bytes(self) -> int:
-        """What the snapshot holds in memory."""
+        """Size of the snapshot."""
         return sum(feature.numel() * feature.element_size() for feature in self.features)
 
 
 class FeatureMemory:
-    """`rows` rows of state. Layers ask for their tensor once, by `add`; a row of zeros is a stream that begins."""
+    """`rows` rows of state. Each layer requests its tensor once, by `add`; a row of zeros is the start of a stream."""
 
     def __init__(self, rows: int, *, device: torch.device, dtype: torch.dtype) -> None:
         assert rows >= 1, rows
@@ -41,7 +41,7 @@ class FeatureMemory:
         self._channels_last: list[bool] = []
 
     def add(self, shape: Sequence[int], *, channels_last: bool) -> int:
-        """A new state tensor [rows, *shape] of zeros; its number. shape: channels first, however it is stored."""
+        """Add a state tensor [rows, *shape] of zeros; return its slot. shape: channels first, however it is stored."""
         channels, *others = shape
         stored = (*others, channels) if channels_last else (channels, *others)
         with torch.inference_mode(False):
@@ -52,24 +52,24 @@ class FeatureMemory:
 
     @property
     def bytes(self) -> int:
-        """What all rows together hold in memory."""
+        """Size of all rows."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shapes of the state tensors, without their row axis, in the order in which they were added."""
+        """Shapes of the state tensors, without their row axis, in the order in which they were added."""
         return tuple(tuple(tensor.shape[1:]) for tensor in self._tensors)
 
     def addresses(self) -> tuple[int, ...]:
-        """Where the state tensors stand: the same for the life of the memory, so that a CUDA graph may hold them."""
+        """Addresses of the state tensors: constant for the memory's lifetime, so that CUDA graphs can capture them."""
         return tuple(tensor.data_ptr() for tensor in self._tensors)
 
     def read(self, slot: int, rows: torch.Tensor | None) -> torch.Tensor:
-        """State `slot` of rows [B] int64 -> [B, *shape]; of all rows, without a copy, where rows is None."""
+        """Read state `slot` of rows [B] int64 -> [B, *shape]; if rows is None, of all rows without a copy."""
         state = self._tensors[slot]
         if rows is None:
             return state
-        if self._channels_last[slot]:  # index_select gives its result in the order of the axes it sees
+        if self._channels_last[slot]:  # index_select returns its result in the order of the given axes
             return state.movedim(1, -1).index_select(0, rows).movedim(-1, 1)
         return state.index_select(0, rows)
 
@@ -82,23 +82,23 @@ class FeatureMemory:
 
     @torch.no_grad()
     def clear(self, row: int) -> None:
-        """Zeros into one row."""
+        """Set one row to zero."""
         for tensor in self._tensors:
             tensor[row].zero_()
 
     def snapshot_buffers(self, device: torch.device | str | None = None) -> tuple[torch.Tensor, ...]:
-        """Memory for copies of one row's state, on `device` (None: where the state is)."""
+        """Allocate buffers for a copy of one row's state, on `device` (None: where the state is)."""
         return tuple(torch.empty_like(tensor[0], device=device or self.device) for tensor in self._tensors)
 
     @torch.no_grad()
     def copy_row(self, row: int, into: Sequence[torch.Tensor]) -> None:
-        """Copy one row's state into `snapshot_buffers` for it."""
+        """Copy one row's state into its `snapshot_buffers`."""
         for target, tensor in zip(into, self._tensors, strict=True):
             target.copy_(tensor[row])
 
     @torch.no_grad()
     def load_row(self, row: int, features: Sequence[torch.Tensor]) -> None:
-        """Put copies made by `copy_row` back, into any row."""
+        """Load a copy made by `copy_row` into any row."""
         assert len(features) == len(self._tensors), (len(features), len(self._tensors))
         for tensor, feature in zip(self._tensors, features, strict=True):
             tensor[row].copy_(feature)
@@ -106,7 +106,7 @@ class FeatureMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Pass:
-    """One call: over which rows of the memory (None: all), and whether their streams begin with it."""
+    """One call of a network. rows: of the memory; None: all. first: whether their streams begin with it."""
 
     memory: FeatureMemory
     rows: torch.Tensor | None

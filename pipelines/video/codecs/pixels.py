@@ -1,4 +1,4 @@
-"""Owns the way between frames as the doors know them (uint8 [F, H, W, 3]) and pixels as video autoencoders do."""
+"""Owns the conversion between uint8 frames [F, H, W, 3] and the pixels of video autoencoders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipelines.core.errors import InputError
 
 
 def to_pixels(frames: np.ndarray, *, device: torch.device | None = None) -> torch.Tensor:
-    """uint8 frames [F, H, W, 3] -> pixels [1, 3, F, H, W] float32 in [0, 1]: x / 255. The bytes travel, not the floats.
+    """uint8 frames [F, H, W, 3] -> pixels [1, 3, F, H, W] float32 in [0, 1]: x / 255. The transfer is in uint8.
 
     Raises InputError for an image [H, W, 3] or anything that is not uint8 RGB.
     """
@@ -21,7 +21,7 @@ def to_pixels(frames: np.ndarray, *, device: torch.device | None = None) -> torc
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise InputError(
             f"Frames of shape {frames.shape} and type {frames.dtype} are not [F, H, W, 3] uint8.",
-            "Give RGB frames in bytes.",
+            "Give 8-bit RGB frames.",
         )
     bytes_ = torch.from_numpy(np.ascontiguousarray(frames)).to(device or torch.device("cpu"))
     return bytes_.permute(3, 0, 1, 2)[None].to(torch.float32) / 255
@@ -30,7 +30,7 @@ def to_pixels(frames: np.ndarray, *, device: torch.device | None = None) -> torc
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [B, 3, F, H, W] in [0, 1] -> uint8 [B, F, H, W, 3], contiguous, on the same device; rounded to nearest.
 
-    Does not wait for the device: copy the result where it is needed. Numbers outside [0, 1] are clamped; NaN is 0.
+    Does not synchronise; the result stays on the device. Numbers outside [0, 1] are clamped; NaN becomes 0.
     """
     if pixels.dim() != 5 or pixels.shape[1] != 3:
         raise InputError(

@@ -1,8 +1,8 @@
 """Owns the tiny causal video autoencoder (the taew2_1 kind): trainable module, loading, and streaming as a VideoCodec.
 
-All frames of a chunk go through each layer at once; what a chunk leaves behind is one frame for each memory block. The
-first three of the decoder's raw frames are dropped, which puts latents and frames in Wan's order: 1, 4, 4, ...
-Knows nothing of transformers, prompts or files.
+All frames of a chunk go through each layer at once; the state after a chunk is one frame for each memory block. The
+first three of the decoder's raw frames are dropped, so that latents cover frames as Wan's do: 1, 4, 4, ...
+Independent of transformers, prompts and files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .codec import CodecStream, check_frame_size, check_latents, check_pixels, l
 from .memory import FeatureMemory, Pass
 from .tiny_layers import TIME_FACTOR, TinyCodecConfig, infer_config, make_decoder, make_encoder
 
-TRIMMED_FRAMES = TIME_FACTOR - 1  # raw frames of the decoder that stand before a stream's first frame
+TRIMMED_FRAMES = TIME_FACTOR - 1  # raw frames of the decoder before a stream's first frame
 
 
 class TinyVideoAutoencoder(nn.Module):
-    """encode and decode take whole clips and are differentiable; pixels are in about [0, 1], not clamped."""
+    """The trainable network. encode and decode take whole clips; pixels are about [0, 1], not clamped."""
 
     def __init__(self, config: TinyCodecConfig | None = None) -> None:
         super().__init__()
@@ -34,20 +34,20 @@ class TinyVideoAutoencoder(nn.Module):
         self.decoder = make_decoder(self.config)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The reconstruction of a clip [B, 3, 1 + 4k, H, W] in [0, 1], of the same shape."""
+        """Reconstruct a clip [B, 3, 1 + 4k, H, W] in [0, 1]; the result has the same shape."""
         return self.decode(self.encode(pixels))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """A clip [B, 3, 1 + 4k, H, W] in [0, 1] -> latents [B, C, 1 + k, h, w]."""
+        """Encode a clip [B, 3, 1 + 4k, H, W] in [0, 1] to latents [B, C, 1 + k, h, w]."""
         latents_of(pixels.shape[2], first=True)
         return self.encode_groups(fill_groups(pixels, at=self.config.encoder_padding))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, C, n, h, w] of a clip -> pixels [B, 3, 1 + 4(n - 1), H, W]."""
+        """Decode latents [B, C, n, h, w] of a clip to pixels [B, 3, 1 + 4(n - 1), H, W]."""
         return self.decode_raw(latents)[:, :, TRIMMED_FRAMES:]
 
     def encode_groups(self, pixels: torch.Tensor, run: Pass | None = None, slots: Sequence[int] = ()) -> torch.Tensor:
-        """Groups of four frames [B, 3, 4n, H, W] -> latents [B, C, n, h, w]. run, slots: as LayerStack takes them."""
+        """Encode groups of four frames [B, 3, 4n, H, W] to latents [B, C, n, h, w]. run, slots: see LayerStack."""
         batch = pixels.shape[0]
         frames = _time_major(pixels)
         if self.config.patch_size > 1:
@@ -55,7 +55,7 @@ class TinyVideoAutoencoder(nn.Module):
         return _batch_major(self.encoder(frames, batch=batch, run=run, slots=slots), batch)
 
     def decode_raw(self, latents: torch.Tensor, run: Pass | None = None, slots: Sequence[int] = ()) -> torch.Tensor:
-        """Latents [B, C, n, h, w] -> frames [B, 3, 4n, H, W], the three before the first one not dropped."""
+        """Decode latents [B, C, n, h, w] to frames [B, 3, 4n, H, W], including the three before the first one."""
         batch = latents.shape[0]
         frames = self.decoder(_time_major(latents), batch=batch, run=run, slots=slots)
         if self.config.patch_size > 1:
@@ -66,10 +66,10 @@ class TinyVideoAutoencoder(nn.Module):
 def load_tiny_autoencoder(
     state: Mapping[str, torch.Tensor], *, encoder_padding: Literal["end", "front"] = "end"
 ) -> TinyVideoAutoencoder:
-    """The module that a state dict with published names belongs to, its widths read from the shapes; dtype as stored.
+    """Build the module of a state dict with published names, taking its widths from the shapes and its dtype as stored.
 
-    A time layer may hold more frames than it makes here (files that can also double the time of the first stage do):
-    its last frames are used. Raises ModelLayoutError for missing, unexpected or misshapen tensors.
+    A time layer may have weights for more frames than are used here (those of files that can also double the time of
+    the first stage do): the last frames are used. Raises ModelLayoutError for missing, unexpected or misshapen tensors.
     """
     config = infer_config(state, encoder_padding)
     with torch.device("meta"):
@@ -93,11 +93,11 @@ def load_tiny_autoencoder(
 
 
 class TinyVideoCodec:
-    """A TinyVideoAutoencoder as a VideoCodec, over the module's own weights, where they are (in channels-last order).
+    """A TinyVideoAutoencoder as a VideoCodec. Uses the module's own weights, on their device (in channels-last order).
 
-    With "end" padding a live encoder cannot wait for the three frames that follow: it is fed the first frame four times
-    instead of once, and its latents are `encoder_delay_frames` = 3 frames late. A first call of 4n frames (instead of
-    1 + 4k) is not filled and not late; `encode_clip` uses that.
+    With "end" padding a live encoder cannot wait for the next three frames: it takes the first frame four times instead
+    of once, and its latents lag by `encoder_delay_frames` = 3 frames. A first call of 4n frames (instead of 1 + 4k) is
+    neither padded nor late; `encode_clip` uses that.
     """
 
     time_factor = TIME_FACTOR
@@ -120,32 +120,32 @@ class TinyVideoCodec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the convolutions compute in; latents and pixels come out in float32 (float64 for float64)."""
+        """Dtype of the convolutions; latents and pixels are returned in float32 (float64 for float64)."""
         return next(self.module.parameters()).dtype
 
     def decoder(self, *, height: int, width: int, rows: int = 1) -> TinyDecoderStream:
-        """A streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
+        """Make a streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
         check_frame_size(height, width, self.factor)
         return TinyDecoderStream(self, height=height, width=width, rows=rows)
 
     def encoder(self, *, height: int, width: int, rows: int = 1) -> TinyEncoderStream:
-        """A streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
+        """Make a streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
         check_frame_size(height, width, self.factor)
         return TinyEncoderStream(self, height=height, width=width, rows=rows)
 
     def memory(self, rows: int) -> FeatureMemory:
-        """Empty memory for so many rows, on the weights' device and in their dtype."""
+        """Make empty memory for `rows` rows, on the weights' device and in their dtype."""
         if rows < 1:
-            raise InputError(f"{rows} rows were asked for.", "Use 1 or more.")
+            raise InputError(f"{rows} rows were requested.", "Use 1 or more.")
         return FeatureMemory(rows, device=self.device, dtype=self.dtype)
 
     def exact(self, values: torch.Tensor) -> torch.Tensor:
-        """In the dtype in which results are given."""
+        """Convert to the dtype of results."""
         return values.to(torch.promote_types(torch.float32, self.dtype))
 
 
 class TinyDecoderStream(CodecStream):
-    """Decodes chunk by chunk. Its memory at 480×832 in float16 is 67 MB a row."""
+    """Decodes chunk by chunk. Its state at 480×832 in float16 is 67 MB per row."""
 
     def __init__(self, codec: TinyVideoCodec, *, height: int, width: int, rows: int) -> None:
         memory = codec.memory(rows)
@@ -176,7 +176,7 @@ class TinyDecoderStream(CodecStream):
 
 
 class TinyEncoderStream(CodecStream):
-    """Encodes chunk by chunk. Its memory at 480×832 in float16 is 50 MB a row."""
+    """Encodes chunk by chunk. Its state at 480×832 in float16 is 50 MB per row."""
 
     def __init__(self, codec: TinyVideoCodec, *, height: int, width: int, rows: int) -> None:
         memory = codec.memory(rows)
@@ -212,7 +212,7 @@ class TinyEncoderStream(CodecStream):
 
 
 def fill_groups(pixels: torch.Tensor, *, at: Literal["end", "front"]) -> torch.Tensor:
-    """1 + 4k frames -> 4(k + 1) frames, by three more of the last or of the first one."""
+    """Pad 1 + 4k frames to 4(k + 1) by repeating the last or the first one three times."""
     edge = pixels[:, :, -1:] if at == "end" else pixels[:, :, :1]
     copies = edge.expand(-1, -1, TRIMMED_FRAMES, -1, -1)
     return torch.cat((pixels, copies) if at == "end" else (copies, pixels), dim=2)

@@ -1,10 +1,10 @@
 """Owns the tiny causal video autoencoder as a plain module: layers, names and shapes of the published taew2_1 weights.
 
-Knows no stream: each stack takes all frames of a clip or chunk at once, and the past either from a memory or as zeros.
-Facts from madebyollin/taehv (MIT), where Wan 2.1's autoencoder was distilled into such a one: latents are those of the
+Independent of streams: each stack takes all frames of a clip or chunk at once, and the past from a memory or as zeros.
+Facts from madebyollin/taehv (MIT), which distilled Wan 2.1's autoencoder into a tiny one: latents are those of the
 transformer (normalised), pixels are in [0, 1], state names are decoder.N.* and encoder.N.*, N counting every layer.
 
-Inside, frames are time-major, [T * B, C, H, W]: the frame before each frame is then the same tensor shifted by B.
+Internally, frames are time-major, [T * B, C, H, W]: the previous frames are then the same tensor shifted by B.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .memory import FeatureMemory, Pass
 
 TIME_FACTOR = 4
 _POOLS = (2, 2, 1)  # frames merged before each of the encoder's three halvings
-_GROWS = (1, 2, 2)  # frames made of one after each stage of the decoder
+_GROWS = (1, 2, 2)  # frames made from one after each stage of the decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyCodecConfig:
-    """Defaults are those of taew2_1 (9.84 M parameters in the decoder, 1.47 M in the encoder).
+    """Sizes; the defaults are those of taew2_1 (9.84 M parameters in the decoder, 1.47 M in the encoder).
 
     decoder_channels: of the three stages and of the output layer, coarse to fine; encoder_channels: of the input layer
-    and the three stages, fine to coarse; patch_size: pixels of a side that the outermost layers see as channels.
-    encoder_padding: where the three frames stand that a clip of 1 + 4k frames lacks to fill groups of four. Published
-    weights are used with the last frame repeated at the "end", so that a latent's group reaches three frames further
-    than the frames it decodes to; with the first frame repeated at the "front", a group is what its latent decodes to.
+    and the three stages, fine to coarse; patch_size: side in pixels of the patches that the outermost layers take as
+    channels. encoder_padding: where a clip of 1 + 4k frames is padded by three frames to groups of four. Published
+    weights are used with the last frame repeated at the "end", so that a latent's group extends three frames beyond the
+    frames it decodes to; with the first frame repeated at the "front", a group is what its latent decodes to.
     """
 
     latent_channels: int = 16
@@ -58,7 +58,7 @@ class TinyCodecConfig:
 
 
 class SoftClamp(nn.Module):
-    """Latents, pressed into (-3, 3): 3 tanh(x / 3)."""
+    """Limits latents to (-3, 3): 3 tanh(x / 3)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, h, w] -> the same shape."""
@@ -66,7 +66,7 @@ class SoftClamp(nn.Module):
 
 
 class MemoryBlock(nn.Module):
-    """Three convolutions over a frame and the frame before it, beside a shortcut."""
+    """Three convolutions over a frame and the frame before it, with a shortcut."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class MemoryBlock(nn.Module):
 
 
 class TimePool(nn.Module):
-    """`stride` frames merged into one by a 1×1 convolution over all their channels."""
+    """Merges `stride` frames into one by a 1×1 convolution over all their channels."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -100,10 +100,10 @@ class TimePool(nn.Module):
 
 
 class TimeGrow(nn.Module):
-    """Twice the frame size (nearest), and `stride` frames made of one by a 1×1 convolution.
+    """Doubles the frame size (nearest), and makes `stride` frames from one by a 1×1 convolution.
 
-    The convolution goes first, other than in the published order of layers: it treats pixels alike, so that copying its
-    result equals convolving copies, at a quarter of the work.
+    The convolution runs first, unlike in the published order of layers: as it is pointwise, copying its result equals
+    convolving copies, at a quarter of the work.
     """
 
     def __init__(self, channels: int, stride: int) -> None:
@@ -125,7 +125,7 @@ class LayerStack(nn.Sequential):
     """An encoder or decoder: its layers in the order of their published numbers."""
 
     def reserve(self, memory: FeatureMemory, height: int, width: int, *, channels_last: bool) -> tuple[int, ...]:
-        """A place in the memory for each MemoryBlock, in order. height, width: of the stack's input."""
+        """Add a state tensor for each MemoryBlock, in order; return the slots. height, width: of the input."""
         slots = []
         for layer in self:
             if isinstance(layer, MemoryBlock):
@@ -136,14 +136,16 @@ class LayerStack(nn.Sequential):
                 height, width = height // 2, width // 2
         return tuple(slots)
 
-    def forward(  # type: ignore[override]  # nn.Sequential's own takes one tensor; this one also takes what came before
+    def forward(  # type: ignore[override]  # nn.Sequential's takes one tensor; this one also takes the state
         self, x: torch.Tensor, *, batch: int, run: Pass | None = None, slots: Sequence[int] = ()
     ) -> torch.Tensor:
-        """x [T * B, C, H, W], time-major. run None: a clip from its beginning, nothing kept, differentiable."""
-        places = iter(slots)
+        """x: [T * B, C, H, W], time-major. run: None: a whole clip from its beginning, stateless and differentiable.
+        slots: from `reserve`.
+        """
+        remaining = iter(slots)
         for layer in self:
             if isinstance(layer, MemoryBlock):
-                x = layer(x, x.new_zeros(x[:batch].shape)) if run is None else _remember(layer, x, run, next(places))
+                x = layer(x, x.new_zeros(x[:batch].shape)) if run is None else _remember(layer, x, run, next(remaining))
             elif isinstance(layer, TimePool | TimeGrow):
                 x = layer(x, batch)
             else:
@@ -159,7 +161,7 @@ def _remember(layer: MemoryBlock, x: torch.Tensor, run: Pass, slot: int) -> torc
 
 
 def make_encoder(config: TinyCodecConfig) -> LayerStack:
-    """Frames [F * B, 3 p², H / p, W / p] -> latents [F / 4 * B, C, h, w]; p: patch_size."""
+    """Build the encoder: frames [F * B, 3 p², H / p, W / p] -> latents [F / 4 * B, C, h, w]; p: patch_size."""
     stem, *stages = config.encoder_channels
     layers: list[nn.Module] = [_conv(3 * config.patch_size**2, stem), nn.ReLU()]
     width = stem
@@ -171,12 +173,12 @@ def make_encoder(config: TinyCodecConfig) -> LayerStack:
 
 
 def make_decoder(config: TinyCodecConfig) -> LayerStack:
-    """Latents [n * B, C, h, w] -> frames [4 n * B, 3 p², H / p, W / p]; p: patch_size."""
+    """Build the decoder: latents [n * B, C, h, w] -> frames [4 n * B, 3 p², H / p, W / p]; p: patch_size."""
     *stages, last = config.decoder_channels
     layers: list[nn.Module] = [SoftClamp(), _conv(config.latent_channels, stages[0]), nn.ReLU()]
     for stage, following, grow in zip(stages, [*stages[1:], last], _GROWS, strict=True):
         layers += [MemoryBlock(stage) for _ in range(config.blocks_per_stage)]
-        # The published stack upsamples in a layer of its own, which keeps its number here.
+        # The published stack upsamples in a separate layer, whose number is kept here.
         layers += [nn.Identity(), TimeGrow(stage, grow), _conv(stage, following, bias=False)]
     return LayerStack(*layers, nn.ReLU(), _conv(last, 3 * config.patch_size**2))
 
@@ -184,7 +186,7 @@ def make_decoder(config: TinyCodecConfig) -> LayerStack:
 def infer_config(
     state: Mapping[str, torch.Tensor], encoder_padding: Literal["end", "front"] = "end"
 ) -> TinyCodecConfig:
-    """The configuration that a state dict's names and shapes belong to. Raises ModelLayoutError."""
+    """Infer the configuration from a state dict's names and shapes. Raises ModelLayoutError."""
     blocks, rest = divmod(sum(name.startswith("decoder.") and name.endswith(".conv.0.weight") for name in state), 3)
     try:
         if rest or not blocks:
@@ -193,8 +195,12 @@ def infer_config(
         encoder = [3 + stage * (blocks + 2) for stage in range(3)]
         return TinyCodecConfig(
             latent_channels=state["decoder.1.weight"].shape[1],
-            decoder_channels=_four([state["decoder.1.weight"], *(state[f"decoder.{n}.weight"] for n in decoder)]),
-            encoder_channels=_four([state["encoder.0.weight"], *(state[f"encoder.{n}.weight"] for n in encoder)]),
+            decoder_channels=_four_widths(
+                [state["decoder.1.weight"], *(state[f"decoder.{n}.weight"] for n in decoder)]
+            ),
+            encoder_channels=_four_widths(
+                [state["encoder.0.weight"], *(state[f"encoder.{n}.weight"] for n in encoder)]
+            ),
             blocks_per_stage=blocks,
             patch_size=math.isqrt(state["encoder.0.weight"].shape[1] // 3),
             encoder_padding=encoder_padding,
@@ -206,7 +212,7 @@ def infer_config(
         ) from None
 
 
-def _four(weights: Sequence[torch.Tensor]) -> tuple[int, int, int, int]:
+def _four_widths(weights: Sequence[torch.Tensor]) -> tuple[int, int, int, int]:
     a, b, c, d = (weight.shape[0] for weight in weights)
     return a, b, c, d
 

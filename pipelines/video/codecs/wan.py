@@ -1,7 +1,7 @@
 """Owns diffusers' AutoencoderKLWan (Wan 2.1) as a streaming VideoCodec: equal to its whole-clip encode and decode.
 
-Takes and gives normalised latents: z = (raw - latents_mean) / latents_std, of the model's configuration. Knows nothing
-of transformers, prompts or files.
+Takes and returns normalised latents: z = (raw - latents_mean) / latents_std, of the model's configuration. Independent
+of transformers, prompts and files.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .wan_layers import LayerBuilder, decoder_program, encoder_program
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanCodecOptions:
-    """latents_per_pass: a longer chunk is coded in passes of so many latents (the same result, less memory at a time);
-    channels_last: activations, weights and memory in channels-last order, which is faster on GPUs and on CPUs.
+    """latents_per_pass: a longer chunk is split into passes of this many latents (same result, lower peak memory).
+    channels_last: activations, weights and state in channels-last order, which is faster on GPUs and on CPUs.
     """
 
     latents_per_pass: int = 4
@@ -34,10 +34,10 @@ class WanCodecOptions:
 
 
 class WanCodec:
-    """The stock autoencoder of Wan 2.1. The module's weights are used as they are, where they are.
+    """The stock autoencoder of Wan 2.1. Uses the module's own weights, in their dtype and on their device.
 
-    vae: in evaluation mode, on its device and in its dtype (float32, bfloat16 or float16; its norms are computed in
-    float32 either way). Raises ModelLayoutError for the residual variant of Wan 2.2.
+    vae: in evaluation mode, in float32, bfloat16 or float16 (its norms are computed in float32 either way). Raises
+    ModelLayoutError for the residual variant of Wan 2.2.
     """
 
     encoder_delay_frames = 0
@@ -75,17 +75,17 @@ class WanCodec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the convolutions compute in; latents and pixels come out in float32 (float64 for float64)."""
+        """Dtype of the convolutions; latents and pixels are returned in float32 (float64 for float64)."""
         dtype: torch.dtype = self._vae.quant_conv.weight.dtype
         return dtype
 
     def decoder(self, *, height: int, width: int, rows: int = 1) -> WanDecoderStream:
-        """A streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
+        """Make a streaming decoder for frames of height × width pixels, `rows` streams in one batch."""
         check_frame_size(height, width, self.factor)
         return WanDecoderStream(self, height=height, width=width, rows=rows)
 
     def encoder(self, *, height: int, width: int, rows: int = 1) -> WanEncoderStream:
-        """A streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
+        """Make a streaming encoder for frames of height × width pixels, `rows` streams in one batch."""
         check_frame_size(height, width, self.factor)
         return WanEncoderStream(self, height=height, width=width, rows=rows)
 
@@ -107,13 +107,13 @@ class WanCodec:
         return values.to(self._mean.dtype).clamp(-1, 1) * 0.5 + 0.5
 
     def memory(self, rows: int) -> FeatureMemory:
-        """Empty memory for so many rows, on the weights' device and in their dtype."""
+        """Make empty memory for `rows` rows, on the weights' device and in their dtype."""
         if rows < 1:
-            raise InputError(f"{rows} rows were asked for.", "Use 1 or more.")
+            raise InputError(f"{rows} rows were requested.", "Use 1 or more.")
         return FeatureMemory(rows, device=self.device, dtype=self.dtype)
 
     def builder(self, memory: FeatureMemory, height: int, width: int) -> LayerBuilder:
-        """Makes streaming layers over the module's weights."""
+        """Return a builder of streaming layers over the module's weights."""
         return LayerBuilder(memory, height=height, width=width, channels_last=self.options.channels_last)
 
     @property
@@ -123,7 +123,7 @@ class WanCodec:
 
 
 class WanDecoderStream(CodecStream):
-    """Decodes chunk by chunk. Its memory at 480×832 in bfloat16 is 1.89 GB a row."""
+    """Decodes chunk by chunk. Its state at 480×832 in bfloat16 is 1.89 GB per row."""
 
     def __init__(self, codec: WanCodec, *, height: int, width: int, rows: int) -> None:
         memory = codec.memory(rows)
@@ -157,7 +157,7 @@ class WanDecoderStream(CodecStream):
 class WanEncoderStream(CodecStream):
     """Encodes chunk by chunk; the latents are the mode of the posterior.
 
-    Its memory at 480×832 in bfloat16 is 1.12 GB a row.
+    Its state at 480×832 in bfloat16 is 1.12 GB per row.
     """
 
     def __init__(self, codec: WanCodec, *, height: int, width: int, rows: int) -> None:

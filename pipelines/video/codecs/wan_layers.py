@@ -1,12 +1,12 @@
 """Owns the streaming passes over the modules of diffusers' AutoencoderKLWan: same weights, own feature memory.
 
-Knows layers and their memory; nothing of normalisation, rows' counts or pixels' range. A pass takes any number of
-frames: a causal convolution sees its last two input frames before them, which is all that the past means to it (feature
-cache of Wan 2.1, arXiv 2503.20314). Two things are not plain causal convolutions:
+Independent of normalisation, latent counts and the range of pixels. A pass takes any number of frames: the state of a
+causal convolution is its last two input frames (feature cache of Wan 2.1, arXiv 2503.20314). Two layers are not plain
+causal convolutions:
 
-- Time upsampling doubles every latent but the first of a stream, which goes around its convolution and leaves no trace
-  in its memory: the second latent sees zeros as its history, not the first latent.
-- Time downsampling passes the first frame on as it is, then takes frames in pairs with one frame of history.
+- Time upsampling doubles every latent except the first of a stream, which bypasses its convolution and is not stored:
+  the history of the second latent is zeros, not the first latent.
+- Time downsampling passes the first frame through unchanged, then takes frames in pairs with one frame of history.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Layer = Callable[[torch.Tensor, Pass], torch.Tensor]  # x [B, C, t, h, w] -> [B,
 
 
 class LayerBuilder:
-    """Makes layers in order, keeps their frame size, and asks the memory for what they must remember."""
+    """Makes layers in order, tracks their frame size, and allocates their state in the memory."""
 
     def __init__(self, memory: FeatureMemory, *, height: int, width: int, channels_last: bool) -> None:
         self._memory = memory
@@ -49,8 +49,8 @@ class LayerBuilder:
         return self._memory.add(shape, channels_last=self._channels_last)
 
     def conv(self, module: WanCausalConv3d) -> Layer:
-        """A causal convolution over one or three frames; a spatial one whose weights of past frames are zeros has no
-        past.
+        """Make a causal convolution over one or three frames; a spatial one whose weights for past frames are all zero
+        has no state.
         """
         if module.kernel_size[0] == 1:
             return PlainConv(module)
@@ -59,11 +59,11 @@ class LayerBuilder:
         return CausalConv(module, self._slot(module.in_channels, HISTORY_FRAMES))
 
     def block(self, module: WanResidualBlock) -> Layer:
-        """Two convolutions beside a shortcut."""
+        """Make two convolutions with a shortcut."""
         return ResidualBlock(module, self.conv(module.conv1), self.conv(module.conv2))
 
     def resample(self, module: WanResample) -> Layer:
-        """Halve or double the frame, and the time where the module has a convolution for it."""
+        """Make a layer that halves or doubles the frame size, and time if the module has a time convolution."""
         if module.mode == "upsample3d":
             time: Layer | None = self.conv(module.time_conv)
             self._height, self._width = self._height * 2, self._width * 2
@@ -76,7 +76,7 @@ class LayerBuilder:
         return Downsample(module, slot)
 
     def any(self, module: nn.Module) -> Layer:
-        """Whatever stands in the lists of the encoder's and decoder's blocks."""
+        """Make the layer of any module in the block lists of the encoder and decoder."""
         if isinstance(module, WanResidualBlock):
             return self.block(module)
         if isinstance(module, WanAttentionBlock):
@@ -86,13 +86,14 @@ class LayerBuilder:
 
 
 def _sees_one_frame(module: WanCausalConv3d) -> bool:
-    """Not a convolution in time alone, whose weights training may still be moving away from zeros."""
+    """Whether a spatial convolution's weights for past frames are all zero. Not so for convolutions in time alone,
+    whose zeros training may still change."""
     weight = module.weight
     return module.kernel_size[1] > 1 and not weight.is_meta and not weight[:, :, :-1].any()
 
 
 class Stateless:
-    """A module that treats each frame on its own."""
+    """A module that processes each frame separately."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -103,7 +104,7 @@ class Stateless:
 
 
 class PlainConv:
-    """A convolution of one frame at a time."""
+    """A convolution over one frame."""
 
     def __init__(self, module: WanCausalConv3d) -> None:
         self._module = module
@@ -113,7 +114,7 @@ class PlainConv:
 
 
 class FrameConv:
-    """A convolution over three frames whose weights of the two before are zeros: one frame at a time, as a picture."""
+    """A convolution over three frames whose weights for the two past ones are zero: a 2D convolution of each frame."""
 
     def __init__(self, module: WanCausalConv3d) -> None:
         self._module = module
@@ -125,7 +126,7 @@ class FrameConv:
 
 
 class CausalConv:
-    """Three frames deep; the two before the given ones come from the memory, zeros when a stream begins."""
+    """A convolution over three frames; the two before the input come from the memory, zeros at a stream's start."""
 
     def __init__(self, module: WanCausalConv3d, slot: int) -> None:
         self._module = module
@@ -139,7 +140,7 @@ class CausalConv:
 
 
 class ResidualBlock:
-    """norm, activation, convolution, twice, beside the shortcut."""
+    """Norm, activation and convolution, twice, with a shortcut."""
 
     def __init__(self, module: WanResidualBlock, conv1: Layer, conv2: Layer) -> None:
         self._module = module
@@ -155,7 +156,7 @@ class ResidualBlock:
 
 
 class Upsample:
-    """Twice the frame size, and twice the frames where there is a time convolution, but for a stream's first frame."""
+    """Doubles the frame size and, with a time convolution, the number of frames, except a stream's first frame."""
 
     def __init__(self, module: WanResample, time: Layer | None) -> None:
         self._conv = module.resample[1]
@@ -181,7 +182,7 @@ class Upsample:
 
 
 class Downsample:
-    """Half the frame size; where it remembers a frame, also half the frames, but for a stream's first one."""
+    """Halves the frame size and, if it has state, the number of frames, except a stream's first frame."""
 
     def __init__(self, module: WanResample, slot: int | None) -> None:
         self._module = module
@@ -203,7 +204,7 @@ class Downsample:
 
 
 class Program:
-    """Layers one after another."""
+    """Runs layers one after another."""
 
     def __init__(self, layers: list[Layer]) -> None:
         self._layers = tuple(layers)
@@ -215,7 +216,7 @@ class Program:
 
 
 def decoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
-    """post_quant_conv and the decoder: raw latents -> pixels in about [-1, 1]. builder: at the latents' size."""
+    """Build post_quant_conv and the decoder: raw latents -> pixels, about [-1, 1]. builder: at the latents' size."""
     decoder: WanDecoder3d = vae.decoder
     layers = [builder.conv(vae.post_quant_conv), builder.conv(decoder.conv_in), *_middle(decoder.mid_block, builder)]
     for block in decoder.up_blocks:
@@ -225,7 +226,7 @@ def decoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
 
 
 def encoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
-    """The encoder and quant_conv: pixels in [-1, 1] -> mean and log variance. builder: at the pixels' size."""
+    """Build the encoder and quant_conv: pixels in [-1, 1] -> mean and log variance. builder: at the pixels' size."""
     encoder: WanEncoder3d = vae.encoder
     layers = [builder.conv(encoder.conv_in), *(builder.any(module) for module in encoder.down_blocks)]
     layers += _middle(encoder.mid_block, builder)

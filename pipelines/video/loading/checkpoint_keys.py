@@ -1,8 +1,8 @@
-"""Owns the names in published video checkpoints: wrappers stripped, original Wan 2.1 names turned into diffusers' ones.
+"""Owns the names in published video checkpoints: strips wrappers, maps original Wan 2.1 names to diffusers' names.
 
-Every original name has one target, looked up whole and never replaced piece by piece, so that no rule can undo another:
-the original norm3 is diffusers' norm2, and the original norm2 (diffusers' norm3) has no parameters. Knows names and
-shapes; no file, no value.
+Every original name has one target, looked up as a whole and never replaced piecewise, so that no rule can undo another:
+the original norm3 is diffusers' norm2, and the original norm2 (diffusers' norm3) has no parameters. Works on names and
+shapes; independent of files and values.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _IN_BLOCK: Mapping[str, str] = {
 }
 _BLOCK_PARAMETERS: Mapping[str, str] = {"modulation": "scale_shift_table"}
 
-# What other files hold: a name that gives each away, what it is, and what to do.
+# Other kinds of files: a name that identifies each, what it is, and the remedy.
 _OTHERS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"(^|\.)(img_emb|image_embedder)\.|\.(k_img|v_img|add_k_proj|add_v_proj)\."),
         "an image-to-video transformer with an image encoder (I2V)",
-        "Use a text-to-video checkpoint: these streams take a first picture too, without an image encoder.",
+        "Use a text-to-video checkpoint: these streams also take a first picture, without an image encoder.",
     ),
     (re.compile(r"(^|\.)vace_"), "a VACE transformer", "Use a text-to-video checkpoint."),
     (re.compile(r"motion_encoder\.|face_adapter\."), "Wan-Animate", "Use a text-to-video checkpoint of Wan 2.1."),
@@ -79,11 +79,11 @@ _OTHERS: tuple[tuple[re.Pattern[str], str, str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyReport:
-    """What became of the names of a checkpoint.
+    """How the names of a checkpoint were matched to a model's parameters.
 
-    mapped: published name -> name in diffusers' WanTransformer3DModel. ignored: names and parts of the file that are
-    not used. missing: parameters that the file has no weights for. unexpected: names that fit nothing. mismatched:
-    parameter -> (shape in the file, shape of the model).
+    mapped: published name -> name in diffusers' WanTransformer3DModel. ignored: unused names and parts of the file.
+    missing: parameters without weights in the file. unexpected: names that match no parameter. mismatched:
+    parameter -> (shape in the file, shape in the model).
     """
 
     mapped: Mapping[str, str]
@@ -94,11 +94,11 @@ class KeyReport:
 
     @property
     def complete(self) -> bool:
-        """Every parameter has weights of its shape, and every name of the file was understood."""
+        """Whether every parameter has weights of its shape, and every name of the file was recognised."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def raise_unless_complete(self, source: str) -> None:
-        """Raises ModelLayoutError that lists what is missing, unexpected or of another shape."""
+        """Raise a ModelLayoutError that lists what is missing, unexpected or of another shape."""
         if self.complete:
             return
         wrong = [
@@ -112,12 +112,12 @@ class KeyReport:
         ]
         raise ModelLayoutError(
             f"The weights in {source} do not fit the model: {'; '.join(problems)}.",
-            "The file is of another model or size, or is not whole: download it again, or name its --family.",
+            "The file is of another model or size, or is incomplete: download it again, or name its --family.",
         )
 
 
 def strip(name: str) -> str:
-    """A published name without what training tools wrap around modules and without the name of the outer module."""
+    """Strip from a published name the wrappers of training tools and the name of the outer module."""
     bare = _WRAPPERS.sub("", name)
     changed = True
     while changed:
@@ -129,7 +129,7 @@ def strip(name: str) -> str:
 
 
 def to_diffusers(name: str) -> str | None:
-    """The name in diffusers' WanTransformer3DModel of a stripped original name; None for a name that is none."""
+    """Return the name in diffusers' WanTransformer3DModel of a stripped original name; None for unknown names."""
     if name in _TOP_PARAMETERS:
         return _TOP_PARAMETERS[name]
     block = _BLOCK.fullmatch(name)
@@ -144,18 +144,18 @@ def to_diffusers(name: str) -> str | None:
 
 
 def module_to_diffusers(module: str) -> str:
-    """A module's name in diffusers' WanTransformer3DModel, given in the original or in diffusers' naming."""
+    """Return a module's name in diffusers' WanTransformer3DModel, given in the original or in diffusers' naming."""
     target = to_diffusers(f"{strip(module + '.')}weight")
     return strip(module) if target is None else target.removesuffix(".weight")
 
 
 def is_original(names: Iterable[str]) -> bool:
-    """Whether stripped names are in the original naming of Wan 2.1, rather than in diffusers'."""
+    """Whether stripped names follow the original naming of Wan 2.1 rather than diffusers'."""
     return any(name.startswith("blocks.") and ".self_attn." in name for name in names)
 
 
 def refuse_others(names: Iterable[str], source: str) -> None:
-    """Raise ModelLayoutError, saying what it is, when names are not those of a Wan 2.1 text-to-video transformer."""
+    """Raise a ModelLayoutError that says what a file is, unless its names are of a Wan 2.1 text-to-video model."""
     known = tuple(names)
     bare = tuple(strip(name) for name in known)
     for pattern, what, remedy in _OTHERS:
@@ -164,18 +164,18 @@ def refuse_others(names: Iterable[str], source: str) -> None:
             raise ModelLayoutError(f"{source} is {what} (it holds {found}).", remedy)
     if not any(_BLOCK.match(name) for name in bare) or not any("patch_embedding" in name for name in bare):
         raise ModelLayoutError(
-            f"{source} holds no Wan 2.1 transformer: its names are {listed(known)}.",
-            "Give a checkpoint of a Wan 2.1 text-to-video model; docs/video-models.md lists the known ones.",
+            f"{source} contains no Wan 2.1 transformer: its names are {listed(known)}.",
+            "Give a checkpoint of a Wan 2.1 text-to-video model; docs/video-models.md lists the supported ones.",
         )
 
 
 def match(
     shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, ignored: Iterable[str] = ()
 ) -> KeyReport:
-    """Find every parameter of a model in a file.
+    """Match a file's names to a model's parameters.
 
-    shapes: published name -> shape. expected: diffusers' name -> shape. ignored: what else the file held. Two
-    published names for one parameter are told as unexpected.
+    shapes: published name -> shape. expected: diffusers' name -> shape. ignored: what else the file contains. A second
+    published name for the same parameter is reported as unexpected.
     """
     bare = {name: strip(name) for name in shapes}
     original = is_original(bare.values())

@@ -1,6 +1,6 @@
-"""Owns the names in the files that belong to an original Wan 2.1 folder: Wan2.1_VAE.pth and the UMT5 encoder's .pth.
+"""Owns the names in the files of an original Wan 2.1 folder: Wan2.1_VAE.pth and the UMT5 encoder's .pth.
 
-Turns them into the names of diffusers' AutoencoderKLWan and transformers' UMT5EncoderModel. Knows names only.
+Maps them to the names of diffusers' AutoencoderKLWan and transformers' UMT5EncoderModel. Works on names only.
 """
 
 from __future__ import annotations
@@ -42,36 +42,37 @@ def is_original_vae(names: Iterable[str]) -> bool:
 
 
 def residual_blocks(names: Iterable[str]) -> int:
-    """Residual blocks of a stage of the encoder, which the place of its first downsampling tells."""
-    places = [
+    """Return the number of residual blocks in a stage of the encoder: the index of its first downsampling layer."""
+    indices = [
         int(found[3]) for name in names if (found := _STAGE.fullmatch(strip(name))) and found[4].startswith("resample.")
         if found[1] == "encoder"
     ]  # fmt: skip
-    return min(places, default=0)
+    return min(indices, default=0)
 
 
 def vae_to_diffusers(name: str, blocks: int = 2) -> str | None:
-    """The name in AutoencoderKLWan of a name in Wan2.1_VAE.pth; None for a name that is none. blocks: see above."""
+    """Return the AutoencoderKLWan name of a name in Wan2.1_VAE.pth; None for unknown names. blocks: see
+    `residual_blocks`."""
     bare = strip(name)
     stage = _STAGE.fullmatch(bare)
     if stage is None:
         module, _, parameter = bare.rpartition(".")
         return f"{_VAE_TOP[module]}.{parameter}" if module in _VAE_TOP else None
-    side, part, place, rest = stage.groups()
+    side, part, layer, rest = stage.groups()
     inner = _inside(rest)
     if part == "middle":
-        return f"{side}.mid_block.{_MIDDLE[place]}.{inner}" if place in _MIDDLE else None
+        return f"{side}.mid_block.{_MIDDLE[layer]}.{inner}" if layer in _MIDDLE else None
     if part == "downsamples":
-        return f"{side}.down_blocks.{place}.{inner}"
-    # A stage of the decoder is one residual block more than the encoder's, then its upsampling.
-    block, index = divmod(int(place), blocks + 2)
+        return f"{side}.down_blocks.{layer}.{inner}"
+    # A stage of the decoder has one residual block more than the encoder's, then its upsampling.
+    block, index = divmod(int(layer), blocks + 2)
     if index <= blocks:
         return f"{side}.up_blocks.{block}.resnets.{index}.{inner}"
     return f"{side}.up_blocks.{block}.upsamplers.0.{inner}"
 
 
 def umt5_to_transformers(name: str) -> str | None:
-    """The name in UMT5EncoderModel of a name in models_t5_umt5-xxl-enc-bf16.pth; None for a name that is none."""
+    """Return the UMT5EncoderModel name of a name in models_t5_umt5-xxl-enc-bf16.pth; None for unknown names."""
     bare = strip(name)
     block = _UMT5_BLOCK.fullmatch(bare)
     if block is None:
@@ -82,7 +83,7 @@ def umt5_to_transformers(name: str) -> str | None:
 
 
 def _inside(rest: str) -> str:
-    """Names inside a block: residual.0 -> norm1 and so on, shortcut -> conv_shortcut; others stay."""
+    """Map names inside a block: residual.0 -> norm1 and so on, shortcut -> conv_shortcut; others are unchanged."""
     first, _, more = rest.partition(".")
     if first == "shortcut":
         return f"conv_shortcut.{more}"

@@ -1,6 +1,6 @@
-"""Owns the loading of what a transformer works with: the autoencoder, stock or tiny, and the text encoder.
+"""Owns the loading of a transformer's companions: the autoencoder, stock or tiny, and the text encoder.
 
-Reads diffusers' sub-folders and the files of an original Wan 2.1 folder. Knows no transformer and no stream.
+Reads diffusers' sub-folders and the files of an original Wan 2.1 folder. Independent of the transformer and of streams.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _PADDINGS: Mapping[str, Literal["end", "front"]] = {"end": "end", "front": "fron
 
 
 def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, notice: Notice) -> VideoCodec:
-    """The codec that was asked for: "auto", "stock", "tiny", or the path of a tiny one's weights.
+    """Load the requested codec: "auto", "stock", "tiny", or the path of a tiny one's weights.
 
-    Raises ModelLayoutError when there is none of that kind or its weights do not fit.
+    Raises ModelLayoutError if there is none of that kind or its weights do not fit.
     """
     if autoencoder == "auto" and folder.tiny_vae is not None:
         notice(f"The tiny autoencoder {folder.tiny_vae.name} is used; --autoencoder stock is slower and exact.")
@@ -48,14 +48,15 @@ def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, noti
 
 
 def load_stock_codec(path: Path, precision: Precision) -> VideoCodec:
-    """AutoencoderKLWan from diffusers' sub-folder or from Wan2.1_VAE.pth, streaming."""
+    """Load AutoencoderKLWan from diffusers' sub-folder or from Wan2.1_VAE.pth, as a streaming codec."""
     from pipelines.video.codecs.wan import WanCodec
 
     return WanCodec(load_stock_autoencoder(path, precision))
 
 
 def load_stock_autoencoder(path: Path, precision: Precision) -> Any:
-    """diffusers' AutoencoderKLWan, strictly, in its format on its device. place: a sub-folder, or a weight file."""
+    """Load diffusers' AutoencoderKLWan strictly, with dtype and device of `precision`. path: a sub-folder, or a weight
+    file."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from pipelines.files.weights import load_component
@@ -76,17 +77,18 @@ def load_stock_autoencoder(path: Path, precision: Precision) -> Any:
     blocks = residual_blocks(shapes)
     with torch.device("meta"):
         module = AutoencoderKLWan(
-            base_dim=_side(shapes, "encoder.conv1.weight", path),
-            z_dim=_side(shapes, "conv2.weight", path),
+            base_dim=_first_dim(shapes, "encoder.conv1.weight", path),
+            z_dim=_first_dim(shapes, "conv2.weight", path),
             num_res_blocks=blocks,
         )
     return _assign(module, checkpoint.tensors, lambda name: vae_to_diffusers(name, blocks), path, precision)
 
 
 def load_tiny_codec(path: Path, precision: Precision) -> VideoCodec:
-    """The tiny autoencoder of the taew2_1 kind from its published weights, streaming. place: a file or its folder.
+    """Load a tiny autoencoder of the taew2_1 kind from published weights, as a streaming codec. path: a file or its
+    folder.
 
-    A config.json in the folder may say encoder_padding, "end" (as published) or "front".
+    A config.json in the folder may set encoder_padding: "end" (as published) or "front".
     """
     from pipelines.video.codecs.tiny import TinyVideoCodec, load_tiny_autoencoder
 
@@ -100,9 +102,9 @@ def load_tiny_codec(path: Path, precision: Precision) -> VideoCodec:
 
 
 def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5TextEncoder:
-    """The text encoder, which reads its weights when the first prompt comes. residence: see `Umt5TextEncoder`."""
+    """Make the text encoder, which loads its weights at the first prompt. residence: see `Umt5TextEncoder`."""
     dtype = precision.dtype
-    if precision.device.type == "cpu":  # prompts are encoded outside of ticks: exact where it costs no GPU memory
+    if precision.device.type == "cpu":  # prompts are encoded outside ticks: use float32 if it costs no GPU memory
         dtype = torch.promote_types(dtype, torch.float32)
     path = folder.text_encoder
     text_dim = int(read_json(path / "config.json")["d_model"]) if path.is_dir() else _original_text_dim(path)
@@ -118,7 +120,7 @@ def load_text(folder: VideoFolder, precision: Precision, residence: str) -> Umt5
 
 
 def load_original_encoder(file: Path, *, dtype: torch.dtype) -> Any:
-    """transformers' UMT5EncoderModel with the weights of models_t5_umt5-xxl-enc-bf16.pth, in dtype on the CPU."""
+    """Load models_t5_umt5-xxl-enc-bf16.pth into transformers' UMT5EncoderModel, in dtype on the CPU."""
     from transformers.models.umt5.configuration_umt5 import UMT5Config
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
@@ -129,8 +131,8 @@ def load_original_encoder(file: Path, *, dtype: torch.dtype) -> Any:
     config = UMT5Config(
         vocab_size=vocabulary,
         d_model=width,
-        d_kv=_side(shapes, "blocks.0.attn.q.weight", file) // heads,
-        d_ff=_side(shapes, "blocks.0.ffn.fc1.weight", file),
+        d_kv=_first_dim(shapes, "blocks.0.attn.q.weight", file) // heads,
+        d_ff=_first_dim(shapes, "blocks.0.ffn.fc1.weight", file),
         num_layers=1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
         num_heads=heads,
         relative_attention_num_buckets=buckets,
@@ -141,7 +143,7 @@ def load_original_encoder(file: Path, *, dtype: torch.dtype) -> Any:
     tied = {"encoder.embed_tokens.weight": "shared.weight"}
     precision = Precision(device=torch.device("cpu"), dtype=dtype, reason="")
     _assign(module, checkpoint.tensors, umt5_to_transformers, file, precision, tied)
-    module.tie_weights()  # one parameter again, so that a move to the GPU takes the large embedding once
+    module.tie_weights()  # one parameter again, so that the large embedding is moved to the GPU only once
     return module
 
 
@@ -157,7 +159,7 @@ def _assign(
     precision: Precision,
     tied: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """Give a module made on the meta device its weights, strictly. tied: parameters that share another's weight."""
+    """Assign weights strictly to a module made on the meta device. tied: parameters that share another's weight."""
     tied = tied or {}
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in tied}
     named = {name: rename(name) for name in tensors}
@@ -182,10 +184,11 @@ def _assign(
 def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, path: Path) -> tuple[int, ...]:
     if name not in shapes:
         raise ModelLayoutError(
-            f"{path} lacks {name}: it holds {listed(shapes)}.", "It is another file or not whole: download it again."
+            f"{path} lacks {name}: it holds {listed(shapes)}.",
+            "It is another kind of file or incomplete: download it again.",
         )
     return shapes[name]
 
 
-def _side(shapes: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int:
+def _first_dim(shapes: Mapping[str, tuple[int, ...]], name: str, path: Path) -> int:
     return _shape(shapes, name, path)[0]

@@ -1,6 +1,6 @@
-"""Owns the way from a video model's name and a user's choices to an engine: which belong to loading, which to running.
+"""Owns how a video engine is made from a model's name and a user's options: which are for loading, which for running.
 
-Heavy libraries are imported when a model is loaded.
+Heavy libraries are imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def load_video_engine(
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
-    """An engine for a video model, see `source.resolve_video`.
+    """Load a video model, see `source.resolve_video`, and make an engine for it.
 
-    make_runtime: of a backend. Raises InputError, ControlError, and ModelError and its kinds. Every choice is checked
-    before anything is loaded.
+    make_runtime: of a backend. Raises InputError, ControlError, and ModelError and its subclasses. The types and ranges
+    of all options are checked before anything is loaded.
     """
     if options.frames_per_slot != 1:
         raise ControlError(
             f"frames_per_slot cannot be {options.frames_per_slot} for a video model.",
-            "Use chunk_frames: latents of 4 frames.",
+            "Use chunk_frames, counted in latent frames of 4 frames each.",
         )
     running = running_options(options)
     loaded = load_video_model(model, loading_options(options, notice), make_runtime)
@@ -45,7 +45,7 @@ def load_video_engine(
 
 
 def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> VideoLoadOptions:
-    """What loading takes of a user's choices."""
+    """Return the options for loading."""
     return VideoLoadOptions(
         device=options.device,
         dtype=options.dtype,
@@ -60,7 +60,7 @@ def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> Vi
 
 
 def running_options(options: LoaderOptions) -> VideoOptions:
-    """What the engine takes of a user's choices."""
+    """Return the options of the engine."""
     video = options.video
     return VideoOptions(
         width=options.width,

@@ -1,7 +1,7 @@
-"""Owns the table of published causal video models: how each is recognised, and what suits it.
+"""Owns the table of published causal video models: how each is recognised, and the preset that suits it.
 
-Steps, shifts, windows and sinks are those of the published configurations; where a published configuration cannot
-stream without an end, the rule that was proposed for it stands here and `notice` says so. Knows no tensors.
+Steps, shifts, windows and sinks are those of the published configurations; if a published configuration cannot stream
+indefinitely, a published rule for longer streams is used instead and `notice` says so. Independent of tensors.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MAX_LEVELS = 4
 class VideoFamily:
     """One published kind of weights.
 
-    hint: found in the last part of a file's or folder's path. repository and files: where it is published; empty for a
-    model that comes with Zoetrope.
-    containers: which part of a pickled file holds the weights, best first. signature: the parts that only this
-    family's file has. sizes: of `SIZES`; empty for any. lora: the adapter that belongs to the base file, beside it.
-    lora_alpha: its alpha where the file does not say; 0 for alpha = rank. base: the folder with encoder and codec.
+    hint: pattern searched for in the path of a file or folder. repository and files: where it is published; empty for a
+    model that comes with Zoetrope. sizes: of `SIZES`; empty for any. containers: parts of a pickled file that may hold
+    the weights, best first. signature: the exact parts of this family's file, if no other family's has them. lora: the
+    adapter next to the base file that belongs to it. lora_alpha: its alpha if the file has none; 0: alpha = rank.
+    notice: shown when the family is loaded.
     """
 
     name: str
@@ -46,7 +46,7 @@ class VideoFamily:
 
 
 def _last(pattern: str) -> re.Pattern[str]:
-    """Looks at the last part of a path only."""
+    """Compile a pattern that matches only in the last part of a path."""
     return re.compile(rf"(?:{pattern})[^/]*$", re.IGNORECASE)
 
 
@@ -92,9 +92,9 @@ MINI_VIDEO = VideoPreset(
     width=128,
     height=128,
 )
-"""As train/video trains it; docs/mini-video.md has how window and sink were chosen."""
+"""As trained by train/video; docs/mini-video.md describes how window and sink were chosen."""
 
-# Order matters where two hints find the same path: the more particular family stands first.
+# Order matters if two hints match the same path: the more specific family comes first.
 _TABLE = (
     VideoFamily(
         name="longlive",
@@ -277,7 +277,7 @@ _TABLE = (
             clean_pass=False,
         ),
         notice=(
-            "Wan 2.1 itself is not causal: each chunk is a clip of its own of 81 frames, with 50 steps and guidance. "
+            "Wan 2.1 itself is not causal: each chunk is a separate clip of 81 frames, with 50 steps and guidance. "
             "Add the checkpoint of a causal family for a stream."
         ),
     ),
@@ -296,7 +296,7 @@ FAMILIES: Mapping[str, VideoFamily] = {family.name: family for family in _TABLE}
 
 
 def family_named(name: str) -> VideoFamily:
-    """The family that the user named. Raises ModelError listing the names."""
+    """Return the family of a name. Raises a ModelError that lists the names."""
     family = FAMILIES.get(name)
     if family is None:
         raise ModelError(f"There is no family of video models named {name!r}.", f"Use one of: {', '.join(FAMILIES)}.")
@@ -304,7 +304,7 @@ def family_named(name: str) -> VideoFamily:
 
 
 def family_of_path(path: PurePath) -> VideoFamily | None:
-    """The family that a file's name hints at, else its folder's name, and so on upward; None without a hint."""
+    """Return the family that a file's name hints at, else its folder's name, and so on upward; None without a hint."""
     parts = path.parts[-_MAX_LEVELS:]
     for last in range(len(parts), 0, -1):
         tail = "/".join(parts[:last])
@@ -315,6 +315,6 @@ def family_of_path(path: PurePath) -> VideoFamily | None:
 
 
 def family_of_containers(containers: frozenset[str]) -> VideoFamily | None:
-    """The only family whose published file has exactly these parts; None where several or none do."""
+    """Return the only family whose published file has exactly these parts; None if several or none do."""
     found = [family for family in _TABLE if family.signature == containers and containers]
     return found[0] if len(found) == 1 else None

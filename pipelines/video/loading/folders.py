@@ -1,6 +1,6 @@
-"""Owns the recognition of a Wan 2.1 model folder, in diffusers' layout or as Wan itself is published, and its parts.
+"""Owns the recognition of Wan 2.1 model folders, in diffusers' layout or in Wan's original one, and of their parts.
 
-Reads JSON and file names only: knows no tensor and no network.
+Reads only JSON and file names; independent of tensors and networks.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class VideoFolder:
     """The parts of a model folder.
 
     transformer, vae, text_encoder: a sub-folder with config.json and weights, or a weight file of an original folder.
-    transformer_config: by diffusers' names; may be empty. tiny_vae: the tiny autoencoder's file or folder, where there
-    is one. actions: their folder, where the transformer takes any. shift: of the scheduler's configuration. settings:
-    zoetrope.json, which says what the weights are.
+    transformer_config: by diffusers' names; may be empty. tiny_vae: file or folder of the tiny autoencoder, if there is
+    one. actions: their folder, if the transformer takes any. shift: of the scheduler's configuration. settings: the
+    contents of zoetrope.json, which describes the weights.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class VideoFolder:
 
     @property
     def text_tokens(self) -> int | None:
-        """Rows of a prompt, where zoetrope.json says that the model was not trained with Wan's. ModelLayoutError."""
+        """Tokens of a prompt, if zoetrope.json sets them; None: Wan's. Raises ModelLayoutError."""
         tokens = self.settings.get("text_tokens")
         if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1):
             return tokens
@@ -66,7 +66,7 @@ class VideoFolder:
 
 
 def is_video_folder(folder: Path) -> bool:
-    """Whether a folder is a whole Wan model by its index or by the names of its files. Reads no weights."""
+    """Whether a folder is a complete Wan model, judging by its index or its file names. Reads no weights."""
     if not folder.is_dir():
         return False
     if (folder / INDEX_FILE).is_file():
@@ -75,9 +75,10 @@ def is_video_folder(folder: Path) -> bool:
 
 
 def read_video_folder(folder: Path, *, as_base: bool = False) -> VideoFolder:
-    """The parts of a model folder. Raises ModelLayoutError naming what is missing or of another kind.
+    """Find the parts of a model folder. Raises a ModelLayoutError that names what is missing or of another kind.
 
-    as_base: only codec and text encoder are wanted, for a checkpoint from elsewhere: the transformer may be missing.
+    as_base: only the codec and the text encoder are needed, for a checkpoint from elsewhere; the transformer may be
+    missing.
     """
     if not (folder / INDEX_FILE).is_file() and _is_original(folder):
         return _read_original(folder)
@@ -86,12 +87,12 @@ def read_video_folder(folder: Path, *, as_base: bool = False) -> VideoFolder:
     if "ImageToVideo" in pipeline:
         raise ModelLayoutError(
             f"{folder} is an image-to-video model ({pipeline}), which needs an image encoder.",
-            "Use a text-to-video model of Wan 2.1: these streams take a first picture too.",
+            "Use a text-to-video model of Wan 2.1: these streams also take a first picture.",
         )
     if pipeline not in _PIPELINES:
         raise ModelLayoutError(
-            f"{folder / INDEX_FILE} names the pipeline class {pipeline}, which is no Wan 2.1 text-to-video model.",
-            f"Known classes: {', '.join(_PIPELINES)}.",
+            f"{folder / INDEX_FILE} names the pipeline class {pipeline}, which is not a Wan 2.1 text-to-video model.",
+            f"Supported classes: {', '.join(_PIPELINES)}.",
         )
     parts = {name: folder / name for name in ("transformer", "vae", "text_encoder", "tokenizer")}
     for name, part in parts.items():
@@ -112,7 +113,7 @@ def read_video_folder(folder: Path, *, as_base: bool = False) -> VideoFolder:
 
 
 def folders_near(file: Path) -> tuple[Path, ...]:
-    """Model folders around a checkpoint: its own folder and those below, else one level further up, and so on."""
+    """Find model folders near a checkpoint: its own folder and those below it, else one level up, and so on."""
     path = file if file.is_dir() else file.parent
     for level in (path, *path.resolve().parents)[:_LEVELS]:
         found = tuple(dict.fromkeys(folder for folder in _below(level) if is_video_folder(folder)))
@@ -122,7 +123,7 @@ def folders_near(file: Path) -> tuple[Path, ...]:
 
 
 def read_settings(folder: Path) -> Mapping[str, Any]:
-    """zoetrope.json of a folder, empty where there is none. Raises ModelLayoutError for entries nobody knows."""
+    """Read zoetrope.json of a folder; empty if there is none. Raises ModelLayoutError for unknown entries."""
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return {}

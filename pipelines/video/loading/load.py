@@ -1,6 +1,6 @@
-"""Owns the way from a name to a `VideoModel`: find, recognise, check, load, and say what was chosen.
+"""Owns how a `VideoModel` is loaded by name: find, recognise, check, load, and report what was chosen.
 
-Knows which loader goes with which file; knows no stream, no cache and no control.
+Combines the loaders of this folder; independent of streams, the cache and controls.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _UNKNOWN_LICENCE = "unknown"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoLoadOptions:
-    """What a user may ask of loading.
+    """Options of loading.
 
-    family: a name of FAMILIES; "" recognises it. base: the Wan folder that goes with a checkpoint. autoencoder: "auto"
-    (the folder's tiny one where it has one, else the stock one), "stock", "tiny", or the path of a tiny one's weights.
-    text_encoder: where it is between two prompts: "auto", "keep", "host" or "drop" (umt5.RESIDENCES).
+    family: a name of FAMILIES; "": recognise it. base: the Wan folder that goes with a checkpoint. autoencoder: "auto"
+    (the folder's tiny one if it has one, else the stock one), "stock", "tiny", or the path of a tiny one's weights.
+    text_encoder: where it resides between two prompts: "auto", "keep", "host" or "drop" (umt5.RESIDENCES).
     attention: a name of wan.attention.ATTENTION_BACKENDS or "auto".
-    notice: gets sentences that the user should see.
+    notice: called with sentences that the user should see.
     """
 
     device: str = "auto"
@@ -60,11 +60,10 @@ class VideoLoadOptions:
 def load_video_model(
     model: str, options: VideoLoadOptions | None = None, make_runtime: MakeVideoRuntime = plain_runtime
 ) -> VideoModel:
-    """Load a causal video model. model: see `source.resolve_video`. make_runtime: of a backend; by default the networks
-    run as they are.
+    """Load a causal video model. model: see `source.resolve_video`. make_runtime: of a backend; by default eager.
 
-    Raises ModelError and its kinds, each with the remedy: not found, another kind of file, damaged, weights that do
-    not fit, a LoRA of another model, too little memory.
+    Raises ModelError and its subclasses, with the remedy: not found, another kind of file, damaged, weights that do not
+    fit, a LoRA of another model, too little memory.
     """
     options = options or VideoLoadOptions()
     precision = choose_video_precision(choose_device(options.device), options.dtype)
@@ -83,7 +82,7 @@ def load_video_model(
     networks = VideoNetworks(transformer=transformer, codec=codec, attention=attention.backend)
     text = load_text(source.folder, precision, options.text_encoder)
     _check_parts(config, codec.latent_channels, text.text_dim)
-    _say(found, licence, options.notice)
+    _report(found, licence, options.notice)
     logger.info("%s: %s (%s) on %s, %s", source.name, found.family.title, found.why, precision.device, precision.reason)
     logger.info("attention %s", attention.reason)
     return VideoModel(
@@ -110,13 +109,13 @@ def _embedder(folder: VideoFolder, config: WanConfig, precision: Precision) -> A
 
 
 def _beside(folder: VideoFolder) -> Mapping[str, Any]:
-    """The transformer's configuration with the prompt's rows, of which diffusers' knows nothing."""
+    """Return the transformer's configuration with the number of text tokens, which diffusers' does not have."""
     tokens = folder.text_tokens
     return folder.transformer_config if tokens is None else {**folder.transformer_config, "text_len": tokens}
 
 
 def _preset(source: VideoSource, family: VideoFamily) -> VideoPreset:
-    """The family's preset; a folder's own scheduler and zoetrope.json count more."""
+    """Return the family's preset; the folder's scheduler and zoetrope.json take precedence."""
     settings = source.folder.settings if source.checkpoint is None else {}
     changes: dict[str, Any] = {name: settings[name] for name in ("width", "height") if name in settings}
     if family.name == "wan" and source.checkpoint is None and source.folder.shift is not None:
@@ -127,7 +126,7 @@ def _preset(source: VideoSource, family: VideoFamily) -> VideoPreset:
     if unknown:
         raise ModelLayoutError(
             f"{source.folder.folder / SETTINGS_FILE}: the preset has no {unknown[0]!r}.",
-            f"Known: {', '.join(sorted(known))}.",
+            f"Known entries: {', '.join(sorted(known))}.",
         )
     changes |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     try:
@@ -140,11 +139,12 @@ def _preset(source: VideoSource, family: VideoFamily) -> VideoPreset:
 
 
 def _licence(source: VideoSource, family: VideoFamily) -> Licence:
-    """As zoetrope.json or a model card beside the weights says, else as it was published."""
+    """Return the licence that zoetrope.json or a model card next to the weights states, else the published one. A card
+    cannot lift a non-commercial licence."""
     if source.checkpoint is None and "licence" in source.folder.settings:
         return _named_licence(str(source.folder.settings["licence"]))
-    places = (source.folder.folder,) if source.checkpoint is None else source.checkpoint.parents[:2]
-    cards = [card for place in places if not (card := licence_of(place)).startswith(_UNKNOWN_LICENCE)]
+    folders = (source.folder.folder,) if source.checkpoint is None else source.checkpoint.parents[:2]
+    cards = [card for folder in folders if not (card := licence_of(folder)).startswith(_UNKNOWN_LICENCE)]
     if not cards or not family.licence.commercial:
         return family.licence
     return _named_licence(cards[0])
@@ -155,7 +155,7 @@ def _named_licence(name: str) -> Licence:
 
 
 def _adapters(source: VideoSource, family: VideoFamily, options: VideoLoadOptions) -> tuple[Adapter, ...]:
-    """The user's LoRA files, or the one that belongs to the family where it lies beside the checkpoint."""
+    """Read the user's LoRA files, or the family's own if it is next to the checkpoint."""
     if options.loras:
         return tuple(read_adapter(_path(lora), weight=lora.weight) for lora in options.loras)
     if not family.lora or source.checkpoint is None:
@@ -163,8 +163,8 @@ def _adapters(source: VideoSource, family: VideoFamily, options: VideoLoadOption
     file = source.checkpoint.parent / family.lora
     if not file.is_file():
         options.notice(
-            f"{family.title} is published as a base and {family.lora}, which is not beside {source.checkpoint.name}: "
-            "without it longer streams drift."
+            f"{family.title} is published as a base and {family.lora}, which is not next to {source.checkpoint.name}: "
+            "without it, longer streams drift."
         )
         return ()
     options.notice(f"{file.name} is merged into {source.checkpoint.name}, as {family.title} is published.")
@@ -180,19 +180,19 @@ def _check_parts(config: WanConfig, latent_channels: int, text_dim: int) -> None
     if latent_channels != config.in_channels:
         raise ModelLayoutError(
             f"The autoencoder has {latent_channels} latent channels, the transformer {config.in_channels}.",
-            "Use the autoencoder of the model that the transformer was made on.",
+            "Use the autoencoder of the model that the transformer is based on.",
         )
     if text_dim != config.text_dim:
         raise ModelLayoutError(
             f"The text encoder's embeddings are {text_dim} wide, the transformer reads {config.text_dim}.",
-            "Use the text encoder of the model that the transformer was made on.",
+            "Use the text encoder of the model that the transformer is based on.",
         )
 
 
-def _say(found: Recognised, licence: Licence, notice: Notice) -> None:
+def _report(found: Recognised, licence: Licence, notice: Notice) -> None:
     family = found.family
-    if not found.asked:
-        notice(f"{found.checkpoint.source.name} is taken for {family.title} ({found.why}); --family names another.")
+    if not found.named:
+        notice(f"{found.checkpoint.source.name} was recognised as {family.title} ({found.why}); --family overrides.")
     if family.notice:
         notice(family.notice)
     if not licence.commercial:

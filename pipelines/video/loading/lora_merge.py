@@ -1,7 +1,8 @@
-"""Owns adapters of video transformers: PEFT, kohya and diffusers naming, merged into weights while these are loaded.
+"""Owns LoRA adapters of video transformers, in PEFT, kohya or diffusers naming, merged while weights are loaded.
 
-W = W0 + weight * alpha / r * B A (Hu et al. 2021, section 4.1), summed in float32 before W is given its own format.
-Knows no device and no running model: pipelines/image/loading/lora.py moves the scale of image models while they run.
+W = W0 + weight * alpha / r * B A (Hu et al. 2021, section 4.1), summed in float32 before W is converted to its dtype.
+Independent of devices and running models: pipelines/image/loading/lora.py changes the scale of image models while they
+run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _KOHYA = re.compile(r"lora_unet_blocks_(\d+)_(self_attn|cross_attn|ffn)_(\w+)")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight")
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 _KINDS: Mapping[str, str] = {"lora_A": "a", "lora_down": "a", "lora_B": "b", "lora_up": "b"}
-_OTHER_MODEL = "It was made for another model or size: choose one that fits, or leave it away."
+_OTHER_MODEL = "It was made for another model or size: choose one that fits, or omit it."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,12 +38,12 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r."""
         return int(self.a.shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of B A."""
+        """Shape of B A."""
         return int(self.b.shape[0]), int(self.a.shape[1])
 
     def delta(self) -> torch.Tensor:
@@ -52,7 +53,8 @@ class Factors:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Adapter:
-    """The factors of one file by the weight that they change, in diffusers' names. ignored: other parts of the file."""
+    """The factors in one file, by the name of the weight they change in diffusers' naming. ignored: unused parts of the
+    file."""
 
     source: Path
     factors: Mapping[str, Factors]
@@ -60,12 +62,12 @@ class Adapter:
 
     @property
     def summary(self) -> str:
-        """For the log: how many weights, of which rank."""
+        """How many weights it changes and its ranks, for the log."""
         ranks = sorted({factors.rank for factors in self.factors.values()})
         return f"{self.source.name}: {len(self.factors)} weights, rank {'/'.join(map(str, ranks))}"
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise ModelLayoutError unless every factor fits a weight of the model (name -> shape)."""
+        """Raise ModelLayoutError unless all factors fit weights of the model. expected: name -> shape."""
         unknown = [name for name in self.factors if name not in expected]
         if unknown:
             raise ModelLayoutError(
@@ -74,7 +76,7 @@ class Adapter:
         for name, factors in self.factors.items():
             if factors.shape != expected[name]:
                 raise ModelLayoutError(
-                    f"{self.source}: the LoRA of {name} makes a change of shape {list(factors.shape)}, the weight has "
+                    f"{self.source}: the LoRA changes {name} by shape {list(factors.shape)}, the weight has "
                     f"{list(expected[name])}.",
                     _OTHER_MODEL,
                 )
@@ -83,8 +85,8 @@ class Adapter:
 def read_adapter(path: Path, *, weight: float = 1.0, alpha: float = 0.0) -> Adapter:
     """Read a LoRA file for a Wan 2.1 transformer.
 
-    weight: the user's own factor. alpha: where the file has none; 0 for alpha = rank. Raises ModelLayoutError for a
-    damaged file, an adapter of another kind, and factors without their partner.
+    weight: the user's factor. alpha: used if the file has none; 0: alpha = rank. Raises ModelLayoutError for a damaged
+    file, an adapter of another kind, or unpaired factors.
     """
     checkpoint = read_checkpoint(path, CONTAINERS)
     pairs, alphas = _sorted_by_module(checkpoint.source, checkpoint.tensors)
@@ -92,13 +94,13 @@ def read_adapter(path: Path, *, weight: float = 1.0, alpha: float = 0.0) -> Adap
     for module, pair in pairs.items():
         if set(pair) != {"a", "b"}:
             raise ModelLayoutError(
-                f"{path} has one factor without the other for {module}.", "The file is not whole: download it again."
+                f"{path} has only one of the two factors for {module}.", "The file is incomplete: download it again."
             )
         a, b = pair["a"].flatten(1), pair["b"].flatten(1)
         if a.shape[0] != b.shape[1]:
             raise ModelLayoutError(
                 f"{path}: the factors of {module} have the ranks {a.shape[0]} and {b.shape[1]}.",
-                "The file is damaged or was put together from two: download it again.",
+                "The file is damaged or was combined from two: download it again.",
             )
         rank = a.shape[0]
         own = alphas.get(module, alpha or float(rank))
@@ -109,7 +111,7 @@ def read_adapter(path: Path, *, weight: float = 1.0, alpha: float = 0.0) -> Adap
 
 
 def merged(name: str, tensor: torch.Tensor, adapters: Sequence[Adapter]) -> torch.Tensor:
-    """The weight `name` with all adapters added, at least in float32; the tensor itself when none change it."""
+    """Return the weight `name` with all adapters added, at least in float32; the tensor itself if none change it."""
     changes = [adapter.factors[name] for adapter in adapters if name in adapter.factors]
     if not changes:
         return tensor
@@ -122,7 +124,7 @@ def merged(name: str, tensor: torch.Tensor, adapters: Sequence[Adapter]) -> torc
 def _sorted_by_module(
     source: Path, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, float]]:
-    """({module: {"a": ..., "b": ...}}, {module: alpha}), modules in diffusers' names."""
+    """Return ({module: {"a": ..., "b": ...}}, {module: alpha}), with modules in diffusers' naming."""
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     alphas: dict[str, float] = {}
     unknown = []
@@ -144,5 +146,5 @@ def _sorted_by_module(
 
 
 def _module(name: str) -> str:
-    """A module of an adapter in diffusers' names; kohya's names have underscores for dots."""
+    """Return an adapter's module name in diffusers' naming; kohya's names have underscores for dots."""
     return module_to_diffusers(_KOHYA.sub(r"blocks.\1.\2.\3", name))

@@ -1,7 +1,7 @@
-"""Owns the question which family a checkpoint is of, and which part of its file holds the weights.
+"""Owns the decision which family a checkpoint belongs to, and which part of its file holds the weights.
 
-Several families share all names and shapes (Self-Forcing, Causal Forcing, LongLive, ...): what the user names counts
-first, then zoetrope.json, the file's name, the parts of the file. The answer says why. Knows no device.
+Several families share all names and shapes (Self-Forcing, Causal Forcing, LongLive, ...): the user's choice comes
+first, then zoetrope.json, the file's name, the parts of the file. The result says why. Independent of devices.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from .source import VideoSource
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recognised:
-    """A checkpoint's weights, what they are taken for, and why; asked: the user or the folder named the family."""
+    """A checkpoint's weights, their family, and why it was chosen. named: whether the user or the folder named it."""
 
     checkpoint: Checkpoint
     family: VideoFamily
     why: str
-    asked: bool = False
+    named: bool = False
 
 
 def recognise(source: VideoSource, family: str = "") -> Recognised:
-    """Read a transformer's weights and say which family they are of. family: what the user named, or "".
+    """Read a transformer's weights and determine their family. family: named by the user, or "".
 
-    Raises ModelLayoutError for files of another kind, ModelError when nothing tells the family.
+    Raises ModelLayoutError for files of another kind, ModelError if nothing identifies the family.
     """
     found = _recognise(source, family)
     refuse_others(found.checkpoint.tensors, str(found.checkpoint.source))
@@ -42,7 +42,7 @@ def recognise(source: VideoSource, family: str = "") -> Recognised:
 
 
 def check_published_size(found: Recognised, config: WanConfig) -> None:
-    """Raise ModelError when the weights have a published size that their family does not come in."""
+    """Raise ModelError if the weights have a published size that their family does not come in."""
     size = SIZES.get(config.dim)
     family = found.family
     if size is None or size in family.sizes:
@@ -60,24 +60,24 @@ def _recognise(source: VideoSource, family: str) -> Recognised:
     if family or source.family or own:
         chosen = family_named(family or source.family or own)
         why = "as named" if family or source.family else f"{SETTINGS_FILE} says so"
-        return Recognised(checkpoint=_read(source, chosen.containers), family=chosen, why=why, asked=True)
-    # Of a whole folder its own name counts only, of a checkpoint also the names of the folders that it lies in.
-    place = source.checkpoint or PurePath(source.folder.folder.resolve().name)
-    hinted = family_of_path(place)
+        return Recognised(checkpoint=_read(source, chosen.containers), family=chosen, why=why, named=True)
+    # For a complete folder only its own name counts, for a checkpoint also the names of the folders that contain it.
+    path = source.checkpoint or PurePath(source.folder.folder.resolve().name)
+    hinted = family_of_path(path)
     if hinted is not None:
-        why = f"by the name {place.name}" if hinted.hint.search(place.name) else f"by the name of a folder of {place}"
+        why = f"by the name {path.name}" if hinted.hint.search(path.name) else f"by the name of a folder of {path}"
         return Recognised(checkpoint=_read(source, hinted.containers), family=hinted, why=why)
     checkpoint = _read(source, CONTAINERS)
-    signed = family_of_containers(checkpoint.parts)
-    if signed is not None:
+    identified = family_of_containers(checkpoint.parts)
+    if identified is not None:
         why = f"by its parts {', '.join(sorted(checkpoint.parts))}"
-        return Recognised(checkpoint=_read(source, signed.containers), family=signed, why=why)
+        return Recognised(checkpoint=_read(source, identified.containers), family=identified, why=why)
     if source.checkpoint is None:
-        return Recognised(checkpoint=checkpoint, family=family_named("wan"), why="a Wan folder that says nothing else")
+        return Recognised(checkpoint=checkpoint, family=family_named("wan"), why="a Wan folder without any other hint")
     refuse_others(checkpoint.tensors, str(checkpoint.source))
     raise ModelError(
-        f"{place} is a Wan 2.1 transformer, but neither its name nor its parts tell how it was trained: Self-Forcing, "
-        "Causal Forcing and others have the same weights' names.",
+        f"{path} is a Wan 2.1 transformer, but neither its name nor its parts tell how it was trained: Self-Forcing, "
+        "Causal Forcing and others use the same weight names.",
         f"Name its family with --family: {', '.join(FAMILIES)}.",
     )
 
@@ -85,10 +85,10 @@ def _recognise(source: VideoSource, family: str) -> Recognised:
 def _read(source: VideoSource, containers: Sequence[str]) -> Checkpoint:
     if source.checkpoint is not None:
         return read_checkpoint(source.checkpoint, containers)
-    place = source.folder.transformer
-    if place == source.folder.folder:
-        return read_checkpoint(place, containers)
-    component = Component(name="transformer", folder=place, class_name="WanTransformer3DModel", config={})
+    path = source.folder.transformer
+    if path == source.folder.folder:
+        return read_checkpoint(path, containers)
+    component = Component(name="transformer", folder=path, class_name="WanTransformer3DModel", config={})
     parts = [read_checkpoint(file, containers) for file in find_weights(component, allow_pickle=True).files]
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
-    return replace(parts[0], source=place, tensors=tensors)
+    return replace(parts[0], source=path, tensors=tensors)

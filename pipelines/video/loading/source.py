@@ -1,6 +1,6 @@
-"""Owns the way from what a user names to files: a model folder, a checkpoint beside one, a family's name or a hub id.
+"""Owns how a model name is resolved to files: a model folder, a checkpoint near one, a family's name or a hub id.
 
-Knows names and folders; reads no weights. What the hub's cache has is used without asking the hub.
+Works on names and folders; reads no weights. Files in the hub's cache are used without contacting the hub.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoSource:
-    """Where the parts of a model are. checkpoint: the transformer's weights, or None for the folder's own."""
+    """Where the parts of a model are. checkpoint: the transformer's weights; None: those in the folder. family: its
+    name if the user named it, else ""."""
 
     name: str
     folder: VideoFolder
@@ -36,7 +37,7 @@ class VideoSource:
 
 
 def is_video_model(model: str) -> bool:
-    """Whether a name means a video model: a Wan folder, a checkpoint, a family or its repository. Loads nothing."""
+    """Whether a name refers to a video model: a Wan folder, a checkpoint, a family or its repository. Loads nothing."""
     if model in FAMILIES:
         return True
     path = hub.BUNDLED_FOLDER / model if model in hub.bundled_names() else Path(model).expanduser()
@@ -53,9 +54,8 @@ def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning
     """Find the files of a video model.
 
     model: a bundled name, a Wan folder, a checkpoint (or its folder), a name of FAMILIES, or a hub id with or without
-    a file's name.
-    base: the Wan folder that a checkpoint's codec and text encoder come from; "" looks beside it, then in the hub's
-    cache. Raises ModelNotFoundError, ModelLayoutError, HubUnreachableError.
+    a file name. base: the Wan folder that provides a checkpoint's codec and text encoder; "": one near the checkpoint,
+    else the one in the hub's cache. Raises ModelNotFoundError, ModelLayoutError, HubUnreachableError.
     """
     path = hub.BUNDLED_FOLDER / model if model in hub.bundled_names() else Path(model).expanduser()
     if path.exists():
@@ -76,13 +76,13 @@ def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning
 
 
 def video_weight_files(model: str, base: str = "") -> list[tuple[str, Path]]:
-    """The weight files that a model is made of, each with its part. model, base: as `resolve_video` takes them."""
+    """Return (part, weight file) for all weight files of a model. model, base: see `resolve_video`."""
     source = resolve_video(model, base=base, notice=lambda text: None)
     folder = source.folder
     parts = [("transformer", source.checkpoint or folder.transformer), ("vae", folder.vae)]
     parts += [("text_encoder", folder.text_encoder), *([("tiny_vae", folder.tiny_vae)] if folder.tiny_vae else [])]
     parts += [("actions", folder.actions)] if folder.actions else []
-    return [(name, file) for name, place in parts for file in weight_files(place)]
+    return [(name, file) for name, path in parts for file in weight_files(path)]
 
 
 def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSource:
@@ -98,7 +98,7 @@ def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSou
 
 
 def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
-    """A repository named without a file: a whole model, or the one file of the one family that is published there."""
+    """Resolve a repository without a file name: a complete model, or the only family that is published there."""
     folder = hub.cached_folder(hub_id)
     if folder is not None and (is_video_folder(folder) or weight_files(folder)):
         return _local(folder, base, notice, name=hub_id)
@@ -116,17 +116,17 @@ def _of_family(family: VideoFamily, base: str, notice: Notice) -> VideoSource:
         raise ModelNotFoundError(
             f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is not published "
             "elsewhere.",
-            "Fetch the checkout's files again, or make the model as docs/mini-video.md says.",
+            "Restore the files of the checkout, or make the model as docs/mini-video.md describes.",
         )
     if family.name == "wan":
-        notice(f"Wan 2.1 is taken in diffusers' layout: {BASE_ID}.")
+        notice(f"Wan 2.1 is used in diffusers' layout: {BASE_ID}.")
         return _repository(BASE_ID, base, notice)
     files = [_file_of(family.repository, file, notice) for file in family.files[: 2 if family.lora else 1]]
     return VideoSource(name=family.name, folder=_base(files[0], base, notice), checkpoint=files[0], family=family.name)
 
 
 def _file_of(hub_id: str, file: str, notice: Notice) -> Path:
-    """One file of a repository, from the cache or the hub."""
+    """Return one file of a repository, from the cache or the hub."""
     folder = hub.cached_folder(hub_id)
     if folder is None or not (folder / file).is_file():
         folder = hub.download(hub_id, parts=("",), lora_file=file, notice=notice)
@@ -138,28 +138,29 @@ def _beside(checkpoint: Path, name: str, base: str, notice: Notice) -> VideoSour
 
 
 def _base(checkpoint: Path, base: str, notice: Notice) -> VideoFolder:
-    """The folder that gives codec and text encoder. Both sizes of Wan 2.1 share them."""
+    """Find the folder that provides codec and text encoder. Both sizes of Wan 2.1 share them."""
     if base:
         given = Path(base).expanduser()
         if not given.exists() and hub.is_hub_id(base):
             given = hub.cached_folder(base) or hub.download(base, parts=_BASE_PARTS, notice=notice)
         if not is_video_folder(given):
             raise ModelNotFoundError(
-                f"{base} is no Wan 2.1 model folder.",
-                f"Give the folder of Wan 2.1 in diffusers' layout ({BASE_ID}) or as Wan published it.",
+                f"{base} is not a Wan 2.1 model folder.",
+                f"Give the folder of Wan 2.1 in diffusers' layout ({BASE_ID}) or in its original one.",
             )
         return read_video_folder(given, as_base=True)
     near = folders_near(checkpoint)
     if len(near) > 1:
         raise ModelLayoutError(
-            f"Several model folders lie near {checkpoint}: {listed(map(str, near))}.", "Name the one to use: --base."
+            f"There are several model folders near {checkpoint}: {listed(map(str, near))}.",
+            "Name the one to use: --base.",
         )
     cached = None if near else hub.cached_folder(BASE_ID)
     if not near and cached is None:
         raise ModelNotFoundError(
-            f"{checkpoint} holds a transformer only, and no Wan 2.1 folder with the autoencoder and the text encoder "
-            "lies near it.",
-            f"Name one with --base, or fetch it into the hub's cache: hf download {BASE_ID}.",
+            f"{checkpoint} holds only a transformer, and there is no Wan 2.1 folder with the autoencoder and the text "
+            "encoder near it.",
+            f"Name one with --base, or download it into the hub's cache: hf download {BASE_ID}.",
         )
     folder = near[0] if near else cached
     assert folder is not None
@@ -168,7 +169,7 @@ def _base(checkpoint: Path, base: str, notice: Notice) -> VideoFolder:
 
 
 def _may_be_video(file: Path) -> bool:
-    """Whether a weight file looks like a video model's: by its name, its header, or as training tools save it."""
+    """Whether a weight file looks like a video model's, by its name, its header or its suffix."""
     if file.suffix in _TRAINING_SUFFIXES or family_of_path(PurePath(file.name)) is not None:
         return True
     names = names_in(file) if file.suffix == ".safetensors" else ()
@@ -176,5 +177,5 @@ def _may_be_video(file: Path) -> bool:
 
 
 def _is_image_model(path: Path) -> bool:
-    """A diffusers folder of another kind, or one with a configuration: an autoencoder, a UNet."""
+    """Whether it is a diffusers folder of another kind, or a component with a configuration (autoencoder, UNet)."""
     return path.is_dir() and ((path / "model_index.json").is_file() or (path / "config.json").is_file())

@@ -1,6 +1,6 @@
-"""Owns the building of a transformer from a checkpoint: names matched, adapters merged, format and device.
+"""Owns how a transformer is built from a checkpoint: matching names, merging adapters, converting dtype and device.
 
-Knows no family, no codec and no text.
+Independent of families, the codec and the text encoder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_video_precision(device: torch.device, requested: str) -> Precision:
-    """As `choose_precision`, but auto takes bfloat16 on CUDA, in which the published causal video models run."""
+    """Like `choose_precision`, but auto takes bfloat16 on CUDA, in which the published causal video models run."""
     if requested == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(device=device, dtype=torch.bfloat16, reason="bfloat16: CUDA device")
     return choose_precision(device, requested)
@@ -39,10 +39,10 @@ def load_transformer(
     *,
     action_embedder: ActionEmbedder | None = None,
 ) -> tuple[CausalWanTransformer, KeyReport]:
-    """The transformer with a checkpoint's weights, adapters merged, for inference; and what became of the names.
+    """Load a checkpoint into a transformer for inference, with adapters merged; also return how names were matched.
 
-    action_embedder: for a model that takes actions, on the device already: the checkpoint does not have its weights.
-    Raises ModelLayoutError listing what does not fit, OutOfMemoryError before anything is moved.
+    action_embedder: for a model that takes actions, already on the device; its weights are not in the checkpoint.
+    Raises a ModelLayoutError that lists what does not fit, or OutOfMemoryError before anything is moved.
     """
     with torch.device("meta"):
         transformer = CausalWanTransformer(config, action_embedder=action_embedder)
@@ -54,11 +54,11 @@ def load_transformer(
     for adapter in adapters:
         adapter.check(expected)
         logger.info("merging %s", adapter.summary)
-    formats = {name: weight_format(name, precision.dtype) for name in expected}
-    _check_memory(sum(tensor.numel() * formats[name].itemsize for name, tensor in state.items()), precision)
+    dtypes = {name: weight_dtype(name, precision.dtype) for name in expected}
+    _check_memory(sum(tensor.numel() * dtypes[name].itemsize for name, tensor in state.items()), precision)
     weights = {
         target: merged(target, checkpoint.tensors[name], adapters).to(
-            device=precision.device, dtype=formats[target], copy=True
+            device=precision.device, dtype=dtypes[target], copy=True
         )
         for name, target in report.mapped.items()
     }
@@ -70,8 +70,8 @@ def _state(embedder: ActionEmbedder | None) -> dict[str, torch.Tensor]:
     return {} if embedder is None else embedder.state_dict()
 
 
-def weight_format(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The format of one weight in a model of `dtype`: at least float32 where diffusers keeps float32 too."""
+def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of one weight in a model of `dtype`: at least float32 where diffusers keeps float32 too."""
     return torch.promote_types(dtype, torch.float32) if CausalWanTransformer.keeps_float32(name) else dtype
 
 

@@ -1,6 +1,6 @@
-"""What a stream remembers beside its cache, and passes again when the cache's policy or a change of prompt asks for it.
+"""What a stream keeps beside its KV cache, to pass it again when the policy or a change of prompt requires it.
 
-One object for each kind of policy, chosen here; the schedules in pipelines/video/schedules do not tell them apart.
+One class for each kind of policy, chosen here; the schedules in pipelines/video/schedules treat all alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PASTS: dict[type[KVPolicy], type[StreamPast]] = {RebuildPolicy: RebuildPast, Dua
 
 
 def make_past(policy: KVPolicy, parts: PastParts) -> StreamPast:
-    """The memory that goes with a policy."""
+    """Make the `StreamPast` that goes with a policy."""
     return PASTS.get(type(policy), WindowPast)(parts)
 
 

@@ -1,4 +1,4 @@
-"""Owns the contract of a stream's memory. Knows no prompt and no schedule of passes."""
+"""Owns the contract of what a stream keeps beside its KV cache. Independent of prompts and chunk schedules."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ EncodePictures = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastParts:
-    """What a memory works with. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W) in px.
-    nothing: what conditioners say of one frame that they say nothing of. time_factor: pictures of a latent frame after
-    the first."""
+    """What a `StreamPast` is made from. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W)
+    in pixels. nothing: conditions of one frame without any. time_factor: frames of a latent frame after the first."""
 
     stream_rows: StreamRows
     policy: KVPolicy
@@ -38,63 +37,63 @@ class PastParts:
 
 
 class StreamPast(ABC):
-    """Told of what is finished; asked, when a chunk is born, what to pass again before it."""
+    """Is notified of finished chunks, and returns, when a chunk begins, what to pass again before it."""
 
     def __init__(self, parts: PastParts) -> None:
         self._parts = parts
 
     @abstractmethod
     def context(self) -> list[CleanFrames]:
-        """Frames to be passed at timestep 0, one pass each, before the next chunk, with the conditions of their births.
+        """Return what to pass at timestep 0 before the next chunk, one pass per entry, with its original conditions.
 
-        Called once, when that is born. May reset the cache.
+        Called once, when that chunk begins. May reset the cache.
         """
 
     @abstractmethod
     def finished(self, clean: CleanFrames) -> None:
-        """A chunk is done; the cache still has it as its chunk."""
+        """Take a finished chunk, while it is still the cache's current chunk."""
 
     @abstractmethod
     def decoded(self, frames: torch.Tensor) -> None:
-        """Its pictures [F, H, W, 3] uint8, valid during the call."""
+        """Take a finished chunk's frames [F, H, W, 3] uint8, valid only during the call."""
 
     @abstractmethod
     def new_text(self) -> None:
-        """The prompt changed by a cut: what stands in the cache was seen with the old one."""
+        """React to a cut of the prompt: the cache was computed with the old one."""
 
     def flush(self) -> None:
-        """Forget all but the sink and the last frame."""
+        """Discard all but the sink and the last frame."""
         self._parts.stream_rows.flush()
 
     def scene_cut(self) -> None:
-        """The next chunk begins another scene."""
+        """Make the next chunk begin a new scene."""
         self._parts.stream_rows.scene_cut()
 
     def restart(self) -> None:
-        """The stream begins anew."""
+        """Begin a new video."""
         self._parts.stream_rows.reset()
 
     @property
     def bytes(self) -> int:
-        """Memory on the device."""
+        """Size of the device memory."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     @abstractmethod
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The memory whose contents, with `facts`, are its state: always the same, in the same order."""
+        """The tensors whose contents, with `host_state`, are the whole state: always the same, in the same order."""
 
     @abstractmethod
-    def facts(self) -> Any:
-        """A copy of what it knows beside them, for `restore`."""
+    def host_state(self) -> Any:
+        """Return a copy of the state on the host, for `restore`."""
 
     @abstractmethod
-    def restore(self, facts: Any) -> None:
-        """The contents of `tensors` have been put back to when these were the facts."""
+    def restore(self, state: Any) -> None:
+        """Restore the state on the host; the caller has restored the contents of `tensors`."""
 
 
 def groups_of(frames: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Consecutive groups of at most `size`; the first one takes the rest, so that the last ones are whole chunks."""
+    """Split frames into consecutive groups of `size`; the first is shorter if the number does not divide evenly."""
     rest = len(frames) % size
     heads = [frames[:rest]] if rest else []
     return [*heads, *(frames[i : i + size] for i in range(rest, len(frames), size))]

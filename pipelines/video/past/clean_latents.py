@@ -1,7 +1,7 @@
 """Owns the clean latents of the frames that a cache still holds, so that they can be passed again with another prompt.
 
-With each goes what conditioners said of it at its birth. Works on tensors and the frame indices of a cache's ledger.
-All memory is allocated once.
+Each is stored with its original conditions. Works on tensors and the frame indices of a cache's ledger. All memory is
+allocated once.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class CleanFrames(NamedTuple):
 
 
 class StoredFrame(NamedTuple):
-    """Where a frame stands in the store, and its columns by conditioner."""
+    """A frame's slot in the store, and its columns by conditioner."""
 
     slot: int
     columns: Mapping[str, Columns]
 
 
 class CleanLatents:
-    """Up to `frames` latent frames [C, h, w] by the index that the cache knows them by. nothing: see `PastParts`."""
+    """Stores up to `frames` latent frames [C, h, w] by their index in the cache's ledger. nothing: see `PastParts`."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class CleanLatents:
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Indices of what is held, in order of time."""
+        """Indices of the stored frames, in order of time."""
         return tuple(sorted(self._cells))
 
-    def put(self, frames: Sequence[int], clean: CleanFrames, *, standing: Iterable[int] = ()) -> None:
-        """Add these frames. What does not stand any more makes room; if that is not enough, the oldest go."""
-        still = set(standing) | set(frames)
-        self._cells = {frame: cell for frame, cell in self._cells.items() if frame in still}
+    def put(self, frames: Sequence[int], clean: CleanFrames, *, cached: Iterable[int] = ()) -> None:
+        """Add these frames. Frames that are no longer `cached` are dropped, then the oldest, if there is no room."""
+        keep = set(cached) | set(frames)
+        self._cells = {frame: cell for frame, cell in self._cells.items() if frame in keep}
         for frame in frames:
             self._cells.pop(frame, None)
         while len(self._cells) + len(frames) > len(self._store):
@@ -68,7 +68,7 @@ class CleanLatents:
             self._cells[frame] = StoredFrame(index, columns)
 
     def take(self, frames: Sequence[int]) -> CleanFrames:
-        """These frames, a copy."""
+        """Return a copy of these frames."""
         cells = [self._cells[frame] for frame in frames]
         latents = torch.stack([self._store[cell.slot] for cell in cells], dim=1)
         slots = [cell.slot for cell in cells]
@@ -77,23 +77,23 @@ class CleanLatents:
         return CleanFrames(latents, FrameConditions(columns=columns, fields=fields))
 
     def rename(self, frames: Sequence[int]) -> None:
-        """Keep these frames only; they are 0, 1, ... from now on."""
+        """Keep only these frames, renumbered 0, 1, ... in this order."""
         self._cells = {new: self._cells[old] for new, old in enumerate(frames)}
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all frames."""
         self._cells = {}
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All that is held, [frames, ...] each; always the same memory."""
+        """The store of latents and of each field, [frames, ...] each; always the same memory."""
         return self._store, *self._fields.values()
 
     @property
     def cells(self) -> dict[int, StoredFrame]:
-        """A copy of which frame stands where in the store."""
+        """A copy of the index: which frame is in which slot of the store."""
         return dict(self._cells)
 
     def restore(self, cells: dict[int, StoredFrame]) -> None:
-        """The store has been put back to when this was what stood in it."""
+        """Restore the index; the caller has restored the contents of `tensors`."""
         self._cells = dict(cells)

@@ -1,8 +1,7 @@
-"""Owns the memory of streams that rebuild their cache before every chunk: the last clean latents, and an anchor.
+"""Owns the past of streams that rebuild their cache before every chunk: the latest clean latents, and an anchor.
 
 Krea realtime-video (2025): the context is an anchor and the latest frames, passed once at timestep 0. Once the stream's
-true first frame has left the window, the anchor is an old picture, in 8 bits as it was shown, encoded as a stream's
-first frame again.
+true first frame has left the window, the anchor is an old output frame, as 8-bit RGB, encoded again as a first frame.
 """
 
 from __future__ import annotations
@@ -18,25 +17,24 @@ from .clean_latents import CleanFrames, CleanLatents, StoredFrame
 
 
 def anchor_is_encoded(policy: RebuildPolicy, frames: int) -> bool:
-    """Whether the first of the context of `frames` finished latent frames must be made by encoding a picture as a
-    stream's first frame.
+    """Whether, after `frames` finished latent frames, the context's first one must be encoded from an output frame.
 
-    A causal codec's first latent has statistics of its own; once the true one has left the window, an old picture takes
-    its place: the oldest of the last `anchor_pictures`.
+    A causal codec's first latent has different statistics; once the true one has left the window, an old output frame
+    replaces it, encoded as a stream's first frame: the oldest of the last `anchor_pictures`.
     """
     return frames > policy.context_frames and not policy.keep_first
 
 
 def anchor_pictures(policy: RebuildPolicy, time_factor: int) -> int:
-    """Length of the queue of decoded pictures whose oldest is the anchor: those of a context that begins a stream.
+    """Length of the queue of decoded frames whose oldest is the anchor: the frames of a context that begins a stream.
 
-    time_factor: pictures of a latent frame after the first.
+    time_factor: frames of a latent frame after the first.
     """
     return frames_of(policy.context_frames, first=True, time_factor=time_factor)
 
 
 class RebuildPast(StreamPast):
-    """Latent frames and pictures since the last scene cut, as far as the policy can ask for them."""
+    """Latent frames and decoded frames since the last scene cut, as far back as the policy can need them."""
 
     def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
@@ -65,11 +63,11 @@ class RebuildPast(StreamPast):
     def finished(self, clean: CleanFrames) -> None:
         frames = list(range(self._frames, self._frames + clean.latents.shape[1]))
         self._frames = frames[-1] + 1
-        standing = set(self._policy.context(self._frames)) | {0}
-        kept = [frame for frame in frames if frame in standing] or frames[-1:]
+        needed = set(self._policy.context(self._frames)) | {0}
+        kept = [frame for frame in frames if frame in needed] or frames[-1:]
         indices = [frame - frames[0] for frame in kept]
         chosen = CleanFrames(clean.latents[:, indices], clean.conditions.select(indices))
-        self._clean.put(kept, chosen, standing=standing)
+        self._clean.put(kept, chosen, cached=needed)
 
     def decoded(self, frames: torch.Tensor) -> None:
         for picture in frames[-len(self._pixels) :]:
@@ -77,7 +75,7 @@ class RebuildPast(StreamPast):
             self._pictures += 1
 
     def new_text(self) -> None:
-        """The next rebuilding sees the new prompt."""
+        """Nothing to do: the next rebuild uses the new prompt."""
 
     def flush(self) -> None:
         if self._frames:
@@ -97,9 +95,9 @@ class RebuildPast(StreamPast):
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return *self._clean.tensors, self._pixels
 
-    def facts(self) -> tuple[dict[int, StoredFrame], int, int]:
+    def host_state(self) -> tuple[dict[int, StoredFrame], int, int]:
         return self._clean.cells, self._frames, self._pictures
 
-    def restore(self, facts: tuple[dict[int, StoredFrame], int, int]) -> None:
-        cells, self._frames, self._pictures = facts
+    def restore(self, state: tuple[dict[int, StoredFrame], int, int]) -> None:
+        cells, self._frames, self._pictures = state
         self._clean.restore(cells)

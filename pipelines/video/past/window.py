@@ -1,7 +1,7 @@
-"""Owns the memory of streams whose cache keeps what it has seen: the clean latents of what stands there.
+"""Owns the past of streams whose cache keeps what it has seen: the clean latents of the cached frames.
 
 After a cut of the prompt they are passed again, chunk by chunk at timestep 0, with the new prompt. That is LongLive's
-re-cache (2509.22622) with the block-causal order in which the frames were made.
+re-cache (2509.22622) in the block-causal order in which the frames were made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .clean_latents import CleanFrames, CleanLatents, StoredFrame
 
 
 class WindowPast(StreamPast):
-    """Frames that a policy has pooled or chosen token by token cannot be passed again: after a cut they are gone."""
+    """Frames that a policy has pooled or selected token by token cannot be passed again: a cut drops them."""
 
     def __init__(self, parts: PastParts) -> None:
         super().__init__(parts)
@@ -25,7 +25,7 @@ class WindowPast(StreamPast):
         if not self._recache:
             return []
         self._recache = False
-        frames = [frame for frame in self._standing() if frame in self._clean.frames]
+        frames = [frame for frame in self._whole_frames() if frame in self._clean.frames]
         groups = [self._clean.take(group) for group in groups_of(frames, self._parts.chunk_frames)]
         self._parts.stream_rows.reset()
         self._clean.rename(frames)
@@ -33,10 +33,10 @@ class WindowPast(StreamPast):
 
     def finished(self, clean: CleanFrames) -> None:
         chunk = [span.frame for span in self._parts.stream_rows.ledger().chunk][: clean.latents.shape[1]]
-        self._clean.put(chunk, clean, standing=self._standing())
+        self._clean.put(chunk, clean, cached=self._whole_frames())
 
     def decoded(self, frames: torch.Tensor) -> None:
-        """Latents are enough."""
+        """Nothing to do: latents are enough."""
 
     def new_text(self) -> None:
         self._recache = True
@@ -46,17 +46,17 @@ class WindowPast(StreamPast):
         self._clean.clear()
         self._recache = False
 
-    def _standing(self) -> list[int]:
-        """Frames that stand whole in the cache and stay there."""
+    def _whole_frames(self) -> list[int]:
+        """Frames that the cache holds whole, and keeps when the next chunk begins."""
         return [s.frame for s in self._parts.stream_rows.ledger().spans if s.frame >= 0 and s.frames == 1 and s.kept]
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self._clean.tensors
 
-    def facts(self) -> tuple[dict[int, StoredFrame], bool]:
+    def host_state(self) -> tuple[dict[int, StoredFrame], bool]:
         return self._clean.cells, self._recache
 
-    def restore(self, facts: tuple[dict[int, StoredFrame], bool]) -> None:
-        cells, self._recache = facts
+    def restore(self, state: tuple[dict[int, StoredFrame], bool]) -> None:
+        cells, self._recache = state
         self._clean.restore(cells)

@@ -1,4 +1,4 @@
-"""How a stream's chunks go through the denoiser, in one table: one by one, a row for each step, a joint window."""
+"""How a stream's chunks go through the denoiser, in one table: one at a time, step-batched, or in a joint window."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Owns the contract of a stream's flight: which passes its chunks need in a tick, and what their results do.
+"""Owns the contract of chunk schedules: which passes a stream's chunks need in a tick, and how results are applied.
 
-Knows rows, latents and steps; no prompt, no codec and no other stream.
+Works on rows, latents and steps; independent of prompts, the codec and other streams.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PassKind = Literal["denoise", "clean", "context"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassPart:
-    """What the tick log says of one chunk's part in a tick. row: of the cache."""
+    """One chunk's part in a pass, for the tick log. row: of the cache."""
 
     kind: PassKind
     slot: ChunkSlot | None
@@ -38,10 +38,10 @@ class PassPart:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingPass:
-    """One pass that waits its turn. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context".
-    context: what conditioners say of its frames, where they are of no chunk in flight.
+    """One queued pass. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context". context: the conditions
+    of its frames if they belong to no chunk in flight. view_frames: see `PassRequest`.
 
-    begins: the cache makes room for it first. begun: it has (a pass that failed is tried again without).
+    begins: the pass begins a chunk in the cache. begun: the cache has done so (a failed pass is retried without).
     """
 
     kind: PassKind
@@ -54,7 +54,7 @@ class PendingPass:
 
     @property
     def conditions(self) -> FrameConditions:
-        """Of its frames."""
+        """Conditions of its frames."""
         if self.slot is not None:
             return self.slot.conditions.frames
         assert self.context is not None
@@ -72,70 +72,70 @@ class ChunkSchedule(ABC):
     @staticmethod
     @abstractmethod
     def max_slots(preset: VideoPreset) -> int:
-        """Chunks in flight at most."""
+        """Maximum number of chunks in flight."""
 
     @staticmethod
     def max_rows(preset: VideoPreset) -> int:
-        """Rows of the cache that a stream needs, without those for negative prompts."""
+        """Cache rows that a stream needs, without those for negative prompts."""
         return 1
 
     @staticmethod
     def text_rows(preset: VideoPreset) -> int:
-        """Rows of the text cache: one, or as many as of the cache where chunks of different prompts share a pass."""
+        """Rows of the text cache: one, or one for each step if chunks in flight can have different prompts."""
         return 1
 
     @property
     def texts(self) -> list[tuple[int, ChunkSlot]]:
-        """Which row of the text cache must hold the prompt of which chunk; empty where the first row serves all."""
+        """(row of the text cache, chunk whose prompt it must hold); empty if the first row serves all chunks."""
         return []
 
     @abstractmethod
     def latency_ticks(self, steps: int) -> int:
-        """Ticks from a chunk's birth to its end, with so many steps."""
+        """Ticks between the tick in which a chunk of this many steps begins and the one in which it is finished."""
 
     @property
     def fixed_steps(self) -> bool:
-        """Whether each step has a place of its own: a chunk of input frames leaves none away, and none can have more
-        than the preset."""
+        """Whether each step is tied to a cache row or a position in the window: a chunk of input frames skips none, and
+        no chunk can have more steps than the preset."""
         return False
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether a picture can begin the video: it is passed clean."""
+        """Whether a picture can begin a video, which needs a clean pass."""
         return True
 
     @property
     def recaches(self) -> bool:
-        """Whether the cache holds clean frames, which can be passed again with another prompt."""
+        """Whether the cache holds clean frames, which can be passed again with a new prompt."""
         return True
 
     @property
     def can_rewind(self) -> bool:
-        """Whether nothing of a chunk is left in flight when the next one is born."""
+        """Whether a chunk has left the schedule before the next one begins."""
         return False
 
     @abstractmethod
     def ready(self, steps: int) -> bool:
-        """Whether a chunk of so many steps may be born in this tick. Chunks end in the order of their births."""
+        """Whether a chunk of this many steps can be admitted in this tick. Chunks finish in the order of admission."""
 
     @abstractmethod
     def has_work(self, *, draining: bool) -> bool:
-        """Whether a tick would do something. draining: no more chunks come."""
+        """Whether a tick would do something. draining: no more chunks follow."""
 
     @abstractmethod
     def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
-        """Take a chunk in. context: what is passed before it, see Memory."""
+        """Admit a chunk. context: what is passed before it, see `StreamPast.context`."""
 
     @abstractmethod
     def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:
-        """The passes of this tick. The cache is made ready for them, once, however often they are tried."""
+        """Return the passes of this tick. Prepares the cache for them only once, even if they are retried."""
 
     @abstractmethod
     def land(self, velocities: Sequence[torch.Tensor]) -> list[ChunkSlot]:
-        """The passes' results [C, F, h, w], in order. Returns the chunks whose latents are clean now."""
+        """Apply the passes' results [C, F, h, w], in order. Returns the chunks whose latents are now clean."""
 
     def drop(self) -> None:
-        """Forget what is in flight."""
+        """Discard everything in flight."""
         self.slots.clear()
         self._pending.clear()
 

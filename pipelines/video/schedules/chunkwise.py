@@ -1,6 +1,6 @@
-"""Owns the chunk-autoregressive stream: one chunk at a time, its steps one after another, then a pass over it clean.
+"""Owns the chunk-autoregressive schedule: one chunk at a time, step after step, then a clean pass.
 
-Self-Forcing (2506.08009, algorithm 2), CausVid, LongLive; Krea's without the clean pass, as its cache is rebuilt.
+Self-Forcing (2506.08009, algorithm 2), CausVid, LongLive; Krea without the clean pass, as it rebuilds its cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .base import ChunkSchedule, PassPart, PendingPass
 
 
 class ChunkwiseSchedule(ChunkSchedule):
-    """Context passes, denoising passes, the clean pass: one a tick. The frames come out before the clean pass."""
+    """Context passes, denoising passes, the clean pass: one per tick. Frames come out before the clean pass."""
 
     @staticmethod
     def max_slots(preset: VideoPreset) -> int:

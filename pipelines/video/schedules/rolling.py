@@ -1,9 +1,9 @@
-"""Owns the rolling joint window: chunks at falling noise levels that see each other, the cleanest first.
+"""Owns the rolling schedule: a joint window of chunks that attend to each other, from the cleanest to the noisiest.
 
-Rolling Forcing (2509.25161): one pass over the whole window, then one over the finished first chunk, clean, which
-leaves its keys and values. Without that pass nothing of the past is kept: StreamDiT's moving buffer (2507.03745).
-RAIN's groups (2412.19489) of K / p frames that share a noise level and attend across levels are chunks of that size in
-p steps.
+Rolling Forcing (2509.25161): one pass over the whole window, then a clean pass over its finished first chunk, which
+writes that chunk's keys and values. Without the clean pass nothing of the past is kept: StreamDiT's moving buffer
+(2507.03745). RAIN's groups (2412.19489) of K / p frames that share a noise level and attend across levels are chunks of
+that size in p steps.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .base import ChunkSchedule, PassPart, PendingPass
 
 
 class RollingSchedule(ChunkSchedule):
-    """The window moves when a chunk comes in, or when it is drained. It grows at a stream's beginning."""
+    """The window moves when a chunk is admitted, or while it is drained. It grows at a stream's beginning."""
 
-    _entered = False  # a chunk was born and the window has not moved since
+    _entered = False  # a chunk was admitted and the window has not moved since
     _begun = False
 
     @staticmethod
@@ -40,7 +40,7 @@ class RollingSchedule(ChunkSchedule):
         return self._preset.clean_pass
 
     def latency_ticks(self, steps: int) -> int:
-        """With a chunk born whenever there is room."""
+        """For chunks that are admitted as soon as there is room."""
         return steps * (1 + self._preset.clean_pass) - 1
 
     def ready(self, steps: int) -> bool:
@@ -80,7 +80,7 @@ class RollingSchedule(ChunkSchedule):
         return [(request, parts)]
 
     def _kept_frames(self) -> int:
-        """Of the window's frames, those that the next window finds in the cache: the chunk that this one finishes."""
+        """How many of the window's frames stay in the cache for the next window: the chunk that this pass finishes."""
         first = self.slots[0]
         return first.latents.shape[1] if self._preset.clean_pass and first.remaining == 1 else 0
 

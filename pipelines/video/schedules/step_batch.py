@@ -1,7 +1,7 @@
-"""Owns the step-batched stream: a chunk at each denoising step, all of them one batch.
+"""Owns the step-batched schedule: one chunk at each denoising step, all in one batch.
 
-StreamDiffusionV2 (2511.07399, section 4.2): each step has a cache row of its own, whose past has that step's noise
-level; there is no clean pass. A chunk moves on by one row a tick.
+StreamDiffusionV2 (2511.07399, section 4.2): each step has its own cache row, whose past has that step's noise level;
+there is no clean pass. A chunk advances by one row per tick.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .base import ChunkSchedule, PassPart
 
 
 class StepBatchSchedule(ChunkSchedule):
-    """One pass of every chunk in flight a tick. Chunks move on whether or not another one follows them."""
+    """One pass of every chunk in flight per tick. Chunks advance whether or not others follow them."""
 
     _begun = False
 
@@ -62,7 +62,7 @@ class StepBatchSchedule(ChunkSchedule):
         return bool(self.slots)
 
     def admit(self, slot: ChunkSlot, context: Sequence[CleanFrames]) -> None:
-        assert not context, "a step-batched cache holds noisy frames: no clean one is passed again"
+        assert not context, "a step-batched cache holds noisy frames: no clean frames are passed again"
         self.slots.append(slot)
 
     def requests(self, scale: float, *, draining: bool) -> list[tuple[PassRequest, tuple[PassPart, ...]]]:

@@ -1,7 +1,7 @@
-"""Owns what the transformer makes of actions: what a viewer does to camera and subject in each latent frame.
+"""Owns how the transformer takes actions: what a viewer does to camera and subject in each latent frame.
 
-`ActionEmbedder` turns them into what is added to the time embedding; its weights lie in the folder `actions/` beside a
-stock transformer, which loads without them. Knows no stream, no cache and no schedule.
+`ActionEmbedder` turns them into an addend of the time embedding; its weights are in the folder `actions/` next to a
+stock transformer, which loads without them. Independent of streams, the cache and schedules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TRAIN_AGAIN = "Write the folder with save_actions of the embedder that was trai
 
 
 class ActionEmbedder(nn.Module):
-    """Two linear layers without biases and a SiLU between them, so that no action adds exactly 0."""
+    """Two linear layers without biases, with a SiLU between them, so that actions of 0 add exactly 0."""
 
     def __init__(self, dim: int, hidden: int | None = None) -> None:
         """dim: of the transformer's time embedding. hidden: width between the layers; None: dim."""
@@ -45,16 +45,16 @@ class ActionEmbedder(nn.Module):
         return self.linear_1.out_features
 
     def forward(self, actions: torch.Tensor) -> torch.Tensor:
-        """[B, F, 5] in [-1, 1] -> [B, F, dim], in the weights' format."""
+        """[B, F, 5] in [-1, 1] -> [B, F, dim], in the weights' dtype."""
         embedding: torch.Tensor = self.linear_2(F.silu(self.linear_1(actions.to(self.linear_1.weight.dtype))))
         return embedding
 
 
 def save_actions(embedder: ActionEmbedder, folder: Path, gains: Sequence[float] | None = None) -> None:
-    """Write config.json and model.safetensors into `folder` (a model's `actions/`), in the weights' format.
+    """Write config.json and model.safetensors into `folder` (a model's `actions/`), in the weights' dtype.
 
-    gains: what `load_actions` multiplies each action by, in their order, where a model answers them too weakly; None:
-    nothing.
+    gains: factors by which `load_actions` scales the actions, in the order of ACTION_NAMES, for a model that responds
+    too weakly; None: no scaling.
     """
     from safetensors.torch import save_file
 
@@ -68,10 +68,10 @@ def save_actions(embedder: ActionEmbedder, folder: Path, gains: Sequence[float] 
 
 
 def load_actions(folder: Path, *, dim: int, device: torch.device, dtype: torch.dtype) -> ActionEmbedder:
-    """The embedder of a model folder, for inference, at least in float32 as the time embedding is.
+    """Load the embedder of a model folder for inference, at least in float32, as the time embedding is.
 
-    dim: of the transformer's time embedding. The configuration's gains are in its weights. Raises ModelLayoutError:
-    other names, sizes, gains or weights, or numbers that are not finite.
+    dim: of the transformer's time embedding. The configuration's gains are folded into the weights. Raises
+    ModelLayoutError for other names, sizes, gains or weights, and for numbers that are not finite.
     """
     hidden, gains = _checked_config(folder / _CONFIG, dim)
     checkpoint = read_checkpoint(folder / _WEIGHTS)
@@ -89,20 +89,20 @@ def load_actions(folder: Path, *, dim: int, device: torch.device, dtype: torch.d
             )
         if not torch.isfinite(tensor).all():
             raise ModelLayoutError(f"{checkpoint.source}: {name} has numbers that are not finite.", _TRAIN_AGAIN)
-    format_ = torch.promote_types(dtype, torch.float32)
-    weights = {name: tensor.to(device=device, dtype=format_) for name, tensor in checkpoint.tensors.items()}
-    weights["linear_1.weight"] = weights["linear_1.weight"] * torch.tensor(gains, device=device, dtype=format_)
+    wide_dtype = torch.promote_types(dtype, torch.float32)
+    weights = {name: tensor.to(device=device, dtype=wide_dtype) for name, tensor in checkpoint.tensors.items()}
+    weights["linear_1.weight"] = weights["linear_1.weight"] * torch.tensor(gains, device=device, dtype=wide_dtype)
     embedder.load_state_dict(weights, assign=True)
     return embedder.eval().requires_grad_(False)
 
 
 def _checked_config(file: Path, dim: int) -> tuple[int, list[float]]:
-    """The width between the layers, and the gains."""
+    """Return the width between the layers, and the gains."""
     config = read_json(file)
     names = config.get("names")
     if names != list(ACTION_NAMES):
         raise ModelLayoutError(
-            f"{file} names the actions {names!r}.", f"Known, in this order: {', '.join(ACTION_NAMES)}."
+            f"{file} names the actions {names!r}.", f"They must be, in this order: {', '.join(ACTION_NAMES)}."
         )
     if config.get("dim") != dim:
         raise ModelLayoutError(

@@ -1,8 +1,8 @@
-"""Owns how queries, keys and values become one result: the kernels behind one table, chosen by name or by "auto".
+"""Owns the attention kernels, in one table, chosen by name or by "auto".
 
-Shapes are the video engine's: queries [B, N, heads, D], keys and values [B, M, heads, D]. Knows no cache, no rotary
-phase and no transformer. A kernel that was asked for and cannot run here is refused with the reason; nothing is
-replaced in silence.
+Shapes are the video engine's: queries [B, N, heads, D], keys and values [B, M, heads, D]. Independent of the cache,
+rotary embeddings and the transformer. A kernel that was requested and cannot run here is refused with the reason;
+there is no silent fallback.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class AttentionBackend(Protocol):
     def takes_mask(self) -> bool: ...
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Why it cannot run for these, with what to do; None when it can."""
+        """Return why it cannot run for these, with the remedy; None if it can."""
         ...
 
     def frame_mask(self, allowed: torch.Tensor, tokens_per_frame: int) -> Mask:
-        """allowed: [F_q, F_k] bool, may queries of a frame see keys of a frame -> a mask over their tokens."""
+        """[F_q, F_k] bool, whether queries of a frame attend to keys of a frame -> a mask over their tokens."""
         ...
 
     def __call__(
@@ -54,7 +54,7 @@ class AttentionBackend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionChoice:
-    """The backend and why it was taken; `reason` is shown to the user."""
+    """The backend and why it was chosen; `reason` is shown to the user."""
 
     backend: AttentionBackend
     reason: str
@@ -62,7 +62,7 @@ class AttentionChoice:
 
 @dataclass(frozen=True, slots=True)
 class _ScaledDotProduct:
-    """PyTorch's scaled_dot_product_attention held to one kernel; kernel None leaves the choice to PyTorch."""
+    """PyTorch's scaled_dot_product_attention restricted to one kernel; kernel None leaves the choice to PyTorch."""
 
     name: str
     kernel: SDPBackend | None
@@ -75,7 +75,7 @@ class _ScaledDotProduct:
         if device.type == "cpu":
             return None if self.on_cpu else f"PyTorch's {self.name} kernel needs a CUDA device, not the CPU."
         if self.dtypes is not None and dtype not in self.dtypes:
-            return f"PyTorch's {self.name} kernel calculates in {_names(self.dtypes)}, not in {_names((dtype,))}."
+            return f"PyTorch's {self.name} kernel computes in {_names(self.dtypes)}, not in {_names((dtype,))}."
         if self.usable is not None and not self.usable(_probe(device, dtype, head_dim)):
             return f"PyTorch's {self.name} kernel does not run on this device with heads of {head_dim}."
         return None
@@ -97,19 +97,19 @@ class _ScaledDotProduct:
 
 @dataclass(frozen=True, slots=True)
 class _CudnnInParts:
-    """cuDNN's kernel over several parts of the keys side by side where that fills the device better; see there.
+    """cuDNN's kernel over several parts of the keys in parallel if that fills the device better; see attention_parts.
 
-    whole: the same kernel over all keys at once, for where it does not.
+    unsplit: the same kernel over all keys at once, used otherwise.
     """
 
-    whole: _ScaledDotProduct
+    unsplit: _ScaledDotProduct
     name: str = "cudnn-parts"
     takes_mask: bool = False
 
     def refusal(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         if device.type == "cuda" and importlib.util.find_spec("triton") is None:
             return "Joining the parts is compiled, which needs Triton."
-        return self.whole.refusal(device, dtype, head_dim)
+        return self.unsplit.refusal(device, dtype, head_dim)
 
     def frame_mask(self, allowed: torch.Tensor, tokens_per_frame: int) -> Mask:
         return dense_frame_mask(allowed, tokens_per_frame)
@@ -120,13 +120,14 @@ class _CudnnInParts:
         _check_mask(self, mask)
         parts = parts_of_keys(queries, keys)
         if parts == 1:
-            return self.whole(queries, keys, values)
+            return self.unsplit(queries, keys, values)
         return cudnn_in_parts(queries, keys, values, parts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Flex:
-    """FlexAttention (PyTorch): a mask by blocks of 128 × 128, empty ones cost nothing; compiled at first use."""
+    """FlexAttention (PyTorch): masks in blocks of 128 × 128, of which empty ones cost nothing; compiled at first
+    use."""
 
     name: str = "flex"
     takes_mask: bool = True
@@ -152,7 +153,7 @@ class _Flex:
 
 @dataclass(frozen=True, slots=True)
 class _Xformers:
-    """memory_efficient_attention of the xformers package, where it is installed."""
+    """memory_efficient_attention of the xformers package, if it is installed."""
 
     name: str = "xformers"
     takes_mask: bool = False
@@ -214,7 +215,7 @@ ATTENTION_BACKENDS: Mapping[str, AttentionBackend] = MappingProxyType(
         )
     }
 )
-"""Every backend by the name a user gives it."""
+"""All backends by the name that a user chooses."""
 
 _AUTO_ORDER = ("cudnn-parts", "cudnn", "flash", "efficient", "math")
 """Fastest first, as measured on an H100 at this engine's shapes: cuDNN is 1.35 to 1.75 times as fast as flash."""
@@ -223,7 +224,7 @@ _AUTO_ORDER = ("cudnn-parts", "cudnn", "flash", "efficient", "math")
 def choose_attention(
     requested: str, *, device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool = False
 ) -> AttentionChoice:
-    """'auto' takes the first that runs of cudnn-parts, cudnn, flash, efficient and math; a name takes that one.
+    """Return the named backend, or for "auto" the first that runs of cudnn-parts, cudnn, flash, efficient and math.
 
     masked: the backend must take masks. Raises ModelError, with the reason and the remedy, for an unknown name and for
     a backend that cannot run here.
@@ -250,7 +251,7 @@ def dense_frame_mask(allowed: torch.Tensor, tokens_per_frame: int) -> torch.Tens
 
 
 def block_frame_mask(allowed: torch.Tensor, tokens_per_frame: int) -> BlockMask:
-    """The same as a mask of FlexAttention, built on the device of `allowed`."""
+    """Return the same as a FlexAttention mask, built on the device of `allowed`."""
 
     def visible(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return allowed[query // tokens_per_frame, key // tokens_per_frame]
@@ -262,7 +263,7 @@ def block_frame_mask(allowed: torch.Tensor, tokens_per_frame: int) -> BlockMask:
 
 
 def block_causal(frames: int, chunk_frames: int, *, device: torch.device | None = None) -> torch.Tensor:
-    """[frames, frames] bool: a frame sees the frames of its own chunk and of earlier ones.
+    """Return [frames, frames] bool: a frame attends to the frames of its own chunk and of earlier ones.
 
     The training mask of causal video models (Yin et al. 2024, CausVid, section 4.1). The last chunk may be shorter.
     """
@@ -271,14 +272,14 @@ def block_causal(frames: int, chunk_frames: int, *, device: torch.device | None 
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, head_dim: int, masked: bool) -> AttentionChoice:
-    passed_over: list[str] = []
+    refusals: list[str] = []
     for name in _AUTO_ORDER:
         refusal = _refusal(ATTENTION_BACKENDS[name], device, dtype, head_dim, masked)
         if refusal is None:
-            why = " ".join(passed_over) or "The fastest measured."
+            why = " ".join(refusals) or "The fastest measured."
             return AttentionChoice(backend=ATTENTION_BACKENDS[name], reason=f"{name}: {why}")
-        if refusal not in passed_over:
-            passed_over.append(refusal)
+        if refusal not in refusals:
+            refusals.append(refusal)
     raise AssertionError("math runs everywhere")
 
 
@@ -296,7 +297,7 @@ def _check_mask(backend: AttentionBackend, mask: Mask | None) -> None:
 
 
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> Any:
-    """What PyTorch's can_use_* functions look at, for one head of 128 tokens."""
+    """Return the argument of PyTorch's can_use_* functions, for one head of 128 tokens."""
     tokens = torch.empty((1, 1, 128, head_dim), device=device, dtype=dtype)
     return torch.backends.cuda.SDPAParams(tokens, tokens, tokens, None, 0.0, False, False)
 

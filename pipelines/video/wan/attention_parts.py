@@ -1,11 +1,11 @@
-"""Owns attention over parts of the keys at once: which number of parts fills a CUDA device, and how parts are joined.
+"""Owns attention over parts of the keys in parallel: how many parts fill a CUDA device, and how they are merged.
 
-cuDNN's kernel gives a block of 128 queries of one head to a multiprocessor. 12 heads of 4680 queries are 444 blocks,
-3.4 for each of an H100's 132 multiprocessors, so that the device idles for most of a fourth round; 1560 queries are
-1.2. Over s parts of the keys there are s times as many blocks, each s times as short, and the last round costs less.
-Parts are joined by their log-sum-exps l_i as in flash-decoding (Dao et al. 2023): sum_i exp(l_i - l) o_i with
+cuDNN's kernel assigns a block of 128 queries of one head to a multiprocessor. 12 heads of 4680 queries make 444 blocks,
+3.4 for each of an H100's 132 multiprocessors, so that the device idles for most of a fourth wave; 1560 queries make
+1.2. With s parts of the keys there are s times as many blocks, each s times shorter, and the last wave costs less.
+Parts are merged by their log-sum-exps l_i as in flash-decoding (Dao et al. 2023): sum_i exp(l_i - l) o_i with
 l = log sum_i exp(l_i).
-Knows queries, keys and values; no layer, cache or model.
+Independent of layers, the cache and the model.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pipelines.core.compiling import compiled
 BLOCK_QUERIES = 128
 MAX_PARTS = 8
 MIN_PART_KEYS = 1024
-_ROUND_KEYS = 128
-"""What a round of blocks costs beside its keys, in keys."""
-_JOIN_KEYS = 5.6e-5
-"""What reading or writing one number of a part's result costs, in keys of a block."""
+_WAVE_KEYS = 128
+"""Fixed cost of a wave of blocks, in keys."""
+_MERGE_KEYS = 5.6e-5
+"""Cost of reading or writing one number of a part's result, in keys of a block."""
 
 
 def parts_of_keys(queries: torch.Tensor, keys: torch.Tensor) -> int:
-    """How many equal parts to make of keys [B, M, heads, D] for queries [B, N, heads, D]; 1 for few keys."""
+    """Return into how many equal parts to split keys [B, M, heads, D] for queries [B, N, heads, D]; 1 for few keys."""
     if keys.shape[1] < 2 * MIN_PART_KEYS or not (keys.shape[0] == 1 or keys.is_contiguous()):
         return 1
     return best_parts(
@@ -39,12 +39,12 @@ def parts_of_keys(queries: torch.Tensor, keys: torch.Tensor) -> int:
 
 
 def best_parts(*, blocks: int, keys: int, numbers: int, multiprocessors: int) -> int:
-    """The number of parts, a divisor of `keys`, that takes least time. numbers: of the result. Host arithmetic only."""
+    """Return the fastest number of parts, a divisor of `keys`. numbers: size of the result. Host arithmetic only."""
 
     def cost(parts: int) -> float:
-        rounds = -(-blocks * parts // multiprocessors)
-        join = _JOIN_KEYS * numbers * (2 * parts + 1) if parts > 1 else 0.0
-        return rounds * (keys / parts + _ROUND_KEYS) + join
+        waves = -(-blocks * parts // multiprocessors)
+        merge = _MERGE_KEYS * numbers * (2 * parts + 1) if parts > 1 else 0.0
+        return waves * (keys / parts + _WAVE_KEYS) + merge
 
     fitting = [n for n in range(1, MAX_PARTS + 1) if keys % n == 0 and (n == 1 or keys // n >= MIN_PART_KEYS)]
     return min(fitting, key=cost)
@@ -63,8 +63,8 @@ def cudnn_in_parts(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tens
 
 
 def join(outputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-    """outputs [B, parts, N, heads, D] of parts of the keys and their log-sum-exps [B, parts, heads, N] float32 -> the
-    attention over all of them [B, N, heads, D].
+    """Merge outputs [B, parts, N, heads, D] over parts of the keys, with their log-sum-exps [B, parts, heads, N]
+    float32, into the attention over all keys [B, N, heads, D].
     """
     parts = [part.transpose(1, 2).unsqueeze(-1) for part in sums.unbind(1)]
     largest = functools.reduce(torch.maximum, parts)

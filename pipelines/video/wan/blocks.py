@@ -1,8 +1,8 @@
 """Owns one block of the Wan transformer: modulation, self-attention over a key/value view, cross-attention, MLP.
 
-Everything before self-attention (`WanBlock.before`) and after it (`WanBlock.after`) is free of the cache, the layer's
-number and host state, so that each compiles once for all blocks, with norms, modulation, rotation and residuals fused
-into their neighbours. Knows no timestep, no prompt and no cache policy.
+Everything before self-attention (`WanBlock.before`) and after it (`WanBlock.after`) is independent of the cache, the
+layer's index and host state, so that each compiles once for all blocks, with norms, modulation, rotation and residuals
+fused into their neighbours. Independent of timesteps, text encoding and cache policies.
 Architecture: Wan 2.1 (Wan team 2025, section 4.2); names and shapes of the parameters are those of diffusers.
 """
 
@@ -24,10 +24,10 @@ from .text_cache import KeysValues, TextView
 
 
 class KeyValueView(Protocol):
-    """What one forward pass sees of a cache; `cache.kv.cache.KVView` is one.
+    """What one forward pass sees of a cache; `cache.kv.view.KVView` is one.
 
-    query_rotation: (cos, sin), each [B | 1, N, 1, D/2] or [N, 1, D/2]: where this pass's tokens stand.
-    observes: whether `observe` wants this pass's queries.
+    query_rotation: (cos, sin), each [B | 1, N, 1, D/2] or [N, 1, D/2]: the rotation of this pass's queries.
+    observes: whether `observe` must be called with this pass's queries.
     """
 
     @property
@@ -37,16 +37,16 @@ class KeyValueView(Protocol):
     def observes(self) -> bool: ...
 
     def observe(self, layer: int, queries: torch.Tensor, /) -> None:
-        """Rotated queries [B, N, heads, D], before the layer's `exchange`."""
+        """Take rotated queries [B, N, heads, D], before the layer's `exchange`."""
         ...
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor, /) -> KeysValues:
-        """Takes this pass's keys (not rotated) and values [B, N, heads, D]; returns all that is attended, rotated."""
+        """Take this pass's unrotated keys and its values [B, N, heads, D]; return all attended ones, keys rotated."""
         ...
 
 
 class WanAttention(nn.Module):
-    """Projections and norms of one attention. The norms of queries and keys span all heads together."""
+    """Projections and norms of one attention layer. The norms of queries and keys span all heads."""
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class _UpProjection(nn.Module):
 
 
 def linear_gelu(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """GELU (tanh) of a linear layer in one kernel, on CUDA in 16 bits: cuBLASLt applies it before it rounds and writes.
+    """Linear layer and GELU (tanh) in one kernel, on CUDA in 16 bits: cuBLASLt applies it before rounding.
 
-    On other devices PyTorch's operator has the exact GELU instead; it has no derivative.
+    On other devices PyTorch's operator computes the exact GELU instead. It has no derivative.
     """
     flat = torch._addmm_activation(bias, hidden.flatten(0, -2), weight.t(), use_gelu=True)
     return flat.view(*hidden.shape[:-1], -1)
@@ -122,7 +122,7 @@ class WanBlock(nn.Module):
     def before(
         self, hidden: torch.Tensor, time: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated queries, keys without rotation, values: each [B, N, heads, D].
+        """Return rotated queries, unrotated keys, values: each [B, N, heads, D].
 
         hidden: [B, F, tokens of a frame, dim]; time: [B, F | 1, 6, dim], the projected time embedding.
         """
@@ -139,7 +139,7 @@ class WanBlock(nn.Module):
         text: KeysValues,
         attention: AttentionBackend,
     ) -> torch.Tensor:
-        """The block's output [B, F, n, dim] from its input and self-attention's result [B, N, heads, D]."""
+        """Return the block's output [B, F, n, dim] from its input and the result of self-attention [B, N, heads, D]."""
         _, _, gate, shift_mlp, scale_mlp, gate_mlp = block_modulation(self.scale_shift_table, time)
         hidden = gated_residual(hidden, self.attn1.output(attended).view_as(hidden), gate)
         hidden = hidden + self._cross_attention(affine_norm(self.norm2, hidden), text, attention)
@@ -157,7 +157,7 @@ class WanBlock(nn.Module):
         mask: Mask | None,
         halves: BlockHalves,
     ) -> torch.Tensor:
-        """One block: `before`, the cache and attention, `after`."""
+        """Run the block: `before`, the cache and attention, `after`."""
         cos, sin = kv.query_rotation
         queries, own_keys, own_values = halves.before(self, hidden, time, cos, sin, rotary)
         if kv.observes:
@@ -179,9 +179,9 @@ class WanBlock(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockHalves:
-    """How `WanBlock.before` and `WanBlock.after` are executed: called with the block and the method's arguments.
+    """Functions that execute `WanBlock.before` and `WanBlock.after`, called with the block and the method's arguments.
 
-    One object serves all blocks: what it compiles for one of them serves the others.
+    One object serves all blocks: code compiled for one of them serves the others.
     """
 
     before: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -197,30 +197,30 @@ def _after(block: WanBlock, *arguments: Any) -> torch.Tensor:
 
 
 AS_WRITTEN = BlockHalves(before=_before, after=_after)
-"""Called as they stand."""
+"""Neither half is compiled."""
 
 
 def compiled_halves(compiler: str = "inductor") -> BlockHalves:
-    """Both halves compiled at first use, once for each shape of the batch and all blocks. compiler: torch.compile's
-    backend.
+    """Return halves that are compiled at first use, once per batch shape for all blocks. compiler: a backend of
+    torch.compile.
     """
     return BlockHalves(before=compiled(WanBlock.before, compiler), after=compiled(WanBlock.after, compiler))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockExecution:
-    """How the blocks of a transformer compute: told to each pass, never kept by the network."""
+    """How the blocks of a transformer compute: an argument of each pass, never state of the network."""
 
     attention: AttentionBackend = PLAIN
     halves: BlockHalves = AS_WRITTEN
 
 
 PLAIN_EXECUTION = BlockExecution()
-"""PyTorch's attention, blocks as they are written."""
+"""PyTorch's attention, blocks not compiled."""
 
 
 def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """shift, scale, gate of self-attention, then of the MLP: each [B, F | 1, 1, dim], one for each frame.
+    """Return shift, scale, gate of self-attention, then of the MLP: each [B, F | 1, 1, dim], one for each frame.
 
     table: [1, 6, dim]; time: [B, F | 1, 6, dim].
     """
@@ -228,13 +228,13 @@ def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Ten
 
 
 def modulate(hidden: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
-    """LN(x) (1 + scale) + shift in at least float32, in the format of hidden again. hidden: [B, F, n, dim]."""
+    """LN(x) (1 + scale) + shift, computed in at least float32, returned in x's dtype. hidden: [B, F, n, dim]."""
     normed = F.layer_norm(wide(hidden), hidden.shape[-1:], eps=eps)
     return (normed * (1 + scale) + shift).to(hidden.dtype)
 
 
 def affine_norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """A LayerNorm with weights, in at least float32; the identity where the model has none."""
+    """Apply a LayerNorm with weights, in at least float32; the identity if the model has none."""
     if not isinstance(norm, nn.LayerNorm):
         return hidden
     x = wide(hidden)
@@ -244,10 +244,10 @@ def affine_norm(norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def gated_residual(hidden: torch.Tensor, update: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-    """x + gate u in at least float32, in the format of hidden again."""
+    """x + gate u, computed in at least float32, returned in x's dtype."""
     return (wide(hidden) + wide(update) * gate).to(hidden.dtype)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """float32 of anything narrower."""
+    """Convert to float32 anything of fewer bits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Owns the sizes of a Wan transformer and which variants of it the video engine runs. Knows no weights."""
+"""Owns the sizes of a Wan transformer and which of its variants the video engine runs. Independent of weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pipelines.core.errors import ModelLayoutError
 
 _IMAGE_KEYS = ("image_embedder", "add_k_proj", "add_v_proj", "norm_added_k", "norm_added_q")
 _IMAGE_FIELDS = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
-_USE_T2V = "Use a text-to-video variant: it takes a first image by its latents."
+_USE_T2V = "Use a text-to-video variant: it takes a first image as latents."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanConfig:
-    """Sizes by the names of diffusers' WanTransformer3DModel; the defaults are Wan 2.1 T2V 1.3B.
+    """Sizes, named as in diffusers' WanTransformer3DModel; the defaults are Wan 2.1 T2V 1.3B.
 
-    patch_size: latent frames, rows and columns that make one token; one frame always, as each frame has its timestep.
-    freq_dim: width of the sinusoid of a timestep. text_len: tokens of a prompt with its padding.
+    patch_size: latent frames, rows and columns per token; always one frame, as each frame has its own timestep.
+    freq_dim: width of a timestep's sinusoid. text_len: tokens of a prompt, padding included.
     """
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
@@ -44,7 +44,7 @@ class WanConfig:
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or min(self.patch_size) < 1:
             raise ModelLayoutError(
                 f"The transformer's patch_size is {self.patch_size}.",
-                "Causal generation needs one token a latent frame in time: (1, rows, columns).",
+                "Causal generation needs patches of one latent frame: (1, rows, columns).",
             )
         if self.attention_head_dim % 2 or self.attention_head_dim < 8:
             raise ModelLayoutError(
@@ -61,7 +61,8 @@ class WanConfig:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> Self:
-        """From transformer/config.json of diffusers; its other entries (class name, rope_max_seq_len) are not needed.
+        """Read the sizes from diffusers' transformer/config.json; other entries (class name, rope_max_seq_len) are
+        ignored.
 
         Raises ModelLayoutError for image-to-video variants with an image encoder, and for other norms of queries.
         """
@@ -73,7 +74,7 @@ class WanConfig:
         norm = config.get("qk_norm", "rms_norm_across_heads")
         if norm != "rms_norm_across_heads":
             raise ModelLayoutError(
-                f"The transformer's qk_norm is {norm!r}.", "Only rms_norm_across_heads is known for Wan."
+                f"The transformer's qk_norm is {norm!r}.", "Only rms_norm_across_heads is supported."
             )
         known = {field.name for field in fields(cls)} & config.keys()
         values = {name: config[name] for name in known}
@@ -85,7 +86,7 @@ class WanConfig:
 
 
 def refuse_image_weights(names: Iterable[str]) -> None:
-    """Raise ModelLayoutError when parameter names belong to an image-to-video variant with an image encoder."""
+    """Raise ModelLayoutError if parameter names belong to an image-to-video variant with an image encoder."""
     extra = [name for name in names if any(key in name for key in _IMAGE_KEYS)]
     if extra:
         raise ModelLayoutError(

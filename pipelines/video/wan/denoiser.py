@@ -1,6 +1,6 @@
-"""Owns the adapter that makes the causal transformer obey `VideoDenoiser`.
+"""Owns the adapter that makes the causal transformer a `VideoDenoiser`.
 
-Does not depend on a schedule, a chunk, a stream or an executor.
+Independent of schedules, chunks, streams and executors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Owns the keys and values of prompts in cross-attention: computed once a prompt, kept in rows, rewritten in place.
+"""Owns the cross-attention keys and values of prompts: computed once per prompt, stored in rows, rewritten in place.
 
-Knows embeddings and rows; not what a prompt says, which stream it belongs to, nor how text is encoded.
+Works on embeddings and rows; independent of streams and of how text is encoded.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class TextView(Protocol):
 
     @property
     def signature(self) -> Hashable:
-        """Equal for views that read the same addresses: part of the key of a captured CUDA graph; None: never equal."""
+        """Equal for views that read the same addresses: part of a captured CUDA graph's key. None: never equal."""
         ...
 
     def exchange(self, layer: int, compute: Callable[[torch.Tensor], KeysValues]) -> KeysValues:
-        """(keys, values) of a layer: each [B, L, heads, D], or [B, F, L, heads, D] where every frame has its own text.
+        """Return (keys, values) of a layer: each [B, L, heads, D], or [B, F, L, heads, D] if each frame has its text.
 
-        compute: turns hidden text [B, L, dim], as `TextProjector.embed_text` gives it, into that layer's keys and
-        values; a view that has them stored does not call it.
+        compute: turns hidden text [B, L, dim], as returned by `TextProjector.embed_text`, into that layer's keys and
+        values; not called by a view that has them stored.
         """
         ...
 
 
 class TextProjector(Protocol):
-    """The part of a transformer that prompts go through before cross-attention."""
+    """The part of a transformer that projects prompts for cross-attention."""
 
     @property
     def layers(self) -> int: ...
@@ -50,7 +50,7 @@ class TextProjector(Protocol):
     def device(self) -> torch.device: ...
 
     def embed_text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """[B, L, text_dim] -> [B, L, dim]: the text MLP, for padding rows as for all others."""
+        """[B, L, text_dim] -> [B, L, dim]: the text MLP, applied to padding rows too."""
         ...
 
     def text_keys_values(self, layer: int, hidden: torch.Tensor) -> KeysValues:
@@ -59,7 +59,7 @@ class TextProjector(Protocol):
 
 
 class PlainText:
-    """Text without a cache: every pass computes the keys and values again. For training and comparisons."""
+    """Text without a cache: every pass computes keys and values anew. For training and comparisons."""
 
     signature = None
 
@@ -72,7 +72,7 @@ class PlainText:
 
 
 class TextKVCache:
-    """`rows` prompts of `tokens` tokens; keys and values of all layers are allocated here and never again."""
+    """Stores `rows` prompts of `tokens` tokens; keys and values of all layers are allocated once, here."""
 
     def __init__(self, transformer: TextProjector, *, rows: int, tokens: int = 512) -> None:
         assert rows >= 1, rows
@@ -91,15 +91,15 @@ class TextKVCache:
         return 2 * self._keys.numel() * self._keys.element_size()
 
     def version(self, row: int) -> int:
-        """Which version stands in a row; 0: none was written."""
+        """Version of the prompt in a row; 0: none has been written."""
         return self._versions[row]
 
     def write(self, row: int, embeddings: torch.Tensor, *, version: int | None = None) -> int:
-        """Put a prompt into a row, in place; views of the row show it from the next pass on.
+        """Write a prompt into a row, in place; views of the row read it from the next pass on.
 
-        embeddings: [L, text_dim] with L <= tokens, padded here with zero rows, which attention sees like the published
-        networks do. version: the caller's number (> 0) for this prompt: when it stands in the row already, nothing is
-        computed. None counts on. Returns the version that stands in the row now. Not for use inside a captured graph.
+        embeddings: [L, text_dim] with L <= tokens, padded here with zero rows, which are attended as in the published
+        networks. version: the caller's number (> 0) for this prompt; if the row already has it, nothing is computed.
+        None: the next unused number. Returns the row's version. Not for use inside a captured graph.
         """
         if version is not None and version == self._versions[row]:
             return version
@@ -118,14 +118,14 @@ class TextKVCache:
         return self._versions[row]
 
     def invalidate(self) -> None:
-        """The transformer's weights have changed (a LoRA): every prompt is computed again at its next write."""
+        """Recompute every prompt at its next write, because the transformer's weights have changed (a LoRA)."""
         self._versions = [0] * self.rows
 
     def view(self, rows: Sequence[int] | torch.Tensor) -> TextView:
-        """The text of a batch whose entry i reads row rows[i]; a tensor [B, F] gives every frame its own row.
+        """Return the text of a batch whose entry i reads row rows[i]; a tensor [B, F] gives every frame its own row.
 
-        Consecutive rows are read where they stand, others are gathered at each layer. A tensor (int64, on the device)
-        may change between passes; the view and what a graph captured of it then read the new rows.
+        Consecutive rows are read in place, others are gathered at each layer. A tensor (int64, on the device) may
+        change between passes; the view, and graphs captured with it, then read the new rows.
         """
         if isinstance(rows, torch.Tensor):
             return _GatheredText(self._keys, self._values, rows, ("rows of a tensor", rows.data_ptr(), rows.shape))

@@ -1,10 +1,10 @@
 """Owns the causal video denoiser: latents, timesteps, text and a view of the past in, velocity out.
 
-The parameters have the names and shapes of diffusers' WanTransformer3DModel, so published weights load as they are.
-`forward` keeps no state, waits for nothing and branches on shapes only: it can be compiled, and captured in a CUDA
+The parameters have the names and shapes of diffusers' WanTransformer3DModel, so published weights load unchanged.
+`forward` keeps no state, does not synchronise and branches on shapes only: it can be compiled, and captured in a CUDA
 graph.
-Knows no schedule, no prompt and no cache policy. Architecture: Wan 2.1 (Wan team 2025, section 4.2); one timestep for
-each latent frame: Yin et al. 2024 (CausVid), section 4.1.
+Independent of schedules, text encoding and cache policies. Architecture: Wan 2.1 (Wan team 2025, section 4.2); one
+timestep for each latent frame: Yin et al. 2024 (CausVid), section 4.1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT_IN_FLOAT32 = ("time_embedder", "scale_shift_table", "norm2", "action_embed
 
 
 class FullWindow:
-    """The view without a cache: every frame of the pass sees every other one, or what the mask leaves."""
+    """The view without a cache: all frames of the pass attend to each other, as far as the mask allows."""
 
     observes = False
 
@@ -39,10 +39,10 @@ class FullWindow:
         self.query_rotation = (cos, sin)
 
     def observe(self, layer: int, queries: torch.Tensor) -> None:
-        """Nothing is kept."""
+        """Nothing to do: no cache."""
 
     def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """The pass's own keys, rotated, and values."""
+        """Return the pass's own keys, rotated, and values."""
         return self._rotary.rotate(keys, *self.query_rotation), values
 
 
@@ -68,7 +68,7 @@ class ConditionEmbedder(nn.Module):
     def time(self, timesteps: torch.Tensor, added: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, F] -> the embedding [B, F, dim] for the head, and its projection [B, F, 6, dim] for the blocks.
 
-        added: [B, F, dim], to the embedding, before it is rounded and projected.
+        added: [B, F, dim], added to the embedding before that is rounded and projected.
         """
         mlp = self.time_embedder
         sinusoid = time_sinusoid(timesteps, self.freq_dim).to(mlp.linear_1.weight.dtype)
@@ -77,17 +77,17 @@ class ConditionEmbedder(nn.Module):
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 
     def text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """[B, L, text_dim] -> [B, L, dim]. Padding rows go through as all others."""
+        """[B, L, text_dim] -> [B, L, dim], padding rows included."""
         mlp = self.text_embedder
         hidden: torch.Tensor = mlp.linear_2(F.gelu(mlp.linear_1(embeddings), approximate="tanh"))
         return hidden
 
 
 class CausalWanTransformer(nn.Module):
-    """Wan 2.1's video transformer with a timestep for each latent frame and keys and values kept outside of it."""
+    """Wan 2.1's video transformer with a timestep for each latent frame and an external KV cache."""
 
     def __init__(self, config: WanConfig, *, action_embedder: ActionEmbedder | None = None) -> None:
-        """action_embedder: of models that take actions; its weights are in `state_dict` under that name."""
+        """action_embedder: for models that take actions; its weights are in `state_dict` under that name."""
         super().__init__()
         self.config = config
         self.rotary = Rotary(config.attention_head_dim)
@@ -104,7 +104,7 @@ class CausalWanTransformer(nn.Module):
         self.action_embedder = action_embedder
 
     def add_actions(self, embedder: ActionEmbedder) -> None:
-        """For training: a transformer that was made without actions is to learn them."""
+        """Add an action embedder to a transformer that was made without, for training."""
         assert self.action_embedder is None, "the transformer takes actions already"
         self.action_embedder = embedder
 
@@ -125,7 +125,7 @@ class CausalWanTransformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The format of latents, keys and values."""
+        """The dtype of latents, keys and values."""
         return self.patch_embedding.weight.dtype
 
     @property
@@ -134,21 +134,21 @@ class CausalWanTransformer(nn.Module):
         return self.patch_embedding.weight.device
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens of a latent frame of height × width; both must divide by the patch."""
+        """Return the (rows, columns) of tokens of a latent frame of height × width, multiples of the patch."""
         _, rows, columns = self.config.patch_size
         assert height % rows == 0, f"latent height {height} is not a multiple of {rows}"
         assert width % columns == 0, f"latent width {width} is not a multiple of {columns}"
         return height // rows, width // columns
 
     def set_precision(self, dtype: torch.dtype) -> None:
-        """Convert the weights, keeping in float32 at least those that `keeps_float32` names, as diffusers does."""
+        """Convert the weights to dtype, those selected by `keeps_float32` to at least float32, as diffusers does."""
         minimum = torch.promote_types(dtype, torch.float32)
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(minimum if self.keeps_float32(name) else dtype)
 
     @staticmethod
     def keeps_float32(name: str) -> bool:
-        """Whether the parameter stays in float32 when the others are narrower."""
+        """Whether the parameter stays in float32 if the others have fewer bits."""
         return any(part in _KEPT_IN_FLOAT32 for part in name.split("."))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -157,7 +157,7 @@ class CausalWanTransformer(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def embed_text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """[B, L, text_dim] -> [B, L, dim], see `text_cache.TextProjector`."""
+        """[B, L, text_dim] -> [B, L, dim]; see `text_cache.TextProjector`."""
         return self.condition_embedder.text(embeddings.to(self.dtype))
 
     def text_keys_values(self, layer: int, hidden: torch.Tensor) -> KeysValues:
@@ -173,9 +173,9 @@ class CausalWanTransformer(nn.Module):
         positions: torch.Tensor | None = None,
         phase: torch.Tensor | float = 0.0,
     ) -> FullWindow:
-        """The view without a cache, for `frames` frames of grid rows × columns.
+        """Return the view without a cache, for `frames` frames of grid (rows, columns).
 
-        positions: [frames], 0 .. frames - 1 where None. phase: radians added to temporal angles, a number or [frames].
+        positions: [frames]; None: 0 .. frames - 1. phase: radians added to temporal angles, a number or [frames].
         """
         rows, columns = grid
         device = self.device
@@ -185,8 +185,8 @@ class CausalWanTransformer(nn.Module):
         x = torch.arange(columns, device=device).repeat(frames * rows)
         if isinstance(phase, torch.Tensor):
             phase = phase.repeat_interleave(rows * columns)
-        format_ = torch.promote_types(self.dtype, torch.float32)
-        return FullWindow(self.rotary, *self.rotary.tables(t, y, x, phase, dtype=format_))
+        wide_dtype = torch.promote_types(self.dtype, torch.float32)
+        return FullWindow(self.rotary, *self.rotary.tables(t, y, x, phase, dtype=wide_dtype))
 
     def forward(
         self,
@@ -201,13 +201,14 @@ class CausalWanTransformer(nn.Module):
         mask: Mask | None = None,
         execution: BlockExecution = PLAIN_EXECUTION,
     ) -> torch.Tensor:
-        """The velocity (noise - x0): [B, out_channels, F, H, W].
+        """Return the velocity (noise - x0): [B, out_channels, F, H, W].
 
         latents: [B, in_channels, F, H, W], H and W multiples of the patch. timesteps: [B, F] in [0, 1000], fractions
-        allowed; [B, 1] where all frames share one. kv: positions and past come from it; None: the frames see each
-        other only, at `positions` [F] (0 .. F - 1), temporal angles moved by `phase` (radians). mask: of the attention
-        backend's `frame_mask`, over the frames (kv None) or over all that kv returns. actions: [B, F, 5] in [-1, 1],
-        by ACTION_NAMES, of a model that takes them; None: none. execution: how the blocks compute.
+        allowed; [B, 1] if all frames share one. kv: source of positions and past; None: the frames attend only to each
+        other, at `positions` [F] (0 .. F - 1), with `phase` (radians) added to temporal angles. mask: from the
+        attention backend's `frame_mask`, over the frames (kv None) or over everything kv returns. actions: [B, F, 5] in
+        [-1, 1], in the order of ACTION_NAMES, for a model that takes them; None: none. execution: how the blocks
+        compute.
         """
         frames, height, width = latents.shape[2:]
         grid = self.grid(height, width)
@@ -219,7 +220,7 @@ class CausalWanTransformer(nn.Module):
         return self.head(hidden, embedding, grid)
 
     def embed_actions(self, actions: torch.Tensor | None) -> torch.Tensor | None:
-        """[B, F, 5] -> what is added to the time embedding, [B, F, dim]; None for None."""
+        """[B, F, 5] -> the addend of the time embedding, [B, F, dim]; None for None."""
         if actions is None:
             return None
         assert self.action_embedder is not None, "the model takes no actions"
@@ -241,7 +242,7 @@ class CausalWanTransformer(nn.Module):
 def time_sinusoid(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
     """[B, F] -> [B, F, dim] float64: cosines, then sines, of t / 10000^(2 i / dim).
 
-    In float64 as in the published networks; diffusers' float32 differs by up to 4e-5 (at t = 1000).
+    In float64, as in the published networks; diffusers' float32 differs by up to 4e-5 (at t = 1000).
     """
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float64, device=timesteps.device) / half
@@ -250,7 +251,7 @@ def time_sinusoid(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def patchify(latents: torch.Tensor, patch: tuple[int, int, int]) -> torch.Tensor:
-    """[B, C, F, H, W] -> [B, F, (H / rows) (W / columns), C rows columns], tokens row by row."""
+    """[B, C, F, H, W] -> [B, F, (H / rows) (W / columns), C rows columns], tokens in row-major order."""
     batch, channels, frames, height, width = latents.shape
     _, rows, columns = patch
     cut = latents.reshape(batch, channels, frames, height // rows, rows, width // columns, columns)
@@ -258,7 +259,7 @@ def patchify(latents: torch.Tensor, patch: tuple[int, int, int]) -> torch.Tensor
 
 
 def unpatchify(tokens: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int, int]) -> torch.Tensor:
-    """[B, F, n, rows columns C] -> [B, C, F, H, W]. The channel is the last of a token's axes, unlike `patchify`."""
+    """[B, F, n, rows columns C] -> [B, C, F, H, W]. The channel axis of a token is the last, unlike in `patchify`."""
     batch, frames = tokens.shape[:2]
     _, rows, columns = patch
     cut = tokens.reshape(batch, frames, *grid, rows, columns, -1)

@@ -1,7 +1,7 @@
-"""Owns prompts of video models: text to UMT5 embeddings, kept by text, with the encoder out of the way in between.
+"""Owns the text encoding of video models: text to UMT5 embeddings, cached by text, and where the encoder resides.
 
-The published encoder has 5.7 billion parameters, more than the 1.3B transformer that it serves: it comes to the device
-for the time of an encoding only. Knows no cross-attention, no stream and no guidance.
+The published encoder has 5.7 billion parameters, more than the 1.3B transformer that it serves: on a GPU it occupies
+device memory only while it encodes. Independent of cross-attention, streams and guidance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LoadEncoder = Callable[[], nn.Module]
 
 
 class TextEncoder(Protocol):
-    """Text to embeddings, as the engine sees it."""
+    """What the engine needs of a text encoder. encode: text -> embeddings [tokens, text_dim]."""
 
     @property
     def text_dim(self) -> int: ...
@@ -35,19 +35,19 @@ class TextEncoder(Protocol):
 
 
 class Residence(Protocol):
-    """Where the encoder is between two encodings."""
+    """Where the encoder resides between two encodings."""
 
     def enter(self) -> nn.Module:
-        """The encoder on its device, loaded if need be."""
+        """Return the encoder on its device, loading it if necessary."""
         ...
 
     def leave(self) -> None:
-        """The encoding is done."""
+        """Release the device after an encoding."""
         ...
 
 
 class _Kept:
-    """The encoder stays on its device: fastest, for machines with memory to spare and for CPUs."""
+    """The encoder stays on its device: fastest, for devices with memory to spare and for CPUs."""
 
     def __init__(self, load: LoadEncoder, device: torch.device) -> None:
         self._load, self._device = load, device
@@ -59,24 +59,24 @@ class _Kept:
         return self._encoder.to(self._device)
 
     def leave(self) -> None:
-        """It stays."""
+        """Nothing to do: the encoder stays."""
 
 
 class _OnHost(_Kept):
-    """The encoder waits in the processor's memory (11 GB for UMT5-XXL in bfloat16) and comes over when it is needed."""
+    """The encoder waits in host memory (11 GB for UMT5-XXL in bfloat16) and is moved to the device when needed."""
 
     def leave(self) -> None:
         if self._encoder is not None:
             self._encoder.to("cpu")
-            _give_back(self._device)
+            _release_cached_memory(self._device)
 
 
 class _Dropped(_Kept):
-    """The encoder is read from the disk for each new text and forgotten again: least memory, slowest."""
+    """The encoder is read from disk for each new text and dropped again: least memory, slowest."""
 
     def leave(self) -> None:
         self._encoder = None
-        _give_back(self._device)
+        _release_cached_memory(self._device)
 
 
 RESIDENCES: Mapping[str, Callable[[LoadEncoder, torch.device], Residence]] = {
@@ -87,7 +87,7 @@ RESIDENCES: Mapping[str, Callable[[LoadEncoder, torch.device], Residence]] = {
 
 
 class Umt5TextEncoder:
-    """Embeddings [512, D] of prompts; rows after a text's end are zeroed after the encoding, as Wan was trained."""
+    """Encodes prompts to embeddings [tokens, D]; rows after the text are set to zero, as Wan was trained."""
 
     def __init__(
         self,
@@ -100,12 +100,13 @@ class Umt5TextEncoder:
         tokens: int = TEXT_TOKENS,
         kept_texts: int = 64,
     ) -> None:
-        """load: makes the encoder, in its format, anywhere. residence: a name of RESIDENCES, or "auto": "host" on a
-        GPU, "keep" on a CPU. tokens: rows of an embedding. kept_texts: how many texts' embeddings are remembered.
+        """load: makes the encoder, in its dtype, on any device. residence: a name of RESIDENCES, or "auto": "host" on a
+        GPU, "keep" on a CPU. tokens: rows of an embedding. kept_texts: how many texts' embeddings are cached.
         """
         if residence not in ("auto", *RESIDENCES):
             raise ModelError(
-                f"The text encoder has no place named {residence!r}.", f"Use auto or one of: {', '.join(RESIDENCES)}."
+                f"There is no residence {residence!r} for the text encoder.",
+                f"Use auto or one of: {', '.join(RESIDENCES)}.",
             )
         if residence == "auto":
             residence = "keep" if device.type == "cpu" else "host"
@@ -113,52 +114,53 @@ class Umt5TextEncoder:
         self.text_dim = text_dim
         self.encodings = 0
         self._tokenizer = tokenizer
-        self._place = RESIDENCES[residence](load, device)
+        self._residence = RESIDENCES[residence](load, device)
         self._device = device
         self._tokens = tokens
         self._kept_texts = kept_texts
-        self._known: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._cached: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def encode(self, text: str) -> torch.Tensor:
-        """[tokens, text_dim] at least float32 on the model's device. Texts longer than the rows are cut.
+        """Return embeddings [tokens, text_dim], at least float32, on the model's device. Longer texts are truncated.
 
-        Not changed afterwards, and the same tensor for the same text while it is remembered. Raises OutOfMemoryError.
+        The tensor is never modified, and the same text gives the same tensor while it is cached. Raises
+        OutOfMemoryError.
         """
         clean = clean_text(text)
-        if clean in self._known:
-            self._known.move_to_end(clean)
-            return self._known[clean]
+        if clean in self._cached:
+            self._cached.move_to_end(clean)
+            return self._cached[clean]
         embeds = self._encode(clean)
-        self._known[clean] = embeds
-        while len(self._known) > self._kept_texts:
-            self._known.popitem(last=False)
+        self._cached[clean] = embeds
+        while len(self._cached) > self._kept_texts:
+            self._cached.popitem(last=False)
         return embeds
 
-    def knows(self, text: str) -> bool:
-        """Whether `encode` would answer without the encoder."""
-        return clean_text(text) in self._known
+    def is_cached(self, text: str) -> bool:
+        """Whether the embeddings of `text` are cached."""
+        return clean_text(text) in self._cached
 
     @torch.no_grad()
     def _encode(self, clean: str) -> torch.Tensor:
         ids, count = self._ids(clean)
         try:
-            encoder = self._place.enter()
+            encoder = self._residence.enter()
             mask = (torch.arange(self._tokens, device=self._device) < count).long()[None]
             hidden = encoder(ids.to(self._device), attention_mask=mask).last_hidden_state[0]
             embeds: torch.Tensor = hidden.to(torch.promote_types(hidden.dtype, torch.float32), copy=True)
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"The text encoder does not fit beside the model ({str(error).split('.', 1)[0]}).",
+                f"The text encoder does not fit into memory with the model ({str(error).split('.', 1)[0]}).",
                 "Use a smaller window or size, or a GPU with more memory.",
             ) from None
         finally:
-            self._place.leave()
+            self._residence.leave()
         embeds[count:] = 0
         self.encodings += 1
         return embeds
 
     def _ids(self, clean: str) -> tuple[torch.Tensor, int]:
-        """([1, tokens] int64, padded with row 0 and cut; how many of them are the text and its end)."""
+        """Return (token ids [1, tokens] int64, padded with 0 and truncated; how many are the text and its end)."""
         ids = self._tokenizer.encode(clean).ids
         if len(ids) > self._tokens:
             ids = [*ids[: self._tokens - 1], ids[-1]]
@@ -168,12 +170,12 @@ class Umt5TextEncoder:
 
 
 def clean_text(text: str) -> str:
-    """HTML entities resolved twice and white space run together, as Wan's prompts were prepared."""
+    """Resolve HTML entities twice and collapse white space, as Wan's prompts were prepared."""
     return _SPACES.sub(" ", html.unescape(html.unescape(text))).strip()
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in tokenizer.json, exactly as its file says. Raises ModelLayoutError."""
+    """Read tokenizer.json, without its padding and truncation. Raises ModelLayoutError."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -191,7 +193,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def load_encoder(folder: Path, *, dtype: torch.dtype) -> Any:
-    """transformers' UMT5EncoderModel from a folder with config.json and weights, strictly, in dtype on the CPU."""
+    """Load transformers' UMT5EncoderModel strictly from a folder with config.json and weights, in dtype on the CPU."""
     from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
     from pipelines.files.layout import Component, read_json
@@ -203,7 +205,7 @@ def load_encoder(folder: Path, *, dtype: torch.dtype) -> Any:
     return load_component(UMT5EncoderModel, component, dtype=dtype, device=torch.device("cpu"))
 
 
-def _give_back(device: torch.device) -> None:
-    """Let other programs and the model have the memory that PyTorch keeps for the encoder's weights."""
+def _release_cached_memory(device: torch.device) -> None:
+    """Free the memory that PyTorch keeps cached for the encoder's weights."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
