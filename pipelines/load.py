@@ -17,6 +17,7 @@ from pipelines.files.loader_options import LoaderOptions
 from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
 
 if TYPE_CHECKING:
+    from cache.kv.policies import KVPolicy
     from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def load_engine(
     kinds: tuple[ModelKind, ...] = MODEL_KINDS,
     backends: Mapping[str, Backend] = BACKENDS,
     conditioners: Sequence[ConditionerFactory] | None = None,
+    policies: Mapping[str, type[KVPolicy]] | None = None,
     **choices: object,
 ) -> Engine:
     """An engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
@@ -40,6 +42,7 @@ def load_engine(
     notice: gets sentences the user should see. kinds: the table of model kinds, for one with more of them. backends:
     the table of backends, for one with more of them (backends.table.backend_table).
     conditioners: what may steer a slot or chunk, (*CONDITIONERS, mine) for one more; None: CONDITIONERS.
+    policies: the KV policies by name, {**POLICIES, "mine": Mine} for one more; None: cache.kv.policies.POLICIES.
     Raises ModelError and its kinds, InputError and ControlError, each with the remedy, TypeError for an unknown choice.
     """
     wanted = (options or LoaderOptions()).changed(choices)
@@ -48,5 +51,6 @@ def load_engine(
         tick_log=tick_log,
         backends=backends,
         conditioners=None if conditioners is None else tuple(conditioners),
+        policies=policies,
     )
     return kind_of(model, kinds).load(model, wanted, context)

@@ -19,6 +19,7 @@ from pipelines.files.loader_options import LoaderOptions
 if TYPE_CHECKING:
     import torch
 
+    from cache.kv.policies import KVPolicy
     from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,14 @@ class LoadContext:
 
     notice: gets sentences that the user should see. tick_log: the engine's; None: one of its own. backends: by name.
     conditioners: what may steer a slot or chunk; None: all that Zoetrope has.
+    policies: KV policies by name; None: all that Zoetrope has.
     """
 
     notice: Notice
     tick_log: TickLog | None = None
     backends: Mapping[str, Backend] = field(default_factory=lambda: BACKENDS)
     conditioners: tuple[ConditionerFactory, ...] | None = None
+    policies: Mapping[str, type[KVPolicy]] | None = None
 
     def backend(self, requested: str, kind: str, device: torch.device) -> Backend:
         """The one that was asked for, for a kind of models on a device. Raises ModelError, with the remedy."""
