@@ -65,7 +65,5 @@ def output_schema(kinds: Sequence[OutputKind[Any]]) -> OutputSchema:
     return OutputSchema(
         request=Annotated[request, Field(discriminator="kind")],
         view=view,
-        list=create_model(
-            "OutputList", __base__=OutputList, __doc__=OutputList.__doc__, outputs=(views, ...)
-        ),
+        list=create_model("OutputList", __base__=OutputList, __doc__=OutputList.__doc__, outputs=(views, ...)),
     )
