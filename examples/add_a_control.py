@@ -18,6 +18,7 @@ import json
 import queue
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from pythonosc.udp_client import SimpleUDPClient
 
@@ -70,15 +71,16 @@ def in_the_api(spec: ControlSpec, value: object) -> tuple[str, Control]:
     return json.dumps(shown), Control.of(request.controls.changes())
 
 
-def over_osc(spec: ControlSpec, value: object) -> tuple[str, Control]:
+def over_osc(spec: ControlSpec, value: Any) -> tuple[str, Control]:
     """Its address, and what a message to it changes."""
     applied: queue.Queue[Mapping[str, object]] = queue.Queue()
     listener = OscInput(OscOptions(port=0), applied.put)
+    sender = SimpleUDPClient(listener.host, listener.port)
     try:
-        with SimpleUDPClient(listener.host, listener.port) as sender:
-            sender.send_message(PREFIX + spec.name, value)
+        sender.send_message(PREFIX + spec.name, value)
         return PREFIX + spec.name, Control(**applied.get(timeout=10))
     finally:
+        sender.close()
         listener.stop()
 
 

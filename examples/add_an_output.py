@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]
 from fastapi.testclient import TestClient
 from pydantic import Field
 
