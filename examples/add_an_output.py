@@ -41,8 +41,7 @@ class LedWallRequest(OutputRequest):
     """Send JPEG pictures to an LED wall over TCP, each after its length in four bytes, big-endian."""
 
     kind: Literal["led_wall"]
-    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]{0,252}$", description="Name or IPv4 address.")]
-    port: Annotated[int, Field(ge=1, le=65535)]
+    address: Annotated[str, Field(pattern=r"^tcp://[A-Za-z0-9][A-Za-z0-9.-]{0,252}:[1-9][0-9]{0,4}$")]
     frame_rate: FrameRate = 30
     quality: Annotated[int, Field(ge=1, le=100, description="Of JPEG.")] = 85
 
@@ -52,6 +51,8 @@ class LedWall:
 
     def __init__(self, wanted: LedWallRequest) -> None:
         self._wanted = wanted
+        host, _, port = wanted.address.removeprefix("tcp://").partition(":")
+        self._address = (host, int(port))
         self._frames = PacedFrames(Fraction(wanted.frame_rate))
         self._phase, self._text, self._sent = OutputPhase.STARTING, "waits for the first frame", 0
         self._thread = threading.Thread(target=self._run, name="led-wall", daemon=True)
@@ -76,13 +77,13 @@ class LedWall:
             if self._frames.first() is not None:
                 self._send()
             self._phase, self._text = OutputPhase.STOPPED, f"sent {self._sent} pictures"
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # a port above 65535 is the latter
             self._frames.close()
-            self._phase, self._text = OutputPhase.FAILED, f"{self._wanted.host} ended: {error}"
+            self._phase, self._text = OutputPhase.FAILED, f"{self._wanted.address} ended: {error}"
 
     def _send(self) -> None:
-        with socket.create_connection((self._wanted.host, self._wanted.port), _TIMEOUT_S) as wall:
-            self._phase, self._text = OutputPhase.RUNNING, f"sending to {self._wanted.host}"
+        with socket.create_connection(self._address, _TIMEOUT_S) as wall:
+            self._phase, self._text = OutputPhase.RUNNING, f"sending to {self._wanted.address}"
             self._frames.restart()
             while (ticked := self._frames.next()) is not None:
                 jpeg = simplejpeg.encode_jpeg(ticked[1], quality=self._wanted.quality)
@@ -92,11 +93,11 @@ class LedWall:
 
 def led_wall(wanted: LedWallRequest, setting: OutputSetting) -> LedWall:
     """Only where the operator allows it: the server must not be a way into the network behind it."""
-    setting.push_hosts.check(f"tcp://{wanted.host}:{wanted.port}")
+    setting.push_hosts.check(wanted.address)
     return LedWall(wanted)
 
 
-LED_WALL = OutputKind(request=LedWallRequest, make=led_wall)  # the row
+LED_WALL = OutputKind(request=LedWallRequest, make=led_wall, title="LED wall", schemes=("tcp",))  # the row
 
 
 def receive(sender: socket.socket, pictures: int) -> list[bytes]:
@@ -128,8 +129,8 @@ def main() -> None:
         with TestClient(application) as http:
             session = http.post("/v1/sessions", json={}).json()
             path, token = f"/v1/sessions/{session['id']}/outputs", {"Authorization": f"Bearer {session['token']}"}
-            host, port = wall.getsockname()
-            wanted = {"kind": "led_wall", "host": host, "port": port, "frame_rate": 60}
+            address = f"tcp://127.0.0.1:{wall.getsockname()[1]}"
+            wanted = {"kind": "led_wall", "address": address, "frame_rate": 60}
             output = http.post(path, headers=token, json=wanted).json()
             with wall.accept()[0] as sender:
                 sizes = [simplejpeg.decode_jpeg_header(jpeg)[:2] for jpeg in receive(sender, 10)]

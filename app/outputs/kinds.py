@@ -129,10 +129,10 @@ def _virtual_camera(wanted: VirtualCameraRequest, setting: OutputSetting) -> Out
 
 
 OUTPUT_KINDS: tuple[OutputKind[Any], ...] = (
-    OutputKind(request=RecordingRequest, make=_recording),
-    OutputKind(request=RtmpRequest, make=_push),
-    OutputKind(request=SrtRequest, make=_push),
-    OutputKind(request=WhipRequest, make=_whip),
-    OutputKind(request=VirtualCameraRequest, make=_virtual_camera),
+    OutputKind(request=RecordingRequest, make=_recording, title="Recording"),
+    OutputKind(request=RtmpRequest, make=_push, title="RTMP", schemes=("rtmp", "rtmps")),
+    OutputKind(request=SrtRequest, make=_push, title="SRT", schemes=("srt",)),
+    OutputKind(request=WhipRequest, make=_whip, title="WHIP", schemes=("http", "https")),
+    OutputKind(request=VirtualCameraRequest, make=_virtual_camera, title="Virtual camera"),
 )
 """One row for each kind, in the order of the OpenAPI document."""

@@ -1,7 +1,7 @@
 """The contract of a kind of output: what a client may ask for, and how it is made from that. Independent of HTTP.
 
 A new kind is a file with a request, an output and a maker, and a row in OUTPUT_KINDS of kinds.py; the routes, the
-OpenAPI document and the list of outputs follow from the row. examples/add_an_output.py is a small one.
+OpenAPI document and the page follow from the row. examples/add_an_output.py is a small one.
 """
 
 from __future__ import annotations
@@ -53,10 +53,16 @@ class OutputSetting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputKind(Generic[Request]):
-    """A row of the table. make: raises InputError, PushHostError, OutputsError and OutputError; may take seconds."""
+    """A row of the table.
+
+    make: raises InputError, PushHostError, OutputsError and OutputError; may take seconds. title: on the page.
+    schemes: of the addresses that the page's form "Push to" starts it with; the request then has a field `address`.
+    """
 
     request: type[Request]
     make: Callable[[Request, OutputSetting], Output]
+    title: str
+    schemes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

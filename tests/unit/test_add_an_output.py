@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from fractions import Fraction
@@ -14,12 +15,14 @@ import pytest
 from app.outputs.kinds import OUTPUT_KINDS
 from app.outputs.output import OutputPhase
 from app.outputs.push_hosts import PushHosts
+from app.page.page import outputs_script
 from examples.add_an_output import LED_WALL, LedWall, LedWallRequest, main, receive
 from pipelines.core.types import Frame
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.stream_server import HEIGHT_PX, WIDTH_PX, wait_until, worker_client
 
 TIMEOUT_S = 10.0
+TITLES = ["Recording", "RTMP", "SRT", "WHIP", "Virtual camera", "LED wall"]
 KINDS = ["recording", "rtmp", "srt", "whip", "virtual_camera", "led_wall"]
 
 
@@ -28,6 +31,10 @@ def wall() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as made:
         made.settimeout(TIMEOUT_S)
         yield made
+
+
+def address_of(wall: socket.socket) -> str:
+    return f"tcp://127.0.0.1:{wall.getsockname()[1]}"
 
 
 def accepted(wall: socket.socket) -> socket.socket:
@@ -49,8 +56,7 @@ def smooth(red: int) -> np.ndarray:
 
 
 def test_the_wall_gets_the_newest_picture(wall: socket.socket) -> None:
-    host, port = wall.getsockname()
-    output = LedWall(LedWallRequest(kind="led_wall", host=host, port=port, frame_rate=60, quality=95))
+    output = LedWall(LedWallRequest(kind="led_wall", address=address_of(wall), frame_rate=60, quality=95))
     assert output.read().phase is OutputPhase.STARTING
     for seq, red in enumerate((40, 200)):
         output.offer(Frame(image=smooth(red), pts=seq, time_base=Fraction(1, 24), seq=seq), 0)
@@ -111,8 +117,7 @@ def client(server: ApiServer) -> Iterator[Client]:
 
 
 def test_it_is_started_listed_and_stopped_over_http(client: Client, wall: socket.socket) -> None:
-    host, port = wall.getsockname()
-    answer = client.start(host=host, port=port, frame_rate=60)
+    answer = client.start(address=address_of(wall), frame_rate=60)
     assert answer.status_code == 201, answer.text
     made = answer.json()
     assert (made["kind"], made["recording"], made["file_url"]) == ("led_wall", None, None)
@@ -127,9 +132,9 @@ def test_it_is_started_listed_and_stopped_over_http(client: Client, wall: socket
 
 
 def test_a_wall_that_is_not_there_ends_the_output_alone(client: Client, wall: socket.socket) -> None:
-    host, port = wall.getsockname()
+    address = address_of(wall)
     wall.close()
-    assert client.start(host=host, port=port).status_code == 201
+    assert client.start(address=address).status_code == 201
     wait_until(lambda: client.outputs()[0]["phase"] == "failed")
     assert "refused" in str(client.outputs()[0]["text"])
     wait_until(lambda: "Output ended (LED wall)" in client.session.proxy.notice)
@@ -139,11 +144,11 @@ def test_a_wall_that_is_not_there_ends_the_output_alone(client: Client, wall: so
 @pytest.mark.parametrize(
     ("wanted", "status", "message"),
     [
-        ({"host": "example.org", "port": 9}, 403, "does not push to example.org"),
-        ({"host": "127.0.0.1"}, 422, "port"),
-        ({"host": "127.0.0.1", "port": 9, "quality": 0}, 422, "quality"),
-        ({"host": "a/b@c", "port": 9}, 422, "host"),
-        ({"host": "127.0.0.1", "port": 9, "folder": "/tmp"}, 422, "folder"),
+        ({"address": "tcp://example.org:9"}, 403, "does not push to example.org"),
+        ({"address": "tcp://127.0.0.1"}, 422, "address"),
+        ({"address": "rtmp://127.0.0.1:9"}, 422, "address"),
+        ({"address": "tcp://127.0.0.1:9", "quality": 0}, 422, "quality"),
+        ({"address": "tcp://127.0.0.1:9", "folder": "/tmp"}, 422, "folder"),
     ],
 )
 def test_what_does_not_fit_is_refused(client: Client, wanted: dict[str, object], status: int, message: str) -> None:
@@ -158,11 +163,21 @@ def test_the_document_has_it(server: ApiServer) -> None:
     assert schemas["OutputView"]["properties"]["kind"]["enum"] == KINDS
     fields = schemas["LedWallRequest"]["properties"]
     assert fields["kind"]["const"] == "led_wall"
-    assert (fields["port"]["maximum"], fields["quality"]["default"]) == (65535, 85)
+    assert (fields["frame_rate"]["maximum"], fields["quality"]["default"]) == (120, 85)
     body = server.http.get("/v1/openapi.json").json()["paths"]["/v1/sessions/{session_id}/outputs"]["post"]
     mapping = body["requestBody"]["content"]["application/json"]["schema"]["discriminator"]["mapping"]
     assert [*mapping] == KINDS
     assert mapping["led_wall"].endswith("/LedWallRequest")
+
+
+def test_the_page_shows_it_and_starts_it_by_its_address() -> None:
+    first = outputs_script((*OUTPUT_KINDS, LED_WALL)).splitlines()[0]
+    table = json.loads(first.removeprefix("const OUTPUT_KINDS = ").removesuffix(";"))
+    assert table["titles"] == dict(zip(KINDS, TITLES, strict=True))
+    assert table["schemes"] == {
+        **{"rtmp": "rtmp", "rtmps": "rtmp", "srt": "srt", "http": "whip", "https": "whip"},
+        "tcp": "led_wall",
+    }
 
 
 def test_without_the_row_there_is_no_such_kind() -> None:
@@ -171,5 +186,5 @@ def test_without_the_row_there_is_no_such_kind() -> None:
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     main()
-    expected = "led_wall-1: 10 pictures of {(192, 192)} pixels, sending to 127.0.0.1\n"
-    assert capsys.readouterr().out == expected
+    expected = "led_wall-1: 10 pictures of {(192, 192)} pixels, sending to tcp://127.0.0.1:"
+    assert capsys.readouterr().out.startswith(expected)
