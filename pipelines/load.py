@@ -17,6 +17,7 @@ from pipelines.files.loader_options import LoaderOptions
 from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
 
 if TYPE_CHECKING:
+    from cache.kv.policies import KVPolicy
     from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def load_engine(
     kinds: tuple[ModelKind, ...] = MODEL_KINDS,
     backends: Mapping[str, Backend] = BACKENDS,
     conditioners: Sequence[ConditionerFactory] | None = None,
+    policies: Mapping[str, type[KVPolicy]] | None = None,
     **choices: object,
 ) -> Engine:
     """Load an engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
@@ -39,7 +41,8 @@ def load_engine(
     mapping of fields of `VideoChoices`: load_engine("mini-image", device="cpu", width=512, height=512).
     notice: receives sentences that the user should see. kinds: the table of model kinds; pass a longer one to add a
     kind. backends: the table of backends; see backends.table.backend_table to add one. conditioners: what may steer a
-    slot or chunk, (*CONDITIONERS, mine) to add one; None: CONDITIONERS.
+    slot or chunk, (*CONDITIONERS, mine) to add one; None: CONDITIONERS. policies: the KV policies by name,
+    {**POLICIES, "mine": Mine} to add one; None: cache.kv.policies.POLICIES.
     Raises ModelError and its subclasses, InputError and ControlError, each with the remedy; TypeError for an unknown
     choice.
     """
@@ -49,5 +52,6 @@ def load_engine(
         tick_log=tick_log,
         backends=backends,
         conditioners=None if conditioners is None else tuple(conditioners),
+        policies=policies,
     )
     return kind_of(model, kinds).load(model, wanted, context)

@@ -5,10 +5,20 @@ from __future__ import annotations
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from app.outputs.push_hosts import PushHosts
 from app.session.table import SessionTable
 from app.webrtc.options import WebRtcOptions
+
+if TYPE_CHECKING:
+    from app.outputs.output_kind import OutputKind
+
+
+def _output_kinds() -> tuple[OutputKind[Any], ...]:
+    from app.outputs.kinds import OUTPUT_KINDS  # loads the media libraries: not before the worker was started
+
+    return OUTPUT_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,7 @@ class ApiContext:
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
     where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.
+    outputs: the kinds that clients may start, for a server with more of them.
     """
 
     table: SessionTable
@@ -44,3 +55,4 @@ class ApiContext:
     limits: ApiLimits = field(default_factory=ApiLimits)
     push_hosts: PushHosts = field(default_factory=PushHosts)
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
+    outputs: tuple[OutputKind[Any], ...] = field(default_factory=_output_kinds)

@@ -7,12 +7,14 @@ sends control changes; frames and changes never pass through Gradio's queue.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.outputs.kinds import OUTPUT_KINDS
+from app.outputs.output_kind import OutputKind
 from app.worker.pool import Workers
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Controls
@@ -45,6 +47,14 @@ def stage_script() -> str:
     return "\n".join((_PARTS / name).read_text(encoding="utf-8") for name in _STAGE_SCRIPTS)
 
 
+def outputs_script(kinds: Sequence[OutputKind[Any]]) -> str:
+    """The script of the panel of outputs, with the titles of these kinds and the schemes of their addresses."""
+    titles = {kind.name: kind.title for kind in kinds}
+    schemes = {scheme: kind.name for kind in kinds for scheme in kind.schemes}
+    table = json.dumps({"titles": titles, "schemes": schemes})
+    return f"const OUTPUT_KINDS = {table};\n" + (_PARTS / "outputs.js").read_text(encoding="utf-8")
+
+
 def page_theme() -> gr.themes.Base:
     """Dark, with system fonts: nothing is downloaded."""
     return gr.themes.Base(
@@ -53,11 +63,12 @@ def page_theme() -> gr.themes.Base:
 
 
 class Page:
-    """Builds the Blocks. workers: read only for the initial control values."""
+    """Builds the Blocks. workers: read only for the initial control values. outputs: kinds that can be started."""
 
-    def __init__(self, workers: Workers, prompts: Prompts) -> None:
+    def __init__(self, workers: Workers, prompts: Prompts, outputs: Sequence[OutputKind[Any]] = OUTPUT_KINDS) -> None:
         self._workers = workers
         self._prompts = prompts
+        self._outputs = outputs
 
     def build(self) -> gr.Blocks:
         """The whole page."""
@@ -69,7 +80,7 @@ class Page:
                     prompt, notice, examples = self._prompt_box()
                 with gr.Column(scale=4, min_width=300, elem_classes="zt-right"):
                     _part("source.html", (_PARTS / "source.js").read_text(encoding="utf-8"), "zt-sources")
-                    _part("outputs.html", (_PARTS / "outputs.js").read_text(encoding="utf-8"), "zt-outputs")
+                    _part("outputs.html", outputs_script(self._outputs), "zt-outputs")
                     widgets = self._control_boxes()
             self._connect(stage, prompt, notice, examples, widgets)
             load = f"async (prompt) => {_STAGE}.firstValues({json.dumps([*widgets])}, prompt)"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from pipelines.core.control_table import CONTROLS, ControlSpec, Propagation
+from pipelines.core.control_table import CONTROLS, ControlSpec, PageSection, Propagation
 
 _MAX_SLIDER = 1000
 
@@ -25,7 +25,7 @@ class Section:
     open: bool = False
 
 
-_TITLES = ("Look", "Prompt changes", "Guidance", "Engine", "Video")
+_TITLES: tuple[PageSection, ...] = ("Look", "Prompt changes", "Guidance", "Engine", "Video")
 """Section titles, top to bottom. The control table's `section` column assigns the controls."""
 
 SECTIONS = tuple(

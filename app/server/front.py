@@ -44,7 +44,7 @@ def make_application(
     application.include_router(page_routes(workers, prompts))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
-        Page(workers, prompts).build(),
+        Page(workers, prompts, context.outputs).build(),
         path="/",
         ssr_mode=False,
         footer_links=[],

@@ -18,6 +18,7 @@ T = TypeVar("T")
 ControlKind = Literal["float", "int", "bool", "choice", "text", "prompts"]
 EngineKind = Literal["image", "video"]
 Scope = Literal["stream", "engine"]
+PageSection = Literal["", "stage", "Look", "Prompt changes", "Guidance", "Engine", "Video"]
 
 
 class Propagation(Enum):
@@ -70,7 +71,7 @@ class ControlRow(Generic[T]):
     choices: tuple[str, ...] = ()
     unit: str = ""
     engines: tuple[EngineKind, ...] = ("image", "video")
-    section: str = ""
+    section: PageSection = ""
     momentary: bool = False
     scope: Scope = "stream"
     name: str = ""
@@ -99,7 +100,7 @@ class _Columns(TypedDict, total=False):
     help: Required[str]
     cut_propagation: Propagation
     engines: tuple[EngineKind, ...]
-    section: str
+    section: PageSection
     unit: str
     momentary: bool
     scope: Scope

@@ -19,6 +19,7 @@ from pipelines.files.loader_options import LoaderOptions
 if TYPE_CHECKING:
     import torch
 
+    from cache.kv.policies import KVPolicy
     from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
@@ -32,13 +33,15 @@ class LoadContext:
     """What a program passes to loading besides the user's choices. It stays in the process and is not part of a take.
 
     notice: receives sentences that the user should see. tick_log: for the engine; None: it creates one. backends: by
-    name. conditioners: what may steer a slot or chunk; None: CONDITIONERS.
+    name. conditioners: what may steer a slot or chunk; None: CONDITIONERS. policies: of KV caches, by name; None:
+    POLICIES.
     """
 
     notice: Notice
     tick_log: TickLog | None = None
     backends: Mapping[str, Backend] = field(default_factory=lambda: BACKENDS)
     conditioners: tuple[ConditionerFactory, ...] | None = None
+    policies: Mapping[str, type[KVPolicy]] | None = None
 
     def backend(self, requested: str, kind: str, device: torch.device) -> Backend:
         """Return the requested backend for a kind of model on a device. Raises ModelError, with the remedy."""

@@ -23,6 +23,7 @@ class VideoKind(ModelKind):
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
+        from cache.kv.policies import POLICIES
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files.precision import choose_device
         from pipelines.video.loading.engine import load_video_engine
@@ -33,6 +34,7 @@ class VideoKind(ModelKind):
             options,
             make_runtime=backend.video,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
+            policies=POLICIES if context.policies is None else context.policies,
             tick_log=context.tick_log,
             notice=context.notice,
         )

@@ -5,12 +5,13 @@ Independent of files, HTTP and the image engine. docs/video-engine.md describes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
 
 from cache.kv.plan import KVError
+from cache.kv.policies import POLICIES, KVPolicy
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control
@@ -36,6 +37,7 @@ Found = list[tuple[PassRequest, tuple[PassPart, ...]]]
 
 class VideoEngine(EngineBase[VideoStream]):
     """Runs one causal video model for up to `core.streams` streams. conditioners: what can steer a chunk.
+    policies: the table of KV policies; `options.policy` is a name in it.
 
     Raises ControlError, InputError, ModelError.
     """
@@ -49,10 +51,11 @@ class VideoEngine(EngineBase[VideoStream]):
         *,
         tick_log: TickLog | None = None,
         conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
+        policies: Mapping[str, type[KVPolicy]] = POLICIES,
     ) -> None:
         options = options or VideoOptions()
         with torch.inference_mode(), MemoryWatch() as memory:
-            self.core = VideoCore(model, options, tick_log, conditioners)
+            self.core = VideoCore(model, options, tick_log, conditioners, policies)
         if memory.ran_out:
             raise OutOfMemoryError("There is too little memory for the engine.", _smaller(options, streams=0))
         super().__init__(self.core.log, Fraction(self.core.preset.frame_rate))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cache.kv.plan import KVError
-from cache.kv.policies import KVPolicy, make_policy
+from cache.kv.policies import POLICIES, KVPolicy, make_policy
 from pipelines.core.errors import ControlError
 from pipelines.files.loader_options import check_video_counts
 
@@ -84,11 +84,13 @@ def chosen_preset(preset: VideoPreset, options: VideoOptions) -> VideoPreset:
     return replace(preset, **changes)
 
 
-def chosen_policy(preset: VideoPreset, grid: tuple[int, int]) -> KVPolicy:
+def chosen_policy(
+    preset: VideoPreset, grid: tuple[int, int], policies: Mapping[str, type[KVPolicy]] = POLICIES
+) -> KVPolicy:
     """Make a preset's cache policy for a grid of tokens. Raises ControlError, ModelError."""
-    options = preset.cache_options()
+    options = preset.cache_options(policies)
     try:
-        return make_policy(preset.policy, grid=grid, **options)
+        return make_policy(preset.policy, grid=grid, policies=policies, **options)
     except KVError as error:
         raise ControlError(f"The cache policy {preset.policy!r} cannot be made: {error}.") from error
 

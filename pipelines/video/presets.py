@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from cache.kv.policies import POLICIES, KVPolicy
 from pipelines.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -102,13 +103,11 @@ class VideoPreset:
         raw = self.first_steps if first and self.first_steps else self.steps
         return StepList(raw=raw, shift=self.shift, warp=self.warp)
 
-    def cache_options(self) -> dict[str, Any]:
+    def cache_options(self, policies: Mapping[str, type[KVPolicy]] = POLICIES) -> dict[str, Any]:
         """Return the options of cache.kv.policies.make_policy. Raises ModelError if there is no such policy."""
-        from cache.kv.policies import POLICIES
-
-        if self.policy not in POLICIES:
-            raise ModelError(f"There is no cache policy {self.policy!r}.", f"Use one of: {', '.join(POLICIES)}.")
-        known = {entry.name for entry in fields(POLICIES[self.policy])}
+        if self.policy not in policies:
+            raise ModelError(f"There is no cache policy {self.policy!r}.", f"Use one of: {', '.join(policies)}.")
+        known = {entry.name for entry in fields(policies[self.policy])}
         sizes = {
             "chunk_frames": self.pass_frames,
             "window_frames": self.window_frames,

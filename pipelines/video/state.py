@@ -6,12 +6,13 @@ any single stream; runs no ticks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
+from cache.kv.policies import KVPolicy
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
 from pipelines.conditioning.stream import all_fields, make_conditioners, no_conditions
 from pipelines.core.conditions import PromptCache, TextCondition
@@ -54,6 +55,7 @@ class VideoCore:
         options: VideoOptions,
         tick_log: TickLog | None,
         conditioners: Sequence[ConditionerFactory],
+        policies: Mapping[str, type[KVPolicy]],
     ) -> None:
         self.model, self.options = model, options
         self.preset = chosen_preset(model.preset, options)
@@ -61,7 +63,7 @@ class VideoCore:
         check_size(self.width, self.height, model.multiple_px)
         factor, transformer = model.codec.factor, model.transformer
         self.latent_shape = (model.codec.latent_channels, self.height // factor, self.width // factor)
-        self.policy = chosen_policy(self.preset, transformer.grid(*self.latent_shape[1:]))
+        self.policy = chosen_policy(self.preset, transformer.grid(*self.latent_shape[1:]), policies)
         self.chunk_schedule = CHUNK_SCHEDULES[self.preset.stream]
         self._check_policy()
         self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)

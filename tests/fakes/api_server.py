@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import fastapi
 import httpx
@@ -18,6 +19,8 @@ from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
 from app.guard.middleware import Guard
 from app.guard.rules import GuardOptions
+from app.outputs.kinds import OUTPUT_KINDS
+from app.outputs.output_kind import OutputKind
 from app.outputs.push_hosts import PushHosts
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
@@ -45,6 +48,7 @@ def api_server(
     limits: ApiLimits | None = None,
     push_hosts: PushHosts | None = None,
     guard: GuardOptions | None = None,
+    outputs: tuple[OutputKind[Any], ...] = OUTPUT_KINDS,
 ) -> Iterator[ApiServer]:
     """Serve all routes over `worker`, and clean up at the end.
 
@@ -59,6 +63,7 @@ def api_server(
         model="identity",
         limits=limits or ApiLimits(),
         push_hosts=push_hosts or PushHosts(),
+        outputs=outputs,
     )
     app = new_application()
     include_all(app, context)

@@ -13,7 +13,7 @@ import av
 import httpx
 import pytest
 
-from app.api import outputs as outputs_module
+from app.outputs import kinds as kinds_module
 from app.outputs.push_hosts import PushHosts
 from app.outputs.recordings import MIN_BYTES, RecordingStore
 from app.outputs.virtual_camera import NoVirtualCameraError, VirtualCamera, VirtualCameraOptions
@@ -174,7 +174,7 @@ def test_the_virtual_camera_has_the_stream_s_size(client: Client, monkeypatch: p
         asked.append(options)
         raise NoVirtualCameraError("There is no virtual camera to write to.", "Load v4l2loopback.")
 
-    monkeypatch.setattr(outputs_module, "VirtualCamera", none_here)
+    monkeypatch.setattr(kinds_module, "VirtualCamera", none_here)
     answer = client.start(kind="virtual_camera", frame_rate=24)
     assert (answer.status_code, answer.json()["error"]["remedy"]) == (409, "Load v4l2loopback.")
     assert [(options.size, options.rate) for options in asked] == [((32, 24), 24)]

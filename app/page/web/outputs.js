@@ -1,8 +1,7 @@
 // The panel of outputs and takes: starts, shows and stops them over HTTP (docs/outputs.md, docs/takes.md) for the session of
 // window.zoetrope.link (link.js). Independent of the frames.
 const at = (selector) => element.querySelector(selector);
-const KINDS = { recording: 'Recording', rtmp: 'RTMP', srt: 'SRT', whip: 'WHIP', virtual_camera: 'Virtual camera' };
-const SCHEMES = { rtmp: 'rtmp', rtmps: 'rtmp', srt: 'srt', http: 'whip', https: 'whip' };
+const { titles: TITLES, schemes: SCHEMES } = OUTPUT_KINDS;  // of the server's table (page.py)
 const POLL_MS = 1000;
 let session = null, outputs = [], take = null, lastTake = null;
 const recordings = new Map();  // id: URL of the file once it can be downloaded, else null
@@ -79,7 +78,7 @@ async function update() {
 function rowOf(id, kind) {
   const row = document.createElement('li'), button = document.createElement('button');
   row.append(document.createElement('span'), button, document.createElement('small'));
-  button.setAttribute('aria-label', `Stop ${KINDS[kind]}`);
+  button.setAttribute('aria-label', `Stop ${TITLES[kind]}`);
   button.addEventListener('click', () => doing(button, () => stop(id)));
   at('#zt-out-list').append(row);
   return row;
@@ -111,7 +110,7 @@ function show() {
     if (!rows.has(id)) rows.set(id, rowOf(id, kind));
     const row = rows.get(id), [words, button, counts] = row.children;
     row.dataset.phase = phase;
-    words.textContent = kind === 'recording' && phase === 'running' ? 'Recording on the server' : `${KINDS[kind]}: ${text}`;
+    words.textContent = kind === 'recording' && phase === 'running' ? 'Recording on the server' : `${TITLES[kind]}: ${text}`;
     button.textContent = phase === 'failed' ? 'Remove' : 'Stop';
     counts.textContent = `${phase} · ${done} frames, ${dropped} dropped`;
   }

@@ -28,14 +28,16 @@ POLICIES: Mapping[str, type[KVPolicy]] = {
 }
 
 
-def make_policy(name: str, *, grid: tuple[int, int], **options: Any) -> KVPolicy:
+def make_policy(
+    name: str, *, grid: tuple[int, int], policies: Mapping[str, type[KVPolicy]] = POLICIES, **options: Any
+) -> KVPolicy:
     """The policy of that name. grid: (rows, columns) of tokens in a latent frame; options: the fields of its class.
 
-    Raises KVError for an unknown name or option and for invalid values.
+    policies: the table, for one with more of them. Raises KVError for an unknown name or option and for invalid values.
     """
-    if name not in POLICIES:
-        raise KVError(f"unknown KV policy {name!r}; choose one of {', '.join(POLICIES)}")
-    policy = POLICIES[name]
+    if name not in policies:
+        raise KVError(f"unknown KV policy {name!r}; choose one of {', '.join(policies)}")
+    policy = policies[name]
     known = {field.name for field in fields(policy)} - {"grid"}
     unknown = sorted(set(options) - known)
     if unknown:

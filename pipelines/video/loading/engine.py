@@ -5,8 +5,9 @@ Heavy libraries are imported only when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from cache.kv.policies import POLICIES, KVPolicy
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.errors import ControlError
@@ -26,6 +27,7 @@ def load_video_engine(
     *,
     make_runtime: MakeVideoRuntime = plain_runtime,
     conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
+    policies: Mapping[str, type[KVPolicy]] = POLICIES,
     tick_log: TickLog | None = None,
     notice: Callable[[str], None],
 ) -> VideoEngine:
@@ -41,7 +43,7 @@ def load_video_engine(
         )
     running = running_options(options)
     loaded = load_video_model(model, loading_options(options, notice), make_runtime)
-    return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners)
+    return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners, policies=policies)
 
 
 def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> VideoLoadOptions:
