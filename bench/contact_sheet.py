@@ -12,9 +12,8 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8]
+from pipelines.core.types import Picture
 
 
 def sampled_frames(path: Path, count: int, height_px: int) -> list[Picture]:

@@ -27,7 +27,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from train.autoencoder import decode_latents, encode_pictures, psnr_db, test_pictures
-from train.bank import Source, make_source, random_scenes
+from train.bank import SourceMaterial, make_source, random_scenes
 from train.classifier import Classifier, labels, load_classifier, predict
 from train.evaluate import (
     edge_correlation,
@@ -114,7 +114,7 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Model:
     )
 
 
-def measure_autoencoder(model: Model, source: Source, scenes: int) -> dict[str, float]:
+def measure_autoencoder(model: Model, source: SourceMaterial, scenes: int) -> dict[str, float]:
     """PSNR in dB on the three test photographs and on fresh styled scenes."""
     generator = torch.Generator(model.device).manual_seed(401)
     styled = random_scenes(source, scenes, generator, held_out=None)[2]
@@ -129,7 +129,7 @@ def reconstruct(model: Model, pictures: Tensor) -> Tensor:
     return decode_latents(model.vae, encode_pictures(model.vae, pictures.to(model.dtype))).float()
 
 
-def measure_judge(model: Model, judge: Classifier, source: Source, scenes: int) -> dict[str, dict[str, float]]:
+def measure_judge(model: Model, judge: Classifier, source: SourceMaterial, scenes: int) -> dict[str, dict[str, float]]:
     """Recognition on fresh scenes of all combinations and on their reconstructions."""
     generator = torch.Generator(model.device).manual_seed(402)
     classes: list[list[Tensor]] = [[], [], []]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from pipelines.backends.base import Backend
 from pipelines.backends.table import BACKENDS
-from pipelines.core.contracts import Engine
+from pipelines.core.contracts import Engine, Notify
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
-from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, Notice, kind_of
+from pipelines.kinds import MODEL_KINDS, LoadContext, ModelKind, kind_of
 
 if TYPE_CHECKING:
     from cache.kv.policies import KVPolicy
@@ -28,7 +28,7 @@ def load_engine(
     options: LoaderOptions | None = None,
     *,
     tick_log: TickLog | None = None,
-    notice: Notice = logger.warning,
+    notice: Notify = logger.warning,
     kinds: tuple[ModelKind, ...] = MODEL_KINDS,
     backends: Mapping[str, Backend] = BACKENDS,
     conditioners: Sequence[ConditionerFactory] | None = None,

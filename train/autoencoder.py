@@ -10,10 +10,10 @@ import torch.nn.functional as functional
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from .bank import Source, image_bank, random_scenes
-from .budget import Budget
+from .bank import SourceMaterial, image_bank, random_scenes
+from .budget import TimeBudget
 from .networks import IMAGE_SIZE_PX, make_autoencoder
-from .session import Average, Session, adamw, set_rate, warm_cosine
+from .session import Average, TrainingSession, adamw, set_rate, warm_cosine
 
 STAGE = "autoencoder"
 PEAK_RATE = 2e-3
@@ -79,10 +79,10 @@ def whiten(vae: AutoencoderTiny, pictures: Tensor) -> None:
     first.weight.copy_(torch.einsum("ojhw,ji->oihw", first.weight, back))
 
 
-def train_autoencoder(session: Session, source: Source, seconds: float) -> AutoencoderTiny:
+def train_autoencoder(session: TrainingSession, source: SourceMaterial, seconds: float) -> AutoencoderTiny:
     """Train for seconds (including rendering) and save the averaged weights as autoencoder.safetensors."""
     device, scale = session.device, session.scale
-    budget = Budget(seconds)
+    budget = TimeBudget(seconds)
     generator = session.generator(11)
     bank = image_bank(source, scale.image_bank, scale.chunk, generator)
     session.log(STAGE, event="rendered", pictures=float(bank.shape[0]), took=budget.elapsed())
@@ -125,7 +125,7 @@ def psnr_db(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def measure_autoencoder(session: Session, vae: AutoencoderTiny, source: Source) -> dict[str, float]:
+def measure_autoencoder(session: TrainingSession, vae: AutoencoderTiny, source: SourceMaterial) -> dict[str, float]:
     """PSNR in dB on new scenes and on photograph crops of the source, and the latents' moments."""
     generator = session.generator(12)
     count = min(64, session.scale.eval_scenes)

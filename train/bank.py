@@ -31,8 +31,8 @@ PHOTO_STYLES = (0.25, 0.1, 0.2, 0.1, 0.1, 0.15, 0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Source material of pictures. sprites: [S, 4, h, h] float 0..1; photos: uint8 [3, h, w] RGB, all on one device."""
+class SourceMaterial:
+    """What pictures are made of. sprites: [S, 4, h, h] float 0..1; photos: uint8 [3, h, w] RGB, all on one device."""
 
     sprites: Tensor
     photos: list[Tensor]
@@ -43,10 +43,10 @@ class Source:
         return self.sprites.device
 
 
-def make_source(sprites: np.ndarray, photos: Sequence[np.ndarray], device: torch.device) -> Source:
+def make_source(sprites: np.ndarray, photos: Sequence[np.ndarray], device: torch.device) -> SourceMaterial:
     """sprites: uint8 [S, h, h, 4] straight alpha; photos: uint8 [h, w, 3] RGB."""
     layers = torch.from_numpy(sprites).to(device).permute(0, 3, 1, 2).float() / 255
-    return Source(
+    return SourceMaterial(
         sprites=layers, photos=[torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1).to(device) for p in photos]
     )
 
@@ -91,7 +91,7 @@ def jitter_colours(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (pictures * uniform(n, 0.75, 1.2, generator) * cast).clamp(0, 1)
 
 
-def photo_crops(source: Source, n: int, generator: torch.Generator) -> Tensor:
+def photo_crops(source: SourceMaterial, n: int, generator: torch.Generator) -> Tensor:
     """n crops [n, 3, 192, 192] in 0..1 of randomly chosen photographs with jittered colours."""
     which = torch.randint(len(source.photos), (n,), generator=generator, device=source.device).tolist()
     chosen = sorted(set(which))
@@ -100,7 +100,7 @@ def photo_crops(source: Source, n: int, generator: torch.Generator) -> Tensor:
     return jitter_colours(torch.cat(crops)[order], generator)
 
 
-def dead_leaves(source: Source, n: int, generator: torch.Generator, leaves: int = 48) -> Tensor:
+def dead_leaves(source: SourceMaterial, n: int, generator: torch.Generator, leaves: int = 48) -> Tensor:
     """n pictures of overlapping discs with scale-free sizes (Lee, Mumford and Huang 2001) and random colours."""
     size, device = IMAGE_SIZE_PX, source.device
     line = (torch.arange(size, device=device) + 0.5) / size
@@ -116,7 +116,7 @@ def dead_leaves(source: Source, n: int, generator: torch.Generator, leaves: int 
     return picture
 
 
-def image_bank(source: Source, count: int, chunk: int, generator: torch.Generator) -> Tensor:
+def image_bank(source: SourceMaterial, count: int, chunk: int, generator: torch.Generator) -> Tensor:
     """uint8 [count, 3, 192, 192]: half scenes, 38 % photographs (a third styled), 12 % dead leaves."""
     bank = torch.empty(count, 3, IMAGE_SIZE_PX, IMAGE_SIZE_PX, dtype=torch.uint8, device=source.device)
     for start in range(0, count, chunk):
@@ -135,7 +135,7 @@ def image_bank(source: Source, count: int, chunk: int, generator: torch.Generato
 
 
 def random_scenes(
-    source: Source, n: int, generator: torch.Generator, *, held_out: bool | None = False
+    source: SourceMaterial, n: int, generator: torch.Generator, *, held_out: bool | None = False
 ) -> tuple[SceneSpec, Tensor, Tensor, Tensor]:
     """(spec, plain, styled, coverage) of n random combinations: pictures [n, 3, 192, 192] and the subject's
     coverage [n, 1, 192, 192], all in 0..1.
@@ -164,7 +164,13 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def latent_bank(
-    source: Source, encode: Encode, tokenizer: Any, scenes: int, photos: int, chunk: int, generator: torch.Generator
+    source: SourceMaterial,
+    encode: Encode,
+    tokenizer: Any,
+    scenes: int,
+    photos: int,
+    chunk: int,
+    generator: torch.Generator,
 ) -> LatentBank:
     """Render scenes and photographs and encode both versions. encode: pictures in 0..1 to latents [n, 4, 48, 48]."""
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator, device=source.device)))
@@ -189,7 +195,9 @@ def latent_bank(
     )
 
 
-def random_photos(source: Source, n: int, generator: torch.Generator) -> tuple[SceneSpec, Tensor, Tensor, Tensor]:
+def random_photos(
+    source: SourceMaterial, n: int, generator: torch.Generator
+) -> tuple[SceneSpec, Tensor, Tensor, Tensor]:
     """(spec, plain, styled, no coverage) of photograph crops: 30 % under a light; subject is PHOTO_SUBJECT."""
     device = source.device
     pictures = photo_crops(source, n, generator)

@@ -7,7 +7,7 @@ import time
 CHECKPOINT_SECONDS = 120.0
 
 
-class Budget:
+class TimeBudget:
     """Progress through a budget of seconds: fraction() goes from 0 to 1; steps counts calls of tick()."""
 
     def __init__(self, seconds: float, min_steps: int = 2) -> None:

@@ -15,10 +15,10 @@ import torch.nn.functional as functional
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .bank import Source, random_scenes, uniform
-from .budget import Budget
+from .bank import SourceMaterial, random_scenes, uniform
+from .budget import TimeBudget
 from .networks import IMAGE_SIZE_PX
-from .session import Average, Session, adamw, set_rate, warm_cosine
+from .session import Average, TrainingSession, adamw, set_rate, warm_cosine
 from .world import SceneSpec
 
 STAGE = "classifier"
@@ -123,7 +123,7 @@ def augment(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return (pictures + uniform(n, 0, 0.04, generator) * noise).clamp(0, 1)
 
 
-def render_bank(source: Source, count: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def render_bank(source: SourceMaterial, count: int, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(uint8 [count, 3, 192, 192], labels int64 [count, 3]) of training combinations."""
     pictures, truth = [], []
     for start in range(0, count, chunk):
@@ -133,7 +133,9 @@ def render_bank(source: Source, count: int, chunk: int, generator: torch.Generat
     return torch.cat(pictures), torch.cat(truth)
 
 
-def train_classifier(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
+def train_classifier(
+    session: TrainingSession, source: SourceMaterial, sizes: tuple[int, int, int], seconds: float
+) -> Classifier:
     """Train for seconds (including rendering) on rendered scenes; save it and return it in evaluation mode."""
 
     def render(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ Render = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
 def fit_classifier(
-    session: Session,
+    session: TrainingSession,
     stage: str,
     render: Render,
     sizes: tuple[int, int, int],
@@ -158,7 +160,7 @@ def fit_classifier(
     """Train for seconds (including rendering) on batches of `render`; save it as stage and return it in evaluation
     mode. start: initial weights if the stage has no checkpoint.
     """
-    device, budget = session.device, Budget(seconds)
+    device, budget = session.device, TimeBudget(seconds)
     generator = torch.Generator(device).manual_seed(SEED)
     pictures, truth = render(generator)
     session.log(stage, event="rendered", pictures=float(truth.shape[0]), took=budget.elapsed())

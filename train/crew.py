@@ -15,7 +15,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from .budget import Budget
+from .budget import TimeBudget
 from .graphs import SYNCHRONISE_EVERY
 
 
@@ -87,7 +87,7 @@ class CrewClock:
     The clock is read every few steps, when the host synchronises with the device anyway.
     """
 
-    def __init__(self, crew: Crew, device: torch.device, budget: Budget) -> None:
+    def __init__(self, crew: Crew, device: torch.device, budget: TimeBudget) -> None:
         self.budget = budget
         self._crew, self._device = crew, device
         self._fraction, self._running = 0.0, True

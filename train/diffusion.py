@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from .bank import LatentBank
-from .budget import Budget
+from .budget import TimeBudget
 from .graphs import Replay
 from .muon import Muon
 from .networks import TRAIN_STEPS, make_text_encoder, make_unet, signal_and_noise, text_forward, unet_forward
-from .session import Average, Master, Session, set_rate, trapezoid
+from .session import Average, Master, TrainingSession, set_rate, trapezoid
 from .tokenizer import token_ids
 
 STAGE = "diffusion"
@@ -39,7 +39,7 @@ SUBJECT_WEIGHT = 2.0
 Forward = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def fast_forward(session: Session) -> Forward:
+def fast_forward(session: TrainingSession) -> Forward:
     """unet_forward, compiled if the scale says so."""
     return torch.compile(unet_forward, dynamic=False) if session.scale.compile else unet_forward
 
@@ -132,7 +132,7 @@ def denoising_loss(
     return (weight * squared).mean()
 
 
-def make_models(session: Session, tokenizer: Any) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+def make_models(session: TrainingSession, tokenizer: Any) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """Untrained UNet and text encoder on the session's device, in channels_last."""
     torch.manual_seed(session.seed)
     unet = make_unet().to(device=session.device, memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ def encode_text(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     return text_forward(text_encoder, ids)
 
 
-def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> nn.ModuleDict:
+def train_teacher(session: TrainingSession, bank: LatentBank, tokenizer: Any, seconds: float) -> nn.ModuleDict:
     """Train UNet and text encoder for seconds; save the averaged weights as diffusion.safetensors; return them."""
     device, scale = session.device, session.scale
     unet, text = make_models(session, tokenizer)
@@ -174,7 +174,7 @@ def train_teacher(session: Session, bank: LatentBank, tokenizer: Any, seconds: f
     set_rate(optimiser, 0.0)
     replay = Replay(step, device)
     total.zero_()
-    budget, running, every = Budget(seconds), True, 4 * scale.log_every
+    budget, running, every = TimeBudget(seconds), True, 4 * scale.log_every
     while running:
         set_rate(optimiser, PEAK_RATE * trapezoid(budget.steps, budget.fraction()))
         replay()

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from .bank import LatentBank
-from .budget import Budget
+from .budget import TimeBudget
 from .diffusion import STAGE as TEACHER
 from .diffusion import Forward, Schedule, denoising_loss, draw_batch, fast_forward, make_models
 from .graphs import Replay
 from .networks import LATENT_CHANNELS, LATENT_SIZE, UNetShape, make_unet, signal_and_noise, text_forward
 from .sampling import Denoise, lcm_steps
-from .session import Average, Master, Session, adamw, set_rate, warm_cosine
+from .session import Average, Master, TrainingSession, adamw, set_rate, warm_cosine
 from .tokenizer import token_ids
 
 STAGE = "distill"
@@ -89,7 +89,7 @@ def make_head() -> nn.Module:
     )
 
 
-def make_players(session: Session, tokenizer: Any) -> tuple[Players, bool]:
+def make_players(session: TrainingSession, tokenizer: Any) -> tuple[Players, bool]:
     """Teacher from its checkpoint; student and fake (float32) from theirs, else from the teacher; True if resumed."""
     device = session.device
     teacher, text = make_models(session, tokenizer)
@@ -217,14 +217,14 @@ class Game:
             self.x.copy_(self.players.schedule.noised(self.x0, torch.randn_like(self.x), self.t))
 
 
-def train_student(session: Session, bank: LatentBank, tokenizer: Any, seconds: float) -> Players:
+def train_student(session: TrainingSession, bank: LatentBank, tokenizer: Any, seconds: float) -> Players:
     """Distil for seconds; save student (averaged) and fake; return the players with the averaged student."""
     players, continued = make_players(session, tokenizer)
     peak = 0.5 if continued else 1.0
     game = Game(players, session.scale.batch)
     average = Average(game.student.full, decay=0.995)
     rng, every = random.Random(session.seed), 2 * session.scale.log_every
-    budget, running = Budget(seconds), True
+    budget, running = TimeBudget(seconds), True
     while running:
         game.set_rates(peak * warm_cosine(budget.steps, budget.fraction(), floor=0.1))
         generated = budget.steps % 2 == 0

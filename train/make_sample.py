@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.core.types import Picture
+
 from .photo_table import PHOTOS, Photo
-from .photos import Picture, read_picture
+from .photos import read_picture
 
 WIDTH_PX, HEIGHT_PX, FPS, FRAMES = 384, 288, 24, 144
 SAMPLE_RATE_HZ = 48000

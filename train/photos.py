@@ -18,7 +18,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+
+from pipelines.core.types import Picture
 
 from .pack import Bytes, encode_jpeg, join
 from .panorama import read_exr, tone_map, view
@@ -30,8 +31,6 @@ SMALLEST_SOURCE_PX = 200
 LARGE_SOURCE_PX = 1000
 CROP_SCALES = ((1.0, 3), (0.6, 9), (0.35, 15))
 """(side of a training crop as a share of the picture's short side, how many crops) for large pictures."""
-
-Picture = npt.NDArray[np.uint8]
 
 
 def package_folder(root: Path, package: str) -> Path:

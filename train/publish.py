@@ -20,7 +20,7 @@ from .card import classifier_card, model_card
 from .classifier import Classifier, save_classifier
 from .export import export_model
 from .networks import make_autoencoder, make_text_encoder, make_unet
-from .session import TINY, Session
+from .session import TINY, TrainingSession
 from .tokenizer import build_tokenizer
 from .vocabulary import SUBJECTS
 from .vocabulary_world import LIGHTS, PLACES, STUDIO, STYLES, Term
@@ -64,7 +64,7 @@ def mix(unet: nn.Module, student: nn.Module, share: float) -> None:
 
 def publish(checkpoints: Path, figures: Path | None, sheets: Path | None) -> float:
     """Write assets/models/mini-image and mini-classifier from checkpoints; return the model's MiB without its card."""
-    session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
     tokenizer = build_tokenizer(template_words())
     vae, text, unet = make_autoencoder(), make_text_encoder(tokenizer), make_unet()
     session.require("autoencoder", vae=vae)

@@ -18,7 +18,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
 from .autoencoder import encode_pictures, train_autoencoder
-from .bank import LatentBank, Source, latent_bank, make_source
+from .bank import LatentBank, SourceMaterial, latent_bank, make_source
 from .captions import template_words
 from .classifier import Classifier, train_classifier
 from .diffusion import train_teacher
@@ -26,7 +26,7 @@ from .distill import train_student
 from .networks import LATENT_SCALE, make_autoencoder
 from .pack import load_pack
 from .scores import score_everything
-from .session import FULL, TINY, Session
+from .session import FULL, TINY, TrainingSession
 from .tokenizer import build_tokenizer
 from .vocabulary_world import PLACES, STYLES
 
@@ -37,8 +37,8 @@ LOGGER = logging.getLogger("train")
 class Workshop:
     """One run's session and what its stages share; the latent bank is built on first use."""
 
-    session: Session
-    source: Source
+    session: TrainingSession
+    source: SourceMaterial
     test_photos: Tensor
     tokenizer: Any
     _bank: LatentBank | None = None
@@ -107,7 +107,7 @@ STAGES: dict[str, Callable[[Workshop, float], None]] = {
 }
 
 
-def open_workshop(session: Session, pack_file: Path) -> Workshop:
+def open_workshop(session: TrainingSession, pack_file: Path) -> Workshop:
     """Decode the pack onto the session's device and build the tokenizer from the vocabulary."""
     pack = load_pack(pack_file)
     limit = 1 << 30 if session.device.type == "cuda" else 6
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tiny = options.tiny or device.type == "cpu"
     scale = (TINY if tiny else FULL).with_banks(options.bank_share)
     scale = replace(scale, compile=scale.compile and not options.no_compile)
-    session = Session(device=device, out=options.out, resume=options.resume, scale=scale)
+    session = TrainingSession(device=device, out=options.out, resume=options.resume, scale=scale)
     configure_torch(session)
     workshop = open_workshop(session, options.pack)
     session.log("start", device=device.type, torch=torch.__version__)
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         LOGGER.info("%s done at %.0f s: %s", stage, session.seconds(), session.records[-1])
 
 
-def configure_torch(session: Session) -> None:
+def configure_torch(session: TrainingSession) -> None:
     """Set fast matmul modes, a larger compile cache limit, and the cache of kernels compiled by earlier runs."""
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True

@@ -13,13 +13,13 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
 from .autoencoder import decode_latents, encode_pictures, measure_autoencoder
-from .bank import Source, random_scenes
+from .bank import SourceMaterial, random_scenes
 from .classifier import Classifier, labels, predict
 from .distill import Players, make_players
 from .evaluate import held_out_captions, recognition, score_captions, score_photos, sheet
 from .networks import LATENT_CHANNELS, LATENT_SCALE, LATENT_SIZE
 from .sampling import Denoise, ddim_chain, lcm_chain, lcm_steps
-from .session import Session
+from .session import TrainingSession
 from .styles import apply_styles
 from .tokenizer import token_ids
 from .vocabulary_world import STYLES
@@ -30,7 +30,12 @@ TEACHER_STEPS = 20
 
 
 def score_everything(
-    session: Session, source: Source, vae: AutoencoderTiny, judge: Classifier, tokenizer: Any, photos: Tensor
+    session: TrainingSession,
+    source: SourceMaterial,
+    vae: AutoencoderTiny,
+    judge: Classifier,
+    tokenizer: Any,
+    photos: Tensor,
 ) -> None:
     """Log scores of the judge, the autoencoder, the teacher, the student at 1, 2, 4 steps; write sheets."""
     with torch.no_grad():
@@ -42,7 +47,7 @@ def score_everything(
         score_players(session, source, vae, judge, players, tokenizer, photos)
 
 
-def score_judge(session: Session, source: Source, vae: AutoencoderTiny, judge: Classifier) -> None:
+def score_judge(session: TrainingSession, source: SourceMaterial, vae: AutoencoderTiny, judge: Classifier) -> None:
     """Recognition on new scenes (all combinations) and on their reconstructions."""
     generator, parts = session.generator(51), []
     for _ in range(max(1, session.scale.eval_scenes // session.scale.chunk * 4)):
@@ -67,8 +72,8 @@ def _true_styles(pictures: Tensor, texts: list[str], steps: int) -> Tensor:
 
 
 def score_players(
-    session: Session,
-    source: Source,
+    session: TrainingSession,
+    source: SourceMaterial,
     vae: AutoencoderTiny,
     judge: Classifier,
     players: Players,

@@ -133,7 +133,7 @@ TINY = Scale(
 
 
 @dataclass(slots=True, kw_only=True)
-class Session:
+class TrainingSession:
     """A run's settings and state. out: folder written; resume: folder read, may lack files; seed: of all randomness.
 
     crew: the processes that train together; rank 0 logs and saves, each draws its own data. rate: factor on

@@ -14,10 +14,11 @@ from functools import partial
 import cv2
 from fastapi import APIRouter, Request, Response
 
-from app.media.picture import Picture, jpeg
+from app.media.picture import jpeg
 from app.session.session import Session
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError, ZoetropeError
+from pipelines.core.types import Picture
 
 from .access import off_loop
 from .context import ApiContext

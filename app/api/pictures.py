@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
-from app.media.picture import Picture
 from pipelines.core.errors import InputError
+from pipelines.core.types import Picture
 
 from .stream.wire import PictureFormat
 

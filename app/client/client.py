@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from app.api.pictures import pack, read_picture
 from app.api.schema import JobView, ModelList, ModelView, SessionOpened, SessionView
 from app.api.stream.wire import PictureFormat
-from app.media.picture import Picture
+from pipelines.core.types import Picture
 
 from .errors import ServerError, UnreachableError, server_error
 from .stream import ClientStream, StreamFrame

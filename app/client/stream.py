@@ -38,8 +38,8 @@ from app.api.stream.messages import (
     parse_server,
 )
 from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
-from app.media.picture import Picture
 from pipelines.core.errors import InputError, ZoetropeError
+from pipelines.core.types import Picture
 
 from .errors import UnreachableError, server_error
 

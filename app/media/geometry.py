@@ -10,9 +10,9 @@ from enum import Enum
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8]
+from pipelines.core.types import Picture
+
 Size = tuple[int, int]
 
 

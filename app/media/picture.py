@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8]
+from pipelines.core.types import Picture
 
 
 def cover(image: Picture, width: int, height: int) -> Picture:

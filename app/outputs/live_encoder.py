@@ -14,7 +14,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from app.media.colours import ToYuv
-from app.media.picture import Picture, cover
+from app.media.picture import cover
+from pipelines.core.types import Picture
 
 _SOUND_RATE_HZ = 44100
 _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it

@@ -9,8 +9,7 @@ import threading
 import time
 from fractions import Fraction
 
-from app.media.picture import Picture
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 
 class PacedFrames:

@@ -14,9 +14,8 @@ from fractions import Fraction
 
 import av
 
-from app.media.picture import Picture
 from pipelines.core.errors import InputError, OutputError
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 from .live_encoder import LiveEncoder, LiveEncoding
 from .output import OutputPhase, OutputReading

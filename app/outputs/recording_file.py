@@ -19,8 +19,9 @@ from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
 from app.media.colours import ToYuv
 from app.media.containers import CONTAINERS
-from app.media.picture import Picture, cover
+from app.media.picture import cover
 from pipelines.core.errors import OutputError
+from pipelines.core.types import Picture
 
 from .recording_sound import SoundFormat
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
-from app.media.picture import Picture, cover
+from app.media.picture import cover
 from pipelines.core.errors import InputError, OutputError
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 from .output import OutputPhase, OutputReading
 from .pacing import PacedFrames

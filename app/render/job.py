@@ -15,16 +15,16 @@ from tqdm import tqdm
 from app.media.containers import Container, container_for
 from app.media.geometry import Placement, Size, even, output_placement
 from app.media.open_source import open_source
-from app.media.picture import Picture
 from app.media.picture_reader import read_picture
 from app.media.picture_writer import PictureWriter
 from app.media.sound import Sound
 from app.media.source import Source, SourceBrokenError
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import FrameWriter
-from pipelines.core.contracts import Engine, Stream
+from pipelines.core.contracts import Engine, Notify, Stream
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Picture
 
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart, has_frames
@@ -33,10 +33,8 @@ from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
 from .timeline_player import TimelinePlayer, rehearse, states
 
-Say = Callable[[str], object]
 
-
-def render(request: RenderRequest, load: Callable[..., Engine], say: Say) -> int:
+def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> int:
     """Returns the exit status: 0 done, 1 the source broke off (the frames before that are written), 130 interrupted.
 
     load: pipelines.load.load_engine or one like it. say: takes messages for the user. Raises ZoetropeError.
@@ -71,7 +69,7 @@ class _Render:
         engine: Engine,
         stream: Stream,
         timeline: Timeline,
-        say: Say,
+        say: Notify,
     ) -> None:
         self._request = request
         self._kind = kind

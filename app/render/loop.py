@@ -13,20 +13,18 @@ from types import FrameType, TracebackType
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from app.media.source import SourceBrokenError
 from app.media.writer import FrameWriter
 from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control, Controls
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 from .frame_times import PUSH_TIME_BASE, Offered, Shown, frame_times
 from .timeline_player import TimelinePlayer
 
 _MAX_IDLE_TICKS = 10_000  # far more than the depth of any ring: the engine would never accept this frame
 _CATCHING_UP = Control(steps=1, similarity_filter=False)
-Picture = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

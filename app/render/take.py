@@ -24,7 +24,7 @@ from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import Take, read_take
 from app.takes.records import Opened
 from app.takes.replay import Replay, ReplayCounts, ReplayedFrame, ReplayOptions
-from pipelines.core.contracts import Engine
+from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.types import StreamInfo
 from pipelines.files.loader_options import LoaderOptions
@@ -36,7 +36,6 @@ from .record import RenderRecord
 _TIME_BASE = Fraction(1, 1000)
 _KEY_FRAME_RATE = Fraction(24)
 _MAX_LAST_MS = 1000
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class TakeRequest:
     force: bool = False
 
 
-def render_take(request: TakeRequest, load: Callable[..., Engine], say: Say) -> int:
+def render_take(request: TakeRequest, load: Callable[..., Engine], say: Notify) -> int:
     """Returns the exit status: 0 done, 130 interrupted (the frames before that are written).
 
     load: pipelines.load.load_engine or compatible. say: takes messages for the user. Raises ZoetropeError.
@@ -101,7 +100,7 @@ def _use_threads(model: str, machine: Mapping[str, object]) -> int:
     return kind_of(model).use_threads(threads)
 
 
-def _warn(take: Take, now: Mapping[str, object], say: Say) -> None:
+def _warn(take: Take, now: Mapping[str, object], say: Notify) -> None:
     found = [text for text in differences(take.opened.machine, now) if not text.startswith(("loader ", "size "))]
     if found:
         say(f"Not the same setup as live, so frames may differ: {'; '.join(found)}.")

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from app.media.picture import Picture
 from app.worker.meter import MeterReading
 from app.worker.proxy import SessionAccounting, SessionProxy, SessionState
 from app.worker.stage_times import Percentiles, Stage, StageTimes
 from pipelines.core.controls import Control
 from pipelines.core.errors import ZoetropeError
+from pipelines.core.types import Picture
 
 from .feed import Feed
 from .sound import SoundHub

@@ -18,8 +18,9 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
-from app.media.picture import Picture, cover
+from app.media.picture import cover
 from pipelines.core.errors import InputError
+from pipelines.core.types import Picture
 
 from .records import StoredInput
 

@@ -14,7 +14,6 @@ from pipelines.core.errors import InputError
 
 from .records import (
     TAKE_SCHEMA,
-    Ended,
     HandedOut,
     Line,
     Lost,
@@ -22,6 +21,7 @@ from .records import (
     Pushed,
     Stopped,
     StoredInput,
+    TakeEnded,
     TakeRecord,
     from_line,
 )
@@ -82,7 +82,7 @@ def _collect(take: Take, lines: list[Line]) -> None:
                 take.hashes[stream, line.seq] = line.sha256
             case Lost():
                 take.lost.add((stream, line.seq))
-            case Ended():
+            case TakeEnded():
                 take.complete = True
             case Stopped():
                 pass

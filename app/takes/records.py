@@ -137,21 +137,21 @@ class HandedOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
+class TakeEnded:
     """The take is complete. reason: empty if the user stopped it."""
 
     kind: ClassVar[str] = "end"
     reason: str
 
 
-Line = TakeRecord | StoredInput | HandedOut | Ended
+Line = TakeRecord | StoredInput | HandedOut | TakeEnded
 
 _KINDS: Mapping[str, type[Any]] = MappingProxyType(
     {
         record.kind: record
         for record in (
             *(Opened, Changed, Pushed, Generated, Ticked, Sourced, Lost, Stopped),
-            *(StoredInput, HandedOut, Ended),
+            *(StoredInput, HandedOut, TakeEnded),
         )
     }
 )

@@ -14,11 +14,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from app.media.picture import Picture
 from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 from .inputs import fingerprint, load_input
 from .reader import FrameKey, Take

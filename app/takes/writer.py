@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from app.media.picture import Picture
 from pipelines.core.errors import OutputError
+from pipelines.core.types import Picture
 
 from .inputs import InputArchive, fingerprint
-from .records import TAKE_SCHEMA, Ended, HandedOut, Line, TakeRecord, to_line
+from .records import TAKE_SCHEMA, HandedOut, Line, TakeEnded, TakeRecord, to_line
 
 LOG_NAME = "take.jsonl"
 LOCK_NAME = "running.lock"
@@ -154,7 +154,7 @@ class TakeWriter:
         try:
             while self._step():
                 pass
-            self._lines.append(json.dumps(to_line(Ended(reason=self._reason or ""))))
+            self._lines.append(json.dumps(to_line(TakeEnded(reason=self._reason or ""))))
             self._flush()
         except OSError as error:
             with self._changed:

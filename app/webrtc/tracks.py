@@ -17,8 +17,8 @@ import numpy as np
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 from av.video.frame import VideoFrame
 
-from app.media.picture import Picture
 from app.worker.stage_times import Stage
+from pipelines.core.types import Picture
 
 if TYPE_CHECKING:
     from app.session.session import Session

@@ -14,11 +14,11 @@ from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 
-from app.media.picture import Picture, cover
+from app.media.picture import cover
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ZoetropeError
-from pipelines.core.types import Frame, StreamInfo
+from pipelines.core.types import Frame, Picture, StreamInfo
 
 from .messages import (
     ChangeControl,

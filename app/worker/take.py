@@ -11,11 +11,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from app.media.picture import Picture
 from app.takes.records import Stopped
 from app.takes.writer import TakeWriter
 from pipelines.core.errors import InputError
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 from .messages import StartTake, StopTake, TakeRecords, ToWorker
 

@@ -21,7 +21,7 @@ KINDS = ("image", "video")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class BackendRefusal:
     """Why a backend cannot run. because: a clause for the reason of another choice. message: a sentence for an error.
 
     remedy: how to get what is missing; "": the error suggests the backends that can run.
@@ -45,7 +45,7 @@ class Backend(ABC):
     kinds: tuple[str, ...] = KINDS
     preference: int = 0
 
-    def refusal(self, kind: str, device: torch.device) -> Refusal | None:
+    def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """Return why it cannot run a supported kind on this device; None if it can. Imports nothing heavy."""
         return None
 

@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .base import Backend, Refusal
+from .base import Backend, BackendRefusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,15 +32,15 @@ class PyTorchBackend(Backend):
     captured: bool = False
     compiler: str = "inductor"
 
-    def refusal(self, kind: str, device: torch.device) -> Refusal | None:
+    def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """CUDA graphs need a CUDA device, where the compiler needs Triton."""
         if self.captured and device.type != "cuda":
-            return Refusal(
+            return BackendRefusal(
                 because="the model is not on a CUDA device", message=f"The backend {self.name} needs a CUDA device."
             )
         has_triton = importlib.util.find_spec("triton") is not None
         if self.compiled and device.type == "cuda" and not has_triton and self.compiler == "inductor":
-            return Refusal(
+            return BackendRefusal(
                 because="Triton, which compiling needs, is not installed",
                 message=f"The backend {self.name} needs Triton.",
                 remedy="Install triton, or use cuda-graph or eager.",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.core.errors import ModelError
 
-from .base import KINDS, Backend, Refusal
+from .base import KINDS, Backend, BackendRefusal
 from .pytorch import PyTorchBackend
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def choose_backend(
     raise ModelError(refusal.message, refusal.remedy or f"Use {_either('auto', *usable)}.")
 
 
-def refusal_of(backend: Backend, kind: str, device: torch.device) -> Refusal | None:
+def refusal_of(backend: Backend, kind: str, device: torch.device) -> BackendRefusal | None:
     """Return why a backend cannot run a kind of model on a device; None if it can."""
     if kind not in backend.kinds:
-        return Refusal(
+        return BackendRefusal(
             because=f"{backend.name} does not run {kind} models",
             message=f"The backend {backend.name} does not run {kind} models.",
         )

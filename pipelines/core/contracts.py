@@ -5,6 +5,7 @@ Independent of models, HTTP and files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from types import TracebackType
 from typing import Protocol, Self
@@ -12,6 +13,9 @@ from typing import Protocol, Self
 from .controls import Control, Controls
 from .tick_log import TickLog
 from .types import Accounting, Frame, StreamInfo
+
+Notify = Callable[[str], object]
+"""Receives a sentence that the user should see."""
 
 
 class Stream(Protocol):

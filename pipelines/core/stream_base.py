@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from .errors import InputError
-from .outputs import OutputQueue
+from .slot_frames import SlotFrameQueue
 from .stream_log import StreamLog
 from .types import Accounting, Frame
 
@@ -23,7 +23,7 @@ class StreamBase(ABC):
         self,
         number: int,
         log: StreamLog,
-        outputs: OutputQueue,
+        outputs: SlotFrameQueue,
         *,
         tick: Callable[[], None],
         leave: Callable[[int], None],

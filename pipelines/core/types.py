@@ -11,6 +11,9 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+Picture = npt.NDArray[np.uint8]
+"""[H, W, 3] uint8 RGB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import HubUnreachableError, ModelError, ModelLayoutError, ModelNotFoundError
 
 from .hub_files import MODEL_PARTS, select_files
@@ -69,7 +70,7 @@ def resolve(
     *,
     parts: Sequence[str] = MODEL_PARTS,
     allow_pickle: bool = False,
-    notice: Callable[[str], None] = logger.warning,
+    notice: Notify = logger.warning,
 ) -> ModelSource:
     """Find a model: a bundled name, then a local path, then the hub cache, then the hub itself.
 
@@ -89,7 +90,7 @@ def resolve(
     return ModelSource(name=name, folder=download(name, parts=parts, allow_pickle=allow_pickle, notice=notice))
 
 
-def resolve_lora(lora: LoraFile, *, notice: Callable[[str], None] = logger.warning) -> Path:
+def resolve_lora(lora: LoraFile, *, notice: Notify = logger.warning) -> Path:
     """Return the local file of a LoRA; hub ids are looked up in the cache, then fetched. Raises as `resolve` does."""
     path = Path(lora.source).expanduser()
     if path.is_file():
@@ -169,7 +170,7 @@ def download(
     parts: Sequence[str] = MODEL_PARTS,
     allow_pickle: bool = False,
     lora_file: str | None = None,
-    notice: Callable[[str], None] = logger.warning,
+    notice: Notify = logger.warning,
 ) -> Path:
     """Fetch the required files of a repository into the cache, with progress bars; returns the snapshot's folder.
 

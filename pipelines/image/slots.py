@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pipelines.conditioning.base import NewSlot
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
-from pipelines.core.outputs import Output
+from pipelines.core.slot_frames import SlotFrames
 from pipelines.core.tick_log import BirthRecord
 from pipelines.core.types import Frame
 
@@ -60,7 +60,7 @@ class Slot:
 
     __slots__ = ("birth", "conditions", "output", "row", "step")
 
-    def __init__(self, birth: Birth, row: int, output: Output, conditions: SlotConditions) -> None:
+    def __init__(self, birth: Birth, row: int, output: SlotFrames, conditions: SlotConditions) -> None:
         self.birth = birth
         self.row = row
         self.output = output

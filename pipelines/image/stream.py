@@ -15,7 +15,7 @@ from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
 from pipelines.core.frame_stages import FrameStage, StageChain
-from pipelines.core.outputs import OutputQueue
+from pipelines.core.slot_frames import SlotFrameQueue
 from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
@@ -47,7 +47,7 @@ class ImageStream(StreamBase):
         leave: Callable[[int], None],
     ) -> None:
         safety = [] if core.model.safety is None else [SafetyStage(core.model.safety)]
-        outputs = OutputQueue(core.make_readback(), frame_rate, StageChain([*safety, *stages]))
+        outputs = SlotFrameQueue(core.make_readback(), frame_rate, StageChain([*safety, *stages]))
         super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
         self._core, self._frame_rate = core, frame_rate
         self._stages = tuple(stage.name for stage in stages)

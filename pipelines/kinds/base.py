@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipelines.backends.base import Backend
 from pipelines.backends.table import BACKENDS, choose_backend
-from pipelines.core.contracts import Engine
+from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Notice = Callable[[str], None]
-"""Receives a sentence that the user should see."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadContext:
@@ -37,7 +34,7 @@ class LoadContext:
     POLICIES.
     """
 
-    notice: Notice
+    notice: Notify
     tick_log: TickLog | None = None
     backends: Mapping[str, Backend] = field(default_factory=lambda: BACKENDS)
     conditioners: tuple[ConditionerFactory, ...] | None = None
@@ -94,6 +91,6 @@ class ModelKind(ABC):
         """List published models of this kind for `zoetrope models`; "" for none."""
         return ""
 
-    def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
+    def download(self, model: str, *, allow_pickle: bool, notice: Notify) -> Path:
         """Fetch a model into the hub cache and return its path. Raises ModelError or a subclass."""
         raise ModelError(f"{model} cannot be downloaded: it is built in.", f"Use it as it is: --model {model}.")

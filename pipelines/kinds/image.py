@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.core.contracts import Engine
+from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import LoadContext, ModelKind, Notice
+from .base import LoadContext, ModelKind
 
 if TYPE_CHECKING:
     from pipelines.image.loading.presets import ImagePreset
@@ -86,7 +86,7 @@ class ImageKind(ModelKind):
         """List the models that have been tested."""
         return f"Published models that are known to work: {'; '.join(_PUBLISHED)}."
 
-    def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
+    def download(self, model: str, *, allow_pickle: bool, notice: Notify) -> Path:
         """Fetch a model from the hub; gives notice of its preset, its licence and any shortcoming."""
         from pipelines.files import hub
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.core.contracts import Engine
+from pipelines.core.contracts import Engine, Notify
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import LoadContext, ModelKind, Notice
+from .base import LoadContext, ModelKind
 
 
 class VideoKind(ModelKind):
@@ -57,7 +57,7 @@ class VideoKind(ModelKind):
 
         return f"Video models by name: {', '.join(FAMILIES)}. docs/video-models.md has their files and licences."
 
-    def download(self, model: str, *, allow_pickle: bool, notice: Notice) -> Path:
+    def download(self, model: str, *, allow_pickle: bool, notice: Notify) -> Path:
         """Fetch a model; returns the path of its checkpoint, or of its folder if it has no separate checkpoint."""
         from pipelines.video.loading.source import resolve_video
 

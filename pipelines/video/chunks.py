@@ -12,7 +12,7 @@ import torch
 from pipelines.conditioning.base import NewSlot
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
-from pipelines.core.outputs import Output
+from pipelines.core.slot_frames import SlotFrames
 from pipelines.core.types import Frame
 
 from .chunk_noise import draw_noise
@@ -80,7 +80,7 @@ class ChunkSlot:
         self.birth = birth
         self.latents = latents
         self.conditions = conditions
-        self.output: Output | None = None
+        self.output: SlotFrames | None = None
         self.step = 0
 
     @property

@@ -16,7 +16,7 @@ from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.frame_stages import FrameStage, StageChain
-from pipelines.core.outputs import OutputQueue
+from pipelines.core.slot_frames import SlotFrameQueue
 from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
@@ -48,7 +48,7 @@ class VideoStream(StreamBase):
         leave: Callable[[int], None],
     ) -> None:
         """index: which of the engine's rows the stream uses."""
-        outputs = OutputQueue(core.make_readback(), frame_rate, StageChain(stages))
+        outputs = SlotFrameQueue(core.make_readback(), frame_rate, StageChain(stages))
         super().__init__(number, StreamLog(core, number), outputs, tick=tick, leave=leave)
         self._core, self.index, self._frame_rate = core, index, frame_rate
         self._stages = tuple(stage.name for stage in stages)

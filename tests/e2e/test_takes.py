@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from app.media.picture import Picture, jpeg
+from app.media.picture import jpeg
 from app.media.video_reader import VideoReader
 from app.takes.reader import read_take
 from app.takes.records import Changed, Pushed
@@ -26,6 +26,7 @@ from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
+from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import av
 import numpy as np
-import numpy.typing as npt
+
+from pipelines.core.types import Picture
 
 SOUND_RATE = 48000
-Picture = npt.NDArray[np.uint8]
 
 
 def grey(index: int) -> int:

@@ -22,11 +22,11 @@ from websockets.sync.client import ClientConnection, connect
 
 from app.api.context import ApiContext
 from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
-from app.media.picture import Picture
 from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions
+from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions
 
 WAIT_S = 20.0

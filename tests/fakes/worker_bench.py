@@ -9,7 +9,6 @@ from fractions import Fraction
 
 import numpy as np
 
-from app.media.picture import Picture
 from app.worker.messages import (
     ChangeControl,
     CloseSession,
@@ -25,7 +24,7 @@ from app.worker.process import Worker
 from app.worker.shared_frames import FrameBuffers, InputMailbox
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Control
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 
 
 @dataclass

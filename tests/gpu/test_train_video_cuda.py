@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 from train.video.bank import ClipBank
 from train.video.causal import CHUNK, GRID, WINDOW, make_networks
 from train.video.distill import Game, make_players, train_scorer
-from train.video.forcing import Condition, ForcedPass, forced_frames
+from train.video.forcing import ForcedPass, ForcingCondition, forced_frames
 from train.video.teacher import train_teacher
 from train.video.words import STAGE as WORDS
 
@@ -25,8 +25,8 @@ VOCABULARY = 40
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
-    return Session(device=CUDA, out=tmp_path, resume=tmp_path / "none", scale=replace(TINY, compile=True))
+def session(tmp_path: Path) -> TrainingSession:
+    return TrainingSession(device=CUDA, out=tmp_path, resume=tmp_path / "none", scale=replace(TINY, compile=True))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_flex_attention_sees_what_the_dense_mask_shows(chunk: int) -> None:
     torch.manual_seed(2)
     clean, noisy = torch.randn(2, 2, 16, WINDOW, 16, 16, device=CUDA, dtype=torch.bfloat16)
     times = 1000 * torch.rand(2, WINDOW, device=CUDA)
-    condition = Condition(
+    condition = ForcingCondition(
         states=torch.randn(2, 32, 128, device=CUDA, dtype=torch.bfloat16),
         actions=torch.zeros(2, WINDOW, 5, device=CUDA, dtype=torch.bfloat16),
     )
@@ -62,7 +62,7 @@ def test_flex_attention_sees_what_the_dense_mask_shows(chunk: int) -> None:
     assert (blocks - dense).abs().max() < 0.05 * dense.abs().max()
 
 
-def test_every_stage_is_captured_and_learns_on_the_device(session: Session, bank: ClipBank) -> None:
+def test_every_stage_is_captured_and_learns_on_the_device(session: TrainingSession, bank: ClipBank) -> None:
     session.save(WORDS, text=make_networks(CUDA, vocabulary=VOCABULARY, seed=1).text)
     networks = train_teacher(session, bank, bank, VOCABULARY, 4.0)
     assert all(parameter.isfinite().all() for parameter in networks.transformer.parameters())

@@ -24,18 +24,18 @@ from pathlib import Path
 import torch
 
 from train.crew import CrewClock, join
-from train.session import TINY, Budget, Master, Session, adamw
+from train.session import TINY, TimeBudget, Master, TrainingSession, adamw
 
 crew, device = join(torch.device("cpu"))
 out = Path(sys.argv[1])
-session = Session(device=device, out=out, resume=out, scale=TINY, crew=crew)
+session = TrainingSession(device=device, out=out, resume=out, scale=TINY, crew=crew)
 torch.manual_seed(session.seed)
 network = torch.nn.Linear(4, 4)
 crew.same([p.data for p in network.parameters()])
 master = Master(network, dtype=torch.float32, crew=crew)
 optimiser = adamw(list(master.full), 1e-2, device)
 session.seed_draws()
-clock, running, first = CrewClock(crew, device, Budget(1.0)), True, 0.0
+clock, running, first = CrewClock(crew, device, TimeBudget(1.0)), True, 0.0
 while running:
     x = torch.randn(8, 4)
     first = first or float(x.sum())

@@ -23,7 +23,7 @@ from app.client.errors import (
     UnreachableError,
     server_error,
 )
-from app.media.picture import Picture
+from pipelines.core.types import Picture
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip, play
 from tests.fakes.stream_server import noise, wait_until, worker_client

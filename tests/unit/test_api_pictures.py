@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.api.pictures import PictureError, pack, read_picture, unpack
 from app.api.stream.wire import PictureFormat
-from app.media.picture import Picture
+from pipelines.core.types import Picture
 
 MAX_PX = 64 * 64
 

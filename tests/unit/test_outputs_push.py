@@ -14,14 +14,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from app.media.picture import Picture
 from app.outputs.output import OutputPhase
 from app.outputs.pacing import PacedFrames
 from app.outputs.push import Push, PushOptions
 from app.outputs.transports import address_of
 from app.outputs.virtual_camera import Camera, VirtualCamera, VirtualCameraOptions
 from pipelines.core.errors import InputError
-from pipelines.core.types import Frame
+from pipelines.core.types import Frame, Picture
 from tests.fakes.clips import picture
 
 KEY = "s3cret-stream-key"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.media.picture import Picture, jpeg
+from app.media.picture import jpeg
 from app.takes.inputs import InputArchive, load_input
 from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import read_take
@@ -40,6 +40,7 @@ from app.worker.proxy import SessionProxy, SessionState
 from app.worker.take import SessionTake
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from pipelines.files.lora_files import LoraFile
 from pipelines.identity import IdentityEngine

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.video_options import MODEL
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 from train.video.adopt import adopt
 from train.video.checkpoints import read_parts
 from train.video.publish import gains_of, publish
@@ -42,7 +42,7 @@ def test_stages_side_by_side_are_named_and_need_a_process_each(tmp_path: Path) -
     assert named_stages("teacher+scorer") == ["teacher", "scorer"]
     with pytest.raises(argparse.ArgumentTypeError, match="'teacher\\+nothing' is not a stage"):
         named_stages("teacher+nothing")
-    session = Session(device=torch.device("cpu"), out=tmp_path, resume=tmp_path, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=tmp_path, resume=tmp_path, scale=TINY)
     nothing: Any = None
     with pytest.raises(ValueError, match=r"needs 2 processes, not 1: use torchrun"):
         run_stages(Workshop(session, nothing, nothing), ["teacher", "scorer"], TINY, [1, 1])

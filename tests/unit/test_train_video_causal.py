@@ -11,7 +11,7 @@ import torch
 
 from pipelines.video.wan.config import WanConfig
 from pipelines.video.wan.transformer import CausalWanTransformer
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 from train.video.bank import ClipBank, draw_windows
 from train.video.carry_over import carry_over, weights_of
 from train.video.causal import CHUNK, GRID, SINK, WINDOW, few_step_levels, make_networks
@@ -60,8 +60,8 @@ def small_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
-    return Session(device=torch.device("cpu"), out=tmp_path, resume=tmp_path / "none", scale=TINY)
+def session(tmp_path: Path) -> TrainingSession:
+    return TrainingSession(device=torch.device("cpu"), out=tmp_path, resume=tmp_path / "none", scale=TINY)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_a_window_with_a_sink_keeps_its_clip_s_beginning(bank: ClipBank) -> None
     assert len(set(windows.first.tolist())) > 2
 
 
-def make_pool(session: Session, bank: ClipBank) -> Pool:
+def make_pool(session: TrainingSession, bank: ClipBank) -> Pool:
     networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
     levels = few_step_levels(session.device)
     return Pool(
@@ -116,7 +116,9 @@ def make_pool(session: Session, bank: ClipBank) -> Pool:
     )  # fmt: skip
 
 
-def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(session: Session, bank: ClipBank) -> None:
+def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(
+    session: TrainingSession, bank: ClipBank
+) -> None:
     torch.manual_seed(5)
     pool = make_pool(session, bank)
     ages = []
@@ -135,7 +137,7 @@ def test_streams_age_begin_anew_and_follow_the_clip_while_they_are_forced(sessio
     assert pool.present.sum(1).tolist() == [min(WINDOW, int(age) + CHUNK) for age in pool.age]
 
 
-def test_a_pool_s_streams_equal_the_engine_s_cache(session: Session, bank: ClipBank) -> None:
+def test_a_pool_s_streams_equal_the_engine_s_cache(session: TrainingSession, bank: ClipBank) -> None:
     from cache.kv.cache import KVCache, KVShape
     from cache.kv.policies import make_policy
     from pipelines.video.wan.text_cache import PlainText
@@ -181,7 +183,7 @@ def test_openings_come_alone_and_then_now_and_then() -> None:
     )
 
 
-def test_a_teacher_that_goes_on_keeps_its_text_encoder(session: Session, bank: ClipBank) -> None:
+def test_a_teacher_that_goes_on_keeps_its_text_encoder(session: TrainingSession, bank: ClipBank) -> None:
     session.save(WORDS, text=make_networks(session.device, vocabulary=VOCABULARY, seed=1).text)
     first = train_teacher(session, bank, bank, VOCABULARY, 0.0)
     written = read_parts(session.out, "teacher")
@@ -195,7 +197,7 @@ def test_a_teacher_that_goes_on_keeps_its_text_encoder(session: Session, bank: C
     assert all(parameter.dtype == torch.float32 for parameter in then.text.parameters())
 
 
-def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) -> None:
+def test_every_stage_trains_saves_and_goes_on(session: TrainingSession, bank: ClipBank) -> None:
     session.save(WORDS, text=make_networks(session.device, vocabulary=VOCABULARY, seed=1).text)
     train_teacher(session, bank, bank, VOCABULARY, 0.0)
     train_scorer(session, bank, VOCABULARY, 0.0)
@@ -214,9 +216,9 @@ def test_every_stage_trains_saves_and_goes_on(session: Session, bank: ClipBank) 
 
 
 def test_commands_are_learnt_and_streams_without_any_stay_to_the_bit(
-    session: Session, bank: ClipBank, monkeypatch: pytest.MonkeyPatch
+    session: TrainingSession, bank: ClipBank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "dtype", torch.bfloat16)  # as on a GPU: what stays must not be rounded
+    monkeypatch.setattr(TrainingSession, "dtype", torch.bfloat16)  # as on a GPU: what stays must not be rounded
     torch.manual_seed(5)
     networks = make_networks(session.device, vocabulary=VOCABULARY, seed=1)
     save_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
@@ -275,7 +277,7 @@ def test_some_windows_show_only_their_newest_chunk() -> None:
 
 def test_what_a_student_has_learnt_is_carried_over_to_a_newer_teacher(tmp_path: Path) -> None:
     for folder, stage, seed in (("old", "teacher", 1), ("old", "student", 2), ("new", "teacher", 3)):
-        made = Session(device=torch.device("cpu"), out=tmp_path / folder, resume=tmp_path, scale=TINY)
+        made = TrainingSession(device=torch.device("cpu"), out=tmp_path / folder, resume=tmp_path, scale=TINY)
         made.out.mkdir(exist_ok=True)
         networks = make_networks(made.device, vocabulary=VOCABULARY, seed=seed)
         save_parts(made, stage, transformer=networks.transformer)

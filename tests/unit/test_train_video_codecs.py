@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.video.codecs.wan import WanCodec
-from train.bank import PHOTO_SUBJECT, Source
+from train.bank import PHOTO_SUBJECT, SourceMaterial
 from train.clips.motions import ClipSpec
 from train.clips.render import Clips
-from train.session import FULL, TINY, Session
+from train.session import FULL, TINY, TrainingSession
 from train.video.autoencoder import PHASES, CodecTrainer
 from train.video.bank import ClipBank, clip_bank, draw_windows, long_clips, openings, subject_coverage
 from train.video.codec_losses import latent_loss, pixel_loss
@@ -43,17 +43,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def make_session(folder: Path) -> Session:
+def make_session(folder: Path) -> TrainingSession:
     scale = replace(TINY, video_clips=12, video_latents=3, video_chunk=4, video_codec_clips=4, video_codec_latents=2)
-    return Session(device=CPU, out=folder, resume=folder / "none", scale=scale)
+    return TrainingSession(device=CPU, out=folder, resume=folder / "none", scale=scale)
 
 
-def make_source() -> Source:
+def make_source() -> SourceMaterial:
     """Return a source of three plain discs as sprites, and a photograph of noise."""
     line = torch.linspace(-1, 1, 40)
     alpha = (line.square() + line.square()[:, None] < 0.6).float()
     sprites = torch.stack([torch.cat([torch.rand(3, 1, 1) * alpha, alpha[None]]) for _ in range(3)])
-    return Source(sprites=sprites, photos=[(torch.rand(3, 230, 220) * 255).byte()])
+    return SourceMaterial(sprites=sprites, photos=[(torch.rand(3, 230, 220) * 255).byte()])
 
 
 @pytest.mark.parametrize("lean", [False, True])

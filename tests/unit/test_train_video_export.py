@@ -15,7 +15,7 @@ from app.__main__ import main as zoetrope
 from pipelines.video.engine import VideoEngine
 from pipelines.video.loading.load import VideoLoadOptions, load_video_model
 from pipelines.video.wan.actions import ActionEmbedder
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 from train.video.card import model_card
 from train.video.codecs import Codecs, codecs_in_use, make_codecs
 from train.video.export import export_model
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     tokenizer, transformer = build_tokenizer(), make_transformer()
     transformer.add_actions(ActionEmbedder(transformer.config.dim))
-    session = Session(device=torch.device("cpu"), out=place, resume=place, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=place, resume=place, scale=TINY)
     untrained = make_codecs(session)
     untrained.moments.mean.fill_(0.25)
     untrained.moments.std.fill_(1.5)

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.budget import Budget
-from train.session import TINY, Session
+from train.budget import TimeBudget
+from train.session import TINY, TrainingSession
 from train.video import words
 from train.video.tokenizer import build_tokenizer
 from train.video.words import STAGE, captions_of, train_words
 
 
-def make_session(folder: Path) -> Session:
+def make_session(folder: Path) -> TrainingSession:
     scale = replace(TINY, video_captions=256)
-    return Session(device=torch.device("cpu"), out=folder, resume=folder / "none", scale=scale)
+    return TrainingSession(device=torch.device("cpu"), out=folder, resume=folder / "none", scale=scale)
 
 
 def test_truth_counts_from_none(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_the_loss_falls_and_the_encoder_comes_back(tmp_path: Path, monkeypatch: 
     session = make_session(tmp_path)
     session.rate = 100.0  # a budget without time trains at a fiftieth of the rate
     with monkeypatch.context() as patch:
-        patch.setattr(words, "Budget", partial(Budget, min_steps=40))
+        patch.setattr(words, "TimeBudget", partial(TimeBudget, min_steps=40))
         trained = train_words(session, build_tokenizer(), 3, 0.0)
     losses = [float(record["loss"]) for record in session.records if "loss" in record]
     assert losses[-1] < 0.8 * losses[0]

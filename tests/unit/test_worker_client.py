@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from app.media.picture import Picture
 from app.worker.handle import BusyError, WorkerHandle, WorkerPhase
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionProxy, SessionState
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError
+from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions
 
 OPTIONS = WorkerOptions(model="identity", engine=LoaderOptions(width=16, height=12))

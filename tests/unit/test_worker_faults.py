@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.media.picture import Picture
 from app.worker.messages import FromWorker, GpuMemory, SessionEnded
 from app.worker.process import Worker
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Control
 from pipelines.core.errors import StreamError
+from pipelines.core.types import Picture
 from pipelines.files.memory import what_would_fit
 from pipelines.identity import IdentityEngine
 from pipelines.image.engine import ImageEngine

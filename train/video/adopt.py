@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 
 from .causal import make_networks
 from .checkpoints import save_parts
@@ -37,7 +37,7 @@ def adopt(model: Path, out: Path, stages: Sequence[str] = STAGES) -> None:
     Raises FileNotFoundError if a part of the folder is missing, RuntimeError for other tensor names or shapes.
     """
     out.mkdir(parents=True, exist_ok=True)
-    session = Session(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
     networks = make_networks(session.device, vocabulary=len(build_tokenizer()), seed=session.seed)
     actions = load_file(model / "actions" / "model.safetensors")
     stock = load_file(model / "transformer" / "diffusion_pytorch_model.safetensors")

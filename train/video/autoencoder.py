@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from train.bank import Source
-from train.budget import Budget
+from train.bank import SourceMaterial
+from train.budget import TimeBudget
 from train.crew import CrewClock
 from train.graphs import Replay
-from train.session import Average, Master, Session, adamw, set_rate
+from train.session import Average, Master, TrainingSession, adamw, set_rate
 
 from .bank import rendered_groups
 from .codec_losses import latent_loss, pixel_loss
@@ -96,7 +96,7 @@ class CodecTrainer:
     encoder: False freezes the stock encoder and the moments, and with them the latents.
     """
 
-    def __init__(self, session: Session, codecs: Codecs, bank: Tensor, *, encoder: bool = True) -> None:
+    def __init__(self, session: TrainingSession, codecs: Codecs, bank: Tensor, *, encoder: bool = True) -> None:
         self.session, self.codecs, self.bank, self.encoder = session, codecs, bank, encoder
         device, vae = session.device, codecs.vae
         use_lean_norms(vae)
@@ -216,7 +216,7 @@ class CodecTrainer:
         self.session.log(STAGE, step=float(step), **learning, **values)
 
 
-def train_autoencoder(session: Session, source: Source, seconds: float) -> Codecs:
+def train_autoencoder(session: TrainingSession, source: SourceMaterial, seconds: float) -> Codecs:
     """Train for seconds (including rendering), save video_autoencoder.safetensors, return the codecs for inference.
 
     Continues from that file if it exists, without the first phase.
@@ -229,7 +229,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     continued = restore_codecs(session, codecs)
     trainer = CodecTrainer(session, codecs, bank)
     session.seed_draws()
-    budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - took)))
+    budget = CrewClock(session.crew, session.device, TimeBudget(max(1.0, seconds - took)))
     peaks = [session.rate * (CONTINUED_RATE if continued else 1.0) * rate for rate in PEAK_RATES]
     _run(trainer, CONTINUED if continued else FIRST, budget, peaks)
     trainer.finish(frozen=True)
@@ -237,7 +237,7 @@ def train_autoencoder(session: Session, source: Source, seconds: float) -> Codec
     return _trained(session, source, codecs, budget)
 
 
-def train_decoders(session: Session, source: Source, seconds: float) -> Codecs:
+def train_decoders(session: TrainingSession, source: SourceMaterial, seconds: float) -> Codecs:
     """Train both decoders and the tiny encoder for seconds on the unchanged latents, which a denoiser was trained on;
     save and return as train_autoencoder, whose file is required.
     """
@@ -246,14 +246,14 @@ def train_decoders(session: Session, source: Source, seconds: float) -> Codecs:
     session.require(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
     trainer = CodecTrainer(session, codecs, pixel_bank(session, source, session.generator(13)), encoder=False)
     session.seed_draws()
-    budget = CrewClock(session.crew, session.device, Budget(max(1.0, seconds - (session.seconds() - began))))
+    budget = CrewClock(session.crew, session.device, TimeBudget(max(1.0, seconds - (session.seconds() - began))))
     peaks = [session.rate * CONTINUED_RATE * rate for rate in PEAK_RATES]
     _run(trainer, DECODERS, budget, peaks)
     trainer.finish(frozen=False)
     return _trained(session, source, codecs, budget)
 
 
-def _trained(session: Session, source: Source, codecs: Codecs, budget: CrewClock) -> Codecs:
+def _trained(session: TrainingSession, source: SourceMaterial, codecs: Codecs, budget: CrewClock) -> Codecs:
     """Save, measure, and return for inference."""
     save_codecs(session, codecs)
     trained = codecs_in_use(session, codecs)
@@ -301,7 +301,7 @@ def _free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def measured_clips(session: Session, source: Source) -> Tensor:
+def measured_clips(session: TrainingSession, source: SourceMaterial) -> Tensor:
     """Clips of held-out combinations, longer than those of training: [n, 3, F, 128, 128] in 0..1."""
     scale = session.scale
     count = min(MEASURED_CLIPS, scale.video_codec_clips // 2)

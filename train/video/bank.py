@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from pipelines.conditioning.actions import ACTION_NAMES
-from train.bank import PHOTO_SUBJECT, Source
+from train.bank import PHOTO_SUBJECT, SourceMaterial
 from train.clips.actions import sample_actions
 from train.clips.captions import clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
 from train.clips.render import Clips, render_clips
-from train.session import Scale, Session
+from train.session import Scale, TrainingSession
 
 from .networks import VIDEO_SIZE_PX
 from .photo_clips import photo_caption, styled_views
@@ -134,7 +134,7 @@ def _choose(u: Tensor, count: int) -> Tensor:
 
 
 def rendered_groups(
-    session: Session,
+    session: TrainingSession,
     sprites: Tensor,
     clips: int,
     latents: int,
@@ -182,7 +182,9 @@ def openings(scale: Scale, latents: int) -> BankSize:
     )
 
 
-def clip_bank(session: Session, source: Source, encode: Encode, tokenizer: Any, size: BankSize) -> ClipBank:
+def clip_bank(
+    session: TrainingSession, source: SourceMaterial, encode: Encode, tokenizer: Any, size: BankSize
+) -> ClipBank:
     """Render and encode clips until size is reached or its time is spent; logs the cost.
 
     source: on the session's device; may have no photographs. encode: see `codecs.Codecs.encode`.
@@ -209,7 +211,7 @@ def clip_bank(session: Session, source: Source, encode: Encode, tokenizer: Any, 
 
 
 def _any_clips(
-    session: Session, source: Source, size: BankSize, generator: torch.Generator, began: float
+    session: TrainingSession, source: SourceMaterial, size: BankSize, generator: torch.Generator, began: float
 ) -> Iterator[tuple[ClipSpec, Tensor, Tensor, Tensor]]:
     """Groups of photographs in motion, then of scenes, until the time is spent: (spec, actions, frames, coverage)."""
     photos = int(PHOTO_SHARE * size.clips) if source.photos else 0

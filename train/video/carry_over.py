@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 
 from .causal import make_networks
 from .checkpoints import require_parts, save_parts
@@ -28,7 +28,7 @@ SHARE = 0.6
 
 def weights_of(folder: Path, stage: str) -> dict[str, Tensor]:
     """The transformer of a stage, float32. Raises FileNotFoundError if the stage has not run."""
-    session = Session(device=torch.device("cpu"), out=folder, resume=folder, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=folder, resume=folder, scale=TINY)
     networks = make_networks(session.device, vocabulary=len(build_tokenizer()), seed=session.seed)
     require_parts(session, stage, transformer=networks.transformer)
     return dict(networks.transformer.state_dict())
@@ -43,7 +43,7 @@ def carried(
 
 def carry_over(old: Path, new: Path, out: Path, share: float) -> None:
     """Write out/student-*.safetensors. old: folder of the student and its teacher; new: of the newer teacher."""
-    session = Session(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=out, resume=out, scale=TINY)
     networks = make_networks(session.device, vocabulary=len(build_tokenizer()), seed=session.seed)
     state = carried(weights_of(old, TEACHER), weights_of(new, TEACHER), weights_of(old, STUDENT), share)
     networks.transformer.load_state_dict(state)

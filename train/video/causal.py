@@ -35,7 +35,7 @@ STEPS = (1000, 750, 500, 250)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VideoNetworks:
+class TrainingNetworks:
     """The transformer with its action embedder, and the text encoder."""
 
     transformer: CausalWanTransformer
@@ -51,13 +51,13 @@ class VideoNetworks:
         return encode_text(self.text, ids, text_mask(ids))
 
 
-def make_networks(device: torch.device, *, vocabulary: int, seed: int) -> VideoNetworks:
+def make_networks(device: torch.device, *, vocabulary: int, seed: int) -> TrainingNetworks:
     """Untrained networks. vocabulary: token ids."""
     torch.manual_seed(seed)
     text = make_text_encoder(vocabulary)
     transformer = make_transformer()
     transformer.add_actions(ActionEmbedder(transformer.config.dim))
-    return VideoNetworks(transformer=transformer.to(device), text=text.to(device))
+    return TrainingNetworks(transformer=transformer.to(device), text=text.to(device))
 
 
 def few_step_levels(device: torch.device) -> Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from train.session import Session
+from train.session import TrainingSession
 
 _PART_BYTES = 15 << 20
 
 
-def save_parts(session: Session, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
+def save_parts(session: TrainingSession, name: str, **modules: nn.Module | Mapping[str, Tensor]) -> None:
     """Write out/NAME-0.safetensors, NAME-1, ... with keys prefixed by the argument's name; shared parameters once.
 
     Rank 0 only.
@@ -33,7 +33,7 @@ def save_parts(session: Session, name: str, **modules: nn.Module | Mapping[str, 
         stale.unlink()
 
 
-def restore_parts(session: Session, name: str, **modules: nn.Module) -> bool:
+def restore_parts(session: TrainingSession, name: str, **modules: nn.Module) -> bool:
     """Load modules from the parts of this run, else of resume; False if neither has them.
 
     Raises RuntimeError, as torch does, if a module's tensors and the stored ones differ in names or shapes.
@@ -52,7 +52,7 @@ def restore_parts(session: Session, name: str, **modules: nn.Module) -> bool:
     return False
 
 
-def require_parts(session: Session, name: str, **modules: nn.Module) -> None:
+def require_parts(session: TrainingSession, name: str, **modules: nn.Module) -> None:
     """`restore_parts`; raises FileNotFoundError with the stage that writes the files."""
     if not restore_parts(session, name, **modules):
         raise FileNotFoundError(f"no {name}-*.safetensors in {session.out} or {session.resume}; run stage {name!r}")

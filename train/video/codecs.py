@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelines.video.codecs.tiny import TinyVideoAutoencoder, TinyVideoCodec
 from pipelines.video.codecs.wan import WanCodec
-from train.session import Session
+from train.session import TrainingSession
 
 from .bank import Encode
 from .first_weights import begin_stock, begin_tiny
@@ -77,7 +77,7 @@ class Codecs:
         return encode
 
 
-def make_codecs(session: Session) -> Codecs:
+def make_codecs(session: TrainingSession) -> Codecs:
     """Untrained, on the session's device."""
     torch.manual_seed(session.seed)
     vae, tiny = make_wan_autoencoder(), make_tiny_autoencoder()
@@ -95,24 +95,24 @@ def set_posterior_noise(vae: AutoencoderKLWan, std: float = POSTERIOR_STD) -> No
     vae.quant_conv.bias[channels:].fill_(2 * math.log(std))
 
 
-def save_codecs(session: Session, codecs: Codecs) -> None:
+def save_codecs(session: TrainingSession, codecs: Codecs) -> None:
     """Write video_autoencoder.safetensors, float16."""
     session.save(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
 
 
-def restore_codecs(session: Session, codecs: Codecs) -> bool:
+def restore_codecs(session: TrainingSession, codecs: Codecs) -> bool:
     """Load them from this run, else from the resumed one; False if neither has them."""
     return session.restore(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
 
 
-def load_codecs(session: Session) -> Codecs:
+def load_codecs(session: TrainingSession) -> Codecs:
     """The trained autoencoders for inference, in bfloat16. Raises FileNotFoundError with the stage to run first."""
     codecs = make_codecs(session)
     session.require(STAGE, vae=codecs.vae, tiny=codecs.tiny, moments=codecs.moments)
     return codecs_in_use(session, codecs)
 
 
-def codecs_in_use(session: Session, trained: Codecs) -> Codecs:
+def codecs_in_use(session: TrainingSession, trained: Codecs) -> Codecs:
     """A bfloat16 copy for inference, of stock modules with the moments in the configuration."""
     codecs = make_codecs(session)
     codecs.vae.load_state_dict(trained.vae.state_dict())

@@ -15,18 +15,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from train.budget import Budget
+from train.budget import TimeBudget
 from train.crew import CrewClock
 from train.graphs import Replay
 from train.muon import Muon
-from train.session import Average, Master, Session, adamw, set_rate, trapezoid, warm_cosine
+from train.session import Average, Master, TrainingSession, adamw, set_rate, trapezoid, warm_cosine
 
 from .bank import ClipBank, draw_windows
-from .causal import CHUNK, GRID, SHIFT, SINK, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .causal import CHUNK, GRID, SHIFT, SINK, WINDOW, TrainingNetworks, few_step_levels, make_networks
 from .checkpoints import require_parts, restore_parts, save_parts
 from .forcing import (
-    Condition,
     ForcedPass,
+    ForcingCondition,
     JointPass,
     clean_of,
     noised,
@@ -101,7 +101,7 @@ def _seen(present: Tensor) -> Tensor:
     return present & (newest | ~alone)
 
 
-def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
+def train_scorer(session: TrainingSession, bank: ClipBank, vocabulary: int, seconds: float) -> TrainingNetworks:
     """Train the scorer from the teacher: scores of whole noised windows with full attention. Saved as scorer."""
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, transformer=networks.transformer, text=networks.text)
@@ -121,7 +121,7 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
         noise = torch.randn_like(latents)
         with torch.no_grad():
             states = networks.encode(batch.ids)
-        condition = Condition(states=states, actions=batch.actions.to(session.dtype))
+        condition = ForcingCondition(states=states, actions=batch.actions.to(session.dtype))
         velocity = joint(noised(latents, noise, levels).to(session.dtype), 1000 * levels, condition, present)
         weight = present[:, None, :, None, None] * subject_weight(batch.coverage)
         return velocity_loss(velocity, latents, noise, weight)
@@ -135,12 +135,12 @@ def train_scorer(session: Session, bank: ClipBank, vocabulary: int, seconds: flo
 class Players:
     """student, fake: trained; scorer: frozen, its text encoder serves all three."""
 
-    student: VideoNetworks
-    fake: VideoNetworks
-    scorer: VideoNetworks
+    student: TrainingNetworks
+    fake: TrainingNetworks
+    scorer: TrainingNetworks
 
 
-def make_players(session: Session, vocabulary: int) -> Players:
+def make_players(session: TrainingSession, vocabulary: int) -> Players:
     """Scorer from its checkpoint; student and fake from theirs, else from teacher and scorer."""
     student, fake, scorer = (make_networks(session.device, vocabulary=vocabulary, seed=session.seed) for _ in range(3))
     require_parts(session, TEACHER, transformer=student.transformer, text=scorer.text)
@@ -156,7 +156,7 @@ def make_players(session: Session, vocabulary: int) -> Players:
 class Game:
     """One iteration over static tensors, captured in parts: a chunk's passes, the update on streams, that on clips."""
 
-    def __init__(self, session: Session, bank: ClipBank, players: Players) -> None:
+    def __init__(self, session: TrainingSession, bank: ClipBank, players: Players) -> None:
         self.session, self.bank, self.players = session, bank, players
         device, dtype = session.device, session.dtype
         self.student = Master(players.student.transformer, dtype=dtype, crew=session.crew)
@@ -215,8 +215,8 @@ class Game:
     def _window(self, x0: Tensor) -> Tensor:
         return torch.cat([self.pool.latents[:, :, : self.pool.past], x0], 2)
 
-    def _condition(self) -> Condition:
-        return Condition(states=self.pool.states, actions=self.pool.actions.to(self.session.dtype))
+    def _condition(self) -> ForcingCondition:
+        return ForcingCondition(states=self.pool.states, actions=self.pool.actions.to(self.session.dtype))
 
     def _on_streams(self) -> None:
         """The student's update by distribution matching, after the fake network's on the same windows."""
@@ -239,14 +239,16 @@ class Game:
         self.measures[1].copy_(gradient.abs().mean())
 
     @torch.no_grad()
-    def _matching_gradient(self, window: Tensor, condition: Condition, present: Tensor) -> Tensor:
+    def _matching_gradient(self, window: Tensor, condition: ForcingCondition, present: Tensor) -> Tensor:
         """(x0_fake - x0_real) / mean |x0 - x0_real| of the newest chunk (DMD, equations 7 and 8)."""
         dtype, past = self.session.dtype, self.pool.past
         levels = _levels(window.shape[0], WINDOW, self.session.device)
         noisy = noised(window, torch.randn_like(window), levels)
         low, times = noisy.to(dtype), 1000 * levels
         fake = clean_of(noisy, self.fake_joint(low, times, condition, present), levels)
-        without = Condition(states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions))
+        without = ForcingCondition(
+            states=self.empty.expand_as(condition.states), actions=torch.zeros_like(condition.actions)
+        )
         conditional = self.real_joint(low, times, condition, present).float()
         unconditional = self.real_joint(low, times, without, present).float()
         real = clean_of(noisy, unconditional + GUIDANCE * (conditional - unconditional), levels)
@@ -273,18 +275,18 @@ def clip_loss(forced: ForcedPass, batch: Batch, states: Tensor, levels: Tensor, 
     choice = torch.where(batch.follows, levels.shape[0], LOW_LEVELS)
     chosen = levels.flip(0)[(choice * drawn).long().clamp(max=choice - 1)]
     noise = torch.randn_like(batch.latents)
-    condition = Condition(states=states, actions=batch.actions.to(dtype))
+    condition = ForcingCondition(states=states, actions=batch.actions.to(dtype))
     clean, noisy = batch.latents.to(dtype), noised(batch.latents, noise, chosen).to(dtype)
     return velocity_loss(forced(clean, noisy, 1000 * chosen, condition), batch.latents, noise, batch.weight)
 
 
-def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
+def train_student(session: TrainingSession, bank: ClipBank, vocabulary: int, seconds: float) -> TrainingNetworks:
     """Distil for seconds; save student (averaged) and fake; return the averaged student."""
     players = make_players(session, vocabulary)
     game = Game(session, bank, players)
     average = Average(game.student.full, decay=0.99)
     rng, every = random.Random(session.seed), 2 * session.scale.log_every
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    budget, running = CrewClock(session.crew, session.device, TimeBudget(seconds)), True
     while running:
         game.set_rates(session.rate * warm_cosine(budget.steps, budget.fraction(), floor=0.1))
         game.roll(rng.randrange(game.levels.shape[0]))
@@ -311,6 +313,6 @@ def train_student(session: Session, bank: ClipBank, vocabulary: int, seconds: fl
     return players.student
 
 
-def _save(session: Session, game: Game, average: Average) -> None:
+def _save(session: TrainingSession, game: Game, average: Average) -> None:
     save_parts(session, STUDENT, transformer=game.student.named(average.values)[0])
     save_parts(session, FAKE, transformer=game.fake.named(game.fake.full)[0])

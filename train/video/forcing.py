@@ -76,7 +76,7 @@ def forced_frames(frames: int, chunk: int, window: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
+class ForcingCondition:
     """The conditioning of all passes of a batch. states: text [B, 32, width]; actions: [B, F, 5]."""
 
     states: Tensor
@@ -102,7 +102,7 @@ class ForcedPass:
         allowed = forced_frames(frames, chunk, window).to(device)
         self._mask = TrainingAttention().frame_mask(allowed, grid[0] * grid[1])
 
-    def __call__(self, clean: Tensor, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    def __call__(self, clean: Tensor, noisy: Tensor, timesteps: Tensor, condition: ForcingCondition) -> Tensor:
         """Velocity of the noisy frames [B, C, F, h, w]. clean, noisy: the same shape; timesteps [B, F] of the noisy."""
         transformer, frames = self._transformer, self._frames
         velocity: Tensor = transformer(
@@ -131,7 +131,9 @@ class JointPass:
         self._transformer, self._tokens, self._execution = transformer, grid[0] * grid[1], execution
         self._view = make_view(transformer, list(range(frames)), grid)
 
-    def __call__(self, noisy: Tensor, timesteps: Tensor, condition: Condition, present: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, noisy: Tensor, timesteps: Tensor, condition: ForcingCondition, present: Tensor | None = None
+    ) -> Tensor:
         """Velocity [B, C, F, h, w]. timesteps [B, F]; present: bool [B, F], the frames that exist."""
         mask = None
         if present is not None:

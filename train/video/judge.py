@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from train.bank import Source
+from train.bank import SourceMaterial
 from train.classifier import HEADS, Classifier, fit_classifier, load_classifier, predict, save_classifier
 from train.clips.actions import sample_actions
 from train.clips.motions import sample_clip_specs
 from train.clips.render import render_clips
 from train.networks import IMAGE_SIZE_PX
-from train.session import Session
+from train.session import TrainingSession
 
 from .networks import VIDEO_SIZE_PX
 
@@ -29,7 +29,12 @@ _SALT = 71
 
 
 def frame_bank(
-    session: Session, source: Source, count: int, generator: torch.Generator, *, held_out: bool | None = False
+    session: TrainingSession,
+    source: SourceMaterial,
+    count: int,
+    generator: torch.Generator,
+    *,
+    held_out: bool | None = False,
 ) -> tuple[Tensor, Tensor]:
     """(uint8 [count, 3, 192, 192], labels int64 [count, 3]): one frame per clip, upscaled from 128 px."""
     pictures, truth = [], []
@@ -48,7 +53,9 @@ def enlarged(frames: Tensor) -> Tensor:
     return functional.interpolate(frames, size=IMAGE_SIZE_PX, mode="bilinear", align_corners=False)
 
 
-def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], seconds: float) -> Classifier:
+def train_judge(
+    session: TrainingSession, source: SourceMaterial, sizes: tuple[int, int, int], seconds: float
+) -> Classifier:
     """Train for seconds, including rendering, from the checkpoint or else from mini-image's classifier; log its
     accuracy on new clips of all combinations.
     """
@@ -63,7 +70,7 @@ def train_judge(session: Session, source: Source, sizes: tuple[int, int, int], s
     return model
 
 
-def shares_right(session: Session, source: Source, model: Classifier) -> dict[str, float]:
+def shares_right(session: TrainingSession, source: SourceMaterial, model: Classifier) -> dict[str, float]:
     """Its accuracy on new frames of all combinations."""
     fresh = session.generator(_SALT)
     pictures, truth = frame_bank(session, source, session.scale.eval_scenes, fresh, held_out=None)
@@ -71,7 +78,7 @@ def shares_right(session: Session, source: Source, model: Classifier) -> dict[st
     return dict(zip(HEADS, right, strict=True))
 
 
-def publish_judge(session: Session, source: Source, sizes: tuple[int, int, int], folder: Path) -> None:
+def publish_judge(session: TrainingSession, source: SourceMaterial, sizes: tuple[int, int, int], folder: Path) -> None:
     """Write the model folder from the stage's checkpoint, with its accuracy on the card."""
     model = Classifier(sizes)
     session.require(STAGE, model=model)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.budget import Budget
+from train.budget import TimeBudget
 from train.crew import CrewClock
 from train.graphs import Replay
-from train.session import Average, Master, Session, Steps, set_rate
+from train.session import Average, Master, Steps, TrainingSession, set_rate
 
 Factor = Callable[[int, float], float]
 """(steps so far, share of the budget spent) -> factor on the peak rate."""
@@ -32,7 +32,7 @@ class Course:
 
 
 def train_for(
-    session: Session, course: Course, modules: Sequence[nn.Module], loss: Callable[[], Tensor], seconds: float
+    session: TrainingSession, course: Course, modules: Sequence[nn.Module], loss: Callable[[], Tensor], seconds: float
 ) -> None:
     """Train all parameters of modules on `loss` (which draws its own batch; captured on a GPU); afterwards they hold
     their averages, in float32.
@@ -50,7 +50,7 @@ def train_for(
 
     replay = Replay(step, session.device)
     total.zero_()
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    budget, running = CrewClock(session.crew, session.device, TimeBudget(seconds)), True
     every = 4 * session.scale.log_every
     while running:
         set_rate(optimiser, session.rate * course.peak * course.factor(budget.steps, budget.fraction()))

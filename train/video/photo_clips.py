@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from train.bank import PHOTO_STYLES, PHOTO_SUBJECT, Source, photo_crops, uniform
+from train.bank import PHOTO_STYLES, PHOTO_SUBJECT, SourceMaterial, photo_crops, uniform
 from train.captions import caption
 from train.clips.actions import frame_count
 from train.clips.motions import ClipSpec
@@ -54,7 +54,7 @@ def moving_views(pictures: Tensor, frames: int, size_px: int, generator: torch.G
 
 
 def styled_views(
-    source: Source, clips: int, latents: int, generator: torch.Generator, *, group: int
+    source: SourceMaterial, clips: int, latents: int, generator: torch.Generator, *, group: int
 ) -> Iterator[tuple[ClipSpec, Tensor]]:
     """Groups of clips, `clips` in total: (spec, frames [n, 3, F, 128, 128] in 0..1); subject, place: PHOTO_SUBJECT."""
     shares = torch.tensor(PHOTO_STYLES, device=source.device)

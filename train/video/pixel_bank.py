@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.bank import Source, dead_leaves, photo_crops
-from train.session import Session
+from train.bank import SourceMaterial, dead_leaves, photo_crops
+from train.session import TrainingSession
 
 from .bank import rendered_groups
 from .networks import VIDEO_SIZE_PX
@@ -19,7 +19,9 @@ WORLD_SHARE, PHOTO_SHARE = 0.75, 0.15
 """Shares of the clips; the rest is dead leaves, as is the photographs' share if there are none."""
 
 
-def pixel_bank(session: Session, source: Source, generator: torch.Generator, clips: int | None = None) -> Tensor:
+def pixel_bank(
+    session: TrainingSession, source: SourceMaterial, generator: torch.Generator, clips: int | None = None
+) -> Tensor:
     """uint8 [clips, 3, F, 128, 128], F = 4 video_codec_latents - 3, in random order. clips: None for the scale's."""
     scale = session.scale
     count, latents = clips or scale.video_codec_clips, scale.video_codec_latents

@@ -18,7 +18,7 @@ from pipelines.conditioning.actions import ACTION_NAMES
 from train.clips.captions import clip_words
 from train.clips.motions import MOTIONS
 from train.publish import term, world
-from train.session import TINY, Session
+from train.session import TINY, TrainingSession
 from train.vocabulary import SUBJECTS
 from train.vocabulary_world import PLACES, STYLES
 
@@ -69,7 +69,7 @@ def publish(
     if gains is None and (old := gains_of(folder)):
         values = " ".join(map(str, old))
         raise ValueError(f"{folder} has action gains: give --gains {values}, or 1 for each action that needs none")
-    session = Session(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
+    session = TrainingSession(device=torch.device("cpu"), out=checkpoints, resume=checkpoints, scale=TINY)
     tokenizer = build_tokenizer()
     networks = make_networks(session.device, vocabulary=len(tokenizer), seed=session.seed)
     require_parts(session, "teacher", text=networks.text)
@@ -102,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.judge:
         scale = replace(TINY, eval_scenes=JUDGED_FRAMES)
-        session = Session(device=torch.device("cpu"), out=options.checkpoints, resume=options.checkpoints, scale=scale)
+        session = TrainingSession(
+            device=torch.device("cpu"), out=options.checkpoints, resume=options.checkpoints, scale=scale
+        )
         sizes = (len(SUBJECTS) + 1, len(PLACES) + 1, len(STYLES))
         publish_judge(session, open_workshop(session, options.pack).source, sizes, JUDGE)
         print(JUDGE)

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from train.bank import Source, make_source
+from train.bank import SourceMaterial, make_source
 from train.crew import ALONE, join
 from train.pack import load_pack
 from train.run import configure_torch
-from train.session import FULL, TINY, Scale, Session
+from train.session import FULL, TINY, Scale, TrainingSession
 from train.vocabulary_world import PLACES, STYLES
 
 from .autoencoder import measured_clips, train_autoencoder, train_decoders
@@ -47,8 +47,8 @@ TINY_PHOTOS = 6
 class Workshop:
     """One run's session and what its stages share; the clip bank is built on first use."""
 
-    session: Session
-    source: Source
+    session: TrainingSession
+    source: SourceMaterial
     tokenizer: Any
     _banks: dict[BankSize, ClipBank] = field(default_factory=dict)
 
@@ -148,7 +148,7 @@ def run_stages(workshop: Workshop, names: Sequence[str], scale: Scale, seconds: 
     workshop.session = session
 
 
-def open_workshop(session: Session, pack_file: Path) -> Workshop:
+def open_workshop(session: TrainingSession, pack_file: Path) -> Workshop:
     """Decode the pack onto the session's device and build the tokenizer from the vocabulary."""
     pack = load_pack(pack_file)
     limit = len(pack.photo_train) if session.device.type == "cuda" else TINY_PHOTOS
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.bank_share != 1:
         scale = scale.with_banks(options.bank_share)
     scale = replace(scale, compile=scale.compile and not options.no_compile)
-    session = Session(
+    session = TrainingSession(
         device=device, out=options.out, resume=options.resume, scale=scale.for_processes(crew.size), crew=crew,
         rate=options.rate, **({} if options.seed is None else {"seed": options.seed}),
     )  # fmt: skip

@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from train.session import Session, adamw, warm_cosine
+from train.session import TrainingSession, adamw, warm_cosine
 
 from .bank import ClipBank, draw_windows
-from .causal import CHUNK, GRID, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .causal import CHUNK, GRID, WINDOW, TrainingNetworks, few_step_levels, make_networks
 from .checkpoints import require_parts, save_parts
 from .distill import STUDENT, clip_loss
 from .export import ACTIONS
@@ -45,7 +45,7 @@ def steered(bank: ClipBank) -> ClipBank:
     )
 
 
-def train_actions(session: Session, bank: ClipBank, vocabulary: int, seconds: float) -> VideoNetworks:
+def train_actions(session: TrainingSession, bank: ClipBank, vocabulary: int, seconds: float) -> TrainingNetworks:
     """Train from a student; saved as student, with only the action embedder changed."""
     networks = make_networks(session.device, vocabulary=vocabulary, seed=session.seed)
     require_parts(session, TEACHER, text=networks.text)

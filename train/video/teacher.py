@@ -16,18 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.budget import Budget
+from train.budget import TimeBudget
 from train.crew import CrewClock
 from train.graphs import Replay
 from train.muon import Muon
-from train.session import Average, Master, Session, set_rate, trapezoid
+from train.session import Average, Master, TrainingSession, set_rate, trapezoid
 
 from .bank import ClipBank, Windows, draw_windows
-from .causal import CHUNK, GRID, SHIFT, WINDOW, VideoNetworks, few_step_levels, make_networks
+from .causal import CHUNK, GRID, SHIFT, WINDOW, TrainingNetworks, few_step_levels, make_networks
 from .checkpoints import restore_parts, save_parts
 from .forcing import (
-    Condition,
     ForcedPass,
+    ForcingCondition,
     JointPass,
     chunk_levels,
     noised,
@@ -130,7 +130,7 @@ class TeacherStep:
         levels = chunk_levels(batch.latents.shape[0], frames, chunk, shift=SHIFT, steps=trainer.levels)
         noise = torch.randn_like(batch.latents)
         noisy = noised(batch.latents, noise, levels)
-        condition = Condition(states=trainer.encode(batch.ids), actions=batch.actions.to(session.dtype))
+        condition = ForcingCondition(states=trainer.encode(batch.ids), actions=batch.actions.to(session.dtype))
         velocity = self._pass(batch.latents.to(session.dtype), noisy.to(session.dtype), 1000 * levels, condition)
         loss = velocity_loss(velocity, batch.latents, noise, batch.weight)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -156,7 +156,7 @@ class OpeningStep:
         levels = torch.where(pure, torch.ones_like(levels), levels).expand(-1, frames)
         noise = torch.randn_like(windows.latents)
         noisy = noised(windows.latents, noise, levels)
-        condition = Condition(states=trainer.encode(windows.ids), actions=windows.actions.to(session.dtype))
+        condition = ForcingCondition(states=trainer.encode(windows.ids), actions=windows.actions.to(session.dtype))
         velocity = self._pass(noisy.to(session.dtype), 1000 * levels, condition)
         loss = velocity_loss(velocity, windows.latents, noise, subject_weight(windows.coverage))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -171,7 +171,7 @@ class Trainer:
     """
 
     def __init__(
-        self, session: Session, bank: ClipBank, openings: ClipBank, networks: VideoNetworks, *, reads: bool
+        self, session: TrainingSession, bank: ClipBank, openings: ClipBank, networks: TrainingNetworks, *, reads: bool
     ) -> None:
         self.session, self.bank, self.openings, self.networks = session, bank, openings, networks
         self.levels = few_step_levels(session.device)
@@ -212,7 +212,7 @@ class Trainer:
         self.master.release()
 
 
-def load_teacher(session: Session, vocabulary: int) -> tuple[VideoNetworks, bool]:
+def load_teacher(session: TrainingSession, vocabulary: int) -> tuple[TrainingNetworks, bool]:
     """(networks of this run's or the resumed teacher, True), else (untrained ones with the text encoder of stage words,
     False).
     """
@@ -234,8 +234,8 @@ def kind_of_step(fraction: float, step: int, rng: random.Random, openings_until:
 
 
 def train_teacher(
-    session: Session, bank: ClipBank, openings: ClipBank, vocabulary: int, seconds: float
-) -> VideoNetworks:
+    session: TrainingSession, bank: ClipBank, openings: ClipBank, vocabulary: int, seconds: float
+) -> TrainingNetworks:
     """Train for seconds; save the averaged weights; return the networks with them.
 
     When resumed, the text encoder is frozen: scorers and students were trained on its outputs.
@@ -244,7 +244,7 @@ def train_teacher(
     trainer = Trainer(session, bank, openings, networks, reads=not continued)
     rng, every = random.Random(session.seed), 4 * session.scale.log_every
     until = CONTINUED_OPENINGS_UNTIL if continued else OPENINGS_UNTIL
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    budget, running = CrewClock(session.crew, session.device, TimeBudget(seconds)), True
     counted = {"opening": 0, "window": 0}
     while running:
         set_rate(trainer.optimiser, session.rate * PEAK_RATE * trapezoid(budget.steps, budget.fraction()))

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from train.budget import Budget
+from train.budget import TimeBudget
 from train.clips.captions import clip_caption
 from train.clips.motions import MOTIONS, sample_clip_specs
 from train.crew import CrewClock
-from train.session import Session, adamw, set_rate, warm_cosine
+from train.session import TrainingSession, adamw, set_rate, warm_cosine
 from train.vocabulary_world import LIGHTS, PLACES, STYLES
 
-from .causal import VideoNetworks, make_networks
+from .causal import TrainingNetworks, make_networks
 from .networks import TEXT_WIDTH
 from .tokenizer import text_mask, token_ids
 
@@ -45,7 +45,9 @@ class Reader(nn.Module):
         return [linear(states) for linear in self.maps]
 
 
-def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, salt: int) -> tuple[Tensor, Tensor]:
+def captions_of(
+    session: TrainingSession, tokenizer: Any, count: int, subjects: int, salt: int
+) -> tuple[Tensor, Tensor]:
     """(ids int64 [count, 32], truth int64 [count, 5]) of random clips, without held-out combinations."""
     cpu = torch.device("cpu")
     spec = sample_clip_specs(count, session.generator(salt, cpu), cpu, False, subjects=subjects)
@@ -58,7 +60,7 @@ def captions_of(session: Session, tokenizer: Any, count: int, subjects: int, sal
     return ids.to(session.device), truth.to(session.device)
 
 
-def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float) -> VideoNetworks:
+def train_words(session: TrainingSession, tokenizer: Any, subjects: int, seconds: float) -> TrainingNetworks:
     """Train for seconds; save words.safetensors; log the accuracy per token on new captions."""
     count = session.scale.video_captions
     ids, truth = captions_of(session, tokenizer, count, subjects, _SALT)
@@ -67,7 +69,7 @@ def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float)
     reader = Reader(subjects).to(session.device)
     parameters = [*networks.text.parameters(), *reader.parameters()]
     optimiser = adamw(parameters, 0.0, session.device)
-    budget, running = CrewClock(session.crew, session.device, Budget(seconds)), True
+    budget, running = CrewClock(session.crew, session.device, TimeBudget(seconds)), True
     while running:
         set_rate(optimiser, session.rate * PEAK_RATE * warm_cosine(budget.steps, budget.fraction()))
         rows = torch.randint(ids.shape[0], (BATCH,), device=session.device)
@@ -86,7 +88,7 @@ def train_words(session: Session, tokenizer: Any, subjects: int, seconds: float)
     return networks
 
 
-def _loss(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> Tensor:
+def _loss(networks: TrainingNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> Tensor:
     """Cross entropies of all five, the mean over the tokens of the captions."""
     real_tokens = text_mask(ids)
     states = networks.encode(ids)[real_tokens]
@@ -96,7 +98,7 @@ def _loss(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -
 
 
 @torch.no_grad()
-def shares_right(networks: VideoNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> dict[str, float]:
+def shares_right(networks: TrainingNetworks, reader: Reader, ids: Tensor, truth: Tensor) -> dict[str, float]:
     """Accuracy of each of the five over tokens."""
     real_tokens = text_mask(ids)
     target = truth[:, None].expand(-1, ids.shape[1], -1)[real_tokens]

@@ -7,13 +7,13 @@ loaded, and only the parts that its classes need.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pipelines.core.conditions import PromptEncoder
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError, ModelLayoutError
 from pipelines.files import hub
 from pipelines.files.layout import Component, ModelLayout, read_autoencoder, read_layout
@@ -28,7 +28,6 @@ from .betas import schedule_config
 from .presets import ImagePreset, ModelFacts, choose_preset
 
 logger = logging.getLogger(__name__)
-Notice = Callable[[str], None]
 # Guidance input of networks that were distilled with one: the default of diffusers' LCM pipeline (8.5), minus 1.
 _DISTILLED_GUIDANCE = 7.5
 
@@ -43,7 +42,7 @@ class LoadOptions:
     autoencoder: str = "auto"
     allow_pickle: bool = False
     safety: bool = True
-    notice: Notice = logger.warning
+    notice: Notify = logger.warning
 
 
 def load_image_model(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelLayoutError
 from pipelines.files.checkpoints import listed, read_checkpoint
 from pipelines.files.layout import Component, read_json
@@ -22,12 +23,11 @@ from pipelines.video.wan.umt5 import TEXT_TOKENS, Umt5TextEncoder, load_encoder,
 from .checkpoint_keys import KeyReport
 from .companion_keys import is_original_vae, residual_blocks, umt5_to_transformers, vae_to_diffusers
 from .folders import VideoFolder
-from .source import Notice
 
 _PADDINGS: Mapping[str, Literal["end", "front"]] = {"end": "end", "front": "front"}
 
 
-def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, notice: Notice) -> VideoCodec:
+def load_codec(folder: VideoFolder, autoencoder: str, precision: Precision, notice: Notify) -> VideoCodec:
     """Load the requested codec: "auto", "stock", "tiny", or the path of a tiny one's weights.
 
     Raises ModelLayoutError if there is none of that kind or its weights do not fit.

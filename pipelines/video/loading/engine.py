@@ -5,11 +5,12 @@ Heavy libraries are imported only when a model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from cache.kv.policies import POLICIES, KVPolicy
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import ControlError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
@@ -29,7 +30,7 @@ def load_video_engine(
     conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
     policies: Mapping[str, type[KVPolicy]] = POLICIES,
     tick_log: TickLog | None = None,
-    notice: Callable[[str], None],
+    notice: Notify,
 ) -> VideoEngine:
     """Load a video model, see `source.resolve_video`, and make an engine for it.
 
@@ -46,7 +47,7 @@ def load_video_engine(
     return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners, policies=policies)
 
 
-def loading_options(options: LoaderOptions, notice: Callable[[str], None]) -> VideoLoadOptions:
+def loading_options(options: LoaderOptions, notice: Notify) -> VideoLoadOptions:
     """Return the options for loading."""
     return VideoLoadOptions(
         device=options.device,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelLayoutError
 from pipelines.files.hub import licence_of, resolve_lora
 from pipelines.files.lora_files import LoraFile
@@ -28,7 +29,7 @@ from .folders import SETTINGS_FILE, VideoFolder
 from .lora_merge import Adapter, read_adapter
 from .recognise import Recognised, check_published_size, recognise
 from .sizes import config_of
-from .source import Notice, VideoSource, resolve_video
+from .source import VideoSource, resolve_video
 from .transformer import choose_video_precision, load_transformer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class VideoLoadOptions:
     loras: tuple[LoraFile, ...] = ()
     text_encoder: str = "auto"
     attention: str = "auto"
-    notice: Notice = logger.warning
+    notice: Notify = logger.warning
 
 
 def load_video_model(
@@ -189,7 +190,7 @@ def _check_parts(config: WanConfig, latent_channels: int, text_dim: int) -> None
         )
 
 
-def _report(found: Recognised, licence: Licence, notice: Notice) -> None:
+def _report(found: Recognised, licence: Licence, notice: Notify) -> None:
     family = found.family
     if not found.named:
         notice(f"{found.checkpoint.source.name} was recognised as {family.title} ({found.why}); --family overrides.")

@@ -6,10 +6,10 @@ Works on names and folders; reads no weights. Files in the hub's cache are used 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelLayoutError, ModelNotFoundError
 from pipelines.files import hub
 from pipelines.files.checkpoints import find_checkpoint, listed, names_in, weight_files
@@ -22,7 +22,6 @@ BASE_ID = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 _BASE_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
 _TRAINING_SUFFIXES = (".pt", ".pth")
 _MODEL_PARTS = ("transformer", *_BASE_PARTS, ACTIONS_FOLDER)
-Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,7 @@ def is_video_model(model: str) -> bool:
     return cached is not None and is_video_folder(cached)
 
 
-def resolve_video(model: str, *, base: str = "", notice: Notice = logger.warning) -> VideoSource:
+def resolve_video(model: str, *, base: str = "", notice: Notify = logger.warning) -> VideoSource:
     """Find the files of a video model.
 
     model: a bundled name, a Wan folder, a checkpoint (or its folder), a name of FAMILIES, or a hub id with or without
@@ -85,7 +84,7 @@ def video_weight_files(model: str, base: str = "") -> list[tuple[str, Path]]:
     return [(name, file) for name, path in parts for file in weight_files(path)]
 
 
-def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSource:
+def _local(path: Path, base: str, notice: Notify, *, name: str = "") -> VideoSource:
     name = name or path.resolve().name
     if is_video_folder(path):
         return VideoSource(name=name, folder=read_video_folder(path))
@@ -97,7 +96,7 @@ def _local(path: Path, base: str, notice: Notice, *, name: str = "") -> VideoSou
     return _beside(find_checkpoint(path), name, base, notice)
 
 
-def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
+def _repository(hub_id: str, base: str, notice: Notify) -> VideoSource:
     """Resolve a repository without a file name: a complete model, or the only family that is published there."""
     folder = hub.cached_folder(hub_id)
     if folder is not None and (is_video_folder(folder) or weight_files(folder)):
@@ -111,7 +110,7 @@ def _repository(hub_id: str, base: str, notice: Notice) -> VideoSource:
     return _local(hub.download(hub_id, parts=_MODEL_PARTS, notice=notice), base, notice, name=hub_id)
 
 
-def _of_family(family: VideoFamily, base: str, notice: Notice) -> VideoSource:
+def _of_family(family: VideoFamily, base: str, notice: Notify) -> VideoSource:
     if not family.repository:
         raise ModelNotFoundError(
             f"{hub.BUNDLED_FOLDER / family.name} is missing: {family.title} comes with Zoetrope and is not published "
@@ -125,7 +124,7 @@ def _of_family(family: VideoFamily, base: str, notice: Notice) -> VideoSource:
     return VideoSource(name=family.name, folder=_base(files[0], base, notice), checkpoint=files[0], family=family.name)
 
 
-def _file_of(hub_id: str, file: str, notice: Notice) -> Path:
+def _file_of(hub_id: str, file: str, notice: Notify) -> Path:
     """Return one file of a repository, from the cache or the hub."""
     folder = hub.cached_folder(hub_id)
     if folder is None or not (folder / file).is_file():
@@ -133,11 +132,11 @@ def _file_of(hub_id: str, file: str, notice: Notice) -> Path:
     return folder / file
 
 
-def _beside(checkpoint: Path, name: str, base: str, notice: Notice) -> VideoSource:
+def _beside(checkpoint: Path, name: str, base: str, notice: Notify) -> VideoSource:
     return VideoSource(name=name, folder=_base(checkpoint, base, notice), checkpoint=checkpoint)
 
 
-def _base(checkpoint: Path, base: str, notice: Notice) -> VideoFolder:
+def _base(checkpoint: Path, base: str, notice: Notify) -> VideoFolder:
     """Find the folder that provides codec and text encoder. Both sizes of Wan 2.1 share them."""
     if base:
         given = Path(base).expanduser()

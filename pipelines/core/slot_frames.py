@@ -16,7 +16,7 @@ from .transfers import Mark, Readback
 from .types import Frame
 
 
-class Output:
+class SlotFrames:
     """The frames that one slot or chunk will output.
 
     sources: the input frame of each, None where prompt-only. first_ordinal: index of the first among the stream's
@@ -52,13 +52,13 @@ class Output:
         ]
 
 
-class OutputQueue:
+class SlotFrameQueue:
     """The outputs of one stream, oldest first, the host buffers for their pictures, and the frame stages."""
 
     def __init__(self, readback: Readback, frame_rate: Fraction, stages: StageChain) -> None:
         """frame_rate: of prompt-only frames, before the stages."""
         self._readback, self._frame_rate, self.stages = readback, frame_rate, stages
-        self._order: deque[Output] = deque()
+        self._order: deque[SlotFrames] = deque()
         self._finished = 0  # frames that entered the stages
 
     @property
@@ -81,9 +81,9 @@ class OutputQueue:
         """Whether any slot is not pulled yet."""
         return bool(self._order)
 
-    def add(self, sources: Sequence[Frame | None], first_ordinal: int) -> Output:
+    def add(self, sources: Sequence[Frame | None], first_ordinal: int) -> SlotFrames:
         """Append the output of a new slot. There must be a free buffer."""
-        output = Output(sources, first_ordinal, self._readback)
+        output = SlotFrames(sources, first_ordinal, self._readback)
         self._order.append(output)
         return output
 
