@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
+from train.budget import TimeBudget
 from train.crew import CrewClock, join
-from train.session import TINY, TimeBudget, Master, TrainingSession, adamw
+from train.session import TINY, Master, TrainingSession, adamw
 
 crew, device = join(torch.device("cpu"))
 out = Path(sys.argv[1])

@@ -29,7 +29,7 @@ def stream_for_ten_minutes(engine: VideoEngine) -> None:
                 engine.tick()
                 out += len(stream.pull())
             cache.check_integrity()
-            for row in stream._lane.all_kv_rows:
+            for row in stream._stream_rows.all_kv_rows:
                 assert cache.ledger(row).length <= cache.policy.attended_tokens
             asked += 1
             if asked % 100 == 0:
