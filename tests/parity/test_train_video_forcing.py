@@ -13,8 +13,8 @@ from pipelines.video.wan.text_cache import PlainText
 from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.parity.conftest import Report
 from train.video.forcing import (
-    Condition,
     ForcedPass,
+    ForcingCondition,
     JointPass,
     chunk_levels,
     clean_of,
@@ -47,7 +47,7 @@ def make_transformer() -> CausalWanTransformer:
 
 def streamed(
     transformer: CausalWanTransformer, clean: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor,
-    condition: Condition, *, chunk: int, window: int,
+    condition: ForcingCondition, *, chunk: int, window: int,
 ) -> torch.Tensor:  # fmt: skip
     """Return velocities, chunk by chunk through the engine's cache: a noisy pass, then a clean one that is kept."""
     policy = make_policy("window", grid=GRID, window_frames=window, chunk_frames=chunk)
@@ -71,7 +71,7 @@ def test_a_forced_pass_equals_streaming_through_the_cache(chunk: int, window: in
     levels = chunk_levels(1, FRAMES, chunk, shift=3.0, steps=torch.tensor([1.0, 0.5]))
     noisy, states = noised(clean, noise, levels), torch.randn(1, 4, 8)
     forced = ForcedPass(transformer, GRID, frames=FRAMES, chunk=chunk, window=window)
-    condition = Condition(states=states, actions=torch.rand(1, FRAMES, 5))
+    condition = ForcingCondition(states=states, actions=torch.rand(1, FRAMES, 5))
     velocity = forced(clean, noisy, 1000 * levels, condition)
     wanted = streamed(transformer, clean, noisy, 1000 * levels, condition, chunk=chunk, window=window)
     assert report(f"teacher forcing, chunks of {chunk}, window {window} = the cache", [velocity - wanted]) < 2e-6
@@ -97,7 +97,7 @@ def test_a_joint_pass_ignores_frames_that_are_not_there() -> None:
     joint = JointPass(transformer, GRID, frames=6)
     latents, condition = (
         torch.randn(2, 4, 6, 4, 4),
-        Condition(states=torch.randn(2, 4, 8), actions=torch.zeros(2, 6, 5)),
+        ForcingCondition(states=torch.randn(2, 4, 8), actions=torch.zeros(2, 6, 5)),
     )
     present = torch.tensor([[False, False, False, True, True, True], [True] * 6])
     times = torch.full((2, 6), 300.0)

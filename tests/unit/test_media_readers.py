@@ -14,7 +14,8 @@ from PIL import Image
 from app.media.open_source import open_source
 from app.media.source import SourceBrokenError
 from pipelines.core.errors import InputError
-from tests.fakes.clips import Picture, grey, make_clip
+from pipelines.core.types import Picture
+from tests.fakes.clips import grey, make_clip
 
 
 def test_every_frame_once_with_its_time(tmp_path: Path) -> None:
