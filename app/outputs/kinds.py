@@ -51,6 +51,7 @@ class RecordingRequest(OutputRequest):
     kind: Literal["recording"]
     sound: bool = Field(
         default=False,
+        strict=True,
         description="With the sound that the session's source sends by WebRTC or WHIP. If none comes, `text` says so.",
     )
 

@@ -194,6 +194,7 @@ def test_the_virtual_camera_has_the_stream_s_size(client: Client, monkeypatch: p
         ({"kind": "disk", "address": KEY}, 422, "kind"),
         ({"kind": "recording", "file": "/tmp/x.mp4"}, 422, "file"),
         ({"kind": "recording", "sound": "loud"}, 422, "sound"),
+        ({"kind": "recording", "sound": 0}, 422, "sound"),
         ({"kind": "rtmp", "address": f"rtmp://127.0.0.1/{KEY}", "sound": True}, 422, "sound"),
     ],
 )
