@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -94,8 +94,8 @@ def live_process(*arguments: str, engine: str | None = None) -> Iterator[LivePro
         assert process.poll() is None, "".join(output)
         live = LiveProcess(process, url(), output)
         wait_for(lambda: live.http.get("/readyz").status_code == 200, START_S)
-        yield live
-        live.http.close()
+        with closing(live.http):
+            yield live
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
