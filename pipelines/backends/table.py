@@ -96,14 +96,14 @@ def backend_help(backends: Mapping[str, Backend] = BACKENDS) -> str:
 
 
 def _automatic(kind: str, device: torch.device, backends: Mapping[str, Backend]) -> BackendChoice:
-    """Choose by preference. If it is not the first choice, the reason is why the first choice cannot run."""
+    """Choose by preference. The reason is why those of higher preference cannot run, each distinct one once."""
     rows = [row for row in backends.values() if kind in row.kinds and row.preference]
-    reason = "the fastest measured"
-    for number, row in enumerate(sorted(rows, key=lambda row: -row.preference)):
+    refusals: dict[str, None] = {}
+    for row in sorted(rows, key=lambda row: -row.preference):
         refusal = row.refusal(kind, device)
         if refusal is None:
-            return BackendChoice(backend=row, reason=f"{row.name}: {reason}")
-        reason = refusal.because if number == 0 else reason
+            return BackendChoice(backend=row, reason=f"{row.name}: {'; '.join(refusals) or 'the fastest measured'}")
+        refusals[refusal.because] = None
     raise ModelError(f"No backend runs {kind} models on {device}.", "Choose another --device.")
 
 

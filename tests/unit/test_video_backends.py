@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from bench.video_loop import ChunkLoop, LoopSettings
 from bench.video_shapes import VIDEO_SHAPES, build_codec, build_runtime, build_transformer
 from cache.kv.kernels import PLAIN_KERNELS, compiled_kernels
-from pipelines.backends.base import KINDS
+from pipelines.backends.base import KINDS, BackendRefusal
 from pipelines.backends.cuda_graph import GraphExecutor
-from pipelines.backends.table import BACKENDS, choose_backend
+from pipelines.backends.pytorch import PyTorchBackend
+from pipelines.backends.table import BACKENDS, backend_table, choose_backend
 from pipelines.core.errors import ModelError
 from pipelines.core.execution import EagerExecutor
 from pipelines.video.codecs.codec import VideoCodec
@@ -93,6 +94,16 @@ def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert choose_backend("auto", "image", CUDA).reason == "cuda-graph: the fastest measured"
     assert choose_backend("auto", "video", CUDA).reason == "compiled-cuda-graph: the fastest measured"
+
+
+def test_auto_says_why_each_better_backend_cannot_run() -> None:
+    class Missing(PyTorchBackend):
+        def refusal(self, kind: str, device: torch.device) -> BackendRefusal:
+            return BackendRefusal(because="newrt is not installed", message="", remedy="")
+
+    table = backend_table(*BACKENDS.values(), Missing(name="newrt", purpose="", preference=9))
+    reason = "eager: newrt is not installed; the model is not on a CUDA device"
+    assert choose_backend("auto", "video", CPU, table).reason == reason
 
 
 def test_an_eager_executor_keeps_nothing() -> None:
