@@ -136,10 +136,6 @@ class Umt5TextEncoder:
             self._cached.popitem(last=False)
         return embeds
 
-    def is_cached(self, text: str) -> bool:
-        """Whether the embeddings of `text` are cached."""
-        return clean_text(text) in self._cached
-
     @torch.no_grad()
     def _encode(self, clean: str) -> torch.Tensor:
         ids, count = self._ids(clean)
