@@ -60,7 +60,7 @@ class Recipe(Protocol):
         ...
 
     def key(self, part: Part) -> Mapping[str, str]:
-        """Return everything else that determines the file besides recipe, part and shapes: device, versions, options."""
+        """Return what determines the file besides recipe, part and shapes: device, versions, options."""
         ...
 
     def build(self, part: Part, samples: Sequence[Tensors], folder: Path, progress: Notify) -> None:
