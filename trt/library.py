@@ -7,6 +7,7 @@ imported until `load_library`. Independent of models and plans.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .errors import PlanError
+from .messages import Messages, make_logger
 
 Capability = tuple[int, int]
 """A CUDA compute capability: (8, 9) of an RTX 4090."""
@@ -28,13 +30,15 @@ class Flavour:
 
     bindings, libraries: packages with the Python bindings and with the shared libraries. capabilities: those that its
     plans run on; None: those of the card that built them, whatever it is. portable: whether a plan runs on other cards
-    than the one that it was built for, and can be built without a card.
+    than the one that it was built for, and can be built without a card. jit: whether kernels are compiled when a plan
+    is first run, and kept in a runtime cache.
     """
 
     name: str
     bindings: str
     libraries: str
     portable: bool
+    jit: bool
     capabilities: tuple[Capability, ...] | None = None
 
     def refusal(self, capability: Capability | None) -> PlanError | None:
@@ -59,12 +63,15 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
     {
         flavour.name: flavour
         for flavour in (
-            Flavour(name="tensorrt", bindings="tensorrt_bindings", libraries="tensorrt_libs", portable=False),
+            Flavour(
+                name="tensorrt", bindings="tensorrt_bindings", libraries="tensorrt_libs", portable=False, jit=False
+            ),
             Flavour(
                 name="tensorrt-rtx",
                 bindings="tensorrt_rtx_bindings",
                 libraries="tensorrt_rtx_libs",
                 portable=True,
+                jit=True,
                 capabilities=((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)),
             ),
         )
@@ -75,13 +82,19 @@ FLAVOURS: Mapping[str, Flavour] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Library:
-    """A loaded library. api: its Python module. version: as "1.7.1.116"."""
+    """A loaded library. api: its Python module. version: as "1.7.1.116". logger: for its objects; messages: its errors.
+
+    There is one for a process, since TensorRT has one logger for a process.
+    """
 
     flavour: Flavour
     api: Any
     version: str
+    logger: Any
+    messages: Messages
 
 
+@functools.cache
 def load_library(name: str) -> Library:
     """Load a library by the name of its flavour. Raises PlanError, with the remedy, if it cannot be loaded."""
     flavour = FLAVOURS[name]
@@ -98,7 +111,9 @@ def load_library(name: str) -> Library:
             f"The package {flavour.name} cannot be loaded: {error}.",
             f"Install it again: pip install --force-reinstall 'zoetrope[{flavour.name}]'.",
         ) from error
-    return Library(flavour=flavour, api=api, version=str(api.__version__))
+    messages = Messages()
+    logger = make_logger(api, messages)
+    return Library(flavour=flavour, api=api, version=str(api.__version__), logger=logger, messages=messages)
 
 
 def _load_shared_libraries(folder: Path) -> None:
