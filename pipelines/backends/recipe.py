@@ -29,6 +29,16 @@ class Recipe(Protocol):
         """Whether the file contains the weights, so that other weights need another file."""
         ...
 
+    @property
+    def any_batch(self) -> bool:
+        """Whether the files serve any size of the batch, the first axis of all inputs."""
+        ...
+
+    @property
+    def loads_at_once(self) -> bool:
+        """Whether `load` takes about a second or less, so that an engine may wait for it."""
+        ...
+
     def key(self, part: Part) -> Mapping[str, str]:
         """Return what determines the file besides recipe, part and shapes: device, versions, options."""
         ...
