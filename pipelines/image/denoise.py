@@ -50,7 +50,7 @@ class IntRow(IntEnum):
     NOISE = 4  # cell of the ring's noise: the noise added to reach the next level
     EXTRA = 5  # batch entry of this slot's negative evaluation (its own entry if there is none)
     ENTRY_ROW = 6  # rows of the slots admitted in this tick
-    FINISHED_ROW = 7  # rows of the slots that finish in this tick
+    FINISHED = 7  # columns, in the batch in which they were stepped, of the slots that finish in this tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,8 @@ def next_stock(stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, term
 class DenoiseBatch:
     """Runs one step of a batch: gather, model, formula, scatter.
 
-    The ring has the fields latents, stock [F, C, h, w] and noise [steps, F, C, h, w], of the dtype of the table
+    stepped: [capacity, F, C, h, w], the latents of the last batch after its step, by column: another batch may already
+    be writing to the ring while they are decoded. The ring has the fields latents, stock [F, C, h, w] and noise [steps, F, C, h, w], of the dtype of the table
     `floats`, and those of the conditioners.
     """
 
@@ -143,6 +144,7 @@ class DenoiseBatch:
         latents = ring.tensor("latents")
         self._frames = latents.shape[1]
         self._latents = torch.empty((2 * ring.capacity, *latents.shape[1:]), dtype=latents.dtype, device=latents.device)
+        self.stepped = torch.zeros_like(latents)
         self._rows = GatheredRows(ring, ints, conditioners, columns)
 
     def run(self, rows: int, extra: int, use_stock: bool) -> None:
@@ -160,7 +162,9 @@ class DenoiseBatch:
         stock = ring.gather("stock", handles) if use_stock else None
         eps, stock = guided_noise(eps_all[:rows], eps_extra, stock, terms)
         x_hat = denoised(latents[:rows], eps, terms)
-        ring.scatter("latents", handles, next_latents(x_hat, eps, noise, terms))
+        stepped = next_latents(x_hat, eps, noise, terms)
+        ring.scatter("latents", handles, stepped)
+        self.stepped[:rows].copy_(stepped)
         if stock is not None:
             moved = next_stock(stock, eps, noise, terms)
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))

@@ -116,13 +116,15 @@ class ImageNetworks:
 class ImageRuntime:
     """What an image engine calls; made by a backend.
 
-    backend: its name, for display. make_executor: creates the executor of an engine; each has its own.
+    backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
+    device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
     """
 
     backend: str
     denoiser: Denoiser
     codec: LatentCodec
     make_executor: Callable[[], Executor]
+    lanes: int = 1
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]
