@@ -2,7 +2,8 @@
 
 Ticks that share a device equally keep the distance at which they started. Two that started together also end together,
 and so do all that follow them in their lanes: frames would leave in pairs. A tick that is about to start too close
-behind the one before is therefore started later, once; its successors keep the distance.
+behind the one before is therefore started later, once; its successors keep the distance. (tests/unit/test_image_pace.py
+simulates it.)
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-_TOO_CLOSE = 0.75  # of the mean interval between starts
-_MOVED_TO = 0.95
+_CLOSEST = 0.85  # of the mean interval between starts
 
 
 class Pace:
@@ -47,12 +47,12 @@ class Pace:
     def delay_s(self) -> float:
         """Return how much later the next tick should be issued, in seconds.
 
-        It starts when the one before in its lane ends: as far behind the last tick as those two started apart.
+        It starts when the one before in its lane ends, which takes as long as K ticks take on average.
         """
         starts, lanes = self._starts, self._lanes
         if lanes == 1 or len(starts) < 2 * lanes + 1:
             return 0.0
-        interval = (starts[-1] - starts[0]) / (2 * lanes)
-        if starts[-lanes] - starts[-lanes - 1] >= _TOO_CLOSE * interval:
-            return 0.0
-        return max(0.0, starts[-1] + _MOVED_TO * interval - self._clock())
+        now, interval = self._clock(), (starts[-1] - starts[0]) / (2 * lanes)
+        expected = max(now, starts[-lanes] + lanes * interval)
+        closest = starts[-1] + _CLOSEST * interval
+        return max(0.0, closest - now) if expected < closest else 0.0
