@@ -121,7 +121,7 @@ class ImageEngine(EngineBase[ImageStream]):
         closed = self._closed
         super().close()
         if not closed:
-            self.core.lanes.invalidate()
+            self.core.release_graphs()
 
     def _check_storage(self) -> None:
         self.core.ring.check_integrity()

@@ -68,9 +68,7 @@ class Lanes:
         """count: how many ticks run side by side, >= 1. rows: of the ring. first_tick: all earlier ones are done."""
         assert count >= 1, count
         self.queues = queues
-        self.lanes = tuple(
-            Lane(index=index, queue=queues.queue(), executor=make_executor()) for index in range(count)
-        )
+        self.lanes = tuple(Lane(index=index, queue=queues.queue(), executor=make_executor()) for index in range(count))
         self.uploads, self.downloads = queues.queue(), queues.queue()
         self._marks = [[TickMarks.made(queues.mark) for _ in range(_SETS)] for _ in self.lanes]
         self._last_use = [_NEVER] * rows

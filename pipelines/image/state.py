@@ -22,6 +22,7 @@ from pipelines.core.transfers import Readback
 
 from .lanes import Lanes
 from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
+from .prompt_keys import PromptKeys, can_project
 
 
 def max_steps() -> int:
@@ -35,6 +36,7 @@ class ImageCore:
     """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`.
 
     runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
+    prompt_keys: projected prompts, where the runtime takes them.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class ImageCore:
         self.lora_scale = Controls.lora_scale.default
         self.conditioners = make_conditioners(conditioners, self._parts())
         self.ring = Ring(max_slots, self._fields(), model.device)
-        self.lanes = self._make_lanes()
+        self._use(model.runtime)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -79,19 +81,27 @@ class ImageCore:
         """Replace the runtime and its lanes between two ticks; what is in flight goes on with the new one."""
         old = self.codec
         assert (runtime.codec.factor, runtime.codec.latent_channels) == (old.factor, old.latent_channels)
-        self.lanes.invalidate()
-        self.runtime = runtime
-        self.lanes = self._make_lanes()
+        self.release_graphs()
+        self._use(runtime)
 
-    def _make_lanes(self) -> Lanes:
-        runtime = self.runtime
-        return Lanes(
+    def release_graphs(self) -> None:
+        """Wait until the device is idle, and drop everything captured."""
+        self.lanes.invalidate()
+        self._prompt_executor.invalidate()
+
+    def _use(self, runtime: ImageRuntime) -> None:
+        self.runtime = runtime
+        self.lanes = Lanes(
             self.queues,
             runtime.make_executor,
             count=runtime.lanes,
             rows=self.max_slots,
             first_tick=self.next_tick,
         )
+        self._prompt_executor = runtime.make_executor()
+        self.prompt_keys: PromptKeys | None = None
+        if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
+            self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
 
     def _parts(self) -> EngineParts:
         return EngineParts(
@@ -144,6 +154,8 @@ class ImageCore:
             self.model.lora.set_scale(scale)
             self.lora_scale = scale
             self.lanes.invalidate()
+            if self.prompt_keys is not None:
+                self.prompt_keys.clear()
 
 
 class RowFields(Mapping[str, torch.Tensor]):

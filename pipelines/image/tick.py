@@ -58,6 +58,8 @@ class TickRunner:
         """Issue a tick to the device."""
         lanes = self._lanes
         lane, marks, slots = lanes.lane(tick), lanes.marks(tick), batch.slots
+        if self._core.prompt_keys is not None:
+            self._core.prompt_keys.refresh(slots, lanes, tick)
         lanes.queues.current().record(marks.written)
         stepped = self._stepped if all(slot in self._stepped for slot in slots) else {}  # only the pictures are missing
         columns = stepped or {slot: column for column, slot in enumerate(slots)}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from .denoise import DenoiseBatch, FloatRow, IntRow
+from .prompt_keys import EMBEDS
 from .slots import Slot
 from .state import ImageCore
 from .tables import TickTables
@@ -37,6 +38,7 @@ class TickParts:
             conditioners=core.conditioners,
             columns=self.tables.columns(),
             time_ids=core.time_ids(),
+            instead={} if core.prompt_keys is None else {EMBEDS: core.prompt_keys.cells},
         )
 
     def admit(self, pictures: int, new: int) -> None:

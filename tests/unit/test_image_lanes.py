@@ -44,7 +44,7 @@ def play(engine: ImageEngine, control: dict[str, object], ticks: int = 24, *, st
     opened = [engine.open(Control.of({**control, "seed": number})) for number in range(streams)]
     out: list[list[Frame]] = [[] for _ in opened]
     for tick, picture in enumerate(frames(ticks)):
-        for stream, got in zip(opened, out, strict=True):
+        for stream in opened:
             change: dict[str, object] = {"guidance_scale": choose.uniform(0.8, 2.0), "strength": choose.uniform(0.5, 1)}
             if tick % 5 == 3:
                 change |= {"prompt": choose.choice(["a cat", "a dog | a fox"]), "negative_prompt": f"blur {tick}"}
@@ -63,7 +63,9 @@ def play(engine: ImageEngine, control: dict[str, object], ticks: int = 24, *, st
 
 def same(one: list[list[Frame]], two: list[list[Frame]]) -> bool:
     assert [[f.source_seq for f in own] for own in one] == [[f.source_seq for f in own] for own in two]
-    return all(np.array_equal(a.image, b.image) for o, t in zip(one, two, strict=True) for a, b in zip(o, t, strict=True))
+    return all(
+        np.array_equal(a.image, b.image) for o, t in zip(one, two, strict=True) for a, b in zip(o, t, strict=True)
+    )
 
 
 BASE = {"prompt": "a robot", "transition_frames": 3}

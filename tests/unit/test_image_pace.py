@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from statistics import median
 
@@ -67,7 +68,7 @@ def intervals(lanes: int, *, paced: bool, ticks: int = 400, noise: float = 0.01)
         waited = tick >= lanes and device.wait(tick - lanes)
         pace.started(waited=waited)
     ends = sorted(device.ended.values())[20:]
-    return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    return [b - a for a, b in itertools.pairwise(ends)]
 
 
 @pytest.mark.parametrize("lanes", [2, 3])
