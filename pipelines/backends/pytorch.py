@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
 
+IMAGE_LANES = 2
+"""How many ticks of an image engine run side by side where they are captured: docs/engine.md has the figures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PyTorchBackend(Backend):
     """Runs the networks in PyTorch. compiled: compile blocks, cache kernels and decoders with torch.compile. captured:
@@ -48,11 +52,15 @@ class PyTorchBackend(Backend):
         return None
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        """Make the plain runtime, captured if configured."""
-        from pipelines.image.runtime import plain_runtime
+        """Make the plain runtime; if configured, captured, with lanes and with keys and values of prompts cached."""
+        from pipelines.image.runtime import plain_runtime, projecting_runtime
 
         assert not self.compiled, "image models are not compiled"
-        return replace(plain_runtime(networks), backend=self.name, make_executor=self._executors(networks.device))
+        if not self.captured:
+            return replace(plain_runtime(networks), backend=self.name)
+        executors = self._executors(networks.device)
+        runtime = projecting_runtime(networks)
+        return replace(runtime, backend=self.name, make_executor=executors, lanes=IMAGE_LANES)
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the plain runtime, compiled or captured if configured."""

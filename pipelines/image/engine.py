@@ -20,7 +20,7 @@ from pipelines.core.tick_log import TickLog
 from pipelines.files.memory import what_would_fit
 from pipelines.stages.table import StageSetting, make_stages
 
-from .model import ImageModel
+from .model import ImageModel, ImageRuntime
 from .state import ImageCore
 from .stream import ImageStream
 from .tick import TickRunner
@@ -108,12 +108,20 @@ class ImageEngine(EngineBase[ImageStream]):
         if failures:
             raise failures[0]
 
+    @torch.inference_mode()
+    def replace_runtime(self, runtime: ImageRuntime) -> None:
+        """Let another backend's runtime of the same model take over, between two ticks; streams go on. Waits until the
+        ticks that have been issued are done."""
+        self.core.use_runtime(runtime)
+        self._runner.timings.log_finished()
+        self._runner = TickRunner(self.core)
+
     def close(self) -> None:
         """Close all streams and release captured graphs."""
         closed = self._closed
         super().close()
         if not closed:
-            self.core.executor.invalidate()
+            self.core.release_graphs()
 
     def _check_storage(self) -> None:
         self.core.ring.check_integrity()

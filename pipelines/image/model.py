@@ -22,8 +22,9 @@ from pipelines.core.execution import Executor
 class Condition:
     """The conditions of each of the N rows of a denoiser's batch.
 
-    embeds: [N, L, D] float32. pooled: [N, P] float32 or None. time_ids: [N, 6] float32 (SDXL's sizes) or None.
-    row: [N] int64 row handle in the ring. step: [N] int64 step index. Caches and backends key on both.
+    embeds: [N, L, D] float32, or what the runtime's `TextProjection` made of them. pooled: [N, P] float32 or None.
+    time_ids: [N, 6] float32 (SDXL's sizes) or None. row: [N] int64 row handle in the ring. step: [N] int64 step index.
+    Caches and backends key on both.
     inputs: further inputs from conditioners, by name: latent_bias, or keyword inputs of the network.
     """
 
@@ -43,6 +44,20 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor: ...
+
+
+class TextProjection(Protocol):
+    """Computes once what a denoiser needs of a prompt, instead of in every pass: keys and values of cross-attention."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def size(self, tokens: int) -> int:
+        """Return the length of the vector for so many tokens."""
+        ...
+
+    def project(self, embeds: torch.Tensor) -> torch.Tensor:
+        """embeds: [N, L, D] float32 -> [N, size], each row depending on its own embeddings only. Waits for nothing."""
+        ...
 
 
 class LatentCodec(Protocol):
@@ -116,13 +131,17 @@ class ImageNetworks:
 class ImageRuntime:
     """What an image engine calls; made by a backend.
 
-    backend: its name, for display. make_executor: creates the executor of an engine; each has its own.
+    backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
+    device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
+    projection: the denoiser's embeds are what it returns; None: they are the prompts' own.
     """
 
     backend: str
     denoiser: Denoiser
     codec: LatentCodec
     make_executor: Callable[[], Executor]
+    lanes: int = 1
+    projection: TextProjection | None = None
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]
