@@ -162,8 +162,9 @@ class PlanPreparation:
                 return None
             self._working = True
             chosen = max(self._wanted, key=_batch)
-            smaller = [p for p in self._wanted if p.name == chosen.name]  # a larger batch serves them too
-            self._wanted = [p for p in self._wanted if p not in smaller]
+            any_batch = self._recipes[chosen.name].any_batch
+            served = [p for p in self._wanted if p is chosen or (p.name == chosen.name and not any_batch)]
+            self._wanted = [p for p in self._wanted if p not in served]  # smaller batches are padded
             return chosen
 
     def _prepare(self, recipe: Recipe, part: Part, epoch: int) -> None:
@@ -186,7 +187,7 @@ class PlanPreparation:
 
     def _build(self, recipe: Recipe, part: Part) -> None:
         if self._origin is None:
-            raise ModelError(f"No plan of {part.name} is stored for {recipe.name}.", "Build it: `zoetrope plans build`.")
+            raise ModelError(f"No plan of {part.name} is stored.", "Build it: `zoetrope plans build`.")
         inputs = tuple(InputShape(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in part.inputs.items())
         job = BuildJob(
             origin=self._origin,

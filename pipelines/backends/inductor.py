@@ -71,7 +71,7 @@ class InductorRecipe:
 
     def load(self, part: Part, folder: Path) -> PartCall:
         """Load a plan over the part's own parameters, and call it once. Raises ModelError if that fails."""
-        from torch._inductor import CompiledArtifact
+        from torch._inductor.standalone_compile import CompiledArtifact
 
         try:
             compiled: Any = CompiledArtifact.load(path=str(folder / _CODE), format="binary")
