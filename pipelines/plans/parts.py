@@ -53,9 +53,9 @@ def model_parts(
     lora = ", ".join(f"{file.source}@{file.weight:g} merged" for file in options.loras)
     with torch.no_grad():
         if isinstance(engine, ImageEngine):
-            return ModelParts(name=model, parts=tuple(_image_parts(engine, slots)), lora=lora)
+            return ModelParts(name=model, parts=tuple(image_parts(engine, slots)), lora=lora)
         if isinstance(engine, VideoEngine):
-            return ModelParts(name=model, parts=(_pass(engine),), lora=lora)
+            return ModelParts(name=model, parts=(window_pass(engine),), lora=lora)
     raise ModelError(f"{model} has no networks that plans could be built of.", "Choose an image or a video model.")
 
 
@@ -97,7 +97,8 @@ def _cast(network: Any, dtype: torch.dtype) -> Any:
     return network
 
 
-def _image_parts(engine: ImageEngine, slots: Sequence[int]) -> list[Part]:
+def image_parts(engine: ImageEngine, slots: Sequence[int]) -> list[Part]:
+    """Return the encoder, the denoiser for each number of slots in a batch, and the decoder, at the engine's size."""
     core, device = engine.core, engine.core.model.device
     random = torch.Generator().manual_seed(0)
     frames = core.frames_per_slot
@@ -127,8 +128,8 @@ def _image_parts(engine: ImageEngine, slots: Sequence[int]) -> list[Part]:
     ]
 
 
-def _pass(engine: VideoEngine) -> Part:
-    """A pass of one stream over a chunk, with the window full."""
+def window_pass(engine: VideoEngine) -> Part:
+    """Return the pass of one stream over a chunk, with the window full."""
     core, transformer = engine.core, engine.core.model.transformer
     device, random = transformer.device, torch.Generator().manual_seed(0)
     frames = core.preset.chunk_frames
