@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,8 +111,9 @@ def build_plan(
         raise _failure(library, "cannot read the exported graph", causes or library.messages.take())
     _let_attention_decompose(api, network)
     _configure(library, builder, network, config, options)
-    config.progress_monitor = make_monitor(api, report, cancelled)
-    plan = builder.build_serialized_network(network, config)
+    stop = threading.Event()
+    config.progress_monitor = make_monitor(api, report, lambda: stop.is_set() or cancelled())
+    plan = _interruptible(lambda: builder.build_serialized_network(network, config), stop)
     if cancelled():
         raise PlanError("The build was interrupted.")
     if plan is None:
@@ -125,6 +128,20 @@ def build_plan(
         library=f"{library.flavour.name} {library.version}",
         check=check,
     ).write(folder)
+
+
+def _interruptible(work: Callable[[], Any], stop: threading.Event) -> Any:
+    """Do the work in a thread, so that the user's Ctrl+C is noticed here; then tell it to stop, and wait for it.
+
+    A KeyboardInterrupt within the library's call of a monitor would end the process.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except BaseException:
+            stop.set()
+            raise
 
 
 def _let_attention_decompose(api: Any, network: Any) -> None:

@@ -18,7 +18,8 @@ class PlanKey:
     """What determines a plan's files. Equal keys mean that the files can be used for one another.
 
     recipe: its name, as "tensorrt-rtx". part: "denoise", "pass", ... model: its name, for people. weights: the digest
-    of the weights that the files contain; "": none, they are given at load. lora: the LoRA set and how it is applied,
+    of the weights that the files contain; "": none, they are given at load. program: the digest of the network's code
+    and settings. lora: the LoRA set and how it is applied,
     as "merged style.safetensors@0.8"; "": none. inputs: names, dtypes and shapes of the inputs. precision: of weights,
     activations and products. options: of the compiler. device: its name and compute capability, or the CPU's
     instruction set. driver: its version. libraries: names and versions of those that compile and run the plan.
@@ -29,6 +30,7 @@ class PlanKey:
     model: str
     inputs: str
     weights: str = ""
+    program: str = ""
     lora: str = ""
     precision: str = ""
     options: str = ""
@@ -38,13 +40,24 @@ class PlanKey:
 
     @classmethod
     def with_details(
-        cls, *, recipe: str, part: str, model: str, inputs: str, weights: str, lora: str, details: Mapping[str, str]
+        cls,
+        *,
+        recipe: str,
+        part: str,
+        model: str,
+        inputs: str,
+        weights: str,
+        program: str,
+        lora: str,
+        details: Mapping[str, str],
     ) -> PlanKey:
         """Return a key with what a recipe says of a part: fields by name; other names become part of `options`."""
         named = {name: value for name, value in details.items() if name in _DETAILS}
         others = [f"{name}={value}" for name, value in sorted(details.items()) if name not in _DETAILS]
         named["options"] = ", ".join(filter(None, [named.get("options", ""), *others]))
-        return cls(recipe=recipe, part=part, model=model, inputs=inputs, weights=weights, lora=lora, **named)
+        return cls(
+            recipe=recipe, part=part, model=model, inputs=inputs, weights=weights, program=program, lora=lora, **named
+        )
 
     @classmethod
     def from_fields(cls, values: Mapping[str, object]) -> PlanKey:
@@ -77,7 +90,8 @@ class Difference:
     wanted: str
 
     def __str__(self) -> str:
-        return f"{self.field}: stored {_short(self.stored)}, wanted {_short(self.wanted)}"
+        old, new = _difference(self.stored, self.wanted)
+        return f"{self.field}: stored {old}, wanted {new}"
 
 
 def differences(stored: PlanKey, wanted: PlanKey) -> tuple[Difference, ...]:
@@ -86,7 +100,15 @@ def differences(stored: PlanKey, wanted: PlanKey) -> tuple[Difference, ...]:
     return tuple(Difference(field=name, stored=old[name], wanted=new[name]) for name in old if old[name] != new[name])
 
 
-def _short(value: str) -> str:
-    if len(value) > _SHOWN_CHARACTERS:
-        return f"{value[: _SHOWN_CHARACTERS - 3]}..."
-    return value or "nothing"
+def _difference(old: str, new: str) -> tuple[str, str]:
+    """Return both values, shortened around the first place where they differ."""
+    if max(len(old), len(new)) <= _SHOWN_CHARACTERS:
+        return old or "nothing", new or "nothing"
+    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    start = max(0, same - _SHOWN_CHARACTERS // 4)
+    return _part(old, start), _part(new, start)
+
+
+def _part(value: str, start: int) -> str:
+    end = start + _SHOWN_CHARACTERS
+    return ("..." * (start > 0) + value[start:end] + "..." * (len(value) > end)) or "nothing"

@@ -42,7 +42,7 @@ def default_root() -> Path:
 class PlanStore:
     """The plans below one folder, which is made when the first one is built, for this user only: plans are code."""
 
-    def __init__(self, root: Path | None = None, notice: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, root: Path | None = None, notice: Callable[[str], object] = lambda text: None) -> None:
         self.root, self._notice = root or default_root(), notice
 
     def find(self, key: PlanKey) -> Path | None:

@@ -66,7 +66,15 @@ def test_every_field_of_a_key_is_in_its_digest() -> None:
 
 
 def test_the_details_of_a_recipe_become_fields_of_the_key() -> None:
-    common = {"recipe": "openvino", "part": "pass", "model": "m", "inputs": "x", "weights": "w", "lora": ""}
+    common = {
+        "recipe": "openvino",
+        "part": "pass",
+        "model": "m",
+        "inputs": "x",
+        "weights": "w",
+        "program": "p",
+        "lora": "",
+    }
     key = PlanKey.with_details(**common, details={"device": "CPU", "threads": "2", "hint": "bf16"})  # type: ignore[arg-type]
     assert (key.device, key.options, key.driver) == ("CPU", "hint=bf16, threads=2", "")
     both = PlanKey.with_details(**common, details={"options": "level 3", "threads": "2"})  # type: ignore[arg-type]
