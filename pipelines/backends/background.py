@@ -97,6 +97,11 @@ class PlanPreparation:
         """What is under way."""
         return self._state
 
+    @property
+    def building(self) -> BuildProcess | None:
+        """The process that compiles at the moment."""
+        return self._process
+
     def swap(self) -> bool:
         """Use what has been loaded since the last call."""
         while self._notices:

@@ -79,13 +79,14 @@ class BuildProcess:
         assert self._process.stderr is not None
         refused: ModelError | None = None
         errors = _Tail(self._process.stderr)
-        for line in self._process.stdout:
-            with suppress(ValueError):
-                said = json.loads(line)
-                if "error" in said:
-                    refused = ModelError(said["error"], said["remedy"])
-                else:
-                    progress(said["progress"])
+        with self._process.stdout as reports:
+            for line in reports:
+                with suppress(ValueError):
+                    said = json.loads(line)
+                    if "error" in said:
+                        refused = ModelError(said["error"], said["remedy"])
+                    else:
+                        progress(said["progress"])
         code = self._process.wait()
         last = errors.read()
         if refused is not None:
@@ -93,6 +94,11 @@ class BuildProcess:
         if code:
             cause = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
             raise ModelError(f"The process that compiles {cause}. {last}".rstrip(), "The stream goes on without it.")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
 
     def stop(self) -> None:
         """End the process."""
@@ -111,8 +117,9 @@ class _Tail:
         self._thread.start()
 
     def _run(self, pipe: IO[bytes]) -> None:
-        for line in pipe:
-            self._lines = [*self._lines, line.decode(errors="replace").strip()][-_LAST_LINES:]
+        with pipe:
+            for line in pipe:
+                self._lines = [*self._lines, line.decode(errors="replace").strip()][-_LAST_LINES:]
 
     def read(self) -> str:
         self._thread.join()

@@ -35,7 +35,7 @@ def plan_key(recipe: Recipe, part: Part, model: str, lora: str = "") -> PlanKey:
         recipe=recipe.name,
         part=part.name,
         model=model,
-        inputs=describe_inputs(part),
+        inputs=describe_inputs(part, any_batch=recipe.any_batch),
         weights=weights_digest(part.module) if recipe.bakes_weights else "",
         program=program_digest(part.module),
         lora=lora,
@@ -43,11 +43,18 @@ def plan_key(recipe: Recipe, part: Part, model: str, lora: str = "") -> PlanKey:
     )
 
 
-def describe_inputs(part: Part) -> str:
-    """Return names, dtypes and shapes: "latents float32 [2, 4, 64, 64]; timestep int64 [2]"."""
+def describe_inputs(part: Part, *, any_batch: bool = False) -> str:
+    """Return names, dtypes and shapes: "latents float32 [2, 4, 64, 64]; timestep int64 [2]".
+
+    any_batch: the first axis may have any size: "latents float32 [N, 4, 64, 64]; timestep int64 [N]".
+    """
+
+    def shape(tensor: torch.Tensor) -> str:
+        sizes = [str(size) for size in tensor.shape]
+        return f"[{', '.join(['N', *sizes[1:]] if any_batch else sizes)}]"
+
     return "; ".join(
-        f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-        for name, tensor in part.inputs.items()
+        f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape(tensor)}" for name, tensor in part.inputs.items()
     )
 
 

@@ -47,6 +47,8 @@ class TensorRTRecipe:
     name: str
     options: BuildOptions = field(default_factory=BuildOptions)
     check: bool = True
+    any_batch: bool = False
+    loads_at_once: bool = False
 
     @property
     def samples(self) -> int:
