@@ -167,8 +167,8 @@ class PlanPreparation:
                 return None
             self._working = True
             chosen = max(self._wanted, key=_batch)
-            any_batch = self._recipes[chosen.name].any_batch
-            served = [p for p in self._wanted if p is chosen or (p.name == chosen.name and not any_batch)]
+            exact = bool(self._recipes[chosen.name].open_axes(chosen))  # one file serves every batch, without padding
+            served = [p for p in self._wanted if p is chosen or (p.name == chosen.name and not exact)]
             self._wanted = [p for p in self._wanted if p not in served]  # smaller batches are padded
             return chosen
 

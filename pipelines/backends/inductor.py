@@ -30,8 +30,11 @@ class InductorRecipe:
     name: str = "inductor"
     samples: int = 0
     bakes_weights: bool = False
-    any_batch: bool = False
     loads_at_once: bool = False
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        """See `Recipe`: none."""
+        return {}
 
     def key(self, part: Part) -> Mapping[str, str]:
         """The library, the device, and shapes, dtypes and layouts of the parameters, in order."""

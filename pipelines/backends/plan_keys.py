@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from trt.key import PlanKey
 
 from .recipe import Recipe
 
+NONE_OPEN: Mapping[str, int] = MappingProxyType({})
 _OURS = ("pipelines", "cache")
 _SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size, Enum)
 
@@ -35,7 +36,7 @@ def plan_key(recipe: Recipe, part: Part, model: str, lora: str = "") -> PlanKey:
         recipe=recipe.name,
         part=part.name,
         model=model,
-        inputs=describe_inputs(part, any_batch=recipe.any_batch),
+        inputs=describe_inputs(part, recipe.open_axes(part)),
         weights=weights_digest(part.module) if recipe.bakes_weights else "",
         program=program_digest(part.module),
         lora=lora,
@@ -43,18 +44,19 @@ def plan_key(recipe: Recipe, part: Part, model: str, lora: str = "") -> PlanKey:
     )
 
 
-def describe_inputs(part: Part, *, any_batch: bool = False) -> str:
+def describe_inputs(part: Part, open_axes: Mapping[str, int] = NONE_OPEN) -> str:
     """Return names, dtypes and shapes: "latents float32 [2, 4, 64, 64]; timestep int64 [2]".
 
-    any_batch: the first axis may have any size: "latents float32 [N, 4, 64, 64]; timestep int64 [N]".
+    open_axes: of which the length does not matter: "latents float32 [N, 4, 64, 64]; timestep int64 [N]".
     """
 
-    def shape(tensor: torch.Tensor) -> str:
-        sizes = [str(size) for size in tensor.shape]
-        return f"[{', '.join(['N', *sizes[1:]] if any_batch else sizes)}]"
+    def shape(name: str, tensor: torch.Tensor) -> str:
+        sizes = ["N" if axis == open_axes.get(name) else str(size) for axis, size in enumerate(tensor.shape)]
+        return f"[{', '.join(sizes)}]"
 
     return "; ".join(
-        f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape(tensor)}" for name, tensor in part.inputs.items()
+        f"{name} {str(tensor.dtype).removeprefix('torch.')} {shape(name, tensor)}"
+        for name, tensor in part.inputs.items()
     )
 
 

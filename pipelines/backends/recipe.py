@@ -30,13 +30,12 @@ class Recipe(Protocol):
         ...
 
     @property
-    def any_batch(self) -> bool:
-        """Whether the files serve any size of the batch, the first axis of all inputs."""
-        ...
-
-    @property
     def loads_at_once(self) -> bool:
         """Whether `load` takes about a second or less, so that an engine may wait for it."""
+        ...
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        """Return, by name, the axis of each input that may have any length in the files; other inputs are fixed."""
         ...
 
     def key(self, part: Part) -> Mapping[str, str]:

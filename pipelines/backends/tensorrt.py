@@ -47,7 +47,6 @@ class TensorRTRecipe:
     name: str
     options: BuildOptions = field(default_factory=BuildOptions)
     check: bool = True
-    any_batch: bool = False
     loads_at_once: bool = False
 
     @property
@@ -64,6 +63,10 @@ class TensorRTRecipe:
         """Return why plans cannot be built for this device; None if they can. The CPU stands for no card."""
         error = FLAVOURS[self.name].refusal(_capability(device))
         return ModelError(error.message, error.remedy) if error else None
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        """See `Recipe`: none, since profiles of one shape are the fastest and need the least memory."""
+        return {}
 
     def key(self, part: Part) -> Mapping[str, str]:
         """See `Recipe`. A plan of TensorRT-RTX depends on no card and no driver."""

@@ -23,9 +23,11 @@ class CopyingRecipe:
     name: str = "copying"
     samples: int = 0
     bakes_weights: bool = True
-    any_batch: bool = False
     loads_at_once: bool = False
     fails: str = ""
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        return {}
 
     def key(self, part: Part) -> Mapping[str, str]:
         return {"options": self.fails}
