@@ -1,4 +1,4 @@
-"""Owns the conversion of a part to an OpenVINO model: exported by PyTorch, any number of rows, all floats float32.
+"""Owns the conversion of a part to an OpenVINO model: exported by PyTorch, lengths that vary left open, all floats float32.
 
 Independent of precisions, files and quantisation. OpenVINO computes in the precision that is chosen when the model is
 compiled, so a model that was loaded in bfloat16 is converted as float32 operations on its bfloat16 weights.
@@ -7,8 +7,6 @@ compiled, so a model that was loaded in bfloat16 is converted as float32 operati
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,21 +17,25 @@ from pipelines.core.parts import Part
 
 from .library import import_openvino
 
-ROW_AXES: Mapping[str, Mapping[str, int]] = MappingProxyType(
-    {"pass": MappingProxyType(dict.fromkeys(("text_keys", "text_values", "past_keys", "past_values"), 1))}
-)
-"""By part and input: the axis along which batch rows lie, where it is not the first."""
+_VARIADIC = 0x04  # a flag of Python's code objects: the function takes *arguments
+_PAST_AXIS = 2  # of past_keys and past_values
 
 
-def row_axes(part: Part) -> dict[str, int]:
-    """Return the axis of batch rows of each input."""
-    special = ROW_AXES.get(part.name, {})
-    return {name: special.get(name, 0) for name in part.inputs}
+def dynamic_axes(part: Part) -> dict[str, int | None]:
+    """Return the axis of each input that may have any length in the file; None: all its lengths are fixed.
+
+    Of an image model's parts: the rows. Of a video's pass: the past tokens, which are fewer while the window fills. Of
+    a video codec's steps: none.
+    """
+    if part.name == "pass":
+        return {name: _PAST_AXIS if name.startswith("past_") else None for name in part.inputs}
+    is_step = any(name.startswith("state_") for name in part.inputs)
+    return dict.fromkeys(part.inputs, None if is_step else 0)
 
 
 @torch.no_grad()
 def converted(part: Part, *, narrow_weights: bool) -> Any:
-    """Return an openvino.Model whose inputs and outputs are those of the part, floats as float32, rows dynamic.
+    """Return an openvino.Model whose inputs and outputs are those of the part, floats as float32; see `dynamic_axes`.
 
     narrow_weights: keep weights that are bfloat16 so, which halves the file; NNCF needs them in float32.
     """
@@ -46,11 +48,12 @@ def converted(part: Part, *, narrow_weights: bool) -> Any:
 
 
 def _exported(part: Part) -> torch.export.ExportedProgram:
-    axes = row_axes(part)
-    inputs = tuple(_two_rows(tensor, axes[name]) for name, tensor in part.inputs.items())
-    dynamic = tuple({axes[name]: torch.export.Dim.DYNAMIC} for name in part.inputs)
-    shapes = (dynamic,) if _takes_any_number(part.module) else dynamic
-    program = torch.export.export(part.module, inputs, dynamic_shapes=shapes, strict=False)
+    axes = dynamic_axes(part)
+    inputs = tuple(_twice(tensor, axes[name]) for name, tensor in part.inputs.items())
+    dynamic = tuple({} if axis is None else {axis: torch.export.Dim.DYNAMIC} for axis in axes.values())
+    program = torch.export.export(
+        part.module, inputs, dynamic_shapes=_as_parameters(part.module, dynamic), strict=False
+    )
     # OpenVINO reads weights of 16 bits wrongly unless they are contiguous.
     for name, tensor in list(program.state_dict.items()):
         plain = tensor.detach().contiguous()
@@ -59,15 +62,16 @@ def _exported(part: Part) -> torch.export.ExportedProgram:
     return program
 
 
-def _two_rows(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-    """Return the tensor with at least two rows: PyTorch takes an axis of length 1 for a constant."""
-    return torch.cat((tensor, tensor), axis) if tensor.shape[axis] == 1 else tensor
+def _twice(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
+    """Return the tensor with a length of at least 2 along the axis: PyTorch takes a length of 1 for a constant."""
+    return tensor if axis is None or tensor.shape[axis] > 1 else torch.cat((tensor, tensor), axis)
 
 
-def _takes_any_number(module: nn.Module) -> bool:
-    """Whether forward has one parameter, *inputs, for which PyTorch wants one tuple of shapes."""
+def _as_parameters(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Group the shapes as the parameters of forward, of which *inputs is one."""
     code = module.forward.__code__
-    return bool(code.co_flags & 0x04)
+    named = code.co_argcount - 1
+    return (*shapes[:named], shapes[named:]) if code.co_flags & _VARIADIC else shapes
 
 
 def _widen(openvino: Any, model: Any, narrow_weights: bool) -> None:

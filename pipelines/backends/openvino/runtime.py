@@ -21,6 +21,7 @@ _TYPES: Mapping[torch.dtype, str] = {
     torch.float16: "f16",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.uint8: "u8",
     torch.bool: "boolean",
 }
 
