@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from pipelines.core.errors import ControlError
 
 from .model import ScheduleConfig
@@ -30,10 +28,8 @@ def timesteps(config: ScheduleConfig, steps: int, strength: float) -> tuple[int,
             f"(this model has {original} timesteps at strength 1).",
             f"Raise strength to at least {needed:g}, or lower steps to {max(count, 1)}.",
         )
-    stride = train_steps // original
-    origin = (np.arange(1, count + 1, dtype=np.int64) * stride - 1)[::-1]
-    picks = np.floor(np.linspace(0, count, num=steps, endpoint=False)).astype(np.int64)
-    return tuple(int(t) for t in origin[picks])
+    stride, apart = train_steps // original, count / steps
+    return tuple((count - math.floor(pick * apart)) * stride - 1 for pick in range(steps))
 
 
 def levels(config: ScheduleConfig, timestep: int) -> tuple[float, float]:
