@@ -25,6 +25,7 @@ from trt.errors import PlanError
 from trt.key import PlanKey
 from trt.store import PlanStore
 
+from .calibration.record import recorded
 from .plan_keys import plan_key
 from .recipe import Recipe
 
@@ -141,7 +142,7 @@ def build(job: BuildJob, progress: Notify) -> None:
         raise ModelError(
             f"The model's files have changed since {job.origin.model} was loaded.", "Load it again: restart Zoetrope."
         )
-    samples = engine.core.samples(job.part, job.recipe.samples) if job.recipe.samples else ()
+    samples = recorded(engine, part, job.recipe.samples) if job.recipe.samples else ()
 
     def write(folder: Path) -> None:
         job.recipe.build(part, samples, folder, progress)

@@ -33,7 +33,10 @@ class PassInputs:
             return torch.zeros(size, dtype=transformer.dtype, device=transformer.device)
 
         with torch.inference_mode(False):
-            self._text, self._past = (memory(text_tokens), memory(text_tokens)), (memory(past_tokens), memory(past_tokens))
+            self._text, self._past = (
+                (memory(text_tokens), memory(text_tokens)),
+                (memory(past_tokens), memory(past_tokens)),
+            )
 
     def refusal(self, condition: VideoCondition, kv: KVView) -> str:
         """Return why these inputs cannot be gathered, as a clause; "" if they can."""
@@ -72,9 +75,7 @@ class PartVideoDenoiser:
     plain_passes: how many those were, by reason.
     """
 
-    def __init__(
-        self, call: PartCall, part: Part, plain: VideoDenoiser, transformer: CausalWanTransformer
-    ) -> None:
+    def __init__(self, call: PartCall, part: Part, plain: VideoDenoiser, transformer: CausalWanTransformer) -> None:
         self._call, self._plain = call, plain
         self._shapes = {name: tensor.shape for name, tensor in part.inputs.items()}
         self._inputs = PassInputs(
@@ -108,8 +109,10 @@ class PartVideoDenoiser:
 
     def _joined(self, rows: list[tuple[torch.Tensor, ...]], kv: KVView) -> torch.Tensor:
         """Store keys and values; return the velocity."""
-        velocity, keys, values = rows[0] if len(rows) == 1 else (
-            torch.cat([row[i] for row in rows], axis) for i, axis in enumerate((0, 1, 1))
+        velocity, keys, values = (
+            rows[0]
+            if len(rows) == 1
+            else (torch.cat([row[i] for row in rows], axis) for i, axis in enumerate((0, 1, 1)))
         )
         for layer in range(keys.shape[0]):
             kv.store(layer, keys[layer], values[layer])

@@ -34,6 +34,7 @@ class OpenVINORecipe:
     quantised: bool
     calibration_samples: int = 40
     bakes_weights: bool = True
+    loads_at_once: bool = True
 
     @property
     def name(self) -> str:
@@ -60,6 +61,12 @@ class OpenVINORecipe:
                 remedy="Use openvino-int8 or eager.",
             )
         return refusal_of(OPENVINO, NNCF) if self.quantised and building else refusal_of(OPENVINO)
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        """See `Recipe`."""
+        from .convert import dynamic_axes
+
+        return {name: axis for name, axis in dynamic_axes(part).items() if axis is not None}
 
     def key(self, part: Part) -> Mapping[str, str]:
         """See `Recipe`. The number of rows does not matter: a file serves any."""
