@@ -42,7 +42,7 @@ class PlanPreparation:
     """Makes plans of the parts that an engine calls. See `pipelines.core.preparation.Preparation`.
 
     recipes: by name of the part; a part without one stays as it is. origin: what another process builds from.
-    builds: make the plans that are not stored. notice: what the user should see; called by `swap`, in the engine's thread.
+    builds: make the plans that are not stored. notice: what the user should see; called by `swap`, in its thread.
     """
 
     def __init__(
