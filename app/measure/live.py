@@ -1,0 +1,228 @@
+"""A subject that is an engine of this project, fed as the live worker feeds it, from host memory to host memory.
+
+Independent of where the engine comes from; `live_model` loads one by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pipelines.backends.base import KINDS
+from pipelines.core.contracts import Engine
+from pipelines.core.controls import Control
+from pipelines.core.tick_log import BirthRecord
+from pipelines.core.types import Frame, StreamInfo
+from pipelines.files.loader_options import LoaderOptions
+
+from .camera import camera_pictures, endless_camera
+from .card import Machine, Setup
+from .feed import CameraFeed, Feed, PromptFeed, turn
+from .figures import Segment
+from .machine import describe_machine
+from .meters import PeakMemory, energy_meter, peak_memory
+from .subject import Say
+
+if TYPE_CHECKING:
+    import torch
+
+WARM_UP_S = 5.0
+"""Warm-up lasts at least this long after the first frame, and until so many frames: a video's window is full then."""
+WARM_UP_FRAMES = {"image": 24, "video": 108}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveEngine:
+    """A loaded engine and what its card says of it. See `Setup` for the texts. threads: CPU threads in use.
+
+    load_s: from the start of the process. memory: begun before loading.
+    """
+
+    engine: Engine
+    device: torch.device
+    weights: str
+    why: str
+    threads: int
+    load_s: float
+    memory: PeakMemory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRun:
+    """How to run it. control: of every stream. camera: makes the input of a size (width, height); None: from the
+    prompt alone. warm_up_s: see WARM_UP_S."""
+
+    control: Control = field(default_factory=Control)
+    camera: Callable[[int, int], Iterator[Frame]] | None = None
+    streams: int = 1
+    warm_up_s: float = WARM_UP_S
+    notes: tuple[str, ...] = ()
+
+
+def clip_camera(width: int, height: int) -> Iterator[Frame]:
+    """Return the bundled camera clip, for ever."""
+    return endless_camera(camera_pictures(width, height))
+
+
+class LiveSubject:
+    """See `Subject`. Opens the streams and warms up when it is made."""
+
+    def __init__(self, live: LiveEngine, run: LiveRun, say: Say, started_s: float) -> None:
+        """started_s: time.time() when the process was started."""
+        self._live, self._run = live, run
+        self._engine, self._energy = live.engine, energy_meter(live.device)
+        self._feeds = [self._open() for _ in range(run.streams)]
+        self._machine = describe_machine(live.device)
+        say("warming up…")
+        started = time.perf_counter()
+        frames = self._until(lambda arrivals, _: arrivals > 0)
+        first_frame_s = time.time() - started_s
+        wanted = WARM_UP_FRAMES[self._info.engine] * run.streams
+        frames += self._until(lambda _, frames: frames >= wanted, seconds=run.warm_up_s)
+        self._setup = self._describe(first_frame_s, frames, time.perf_counter() - started)
+
+    @property
+    def machine(self) -> Machine:
+        """The machine that it runs on."""
+        return self._machine
+
+    @property
+    def setup(self) -> Setup:
+        """What it runs."""
+        return self._setup
+
+    def measure(self, seconds: float) -> Segment:
+        """See `Subject.measure`. What was in flight since the last stretch arrives first, and does not count."""
+        self._settle()
+        streams = len(self._feeds)
+        self._energy.start()
+        started_ns = last_ns = time.monotonic_ns()
+        lasts: list[int | None] = [None] * streams
+        gaps: list[float] = []
+        latencies: list[float] = []
+        frames = 0
+        while (last_ns - started_ns) / 1e9 < seconds or len(gaps) < streams:
+            for number, arrival in enumerate(turn(self._engine, self._feeds)):
+                if arrival is None:
+                    continue
+                before, lasts[number], last_ns = lasts[number], arrival.at_ns, arrival.at_ns
+                if before is not None:
+                    gaps.append((arrival.at_ns - before) / 1e6)
+                frames += arrival.frames
+                latencies += arrival.latencies_ms
+        return Segment(
+            frames=frames,
+            seconds=(last_ns - started_ns) / 1e9,
+            gaps_ms=tuple(gaps),
+            latencies_ms=tuple(latencies),
+            joules=self._energy.joules(),
+            peak_memory_mib=self._live.memory.mib(),
+        )
+
+    def close(self) -> None:
+        """Close the engine and its streams."""
+        self._engine.close()
+
+    @property
+    def _info(self) -> StreamInfo:
+        return self._feeds[0].stream.info
+
+    def _open(self) -> Feed:
+        stream = self._engine.open(self._run.control)
+        if self._run.camera is None:
+            return PromptFeed(stream)
+        return CameraFeed(stream, self._run.camera(stream.info.width, stream.info.height))
+
+    def _until(self, enough: Callable[[int, int], bool], seconds: float = 0.0) -> int:
+        """Run until enough(arrivals, frames) and for at least that long. Returns the number of frames."""
+        arrivals, frames, started = 0, 0, time.perf_counter()
+        while not enough(arrivals, frames) or time.perf_counter() - started < seconds:
+            arrived = [arrival for arrival in turn(self._engine, self._feeds) if arrival is not None]
+            arrivals, frames = arrivals + len(arrived), frames + sum(arrival.frames for arrival in arrived)
+        return frames
+
+    def _settle(self) -> None:
+        """Run until every stream has returned frames that were pushed or requested since the call."""
+        resumed_ns = time.monotonic_ns()
+        stale = set(range(len(self._feeds)))
+        while stale:
+            for number, arrival in enumerate(turn(self._engine, self._feeds)):
+                if arrival is not None and max(arrival.latencies_ms, default=0.0) < (arrival.at_ns - resumed_ns) / 1e6:
+                    stale.discard(number)
+
+    def _describe(self, first_frame_s: float, frames: int, seconds: float) -> Setup:
+        info, live = self._info, self._live
+        chunk = info.max_frames
+        camera = self._run.camera is not None
+        return Setup(
+            subject="zoetrope",
+            model=info.model,
+            weights=live.weights,
+            size_px=(info.width, info.height),
+            task=f"{info.engine} to {info.engine}" if camera else "from the prompt alone",
+            steps=_steps(self._engine),
+            streams=len(self._feeds),
+            precision=info.dtype,
+            backend=info.backend,
+            why=live.why,
+            threads=live.threads,
+            counted="from pictures in host memory to frames in host memory, every frame"
+            if camera
+            else "from the request to frames in host memory, every frame",
+            gap_of=f"chunks of {chunk} frames" if chunk > 1 else "frames",
+            load_s=live.load_s,
+            first_frame_s=first_frame_s,
+            warm_up_frames=frames,
+            warm_up_s=seconds,
+            memory=live.memory.what,
+            energy=self._energy.what,
+            notes=self._run.notes,
+        )
+
+
+def _steps(engine: Engine) -> int:
+    """The denoising steps of the newest slot or chunk; 0 for an engine without steps."""
+    births = (record for record in reversed(engine.log.records()) if isinstance(record, BirthRecord))
+    newest = next(births, None)
+    return 0 if newest is None else len(newest.timesteps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """A model that a user names, and how to run it. threads: 0: the library's default."""
+
+    model: str
+    options: LoaderOptions = field(default_factory=LoaderOptions)
+    control: Control = field(default_factory=Control)
+    threads: int = 0
+    warm_up_s: float = WARM_UP_S
+
+
+def live_model(request: ModelRequest, say: Say, started_s: float) -> LiveSubject:
+    """Load the model as the worker does and warm it up: an image model with the bundled camera clip, a video model from
+    its prompt alone. Raises ZoetropeError."""
+    from pipelines.backends.table import choose_backend
+    from pipelines.files.hub import bundled_names
+    from pipelines.files.precision import choose_device
+    from pipelines.kinds import LoadContext, kind_of
+
+    say(f"loading {request.model}…")
+    kind = kind_of(request.model)
+    threads, device = kind.use_threads(request.threads), choose_device(request.options.device)
+    memory = peak_memory(device)
+    choice = choose_backend(request.options.backend, kind.name, device) if kind.name in KINDS else None
+    engine = kind.load(request.model, request.options, LoadContext(notice=say))
+    live = LiveEngine(
+        engine=engine,
+        device=device,
+        weights="bundled" if request.model in bundled_names() else "the model's own",
+        why=choice.reason if choice is not None else "it has no network",
+        threads=threads,
+        load_s=time.time() - started_s,
+        memory=memory,
+    )
+    camera = None if kind.name == "video" else clip_camera
+    run = LiveRun(control=request.control, camera=camera, warm_up_s=request.warm_up_s)
+    return LiveSubject(live, run, say, started_s)
