@@ -19,7 +19,7 @@ from pipelines.core.errors import ModelError, ZoetropeError
 
 from .card import Machine, Setup
 from .figures import Segment
-from .subject import MakeSubject, Say, Subject
+from .subject import Begun, MakeSubject, Say, Subject
 
 _JOIN_S = 10.0
 
@@ -108,7 +108,7 @@ def _serve(pipe: Connection, make: MakeSubject, started_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
     subject: Subject | None = None
     try:
-        subject = make(lambda text: pipe.send(_Said(text)), started_s)
+        subject = make(Begun(lambda text: pipe.send(_Said(text)), started_s))
         pipe.send((subject.machine, subject.setup))
         while True:
             pipe.send(subject.measure(pipe.recv()))

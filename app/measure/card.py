@@ -12,14 +12,15 @@ from .figures import Figures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Where it ran. device: the GPU's or the processor's name. memory_gib: of the GPU or the machine. cores: of the
-    CPU that this process may use. driver: of the GPU; "" on a CPU. versions: of libraries, by name; only installed
-    ones.
+    """Where it ran. device: the GPU's or the processor's name. memory_gib: of the GPU or the machine. cpu_features: the
+    instructions that kernels use. cores: those that this process may use. driver: of the GPU; "" on a CPU. versions:
+    of the libraries that are installed, by name.
     """
 
     device: str
     memory_gib: float
     cpu: str
+    cpu_features: tuple[str, ...]
     cores: int
     system: str
     driver: str
@@ -114,6 +115,8 @@ def _machine_text(machine: Machine, threads: int) -> str:
     parts = [f"{machine.device} ({machine.memory_gib:.0f} GiB)"]
     if machine.driver:
         parts += [f"driver {machine.driver}", machine.cpu]
+    else:
+        parts.append(" ".join(machine.cpu_features) or "no vector instructions that PyTorch reports")
     parts += [counted(machine.cores, "core"), counted(threads, "thread"), machine.system]
     return ", ".join(parts)
 

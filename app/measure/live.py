@@ -23,11 +23,16 @@ from .feed import CameraFeed, Feed, PromptFeed, turn
 from .figures import Segment
 from .machine import describe_machine
 from .meters import PeakMemory, energy_meter, peak_memory
-from .subject import Say
+from .subject import Begun
+
+Camera = Callable[[int, int], Iterator[Frame]]
+"""Makes an endless input of a size: width, height in pixels."""
 
 if TYPE_CHECKING:
     import torch
 
+HOST_TO_HOST = "from pictures in host memory to frames in host memory, every frame"
+FROM_PROMPT = "from the request to frames in host memory, every frame"
 WARM_UP_S = 5.0
 """Warm-up lasts at least this long after the first frame, and until so many frames: a video's window is full then."""
 WARM_UP_FRAMES = {"image": 24, "video": 108}
@@ -51,11 +56,11 @@ class LiveEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRun:
-    """How to run it. control: of every stream. camera: makes the input of a size (width, height); None: from the
-    prompt alone. warm_up_s: see WARM_UP_S."""
+    """How to run it. control: of every stream. camera: the input; None: from the prompt alone. warm_up_s: see
+    WARM_UP_S. notes: for the card."""
 
     control: Control = field(default_factory=Control)
-    camera: Callable[[int, int], Iterator[Frame]] | None = None
+    camera: Camera | None = None
     streams: int = 1
     warm_up_s: float = WARM_UP_S
     notes: tuple[str, ...] = ()
@@ -69,16 +74,15 @@ def clip_camera(width: int, height: int) -> Iterator[Frame]:
 class LiveSubject:
     """See `Subject`. Opens the streams and warms up when it is made."""
 
-    def __init__(self, live: LiveEngine, run: LiveRun, say: Say, started_s: float) -> None:
-        """started_s: time.time() when the process was started."""
+    def __init__(self, live: LiveEngine, run: LiveRun, begun: Begun) -> None:
         self._live, self._run = live, run
         self._engine, self._energy = live.engine, energy_meter(live.device)
         self._feeds = [self._open() for _ in range(run.streams)]
         self._machine = describe_machine(live.device)
-        say("warming up…")
+        begun.say("warming up…")
         started = time.perf_counter()
         frames = self._until(lambda arrivals, _: arrivals > 0)
-        first_frame_s = time.time() - started_s
+        first_frame_s = begun.elapsed_s
         wanted = WARM_UP_FRAMES[self._info.engine] * run.streams
         frames += self._until(lambda _, frames: frames >= wanted, seconds=run.warm_up_s)
         self._setup = self._describe(first_frame_s, frames, time.perf_counter() - started)
@@ -168,9 +172,7 @@ class LiveSubject:
             backend=info.backend,
             why=live.why,
             threads=live.threads,
-            counted="from pictures in host memory to frames in host memory, every frame"
-            if camera
-            else "from the request to frames in host memory, every frame",
+            counted=HOST_TO_HOST if camera else FROM_PROMPT,
             gap_of=f"chunks of {chunk} frames" if chunk > 1 else "frames",
             load_s=live.load_s,
             first_frame_s=first_frame_s,
@@ -191,38 +193,39 @@ def _steps(engine: Engine) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """A model that a user names, and how to run it. threads: 0: the library's default."""
+    """A model that a user names, and how to run it. threads: 0: the library's default. camera: for image models."""
 
     model: str
     options: LoaderOptions = field(default_factory=LoaderOptions)
     control: Control = field(default_factory=Control)
     threads: int = 0
+    camera: Camera = clip_camera
     warm_up_s: float = WARM_UP_S
 
 
-def live_model(request: ModelRequest, say: Say, started_s: float) -> LiveSubject:
-    """Load the model as the worker does and warm it up: an image model with the bundled camera clip, a video model from
-    its prompt alone. Raises ZoetropeError."""
+def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
+    """Load the model as the worker does and warm it up: an image model with a camera, a video model from its prompt
+    alone. Raises ZoetropeError."""
     from pipelines.backends.table import choose_backend
     from pipelines.files.hub import bundled_names
     from pipelines.files.precision import choose_device
     from pipelines.kinds import LoadContext, kind_of
 
-    say(f"loading {request.model}…")
+    begun.say(f"loading {request.model}…")
     kind = kind_of(request.model)
     threads, device = kind.use_threads(request.threads), choose_device(request.options.device)
     memory = peak_memory(device)
     choice = choose_backend(request.options.backend, kind.name, device) if kind.name in KINDS else None
-    engine = kind.load(request.model, request.options, LoadContext(notice=say))
+    engine = kind.load(request.model, request.options, LoadContext(notice=begun.say))
     live = LiveEngine(
         engine=engine,
         device=device,
         weights="bundled" if request.model in bundled_names() else "the model's own",
         why=choice.reason if choice is not None else "it has no network",
         threads=threads,
-        load_s=time.time() - started_s,
+        load_s=begun.elapsed_s,
         memory=memory,
     )
-    camera = None if kind.name == "video" else clip_camera
+    camera = None if kind.name == "video" else request.camera
     run = LiveRun(control=request.control, camera=camera, warm_up_s=request.warm_up_s)
-    return LiveSubject(live, run, say, started_s)
+    return LiveSubject(live, run, begun)

@@ -31,6 +31,8 @@ _GIB = 2**30
 
 def describe_machine(device: torch.device) -> Machine:
     """Return the description of this machine with that device. Imports torch."""
+    from pipelines.files.precision import cpu_flags
+
     cpu, driver = cpu_name(), ""
     versions = {"python": platform.python_version()}
     versions |= {package: found for package in _PACKAGES if (found := _version(package))}
@@ -47,6 +49,7 @@ def describe_machine(device: torch.device) -> Machine:
         device=name,
         memory_gib=round(memory_gib, 1),
         cpu=cpu,
+        cpu_features=cpu_flags(),
         cores=_cores(),
         system=f"{platform.system()} {platform.machine()}",
         driver=driver,

@@ -4,7 +4,9 @@ is and of the process that it runs in.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from .card import Machine, Setup
@@ -12,6 +14,19 @@ from .figures import Segment
 
 Say = Callable[[str], object]
 """Receives a sentence on what is happening, for a person who waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The process that makes a subject. say: tells what happens. started_s: time.time() when it was started."""
+
+    say: Say
+    started_s: float
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the process was started."""
+        return time.time() - self.started_s
 
 
 class Subject(Protocol):
@@ -24,7 +39,7 @@ class Subject(Protocol):
     def setup(self) -> Setup: ...
 
     def measure(self, seconds: float) -> Segment:
-        """Run in steady state for about that long, and at least until two arrivals; then stop, ready to go on."""
+        """Run in steady state for that long, until the next arrival; then stop, ready to go on."""
         ...
 
     def close(self) -> None:
@@ -32,6 +47,5 @@ class Subject(Protocol):
         ...
 
 
-MakeSubject = Callable[[Say, float], Subject]
-"""Loads and warms up a subject. Takes where to say what happens, and the time (time.time) when its process was
-started. It must be picklable: a function of a module, or functools.partial of one."""
+MakeSubject = Callable[[Begun], Subject]
+"""Loads and warms up a subject. It must be picklable: a function of a module, or functools.partial of one."""
