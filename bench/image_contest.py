@@ -87,6 +87,7 @@ def ours(case: ImageCase, backend: str, begun: Begun) -> LiveSubject:
     parts, memory = load_parts(case)
     live = LiveEngine(
         engine=ImageEngine(parts.model_with(BACKENDS[backend])),
+        model=case.model,
         device=parts.model.device,
         weights="random" if case.random else "bundled",
         why="one of those compared",

@@ -62,7 +62,9 @@ class AutoPipelinePeer:
             text_encoder=None,
             tokenizer=None,
             unet=parts.unet,
-            scheduler=LCMScheduler(trained_betas=betas.tolist(), prediction_type=networks.prediction_type),
+            scheduler=LCMScheduler(
+                trained_betas=betas.tolist(), prediction_type=networks.prediction_type, steps_offset=1
+            ),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

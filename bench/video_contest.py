@@ -159,6 +159,7 @@ def end_to_end(case: VideoCase, backend: str, begun: Begun) -> LiveSubject:
     options = VideoOptions(max_streams=1, chunk_frames=case.chunk_frames, window_frames=case.window_frames)
     live = LiveEngine(
         engine=VideoEngine(model, options),
+        model=case.model,
         device=torch.device(case.device),
         weights=_weights(case),
         why="one of those compared",
@@ -166,7 +167,12 @@ def end_to_end(case: VideoCase, backend: str, begun: Begun) -> LiveSubject:
         load_s=begun.elapsed_s,
         memory=memory,
     )
-    return LiveSubject(live, LiveRun(control=Control.of({"prompt": "a cat"}), warm_up_s=case.warm_up_s), begun)
+    run = LiveRun(
+        control=Control.of({"prompt": "a cat"}),
+        warm_up_s=case.warm_up_s,
+        warm_up_frames=4 * (case.window_frames + 2 * case.chunk_frames),
+    )
+    return LiveSubject(live, run, begun)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

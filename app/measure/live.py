@@ -34,18 +34,20 @@ if TYPE_CHECKING:
 HOST_TO_HOST = "from pictures in host memory to frames in host memory, every frame"
 FROM_PROMPT = "from the request to frames in host memory, every frame"
 WARM_UP_S = 5.0
-"""Warm-up lasts at least this long after the first frame, and until so many frames: a video's window is full then."""
+"""Warm-up lasts at least this long after the first frame."""
 WARM_UP_FRAMES = {"image": 24, "video": 108}
+"""And until so many more frames of a stream: then Wan's window of 21 latents is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveEngine:
-    """A loaded engine and what its card says of it. See `Setup` for the texts. threads: CPU threads in use.
+    """A loaded engine and what its card says of it. See `Setup` for the texts. model: "": the engine's own name.
 
-    load_s: from the start of the process. memory: begun before loading.
+    threads: CPU threads in use. load_s: from the start of the process. memory: begun before loading.
     """
 
     engine: Engine
+    model: str = ""
     device: torch.device
     weights: str
     why: str
@@ -56,13 +58,14 @@ class LiveEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRun:
-    """How to run it. control: of every stream. camera: the input; None: from the prompt alone. warm_up_s: see
-    WARM_UP_S. notes: for the card."""
+    """How to run it. control: of every stream. camera: the input; None: from the prompt alone. warm_up_s,
+    warm_up_frames (0: by kind of model): see WARM_UP_S and WARM_UP_FRAMES. notes: for the card."""
 
     control: Control = field(default_factory=Control)
     camera: Camera | None = None
     streams: int = 1
     warm_up_s: float = WARM_UP_S
+    warm_up_frames: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -83,7 +86,7 @@ class LiveSubject:
         started = time.perf_counter()
         frames = self._until(lambda arrivals, _: arrivals > 0)
         first_frame_s = begun.elapsed_s
-        wanted = WARM_UP_FRAMES[self._info.engine] * run.streams
+        wanted = (run.warm_up_frames or WARM_UP_FRAMES[self._info.engine]) * run.streams
         frames += self._until(lambda _, frames: frames >= wanted, seconds=run.warm_up_s)
         self._setup = self._describe(first_frame_s, frames, time.perf_counter() - started)
 
@@ -162,7 +165,7 @@ class LiveSubject:
         camera = self._run.camera is not None
         return Setup(
             subject="zoetrope",
-            model=info.model,
+            model=live.model or info.model,
             weights=live.weights,
             size_px=(info.width, info.height),
             task=f"{info.engine} to {info.engine}" if camera else "from the prompt alone",
