@@ -86,7 +86,7 @@ def ours(case: ImageCase, backend: str, begun: Begun) -> LiveSubject:
 
     parts, memory = load_parts(case)
     live = LiveEngine(
-        engine=ImageEngine(parts.model_with(BACKENDS[backend])),
+        engine=ImageEngine(parts.model_with(BACKENDS[backend]), max_slots=max(8, case.streams * case.steps)),
         model=case.model,
         device=parts.model.device,
         weights="random" if case.random else "bundled",

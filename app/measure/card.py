@@ -79,7 +79,7 @@ class Card:
 
     def as_text(self) -> str:
         """Return the card for a terminal, a line for each fact; what was not measured says why."""
-        return "\n".join(f"{name:<14}{value}" for name, value in _rows(self))
+        return "\n".join(f"{name:<14}{value}".rstrip() for name, value in _rows(self))
 
 
 def _rows(card: Card) -> list[tuple[str, str]]:

@@ -224,7 +224,7 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
         engine=engine,
         device=device,
         weights="bundled" if request.model in bundled_names() else "the model's own",
-        why=choice.reason if choice is not None else "it has no network",
+        why=choice.reason.removeprefix(f"{choice.backend.name}: ") if choice is not None else "it has no network",
         threads=threads,
         load_s=begun.elapsed_s,
         memory=memory,
