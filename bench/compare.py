@@ -95,7 +95,7 @@ def text_of(outcome: Outcome) -> str:
         gap = f"gap {f.gap_ms_p50:.2f} / {f.gap_ms_p95:.2f} / {f.gap_ms_p99:.2f} ms"
         lines.append(f"  {name:<48}{f.fps:8.2f} FPS  {gap}{latency}  {f.peak_memory_mib:.0f} MiB{energy}")
     for r in outcome.ratios:
-        work = "" if r.same_count else "  (ours counts more work)"
+        work = "" if r.same_work else "  (not the same work)"
         lines.append(f"  {r.ours} / {r.peer}: {r.ratio:.2f} ({r.lowest:.2f} to {r.highest:.2f}){work}")
     lines += [f"  not run: {n.name}: {n.reason}{f' ({n.pip})' if n.pip else ''}" for n in outcome.not_run]
     return "\n".join(lines)
@@ -112,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.kinds = options.kinds or ["image", "video"]
     if unknown := set(options.kinds) - {"image", "video"}:
         parser().error(f"{sorted(unknown)[0]!r} is neither image nor video")
+    if options.rounds < 1 or options.seconds <= 0:
+        parser().error("--rounds and --seconds must be above 0")
     limit_spinning()
     found = contests(options)
     if options.list:

@@ -47,7 +47,7 @@ class NotRun:
 class Ratio:
     """Frames a second of one of ours divided by those of a peer: the median of the rounds, the lowest and the highest.
 
-    same_count: whether both count the same work; if not, ours does more: read both cards.
+    same_work: whether both count the same work with as many streams; if not, read both cards.
     """
 
     ours: str
@@ -55,7 +55,7 @@ class Ratio:
     ratio: float
     lowest: float
     highest: float
-    same_count: bool
+    same_work: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,45 +80,77 @@ class Rounds:
 
 def hold(what: str, contestants: Sequence[Contestant], rounds: Rounds, say: Say) -> Outcome:
     """Load all contestants, one after the other, then measure them in turns."""
-    not_run: list[NotRun] = []
-    alive: dict[str, Apart] = {}
-    segments: dict[str, list[Segment]] = {}
-
-    def fail(contestant: Contestant, reason: str) -> None:
-        say(f"{contestant.name}: not run: {reason}")
-        not_run.append(NotRun(name=contestant.name, reason=reason, pip=contestant.pip))
-        segments.pop(contestant.name, None)
-        if (apart := alive.pop(contestant.name, None)) is not None:
-            apart.close()
-
+    turns = _Turns(say)
     try:
         for contestant in contestants:
-            if reason := _missing(contestant):
-                fail(contestant, reason)
-                continue
-            say(f"{contestant.name}: loading")
-            alive[contestant.name] = Apart(contestant.make, say)
-            try:
-                alive[contestant.name].about()
-            except ZoetropeError as error:
-                fail(contestant, str(error))
+            turns.load(contestant)
         order = list(contestants)
-        for number in range(rounds.rounds):
-            for contestant in [c for c in order if c.name in alive]:
-                try:
-                    segment = alive[contestant.name].measure(rounds.seconds)
-                except ZoetropeError as error:
-                    fail(contestant, str(error))
-                    continue
-                segments.setdefault(contestant.name, []).append(segment)
-                say(f"round {number + 1}: {contestant.name}: {segment.fps:.2f} frames a second")
+        for number in range(1, rounds.rounds + 1):
+            for contestant in order:
+                turns.measure(contestant, rounds.seconds, number)
             order.reverse()
-        cards = {name: card_of(alive[name], measured, rounds.command) for name, measured in segments.items()}
+        cards = turns.cards(rounds.command)
     finally:
-        for apart in alive.values():
+        turns.close()
+    ran = [contestant for contestant in contestants if contestant.name in cards]
+    return Outcome(
+        what=what,
+        rounds=rounds.rounds,
+        cards=cards,
+        ratios=_ratios(ran, cards, turns.segments),
+        not_run=tuple(turns.not_run),
+    )
+
+
+class _Turns:
+    """The contestants that are alive, what they measured, and the others."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._alive: dict[str, Apart] = {}
+        self.segments: dict[str, list[Segment]] = {}
+        self.not_run: list[NotRun] = []
+
+    def load(self, contestant: Contestant) -> None:
+        """Start it and wait until it is warm."""
+        if reason := _missing(contestant):
+            self._fail(contestant, reason)
+            return
+        self._say(f"{contestant.name}: loading")
+        self._alive[contestant.name] = Apart(contestant.make, self._say)
+        try:
+            self._alive[contestant.name].about()
+        except ZoetropeError as error:
+            self._fail(contestant, str(error))
+
+    def measure(self, contestant: Contestant, seconds: float, number: int) -> None:
+        """Measure its stretch of a round, if it is alive."""
+        apart = self._alive.get(contestant.name)
+        if apart is None:
+            return
+        try:
+            segment = apart.measure(seconds)
+        except ZoetropeError as error:
+            self._fail(contestant, str(error))
+            return
+        self.segments.setdefault(contestant.name, []).append(segment)
+        self._say(f"round {number}: {contestant.name}: {segment.fps:.2f} frames a second")
+
+    def cards(self, command: str) -> dict[str, Card]:
+        """Return a card for each that is alive, in the order in which they were loaded."""
+        return {name: card_of(apart, self.segments[name], command) for name, apart in self._alive.items()}
+
+    def close(self) -> None:
+        """End all processes."""
+        for apart in self._alive.values():
             apart.close()
-    ratios = _ratios([c for c in contestants if c.name in cards], cards, segments)
-    return Outcome(what=what, rounds=rounds.rounds, cards=cards, ratios=ratios, not_run=tuple(not_run))
+
+    def _fail(self, contestant: Contestant, reason: str) -> None:
+        self._say(f"{contestant.name}: not run: {reason}")
+        self.not_run.append(NotRun(name=contestant.name, reason=reason, pip=contestant.pip))
+        self.segments.pop(contestant.name, None)
+        if (apart := self._alive.pop(contestant.name, None)) is not None:
+            apart.close()
 
 
 def _missing(contestant: Contestant) -> str:
@@ -141,7 +173,11 @@ def _ratios(ran: Sequence[Contestant], cards: dict[str, Card], segments: dict[st
                     ratio=statistics.median(by_round),
                     lowest=min(by_round),
                     highest=max(by_round),
-                    same_count=cards[ours.name].setup.counted == cards[peer.name].setup.counted,
+                    same_work=_work(cards[ours.name]) == _work(cards[peer.name]),
                 )
             )
     return tuple(ratios)
+
+
+def _work(card: Card) -> tuple[str, int]:
+    return card.setup.counted, card.setup.streams

@@ -78,14 +78,14 @@ def test_ratios_are_of_ours_and_peers_in_the_same_round(outcome: Outcome) -> Non
     ratios = {(ratio.ours, ratio.peer): ratio for ratio in outcome.ratios}
     assert ratios.keys() == {("ours", "peer"), ("more", "peer")}
     assert ratios["ours", "peer"].ratio == pytest.approx(2.5)
-    assert ratios["ours", "peer"].same_count
-    assert not ratios["more", "peer"].same_count
+    assert ratios["ours", "peer"].same_work
+    assert not ratios["more", "peer"].same_work
 
 
 def test_the_outcome_as_text_and_json(outcome: Outcome) -> None:
     text = text_of(outcome)
     assert "ours / peer: 2.50 (2.50 to 2.50)" in text
-    assert "more / peer: 2.00 (2.00 to 2.00)  (ours counts more work)" in text
+    assert "more / peer: 2.00 (2.00 to 2.00)  (not the same work)" in text
     assert "not run: absent: the package no_such_module is not installed (pip install no-such-module)" in text
     read = json.loads(json.dumps(json_of(outcome)))
     assert read["cards"]["ours"]["figures"]["fps"] == pytest.approx(25.0)
@@ -198,7 +198,7 @@ def test_the_command_measures_and_prints_json(capfd: pytest.CaptureFixture[str])
     assert list(contest["cards"]) == ["plain loop", "zoetrope, eager"]
     assert all(card["figures"]["segments"] == 2 and card["figures"]["fps"] > 0 for card in contest["cards"].values())
     (ratio,) = contest["ratios"]
-    assert ratio["same_count"]
+    assert ratio["same_work"]
     assert ratio["lowest"] <= ratio["ratio"] <= ratio["highest"]
     assert {entry["name"] for entry in contest["not_run"]} == {"zoetrope, cuda-graph", "zoetrope, compiled-cuda-graph"}
 
