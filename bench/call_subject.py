@@ -30,6 +30,7 @@ class About:
     backend: str
     counted: str
     gap_of: str
+    latency: str
     notes: tuple[str, ...] = ()
 
 
@@ -76,6 +77,7 @@ class CallSubject:
             threads=torch.get_num_threads(),
             counted=about.counted,
             gap_of=about.gap_of,
+            latency=about.latency,
             load_s=load_s,
             first_frame_s=first_frame_s,
             warm_up_frames=count * calls.frames,

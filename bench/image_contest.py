@@ -14,7 +14,7 @@ from itertools import cycle
 import torch
 
 from app.measure.camera import endless_camera
-from app.measure.live import HOST_TO_HOST, LiveEngine, LiveRun, LiveSubject
+from app.measure.live import HOST_TO_HOST, PUSH_TO_PICTURE, LiveEngine, LiveRun, LiveSubject
 from app.measure.meters import PeakMemory, peak_memory
 from app.measure.subject import Begun
 from bench.call_subject import About, Calls, CallSubject
@@ -178,6 +178,7 @@ def _calling(
         backend=ran[1],
         counted=HOST_TO_HOST,
         gap_of="frames",
+        latency=PUSH_TO_PICTURE,
         notes=(_NO_EPSILON,) if wrong else (),
     )
     calls = Calls(call=lambda: call(next(pictures)), depth=depth, warm_up_s=case.warm_up_s)

@@ -245,6 +245,7 @@ def _about(case: VideoCase, given: Networks, subject: str, backend: str, *, note
         backend=backend,
         counted=TRANSFORMER_ALONE,
         gap_of=f"chunks of {4 * case.chunk_frames} frames",
+        latency="latents do not leave it as pictures",
         notes=(note,) if note else (),
     )
 

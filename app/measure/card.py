@@ -35,7 +35,7 @@ class Setup:
     size_px: (width, height). task: what it does with what input. steps: denoising steps per frame or chunk. streams: at
     once. precision: of the denoiser. backend, why: how the networks are run, and why that was chosen. threads: CPU
     threads of the tensor library. counted: from where to where, and which frames. gap_of: what the times between
-    arrivals are between ("frames", "chunks of 12 frames"). load_s, first_frame_s: from the start of the process to a
+    arrivals are between ("frames", "chunks of 12 frames"). latency: what latency is, or why there is none. load_s, first_frame_s: from the start of the process to a
     loaded model and to the first frame. warm_up_frames, warm_up_s: excluded, compiling and capturing included. memory:
     what peak memory counts. energy: what joules count, or why they were not measured. notes: anything else a reader
     must know.
@@ -54,6 +54,7 @@ class Setup:
     threads: int
     counted: str
     gap_of: str
+    latency: str
     load_s: float
     first_frame_s: float
     warm_up_frames: int
@@ -97,7 +98,7 @@ def _rows(card: Card) -> list[tuple[str, str]]:
         ("", ""),
         ("speed", f"{figures.fps:.1f} frames a second ({figures.frames} frames in {figures.seconds:.1f} s)"),
         ("evenness", _gap_text(figures, setup.gap_of)),
-        ("latency", _latency_text(figures)),
+        ("latency", _latency_text(figures, setup.latency)),
         ("first frame", f"{setup.first_frame_s:.1f} s after the process started (loaded after {setup.load_s:.1f} s)"),
         ("memory", f"{figures.peak_memory_mib:.0f} MiB: {setup.memory}"),
         ("energy", _energy_text(figures, setup.energy)),
@@ -126,10 +127,10 @@ def _gap_text(figures: Figures, gap_of: str) -> str:
     return f"{p50:.1f} ms between {gap_of} (p50), {p95:.1f} (p95), {p99:.1f} (p99); p99/p50 {p99 / p50:.2f}"
 
 
-def _latency_text(figures: Figures) -> str:
+def _latency_text(figures: Figures, latency: str) -> str:
     if figures.latency_ms_p50 is None or figures.latency_ms_p95 is None:
-        return "not measured: pictures do not leave this subject one by one"
-    return f"{figures.latency_ms_p50:.1f} ms from push to picture (p50), {figures.latency_ms_p95:.1f} (p95)"
+        return f"not measured: {latency}"
+    return f"{figures.latency_ms_p50:.1f} ms {latency} (p50), {figures.latency_ms_p95:.1f} (p95)"
 
 
 def _energy_text(figures: Figures, energy: str) -> str:

@@ -31,7 +31,10 @@ Camera = Callable[[int, int], Iterator[Frame]]
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.backends.table import BackendChoice
+
 HOST_TO_HOST = "from pictures in host memory to frames in host memory, every frame"
+PUSH_TO_PICTURE = "from push to picture"
 FROM_PROMPT = "from the request to frames in host memory, every frame"
 WARM_UP_S = 5.0
 """Warm-up lasts at least this long after the first frame."""
@@ -177,6 +180,7 @@ class LiveSubject:
             threads=live.threads,
             counted=HOST_TO_HOST if camera else FROM_PROMPT,
             gap_of=f"chunks of {chunk} frames" if chunk > 1 else "frames",
+            latency=PUSH_TO_PICTURE if camera else "from request to picture",
             load_s=live.load_s,
             first_frame_s=first_frame_s,
             warm_up_frames=frames,
@@ -224,7 +228,7 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
         engine=engine,
         device=device,
         weights="bundled" if request.model in bundled_names() else "the model's own",
-        why=choice.reason.removeprefix(f"{choice.backend.name}: ") if choice is not None else "it has no network",
+        why=_why(choice) if choice is not None else "it has no network",
         threads=threads,
         load_s=begun.elapsed_s,
         memory=memory,
@@ -232,3 +236,8 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
     camera = None if kind.name == "video" else request.camera
     run = LiveRun(control=request.control, camera=camera, warm_up_s=request.warm_up_s)
     return LiveSubject(live, run, begun)
+
+
+def _why(choice: BackendChoice) -> str:
+    """The reason, without the name that it begins with."""
+    return choice.reason.removeprefix(choice.backend.name).lstrip(": ")

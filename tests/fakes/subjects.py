@@ -38,6 +38,7 @@ def setup(subject: str, *, counted: str = "everything", first_frame_s: float = 0
         threads=1,
         counted=counted,
         gap_of="frames",
+        latency="from push to picture",
         load_s=0.25,
         first_frame_s=first_frame_s,
         warm_up_frames=3,
