@@ -35,10 +35,10 @@ class Setup:
     size_px: (width, height). task: what it does with what input. steps: denoising steps per frame or chunk. streams: at
     once. precision: of the denoiser. backend, why: how the networks are run, and why that was chosen. threads: CPU
     threads of the tensor library. counted: from where to where, and which frames. gap_of: what the times between
-    arrivals are between ("frames", "chunks of 12 frames"). latency: what latency is, or why there is none. load_s, first_frame_s: from the start of the process to a
-    loaded model and to the first frame. warm_up_frames, warm_up_s: excluded, compiling and capturing included. memory:
-    what peak memory counts. energy: what joules count, or why they were not measured. notes: anything else a reader
-    must know.
+    arrivals are between ("frames", "chunks of 12 frames"). latency: what latency is, or why there is none. load_s,
+    first_frame_s: from the start of the process to a loaded model and to the first frame. warm_up_frames, warm_up_s:
+    excluded, compiling and capturing included. memory: what peak memory counts. energy: what joules count, or why they
+    were not measured. notes: anything else a reader must know.
     """
 
     subject: str
