@@ -31,7 +31,7 @@ class Machine:
 class Setup:
     """What was run.
 
-    subject: "zoetrope" or a peer with its version. model, weights: name, and "published", "bundled" or "random".
+    subject: "zoetrope" or a peer with its version. model, weights: name, and "bundled", "random" or "the model's own".
     size_px: (width, height). task: what it does with what input. steps: denoising steps per frame or chunk. streams: at
     once. precision: of the denoiser. backend, why: how the networks are run, and why that was chosen. threads: CPU
     threads of the tensor library. counted: from where to where, and which frames. gap_of: what the times between

@@ -200,7 +200,7 @@ def test_the_command_measures_and_prints_json(capfd: pytest.CaptureFixture[str])
     (ratio,) = contest["ratios"]
     assert ratio["same_work"]
     assert ratio["lowest"] <= ratio["ratio"] <= ratio["highest"]
-    assert {entry["name"] for entry in contest["not_run"]} == {"zoetrope, cuda-graph", "zoetrope, compiled-cuda-graph"}
+    assert {entry["name"] for entry in contest["not_run"]} >= {"zoetrope, cuda-graph"}
 
 
 def test_the_list_names_everybody_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
