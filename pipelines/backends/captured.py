@@ -1,7 +1,7 @@
 """Owns CUDA graphs of single calls with static inputs and results: calls run eagerly, then are captured and replayed.
 
 Independent of what is captured. The graphs of one object share a memory pool, so they must be replayed one after the
-other on one CUDA stream; calls that overlap in time need different objects.
+other on one CUDA stream; calls that overlap in time need different objects, and CUDA streams of their own.
 """
 
 from __future__ import annotations
@@ -97,8 +97,13 @@ def record(
 
     pool: from torch.cuda.graph_pool_handle. errors: PyTorch's capture_error_mode, which threads' forbidden calls make
     the recording fail: those of any thread ("global") or only of this one ("thread_local").
+
+    It is recorded on the current CUDA stream, since graphs keep the libraries' workspaces of the one on which they were
+    recorded (cuBLAS has one for each), and those that overlap must not share them. The default one cannot record:
+    PyTorch's own for that purpose takes its place.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, capture_error_mode=errors):
+    graph, cuda_stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+    own = None if cuda_stream == torch.cuda.default_stream(device) else cuda_stream
+    with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode=errors):
         body()
     return graph

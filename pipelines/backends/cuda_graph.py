@@ -3,7 +3,7 @@
 Independent of what is captured. The first run of a part is eager (and warms up libraries), the second captures and
 replays, later ones replay: no work is done twice. The graphs of parts share one memory pool: they are replayed one
 after the other on one CUDA stream and write their results to buffers outside the pool. Each `calls()` has its own
-pool.
+pool. What overlaps in time has an executor for each CUDA stream.
 """
 
 from __future__ import annotations

@@ -29,15 +29,13 @@ BACKENDS = backend_table(
     PyTorchBackend(name="eager", purpose="networks run eagerly in PyTorch, on any device", preference=1),
     PyTorchBackend(
         name="compiled",
-        purpose="transformer blocks, KV cache kernels and decoder compiled with torch.compile",
-        kinds=("video",),
+        purpose="networks compiled with torch.compile; image models beside the stream, which starts eager",
         compiled=True,
     ),
     PyTorchBackend(name="cuda-graph", purpose="captured in CUDA graphs and replayed", preference=2, captured=True),
     PyTorchBackend(
         name="compiled-cuda-graph",
         purpose="compiled, and captured in CUDA graphs",
-        kinds=("video",),
         preference=3,
         compiled=True,
         captured=True,

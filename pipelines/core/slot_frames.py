@@ -30,6 +30,11 @@ class SlotFrames:
         self.readback, self.buffer = readback, readback.acquire()
         self.done: Mark | None = None
 
+    @property
+    def mark(self) -> Mark:
+        """The mark of its host buffer, where buffers have one."""
+        return self.readback.mark(self.buffer)
+
     def receive(self, pictures: torch.Tensor) -> None:
         """Start copying pictures [F, H, W, 3] uint8 from the device, F >= the number of frames; does not wait."""
         self.readback.receive(self.buffer, pictures)

@@ -17,19 +17,20 @@ class TickTimings:
         self._waiting: deque[tuple[int, Sequence[Mark]]] = deque()
 
     def add(self, tick: int, marks: Sequence[Mark]) -> None:
-        """Add a tick, logged once finished. marks: its start, and the ends of its encoding, denoising and decoding."""
+        """Add a tick, logged once finished. marks: its start, and the ends of its encoding, denoising and decoding;
+        before the end of its denoising, its start, where the tick waits for others in between."""
         self._waiting.append((tick, marks))
         self.log_finished()
 
     def log_finished(self) -> None:
         """Log the timings of the ticks that the device has finished."""
         while self._waiting and self._waiting[0][1][-1].passed():
-            tick, (start, encoded, stepped, decoded) = self._waiting.popleft()
+            tick, (start, encoded, *waited, stepped, decoded) = self._waiting.popleft()
             self._log.add(
                 TimingRecord(
                     tick=tick,
                     encode_ms=encoded.ms_since(start),
-                    denoise_ms=stepped.ms_since(encoded),
+                    denoise_ms=stepped.ms_since(waited[0] if waited else encoded),
                     decode_ms=decoded.ms_since(stepped),
                 )
             )

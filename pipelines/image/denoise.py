@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from types import MappingProxyType
 
 import torch
 
@@ -18,6 +19,8 @@ from pipelines.conditioning.base import Conditioner
 from pipelines.conditioning.stream import all_inputs
 
 from .model import Condition, Denoiser
+
+NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 class FloatRow(IntEnum):
@@ -50,7 +53,7 @@ class IntRow(IntEnum):
     NOISE = 4  # cell of the ring's noise: the noise added to reach the next level
     EXTRA = 5  # batch entry of this slot's negative evaluation (its own entry if there is none)
     ENTRY_ROW = 6  # rows of the slots admitted in this tick
-    FINISHED_ROW = 7  # rows of the slots that finish in this tick
+    FINISHED = 7  # columns, in the batch in which they were stepped, of the slots that finish in this tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +122,9 @@ def next_stock(stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, term
 class DenoiseBatch:
     """Runs one step of a batch: gather, model, formula, scatter.
 
-    The ring has the fields latents, stock [F, C, h, w] and noise [steps, F, C, h, w], of the dtype of the table
-    `floats`, and those of the conditioners.
+    stepped: [capacity, F, C, h, w], the latents of the last batch after its step, by column: another batch may already
+    be writing to the ring while they are decoded. The ring has the fields latents, stock [F, C, h, w] and noise
+    [steps, F, C, h, w], of the dtype of the table `floats`, and those of the conditioners.
     """
 
     def __init__(
@@ -133,9 +137,11 @@ class DenoiseBatch:
         conditioners: Sequence[Conditioner],
         columns: Mapping[str, torch.Tensor],
         time_ids: torch.Tensor | None,
+        instead: Mapping[str, torch.Tensor] = NOTHING,
     ) -> None:
         """floats: [len(FloatRow), 2 capacity]. ints: [len(IntRow), 2 capacity] int64. columns: [2 capacity, columns]
-        float32 by conditioner, of those that have columns. time_ids: [1, 6] float32 or None. All on the device.
+        float32 by conditioner, of those that have columns. time_ids: [1, 6] float32 or None. instead: see
+        `GatheredRows`. All on the device.
         """
         self._ring, self._denoiser = ring, denoiser
         self._floats, self._ints = floats, ints
@@ -143,7 +149,8 @@ class DenoiseBatch:
         latents = ring.tensor("latents")
         self._frames = latents.shape[1]
         self._latents = torch.empty((2 * ring.capacity, *latents.shape[1:]), dtype=latents.dtype, device=latents.device)
-        self._rows = GatheredRows(ring, ints, conditioners, columns)
+        self.stepped = torch.zeros_like(latents)
+        self._rows = GatheredRows(ring, ints, conditioners, columns, instead)
 
     def run(self, rows: int, extra: int, use_stock: bool) -> None:
         """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts."""
@@ -160,7 +167,9 @@ class DenoiseBatch:
         stock = ring.gather("stock", handles) if use_stock else None
         eps, stock = guided_noise(eps_all[:rows], eps_extra, stock, terms)
         x_hat = denoised(latents[:rows], eps, terms)
-        ring.scatter("latents", handles, next_latents(x_hat, eps, noise, terms))
+        stepped = next_latents(x_hat, eps, noise, terms)
+        ring.scatter("latents", handles, stepped)
+        self.stepped[:rows].copy_(stepped)
         if stock is not None:
             moved = next_stock(stock, eps, noise, terms)
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))
@@ -182,11 +191,18 @@ class GatheredRows:
     """The fields and columns of conditioners, gathered for the entries of a batch into static memory."""
 
     def __init__(
-        self, ring: Ring, ints: torch.Tensor, conditioners: Sequence[Conditioner], columns: Mapping[str, torch.Tensor]
+        self,
+        ring: Ring,
+        ints: torch.Tensor,
+        conditioners: Sequence[Conditioner],
+        columns: Mapping[str, torch.Tensor],
+        instead: Mapping[str, torch.Tensor] = NOTHING,
     ) -> None:
-        self._ring, self._ints, self._columns = ring, ints, columns
+        """instead: cells [2 capacity, ...] to be gathered in place of those of a branched field."""
+        self._ring, self._ints, self._columns, self._instead = ring, ints, columns, instead
         self._branched = frozenset(name for conditioner in conditioners for name in conditioner.branched)
-        self._out = {name: self._memory(name) for conditioner in conditioners for name in conditioner.fields}
+        fields = {name for conditioner in conditioners for name in conditioner.fields}
+        self._out = {name: self._memory(name) for name in sorted(fields - instead.keys())}
         self._frames = ring.tensor("latents").shape[1]
 
     def _memory(self, name: str) -> torch.Tensor:
@@ -196,6 +212,9 @@ class GatheredRows:
 
     def field(self, name: str, entries: int) -> torch.Tensor:
         """Return [entries F, *shape], valid until the same field is gathered again."""
+        if name in self._instead:
+            chosen = self._instead[name].index_select(0, self._ints[IntRow.CELL, :entries])
+            return per_frame(chosen, self._frames)
         out = self._out[name][:entries]
         if name in self._branched:
             torch.index_select(self._ring.cells(name), 0, self._ints[IntRow.CELL, :entries], out=out)

@@ -6,6 +6,7 @@ pipelines/image/engine.py runs the `ImageModel` that contains it. None of the th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,15 +16,21 @@ import numpy.typing as npt
 import torch
 
 from pipelines.core.conditions import PromptEncoder
+from pipelines.core.contracts import Notify
 from pipelines.core.execution import Executor
+from pipelines.core.origin import Origin
+from pipelines.core.preparation import NoPreparation, Preparation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Condition:
     """The conditions of each of the N rows of a denoiser's batch.
 
-    embeds: [N, L, D] float32. pooled: [N, P] float32 or None. time_ids: [N, 6] float32 (SDXL's sizes) or None.
-    row: [N] int64 row handle in the ring. step: [N] int64 step index. Caches and backends key on both.
+    embeds: [N, L, D] float32, or what the runtime's `TextProjection` made of them. pooled: [N, P] float32 or None.
+    time_ids: [N, 6] float32 (SDXL's sizes) or None. row: [N] int64 row handle in the ring. step: [N] int64 step index.
+    Caches and backends key on both.
     inputs: further inputs from conditioners, by name: latent_bias, or keyword inputs of the network.
     """
 
@@ -43,6 +50,20 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor: ...
+
+
+class TextProjection(Protocol):
+    """Computes once what a denoiser needs of a prompt, instead of in every pass: keys and values of cross-attention."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def size(self, tokens: int) -> int:
+        """Return the length of the vector for so many tokens."""
+        ...
+
+    def project(self, embeds: torch.Tensor) -> torch.Tensor:
+        """embeds: [N, L, D] float32 -> [N, size], each row depending on its own embeddings only. Waits for nothing."""
+        ...
 
 
 class LatentCodec(Protocol):
@@ -98,7 +119,8 @@ class ImageNetworks:
 
     unet: diffusers' UNet2DConditionModel in `dtype`. autoencoder: diffusers' module of the class `autoencoder_class`,
     in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32 for
-    networks that were distilled with guidance as an input, else None.
+    networks that were distilled with guidance as an input, else None. origin: what another process can load the same
+    engine from, to compile its parts; None: nothing is compiled beside the engine. notice: what the user should see.
     """
 
     unet: Any
@@ -110,19 +132,27 @@ class ImageNetworks:
     dtype: torch.dtype
     codec_dtype: torch.dtype
     guidance_embedding: torch.Tensor | None = None
+    origin: Origin | None = None
+    notice: Notify = logger.warning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRuntime:
     """What an image engine calls; made by a backend.
 
-    backend: its name, for display. make_executor: creates the executor of an engine; each has its own.
+    backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
+    device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
+    projection: the denoiser's embeds are what it returns; None: they are the prompts' own. preparation: makes faster
+    forms of the parts while the engine runs.
     """
 
     backend: str
     denoiser: Denoiser
     codec: LatentCodec
     make_executor: Callable[[], Executor]
+    lanes: int = 1
+    projection: TextProjection | None = None
+    preparation: Preparation = field(default_factory=NoPreparation)
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]

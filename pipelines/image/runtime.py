@@ -5,10 +5,16 @@ Independent of backends, which build on it: pipelines/backends/.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from typing import Any
+
 from pipelines.core.execution import EagerExecutor
 
 from .loading.networks import CODECS, UNetDenoiser
 from .model import ImageNetworks, ImageRuntime
+
+logger = logging.getLogger(__name__)
 
 
 def plain_runtime(networks: ImageNetworks) -> ImageRuntime:
@@ -16,14 +22,31 @@ def plain_runtime(networks: ImageNetworks) -> ImageRuntime:
     make_codec = CODECS[networks.autoencoder_class]
     return ImageRuntime(
         backend="eager",
-        denoiser=UNetDenoiser(
-            networks.unet,
-            schedule=networks.schedule,
-            prediction_type=networks.prediction_type,
-            device=networks.device,
-            dtype=networks.dtype,
-            guidance_embedding=networks.guidance_embedding,
-        ),
+        denoiser=_denoiser(networks, networks.unet),
         codec=make_codec(networks.autoencoder, dtype=networks.codec_dtype, device=networks.device),
         make_executor=EagerExecutor,
+    )
+
+
+def projecting_runtime(networks: ImageNetworks) -> ImageRuntime:
+    """Return `plain_runtime` with a denoiser that takes each prompt's keys and values, computed once. If the network
+    does not allow that, return `plain_runtime` itself; the log says why."""
+    from .loading.text_projection import UNetTextProjection, obstacle
+
+    plain, reason = plain_runtime(networks), obstacle(networks.unet)
+    if reason is not None:
+        logger.info("the keys and values of prompts are computed in every pass: %s", reason)
+        return plain
+    projection = UNetTextProjection(networks.unet, networks.dtype)
+    return replace(plain, denoiser=_denoiser(networks, projection.unet), projection=projection)
+
+
+def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
+    return UNetDenoiser(
+        unet,
+        schedule=networks.schedule,
+        prediction_type=networks.prediction_type,
+        device=networks.device,
+        dtype=networks.dtype,
+        guidance_embedding=networks.guidance_embedding,
     )

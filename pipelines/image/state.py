@@ -1,13 +1,15 @@
-"""Owns what the streams of one image engine share: the ring, the prompt cache, the tick count, sizes and the log.
+"""Owns what the streams of one image engine share: the runtime and its lanes, the ring, the prompt cache, the tick
+count, sizes and the log.
 
 Independent of single streams and of the execution of ticks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from cache.ring import Ring, RingField
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
@@ -15,10 +17,15 @@ from pipelines.conditioning.stream import all_fields, make_conditioners
 from pipelines.core.conditions import PromptCache
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
+from pipelines.core.parts import Part
+from pipelines.core.queues import device_queues
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
-from .model import ImageModel
+from .lanes import Lanes
+from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
+from .parts import decode_part, denoise_part, encode_part
+from .prompt_keys import PromptKeys, can_project
 
 
 def max_steps() -> int:
@@ -29,7 +36,11 @@ def max_steps() -> int:
 
 
 class ImageCore:
-    """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`."""
+    """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`.
+
+    runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
+    prompt_keys: projected prompts, where the runtime takes them.
+    """
 
     def __init__(
         self,
@@ -46,17 +57,63 @@ class ImageCore:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
         self.frames_per_slot, self.max_slots, self.work_dtype = frames_per_slot, max_slots, work_dtype
-        self.denoiser, self.codec = model.runtime.denoiser, model.runtime.codec
+        self.runtime = model.runtime
         factor = self.codec.factor
         _check_sizes(self.width, self.height, factor, frames_per_slot, max_slots)
         self.latent_shape = (self.codec.latent_channels, self.height // factor, self.width // factor)
-        self.executor = model.runtime.make_executor()
+        self.queues = device_queues(model.device)
         self.texts = PromptCache(model.prompts)
         self.log = tick_log if tick_log is not None else TickLog()
         self.next_tick = 0
         self.lora_scale = Controls.lora_scale.default
         self.conditioners = make_conditioners(conditioners, self._parts())
         self.ring = Ring(max_slots, self._fields(), model.device)
+        self._use(model.runtime)
+
+    def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
+        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode or decode."""
+        denoiser, codec = self.runtime.denoiser, self.runtime.codec
+        assert isinstance(denoiser, nn.Module), "only the plain networks are parts"
+        assert isinstance(codec, nn.Module), "only the plain networks are parts"
+        if name == "denoise":
+            return denoise_part(denoiser, inputs)
+        return encode_part(codec, inputs["images"]) if name == "encode" else decode_part(codec, inputs["latents"])
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The runtime's."""
+        return self.runtime.denoiser
+
+    @property
+    def codec(self) -> LatentCodec:
+        """The runtime's."""
+        return self.runtime.codec
+
+    def use_runtime(self, runtime: ImageRuntime) -> None:
+        """Replace the runtime and its lanes between two ticks; what is in flight goes on with the new one."""
+        old = self.codec
+        assert (runtime.codec.factor, runtime.codec.latent_channels) == (old.factor, old.latent_channels)
+        self.release_graphs()
+        self._use(runtime)
+
+    def release_graphs(self) -> None:
+        """Wait until the device is idle, and drop everything captured."""
+        self.lanes.invalidate()
+        self._prompt_executor.invalidate()
+
+    def _use(self, runtime: ImageRuntime) -> None:
+        self.runtime = runtime
+        self.lanes = Lanes(
+            self.queues,
+            runtime.make_executor,
+            count=runtime.lanes,
+            rows=self.max_slots,
+            first_tick=self.next_tick,
+        )
+        self._prompt_executor = runtime.make_executor()
+        self.prompt_keys: PromptKeys | None = None
+        if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
+            self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
 
     def _parts(self) -> EngineParts:
         return EngineParts(
@@ -90,11 +147,11 @@ class ImageCore:
     def make_readback(self) -> Readback:
         """Create the output buffers of one stream: for max_slots slots in flight and twice as many finished ones."""
         shape = (self.frames_per_slot, self.height, self.width, 3)
-        return Readback(3 * self.max_slots, shape, self.model.device)
+        return Readback(3 * self.max_slots, shape, self.model.device, self.queues.mark)
 
-    def condition_fields(self, row: int) -> dict[str, torch.Tensor]:
+    def condition_fields(self, row: int) -> Mapping[str, torch.Tensor]:
         """Return the views, by field name, that conditioners write for the slot in a ring row."""
-        return {name: self.ring.tensor(name)[row] for c in self.conditioners for name in c.fields}
+        return RowFields(self, row)
 
     def check_engine_controls(self, control: Control) -> None:
         """Raise ControlError if a control of the whole engine cannot be changed as `control` requests."""
@@ -105,9 +162,34 @@ class ImageCore:
         """Apply engine controls to every stream, from the next tick on. A change invalidates captured graphs."""
         scale = control.lora_scale
         if scale is not None and scale != self.lora_scale and self.model.lora is not None:
+            self.lanes.settle()
             self.model.lora.set_scale(scale)
+            self.runtime.preparation.weights_changed()
             self.lora_scale = scale
-            self.executor.invalidate()
+            self.lanes.invalidate()
+            if self.prompt_keys is not None:
+                self.prompt_keys.clear()
+
+
+class RowFields(Mapping[str, torch.Tensor]):
+    """What conditioners write for the slot in one ring row, by field name. A view is taken to be written: what the
+    caller does next on its own queue waits for the tick that used the row last."""
+
+    def __init__(self, core: ImageCore, row: int) -> None:
+        self._core, self._row = core, row
+        self._names = tuple(name for conditioner in core.conditioners for name in conditioner.fields)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        self._core.lanes.order_write(self._row, self._core.next_tick)
+        return self._core.ring.tensor(name)[self._row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _check_sizes(width: int, height: int, factor: int, frames_per_slot: int, max_slots: int) -> None:

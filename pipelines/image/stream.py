@@ -85,7 +85,7 @@ class ImageStream(StreamBase):
             model=core.model.name,
             dtype=str(core.model.dtype).removeprefix("torch."),
             device=str(core.model.device),
-            backend=core.model.runtime.backend,
+            backend=core.runtime.backend,
             stages=self._stages,
         )
         return self._outputs.stages.described(own, chunk_ticks=1)

@@ -11,7 +11,8 @@ import torch
 
 from pipelines.image import denoise
 from pipelines.image.denoise import FloatRow, IntRow, StepTerms
-from pipelines.image.tick import TickRunner
+from pipelines.image.tables import TickBatch, TickTables
+from pipelines.image.tick_parts import TickParts
 from tests.fakes.image_model import unet_model
 from tests.parity.comparison import Case, compare
 
@@ -46,13 +47,13 @@ def _uploaded(change: Callable[[torch.Tensor, torch.Tensor, int, int], None]) ->
     """change(reals, wholes, slots, extra) alters the tables of every tick."""
 
     def mutate(patch: pytest.MonkeyPatch) -> None:
-        original = TickRunner._upload
+        original = TickTables.fill
 
-        def upload(self: TickRunner, slots: Any, scales: Any, deltas: Any, extra: Any, *rest: Any) -> None:
-            original(self, slots, scales, deltas, extra, *rest)
-            change(self._floats, self._ints, len(slots), len(extra))
+        def fill(self: TickTables, batch: TickBatch, finished: Any) -> None:
+            original(self, batch, finished)
+            change(self.floats, self.ints, len(batch.slots), len(batch.extra))
 
-        patch.setattr(TickRunner, "_upload", upload)
+        patch.setattr(TickTables, "fill", fill)
 
     return mutate
 
@@ -112,13 +113,13 @@ def _stock_without_its_history(patch: pytest.MonkeyPatch) -> None:
 
 
 def _stock_starts_at_zero(patch: pytest.MonkeyPatch) -> None:
-    original = TickRunner._admit
+    original = TickParts.admit
 
-    def admit(self: TickRunner, pictures: int, new: int) -> None:
+    def admit(self: TickParts, pictures: int, new: int) -> None:
         original(self, pictures, new)
-        self._ring.tensor("stock")[self._ints[IntRow.ENTRY_ROW, :new]] = 0
+        self._ring.tensor("stock")[self.tables.ints[IntRow.ENTRY_ROW, :new]] = 0
 
-    patch.setattr(TickRunner, "_admit", admit)
+    patch.setattr(TickParts, "admit", admit)
 
 
 _TERM_CASES = {

@@ -7,7 +7,9 @@ loaded, and only the parts that its classes need.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from pipelines.core.conditions import PromptEncoder
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError, ModelLayoutError
+from pipelines.core.execution import Calls
 from pipelines.files import hub
 from pipelines.files.layout import Component, ModelLayout, read_autoencoder, read_layout
 from pipelines.files.lora_files import LoraFile
@@ -71,7 +74,7 @@ class _Loaded:
     """What was read from disk."""
 
     networks: ImageNetworks
-    prompts: PromptEncoder
+    make_prompts: Callable[[Calls], PromptEncoder]
     safety: SafetyChecker | None
     lora: LoraControl | None
 
@@ -94,7 +97,7 @@ def _assemble(
         dtype=networks.dtype,
         size_px=_native_size(config.sample_size, runtime.codec.factor),
         runtime=runtime,
-        prompts=loaded.prompts,
+        prompts=loaded.make_prompts(runtime.make_executor().calls(warm_calls=2)),
         schedule=networks.schedule,
         defaults=dict(preset.defaults),
         licence=hub.licence_of(layout.folder),
@@ -142,7 +145,7 @@ def _load_networks(layout: ModelLayout, autoencoder: Component, precision: Preci
     )
     return _Loaded(
         networks=networks,
-        prompts=_prompt_encoder(layout, text_models, precision.device),
+        make_prompts=partial(_prompt_encoder, layout, text_models, precision.device),
         safety=_load_safety(layout, precision, options),
         lora=lora,
     )
@@ -178,15 +181,19 @@ def _text_class(component: Component) -> Any:
     return getattr(modeling_clip, component.class_name)
 
 
-def _prompt_encoder(layout: ModelLayout, text_models: tuple[Any, ...], device: torch.device) -> PromptEncoder:
+def _prompt_encoder(
+    layout: ModelLayout, text_models: tuple[Any, ...], device: torch.device, calls: Calls
+) -> PromptEncoder:
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     from .clip_text import ClipPromptEncoder, DualClipPromptEncoder
 
     tokenizers = tuple(CLIPTokenizer.from_pretrained(part.folder, local_files_only=True) for part in layout.tokenizers)
     if len(tokenizers) == 1:
-        return ClipPromptEncoder(tokenizers[0], text_models[0], device=device)
-    return DualClipPromptEncoder((tokenizers[0], tokenizers[1]), (text_models[0], text_models[1]), device=device)
+        return ClipPromptEncoder(tokenizers[0], text_models[0], device=device, calls=calls)
+    return DualClipPromptEncoder(
+        (tokenizers[0], tokenizers[1]), (text_models[0], text_models[1]), device=device, calls=calls
+    )
 
 
 def _load_safety(layout: ModelLayout, precision: Precision, options: LoadOptions) -> SafetyChecker | None:

@@ -44,8 +44,12 @@ _PREDICTIONS: Mapping[str, _ToClean] = {
 }
 
 
-class UNetDenoiser:
+class UNetDenoiser(nn.Module):
     """A UNet2DConditionModel as a `Denoiser`: latents in, x0 out. Stateless after construction."""
+
+    _a: torch.Tensor
+    _b: torch.Tensor
+    _guidance: torch.Tensor | None
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class UNetDenoiser:
         guidance_embedding: torch.Tensor | None = None,
     ) -> None:
         """guidance_embedding: [1, K], for networks distilled with guidance as an input (time_cond_proj_dim)."""
+        super().__init__()
         if prediction_type not in _PREDICTIONS:
             raise ModelLayoutError(
                 f"The scheduler's prediction_type {prediction_type!r} is unknown.",
@@ -68,12 +73,13 @@ class UNetDenoiser:
         self._dtype = dtype
         self._io_dtype = torch.float64 if dtype is torch.float64 else torch.float32
         abar = torch.from_numpy(schedule.alphas_cumprod)
-        self._a = abar.sqrt().to(device=device, dtype=self._io_dtype)
-        self._b = (1 - abar).sqrt().to(device=device, dtype=self._io_dtype)
-        self._guidance = None if guidance_embedding is None else guidance_embedding.to(device=device, dtype=dtype)
+        guidance = None if guidance_embedding is None else guidance_embedding.to(device=device, dtype=dtype)
+        self.register_buffer("_a", abar.sqrt().to(device=device, dtype=self._io_dtype))
+        self.register_buffer("_b", (1 - abar).sqrt().to(device=device, dtype=self._io_dtype))
+        self.register_buffer("_guidance", guidance)
 
     @torch.no_grad()
-    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """See `pipelines.image.model.Denoiser`."""
         added = None
         if condition.pooled is not None:
@@ -98,10 +104,11 @@ class UNetDenoiser:
         return clean.contiguous()
 
 
-class _Codec:
+class _Codec(nn.Module):
     """What both codecs share: casts, factor and number of latent channels."""
 
     def __init__(self, autoencoder: Any, *, factor: int, dtype: torch.dtype) -> None:
+        super().__init__()
         self.autoencoder = autoencoder
         self.latent_channels = int(autoencoder.config.latent_channels)
         self.factor = factor
@@ -122,6 +129,9 @@ class KLCodec(_Codec):
     latents_mean and latents_std (as in diffusers' pipelines).
     """
 
+    _shift: torch.Tensor
+    _scale: torch.Tensor
+
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         config = autoencoder.config
         super().__init__(autoencoder, factor=2 ** (len(config.block_out_channels) - 1), dtype=dtype)
@@ -131,8 +141,8 @@ class KLCodec(_Codec):
             shifts, scales = [float(m) for m in mean], [scaling / float(s) for s in std]
         else:
             shifts, scales = [float(config.get("shift_factor") or 0.0)], [scaling]
-        self._shift = torch.tensor(shifts, device=device, dtype=self._io_dtype).view(1, -1, 1, 1)
-        self._scale = torch.tensor(scales, device=device, dtype=self._io_dtype).view(1, -1, 1, 1)
+        for name, values in (("_shift", shifts), ("_scale", scales)):
+            self.register_buffer(name, torch.tensor(values, device=device, dtype=self._io_dtype).view(1, -1, 1, 1))
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,41 @@
+"""Owns the contract of a part: one network call at fixed shapes, as compilers and exporters take it.
+
+Independent of models, engines and compilers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+Tensors: TypeAlias = tuple[torch.Tensor, ...]
+PartCall = Callable[..., Tensors]
+"""A compiled part: takes the inputs in order and returns the outputs, which stay valid until its next call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Part:
+    """One network call at fixed shapes.
+
+    name: "denoise", "encode", "decode" of an image model; "pass", "encode", "decode" of a video model. module: its
+    forward takes the inputs in order and returns a tuple of tensors; it keeps no state and does not branch on values;
+    its parameters are the model's own tensors. inputs: example inputs by name, with the real shapes, dtypes, device.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, torch.Tensor]
+
+    @property
+    def signature(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+        """The shape and dtype of each input."""
+        return signature_of(tuple(self.inputs.values()))
+
+
+def signature_of(tensors: Tensors) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    """Return the shape and dtype of each tensor."""
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)

@@ -1,0 +1,171 @@
+"""Owns what a tick uploads: which slots take part in it, and the tables that tell the device what to do with each.
+
+Independent of queues and of the arithmetic that reads the tables (pipelines/image/denoise.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipelines.conditioning.base import Conditioner
+from pipelines.core.transfers import Uploads
+
+from .denoise import FloatRow, IntRow
+from .guidance import ExtraRow
+from .slots import Slot
+from .state import ImageCore, max_steps
+
+_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TickBatch:
+    """Who takes part in a tick. slots: in batch order, with the guidance scale and delta of each. new: those admitted
+    in it, the first `pictures` of them with pictures. finished: those that end in it. extra: columns of the slots that
+    are also evaluated with their negative prompt.
+    """
+
+    slots: Sequence[Slot]
+    scales: Sequence[float]
+    deltas: Sequence[float]
+    new: Sequence[Slot]
+    pictures: int
+    finished: Sequence[Slot]
+    extra: Sequence[int]
+    use_stock: bool
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> TickBatch:
+        """Sort out the slots of a tick."""
+        new = [s for s in slots if s.step == 0]
+        pictures = [s for s in new if s.birth.has_picture]
+        return cls(
+            slots=slots,
+            scales=scales,
+            deltas=deltas,
+            new=[*pictures, *(s for s in new if not s.birth.has_picture)],
+            pictures=len(pictures),
+            finished=[s for s in slots if s.is_last_step],
+            extra=[i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])],
+            use_stock=any(s.birth.guidance.uses_stock for s in slots),
+        )
+
+
+class TickTables:
+    """The upload buffers of one lane: tables for the formulas and the conditioners, noise and pictures of new slots."""
+
+    def __init__(self, core: ImageCore, *, shared: bool) -> None:
+        """shared: whether the device reads host memory directly."""
+        self.with_columns = tuple(conditioner for conditioner in core.conditioners if conditioner.columns)
+        slots, frames = core.max_slots, core.frames_per_slot
+        self._uploads = Uploads(
+            {
+                "floats": ((len(FloatRow), 2 * slots), core.work_dtype),
+                "ints": ((len(IntRow), 2 * slots), torch.int64),
+                **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self.with_columns},
+            },
+            {
+                "noise": ((slots, max_steps(), frames, *core.latent_shape), core.work_dtype),
+                "pictures": ((slots, frames, core.height, core.width, 3), torch.uint8),
+            },
+            core.model.device,
+            shared=shared,
+        )
+        device = self._uploads.device
+        self.floats, self.ints, self.noise, self.pictures = (
+            device(name) for name in ("floats", "ints", "noise", "pictures")
+        )
+
+    def columns(self) -> Mapping[str, torch.Tensor]:
+        """Return the tables of the conditioners that have columns, by name, on the device."""
+        return {c.name: self._uploads.device(_columns_of(c)) for c in self.with_columns}
+
+    def fill(self, batch: TickBatch, finished: Sequence[int]) -> None:
+        """Fill the host buffers. finished: of each slot that ends, the column of the batch in which it was stepped."""
+        self._uploads.begin()
+        self._fill_columns(batch)
+        ints = self._uploads.table("ints")
+        ints[IntRow.FINISHED, : len(finished)] = finished
+        for index, slot in enumerate(batch.new):
+            self._fill_entry(index, slot)
+        owners = [*batch.slots, *(batch.slots[column] for column in batch.extra)]
+        for conditioner in self.with_columns:
+            table = self._uploads.table(_columns_of(conditioner))
+            table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
+
+    def tables_copy(self) -> Callable[[], None]:
+        """Return the call that sends what `fill` wrote to the tables."""
+        return self._uploads.tables_copy()
+
+    def array_copies(self, batch: TickBatch) -> list[Callable[[], None]]:
+        """Return the calls that send noise and pictures of the new slots."""
+        noise = [
+            self._uploads.array_copy("noise", index, slice(len(slot.birth.plan)))
+            for index, slot in enumerate(batch.new)
+        ]
+        return [*noise, self._uploads.array_copy("pictures", slice(batch.pictures))] if batch.pictures else noise
+
+    def _fill_columns(self, batch: TickBatch) -> None:
+        floats, ints = self._uploads.table("floats"), self._uploads.table("ints")
+        slots = len(batch.slots)
+        floats[: FloatRow.ENTRY_A, :slots] = np.array(
+            [
+                _floats_of(slot, scale, delta)
+                for slot, scale, delta in zip(batch.slots, batch.scales, batch.deltas, strict=True)
+            ]
+        ).T
+        ints[: IntRow.ENTRY_ROW, :slots] = np.array(
+            [_ints_of(slot, column) for column, slot in enumerate(batch.slots)], dtype=np.int64
+        ).T
+        for entry, column in enumerate(batch.extra, start=slots):  # an extra row gets what its owner has
+            floats[: FloatRow.ENTRY_A, entry] = floats[: FloatRow.ENTRY_A, column]
+            ints[: IntRow.ENTRY_ROW, entry] = ints[: IntRow.ENTRY_ROW, column]
+            ints[IntRow.CELL, entry] += 1
+            ints[IntRow.EXTRA, column] = entry
+
+    def _fill_entry(self, index: int, slot: Slot) -> None:
+        uploads, birth, first = self._uploads, slot.birth, slot.birth.plan[0]
+        floats = uploads.table("floats")
+        floats[FloatRow.ENTRY_A, index] = first.a if birth.has_picture else 0.0
+        floats[FloatRow.ENTRY_B, index] = first.b if birth.has_picture else 1.0
+        uploads.table("ints")[IntRow.ENTRY_ROW, index] = slot.row
+        noise = uploads.host("noise")[index]
+        noise[0] = birth.noise.entry
+        if len(birth.plan) > 1:
+            noise[1 : len(birth.plan)] = birth.noise.later
+        if birth.has_picture:
+            pictures = uploads.host("pictures")[index].numpy()
+            for place, frame in enumerate(birth.frames):
+                assert frame is not None
+                pictures[place] = frame.image
+
+
+def _floats_of(slot: Slot, scale: float, delta: float) -> list[float]:
+    """Return a slot's column of the float table, up to `FloatRow.STOCK_START`."""
+    step, guidance = slot.birth.plan[slot.step], slot.birth.guidance
+    column = [float(getattr(step, name)) for name in _PLAN_FLOATS]
+    first_extra = guidance.extra is ExtraRow.FIRST_STEP and slot.step == 0
+    return [
+        *column,
+        guidance.gain(scale),
+        delta,
+        float(guidance.extra is ExtraRow.EVERY_STEP),
+        float(guidance.uses_stock),
+        float(first_extra),
+    ]
+
+
+def _ints_of(slot: Slot, column: int) -> list[int]:
+    """Return a slot's column of the integer table, up to `IntRow.EXTRA`."""
+    # The last step adds no noise, so any cell of its own row will do.
+    noise = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
+    return [slot.row, 2 * slot.row, slot.birth.plan[slot.step].timestep, slot.step, noise, column]
+
+
+def _columns_of(conditioner: Conditioner) -> str:
+    """Return the name of a conditioner's table among the uploads."""
+    return f"columns of {conditioner.name}"

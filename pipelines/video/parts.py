@@ -1,0 +1,97 @@
+"""Owns the pass of a causal video transformer as a module of positional tensors, for compilers and exporters.
+
+The keys and values of the past are inputs; only those of the pass itself are outputs, which the caller stores.
+Independent of caches, backends and engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from pipelines.core.parts import Part, Tensors
+
+from .wan.attention import PLAIN, AttentionBackend
+from .wan.blocks import BlockExecution
+from .wan.text_cache import KeysValues
+from .wan.transformer import CausalWanTransformer
+
+PASS_INPUTS = (
+    "latents",
+    "timesteps",
+    "text_keys",
+    "text_values",
+    "past_keys",
+    "past_values",
+    "cos",
+    "sin",
+)
+"""The inputs of a pass; those of conditioners (actions) follow, by name."""
+
+
+class _GivenPast:
+    """A `KeyValueView` of one pass: attends to the given past and to itself, and collects its own keys and values."""
+
+    observes = False
+
+    def __init__(self, transformer: CausalWanTransformer, past: KeysValues, rotation: KeysValues) -> None:
+        self._rotary, self._past, self.query_rotation = transformer.rotary, past, rotation
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def observe(self, layer: int, queries: torch.Tensor) -> None:
+        """Nothing to do."""
+
+    def exchange(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        self.keys.append(keys)
+        self.values.append(values)
+        rotated = self._rotary.rotate(keys, *self.query_rotation)
+        return (
+            torch.cat((self._past[0][layer], rotated.to(self._past[0].dtype)), dim=1),
+            torch.cat((self._past[1][layer], values), dim=1),
+        )
+
+
+class _GivenText:
+    """A `TextView` of given keys and values."""
+
+    signature = None
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._keys, self._values = keys, values
+
+    def exchange(self, layer: int, compute: Callable[[torch.Tensor], KeysValues]) -> KeysValues:
+        return self._keys[layer], self._values[layer]
+
+
+class PassPart(nn.Module):
+    """One pass over B rows of F latent frames, N tokens together, with M past tokens.
+
+    latents [B, C, F, h, w], timesteps [B, F] float32, text_keys, text_values [layers, B, L, heads, D], past_keys
+    (rotated), past_values [layers, B, M, heads, D], cos, sin [B, N, 1, D/2] float32, then conditioners' inputs ->
+    (velocity [B, C, F, h, w], keys (not rotated), values [layers, B, N, heads, D]).
+    """
+
+    def __init__(
+        self, transformer: CausalWanTransformer, names: tuple[str, ...], attention: AttentionBackend = PLAIN
+    ) -> None:
+        super().__init__()
+        assert names[: len(PASS_INPUTS)] == PASS_INPUTS, names
+        self.transformer, self._names = transformer, names
+        self._execution = BlockExecution(attention=attention)
+
+    def forward(self, *inputs: torch.Tensor) -> Tensors:
+        given = dict(zip(self._names, inputs, strict=True))
+        latents, timesteps = given.pop("latents"), given.pop("timesteps")
+        text = _GivenText(given.pop("text_keys"), given.pop("text_values"))
+        past = given.pop("past_keys"), given.pop("past_values")
+        view = _GivenPast(self.transformer, past, (given.pop("cos"), given.pop("sin")))
+        velocity = self.transformer(latents, timesteps, text, view, execution=self._execution, **given)
+        return velocity, torch.stack(view.keys), torch.stack(view.values)
+
+
+def pass_part(transformer: CausalWanTransformer, inputs: Mapping[str, torch.Tensor]) -> Part:
+    """Return the pass at the shapes of `inputs`: `PASS_INPUTS`, then conditioners' by name."""
+    return Part(name="pass", module=PassPart(transformer, tuple(inputs)), inputs=inputs)
