@@ -80,6 +80,7 @@ class CallSubject:
             latency=about.latency,
             load_s=load_s,
             first_frame_s=first_frame_s,
+            ready_s=first_frame_s,
             warm_up_frames=count * calls.frames,
             warm_up_s=time.perf_counter() - started,
             memory=memory.what,

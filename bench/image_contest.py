@@ -25,7 +25,10 @@ from bench.plain_loop import PlainLoop
 from bench.shapes import SHAPES, Parts, build
 from pipelines.backends.table import BACKENDS, refusal_of
 from pipelines.core.controls import Control
+from pipelines.core.origin import Origin
 from pipelines.core.types import Frame, Picture
+from pipelines.files.loader_options import LoaderOptions
+from pipelines.kinds.base import engine_origin
 
 STREAMDIFFUSION = "streamdiffusion==0.1.1"
 _PICTURES = 48
@@ -85,8 +88,11 @@ def ours(case: ImageCase, backend: str, begun: Begun) -> LiveSubject:
     from pipelines.image.engine import ImageEngine
 
     parts, memory = load_parts(case)
+    notices: list[str] = []
+    networks = replace(parts.networks, origin=_origin(case, parts, backend), notice=begun.noting(notices))
+    model = replace(parts, networks=networks).model_with(BACKENDS[backend])
     live = LiveEngine(
-        engine=ImageEngine(parts.model_with(BACKENDS[backend]), max_slots=max(8, case.streams * case.steps)),
+        engine=ImageEngine(model, max_slots=max(8, case.streams * case.steps)),
         model=case.model,
         device=parts.model.device,
         weights="random" if case.random else "bundled",
@@ -94,6 +100,7 @@ def ours(case: ImageCase, backend: str, begun: Begun) -> LiveSubject:
         threads=torch.get_num_threads(),
         load_s=begun.elapsed_s,
         memory=memory,
+        notices=notices,
     )
     prompt = {"prompt": "a cat", "guidance_mode": "none", "step_function": "lcm"}
     control = Control.of({**prompt, "steps": case.steps, "strength": case.strength})
@@ -152,6 +159,18 @@ def load_parts(case: ImageCase) -> tuple[Parts, PeakMemory]:
 
     model = load_image_model(case.model, LoadOptions(device=case.device), keep)
     return Parts(networks=found[0], model=model), memory
+
+
+def _origin(case: ImageCase, parts: Parts, backend: str) -> Origin:
+    """Where another process finds the same engine, to compile its parts."""
+    if not case.random:
+        return engine_origin(case.model, LoaderOptions(device=case.device), backend)
+    return Origin(
+        model=f"{case.model}, random weights",
+        module="bench.shapes",
+        function="eager_engine",
+        arguments={"shape": case.model, "device": case.device, "dtype": parts.model.dtype},
+    )
 
 
 def _calling(

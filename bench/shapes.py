@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pipelines.backends.base import Backend
 from pipelines.backends.table import BACKENDS
 from pipelines.core.conditions import TextCondition
+from pipelines.image.engine import ImageEngine
 from pipelines.image.model import ImageModel, ImageNetworks, ScheduleConfig
 
 
@@ -106,8 +107,13 @@ class Parts:
         return replace(self.model, runtime=backend.image(self.networks))
 
 
+def eager_engine(*, shape: str, device: str, dtype: torch.dtype) -> ImageEngine:
+    """Return the engine that another process compiles parts of: see `Origin`. shape: a name in SHAPES."""
+    return ImageEngine(build(SHAPES[shape], torch.device(device), dtype).model)
+
+
 def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Random weights on the device, channels last."""
+    """Random weights on the device, channels last; the same in every process."""
     torch.manual_seed(0)
     with torch.device(device):
         unet, vae = shape.unet(), shape.vae()

@@ -36,9 +36,10 @@ class Setup:
     once. precision: of the denoiser. backend, why: how the networks are run, and why that was chosen. threads: CPU
     threads of the tensor library. counted: from where to where, and which frames. gap_of: what the times between
     arrivals are between ("frames", "chunks of 12 frames"). latency: what latency is, or why there is none. load_s,
-    first_frame_s: from the start of the process to a loaded model and to the first frame. warm_up_frames, warm_up_s:
-    excluded, compiling and capturing included. memory: what peak memory counts. energy: what joules count, or why they
-    were not measured. notes: anything else a reader must know.
+    first_frame_s, ready_s: from the start of the process to a loaded model, to the first frame, and to the form that
+    was measured, where compiled parts replace plain ones later. warm_up_frames, warm_up_s: excluded, compiling and
+    capturing included. memory: what peak memory counts. energy: what joules count, or why they were not measured.
+    notes: anything else a reader must know.
     """
 
     subject: str
@@ -57,6 +58,7 @@ class Setup:
     latency: str
     load_s: float
     first_frame_s: float
+    ready_s: float
     warm_up_frames: int
     warm_up_s: float
     memory: str
@@ -99,7 +101,7 @@ def _rows(card: Card) -> list[tuple[str, str]]:
         ("speed", f"{figures.fps:.1f} frames a second ({figures.frames} frames in {figures.seconds:.1f} s)"),
         ("evenness", _gap_text(figures, setup.gap_of)),
         ("latency", _latency_text(figures, setup.latency)),
-        ("first frame", f"{setup.first_frame_s:.1f} s after the process started (loaded after {setup.load_s:.1f} s)"),
+        ("first frame", _first_text(setup)),
         ("memory", f"{figures.peak_memory_mib:.0f} MiB: {setup.memory}"),
         ("energy", _energy_text(figures, setup.energy)),
         *(("note", note) for note in setup.notes),
@@ -120,6 +122,11 @@ def _machine_text(machine: Machine, threads: int) -> str:
         parts.append(" ".join(machine.cpu_features) or "no vector instructions that PyTorch reports")
     parts += [counted(machine.cores, "core"), counted(threads, "thread"), machine.system]
     return ", ".join(parts)
+
+
+def _first_text(setup: Setup) -> str:
+    ready = f"; in the measured form after {setup.ready_s:.1f} s" if setup.ready_s > setup.first_frame_s else ""
+    return f"{setup.first_frame_s:.1f} s after the process started (loaded after {setup.load_s:.1f} s){ready}"
 
 
 def _gap_text(figures: Figures, gap_of: str) -> str:

@@ -6,7 +6,7 @@ Independent of where the engine comes from; `live_model` loads one by name.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,8 @@ WARM_UP_FRAMES = {"image": 24, "video": 108}
 class LiveEngine:
     """A loaded engine and what its card says of it. See `Setup` for the texts. model: "": the engine's own name.
 
-    threads: CPU threads in use. load_s: from the start of the process. memory: begun before loading.
+    threads: CPU threads in use. load_s: from the start of the process. memory: begun before loading. notices: what
+    the engine has said to its user; it may still grow.
     """
 
     engine: Engine
@@ -57,19 +58,19 @@ class LiveEngine:
     threads: int
     load_s: float
     memory: PeakMemory
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRun:
     """How to run it. control: of every stream. camera: the input; None: from the prompt alone. warm_up_s,
-    warm_up_frames (0: by kind of model): see WARM_UP_S and WARM_UP_FRAMES. notes: for the card."""
+    warm_up_frames (0: by kind of model): see WARM_UP_S and WARM_UP_FRAMES."""
 
     control: Control = field(default_factory=Control)
     camera: Camera | None = None
     streams: int = 1
     warm_up_s: float = WARM_UP_S
     warm_up_frames: int = 0
-    notes: tuple[str, ...] = ()
 
 
 def clip_camera(width: int, height: int) -> Iterator[Frame]:
@@ -91,7 +92,13 @@ class LiveSubject:
         first_frame_s = begun.elapsed_s
         wanted = (run.warm_up_frames or WARM_UP_FRAMES[self._info.engine]) * run.streams
         frames += self._until(lambda _, frames: frames >= wanted, seconds=run.warm_up_s)
-        self._setup = self._describe(first_frame_s, frames, time.perf_counter() - started)
+        ready_s = first_frame_s
+        while not self._engine.preparation.wait(0.0):
+            self._wait_for_parts(begun)
+            ready_s = begun.elapsed_s
+            frames += self._until(lambda _, frames: frames >= wanted, seconds=run.warm_up_s)
+        times = (first_frame_s, ready_s, time.perf_counter() - started)
+        self._setup = self._describe(times, frames)
 
     @property
     def machine(self) -> Machine:
@@ -153,6 +160,15 @@ class LiveSubject:
             arrivals, frames = arrivals + len(arrived), frames + sum(arrival.frames for arrival in arrived)
         return frames
 
+    def _wait_for_parts(self, begun: Begun) -> None:
+        """Wait without ticks, which would take the cores from what compiles; the next tick uses what is ready."""
+        begun.say("waiting for compiled parts…")
+        preparation, said = self._engine.preparation, ""
+        while not preparation.wait(1.0):
+            if preparation.state not in ("", said):
+                said = preparation.state
+                begun.say(said)
+
     def _settle(self) -> None:
         """Run until every stream has returned frames that were pushed or requested since the call."""
         resumed_ns = time.monotonic_ns()
@@ -162,7 +178,9 @@ class LiveSubject:
                 if arrival is not None and max(arrival.latencies_ms, default=0.0) < (arrival.at_ns - resumed_ns) / 1e6:
                     stale.discard(number)
 
-    def _describe(self, first_frame_s: float, frames: int, seconds: float) -> Setup:
+    def _describe(self, times: tuple[float, float, float], frames: int) -> Setup:
+        """times: first_frame_s, ready_s, warm_up_s."""
+        first_frame_s, ready_s, warm_up_s = times
         info, live = self._info, self._live
         chunk = info.max_frames
         camera = self._run.camera is not None
@@ -183,11 +201,12 @@ class LiveSubject:
             latency=PUSH_TO_PICTURE if camera else "from request to picture",
             load_s=live.load_s,
             first_frame_s=first_frame_s,
+            ready_s=ready_s,
             warm_up_frames=frames,
-            warm_up_s=seconds,
+            warm_up_s=warm_up_s,
             memory=live.memory.what,
             energy=self._energy.what,
-            notes=self._run.notes,
+            notes=tuple(filter(None, [*live.notices, self._engine.preparation.state])),
         )
 
 
@@ -223,7 +242,8 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
     threads, device = kind.use_threads(request.threads), choose_device(request.options.device)
     memory = peak_memory(device)
     choice = choose_backend(request.options.backend, kind.name, device) if kind.name in KINDS else None
-    engine = kind.load(request.model, request.options, LoadContext(notice=begun.say))
+    notices: list[str] = []
+    engine = kind.load(request.model, request.options, LoadContext(notice=begun.noting(notices)))
     live = LiveEngine(
         engine=engine,
         device=device,
@@ -232,6 +252,7 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
         threads=threads,
         load_s=begun.elapsed_s,
         memory=memory,
+        notices=notices,
     )
     camera = None if kind.name == "video" else request.camera
     run = LiveRun(control=request.control, camera=camera, warm_up_s=request.warm_up_s)

@@ -28,6 +28,15 @@ class Begun:
         """Seconds since the process was started."""
         return time.time() - self.started_s
 
+    def noting(self, notices: list[str]) -> Say:
+        """Return a function that says what it receives and keeps it in `notices`."""
+
+        def note(text: str) -> None:
+            notices.append(text)
+            self.say(text)
+
+        return note
+
 
 class Subject(Protocol):
     """Something that makes frames, loaded and warm. Whoever makes it excludes loading and warming up."""

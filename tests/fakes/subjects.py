@@ -41,6 +41,7 @@ def setup(subject: str, *, counted: str = "everything", first_frame_s: float = 0
         latency="from push to picture",
         load_s=0.25,
         first_frame_s=first_frame_s,
+        ready_s=first_frame_s,
         warm_up_frames=3,
         warm_up_s=0.1,
         memory="what was allocated",
