@@ -20,13 +20,14 @@ import numpy as np
 import torch
 
 from bench.machine import device_name
+from bench.plain_loop import PlainLoop
 from pipelines.backends.table import BACKENDS
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame
 from pipelines.files.precision import cpu_flags
 from pipelines.image.engine import ImageEngine
-from pipelines.image.model import Condition, ImageModel
-from pipelines.image.schedule import levels, timesteps
+from pipelines.image.model import ImageModel
+from pipelines.image.schedule import timesteps
 from pipelines.image.stream import ImageStream
 
 STRENGTH = 0.5
@@ -111,35 +112,13 @@ def _ring(engine: ImageEngine, stream: ImageStream, pictures: list[Frame]) -> fl
     return seconds
 
 
-@torch.inference_mode()
 def _sequential(model: ImageModel, steps: int, pictures: list[Frame]) -> float:
-    """Seconds of a plain loop over the same parts: encode, each step with batch size 1, decode, picture out."""
-    device = model.device
-    text = model.prompts.encode("a cat")
-    times = timesteps(model.schedule, steps, STRENGTH)
-    noise = torch.randn((steps, 1, model.runtime.codec.latent_channels, *_latent_size(model)), device=device)
-    condition = Condition(
-        embeds=text.embeds[None],
-        pooled=None,
-        time_ids=None,
-        row=torch.zeros(1, dtype=torch.int64, device=device),
-        step=torch.zeros(1, dtype=torch.int64, device=device),
-    )
-    t_device = [torch.tensor([t], device=device) for t in times]
+    """Seconds of a plain loop over the same parts, picture by picture."""
+    loop = PlainLoop(model, steps, STRENGTH)
     start = time.perf_counter()
     for picture in pictures:
-        image = torch.from_numpy(picture.image).to(device).permute(2, 0, 1)[None].float() / 127.5 - 1
-        x = model.runtime.codec.encode(image)
-        for i, t in enumerate(times):
-            a, b = levels(model.schedule, t)
-            x = model.runtime.denoiser(a * x + b * noise[i], t_device[i], condition)
-        pixels = model.runtime.codec.decode(x).add(1).mul(127.5).round().to(torch.uint8)
-        pixels[0].permute(1, 2, 0).contiguous().cpu().numpy()
+        loop(picture.image)
     return time.perf_counter() - start
-
-
-def _latent_size(model: ImageModel) -> tuple[int, int]:
-    return model.size_px[1] // model.runtime.codec.factor, model.size_px[0] // model.runtime.codec.factor
 
 
 def _synchronise(device: torch.device) -> None:

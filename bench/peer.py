@@ -29,7 +29,7 @@ def peer_fps(parts: Parts, timesteps: tuple[int, ...], pictures: list[torch.Tens
             from streamdiffusion.pipeline import StreamDiffusion
     except (ImportError, RuntimeError) as error:  # diffusers' lazy imports fail with RuntimeError
         return f"not measured: streamdiffusion cannot be imported ({str(error).splitlines()[0]})"
-    stream = _prepared(StreamDiffusion, parts, timesteps, side_px=pictures[0].shape[-1])
+    stream = prepared(StreamDiffusion, parts, timesteps, parts.unet)
     for picture in pictures[:warmup]:
         stream(picture)
     torch.cuda.synchronize()
@@ -40,7 +40,9 @@ def peer_fps(parts: Parts, timesteps: tuple[int, ...], pictures: list[torch.Tens
     return (len(pictures) - warmup) / (time.perf_counter() - start)
 
 
-def _prepared(pipeline: Any, parts: Parts, timesteps: tuple[int, ...], side_px: int) -> Any:
+def prepared(pipeline: Any, parts: Parts, timesteps: tuple[int, ...], unet: Any) -> Any:
+    """Return its pipeline with these networks, prompt "a cat", cfg_type none. pipeline: the class StreamDiffusion.
+    unet: that of `parts` or a compiled form of it."""
     model = parts.model
 
     def encode_prompt(prompt: str, negative_prompt: str = "", **options: Any) -> list[torch.Tensor]:
@@ -48,14 +50,15 @@ def _prepared(pipeline: Any, parts: Parts, timesteps: tuple[int, ...], side_px: 
 
     pipe = SimpleNamespace(
         device=model.device,
-        vae_scale_factor=8,
+        vae_scale_factor=model.runtime.codec.factor,
         scheduler=LCMScheduler(),
         text_encoder=None,
-        unet=parts.unet,
+        unet=unet,
         vae=parts.vae,
         encode_prompt=encode_prompt,
     )
     indices = [(999 - t) // 20 for t in timesteps]
-    stream = pipeline(pipe, indices, torch_dtype=model.dtype, width=side_px, height=side_px, cfg_type="none")
+    width, height = model.size_px
+    stream = pipeline(pipe, indices, torch_dtype=model.dtype, width=width, height=height, cfg_type="none")
     stream.prepare("a cat")
     return stream

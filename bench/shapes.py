@@ -130,7 +130,7 @@ def shape_engine(shape: str, device: str, dtype: torch.dtype, backend: str) -> I
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Random weights on the device, channels last."""
+    """Random weights on the device, channels last; the same in every process."""
     torch.manual_seed(0)
     with torch.device(device):
         unet, vae = shape.unet(), shape.vae()

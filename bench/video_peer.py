@@ -45,7 +45,7 @@ def measure_peer(settings: PeerSettings) -> dict[str, object]:
         "chunks_in_full": settings.full_chunks,
     }
     try:
-        peer = _Peer(settings)
+        peer = AnyFlowPeer(settings)
         passes_s = [_seconds(settings.device, peer.denoise) for _ in range(5)]
         figures["first_pass_s"] = round(passes_s[0], 2)
         figures["pass_ms"] = round(1e3 * statistics.median(passes_s[2:]), 2)
@@ -62,7 +62,9 @@ def measure_peer(settings: PeerSettings) -> dict[str, object]:
     }
 
 
-class _Peer:
+class AnyFlowPeer:
+    """The transformer with a random cache, at the end of a full window."""
+
     def __init__(self, settings: PeerSettings) -> None:
         from diffusers.models.transformers.transformer_anyflow_far import AnyFlowFARTransformer3DModel
 

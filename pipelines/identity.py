@@ -19,6 +19,7 @@ import numpy.typing as npt
 from .core.controls import Control, Controls
 from .core.errors import InputError
 from .core.frame_stages import StageChain
+from .core.preparation import NoPreparation
 from .core.tick_log import TickLog
 from .core.types import Accounting, Frame, StreamInfo
 from .stages.table import StageSetting, make_stages
@@ -69,6 +70,7 @@ class IdentityEngine:
         self.ticks = 0
         self._streams: list[IdentityStream] = []
         self.log = TickLog()  # stays empty: nothing is batched
+        self.preparation = NoPreparation()
         self.make_stages = make_stages(stages, StageSetting(width=width, height=height, device="cpu"))
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> IdentityStream:

@@ -86,6 +86,12 @@ PACKAGES = (
         needed_for="TensorRT-RTX plans",
         remedy="pip install '.[tensorrt-rtx]'",
     ),
+    Package(
+        name="nvidia-ml-py",
+        module="pynvml",
+        needed_for="joules a frame and the driver's version on NVIDIA cards (zoetrope bench)",
+        remedy="pip install '.[nvidia-ml-py]'",
+    ),
 )
 _CODECS = (("libx264", "writing MP4 video"), ("aac", "writing sound"))
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "bf16")

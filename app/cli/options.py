@@ -51,10 +51,11 @@ def control_from_options(options: argparse.Namespace) -> Control:
     return Control.of({name: _typed(CONTROLS[name], value) for name, value in given.items()})
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a model and how to run it."""
+def add_engine_options(parser: argparse.ArgumentParser, *, with_model: bool = True) -> None:
+    """Add the options that choose a model and how to run it. with_model: add --model; else the parser has one."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(Controls.model.help))
+    if with_model:
+        group.add_argument("--model", default="mini-image", metavar="NAME", help=_escaped(Controls.model.help))
     group.add_argument(
         "--device",
         default="auto",

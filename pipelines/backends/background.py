@@ -193,7 +193,9 @@ class PlanPreparation:
                 f"No plan of {part.name} is stored.",
                 f"Build them: `zoetrope plans build {self._origin.model} --backend {recipe.name}`.",
             )
-        inputs = tuple(InputShape(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in part.inputs.items())
+        inputs = tuple(
+            InputShape(name=n, shape=tuple(t.shape), strides=t.stride(), dtype=t.dtype) for n, t in part.inputs.items()
+        )
         job = BuildJob(
             origin=self._origin,
             recipe=recipe,

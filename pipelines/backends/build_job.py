@@ -35,10 +35,11 @@ _LAST_LINES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputShape:
-    """Name, shape and dtype of one input of a part."""
+    """Name, shape, strides and dtype of one input of a part."""
 
     name: str
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     dtype: torch.dtype
 
 
@@ -135,7 +136,7 @@ def build(job: BuildJob, progress: Notify) -> None:
 
         engine.core.set_engine_controls(Control(lora_scale=job.lora_scale))
     device = engine.core.model.device
-    inputs = {i.name: torch.zeros(i.shape, dtype=i.dtype, device=device) for i in job.inputs}
+    inputs = {i.name: torch.empty_strided(i.shape, i.strides, dtype=i.dtype, device=device).zero_() for i in job.inputs}
     part = engine.core.part(job.part, inputs)
     key = plan_key(job.recipe, part, job.origin.model)
     if key != job.key:

@@ -43,6 +43,7 @@ class InductorRecipe:
         return {
             "libraries": f"torch {torch.__version__}",
             "device": _device(device),
+            "strides": str(part.layouts),
             "architecture": hashlib.sha256(repr((str(part.module), layouts)).encode()).hexdigest()[:16],
         }
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import torch
 
-from pipelines.core.parts import Part, PartCall, Tensors, signature_of
+from pipelines.core.parts import Part, PartCall, Tensors
 
 Signature: TypeAlias = tuple[object, ...]
 MakePart = Callable[[dict[str, torch.Tensor]], Part]
@@ -47,14 +47,14 @@ class PlannedCalls:
         self._parts.clear()
 
     def _note(self, inputs: dict[str, torch.Tensor]) -> None:
-        signature = signature_of(tuple(inputs.values()))
+        signature = _signature(tuple(inputs.values()))
         if signature not in self._parts:
-            like = {name: torch.zeros_like(tensor) for name, tensor in inputs.items()}
+            like = {name: like_strided(tensor) for name, tensor in inputs.items()}
             part = self._parts[signature] = self._make_part(like)
             self._want(part)
 
     def _plain(self, inputs: Mapping[str, torch.Tensor]) -> PartCall:
-        return self._parts[signature_of(tuple(inputs.values()))].module
+        return self._parts[_signature(tuple(inputs.values()))].module
 
 
 def _in_batches(calls: Mapping[int, PartCall], tensors: Tensors) -> Tensors:
@@ -75,9 +75,28 @@ def _in_batches(calls: Mapping[int, PartCall], tensors: Tensors) -> Tensors:
 
 
 def _padded(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    missing = size - tensor.shape[0]
-    return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor
+    """Return `size` rows with the strides of the tensor, whose rows are dense."""
+    count = tensor.shape[0]
+    if count == size:
+        return tensor
+    strides = (tensor[0].numel(), *tensor.stride()[1:])
+    padded = torch.empty_strided((size, *tensor.shape[1:]), strides, dtype=tensor.dtype, device=tensor.device)
+    padded[:count], padded[count:] = tensor, tensor[-1:]
+    return padded
+
+
+def like_strided(tensor: torch.Tensor) -> torch.Tensor:
+    """Return zeros of the same shape, dtype, device and strides."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).zero_()
+
+
+def _signature(tensors: Tensors) -> Signature:
+    return (tensors[0].shape[0], *_without_batch(tensors))
 
 
 def _without_batch(tensors: Tensors) -> Signature:
-    return tuple((tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)
+    """Shapes, dtypes and strides; the stride of an axis of length 1 does not matter."""
+    return tuple(
+        (tuple(t.shape[1:]), t.dtype, tuple(s for s, n in zip(t.stride()[1:], t.shape[1:], strict=True) if n > 1))
+        for t in tensors
+    )

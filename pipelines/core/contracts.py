@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from .controls import Control, Controls
+from .preparation import Preparation
 from .tick_log import TickLog
 from .types import Accounting, Frame, StreamInfo
 
@@ -72,6 +73,11 @@ class Engine(Protocol):
     @property
     def log(self) -> TickLog:
         """The record of what happened, tick by tick."""
+        ...
+
+    @property
+    def preparation(self) -> Preparation:
+        """What makes faster forms of the engine's parts while it runs."""
         ...
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> Stream:

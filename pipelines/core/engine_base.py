@@ -15,6 +15,7 @@ import torch
 
 from .controls import Control
 from .errors import InputError, StreamError
+from .preparation import NoPreparation, Preparation
 from .stream_base import StreamBase
 from .tick_log import TickLog
 
@@ -38,6 +39,11 @@ class EngineBase(ABC, Generic[StreamT]):
     def log(self) -> TickLog:
         """The record of what happened, tick by tick."""
         return self._tick_log
+
+    @property
+    def preparation(self) -> Preparation:
+        """See contracts.Engine; here nothing is prepared."""
+        return NoPreparation()
 
     @torch.inference_mode()
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> StreamT:

@@ -31,6 +31,11 @@ class Part:
     inputs: Mapping[str, torch.Tensor]
 
     @property
+    def layouts(self) -> tuple[tuple[int, ...], ...]:
+        """The strides of each input."""
+        return tuple(tensor.stride() for tensor in self.inputs.values())
+
+    @property
     def signature(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """The shape and dtype of each input."""
         return signature_of(tuple(self.inputs.values()))

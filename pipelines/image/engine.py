@@ -16,7 +16,7 @@ from pipelines.core.controls import Control, Controls
 from pipelines.core.engine_base import EngineBase
 from pipelines.core.errors import OutOfMemoryError, StreamError
 from pipelines.core.out_of_memory import MemoryWatch
-from pipelines.core.preparation import NoPreparation
+from pipelines.core.preparation import NoPreparation, Preparation
 from pipelines.core.tick_log import TickLog
 from pipelines.files.memory import what_would_fit
 from pipelines.stages.table import StageSetting, make_stages
@@ -69,6 +69,11 @@ class ImageEngine(EngineBase[ImageStream]):
         self._make_stages = make_stages(stages, setting)
         self._largest_batch = 0  # slots in the largest batch that has run
         self._out_of_memory = False  # the next stream to close then returns its cached memory to the device
+
+    @property
+    def preparation(self) -> Preparation:
+        """That of the runtime."""
+        return self.core.runtime.preparation
 
     def _rehearse(self) -> None:
         """Run the parts once at the default shapes, where compiled forms are prepared: those that are stored and

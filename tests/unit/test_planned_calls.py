@@ -60,6 +60,25 @@ def test_batches_are_padded_or_split_to_the_sizes_that_are_ready(
     assert sizes == called
 
 
+def test_padding_keeps_the_strides() -> None:
+    """A compiled form may rely on them: pictures come with channels last."""
+    seen: list[tuple[int, ...]] = []
+
+    def call(*inputs: torch.Tensor) -> Tensors:
+        seen.append(inputs[0].stride())
+        return tuple(Affine()(*inputs))
+
+    def pictures(rows: int) -> dict[str, torch.Tensor]:
+        picture = torch.arange(rows * 24.0).view(rows, 2, 4, 3).permute(0, 3, 1, 2)
+        return {"x": picture, "y": picture}
+
+    calls = PlannedCalls(make, lambda part: None)
+    calls.use(make(pictures(3)), call)
+    given = pictures(2)
+    torch.testing.assert_close(calls(given)[0], 3 * given["x"], rtol=0, atol=0)
+    assert seen == [(24, 1, 12, 3)]
+
+
 def test_each_size_is_wanted_once_and_again_when_plans_no_longer_hold() -> None:
     wanted: list[int] = []
     calls = PlannedCalls(make, lambda part: wanted.append(len(part.inputs["x"])))
