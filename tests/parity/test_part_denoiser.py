@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pipelines.core.controls import Control
 from pipelines.core.execution import Executor
