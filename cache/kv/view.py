@@ -103,7 +103,7 @@ class KVView:
         assert self.plain, "operations of this pass need `exchange`"
         row_pass = self._passes[number]
         row = slice(row_pass.row, row_pass.row + 1)
-        past = row_pass.attended[: -self._tokens // row_pass.attended[-1].length]
+        past = row_pass.attended[: -(self._tokens // row_pass.attended[-1].length)]  # the chunk's own spans come last
         for layer in range(keys.shape[0]):
             self._rotated.load(layer, row_pass.row, row_pass.attended)
             done = 0

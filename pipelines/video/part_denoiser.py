@@ -13,19 +13,19 @@ from cache.kv.view import KVView
 from pipelines.core.parts import Part, PartCall
 
 from .model import VideoCondition, VideoDenoiser
-from .parts import PASS_INPUTS, pass_part
+from .parts import TIMED_INPUTS, timed_pass_part
 from .wan.text_cache import KeysValues
 from .wan.transformer import CausalWanTransformer
 
 
 class PassInputs:
-    """Gathers the inputs of one row's pass, as `PassPart` orders them, into memory that is allocated here.
+    """Gathers the inputs of one row's pass, as `TimedPassPart` orders them, into memory that is allocated here.
 
     transformer: for its sizes. past_tokens: of a pass; text_tokens: of a prompt.
     """
 
     def __init__(self, transformer: CausalWanTransformer, *, past_tokens: int, text_tokens: int) -> None:
-        self._layers = transformer.layers
+        self._transformer, self._layers = transformer, transformer.layers
         self.past_tokens = past_tokens
 
         def memory(tokens: int) -> torch.Tensor:
@@ -46,7 +46,8 @@ class PassInputs:
             return f"the pass has {kv.past_tokens} past tokens instead of {self.past_tokens}, as while the window fills"
         if condition.text.exchange(0, _not_stored)[0].dim() != 4:
             return "each latent frame has its own prompt"
-        return ""
+        unknown = sorted(condition.inputs.keys() - {"actions"})
+        return f"the pass has the inputs {', '.join(unknown)}" if unknown else ""
 
     def gather(
         self, row: int, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
@@ -59,12 +60,11 @@ class PassInputs:
                 target[layer].copy_(source[one])
         kv.copy_past(row, self._past[0][:, 0], self._past[1][:, 0])
         cos, sin = kv.query_rotation
-        values = (latents, timesteps, *self._text, *self._past, cos, sin)
-        named = {
-            name: value if name.startswith(("text_", "past_")) else value[one]
-            for name, value in zip(PASS_INPUTS, values, strict=True)
-        }
-        return named | {name: condition.inputs[name][one] for name in sorted(condition.inputs)}
+        net, actions = self._transformer, condition.inputs.get("actions")
+        added = net.embed_actions(None if actions is None else actions[one])
+        embedding, time = net.condition_embedder.time(timesteps[one], added)
+        values = (latents[one], embedding, time, *self._text, *self._past, cos[one], sin[one])
+        return dict(zip(TIMED_INPUTS, values, strict=True))
 
 
 class PartVideoDenoiser:
@@ -125,12 +125,10 @@ def one_row_part(
     frames: int,
     past_frames: int,
     latent_size: tuple[int, int],
-    latents_dtype: torch.dtype = torch.float32,
-    inputs: dict[str, torch.Tensor],
 ) -> Part:
     """Return the pass of one row of `frames` latent frames with `past_frames` past ones.
 
-    latent_size: (height, width). inputs: examples of what conditioners add, by name, each [1, F, ...].
+    latent_size: (height, width). Latents are float32, as the engine's.
     """
     rows, columns = transformer.grid(*latent_size)
     tokens, config, device = rows * columns, transformer.config, transformer.device
@@ -143,8 +141,9 @@ def one_row_part(
     cos, sin = transformer.full_window(frames, (rows, columns)).query_rotation
     size = (1, config.in_channels, frames, *latent_size)
     given = {
-        "latents": torch.zeros(size, dtype=latents_dtype, device=device),
-        "timesteps": torch.zeros((1, frames), dtype=torch.float32, device=device),
+        "latents": torch.zeros(size, dtype=torch.float32, device=device),
+        "embedding": torch.zeros((1, frames, config.dim), dtype=transformer.dtype, device=device),
+        "time": torch.zeros((1, frames, 6, config.dim), dtype=transformer.dtype, device=device),
         "text_keys": keys(config.text_len),
         "text_values": keys(config.text_len),
         "past_keys": keys(past_frames * tokens),
@@ -152,7 +151,7 @@ def one_row_part(
         "cos": cos[None].float().contiguous(),
         "sin": sin[None].float().contiguous(),
     }
-    return pass_part(transformer, given | {name: inputs[name] for name in sorted(inputs)})
+    return timed_pass_part(transformer, given)
 
 
 def _not_stored(hidden: torch.Tensor) -> KeysValues:

@@ -92,6 +92,41 @@ class PassPart(nn.Module):
         return velocity, torch.stack(view.keys), torch.stack(view.values)
 
 
+TIMED_INPUTS = ("latents", "embedding", "time", *PASS_INPUTS[2:])
+"""The inputs of a pass whose timesteps and conditioners' inputs were embedded before, see `TimedPassPart`."""
+
+
+class TimedPassPart(nn.Module):
+    """`PassPart` after the time embedding, whose angles (up to 1000) must not be rounded to 16 bits, as a compiler that
+    lowers everything would.
+
+    embedding [B, F, dim] and time [B, F, 6, dim], of `ConditionEmbedder.time` with the actions' addend, replace the
+    timesteps and the conditioners' inputs. Inputs are `TIMED_INPUTS`.
+    """
+
+    def __init__(self, transformer: CausalWanTransformer, attention: AttentionBackend = PLAIN) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self._execution = BlockExecution(attention=attention)
+
+    def forward(self, *inputs: torch.Tensor) -> Tensors:
+        given = dict(zip(TIMED_INPUTS, inputs, strict=True))
+        net, how, latents = self.transformer, self._execution, given["latents"]
+        text = _GivenText(given["text_keys"], given["text_values"])
+        view = _GivenPast(net, (given["past_keys"], given["past_values"]), (given["cos"], given["sin"]))
+        hidden = net.embed_patches(latents)
+        for layer, block in enumerate(net.blocks):
+            hidden = block(hidden, given["time"], layer, text, view, net.rotary, how.attention, None, how.halves)
+        velocity = net.head(hidden, given["embedding"], net.grid(*latents.shape[-2:]))
+        return velocity, torch.stack(view.keys), torch.stack(view.values)
+
+
+def timed_pass_part(transformer: CausalWanTransformer, inputs: Mapping[str, torch.Tensor]) -> Part:
+    """Return the pass at the shapes of `inputs`, which are `TIMED_INPUTS`."""
+    assert tuple(inputs) == TIMED_INPUTS, tuple(inputs)
+    return Part(name="pass", module=TimedPassPart(transformer), inputs=inputs)
+
+
 def pass_part(transformer: CausalWanTransformer, inputs: Mapping[str, torch.Tensor]) -> Part:
     """Return the pass at the shapes of `inputs`: `PASS_INPUTS`, then conditioners' by name."""
     return Part(name="pass", module=PassPart(transformer, tuple(inputs)), inputs=inputs)

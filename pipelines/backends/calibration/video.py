@@ -27,7 +27,7 @@ from .scenes import Scenes
 
 _CHUNKS = 7  # of a stream, of which the last ones see a full window
 _ACTIONS = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
-_PASS_AXES = dict.fromkeys((2, 3, 4, 5), 1)  # keys and values: [layers, rows, ...]
+_PASS_AXES = dict.fromkeys((3, 4, 5, 6), 1)  # keys and values: [layers, rows, ...]
 
 
 def video_samples(

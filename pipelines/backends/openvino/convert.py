@@ -1,4 +1,4 @@
-"""Owns the conversion of a part to an OpenVINO model: exported by PyTorch, lengths that vary left open, in float32.
+"""Owns the conversion of a part to an OpenVINO model: exported by PyTorch, some lengths left open, floats float32.
 
 Independent of precisions, files and quantisation. OpenVINO computes in the precision that is chosen when the model is
 compiled, so a model that was loaded in bfloat16 is converted as float32 operations on its bfloat16 weights.

@@ -34,7 +34,7 @@ class Requirement:
 
 
 OPENVINO = Requirement(package="openvino", title="OpenVINO", minimum=(2026, 4), below=(2027, 0))
-NNCF = Requirement(package="nncf", title="NNCF, which quantises to int8,", minimum=(3, 4), below=(4, 0))
+NNCF = Requirement(package="nncf", title="NNCF", minimum=(3, 4), below=(4, 0))
 
 
 def installed_version(package: str) -> str:
@@ -54,7 +54,7 @@ def refusal_of(*requirements: Requirement) -> BackendRefusal | None:
         if not version:
             because = f"{needed.title} is not installed"
         elif not needed.minimum <= _numbers(version) < needed.below:
-            because = f"{needed.title} {version} is not a version that Zoetrope was tested with".replace(", ", " ", 1)
+            because = f"{needed.title} {version} is not a version that Zoetrope was tested with"
         else:
             continue
         return BackendRefusal(

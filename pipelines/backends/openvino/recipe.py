@@ -1,6 +1,6 @@
 """Owns the `Recipe` of OpenVINO: what its files are, what determines them, and how they are checked when built.
 
-A folder has part.xml and part.bin, the model for any number of rows, and part.json: the dtypes of its outputs, the
+A folder has part.xml and part.bin, the model with some lengths left open, and part.json: the dtypes of its outputs, the
 version that wrote it, and the error that was measured then. Imports nothing heavy.
 """
 
@@ -16,12 +16,13 @@ from pipelines.backends.base import BackendRefusal
 from pipelines.backends.calibration import VERSION as CALIBRATION_VERSION
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError
-from pipelines.core.parts import Part, PartCall, Tensors
 
 from .library import NNCF, OPENVINO, check, import_openvino, installed_version, refusal_of
 
 if TYPE_CHECKING:
     import torch
+
+    from pipelines.core.parts import Part, PartCall, Tensors
 
 _CHECKS = 4  # of the samples, on which the built part is compared with PyTorch instead of being calibrated
 _LARGEST_ERROR = 0.25  # relative; ten times that of the bundled models in bfloat16, five times in int8
@@ -69,7 +70,7 @@ class OpenVINORecipe:
         return {name: axis for name, axis in dynamic_axes(part).items() if axis is not None}
 
     def key(self, part: Part) -> Mapping[str, str]:
-        """See `Recipe`. The number of rows does not matter: a file serves any."""
+        """See `Recipe`. A file serves any length of the axes that `convert.dynamic_axes` names, such as the rows."""
         from .runtime import cpu_features
 
         versions = {"openvino": installed_version("openvino")}
