@@ -124,9 +124,13 @@ def _fingerprint(tensor: torch.Tensor) -> _Fingerprint:
 
 def _orders(constant: torch.Tensor, weight: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the orders of the weight's axes that give the constant when reshaped, one of those that do the same."""
-    values, found = weight.detach().cpu(), {}
+    values, shape = weight.detach().cpu(), constant.shape
+    orders = [
+        order
+        for order in itertools.permutations(range(weight.dim()))
+        if torch.equal(values.permute(order).reshape(shape), constant)
+    ]
+    if len(orders) <= 1:
+        return orders
     places = torch.arange(weight.numel()).view(weight.shape)
-    for order in itertools.permutations(range(weight.dim())):
-        if torch.equal(values.permute(order).reshape(constant.shape), constant):
-            found[digest_of(places.permute(order).reshape(constant.shape))] = order
-    return list(found.values())
+    return list({digest_of(places.permute(order).reshape(shape)): order for order in orders}.values())
