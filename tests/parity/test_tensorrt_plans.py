@@ -5,6 +5,7 @@ Of mini-image, of a pass of mini-video with its past, and of an autoencoder of T
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pipelines.core.parts import Part
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.image.loading.networks import CODECS
 from pipelines.image.parts import decode_part, encode_part
+from pipelines.plans import check
 from pipelines.plans.commands import BuiltPlan, PlanRequest, Plans
 from pipelines.plans.parts import model_parts
 from trt.build import PLAN_FILE, BuildOptions, PlanDescription, build_plan
@@ -112,12 +114,18 @@ def changed(part: Part, **inputs: torch.Tensor) -> Part:
     return replace(part, inputs={**part.inputs, **inputs})
 
 
+@pytest.fixture(scope="module")
+def decoder_store(taesd: tuple[Part, Part], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, part = tmp_path_factory.mktemp("decoder"), taesd[0]
+    PlanStore(folder).build(plan_key(RTX, part, "taesd"), lambda folder: RTX.build(part, [], folder, quiet))
+    return folder
+
+
 @pytest.fixture
-def stored(taesd: tuple[Part, Part], tmp_path: Path) -> tuple[PlanStore, Part, PlanKey]:
-    store, part = PlanStore(tmp_path / "plans"), taesd[0]
-    key = plan_key(RTX, part, "taesd")
-    store.build(key, lambda folder: RTX.build(part, [], folder, quiet))
-    return store, part, key
+def stored(taesd: tuple[Part, Part], decoder_store: Path, tmp_path: Path) -> tuple[PlanStore, Part, PlanKey]:
+    """A copy of a store with the decoder's plan."""
+    shutil.copytree(decoder_store, tmp_path / "plans")
+    return PlanStore(tmp_path / "plans"), taesd[0], plan_key(RTX, taesd[0], "taesd")
 
 
 def test_what_changes_the_key_and_how_the_store_explains_it(stored: tuple[PlanStore, Part, PlanKey]) -> None:
@@ -294,6 +302,8 @@ def test_the_check_command_says_what_a_wrong_plan_computes(
     """With calls that run on the CPU in the place of loaded plans: right ones, then ones that are off by a percent."""
     model = ["mini-image", "--backend", "tensorrt-rtx", "--device", "cpu", "--slots", "2"]
     command = ["plans", "check", *model, "--folder", str(mini_image.plans.store.root)]
+    monkeypatch.setattr(check, "_RUNS", 1)
+    monkeypatch.setattr(check, "_WARM_UP", 0)
     for factor, status in ((1.001, 0), (1.02, 1)):
 
         def load(self: TensorRTRecipe, part: Part, folder: Path, factor: float = factor) -> object:
