@@ -192,7 +192,7 @@ def test_a_spoilt_plan_is_never_returned(stored: tuple[PlanStore, Part, PlanKey]
 
 
 def start_build(folder: Path, phase: str) -> subprocess.Popen[str]:
-    """Start building mini-image's plans in a process, and wait until it is in that phase of the denoiser."""
+    """Start building mini-image's plans in a process, and wait until it is in that phase."""
     command = [sys.executable, "-m", "app", "plans", "build", "mini-image", "--backend", "tensorrt-rtx"]
     command += ["--device", "cpu", "--slots", "1", "--size", "64x64", "--folder", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -203,21 +203,21 @@ def start_build(folder: Path, phase: str) -> subprocess.Popen[str]:
     raise AssertionError(f"{phase} never came")
 
 
-def test_a_build_that_is_killed_leaves_only_complete_plans(tmp_path: Path) -> None:
-    process = start_build(tmp_path, "denoise: Building engine")
+def test_a_build_that_is_killed_leaves_no_plan(tmp_path: Path) -> None:
+    process = start_build(tmp_path, "encode: checking")
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     store = PlanStore(tmp_path)
-    assert {entry.key.part for entry in store.entries()} == {"encode"}
-    assert store.verify() == []
+    assert store.entries() == []
+    assert list((tmp_path / "building").rglob("model.onnx"))
     (left,) = store.prune()
     assert left.reason == "left by a killed build"
     assert list((tmp_path / "building").iterdir()) == []
 
 
-@pytest.mark.parametrize("phase", ["denoise: exporting", "denoise: Building engine"])
-def test_a_build_can_be_interrupted(tmp_path: Path, phase: str) -> None:
-    process = start_build(tmp_path, phase)
+def test_a_build_can_be_interrupted(tmp_path: Path) -> None:
+    """Within TensorRT, which Ctrl+C does not reach by itself; the plan before is complete."""
+    process = start_build(tmp_path, "denoise: Building engine")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
