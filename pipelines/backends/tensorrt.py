@@ -74,7 +74,7 @@ class TensorRTRecipe:
             f"{_version('onnxscript')}",
         }
         if library.flavour.portable:
-            return {**named, "device": "compute capability 7.5" if self.options.turing else "8.0 and newer"}
+            return {**named, "device": f"compute capability {'7.5' if self.options.turing else '8.0 and newer'}"}
         return {**named, "device": _card(device), "driver": _driver()}
 
     def build(self, part: Part, samples: Sequence[Tensors], folder: Path, progress: Notify) -> None:

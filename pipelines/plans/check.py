@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pipelines.core.errors import ModelError
 from trt.onnx_check import decibels, relative_error
 from trt.weights import weights_of
 
-from .commands import PlanRequest, Plans, plan_errors
+from .commands import PlanRequest, Plans, is_for_another_machine, plan_errors
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,8 @@ def check_plans(plans: Plans, request: PlanRequest, progress: Notify) -> Iterato
 
     Raises ModelError if a plan cannot run here, with the remedy.
     """
-
+    if is_for_another_machine(request):
+        raise ModelError(f"A plan of {request.backend} runs on an NVIDIA card only.", "Use --device cuda.")
     with plan_errors():
         for recipe, part, key in plans.wanted(request):
             call = recipe.load(part, plans.stored(recipe, part, key, progress))
