@@ -146,7 +146,8 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     """|got - wanted| / |wanted| in the Euclidean norm; infinity if a value is not finite or the shapes differ."""
     if got.shape != wanted.shape:
         return math.inf
-    difference, norm = got.double().cpu() - wanted.double().cpu(), float(wanted.double().norm())
+    wanted = wanted.detach().double().cpu()
+    difference, norm = got.detach().double().cpu() - wanted, float(wanted.norm())
     error = float(difference.norm()) / norm if norm else float(difference.norm())
     return error if math.isfinite(error) else math.inf
 

@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-_Fingerprint: TypeAlias = tuple[torch.dtype, int, float, float]
+_Fingerprint: TypeAlias = tuple[torch.dtype, int, int, int]
+_BITS: Mapping[int, torch.dtype] = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +118,23 @@ def _as_torch(constant: Any) -> torch.Tensor | None:
 
 
 def _fingerprint(tensor: torch.Tensor) -> _Fingerprint:
-    """What does not change when a tensor is transposed and reshaped, and differs between nearly all weights."""
-    low, high = torch.aminmax(tensor.detach())
-    return tensor.dtype, tensor.numel(), float(low), float(high)
+    """What does not change when a tensor is transposed and reshaped, and differs between weights: exact sums over the
+    values' bits. Extremes would not do: those of large layers with random weights round to the same float16.
+    """
+    flat = tensor.detach().cpu().contiguous().flatten()
+    bits = flat.view(_BITS[flat.element_size()])
+    return tensor.dtype, bits.numel(), int(bits.sum(dtype=torch.int64)), int((bits.long() ** 2).sum())
 
 
 def _orders(constant: torch.Tensor, weight: torch.Tensor) -> list[tuple[int, ...]]:
     """Return the orders of the weight's axes that give the constant when reshaped, one of those that do the same."""
-    values, found = weight.detach().cpu(), {}
+    values, shape = weight.detach().cpu(), constant.shape
+    orders = [
+        order
+        for order in itertools.permutations(range(weight.dim()))
+        if torch.equal(values.permute(order).reshape(shape), constant)
+    ]
+    if len(orders) <= 1:
+        return orders
     places = torch.arange(weight.numel()).view(weight.shape)
-    for order in itertools.permutations(range(weight.dim())):
-        if torch.equal(values.permute(order).reshape(constant.shape), constant):
-            found[digest_of(places.permute(order).reshape(constant.shape))] = order
-    return list(found.values())
+    return list({digest_of(places.permute(order).reshape(shape)): order for order in orders}.values())

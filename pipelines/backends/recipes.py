@@ -23,7 +23,7 @@ def _tensorrt(name: str) -> MakeRecipe:
     def make(device: torch.device, refit: bool) -> Recipe:
         from .tensorrt import TensorRTRecipe, card_options
 
-        recipe = TensorRTRecipe(name=name, options=card_options(device, refit=refit))
+        recipe = TensorRTRecipe(name=name, options=card_options(name, device, refit=refit))
         if refusal := recipe.refusal(device):
             raise refusal
         return recipe

@@ -79,7 +79,7 @@ class TensorRTRecipe:
             f"{_version('onnxscript')}",
         }
         if library.flavour.portable:
-            return {**named, "device": "compute capability 7.5" if self.options.turing else "8.0 and newer"}
+            return {**named, "device": f"compute capability {'7.5' if self.options.turing else '8.0 and newer'}"}
         return {**named, "device": _card(device), "driver": _driver()}
 
     def build(self, part: Part, samples: Sequence[Tensors], folder: Path, progress: Notify) -> None:
@@ -136,9 +136,9 @@ class TensorRTRecipe:
             return load_library(self.name)
 
 
-def card_options(device: torch.device, *, refit: bool = False) -> BuildOptions:
+def card_options(name: str, device: torch.device, *, refit: bool = False) -> BuildOptions:
     """Return the options for building for a device's card; the CPU stands for any card of 8.0 and newer."""
-    return BuildOptions(refit=refit, turing=_capability(device) == (7, 5))
+    return BuildOptions(refit=refit, turing=FLAVOURS[name].portable and _capability(device) == (7, 5))
 
 
 def _device_of(part: Part) -> torch.device:

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pipelines.core.errors import ModelError
 from trt.onnx_check import decibels, relative_error
+from trt.weights import weights_of
 
-from .commands import PlanRequest, Plans, plan_errors
+from .commands import PlanRequest, Plans, is_for_another_machine, plan_errors
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from pipelines.core.contracts import Notify
-    from pipelines.core.parts import Part, PartCall
+    from pipelines.core.parts import Part, PartCall, Tensors
 
 HALF_DB, FLOAT32_DB = 40.0, 80.0
 """A plan in 16 bits, or in float32, must be as close to the network: relative errors of 1e-2 and 1e-4."""
-_WARM_UP, _RUNS = 5, 30
+_WARM_UP, _RUNS, _CHANGED = 5, 30, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +55,44 @@ def check_plans(plans: Plans, request: PlanRequest, progress: Notify) -> Iterato
 
     Raises ModelError if a plan cannot run here, with the remedy.
     """
-
+    if is_for_another_machine(request):
+        raise ModelError(f"A plan of {request.backend} runs on an NVIDIA card only.", "Use --device cuda.")
     with plan_errors():
         for recipe, part, key in plans.wanted(request):
             call = recipe.load(part, plans.stored(recipe, part, key, progress))
             yield _checked(part, key.inputs, call)
+            if not recipe.bakes_weights and isinstance(call, TakesWeights):
+                with _other_weights(part.module):
+                    call.update(weights_of(part.module))
+                    yield _checked(part, f"{key.inputs}, with other weights", call)
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """A loaded plan whose weights can be changed."""
+
+    def update(self, weights: Mapping[str, torch.Tensor]) -> int:
+        """Compute with these weights, by the module's names, from the next call on. Raises PlanError."""
+        ...
+
+    def __call__(self, *inputs: torch.Tensor) -> Tensors: ...
+
+
+@contextmanager
+def _other_weights(module: nn.Module) -> Iterator[None]:
+    """Scale the first matrices and kernels by 1.1 for a while."""
+    import torch
+
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1][:_CHANGED]
+    saved = [parameter.clone() for parameter in matrices]
+    with torch.no_grad():
+        for parameter in matrices:
+            parameter.mul_(1.1)
+        try:
+            yield
+        finally:
+            for parameter, values in zip(matrices, saved, strict=True):
+                parameter.copy_(values)
 
 
 def _checked(part: Part, inputs: str, call: PartCall) -> PlanCheck:

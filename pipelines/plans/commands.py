@@ -115,13 +115,19 @@ class Plans:
     def _parts(self, request: PlanRequest) -> ModelParts:
         import torch
 
-        from pipelines.files.precision import choose_device
-
         from .parts import model_parts
 
-        elsewhere = choose_device(request.options.device).type == "cpu" and request.backend.startswith("tensorrt")
-        dtype = torch.float16 if elsewhere and request.options.dtype in ("auto", "float16") else None
+        dtype = (
+            torch.float16 if is_for_another_machine(request) and request.options.dtype in ("auto", "float16") else None
+        )
         return model_parts(request.model, request.options, dtype=dtype, slots=request.slots, notice=self._notice)
+
+
+def is_for_another_machine(request: PlanRequest) -> bool:
+    """Whether the plans are for a card, and the model is on the CPU: they can be built, but not run."""
+    from pipelines.files.precision import choose_device
+
+    return request.backend.startswith("tensorrt") and choose_device(request.options.device).type == "cpu"
 
 
 class _Work:

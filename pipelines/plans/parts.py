@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def model_parts(
     plain = _PlainBackend(name="plain", purpose="parts for plans", dtype=dtype)
     wanted = options if dtype is None else replace(options, dtype="float32")
     engine = load_engine(model, wanted, notice=notice, backends=backend_table(plain), backend="plain")
-    lora = ", ".join(f"{file.source}@{file.weight:g} merged" for file in options.loras)
+    lora = ", ".join(f"{Path(file.source).name}@{file.weight:g} merged" for file in options.loras)
     with torch.no_grad():
         if isinstance(engine, ImageEngine):
             return ModelParts(name=model, parts=tuple(image_parts(engine, slots)), lora=lora)
