@@ -18,6 +18,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from pipelines.backends.base import Backend
 from pipelines.backends.table import BACKENDS
 from pipelines.core.conditions import TextCondition
+from pipelines.core.origin import Origin
+from pipelines.image.engine import ImageEngine
 from pipelines.image.model import ImageModel, ImageNetworks, ScheduleConfig
 
 
@@ -25,6 +27,7 @@ from pipelines.image.model import ImageModel, ImageNetworks, ScheduleConfig
 class Shape:
     """Constructors of the networks, the side of a picture in pixels, and the text embeddings' [tokens, width]."""
 
+    name: str
     unet: Callable[[], UNet2DConditionModel]
     vae: Callable[[], AutoencoderTiny]
     side_px: int
@@ -78,8 +81,10 @@ def _tiny_vae() -> AutoencoderTiny:
 
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
-        "sd-turbo": Shape(unet=_sd_turbo_unet, vae=AutoencoderTiny, side_px=512, text=(77, 1024)),  # TAESD by default
-        "tiny": Shape(unet=_tiny_unet, vae=_tiny_vae, side_px=64, text=(5, 16)),
+        "sd-turbo": Shape(
+            name="sd-turbo", unet=_sd_turbo_unet, vae=AutoencoderTiny, side_px=512, text=(77, 1024)
+        ),  # TAESD by default
+        "tiny": Shape(name="tiny", unet=_tiny_unet, vae=_tiny_vae, side_px=64, text=(5, 16)),
     }
 )
 
@@ -88,6 +93,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 class Parts:
     """The networks of a shape, and the model that contains them."""
 
+    shape: str
     networks: ImageNetworks
     model: ImageModel
 
@@ -104,6 +110,23 @@ class Parts:
     def model_with(self, backend: Backend) -> ImageModel:
         """The model as this backend runs it."""
         return replace(self.model, runtime=backend.image(self.networks))
+
+    def prepared_with(self, name: str) -> ImageModel:
+        """The model as the backend of this name runs it, which may compile its parts in other processes."""
+        arguments = {"shape": self.shape, "device": str(self.networks.device), "dtype": self.networks.dtype}
+        origin = Origin(
+            model=f"{self.shape}, random weights",
+            module="bench.shapes",
+            function="shape_engine",
+            arguments={**arguments, "backend": name},
+        )
+        runtime = BACKENDS[name].image(replace(self.networks, origin=origin, notice=print))
+        return replace(self.model, runtime=runtime)
+
+
+def shape_engine(shape: str, device: str, dtype: torch.dtype, backend: str) -> ImageEngine:
+    """An engine of a shape, as a backend runs it without plans."""
+    return ImageEngine(build(SHAPES[shape], torch.device(device), dtype).model_with(BACKENDS[backend]))
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -136,4 +159,4 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> Parts:
         defaults={},
         licence="none: random weights",
     )
-    return Parts(networks=networks, model=model)
+    return Parts(shape=shape.name, networks=networks, model=model)

@@ -33,6 +33,7 @@ def load_engine(
     backends: Mapping[str, Backend] = BACKENDS,
     conditioners: Sequence[ConditionerFactory] | None = None,
     policies: Mapping[str, type[KVPolicy]] | None = None,
+    prepare: bool = True,
     **choices: object,
 ) -> Engine:
     """Load an engine for a bundled name ("mini-image"), a local folder, a checkpoint, a hub id, or a built-in name.
@@ -42,7 +43,8 @@ def load_engine(
     notice: receives sentences that the user should see. kinds: the table of model kinds; pass a longer one to add a
     kind. backends: the table of backends; see backends.table.backend_table to add one. conditioners: what may steer a
     slot or chunk, (*CONDITIONERS, mine) to add one; None: CONDITIONERS. policies: the KV policies by name,
-    {**POLICIES, "mine": Mine} to add one; None: cache.kv.policies.POLICIES.
+    {**POLICIES, "mine": Mine} to add one; None: cache.kv.policies.POLICIES. prepare: let the engine compile its parts
+    in other processes while it runs, where its backend does so.
     Raises ModelError and its subclasses, InputError and ControlError, each with the remedy; TypeError for an unknown
     choice.
     """
@@ -53,5 +55,6 @@ def load_engine(
         backends=backends,
         conditioners=None if conditioners is None else tuple(conditioners),
         policies=policies,
+        prepare=prepare,
     )
     return kind_of(model, kinds).load(model, wanted, context)

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: export, build, key, store, run. Empty until the TensorRT backend lands."""
+"""Plans: the store of what any recipe compiled; export, build and run with TensorRT and TensorRT-RTX."""

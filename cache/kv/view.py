@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.kv.bank import Bank, Rotated
+from cache.kv.bank import Bank, Rotated, runs
 from cache.kv.ops import accumulate, run, shape_of
 from cache.kv.plan import Operation, Span
 
@@ -82,6 +82,42 @@ class KVView:
         pending = tuple(shape_of(op) for p in self._passes for op in p.first_pass)
         firsts = tuple(p.first for p in self._passes) if self._accumulates else ()
         return (self.rows, self._slots.start, self._slots.stop, self._tokens, firsts, pending)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the pass only reads the past and writes its own keys and values: `copy_past` and `store` may then
+        replace `exchange`. Otherwise it runs operations on the past or sums up attention, layer by layer.
+        """
+        return not self.observes and not any(p.moved for p in self._passes)
+
+    @property
+    def past_tokens(self) -> int:
+        """Number of attended tokens that are not the pass's own."""
+        return self.attended_tokens - self._tokens
+
+    def copy_past(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy what the batch's row `number` attends to besides its own tokens: rotated keys, and values.
+
+        keys, values: [layers, past_tokens, H, D], written in the order of slots. Needs a `plain` view.
+        """
+        assert self.plain, "operations of this pass need `exchange`"
+        row_pass = self._passes[number]
+        row = slice(row_pass.row, row_pass.row + 1)
+        past = row_pass.attended[: -self._tokens // row_pass.attended[-1].length]
+        for layer in range(keys.shape[0]):
+            self._rotated.load(layer, row_pass.row, row_pass.attended)
+            done = 0
+            for start, stop, _ in runs(past):
+                found = self._rotated.read(layer, row, slice(start, stop))
+                for target, source in zip((keys, values), found, strict=True):
+                    target[layer, done : done + stop - start].copy_(source[0])
+                done += stop - start
+            assert done == keys.shape[1], (done, keys.shape)
+
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the pass's unrotated keys and values [B, N, H, D] of a layer, as `exchange` does. Needs a `plain` view."""
+        assert self.plain, "operations of this pass need `exchange`"
+        self._rotated.write(layer, self._index, keys, values, self._rotation)
 
     def observe(self, layer: int, queries: torch.Tensor) -> None:
         """Take a layer's rotated queries [B, N, H, D], before its `exchange`. Required if `observes`, else ignored."""

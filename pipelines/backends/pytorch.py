@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
 
+IMAGE_PARTS = ("denoise", "encode", "decode")
+"""The parts of an image model that are compiled."""
 IMAGE_LANES = 2
 """How many ticks of an image engine run side by side where they are captured: docs/engine.md has the figures."""
 
@@ -52,15 +54,20 @@ class PyTorchBackend(Backend):
         return None
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        """Make the plain runtime; if configured, captured, with lanes and with keys and values of prompts cached."""
+        """Make the plain runtime; if configured, captured, with lanes, compiled, with keys and values of prompts
+        cached."""
         from pipelines.image.runtime import plain_runtime, projecting_runtime
 
-        assert not self.compiled, "image models are not compiled"
-        if not self.captured:
+        if not (self.captured or self.compiled):
             return replace(plain_runtime(networks), backend=self.name)
-        executors = self._executors(networks.device)
-        runtime = projecting_runtime(networks)
-        return replace(runtime, backend=self.name, make_executor=executors, lanes=IMAGE_LANES)
+        executors, lanes = self._executors(networks.device), IMAGE_LANES if self.captured else 1
+        runtime = replace(projecting_runtime(networks), backend=self.name, make_executor=executors, lanes=lanes)
+        if not self.compiled:
+            return runtime
+        from .inductor import InductorRecipe
+        from .planned_image import planned_image
+
+        return planned_image(networks, runtime, dict.fromkeys(IMAGE_PARTS, InductorRecipe()))
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the plain runtime, compiled or captured if configured."""

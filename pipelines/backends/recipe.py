@@ -29,6 +29,15 @@ class Recipe(Protocol):
         """Whether the file contains the weights, so that other weights need another file."""
         ...
 
+    @property
+    def loads_at_once(self) -> bool:
+        """Whether `load` takes about a second or less, so that an engine may wait for it."""
+        ...
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        """Return, by name, the axis of each input that may have any length in the files; other inputs are fixed."""
+        ...
+
     def key(self, part: Part) -> Mapping[str, str]:
         """Return what determines the file besides recipe, part and shapes: device, versions, options."""
         ...

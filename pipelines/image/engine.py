@@ -12,10 +12,11 @@ import torch
 
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
-from pipelines.core.controls import Control
+from pipelines.core.controls import Control, Controls
 from pipelines.core.engine_base import EngineBase
 from pipelines.core.errors import OutOfMemoryError, StreamError
 from pipelines.core.out_of_memory import MemoryWatch
+from pipelines.core.preparation import NoPreparation
 from pipelines.core.tick_log import TickLog
 from pipelines.files.memory import what_would_fit
 from pipelines.stages.table import StageSetting, make_stages
@@ -63,10 +64,21 @@ class ImageEngine(EngineBase[ImageStream]):
             )
             self._runner = TickRunner(self.core)
         super().__init__(self.core.log, _FRAME_RATE)
+        self._rehearse()
         setting = StageSetting(width=self.core.width, height=self.core.height, device=str(model.device))
         self._make_stages = make_stages(stages, setting)
         self._largest_batch = 0  # slots in the largest batch that has run
         self._out_of_memory = False  # the next stream to close then returns its cached memory to the device
+
+    def _rehearse(self) -> None:
+        """Run the parts once at the default shapes, where compiled forms are prepared: those that are stored and
+        load at once are used from the first frame on, and the others are asked for."""
+        core = self.core
+        if isinstance(core.runtime.preparation, NoPreparation):
+            return
+        steps = Controls().updated(Control.of(core.model.defaults)).steps
+        with torch.inference_mode():
+            self._runner.rehearse(min(steps, core.max_slots))
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> ImageStream:
         stages = [make() for make in self._make_stages]
@@ -81,6 +93,8 @@ class ImageEngine(EngineBase[ImageStream]):
         called again before anything else, the other streams neither lose nor repeat anything.
         """
         self._runner.timings.log_finished()
+        if self.core.runtime.preparation.swap():
+            self.core.release_graphs()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
@@ -121,6 +135,7 @@ class ImageEngine(EngineBase[ImageStream]):
         closed = self._closed
         super().close()
         if not closed:
+            self.core.runtime.preparation.close()
             self.core.release_graphs()
 
     def _check_storage(self) -> None:

@@ -6,6 +6,7 @@ pipelines/image/engine.py runs the `ImageModel` that contains it. None of the th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,7 +16,12 @@ import numpy.typing as npt
 import torch
 
 from pipelines.core.conditions import PromptEncoder
+from pipelines.core.contracts import Notify
 from pipelines.core.execution import Executor
+from pipelines.core.origin import Origin
+from pipelines.core.preparation import NoPreparation, Preparation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,7 +119,8 @@ class ImageNetworks:
 
     unet: diffusers' UNet2DConditionModel in `dtype`. autoencoder: diffusers' module of the class `autoencoder_class`,
     in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32 for
-    networks that were distilled with guidance as an input, else None.
+    networks that were distilled with guidance as an input, else None. origin: what another process can load the same
+    engine from, to compile its parts; None: nothing is compiled beside the engine. notice: what the user should see.
     """
 
     unet: Any
@@ -125,6 +132,8 @@ class ImageNetworks:
     dtype: torch.dtype
     codec_dtype: torch.dtype
     guidance_embedding: torch.Tensor | None = None
+    origin: Origin | None = None
+    notice: Notify = logger.warning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -133,7 +142,8 @@ class ImageRuntime:
 
     backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
     device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
-    projection: the denoiser's embeds are what it returns; None: they are the prompts' own.
+    projection: the denoiser's embeds are what it returns; None: they are the prompts' own. preparation: makes faster
+    forms of the parts while the engine runs.
     """
 
     backend: str
@@ -142,6 +152,7 @@ class ImageRuntime:
     make_executor: Callable[[], Executor]
     lanes: int = 1
     projection: TextProjection | None = None
+    preparation: Preparation = field(default_factory=NoPreparation)
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from cache.ring import Ring, RingField
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
@@ -16,12 +17,14 @@ from pipelines.conditioning.stream import all_fields, make_conditioners
 from pipelines.core.conditions import PromptCache
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
+from pipelines.core.parts import Part
 from pipelines.core.queues import device_queues
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
 from .lanes import Lanes
 from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
+from .parts import decode_part, denoise_part, encode_part
 from .prompt_keys import PromptKeys, can_project
 
 
@@ -66,6 +69,15 @@ class ImageCore:
         self.conditioners = make_conditioners(conditioners, self._parts())
         self.ring = Ring(max_slots, self._fields(), model.device)
         self._use(model.runtime)
+
+    def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
+        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode or decode."""
+        denoiser, codec = self.runtime.denoiser, self.runtime.codec
+        assert isinstance(denoiser, nn.Module), "only the plain networks are parts"
+        assert isinstance(codec, nn.Module), "only the plain networks are parts"
+        if name == "denoise":
+            return denoise_part(denoiser, inputs)
+        return encode_part(codec, inputs["images"]) if name == "encode" else decode_part(codec, inputs["latents"])
 
     @property
     def denoiser(self) -> Denoiser:
@@ -152,6 +164,7 @@ class ImageCore:
         if scale is not None and scale != self.lora_scale and self.model.lora is not None:
             self.lanes.settle()
             self.model.lora.set_scale(scale)
+            self.runtime.preparation.weights_changed()
             self.lora_scale = scale
             self.lanes.invalidate()
             if self.prompt_keys is not None:

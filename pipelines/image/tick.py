@@ -54,6 +54,13 @@ class TickRunner:
         core.next_tick += 1
         return [(slot, slot.output.mark) for slot in batch.finished]
 
+    def rehearse(self, slots: int) -> None:
+        """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
+        parts, lane = self._parts[0], self._lanes.lanes[0]
+        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False), partial(parts.finish, 1)):
+            lane.queue.run(work)
+        self._lanes.settle()
+
     def _issue(self, batch: TickBatch, tick: int) -> None:
         """Issue a tick to the device."""
         lanes = self._lanes

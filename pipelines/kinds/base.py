@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +13,7 @@ from pipelines.backends.base import Backend
 from pipelines.backends.table import BACKENDS, choose_backend
 from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
+from pipelines.core.origin import Origin
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 
@@ -31,7 +32,7 @@ class LoadContext:
 
     notice: receives sentences that the user should see. tick_log: for the engine; None: it creates one. backends: by
     name. conditioners: what may steer a slot or chunk; None: CONDITIONERS. policies: of KV caches, by name; None:
-    POLICIES.
+    POLICIES. prepare: let the engine compile parts in other processes while it runs; False: it runs as it is.
     """
 
     notice: Notify
@@ -39,12 +40,24 @@ class LoadContext:
     backends: Mapping[str, Backend] = field(default_factory=lambda: BACKENDS)
     conditioners: tuple[ConditionerFactory, ...] | None = None
     policies: Mapping[str, type[KVPolicy]] | None = None
+    prepare: bool = True
 
     def backend(self, requested: str, kind: str, device: torch.device) -> Backend:
         """Return the requested backend for a kind of model on a device. Raises ModelError, with the remedy."""
         choice = choose_backend(requested, kind, device, self.backends)
         logger.info("backend %s", choice.reason)
         return choice.backend
+
+
+def engine_origin(model: str, options: LoaderOptions, backend: str) -> Origin:
+    """Return what another process loads the same engine from, run as the backend runs it without plans."""
+    chosen = replace(options, backend=backend)
+    return Origin(
+        model=model,
+        module="pipelines.load",
+        function="load_engine",
+        arguments={"model": model, "options": chosen, "prepare": False},
+    )
 
 
 class ModelKind(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,11 @@ from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import LoadContext, ModelKind
+from .base import LoadContext, ModelKind, engine_origin
 
 if TYPE_CHECKING:
     from pipelines.image.loading.presets import ImagePreset
+    from pipelines.image.model import ImageNetworks, ImageRuntime
 
 _PUBLISHED = (
     "stabilityai/sd-turbo",
@@ -50,7 +52,12 @@ class ImageKind(ModelKind):
             notice=context.notice,
         )
         backend = context.backend(options.backend, self.name, choose_device(options.device))
-        image_model = load_image_model(model, wanted, backend.image)
+        origin = engine_origin(model, options, backend.name) if context.prepare else None
+
+        def make_runtime(networks: ImageNetworks) -> ImageRuntime:
+            return backend.image(replace(networks, origin=origin, notice=context.notice))
+
+        image_model = load_image_model(model, wanted, make_runtime)
         from pipelines.image.engine import ImageEngine
 
         return ImageEngine(

@@ -1,0 +1,177 @@
+"""Owns the building of one plan in a process of its own: the job, the process, and what it reports.
+
+A crash of a compiler or of a library ends that process only. Independent of when plans are wanted and used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pipelines.core.contracts import Notify
+from pipelines.core.errors import ModelError, ZoetropeError
+from pipelines.core.origin import Origin
+from trt.errors import PlanError
+from trt.key import PlanKey
+from trt.store import PlanStore
+
+from .calibration.record import recorded
+from .plan_keys import plan_key
+from .recipe import Recipe
+
+_NICENESS = 10  # the stream that runs beside it goes first
+_LAST_LINES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputShape:
+    """Name, shape and dtype of one input of a part."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildJob:
+    """What a process needs to build one plan. key: what the plan must be for; the process checks it.
+
+    lora_scale: the scale of the engine's LoRA files.
+    """
+
+    origin: Origin
+    recipe: Recipe
+    part: str
+    inputs: tuple[InputShape, ...]
+    key: PlanKey
+    root: Path
+    lora_scale: float = 1.0
+
+
+class BuildProcess:
+    """A running build. Terminate it with `stop`; nothing half-written stays."""
+
+    def __init__(self, job: BuildJob) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.backends.build_job"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # the process has died: `wait` says why
+            self._process.stdin.write(pickle.dumps(job))
+            self._process.stdin.close()
+
+    def wait(self, progress: Notify) -> None:
+        """Wait until the plan is stored. Raises ModelError if it was not built, with the cause."""
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        refused: ModelError | None = None
+        errors = _Tail(self._process.stderr)
+        with self._process.stdout as reports:
+            for line in reports:
+                with suppress(ValueError):
+                    said = json.loads(line)
+                    if "error" in said:
+                        refused = ModelError(said["error"], said["remedy"])
+                    else:
+                        progress(said["progress"])
+        code = self._process.wait()
+        last = errors.read()
+        if refused is not None:
+            raise refused
+        if code:
+            cause = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+            raise ModelError(f"The process that compiles {cause}. {last}".rstrip(), "The stream goes on without it.")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+class _Tail:
+    """Reads a pipe to its end in a thread, so that the writer never blocks, and keeps the last lines."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        import threading
+
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=self._run, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _run(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                self._lines = [*self._lines, line.decode(errors="replace").strip()][-_LAST_LINES:]
+
+    def read(self) -> str:
+        self._thread.join()
+        return " ".join(filter(None, self._lines))
+
+
+def build(job: BuildJob, progress: Notify) -> None:
+    """Make the engine of a job, compile its part and store it. Raises ModelError, or PlanError of the store."""
+    engine: Any = job.origin.engine()
+    if job.lora_scale != engine.core.lora_scale:
+        from pipelines.core.controls import Control
+
+        engine.core.set_engine_controls(Control(lora_scale=job.lora_scale))
+    device = engine.core.model.device
+    inputs = {i.name: torch.zeros(i.shape, dtype=i.dtype, device=device) for i in job.inputs}
+    part = engine.core.part(job.part, inputs)
+    key = plan_key(job.recipe, part, job.origin.model)
+    if key != job.key:
+        raise ModelError(
+            f"The model's files have changed since {job.origin.model} was loaded.", "Load it again: restart Zoetrope."
+        )
+    samples = recorded(engine, part, job.recipe.samples) if job.recipe.samples else ()
+
+    def write(folder: Path) -> None:
+        job.recipe.build(part, samples, folder, progress)
+
+    PlanStore(job.root).build(key, write)
+
+
+def main() -> int:
+    """Read a job from standard input and build it; report on standard output, a JSON object per line."""
+    with suppress(OSError):
+        os.nice(_NICENESS)
+    say = _reports(os.fdopen(os.dup(sys.stdout.fileno()), "w"))
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
+    job: BuildJob = pickle.load(sys.stdin.buffer)
+    try:
+        build(job, lambda text: say(progress=text))
+    except (ZoetropeError, PlanError) as error:
+        say(error=error.message, remedy=error.remedy)
+        return 1
+    return 0
+
+
+def _reports(out: IO[str]) -> Callable[..., None]:
+    def say(**fields: str) -> None:
+        out.write(json.dumps(fields) + "\n")
+        out.flush()
+
+    return say
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Owns calls of a part that use its compiled forms as they become available, and the plain network until then.
+
+A batch smaller than a compiled one is padded, a larger one is split. Independent of recipes, models and engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+
+from pipelines.core.parts import Part, PartCall, Tensors, signature_of
+
+Signature: TypeAlias = tuple[object, ...]
+MakePart = Callable[[dict[str, torch.Tensor]], Part]
+Want = Callable[[Part], None]
+
+
+class PlannedCalls:
+    """Calls of one part of a model, whose inputs and outputs all have the batch as their first axis."""
+
+    def __init__(self, make_part: MakePart, want: Want) -> None:
+        """make_part: the part at the shapes of given inputs. want: called once for each new set of shapes."""
+        self._make_part, self._want = make_part, want
+        self._parts: dict[Signature, Part] = {}
+        self._ready: dict[Signature, dict[int, PartCall]] = {}  # by shapes without the batch; by its size
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
+        """Return the outputs for inputs by name, [N, ...] each; valid until the next call."""
+        tensors = tuple(inputs.values())
+        calls = self._ready.get(_without_batch(tensors))
+        if calls is None or tensors[0].shape[0] not in calls:
+            self._note(dict(inputs))
+        if not calls:
+            return self._plain(inputs)(*tensors)
+        return _in_batches(calls, tensors)
+
+    def use(self, part: Part, call: PartCall) -> None:
+        """Use a compiled form at its part's shapes from now on."""
+        tensors = tuple(part.inputs.values())
+        self._ready.setdefault(_without_batch(tensors), {})[tensors[0].shape[0]] = call
+
+    def use_plain(self) -> None:
+        """Use the plain network again, and want compiled forms anew."""
+        self._ready.clear()
+        self._parts.clear()
+
+    def _note(self, inputs: dict[str, torch.Tensor]) -> None:
+        signature = signature_of(tuple(inputs.values()))
+        if signature not in self._parts:
+            like = {name: torch.zeros_like(tensor) for name, tensor in inputs.items()}
+            part = self._parts[signature] = self._make_part(like)
+            self._want(part)
+
+    def _plain(self, inputs: Mapping[str, torch.Tensor]) -> PartCall:
+        return self._parts[signature_of(tuple(inputs.values()))].module
+
+
+def _in_batches(calls: Mapping[int, PartCall], tensors: Tensors) -> Tensors:
+    """Run a batch in as few compiled batches as there are; the last one is padded with copies of its last row."""
+    count, results = tensors[0].shape[0], []
+    start = 0
+    while start < count:
+        left = count - start
+        size = min((size for size in calls if size >= left), default=max(calls))
+        taken = min(size, left)
+        given = tuple(_padded(tensor[start : start + taken], size) for tensor in tensors)
+        outputs = calls[size](*given)
+        if taken == count:
+            return tuple(output[:taken] for output in outputs)
+        results.append(tuple(output[:taken].clone() for output in outputs))
+        start += taken
+    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+
+
+def _padded(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    missing = size - tensor.shape[0]
+    return torch.cat((tensor, tensor[-1:].expand(missing, *tensor.shape[1:]))) if missing else tensor
+
+
+def _without_batch(tensors: Tensors) -> Signature:
+    return tuple((tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors)

@@ -1,0 +1,73 @@
+"""Owns an image runtime whose denoiser and codec run compiled as soon as their plans are ready.
+
+Independent of recipes and engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
+from trt.store import PlanStore
+
+from .background import PlanPreparation
+from .planned import PlannedCalls
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from pipelines.image.model import Condition, ImageNetworks, ImageRuntime, LatentCodec
+
+
+class PlannedDenoiser:
+    """A `Denoiser` over the calls of its part."""
+
+    def __init__(self, calls: PlannedCalls) -> None:
+        self._calls = calls
+
+    def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """See `pipelines.image.model.Denoiser`."""
+        return self._calls(denoise_inputs(latents, timestep, condition))[0]
+
+
+class PlannedCodec:
+    """A `LatentCodec` over the calls of its parts."""
+
+    def __init__(self, codec: LatentCodec, encode: PlannedCalls, decode: PlannedCalls) -> None:
+        self.latent_channels, self.factor = codec.latent_channels, codec.factor
+        self._encode, self._decode = encode, decode
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        return self._encode({"images": images})[0]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `pipelines.image.model.LatentCodec`."""
+        return self._decode({"latents": latents})[0]
+
+
+def planned_image(networks: ImageNetworks, plain: ImageRuntime, recipes: Mapping[str, Recipe]) -> ImageRuntime:
+    """Return a runtime that makes and uses plans of its parts. plain: what runs until they are ready.
+
+    recipes: by name of the part. Without an origin nothing can be made, and nothing is: the runtime is `plain`.
+    """
+    if networks.origin is None:
+        return plain
+    denoiser, codec = plain.denoiser, plain.codec
+    assert isinstance(denoiser, nn.Module)
+    assert isinstance(codec, nn.Module)
+    preparation = PlanPreparation(recipes, origin=networks.origin, store=PlanStore(), notice=networks.notice)
+    return replace(
+        plain,
+        denoiser=PlannedDenoiser(preparation.calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),
+        codec=PlannedCodec(
+            plain.codec,
+            preparation.calls("encode", lambda inputs: encode_part(codec, inputs["images"])),
+            preparation.calls("decode", lambda inputs: decode_part(codec, inputs["latents"])),
+        ),
+        preparation=preparation,
+    )

@@ -1,0 +1,145 @@
+"""What trt/ exports, executed by ONNX Runtime, equals the networks: in the image engine's own ticks with mixed slots,
+two streams, guidance modes and live changes; in the passes of the video engine; and when weights change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.backends.plan_keys import plan_key
+from pipelines.backends.table import backend_table
+from pipelines.core.contracts import Engine
+from pipelines.core.controls import Control
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import ImageNetworks
+from pipelines.image.parts import decode_part
+from pipelines.load import load_engine
+from pipelines.plans.parts import image_parts
+from tests.fakes.onnx_recipe import Compared, OnnxBackend, OnnxRecipe
+from trt.onnx_check import FLOAT32_RELATIVE, HALF_DB, decibels
+from trt.store import PlanStore
+from trt.weights import weights_of
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytestmark = pytest.mark.timeout(900)
+SIZE = 64
+"""Pixels: small, since every shape of batch is exported."""
+
+
+def load(backend: OnnxBackend | None) -> Engine:
+    table = {} if backend is None else {"backends": backend_table(backend)}
+    return load_engine(
+        "mini-image",
+        device="cpu",
+        dtype="float32",
+        backend="eager" if backend is None else backend.name,
+        width=SIZE,
+        height=SIZE,
+        notice=lambda text: None,
+        **table,  # type: ignore[arg-type]
+    )
+
+
+def play(engine: Engine) -> list[np.ndarray]:
+    """Two streams of other steps, strengths, guidance and prompts, changed while slots are in flight."""
+    random = np.random.default_rng(3)
+    first = engine.open(Control.of({"prompt": "a red house", "steps": 2, "strength": 0.6, "seed": 1}))
+    second = engine.open(
+        Control.of({"prompt": "a boat", "steps": 1, "seed": 2, "guidance_mode": "full", "guidance_scale": 1.5})
+    )
+    frames = []
+    for tick in range(6):
+        if tick == 2:
+            first.apply(Control.of({"prompt": "a green tree", "strength": 0.8, "guidance_mode": "self"}))
+        if tick == 4:
+            second.apply(Control.of({"guidance_mode": "onetime", "steps": 2}))
+        picture = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        for stream in (first, second):
+            stream.push(Frame(image=picture, pts=tick, time_base=Fraction(1, 24), seq=tick))
+        engine.tick()
+        frames += [frame.image for stream in (first, second) for frame in stream.pull()]
+    engine.close()
+    return frames
+
+
+def half(networks: ImageNetworks) -> ImageNetworks:
+    """The networks in float16, which the engine does not offer on CPUs: it is too slow there, but computes."""
+    for network in (networks.unet, networks.autoencoder):
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.half() if tensor.is_floating_point() else tensor.data
+    return replace(networks, dtype=torch.float16, codec_dtype=torch.float16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_image_engine_of_exported_parts(tmp_path: Path, dtype: str) -> None:
+    compared = Compared()
+    cast = half if dtype == "float16" else (lambda networks: networks)
+    exported = play(load(OnnxBackend(name="onnx", purpose="", folder=tmp_path, compared=compared, cast=cast)))
+    assert set(compared.exports) == {"denoise", "encode", "decode"}
+    assert compared.exports.count("denoise") >= 3  # batches of several sizes: slots at mixed steps, negative prompts
+    worst = {part: max(errors) for part, errors in compared.errors.items()}
+    limit = FLOAT32_RELATIVE if dtype == "float32" else 10 ** (-HALF_DB / 20)
+    assert max(worst.values()) <= limit, {part: decibels(error) for part, error in worst.items()}
+    assert len(exported) >= 8
+    if dtype == "float32":
+        for got, wanted in zip(exported, play(load(None)), strict=True):
+            assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1  # rounding to 8 bits
+
+
+def test_a_prompt_changes_nothing_that_was_exported(tmp_path: Path) -> None:
+    """The comparison would fail if a value of an input had been baked in: it fails for another network's weights."""
+    engine = load(None)
+    assert isinstance(engine, ImageEngine)
+    codec = engine.core.codec
+    assert isinstance(codec, torch.nn.Module)
+    part = decode_part(codec, torch.randn((1, *engine.core.latent_shape)))
+    recipe = OnnxRecipe(bakes_weights=True)
+    recipe.build(part, [], tmp_path, lambda text: None)
+    call = recipe.load(part, tmp_path)
+    other = torch.randn((1, *engine.core.latent_shape), generator=torch.Generator().manual_seed(9))
+    torch.testing.assert_close(call(other)[0], part.module(other)[0], rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        next(part.module.parameters()).mul_(0)
+        for parameter in part.module.parameters():
+            parameter.mul_(1.1)
+        assert (call(other)[0] - part.module(other)[0]).abs().max() > 0.01
+
+
+def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(tmp_path: Path) -> None:
+    """A LoRA of the attention's projections, whose constants are transposed in the graph, and a convolution."""
+    engine = load(None)
+    assert isinstance(engine, ImageEngine)
+    with torch.no_grad():
+        denoiser, store, recipe = engine.core.denoiser, PlanStore(tmp_path), OnnxRecipe()
+        assert isinstance(denoiser, torch.nn.Module)
+        part = image_parts(engine, (2,))[1]
+        inputs = tuple(part.inputs.values())
+        key = plan_key(recipe, part, "mini-image")
+        call = recipe.load(part, store.build(key, lambda folder: recipe.build(part, [], folder, lambda text: None)))
+        before = call(*inputs)[0].clone()
+        torch.testing.assert_close(before, part.module(*inputs)[0], rtol=0, atol=1e-4 * float(before.abs().max()))
+        random = torch.Generator().manual_seed(5)
+        merged = {name: p for name, p in part.module.named_parameters() if "attn" in name and "to_" in name}
+        merged["conv"] = next(p for name, p in part.module.named_parameters() if name.endswith("conv_in.weight"))
+        changed, saved = 0, {name: p.clone() for name, p in merged.items()}
+        for parameter in merged.values():
+            if parameter.dim() > 1:
+                parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=random)
+                changed += 1
+        assert plan_key(recipe, part, "mini-image") == key  # the same files serve: weights are not in the key
+        assert call.update(weights_of(part.module)) == changed > 20
+        wanted = part.module(*inputs)[0]
+        assert (wanted - before).abs().max() > 0.01
+        torch.testing.assert_close(call(*inputs)[0], wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+        again = recipe.load(part, store.root / "plans" / next((store.root / "plans").iterdir()).name / "files")
+        torch.testing.assert_close(again(*inputs)[0], wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+        for name, parameter in merged.items():
+            parameter.copy_(saved[name])
+        call.update(weights_of(part.module))
+        torch.testing.assert_close(call(*inputs)[0], before, rtol=0, atol=1e-5 * float(before.abs().max()))

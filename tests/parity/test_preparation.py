@@ -1,0 +1,196 @@
+"""An engine whose parts are compiled beside it: what it makes before, while and after they are swapped in."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.backends.background import PlanPreparation
+from pipelines.backends.base import Backend
+from pipelines.backends.planned_image import planned_image
+from pipelines.backends.recipe import Recipe
+from pipelines.backends.table import BACKENDS, backend_table
+from pipelines.core.controls import Control
+from pipelines.core.origin import Origin
+from pipelines.core.types import Frame
+from pipelines.image.engine import ImageEngine
+from pipelines.image.model import ImageNetworks, ImageRuntime
+from pipelines.image.runtime import plain_runtime
+from pipelines.load import load_engine
+from tests.fakes.copying_recipe import CopyingRecipe
+from trt.store import PlanStore
+
+FRAMES = 6
+ORIGIN = Origin(
+    model="mini-image",
+    module="pipelines.load",
+    function="load_engine",
+    arguments={"model": "mini-image", "backend": "eager", "device": "cpu", "prepare": False},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedBackend(Backend):
+    """Eager, but the decoder is compiled by a recipe."""
+
+    recipe: Recipe
+    name: str = "prepared"
+    purpose: str = "tests"
+    notices: list[str] = field(default_factory=list)
+
+    def image(self, networks: ImageNetworks) -> ImageRuntime:
+        networks = replace(networks, origin=ORIGIN, notice=self.notices.append)
+        return replace(planned_image(networks, plain_runtime(networks), {"decode": self.recipe}), backend=self.name)
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanStore:
+    monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
+    return PlanStore()
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[Frame]:
+    return render(load_engine("mini-image", backend="eager", device="cpu", notice=lambda text: None))
+
+
+def load(recipe: Recipe) -> tuple[ImageEngine, list[str]]:
+    backend = PreparedBackend(recipe=recipe)
+    table = backend_table(*BACKENDS.values(), backend)
+    engine = load_engine("mini-image", backend="prepared", backends=table, device="cpu", notice=lambda text: None)
+    assert isinstance(engine, ImageEngine)
+    return engine, backend.notices
+
+
+def render(engine: object) -> list[Frame]:
+    assert isinstance(engine, ImageEngine)
+    with engine.open(Control.of({"prompt": "a lighthouse", "seed": 3})) as stream:
+        frames: list[Frame] = []
+        for _ in range(FRAMES):
+            stream.generate()
+            engine.tick()
+            frames += stream.pull()
+        return [*frames, *stream.flush()]
+
+
+def check_equal(frames: Sequence[Frame], wanted: Sequence[Frame]) -> None:
+    assert len(frames) == len(wanted) == FRAMES
+    for one, other in zip(frames, wanted, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+
+
+def preparation_of(engine: ImageEngine) -> PlanPreparation:
+    preparation = engine.core.runtime.preparation
+    assert isinstance(preparation, PlanPreparation)
+    return preparation
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plan in it."""
+    folder = tmp_path_factory.mktemp("plans")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOETROPE_PLANS", str(folder))
+        engine, _ = load(CopyingRecipe())
+        assert preparation_of(engine).wait(120)
+        engine.close()
+    return folder
+
+
+@pytest.fixture
+def stored(store: PlanStore, built: Path) -> PlanStore:
+    """The store with the plan in it."""
+    shutil.copytree(built, store.root, dirs_exist_ok=True)
+    return store
+
+
+def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: list[Frame], store: PlanStore) -> None:
+    engine, notices = load(CopyingRecipe())
+    check_equal(render(engine), plain)  # the plan is not there yet
+    assert preparation_of(engine).wait(120)
+    check_equal(render(engine), plain)
+    assert notices == [
+        "copying: decode is being compiled; the stream runs meanwhile.",
+        "decode runs with copying from now on.",
+    ]
+    [entry] = store.entries()
+    assert (entry.key.recipe, entry.key.part, entry.key.model) == ("copying", "decode", "mini-image")
+    engine.close()
+
+
+def test_the_next_engine_uses_a_stored_plan_from_its_first_frame_on(
+    stored: PlanStore, plain: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load_part = CopyingRecipe.load
+    monkeypatch.setattr(
+        CopyingRecipe,
+        "load",
+        lambda recipe, part, folder: (loaded.append(part.name), load_part(recipe, part, folder))[1],
+    )
+    engine, notices = load(CopyingRecipe(loads_at_once=True))
+    assert loaded == ["decode"]
+    check_equal(render(engine), plain)
+    engine.close()
+    assert not notices
+
+
+def test_other_weights_need_another_plan(stored: PlanStore, plain: list[Frame]) -> None:
+    engine, notices = load(CopyingRecipe())
+    assert preparation_of(engine).wait(120)
+    engine.tick()
+    preparation_of(engine).weights_changed()
+    check_equal(render(engine), plain)
+    assert preparation_of(engine).wait(120)
+    check_equal(render(engine), plain)
+    assert notices == ["decode runs with copying from now on."] * 2  # the same weights: it was stored
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        ("error", "copying: The copier is out of toner. Refill it. decode goes on as it is."),
+        ("killed", "copying: The process that compiles was ended by signal 9."),
+    ],
+)
+def test_a_build_that_fails_leaves_the_stream_as_it_is_and_says_why(
+    fails: str, said: str, plain: list[Frame], store: PlanStore
+) -> None:
+    engine, notices = load(CopyingRecipe(fails=fails))
+    assert preparation_of(engine).wait(120)
+    check_equal(render(engine), plain)
+    assert any(notice.startswith(said) for notice in notices), notices
+    assert not store.entries()
+    engine.close()
+
+
+def test_a_damaged_plan_is_never_loaded_and_made_anew(stored: PlanStore, plain: list[Frame]) -> None:
+    [entry] = stored.entries()
+    weights = entry.folder / "weights.pt"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    engine, notices = load(CopyingRecipe(loads_at_once=True))
+    assert preparation_of(engine).wait(120)
+    check_equal(render(engine), plain)
+    assert "decode runs with copying from now on." in notices
+    assert list((stored.root / "quarantine").iterdir())
+    engine.close()
+
+
+def test_closing_an_engine_ends_the_process_that_compiles(store: PlanStore) -> None:
+    engine, _ = load(CopyingRecipe())
+    preparation = preparation_of(engine)
+    deadline = time.monotonic() + 60
+    while preparation.building is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process = preparation.building
+    assert process is not None
+    engine.close()
+    assert process.ended
+    assert not store.entries()
