@@ -115,7 +115,7 @@ class KVView:
             assert done == keys.shape[1], (done, keys.shape)
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the pass's unrotated keys and values [B, N, H, D] of a layer, as `exchange` does. Needs a `plain` view."""
+        """Store a layer's unrotated keys and values [B, N, H, D], as `exchange` does. Needs a `plain` view."""
         assert self.plain, "operations of this pass need `exchange`"
         self._rotated.write(layer, self._index, keys, values, self._rotation)
 

@@ -41,21 +41,22 @@ class _Loaded:
 class PlanPreparation:
     """Makes plans of the parts that an engine calls. See `pipelines.core.preparation.Preparation`.
 
-    recipes: by name of the part; a part without one stays as it is. origin: what another process builds from; None:
-    only stored plans are used. notice: what the user should see; called by `swap`, in the engine's thread.
+    recipes: by name of the part; a part without one stays as it is. origin: what another process builds from.
+    builds: make the plans that are not stored. notice: what the user should see; called by `swap`, in its thread.
     """
 
     def __init__(
         self,
         recipes: Mapping[str, Recipe],
         *,
-        origin: Origin | None,
+        origin: Origin,
+        builds: bool = True,
         store: PlanStore,
         notice: Notify,
         settle_s: float = _SETTLE_S,
         lora_scale: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self._recipes, self._origin, self._store = recipes, origin, store
+        self._recipes, self._origin, self._builds, self._store = recipes, origin, builds, store
         self._notice, self._settle_s, self._lora_scale = notice, settle_s, lora_scale
         self._calls: dict[str, PlannedCalls] = {}
         self._wanted: list[Part] = []
@@ -183,23 +184,22 @@ class PlanPreparation:
         self._notices.append(f"{part.name} runs with {recipe.name} from now on.")
 
     def _stored(self, recipe: Recipe, part: Part) -> PartCall | None:
-        folder = self._store.find(plan_key(recipe, part, self._model))
+        folder = self._store.find(plan_key(recipe, part, self._origin.model))
         return None if folder is None else recipe.load(part, folder)
 
-    @property
-    def _model(self) -> str:
-        return "" if self._origin is None else self._origin.model
-
     def _build(self, recipe: Recipe, part: Part) -> None:
-        if self._origin is None:
-            raise ModelError(f"No plan of {part.name} is stored.", "Build it: `zoetrope plans build`.")
+        if not self._builds:
+            raise ModelError(
+                f"No plan of {part.name} is stored.",
+                f"Build them: `zoetrope plans build {self._origin.model} --backend {recipe.name}`.",
+            )
         inputs = tuple(InputShape(name=n, shape=tuple(t.shape), dtype=t.dtype) for n, t in part.inputs.items())
         job = BuildJob(
             origin=self._origin,
             recipe=recipe,
             part=part.name,
             inputs=inputs,
-            key=plan_key(recipe, part, self._model),
+            key=plan_key(recipe, part, self._origin.model),
             root=self._store.root,
             lora_scale=self._lora_scale(),
         )

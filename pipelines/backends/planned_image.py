@@ -50,17 +50,21 @@ class PlannedCodec:
         return self._decode({"latents": latents})[0]
 
 
-def planned_image(networks: ImageNetworks, plain: ImageRuntime, recipes: Mapping[str, Recipe]) -> ImageRuntime:
+def planned_image(
+    networks: ImageNetworks, plain: ImageRuntime, recipes: Mapping[str, Recipe], *, builds: bool = True
+) -> ImageRuntime:
     """Return a runtime that makes and uses plans of its parts. plain: what runs until they are ready.
 
-    recipes: by name of the part. Without an origin nothing can be made, and nothing is: the runtime is `plain`.
+    recipes: by name of the part. builds: make the plans that are not stored. Without an origin the runtime is `plain`.
     """
     if networks.origin is None:
         return plain
     denoiser, codec = plain.denoiser, plain.codec
     assert isinstance(denoiser, nn.Module)
     assert isinstance(codec, nn.Module)
-    preparation = PlanPreparation(recipes, origin=networks.origin, store=PlanStore(), notice=networks.notice)
+    preparation = PlanPreparation(
+        recipes, origin=networks.origin, builds=builds, store=PlanStore(), notice=networks.notice
+    )
     return replace(
         plain,
         denoiser=PlannedDenoiser(preparation.calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),

@@ -12,13 +12,14 @@ from typing import Any
 class Origin:
     """A function of a module, with keyword arguments that can be pickled, that returns an engine run eagerly.
 
-    model: its name, for people.
+    model: its name, for people. bundled: whether it is one of Zoetrope's own, small enough to be compiled unasked.
     """
 
     model: str
     module: str
     function: str
     arguments: Mapping[str, object] = field(default_factory=dict)
+    bundled: bool = False
 
     def engine(self) -> Any:
         """Make the engine."""

@@ -49,7 +49,7 @@ class LoadContext:
         return choice.backend
 
 
-def engine_origin(model: str, options: LoaderOptions, backend: str) -> Origin:
+def engine_origin(model: str, options: LoaderOptions, backend: str, *, bundled: bool) -> Origin:
     """Return what another process loads the same engine from, run as the backend runs it without plans."""
     chosen = replace(options, backend=backend)
     return Origin(
@@ -57,6 +57,7 @@ def engine_origin(model: str, options: LoaderOptions, backend: str) -> Origin:
         module="pipelines.load",
         function="load_engine",
         arguments={"model": model, "options": chosen, "prepare": False},
+        bundled=bundled,
     )
 
 

@@ -39,6 +39,7 @@ class ImageKind(ModelKind):
                 f"{model} is not a video model: {', '.join(video)} does not apply to it.", "Omit that option."
             )
         from pipelines.conditioning import CONDITIONERS
+        from pipelines.files import hub
         from pipelines.files.precision import choose_device
         from pipelines.image.loading.load import LoadOptions, load_image_model
 
@@ -52,7 +53,8 @@ class ImageKind(ModelKind):
             notice=context.notice,
         )
         backend = context.backend(options.backend, self.name, choose_device(options.device))
-        origin = engine_origin(model, options, backend.name) if context.prepare else None
+        bundled = hub.resolve(model, allow_pickle=options.allow_pickle).bundled
+        origin = engine_origin(model, options, backend.name, bundled=bundled) if context.prepare else None
 
         def make_runtime(networks: ImageNetworks) -> ImageRuntime:
             return backend.image(replace(networks, origin=origin, notice=context.notice))

@@ -39,4 +39,5 @@ class OpenVINOBackend(Backend):
 
         recipe = OpenVINORecipe(quantised=self.quantised)
         plain = replace(projecting_runtime(networks), backend=self.name)
-        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe))
+        builds = networks.origin is not None and networks.origin.bundled  # larger models take minutes and much memory
+        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe), builds=builds)
