@@ -133,7 +133,7 @@ def bundled(options: argparse.Namespace) -> dict[str, object]:
     started = time.perf_counter()
     model = load_image_model("mini-image", LoadOptions(device=options.device, dtype=options.dtype))
     settings = Settings(steps=2, frames=options.frames, rounds=3)
-    return {**_machine(model), "runs": [measure(model, settings, started)], **_memory(model)}
+    return {**describe_run(model, "image_stream"), "runs": [measure(model, settings, started)], **memory_figures(model)}
 
 
 def random_shape(options: argparse.Namespace) -> dict[str, object]:
@@ -155,12 +155,19 @@ def random_shape(options: argparse.Namespace) -> dict[str, object]:
         peer = peer_fps(parts, timesteps(parts.model.schedule, steps, STRENGTH), inputs, warmup=10)
         runs.append({"steps": steps, "backend": "streamdiffusion 0.1.1, eager", "fps": peer})
     weights = "random; random embeddings stand in for the text encoder"
-    return {**_machine(parts.model), "shape": options.shape, "weights": weights, "runs": runs, **_memory(parts.model)}
-
-
-def _machine(model: ImageModel) -> dict[str, object]:
     return {
-        "bench": "image_stream",
+        **describe_run(parts.model, "image_stream"),
+        "shape": options.shape,
+        "weights": weights,
+        "runs": runs,
+        **memory_figures(parts.model),
+    }
+
+
+def describe_run(model: ImageModel, bench: str) -> dict[str, object]:
+    """Return what every figure stands beside: model, device, dtype, versions."""
+    return {
+        "bench": bench,
         "model": model.name,
         "size_px": list(model.size_px),
         "device": device_name(model.device),
@@ -171,7 +178,8 @@ def _machine(model: ImageModel) -> dict[str, object]:
     }
 
 
-def _memory(model: ImageModel) -> dict[str, object]:
+def memory_figures(model: ImageModel) -> dict[str, object]:
+    """Return the peak memory of the process and of the GPU."""
     # Linux counts in KiB, macOS in bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     figures: dict[str, object] = {"peak_rss_mib": round(peak)}

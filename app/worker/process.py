@@ -7,6 +7,7 @@ page.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
@@ -75,6 +76,8 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
             return
         pipe.send(ready)
+        gc.collect()
+        gc.freeze()  # model and libraries stay: looking through them again would stop the stream for tens of ms
         Worker(pipe, engine, machine, gpu_meter(ready.info.device)).run()
         engine.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):

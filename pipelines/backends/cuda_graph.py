@@ -44,7 +44,8 @@ class GraphExecutor:
             return
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[key] = record(part, self._device, self._pool)
+            # Another thread may be loading compiled parts, which allocates memory.
+            graph = self._graphs[key] = record(part, self._device, self._pool, errors="thread_local")
         graph.replay()
 
     def calls(self, *, warm_calls: int) -> CapturedCalls:

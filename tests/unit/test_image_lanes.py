@@ -6,7 +6,7 @@ tests/fakes/queues.py stands in for CUDA streams; tests/gpu runs the same on a c
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -15,6 +15,10 @@ import torch
 
 from pipelines.core.controls import Control
 from pipelines.core.errors import OutOfMemoryError
+from pipelines.core.execution import Calls, call_eagerly
+from pipelines.core.tick_log import TickLog
+from pipelines.core.tick_timings import TickTimings
+from pipelines.core.transfers import Mark
 from pipelines.core.types import Frame
 from pipelines.image import state
 from pipelines.image.engine import ImageEngine
@@ -23,7 +27,7 @@ from tests.fakes.image_model import ArithmeticDenoiser, BlockCodec, cheap_model,
 from tests.fakes.queues import FakeMark, FakeQueue, FakeQueues, HostsQueue
 
 Ignores = Callable[[FakeMark, FakeQueue], bool]
-SEEDS = range(6)
+SEEDS = range(4)
 
 
 def engine_with(
@@ -254,3 +258,68 @@ def test_another_runtime_takes_over_between_ticks(monkeypatch: pytest.MonkeyPatc
     expected = run([1, 1, 1, 1])
     assert [f.source_seq for f in expected] == list(range(12))
     assert same([expected], [run([2, 3, 1, 2])])
+
+
+class Recording:
+    """An executor that notes what it is asked for."""
+
+    graphs = 0
+
+    def __init__(self, keys: list[Hashable]) -> None:
+        self._keys = keys
+
+    def run(self, key: Hashable, part: Callable[[], None]) -> None:
+        self._keys.append(key)
+        part()
+
+    def calls(self, *, warm_calls: int) -> Calls:
+        return call_eagerly
+
+    def invalidate(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["none", "self", "full", "onetime"])
+def test_no_slider_asks_for_another_graph(mode: str) -> None:
+    """Keys hold counts of rows only."""
+    keys: list[Hashable] = []
+    runtime = replace(cheap_runtime(), make_executor=lambda: Recording(keys))
+    engine = ImageEngine(cheap_model(runtime=runtime))
+    stream = engine.open(Control.of({"steps": 3, "guidance_mode": mode, "guidance_scale": 1.5, "strength": 0.5}))
+    choose, warm = random.Random(0), 0
+    for tick, picture in enumerate(frames(40)):
+        if tick == 10:
+            warm = len(keys)
+        stream.apply(
+            Control.of(
+                {
+                    "strength": choose.uniform(0.3, 1.0),
+                    "guidance_scale": choose.uniform(1.05, 3.0),
+                    "guidance_delta": choose.uniform(0.0, 1.0),
+                    "seed": choose.randint(0, 9),
+                    "step_function": choose.choice(["lcm", "tcd", "turbo"]),
+                    "prompt": choose.choice(["a", "b:2 | c"]),
+                    "negative_prompt": choose.choice(["", "d"]),
+                }
+            )
+        )
+        assert stream.push(picture)
+        engine.tick()
+        stream.pull()
+    assert len(set(keys[warm:])) == 3, "admit, denoise, finish"
+    assert set(keys[warm:]) <= set(keys[:warm])
+
+
+def test_the_time_that_a_tick_waits_for_others_is_not_its_own() -> None:
+    log, moments = TickLog(), (1.0, 3.0, 10.0, 14.0, 15.0)
+
+    class At(Mark):
+        def __init__(self, ms: float) -> None:
+            super().__init__(torch.device("cpu"))
+            self._time_ns = int(1e6 * ms)
+
+    names = ("started", "encoded", "stepping", "stepped", "decoded")
+    marks = replace(TickMarks.made(lambda: At(0.0)), **dict(zip(names, map(At, moments), strict=True)))
+    TickTimings(log).add(7, marks.timed)
+    (timing,) = log.timings()
+    assert (timing.tick, timing.encode_ms, timing.denoise_ms, timing.decode_ms) == (7, 2.0, 4.0, 1.0)
