@@ -85,7 +85,8 @@ class OnnxRun:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        levels = onnxruntime.GraphOptimizationLevel  # fusions (Conv and Mul) take the graph's own constants
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL if constants else levels.ORT_ENABLE_BASIC
         values = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(_float32_if(raised, tensor).numpy())
             for name, tensor in (constants or {}).items()

@@ -80,10 +80,11 @@ class TakesWeights(Protocol):
 
 @contextmanager
 def _other_weights(module: nn.Module) -> Iterator[None]:
-    """Scale the first matrices and kernels by 1.1 for a while."""
+    """Scale some matrices and kernels by 1.1 for a while: all over the module, of which the part may read a half."""
     import torch
 
-    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1][:_CHANGED]
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    matrices = matrices[:: max(1, len(matrices) // _CHANGED)]
     saved = [parameter.clone() for parameter in matrices]
     with torch.no_grad():
         for parameter in matrices:

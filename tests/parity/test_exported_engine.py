@@ -16,12 +16,15 @@ from pipelines.backends.table import backend_table
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame
+from pipelines.files.loader_options import LoaderOptions
 from pipelines.image.engine import ImageEngine
 from pipelines.image.model import ImageNetworks
 from pipelines.image.parts import decode_part
 from pipelines.load import load_engine
+from pipelines.plans import check
+from pipelines.plans.commands import PlanRequest, Plans
 from pipelines.plans.parts import image_parts
-from tests.fakes.onnx_recipe import Compared, OnnxBackend, OnnxRecipe
+from tests.fakes.onnx_recipe import Compared, OnnxBackend, OnnxCall, OnnxRecipe
 from trt.onnx_check import FLOAT32_RELATIVE, HALF_DB, decibels
 from trt.store import PlanStore
 from trt.weights import weights_of
@@ -30,6 +33,10 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytestmark = pytest.mark.timeout(900)
 SIZE = 64
 """Pixels: small, since every shape of batch is exported."""
+
+
+def ignore(text: str) -> None:
+    """Show no progress."""
 
 
 def load(backend: OnnxBackend | None) -> Engine:
@@ -143,3 +150,21 @@ def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(tmp_path: Path) -> 
             parameter.copy_(saved[name])
         call.update(weights_of(part.module))
         torch.testing.assert_close(call(*inputs)[0], before, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+def test_the_check_of_plans_changes_their_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`zoetrope plans check` with ONNX Runtime in the runner's place; a plan that ignores new weights fails."""
+    plans = Plans(tmp_path, notice=ignore, recipes={"onnx": lambda device, refit: OnnxRecipe()})
+    request = PlanRequest(
+        model="mini-image",
+        backend="onnx",
+        options=LoaderOptions(device="cpu", dtype="float32", width=SIZE, height=SIZE),
+        slots=(1,),
+    )
+    monkeypatch.setattr(check, "_RUNS", 1)
+    monkeypatch.setattr(check, "_WARM_UP", 0)
+    results = list(check.check_plans(plans, request, ignore))
+    assert [result.passed for result in results] == [True] * 6
+    assert [result.inputs.endswith("with other weights") for result in results] == [False, True] * 3
+    monkeypatch.setattr(OnnxCall, "update", lambda self, weights: 0)
+    assert [result.passed for result in check.check_plans(plans, request, ignore)] == [True, False] * 3
