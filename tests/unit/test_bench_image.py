@@ -7,6 +7,7 @@ import argparse
 import pytest
 import torch
 
+from bench import image_host
 from bench.image_lanes import CASES, Saturated, Spread, measure, run
 from bench.shapes import SHAPES, build
 
@@ -31,3 +32,9 @@ def test_frames_are_counted_and_timed() -> None:
     saturated.close()
     assert Spread(values=[0.001, 0.003, 0.002, 0.1]).ms(0.5, 1.0) == [3.0, 100.0]
     assert measure(model, CASES["1 step"], 3)["graphs captured"] == 0
+
+
+def test_the_hosts_part_is_timed_while_nothing_is_computed() -> None:
+    one, two = (image_host.measure(streams, steps=1, ticks=10) for streams in (1, 2))
+    assert 0 < float(str(one["median_ms"])) <= float(str(one["p95_ms"]))
+    assert two["streams"] == 2
