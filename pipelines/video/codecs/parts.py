@@ -6,14 +6,14 @@ A step takes the state of all rows and returns the new one. Independent of trans
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from pipelines.core.parts import Part, PartCall, Tensors
 
-from .codec import FrameDecoder
+from .codec import FrameDecoder, VideoCodec
 from .memory import FeatureMemory, Pass
 from .pixels import to_bytes
 from .tiny import TinyDecoderStream, TinyVideoAutoencoder, TinyVideoCodec
@@ -60,7 +60,13 @@ def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) 
         for i, shape in enumerate(stream.memory.shapes)
     }
     latents = torch.zeros(size, dtype=torch.float32, device=codec.device)
-    return Part(name="decode", module=DecodeStep(codec.module), inputs={"latents": latents, **state})
+    return decode_step_part(codec, {"latents": latents, **state})
+
+
+def decode_step_part(codec: VideoCodec, inputs: Mapping[str, torch.Tensor]) -> Part:
+    """Return the decoding step at the shapes of `inputs`: latents, then state_0, state_1, ..."""
+    assert isinstance(codec, TinyVideoCodec), codec
+    return Part(name="decode", module=DecodeStep(codec.module), inputs=inputs)
 
 
 class PartFrameDecoder:
