@@ -138,6 +138,10 @@ class Rotated(Protocol):
         """
         ...
 
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        """`write` of all layers; keys, values: [layers, B, N, H, D]."""
+        ...
+
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys and values [rows, slots, H, D]: views of memory at fixed addresses."""
         ...
@@ -172,6 +176,13 @@ class Resident:
     ) -> None:
         targets = (tensor[layer].flatten(0, 1) for tensor in (*self._bank.store.tensors, self._keys))
         self._bank.kernels.write(keys, values, *rotation, *index, *targets)
+
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        rotated = self._bank.rotate(keys, *rotation)
+        for tensor, source, slots in zip(
+            (*self._bank.store.tensors, self._keys), (keys, values, rotated), (index[0], *index), strict=True
+        ):
+            tensor.flatten(1, 2).index_copy_(1, slots.reshape(-1), source.flatten(1, 2).to(tensor.dtype))
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
@@ -212,6 +223,10 @@ class PerPass:
         rotated = self._bank.rotate(keys, *rotation).flatten(0, 1)
         self._keys.flatten(0, 1).index_copy_(0, local_index, rotated.to(self._keys.dtype))
         self._values.flatten(0, 1).index_copy_(0, local_index, flat_values.to(self._values.dtype))
+
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        for layer in range(len(keys)):
+            self.write(layer, index, keys[layer], values[layer], rotation)
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[rows, slots], self._values[rows, slots]

@@ -114,8 +114,7 @@ class PartVideoDenoiser:
             if len(rows) == 1
             else (torch.cat([row[i] for row in rows], axis) for i, axis in enumerate((0, 1, 1)))
         )
-        for layer in range(keys.shape[0]):
-            kv.store(layer, keys[layer], values[layer])
+        kv.store(keys, values)
         return velocity
 
 

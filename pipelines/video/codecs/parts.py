@@ -15,7 +15,7 @@ from pipelines.core.parts import Part, PartCall, Tensors
 
 from .codec import FrameDecoder, VideoCodec
 from .memory import FeatureMemory, Pass
-from .pixels import to_bytes
+from .pixels import in_bytes
 from .tiny import TinyDecoderStream, TinyVideoAutoencoder, TinyVideoCodec
 
 
@@ -47,8 +47,10 @@ class DecodeStep(nn.Module):
     def forward(self, latents: torch.Tensor, *state: torch.Tensor) -> Tensors:
         memory = _GivenMemory(state)
         run = Pass(memory=memory, rows=None, first=False)
-        raw = self.module.decode_raw(latents.to(state[0].dtype), run, range(len(state)))
-        return (to_bytes(raw), *memory.written)
+        pictures = self.module.decode_pictures(latents.to(state[0].dtype), run, range(len(state)))
+        # Channels last before rounding: compilers compute the last convolution in that order.
+        frames = in_bytes(pictures.permute(0, 2, 3, 1)).unflatten(0, (-1, latents.shape[0]))
+        return (frames.transpose(0, 1), *memory.written)
 
 
 def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) -> Part:
