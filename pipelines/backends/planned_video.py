@@ -6,7 +6,8 @@ keeps, its cache and its decoder's state, is the same memory for both. Independe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,16 @@ if TYPE_CHECKING:
 class PlannedVideoDenoiser:
     """A `VideoDenoiser` that is the plain one until a compiled pass is ready. notice: is told, once for each reason,
     which passes run plainly even then.
+
+    Around a compiled pass, which has threads of its own, PyTorch works with one thread: its small copies gain nothing
+    from more, and waking these costs an eighth of the time of a chunk (mini-video on two cores).
     """
 
     def __init__(self, plain: VideoDenoiser, transformer: CausalWanTransformer, notice: Notify) -> None:
         self._plain, self._transformer, self._notice = plain, transformer, notice
         self._compiled: PartVideoDenoiser | None = None
         self._said: set[str] = set()
+        self._threads = 1  # PyTorch's, of a plain pass
 
     def __call__(
         self, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
@@ -53,7 +58,8 @@ class PlannedVideoDenoiser:
         """See `pipelines.video.model.VideoDenoiser`."""
         if self._compiled is None:
             return self._plain(latents, timesteps, condition, kv)
-        velocity = self._compiled(latents, timesteps, condition, kv)
+        with _threads(1) as self._threads:
+            velocity = self._compiled(latents, timesteps, condition, kv)
         for reason in self._compiled.plain_passes.keys() - self._said:
             self._said.add(reason)
             self._notice(f"Passes run in PyTorch where {reason}.")
@@ -61,11 +67,17 @@ class PlannedVideoDenoiser:
 
     def use(self, part: Part, call: PartCall) -> None:
         """See `pipelines.backends.background.PartUser`."""
-        self._compiled = PartVideoDenoiser(call, part, self._plain, self._transformer)
+        self._compiled = PartVideoDenoiser(call, part, self._run_plain, self._transformer)
 
     def use_plain(self) -> None:
         """See `pipelines.backends.background.PartUser`."""
         self._compiled = None
+
+    def _run_plain(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
+    ) -> torch.Tensor:
+        with _threads(self._threads):
+            return self._plain(latents, timesteps, condition, kv)
 
 
 class PlannedFrameDecoder:
@@ -125,6 +137,17 @@ class PlannedFrameDecoders:
         self._form = form
         for decoder in self._made:
             decoder.use(form)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[int]:
+    """Let PyTorch work with `count` threads in this thread's calls; gives how many it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def planned_video(

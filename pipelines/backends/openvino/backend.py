@@ -40,7 +40,7 @@ class OpenVINOBackend(Backend):
         from pipelines.backends.planned_image import planned_image
         from pipelines.image.runtime import projecting_runtime
 
-        recipe = OpenVINORecipe(quantised=self.quantised)
+        recipe = self._recipe()
         plain = replace(projecting_runtime(networks), backend=self.name)
         return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe), builds=_builds(networks.origin))
 
@@ -51,9 +51,15 @@ class OpenVINOBackend(Backend):
         from pipelines.backends.planned_video import planned_video
         from pipelines.video.runtime import plain_runtime
 
-        recipe = OpenVINORecipe(quantised=self.quantised)
+        recipe = self._recipe()
         plain = replace(plain_runtime(networks), backend=self.name)
         return planned_video(networks, plain, dict.fromkeys(_VIDEO_PARTS, recipe), builds=_builds(networks.origin))
+
+    def _recipe(self) -> OpenVINORecipe:
+        """OpenVINO's threads are as many as PyTorch's now, which are fewer while compiled parts run."""
+        import torch
+
+        return OpenVINORecipe(quantised=self.quantised, threads=torch.get_num_threads())
 
 
 def _builds(origin: Origin | None) -> bool:

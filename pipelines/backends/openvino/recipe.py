@@ -30,9 +30,13 @@ _LARGEST_ERROR = 0.25  # relative; ten times that of the bundled models in bfloa
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVINORecipe:
-    """Compiles parts for CPUs. quantised: to int8, calibrated on samples; else in bfloat16."""
+    """Compiles parts for CPUs. quantised: to int8, calibrated on samples; else in bfloat16.
+
+    threads: that run a part; 0: as many as PyTorch has when it is loaded.
+    """
 
     quantised: bool
+    threads: int = 0
     calibration_samples: int = 40
     bakes_weights: bool = True
     loads_at_once: bool = True
@@ -103,7 +107,7 @@ class OpenVINORecipe:
         self._check(part, checks, folder, progress)
 
     def load(self, part: Part, folder: Path) -> PartCall:
-        """See `Recipe`. Runs on as many threads as PyTorch has now."""
+        """See `Recipe`."""
         facts = _read_facts(folder)
         if facts["openvino"] != installed_version("openvino"):
             raise ModelError(
@@ -111,7 +115,7 @@ class OpenVINORecipe:
                 "installed.",
                 "Build it again: zoetrope plans build --backend openvino.",
             )
-        return _loaded(part, folder, [str(name) for name in facts["outputs"]])
+        return _loaded(part, folder, [str(name) for name in facts["outputs"]], self.threads)
 
     def _check(self, part: Part, checks: Sequence[Tensors], folder: Path, progress: Notify) -> None:
         """Load what was written, compare it with PyTorch, and write part.json. Raises ModelError if it is wrong."""
@@ -130,7 +134,7 @@ class OpenVINORecipe:
         (folder / "part.json").write_text(json.dumps(facts))
 
 
-def _loaded(part: Part, folder: Path, outputs: Sequence[str]) -> PartCall:
+def _loaded(part: Part, folder: Path, outputs: Sequence[str], threads: int = 0) -> PartCall:
     openvino = import_openvino()
     import torch
 
@@ -139,7 +143,7 @@ def _loaded(part: Part, folder: Path, outputs: Sequence[str]) -> PartCall:
     dtypes = [getattr(torch, name) for name in outputs]
     try:
         model = openvino.Core().read_model(str(folder / "part.xml"))
-        return OpenVINOCall(model, part, dtypes, torch.get_num_threads())
+        return OpenVINOCall(model, part, dtypes, threads or torch.get_num_threads())
     except RuntimeError as error:
         raise ModelError(
             f"OpenVINO cannot load the part {part.name}: {str(error).strip().splitlines()[-1]}",

@@ -131,7 +131,7 @@ class _ProjectedTextProcessor:
     ) -> torch.Tensor:
         """hidden_states: [N, S, C]. encoder_hidden_states: the projected text [N, size]. Returns [N, S, C]."""
         assert attention_mask is None, "projected text has no mask"
-        rows, width = len(hidden_states), self._layout.widths[self._layer]
+        rows, width = hidden_states.shape[0], self._layout.widths[self._layer]
         tokens = self._layout.tokens(encoder_hidden_states.shape[1])
         start = self._layout.start(self._layer, tokens)
         heads = (rows, -1, attn.heads, width // attn.heads)
