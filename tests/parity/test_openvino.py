@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipelines.backends.calibration.image import image_samples
+from pipelines.backends.openvino.convert import converted
 from pipelines.backends.openvino.library import NNCF, OPENVINO, refusal_of
 from pipelines.backends.openvino.recipe import OpenVINORecipe
 from pipelines.backends.openvino.runtime import has_bfloat16
@@ -47,15 +48,15 @@ class Image:
         }[name]()
         return Part(name=name, module=module, inputs=dict(zip(NAMES[name], given, strict=True)))
 
-    def decibels(self, name: str, call: PartCall) -> float:
-        """Mean PSNR of the pictures of a part's results against those of the eager part's, on unseen inputs."""
+    def decibels(self, name: str, call: PartCall) -> torch.Tensor:
+        """PSNR of the pictures of a part's results against those of the eager part's, of each unseen input."""
         module, decode = self.part(name).module, self.engine.core.codec.decode
         values = []
         for sample in self.unseen[name]:
             got, wanted = call(*sample)[0].clone(), module(*sample)[0]
             pair = (got, wanted) if name == "decode" else (decode(got), decode(wanted))
             values.append(10 * torch.log10(4 / (pair[0] - pair[1]).square().mean()))
-        return float(torch.stack(values).mean())
+        return torch.stack(values)
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +85,34 @@ def built(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Mapping[tup
 def test_bfloat16_parts_equal_pytorch(image: Image, built: Mapping[tuple[str, str], Path], name: str) -> None:
     """40 dB: both round to bfloat16, at different places (measured: 51 dB and more)."""
     call = BF16.load(image.part(name), built[BF16.name, name])
-    assert image.decibels(name, call) >= 40
+    assert image.decibels(name, call).mean() >= 40
 
 
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
 def test_int8_parts_are_close_to_pytorch(image: Image, built: Mapping[tuple[str, str], Path], name: str) -> None:
-    """30 dB, the promise for int8 (measured: 39 dB and more)."""
+    """30 dB, the promise for int8 (measured: 39 dB and more); of the decoder for each single picture, guided ones with
+    latents four times as large as others included (measured: 43 dB and more)."""
     call = INT8.load(image.part(name), built[INT8.name, name])
-    assert image.decibels(name, call) >= 30
+    values = image.decibels(name, call)
+    assert values.mean() >= 30
+    assert name != "decode" or values.min() >= 30, values
+
+
+@torch.no_grad()
+def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_rows() -> None:
+    """As the engine of this backend runs it."""
+    engine = load_engine("mini-image", device="cpu", backend="openvino", prepare=False, notice=lambda text: None)
+    assert isinstance(engine, ImageEngine)
+    assert engine.core.prompt_keys is not None
+    size = engine.core.prompt_keys.cells.shape[1]
+    inputs = {
+        "latents": torch.randn(3, *engine.core.latent_shape),
+        "timestep": torch.tensor([1, 500, 999]),
+        "embeds": torch.randn(3, size).to(engine.core.prompt_keys.cells.dtype),
+    }
+    model = converted(engine.core.part("denoise", inputs), narrow_weights=True)
+    assert [model.inputs[i].partial_shape[0].is_dynamic for i in range(3)] == [True] * 3
 
 
 @torch.no_grad()

@@ -48,17 +48,23 @@ class Video:
         parts: list[Part] = [self.parts[name] for name in names]
         return video_samples(self.model, parts, count, world=world_file("mini-video"), seed=seed)
 
-    def decibels(self, name: str, call: PartCall, samples: list[Tensors]) -> float:
-        """Mean PSNR of frames: of decoded latents x - v / 2 for a pass, which is half way to a clean picture."""
+    def decibels(self, name: str, call: PartCall, samples: list[Tensors]) -> torch.Tensor:
+        """PSNR of frames, of each sample: of decoded latents x - v / 2 for a pass, half way to a clean picture.
+
+        Nobody uses the velocity of a clean pass (timestep 0), which writes keys and values only: these are left out.
+        """
         values = []
+        clean = self.model.transformer.condition_embedder.time(torch.zeros(1, 3))[0]
         for sample in samples:
+            if name == "pass" and (sample[1] - clean).norm() < 0.4 * clean.norm():
+                continue
             pair = [outputs[0].clone() for outputs in (call(*sample), self.parts[name].module(*sample))]
             if name == "pass":
                 pair = [decode_clip(self.model.codec, sample[0] - velocity / 2) for velocity in pair]
             else:
                 pair = [frames.float() / 255 for frames in pair]
             values.append(-10 * torch.log10((pair[0] - pair[1]).square().mean() + 1e-10))
-        return float(torch.stack(values).mean())
+        return torch.stack(values)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ def unseen(video: Video) -> Mapping[str, list[Tensors]]:
 def test_bfloat16_equals_pytorch(video: Video, unseen: Mapping[str, list[Tensors]], tmp_path: Path, name: str) -> None:
     """40 dB: both round to bfloat16, at different places (measured: a pass 52 dB)."""
     BF16.build(video.parts[name], (), tmp_path, lambda text: None)
-    assert video.decibels(name, BF16.load(video.parts[name], tmp_path), unseen[name]) >= 40
+    assert video.decibels(name, BF16.load(video.parts[name], tmp_path), unseen[name]).min() >= 40
 
 
 @torch.no_grad()
@@ -100,6 +106,6 @@ def test_one_file_serves_any_length_of_the_past(
 @pytest.mark.parametrize("name", ["pass", "decode"])
 @torch.no_grad()
 def test_int8_is_close_to_pytorch(video: Video, unseen: Mapping[str, list[Tensors]], tmp_path: Path, name: str) -> None:
-    """30 dB, the promise for int8."""
+    """30 dB, the promise for int8, for each single input (measured: a pass 37 dB, the decoder 43 dB and more)."""
     INT8.build(video.parts[name], video.samples((name,), INT8.samples, seed=0)[name], tmp_path, lambda text: None)
-    assert video.decibels(name, INT8.load(video.parts[name], tmp_path), unseen[name]) >= 30
+    assert video.decibels(name, INT8.load(video.parts[name], tmp_path), unseen[name]).min() >= 30
