@@ -60,6 +60,7 @@ class PlanPreparation:
         self._notice, self._settle_s, self._lora_scale = notice, settle_s, lora_scale
         self._calls: dict[str, PlannedCalls] = {}
         self._wanted: list[Part] = []
+        self._preferred: set[tuple[str, int]] = set()
         self._last_wanted_s = 0.0
         self._loaded: deque[_Loaded] = deque()
         self._notices: deque[str] = deque()
@@ -115,9 +116,19 @@ class PlanPreparation:
                 used = True
         return used
 
+    def prefer(self, name: str, batch: int) -> None:
+        """See `Preparation`."""
+        if (name, batch) in self._preferred or name not in self._recipes:
+            return
+        self._preferred.add((name, batch))
+        part = self._calls[name].missing(batch)
+        if part is not None and part not in self._wanted:
+            self.want(part)
+
     def weights_changed(self) -> None:
         """Stop using plans that contain the weights; they are made anew."""
         self._epoch += 1
+        self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
         for name, calls in self._calls.items():

@@ -46,6 +46,14 @@ class PlannedCalls:
         self._ready.clear()
         self._parts.clear()
 
+    def missing(self, batch: int) -> Part | None:
+        """Return a part with this size of batch that has been called and has no compiled form of that size."""
+        for part in self._parts.values():
+            tensors = tuple(part.inputs.values())
+            if len(tensors[0]) == batch and batch not in self._ready.get(_without_batch(tensors), {}):
+                return part
+        return None
+
     def _note(self, inputs: dict[str, torch.Tensor]) -> None:
         signature = _signature(tuple(inputs.values()))
         if signature not in self._parts:
