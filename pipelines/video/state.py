@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from cache.kv.bank import units
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
 from cache.kv.policies import KVPolicy
@@ -143,9 +144,9 @@ class VideoCore:
         """How many streams' KV caches fit into the free memory of a GPU, from 1 to 4; 4 on other devices."""
         if self.model.device.type != "cuda":
             return _MAX_STREAMS
-        shape, units = self._kv_shape(self.rows * self.branches), {"native": 3, "lean": 2, "int8": 1}
+        shape = self._kv_shape(self.rows * self.branches)
         numbers = shape.layers * shape.cache_rows * self.policy.capacity_tokens * shape.heads * shape.head_dim
-        needed = numbers * shape.dtype.itemsize * units[self.options.storage]
+        needed = numbers * shape.dtype.itemsize * units(self.options.storage, self.policy)
         free = torch.cuda.mem_get_info(self.model.device)[0]
         return max(1, min(_MAX_STREAMS, int(free * _SHARE_OF_FREE_MEMORY / needed)))
 
