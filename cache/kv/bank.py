@@ -238,7 +238,7 @@ class PerPass:
 
 
 class Once:
-    """Rotated keys and values of a `RotatedStore`; with unrotated keys beside them they are renewed as by `Resident`."""
+    """Rotated keys and values of a `RotatedStore`; with unrotated keys too they are renewed as by `Resident`."""
 
     def __init__(self, bank: Bank) -> None:
         assert isinstance(bank.store, RotatedStore), bank.store

@@ -47,7 +47,9 @@ E4M3_MAX = 448.0
 
 def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x in another dtype; for e4m3, which has no infinity, saturated at its largest number."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(dtype) if dtype == E4M3 else x.to(dtype)
+    if dtype == E4M3 and x.dtype != E4M3:
+        return x.clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
+    return x.to(dtype)
 
 
 def movable(x: torch.Tensor) -> torch.Tensor:

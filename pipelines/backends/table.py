@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pipelines.core.errors import ModelError
 
 from .base import KINDS, Backend, BackendRefusal
+from .fp8 import Fp8Backend
 from .pytorch import PyTorchBackend
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ BACKENDS = backend_table(
         compiled=True,
         captured=True,
     ),
+    Fp8Backend(
+        name="fp8",
+        purpose="compiled-cuda-graph with products and attention in 8-bit floats, Hopper or newer",
+        attention=True,
+    ),
+    Fp8Backend(name="fp8-products", purpose="compiled-cuda-graph with products in 8-bit floats"),
 )
 """All backends, by the name that a user gives."""
 
