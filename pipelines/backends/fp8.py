@@ -7,7 +7,7 @@ before the weights are quantised, once per model.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from .base import BackendRefusal
 from .pytorch import PyTorchBackend
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from pipelines.video.model import VideoNetworks, VideoRuntime
-    from pipelines.video.wan.blocks import WanBlock
+    from pipelines.video.wan.blocks import BlockHalves
     from pipelines.video.wan.fp8_blocks import Fp8Recipe
 
 _PRODUCTS, _ATTENTION = (8, 9), (9, 0)
@@ -59,29 +59,35 @@ class Fp8Backend(PyTorchBackend):
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the compiled and captured runtime, with blocks in fp8. Raises ModelError for a dtype but bfloat16."""
+        from pipelines.video.wan.blocks import compiled_halves
         from pipelines.video.wan.fp8_attention import CudnnFp8Attention
         from pipelines.video.wan.fp8_blocks import Fp8Recipe
         from pipelines.video.wan.fp8_triton import TRITON_FP8_KERNELS
 
         attention = CudnnFp8Attention(networks.transformer.device, TRITON_FP8_KERNELS.join) if self.attention else None
         recipe = Fp8Recipe(attention=attention, kernels=TRITON_FP8_KERNELS)
-        return with_fp8_blocks(networks, super().video(networks), recipe)
+        return with_fp8_blocks(networks, super().video(networks), recipe, compiled_halves(self.compiler))
 
 
-def with_fp8_blocks(networks: VideoNetworks, runtime: VideoRuntime, recipe: Fp8Recipe) -> VideoRuntime:
-    """Return the runtime with a denoiser in fp8. Raises ModelError unless the transformer is in bfloat16."""
+def with_fp8_blocks(
+    networks: VideoNetworks, runtime: VideoRuntime, recipe: Fp8Recipe, halves: BlockHalves
+) -> VideoRuntime:
+    """Return the runtime with a denoiser in fp8. halves: of blocks whose products are not.
+
+    Raises ModelError unless the transformer is in bfloat16.
+    """
     import torch
 
     from pipelines.core.errors import ModelError
     from pipelines.video.wan.blocks import BlockExecution
     from pipelines.video.wan.denoiser import WanDenoiser
-    from pipelines.video.wan.fp8_blocks import Fp8Block
+    from pipelines.video.wan.fp8_blocks import fp8_blocks
 
     transformer = networks.transformer
     if transformer.dtype != torch.bfloat16:
         name = str(transformer.dtype).removeprefix("torch.")
         raise ModelError(f"fp8 is made from weights in bfloat16, not in {name}.", "Use --dtype bfloat16.")
-    blocks = tuple(Fp8Block(cast("WanBlock", block), recipe) for block in transformer.blocks)
-    execution = BlockExecution(attention=networks.attention, blocks=blocks)
+    blocks = fp8_blocks(transformer, recipe)
+    execution = BlockExecution(attention=networks.attention, halves=halves, blocks=blocks)
     storage = "" if recipe.attention is None else "fp8"
     return replace(runtime, denoiser=WanDenoiser(transformer, execution), storage=storage)

@@ -67,15 +67,20 @@ class PyTorchBackend(Backend):
         from cache.kv.kernels import compiled_kernels
         from pipelines.core.compiling import compiled
         from pipelines.video.codecs.frame_decoder import decode_later
+        from pipelines.video.codecs.wan import fused_codec
         from pipelines.video.runtime import frame_decoders
         from pipelines.video.wan.blocks import BlockExecution, compiled_halves
         from pipelines.video.wan.denoiser import WanDenoiser
 
         execution = BlockExecution(attention=networks.attention, halves=compiled_halves(self.compiler))
+        fused = fused_codec(networks.codec)
+        decoders = (
+            frame_decoders(fused) if fused else frame_decoders(networks.codec, compiled(decode_later, self.compiler))
+        )
         return replace(
             runtime,
             denoiser=WanDenoiser(networks.transformer, execution),
-            make_frame_decoder=frame_decoders(networks.codec, compiled(decode_later, self.compiler)),
+            make_frame_decoder=decoders,
             kernels=compiled_kernels(self.compiler),
         )
 

@@ -25,13 +25,16 @@ from cache.kv.store import E4M3, converted
 
 from .attention_parts import parts_of_keys
 
-Join = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.dtype], torch.Tensor]
+Join = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
 PROBABILITY_SCALE = 256.0
 PACKAGE = "nvidia-cudnn-frontend"
 
 
 class Fp8Scales(NamedTuple):
-    """What each e4m3 tensor has been multiplied by, and the reciprocals: float32 tensors [1, 1, 1, 1] on the device."""
+    """What each e4m3 tensor has been multiplied by, and the reciprocals: float32 tensors [1, 1, 1, 1] on the device.
+
+    offset: [heads, D] float32, what was subtracted from the values, and is added to the result.
+    """
 
     queries: torch.Tensor
     keys: torch.Tensor
@@ -41,12 +44,26 @@ class Fp8Scales(NamedTuple):
     key_descale: torch.Tensor
     value_descale: torch.Tensor
     output_descale: torch.Tensor
+    offset: torch.Tensor
 
     @staticmethod
-    def of(queries: float, keys: float, values: float, output: float, device: torch.device) -> Fp8Scales:
-        """Make the tensors of numbers."""
-        numbers = (queries, keys, values, output, 1 / queries, 1 / keys, 1 / values, 1 / output)
-        return Fp8Scales(*(torch.full((1, 1, 1, 1), number, device=device) for number in numbers))
+    def of(queries: float, keys: float, values: float, output: float, offset: torch.Tensor) -> Fp8Scales:
+        """Make the tensors of numbers, on the device of the offset."""
+
+        def tensor(number: float) -> torch.Tensor:
+            return torch.full((1, 1, 1, 1), number, device=offset.device)
+
+        return Fp8Scales(
+            queries=tensor(queries),
+            keys=tensor(keys),
+            values=tensor(values),
+            output=tensor(output),
+            query_descale=tensor(1 / queries),
+            key_descale=tensor(1 / keys),
+            value_descale=tensor(1 / values),
+            output_descale=tensor(1 / output),
+            offset=offset,
+        )
 
 
 class Fp8Attention(Protocol):
@@ -55,7 +72,7 @@ class Fp8Attention(Protocol):
     def __call__(
         self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scales: Fp8Scales
     ) -> torch.Tensor:
-        """e4m3 [B, N, heads, D], [B, M, heads, D] twice -> bfloat16 [B, N, heads, D]."""
+        """e4m3 [B, N, heads, D], [B, M, heads, D] twice -> bfloat16 [B, N, heads, D], the offset added."""
         ...
 
 
@@ -76,7 +93,7 @@ class PlainFp8Attention:
         weights = torch.exp(logits - logits.amax(-1, keepdim=True))
         rounded = converted(weights * PROBABILITY_SCALE, E4M3).float() / PROBABILITY_SCALE
         out = (rounded @ v) * (scales.value_descale * scales.output) / weights.sum(-1, keepdim=True)
-        return (converted(out, E4M3).float() * scales.output_descale).transpose(1, 2).bfloat16()
+        return ((converted(out, E4M3).float() * scales.output_descale).transpose(1, 2) + scales.offset).bfloat16()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,7 +132,7 @@ class CudnnFp8Attention:
             queries = queries.expand(parts, -1, -1, -1)
             keys, values = (x.reshape(parts, -1, *x.shape[2:]) for x in (keys, values))
         outputs, sums = self._run((queries, keys, values), scales, parts > 1)
-        return self._join(outputs, sums, scales.output_descale, torch.bfloat16)
+        return self._join(outputs, sums, scales.output_descale, scales.offset, torch.bfloat16)
 
     def _run(
         self, tensors: tuple[torch.Tensor, ...], scales: Fp8Scales, with_sums: bool

@@ -46,15 +46,20 @@ class HeadNorms(NamedTuple):
 
 
 def modulated_rows(
-    hidden: torch.Tensor, update: torch.Tensor | None, modulation: Modulation, first: int, eps: float
+    hidden: torch.Tensor,
+    update: torch.Tensor | None,
+    modulation: Modulation,
+    first: int,
+    mean: torch.Tensor,
+    eps: float,
 ) -> tuple[torch.Tensor, Rows]:
-    """x + u, and LN(x + u) (1 + scale) + shift as rows. hidden: [B, F, n, dim]; update: the same or None.
+    """x + u, and LN(x + u) (1 + scale) + shift - mean as rows. hidden: [B, F, n, dim]; update: the same or None.
 
-    first: SHIFT or SHIFT_MLP; the scale is the next part.
+    first: SHIFT or SHIFT_MLP; the scale is the next part. mean: [dim] float32.
     """
     hidden = hidden if update is None else hidden + update.view_as(hidden)
     normed = F.layer_norm(wide(hidden), hidden.shape[-1:], eps=eps)
-    return hidden, quantise_rows(normed * (1 + modulation.part(first + 1)) + modulation.part(first))
+    return hidden, quantise_rows(normed * (1 + modulation.part(first + 1)) + modulation.part(first), mean)
 
 
 def affine_rows(
@@ -62,14 +67,15 @@ def affine_rows(
     update: torch.Tensor,
     modulation: Modulation,
     norm: tuple[torch.Tensor, torch.Tensor] | None,
+    mean: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, Rows]:
-    """x + gate u, and its affine LayerNorm (None: itself) as rows; otherwise as `modulated_rows`."""
+    """x + gate u, and its affine LayerNorm (None: itself) less mean as rows; otherwise as `modulated_rows`."""
     hidden = gated_residual(hidden, update.view_as(hidden), modulation.part(GATE))
     if norm is None:
-        return hidden, quantise_rows(hidden)
+        return hidden, quantise_rows(hidden, mean)
     weight, bias = (wide(x) for x in norm)
-    return hidden, quantise_rows(F.layer_norm(wide(hidden), hidden.shape[-1:], weight, bias, eps))
+    return hidden, quantise_rows(F.layer_norm(wide(hidden), hidden.shape[-1:], weight, bias, eps), mean)
 
 
 def residual(hidden: torch.Tensor, update: torch.Tensor, modulation: Modulation) -> torch.Tensor:
@@ -77,9 +83,9 @@ def residual(hidden: torch.Tensor, update: torch.Tensor, modulation: Modulation)
     return gated_residual(hidden, update.view_as(hidden), modulation.part(GATE_MLP))
 
 
-def gelu_rows(x: torch.Tensor) -> Rows:
-    """GELU (tanh) as rows."""
-    return quantise_rows(F.gelu(wide(x), approximate="tanh"))
+def gelu_rows(x: torch.Tensor, mean: torch.Tensor) -> Rows:
+    """GELU (tanh) less mean as rows."""
+    return quantise_rows(F.gelu(wide(x), approximate="tanh"), mean)
 
 
 def head_parts(
@@ -101,14 +107,18 @@ def head_parts(
     return scaled, (keys * scales.keys).to(qkv.dtype), (wide(values) * scales.values).to(qkv.dtype)
 
 
-def join(outputs: torch.Tensor, sums: torch.Tensor | None, descale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """e4m3 [B, N, heads, D] times descale -> dtype. With sums, log-sum-exps [parts, heads, N, 1] float32, the batch
-    holds attention over parts of the keys, which is merged -> [1, N, heads, D]; see attention_parts.
+def join(
+    outputs: torch.Tensor, sums: torch.Tensor | None, descale: torch.Tensor, offset: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """e4m3 [B, N, heads, D] times descale plus offset [heads, D] -> dtype.
+
+    With sums, log-sum-exps [parts, heads, N, 1] float32, the batch holds attention over parts of the keys, which is
+    merged -> [1, N, heads, D]; see attention_parts.
     """
     wide_outputs = outputs.float()
     if sums is not None:
         wide_outputs = (torch.softmax(sums, dim=0).transpose(1, 2) * wide_outputs).sum(0, keepdim=True)
-    return (wide_outputs * descale).to(dtype)
+    return (wide_outputs * descale + offset).to(dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

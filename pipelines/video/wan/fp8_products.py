@@ -19,36 +19,43 @@ _SMALLEST = 1e-12
 
 
 class Fp8Linear(NamedTuple):
-    """y = x W^T + b. weight: [out, in] e4m3; scale: [1, out] float32, W is about weight * scale^T; bias: [out]."""
+    """y = W (x - m) + b'. weight: [out, in] e4m3; scale: [1, out] float32, W is about weight * scale^T.
+
+    mean: m, [in] float32, what to subtract from inputs before they are quantised; bias: b' = b + W m, [out].
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor
     bias: torch.Tensor
+    mean: torch.Tensor
 
     def requantise(self, layers: Sequence[nn.Linear]) -> None:
         """Quantise the layers' weights again, in place, after they have changed."""
-        fresh = quantised_linear(layers)
+        fresh = quantised_linear(layers, self.mean)
         self.weight.view(torch.uint8).copy_(fresh.weight.view(torch.uint8))
         self.scale.copy_(fresh.scale)
         self.bias.copy_(fresh.bias)
 
 
-def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[..., D] -> e4m3 [rows, D] and float32 scales [rows, 1]: x is about q * scale, with |error| <= 2^-4 |x|.
+def quantise_rows(x: torch.Tensor, mean: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., D] less mean [D] -> e4m3 [rows, D] and float32 scales [rows, 1]: x is about q * scale, to 2^-4 |x|.
 
     The largest number of a row becomes e4m3's largest, 448; numbers below 2^-15 of it are rounded to multiples of
     2^-18 of it.
     """
     wide = x.float().flatten(0, -2)
+    wide = wide if mean is None else wide - mean
     scale = wide.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) * (1 / E4M3_MAX)
     return (wide / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale
 
 
-def quantised_linear(layers: Sequence[nn.Linear]) -> Fp8Linear:
-    """Quantise linear layers of one input as one, their outputs side by side."""
-    weight, scale = quantise_rows(torch.cat([layer.weight for layer in layers]))
+def quantised_linear(layers: Sequence[nn.Linear], mean: torch.Tensor) -> Fp8Linear:
+    """Quantise linear layers of one input as one, their outputs side by side. mean: of the input, [in] float32."""
+    whole = torch.cat([layer.weight for layer in layers])
+    weight, scale = quantise_rows(whole)
     bias = torch.cat([layer.bias for layer in layers])
-    return Fp8Linear(weight=weight.contiguous(), scale=scale.t().contiguous(), bias=bias)
+    shifted = (bias.float() + whole.float() @ mean).to(bias.dtype)
+    return Fp8Linear(weight=weight.contiguous(), scale=scale.t().contiguous(), bias=shifted, mean=mean)
 
 
 def product(rows: torch.Tensor, scale: torch.Tensor, linear: Fp8Linear) -> torch.Tensor:
@@ -68,8 +75,3 @@ def product(rows: torch.Tensor, scale: torch.Tensor, linear: Fp8Linear) -> torch
         out_dtype=linear.bias.dtype,
         use_fast_accum=True,
     )
-
-
-def fp8_linear(x: torch.Tensor, linear: Fp8Linear) -> torch.Tensor:
-    """[..., in] -> [..., out]: quantise the rows of x, multiply."""
-    return product(*quantise_rows(x), linear).view(*x.shape[:-1], -1)

@@ -5,15 +5,15 @@ two is taken as two blocks that are. Imported only where Triton is installed.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
-# ruff: noqa: ANN001, ANN201, ANN202, N803, PLR0913
+# ruff: noqa: ANN001, ANN202, N803
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
 
 from cache.kv.store import E4M3
 
@@ -38,11 +38,12 @@ def _gelu(x: Any) -> Any:
 
 
 @triton.jit
-def _gelu_kernel(x, q, s, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+def _gelu_kernel(x, mean, q, s, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     a, b = tl.arange(0, A), A + tl.arange(0, B)
-    xa = _gelu(tl.load(x + row * D + a).to(tl.float32))
+    xa = _gelu(tl.load(x + row * D + a).to(tl.float32)) - tl.load(mean + a)
     xb = _gelu(tl.load(x + row * D + b, mask=b < D, other=0.0).to(tl.float32))
+    xb -= tl.load(mean + b, mask=b < D, other=0.0)
     scale = _rows_scale(tl.maximum(tl.max(tl.abs(xa), 0), tl.max(tl.abs(xb), 0)))
     tl.store(s + row, scale)
     tl.store(q + row * D + a, _to_e4m3(xa / scale))
@@ -51,7 +52,7 @@ def _gelu_kernel(x, q, s, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def _norm_kernel(
-    x, update, table, time, weight, bias, out, q, s, row_frame, eps,
+    x, update, table, time, weight, bias, mean_in, out, q, s, row_frame, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     UPDATE: tl.constexpr, GATE: tl.constexpr, FIRST: tl.constexpr, AFFINE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -92,6 +93,8 @@ def _norm_kernel(
             xa = xa * tl.load(weight + a).to(tl.float32) + tl.load(bias + a).to(tl.float32)
             xb = xb * tl.load(weight + b, mask=inside, other=0.0).to(tl.float32)
             xb += tl.load(bias + b, mask=inside, other=0.0).to(tl.float32)
+        xa -= tl.load(mean_in + a)
+        xb -= tl.load(mean_in + b, mask=inside, other=0.0)
         scale = _rows_scale(tl.maximum(tl.max(tl.abs(xa), 0), tl.max(tl.abs(xb), 0)))
         tl.store(s + row, scale)
         tl.store(q + row * D + a, _to_e4m3(xa / scale))
@@ -138,7 +141,7 @@ def _heads_kernel(
 
 @triton.jit
 def _join_kernel(
-    outputs, sums, descale, out, tokens,
+    outputs, sums, descale, offset, out, tokens,
     D: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """PARTS 1: without sums."""
@@ -154,14 +157,15 @@ def _join_kernel(
         largest = tl.load(sums + at, mask=inside, other=0.0)
         for part in tl.static_range(1, PARTS):
             largest = tl.maximum(largest, tl.load(sums + part * HEADS * tokens + at, mask=inside, other=0.0))
-        total = tl.zeros((BLOCK,), tl.float32)
+        weights = tl.zeros((BLOCK,), tl.float32)
         for part in tl.static_range(PARTS):
             weight = tl.exp(tl.load(sums + part * HEADS * tokens + at, mask=inside, other=0.0) - largest)
             given = tl.load(outputs + (part * tokens + row) * D + i, mask=inside, other=0.0).to(tl.float32)
-            total += weight
+            weights += weight
             weighted += weight * given
-        weighted = weighted / total
-    tl.store(out + row * D + i, (weighted * factor).to(out.dtype.element_ty), mask=inside)
+        weighted = weighted / weights
+    total = weighted * factor + tl.load(offset + i, mask=inside, other=0.0)
+    tl.store(out + row * D + i, total.to(out.dtype.element_ty), mask=inside)
 
 
 def _blocks(width: int) -> tuple[int, int]:
@@ -178,13 +182,13 @@ def _empty_rows(count: int, width: int, device: torch.device) -> Rows:
     return torch.empty((count, width), dtype=E4M3, device=device), torch.empty((count, 1), device=device)
 
 
-def gelu_rows(x: torch.Tensor) -> Rows:
+def gelu_rows(x: torch.Tensor, mean: torch.Tensor) -> Rows:
     """See `fp8_kernels.gelu_rows`."""
     width = x.shape[-1]
     flat = x.reshape(-1, width)
     q, s = _empty_rows(flat.shape[0], width, x.device)
     a, b = _blocks(width)
-    _gelu_kernel[(flat.shape[0],)](flat, q, s, D=width, A=a, B=b, num_warps=_warps(width))
+    _gelu_kernel[(flat.shape[0],)](flat, mean, q, s, D=width, A=a, B=b, num_warps=_warps(width))
     return q, s
 
 
@@ -197,13 +201,14 @@ def _normed(
     gate: int = -1,
     first: int = -1,
     norm: tuple[torch.Tensor, torch.Tensor] | None = None,
-    quantised: bool = True,
+    mean: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Rows]:
+    """mean None: only the sum, no rows."""
     assert hidden.is_contiguous(), hidden.stride()
     width, count = hidden.shape[-1], hidden[..., 0].numel()
     table, time = modulation.table.float().contiguous(), modulation.time.contiguous()
     out = hidden if update is None else torch.empty_like(hidden)
-    q, s = _empty_rows(count if quantised else 0, width, hidden.device)
+    q, s = _empty_rows(0 if mean is None else count, width, hidden.device)
     a, b = _blocks(width)
     weight, bias = (hidden, hidden) if norm is None else norm
     _norm_kernel[(count,)](
@@ -213,6 +218,7 @@ def _normed(
         time,
         weight,
         bias,
+        hidden if mean is None else mean,
         out,
         q,
         s,
@@ -225,17 +231,22 @@ def _normed(
         GATE=gate,
         FIRST=first,
         AFFINE=norm is not None,
-        ROWS=quantised,
+        ROWS=mean is not None,
         num_warps=_warps(2 * width),
     )
     return out, (q, s)
 
 
 def modulated_rows(
-    hidden: torch.Tensor, update: torch.Tensor | None, modulation: Modulation, first: int, eps: float
+    hidden: torch.Tensor,
+    update: torch.Tensor | None,
+    modulation: Modulation,
+    first: int,
+    mean: torch.Tensor,
+    eps: float,
 ) -> tuple[torch.Tensor, Rows]:
     """See `fp8_kernels.modulated_rows`."""
-    return _normed(hidden, update, modulation, eps, first=first)
+    return _normed(hidden, update, modulation, eps, first=first, mean=mean)
 
 
 def affine_rows(
@@ -243,15 +254,16 @@ def affine_rows(
     update: torch.Tensor,
     modulation: Modulation,
     norm: tuple[torch.Tensor, torch.Tensor] | None,
+    mean: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, Rows]:
     """See `fp8_kernels.affine_rows`."""
-    return _normed(hidden, update, modulation, eps, gate=GATE, norm=norm)
+    return _normed(hidden, update, modulation, eps, gate=GATE, norm=norm, mean=mean)
 
 
 def residual(hidden: torch.Tensor, update: torch.Tensor, modulation: Modulation) -> torch.Tensor:
     """See `fp8_kernels.residual`."""
-    return _normed(hidden, update, modulation, 0.0, gate=GATE_MLP, quantised=False)[0]
+    return _normed(hidden, update, modulation, 0.0, gate=GATE_MLP)[0]
 
 
 def head_parts(
@@ -289,7 +301,9 @@ def head_parts(
     return q, k, v
 
 
-def join(outputs: torch.Tensor, sums: torch.Tensor | None, descale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def join(
+    outputs: torch.Tensor, sums: torch.Tensor | None, descale: torch.Tensor, offset: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """See `fp8_kernels.join`."""
     batch, tokens, heads, dim = outputs.shape
     parts = 1 if sums is None else batch
@@ -299,6 +313,7 @@ def join(outputs: torch.Tensor, sums: torch.Tensor | None, descale: torch.Tensor
         outputs,
         descale if sums is None else sums,
         descale,
+        offset,
         out,
         tokens,
         D=width,
