@@ -137,7 +137,7 @@ def test_a_backend_that_cannot_be_is_refused(kind: str, name: str, message: str)
 def test_the_docs_have_the_table_s_names(page: str, kind: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
     table = text.split("| backend |", 1)[1].split("\n\n", 1)[0]
-    names = re.findall(r"^\| ([a-z-]+) \|", table, re.MULTILINE)
+    names = re.findall(r"^\| ([a-z0-9-]+) \|", table, re.MULTILINE)
     assert names == [name for name, row in BACKENDS.items() if kind in row.kinds]
 
 
