@@ -51,7 +51,7 @@ class Fp8Scales(NamedTuple):
         """Make the tensors of numbers, on the device of the offset."""
 
         def tensor(number: float) -> torch.Tensor:
-            return torch.full((1, 1, 1, 1), number, device=offset.device)
+            return torch.full((1, 1, 1, 1), number, dtype=torch.float32, device=offset.device)
 
         return Fp8Scales(
             queries=tensor(queries),
@@ -121,7 +121,8 @@ class CudnnFp8Attention:
             self._handle = self._cudnn.create_handle()
         self._plans: dict[object, _Plan] = {}
         self._probability = tuple(
-            torch.full((1, 1, 1, 1), x, device=device) for x in (1 / PROBABILITY_SCALE, PROBABILITY_SCALE)
+            torch.full((1, 1, 1, 1), x, dtype=torch.float32, device=device)
+            for x in (1 / PROBABILITY_SCALE, PROBABILITY_SCALE)
         )
 
     def __call__(
