@@ -34,19 +34,21 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def _store(acc, bias, y, pixel, n, COUT: tl.constexpr, N: tl.constexpr):
+def _store(acc, bias, shortcut, y, pixel, n, COUT: tl.constexpr, N: tl.constexpr, SHORTCUT: tl.constexpr):
     channel = n + tl.arange(0, N)
-    inside = channel < COUT
-    total = acc + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
-    target = y + pixel[:, None].to(tl.int64) * COUT + channel[None, :]
-    tl.store(target, total.to(y.dtype.element_ty), mask=inside[None, :])
+    inside = (channel < COUT)[None, :]
+    total = acc + tl.load(bias + channel, mask=channel < COUT, other=0.0).to(tl.float32)[None, :]
+    at = pixel[:, None].to(tl.int64) * COUT + channel[None, :]
+    if SHORTCUT:
+        total += tl.load(shortcut + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _causal_kernel(
-    x, w0, w1, bias, y, H, W, T,
+    x, w0, w1, bias, shortcut, y, H, W, T,
     CIN: tl.constexpr, COUT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    N0: tl.constexpr, N1: tl.constexpr, STAGES: tl.constexpr,
+    N0: tl.constexpr, N1: tl.constexpr, STAGES: tl.constexpr, SHORTCUT: tl.constexpr,
 ):  # fmt: skip
     """Frames are the fastest axis of the programs, so that those that share input frames run together."""
     pid = tl.program_id(0)
@@ -69,9 +71,9 @@ def _causal_kernel(
             acc1 = tl.dot(a, w1.load([N0, tap * CIN + c]).T, acc1)
     m = tl.arange(0, BM)
     pixel = ((batch * T + frame) * H + line + m // BW) * W + column + m % BW
-    _store(acc0, bias, y, pixel, 0, COUT, N0)
+    _store(acc0, bias, shortcut, y, pixel, 0, COUT, N0, SHORTCUT)
     if N1 > 0:
-        _store(acc1, bias, y, pixel, N0, COUT, N1)
+        _store(acc1, bias, shortcut, y, pixel, N0, COUT, N1, SHORTCUT)
 
 
 @triton.jit
@@ -99,9 +101,27 @@ def _upsample_kernel(
             acc1 = tl.dot(a, w1.load([phase * COUT + N0, tap * CIN + c]).T, acc1)
     m = tl.arange(0, BM)
     pixel = (frame * 2 * H + 2 * (line + m // BW) + down) * 2 * W + 2 * (column + m % BW) + right
-    _store(acc0, bias, y, pixel, 0, COUT, N0)
+    _store(acc0, bias, bias, y, pixel, 0, COUT, N0, False)
     if N1 > 0:
-        _store(acc1, bias, y, pixel, N0, COUT, N1)
+        _store(acc1, bias, bias, y, pixel, N0, COUT, N1, False)
+
+
+@triton.jit
+def _gather_kernel(
+    products, bias, y, pixels, plane, H, W, T, N: tl.constexpr, P: tl.constexpr
+):  # fmt: skip
+    """Sum, for each pixel and output channel, the 27 products of its neighbours. plane: numbers of one product."""
+    p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    n = tl.program_id(1)
+    column, line, frame = p % W, (p // W) % H, p // (W * H)
+    source = frame // T * (T + 2) + frame % T
+    total = tl.zeros((P,), tl.float32) + tl.load(bias + n).to(tl.float32)
+    for tap in tl.static_range(27):
+        h, w = line + (tap // 3) % 3 - 1, column + tap % 3 - 1
+        inside = (p < pixels) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        at = ((source + tap // 9) * H + h) * W + w
+        total += tl.load(products + (tap * N + n) * plane + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + p * N + n, total.to(y.dtype.element_ty), mask=p < pixels)
 
 
 @triton.jit
@@ -138,10 +158,12 @@ def _norm_kernel(
         tl.store(out + target[:, None] * C + c[None, :], x.to(out.dtype.element_ty), mask=inside)
 
 
-def causal_conv(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tile: Tile) -> torch.Tensor:
+def causal_conv(
+    frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shortcut: torch.Tensor | None, tile: Tile
+) -> torch.Tensor:
     """frames [B, HISTORY_FRAMES + t, h, w, C], weight [N, 27 C] (places in t, h, w, then channels) -> [B, t, h, w, N].
 
-    h, w and C are multiples of the tile's.
+    shortcut: added to the result, in its shape; None: nothing. h, w and C are multiples of the tile's.
     """
     batch, length, height, width, channels = frames.shape
     count = length - HISTORY_FRAMES
@@ -149,7 +171,38 @@ def causal_conv(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, 
     x, w0, w1 = _descriptors(frames.flatten(0, 1), weight, tile)
     grid = (batch * count * (height // tile.rows) * (width // tile.columns),)
     sizes = (channels, weight.shape[0], tile.rows, tile.columns, tile.channels, tile.first, tile.second, tile.stages)
-    _causal_kernel[grid](x, w0, w1, bias, y, height, width, count, *sizes, num_warps=tile.warps, num_stages=tile.stages)
+    _causal_kernel[grid](
+        x,
+        w0,
+        w1,
+        bias,
+        y if shortcut is None else shortcut,
+        y,
+        height,
+        width,
+        count,
+        *sizes,
+        SHORTCUT=shortcut is not None,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return y
+
+
+def narrow_conv(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """The same for few output channels: one product for all 27 places, weight [27 N, C], whose results are gathered.
+
+    A pixel's channels are then read once, and not 27 times.
+    """
+    batch, length, height, width, channels = frames.shape
+    count, outputs = length - HISTORY_FRAMES, weight.shape[0] // 27
+    products = weight @ frames.reshape(-1, channels).t()
+    y = torch.empty((batch, count, height, width, outputs), dtype=frames.dtype, device=frames.device)
+    pixels = batch * count * height * width
+    grid = (triton.cdiv(pixels, 1024), outputs)
+    _gather_kernel[grid](
+        products, bias, y, pixels, products.shape[1], height, width, count, N=outputs, P=1024, num_warps=4
+    )
     return y
 
 
@@ -182,7 +235,7 @@ def add_norm_silu(
     pixels, block = batch * count * height * width, triton.next_power_of_2(channels)
     changes = keep and (bias is not None or shortcut is not None)
     total = torch.empty_like(y) if changes else y
-    tokens = max(4096 // block, 1)
+    tokens = max(8192 // block, 1)
     _norm_kernel[(triton.cdiv(pixels, tokens),)](
         y,
         y if bias is None else bias,
@@ -209,6 +262,11 @@ def add_norm_silu(
 def causal_weights(weight: torch.Tensor) -> torch.Tensor:
     """[N, C, 3, 3, 3] -> [N, 27 C]; see `causal_conv`."""
     return weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1).contiguous()
+
+
+def narrow_weights(weight: torch.Tensor) -> torch.Tensor:
+    """[N, C, 3, 3, 3] -> [27 N, C]; see `narrow_conv`."""
+    return weight.permute(2, 3, 4, 0, 1).reshape(-1, weight.shape[1]).contiguous()
 
 
 def phase_weights(weight: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,6 @@ two is taken as two blocks that are. Imported only where Triton is installed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton  # type: ignore[import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, unused-ignore]
@@ -22,17 +20,17 @@ from .fp8_kernels import GATE, GATE_MLP, Fp8Kernels, HeadNorms, Modulation, Rows
 
 
 @triton.jit
-def _rows_scale(largest: Any) -> Any:
+def _rows_scale(largest):
     return tl.maximum(largest, 1e-12) * (1.0 / 448.0)
 
 
 @triton.jit
-def _to_e4m3(x: Any) -> Any:
+def _to_e4m3(x):
     return tl.minimum(tl.maximum(x, -448.0), 448.0).to(tl.float8e4nv)
 
 
 @triton.jit
-def _gelu(x: Any) -> Any:
+def _gelu(x):
     """x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), which is GELU (tanh)."""
     return x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
 
@@ -175,7 +173,7 @@ def _blocks(width: int) -> tuple[int, int]:
 
 
 def _warps(width: int) -> int:
-    return min(max(width // 512, 1), 16)
+    return min(1 << max(width // 512, 1).bit_length() - 1, 8)
 
 
 def _empty_rows(count: int, width: int, device: torch.device) -> Rows:
