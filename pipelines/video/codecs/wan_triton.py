@@ -111,7 +111,7 @@ def _gather_kernel(
     products, bias, y, pixels, plane, H, W, T, N: tl.constexpr, P: tl.constexpr
 ):  # fmt: skip
     """Sum, for each pixel and output channel, the 27 products of its neighbours. plane: numbers of one product."""
-    p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    p = tl.program_id(0) * P + tl.arange(0, P)
     n = tl.program_id(1)
     column, line, frame = p % W, (p // W) % H, p // (W * H)
     source = frame // T * (T + 2) + frame % T
@@ -120,8 +120,9 @@ def _gather_kernel(
         h, w = line + (tap // 3) % 3 - 1, column + tap % 3 - 1
         inside = (p < pixels) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         at = ((source + tap // 9) * H + h) * W + w
-        total += tl.load(products + (tap * N + n) * plane + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + p * N + n, total.to(y.dtype.element_ty), mask=p < pixels)
+        of_tap = products + (tap * N + n).to(tl.int64) * plane
+        total += tl.load(of_tap + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + p.to(tl.int64) * N + n, total.to(y.dtype.element_ty), mask=p < pixels)
 
 
 @triton.jit
@@ -131,10 +132,10 @@ def _norm_kernel(
     BIAS: tl.constexpr, SHORTCUT: tl.constexpr, TOTAL: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """size: pixels of a frame. out has HISTORY_FRAMES more frames in front of each batch entry's."""
-    p = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    p = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.arange(0, BLOCK)
     inside = (p < pixels)[:, None] & (c < C)[None, :]
-    at = p[:, None] * C + c[None, :]
+    at = p[:, None].to(tl.int64) * C + c[None, :]
     x = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         x += tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
@@ -155,7 +156,7 @@ def _norm_kernel(
         x = x / (1.0 + tl.exp(-x))
         frame = p // size
         target = (frame // frames * (frames + 2) + 2 + frame % frames) * size + p % size
-        tl.store(out + target[:, None] * C + c[None, :], x.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + target[:, None].to(tl.int64) * C + c[None, :], x.to(out.dtype.element_ty), mask=inside)
 
 
 def causal_conv(
