@@ -70,7 +70,8 @@ class VideoNetworks:
 class VideoRuntime:
     """What a video engine calls; made by a backend.
 
-    backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine.
+    backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine. storage: of
+    the KV cache, if the denoiser's attention needs a particular one; "": any.
     """
 
     backend: str
@@ -78,6 +79,7 @@ class VideoRuntime:
     make_frame_decoder: MakeFrameDecoder
     kernels: KVKernels
     make_executor: Callable[[], Executor]
+    storage: str = ""
 
 
 MakeVideoRuntime = Callable[[VideoNetworks], VideoRuntime]
