@@ -195,7 +195,7 @@ class PlanPreparation:
         self._notices.append(f"{part.name} runs with {recipe.name} from now on.")
 
     def _stored(self, recipe: Recipe, part: Part) -> PartCall | None:
-        folder = self._store.find(plan_key(recipe, part, self._origin.model))
+        folder = self._store.find(plan_key(recipe, part, self._origin.model, self._origin.lora))
         return None if folder is None else recipe.load(part, folder)
 
     def _build(self, recipe: Recipe, part: Part) -> None:
@@ -212,7 +212,7 @@ class PlanPreparation:
             recipe=recipe,
             part=part.name,
             inputs=inputs,
-            key=plan_key(recipe, part, self._origin.model),
+            key=plan_key(recipe, part, self._origin.model, self._origin.lora),
             root=self._store.root,
             lora_scale=self._lora_scale(),
         )

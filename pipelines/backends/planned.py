@@ -94,8 +94,9 @@ def _padded(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def like_strided(tensor: torch.Tensor) -> torch.Tensor:
-    """Return zeros of the same shape, dtype, device and strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).zero_()
+    """Return zeros of the same shape, dtype, device and strides, also for use outside of inference mode."""
+    with torch.inference_mode(False):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).zero_()
 
 
 def _signature(tensors: Tensors) -> Signature:

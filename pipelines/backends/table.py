@@ -17,6 +17,7 @@ from .base import KINDS, Backend, BackendRefusal
 from .fp8 import Fp8Backend
 from .openvino.backend import OpenVINOBackend
 from .pytorch import PyTorchBackend
+from .tensorrt_backend import TensorRTBackend
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,8 @@ BACKENDS = backend_table(
         compiled=True,
         captured=True,
     ),
+    TensorRTBackend(name="tensorrt-rtx", purpose="TensorRT-RTX on GeForce and RTX cards, beside the stream"),
+    TensorRTBackend(name="tensorrt", purpose="TensorRT 11 on NVIDIA cards, beside the stream"),
     OpenVINOBackend(
         name="openvino",
         purpose="OpenVINO on CPUs, in int8: the fastest there, at 33 dB and more of the exact pictures",

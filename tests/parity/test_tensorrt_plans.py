@@ -75,9 +75,10 @@ def mini_image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_plans_of_mini_image(mini_image: Built) -> None:
     assert [plan.part for plan in mini_image.built] == ["encode", "denoise", "decode"]
-    for (_, part, key), plan in zip(mini_image.plans.wanted(mini_image.request), mini_image.built, strict=True):
+    for wanted, plan in zip(mini_image.plans.wanted(mini_image.request), mini_image.built, strict=True):
+        part = wanted.part
         assert plan.seconds > 0
-        folder = mini_image.plans.store.find(key)
+        folder = mini_image.plans.store.find(wanted.key)
         assert folder is not None
         description = PlanDescription.read(folder)
         assert description.inputs == tuple(f"in_{name}" for name in part.inputs)
