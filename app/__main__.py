@@ -17,6 +17,7 @@ from .cli import doctor, live, models, plans, render
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with one subcommand for each command."""
     parser = argparse.ArgumentParser(prog="zoetrope", description="Live generated video.")
+    parser.set_defaults(own_process=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (live, render, models, plans, doctor):
         command.add_parser(subparsers)
@@ -24,8 +25,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0 success, 1 a ZoetropeError, 130 interrupted."""
+    """Run a command. Returns the exit status: 0 success, 1 a ZoetropeError, 130 interrupted.
+
+    arguments: None: those of the process, which runs nothing else.
+    """
     options = build_parser().parse_args(arguments)
+    options.own_process = arguments is None
     try:
         status: int = options.run(options)
     except ZoetropeError as error:
