@@ -1,8 +1,8 @@
-"""How long a user waits: for the help, for a page that can be used, and for the first frame of a render and of a stream.
+"""How long a user waits: for the help, a page that can be used, the first frame of a render and of a live stream.
 
-`python -m bench.start --json` starts the program as a user does, each time in new processes, and reports medians. Beside
-each time in seconds stands the CPU time of all its processes until then, which other programs disturb less. Independent
-of engines and of the app's internals.
+`python -m bench.start --json` starts the program as a user does, each time in new processes, and reports medians.
+Beside each time in seconds stands the CPU time of all its processes until then, which other programs disturb less.
+Independent of engines and of the app's internals.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Started:
     def cpu_s(self) -> float:
         """CPU seconds, user and system, that the program and its running child processes have used."""
         times = [process.cpu_times() for process in (self._process, *self._process.children(recursive=True))]
-        return sum(each.user + each.system for each in times)
+        return float(sum(each.user + each.system for each in times))
 
 
 @contextmanager

@@ -53,6 +53,8 @@ class _DeferringFinder(MetaPathFinder):
         above = self.deferrals.get(parent)
         if above is not None and above.parts is not None and part not in above.parts:
             run(sys.modules[parent])
+            if (imported := sys.modules.get(fullname)) is not None:  # by the package, just now
+                return _spec_of_imported(fullname, imported)
         deferral = self.deferrals.get(fullname)
         spec = None if deferral is None else PathFinder.find_spec(fullname, path, target)
         if deferral is not None and spec is not None and spec.loader is not None:
@@ -75,6 +77,27 @@ class _DeferringLoader(Loader):
         module.__dict__.update(self._deferral.stand_ins)
         module.__dict__[_RUN] = _Run(module, self._loader, self._deferral)
         module.__class__ = _DeferredModule
+
+
+def _spec_of_imported(name: str, module: ModuleType) -> ModuleSpec:
+    """Return a specification that loads what is imported. The import system would prefer the module's own, and run it
+    a second time: it has none until the loader gives it back."""
+    spec = ModuleSpec(name, _ImportedLoader(module))
+    module.__spec__ = None
+    return spec
+
+
+class _ImportedLoader(Loader):
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module."""
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its own specification back."""
+        module.__spec__ = self._spec
 
 
 class _Run:
