@@ -17,7 +17,6 @@ from .cli import doctor, live, models, plans, render
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with one subcommand for each command."""
     parser = argparse.ArgumentParser(prog="zoetrope", description="Live generated video.")
-    parser.set_defaults(own_process=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (live, render, models, plans, doctor):
         command.add_parser(subparsers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -70,7 +71,7 @@ def started(*arguments: str) -> Iterator[Started]:
     """Run `zoetrope` with arguments; kills it and its children at the end."""
     begin_s = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        _command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
     )
     try:
         yield Started(process, begin_s)
@@ -85,7 +86,7 @@ def started(*arguments: str) -> Iterator[Started]:
 def command_run(*arguments: str) -> dict[str, float]:
     """Run a command that ends by itself. s: seconds until it has ended."""
     begin_s = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "app", *arguments], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(_command(*arguments), stdout=subprocess.DEVNULL, check=True, env=_environment())
     return {"s": time.perf_counter() - begin_s}
 
 
@@ -124,6 +125,15 @@ def _answers(client: httpx.Client, path: str) -> bool:
         return client.get(path).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "app", *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """A user's: Python keeps the modules that it has compiled."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _free_port() -> int:

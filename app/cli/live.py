@@ -7,6 +7,7 @@ unlinked.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _serve(options, listener)
     finally:
-        end_start()
+        gc.enable()
         listener.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     add_engine_options(parser)
     add_control_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, own_process=False)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,20 +105,20 @@ def _loading(*, own_process: bool) -> Iterator[Callable[..., Engine]]:
     limit_spinning()
     if own_process:
         leave_out_packages()
-    begin_start()
+        begin_start()
 
     def load(*arguments: Any, **options: Any) -> Engine:
         from pipelines.load import load_engine
 
-        try:
-            return load_engine(*arguments, **options)
-        finally:
+        engine = load_engine(*arguments, **options)
+        if own_process:
             end_start()
+        return engine
 
     try:
         yield load
     finally:
-        end_start()
+        gc.enable()
 
 
 def take_from_options(options: argparse.Namespace) -> TakeRequest:
