@@ -148,6 +148,10 @@ class Rotated(Protocol):
         """
         ...
 
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        """`write` of all layers; keys, values: [layers, B, N, H, D]."""
+        ...
+
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Rotated keys and values [rows, slots, H, D]: views of memory at fixed addresses."""
         ...
@@ -187,6 +191,13 @@ class Resident:
     ) -> None:
         targets = (tensor[layer].flatten(0, 1) for tensor in (*self._bank.store.tensors, self._keys))
         self._bank.kernels.write(keys, values, *rotation, *index, *targets)
+
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        rotated = self._bank.rotate(keys, *rotation)
+        for tensor, source, slots in zip(
+            (*self._bank.store.tensors, self._keys), (keys, values, rotated), (index[0], *index), strict=True
+        ):
+            tensor.flatten(1, 2).index_copy_(1, slots.reshape(-1), source.flatten(1, 2).to(tensor.dtype))
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[layer, rows, slots], self._bank.store.values(layer, rows, slots)
@@ -233,6 +244,10 @@ class PerPass:
         self._keys.flatten(0, 1).index_copy_(0, local_index, rotated.to(self._keys.dtype))
         self._values.flatten(0, 1).index_copy_(0, local_index, flat_values.to(self._values.dtype))
 
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        for layer in range(len(keys)):
+            self.write(layer, index, keys[layer], values[layer], rotation)
+
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._keys[rows, slots], self._values[rows, slots]
 
@@ -276,6 +291,10 @@ class Once:
             unrotated = store.unrotated[layer].flatten(0, 1)
             unrotated.index_copy_(0, slots.reshape(-1), keys.flatten(0, 1).to(unrotated.dtype))
         self._bank.kernels.write_rotated(keys, values, *rotation, slots, rotated, stored)
+
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        for layer in range(len(keys)):
+            self.write(layer, index, keys[layer], values[layer], rotation)
 
     def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
         return self._store.rotated[layer, rows, slots], self._store.values_memory[layer, rows, slots]

@@ -114,10 +114,10 @@ class KVView:
                 done += stop - start
             assert done == keys.shape[1], (done, keys.shape)
 
-    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store a layer's unrotated keys and values [B, N, H, D], as `exchange` does. Needs a `plain` view."""
+    def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the unrotated keys and values [layers, B, N, H, D], as `exchange` does. Needs a `plain` view."""
         assert self.plain, "operations of this pass need `exchange`"
-        self._rotated.write(layer, self._index, keys, values, self._rotation)
+        self._rotated.write_layers(self._index, keys, values, self._rotation)
 
     def observe(self, layer: int, queries: torch.Tensor) -> None:
         """Take a layer's rotated queries [B, N, H, D], before its `exchange`. Required if `observes`, else ignored."""

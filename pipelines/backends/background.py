@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -29,6 +30,18 @@ from .recipe import Recipe
 
 logger = logging.getLogger(__name__)
 _SETTLE_S = 2.0  # after the last part was wanted: a ring that fills wants a larger batch with each tick
+
+
+class PartUser(Protocol):
+    """What calls a part: it is given the compiled form when that is ready."""
+
+    def use(self, part: Part, call: PartCall) -> None:
+        """Use a compiled form at its part's shapes from now on."""
+        ...
+
+    def use_plain(self) -> None:
+        """Use the plain network again, and want compiled forms anew."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +71,7 @@ class PlanPreparation:
     ) -> None:
         self._recipes, self._origin, self._builds, self._store = recipes, origin, builds, store
         self._notice, self._settle_s, self._lora_scale = notice, settle_s, lora_scale
-        self._calls: dict[str, PlannedCalls] = {}
+        self._users: dict[str, PartUser] = {}
         self._wanted: list[Part] = []
         self._preferred: set[tuple[str, int]] = set()
         self._last_wanted_s = 0.0
@@ -73,8 +86,12 @@ class PlanPreparation:
 
     def calls(self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part]) -> PlannedCalls:
         """Return the calls of a part, to be made by the engine."""
-        calls = self._calls[name] = PlannedCalls(make_part, self.want)
+        calls = self._users[name] = PlannedCalls(make_part, self.want)
         return calls
+
+    def add(self, name: str, user: PartUser) -> None:
+        """Give compiled forms of a part to `user`, which asks for them by `want`."""
+        self._users[name] = user
 
     def want(self, part: Part) -> None:
         """Ask for a compiled form. One that loads at once and is stored is used from this call on."""
@@ -82,7 +99,7 @@ class PlanPreparation:
         if recipe is None:
             return
         if recipe.loads_at_once and (call := self._stored(recipe, part)) is not None:
-            self._calls[part.name].use(part, call)
+            self._users[part.name].use(part, call)
             return
         with self._changed:
             self._wanted.append(part)
@@ -112,7 +129,7 @@ class PlanPreparation:
         while self._loaded:
             loaded = self._loaded.popleft()
             if loaded.epoch == self._epoch:
-                self._calls[loaded.part.name].use(loaded.part, loaded.call)
+                self._users[loaded.part.name].use(loaded.part, loaded.call)
                 used = True
         return used
 
@@ -121,7 +138,8 @@ class PlanPreparation:
         if (name, batch) in self._preferred or name not in self._recipes:
             return
         self._preferred.add((name, batch))
-        part = self._calls[name].missing(batch)
+        user = self._users.get(name)
+        part = user.missing(batch) if isinstance(user, PlannedCalls) else None
         if part is not None and part not in self._wanted:
             self.want(part)
 
@@ -131,9 +149,9 @@ class PlanPreparation:
         self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
-        for name, calls in self._calls.items():
+        for name, user in self._users.items():
             if name in self._recipes and self._recipes[name].bakes_weights:
-                calls.use_plain()
+                user.use_plain()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is wanted or under way."""

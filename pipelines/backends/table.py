@@ -43,11 +43,10 @@ BACKENDS = backend_table(
     OpenVINOBackend(
         name="openvino",
         purpose="OpenVINO on CPUs, in int8: the fastest there, at 33 dB and more of the exact pictures",
-        kinds=("image",),
         preference=4,
         quantised=True,
     ),
-    OpenVINOBackend(name="openvino-bf16", purpose="OpenVINO on CPUs, in bfloat16", kinds=("image",), quantised=False),
+    OpenVINOBackend(name="openvino-bf16", purpose="OpenVINO on CPUs, in bfloat16", quantised=False),
     Fp8Backend(
         name="fp8",
         purpose="compiled, with products and attention in 8-bit floats, Hopper or newer",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.core.contracts import Engine, Notify
 from pipelines.files.loader_options import LoaderOptions
 
-from .base import LoadContext, ModelKind
+from .base import LoadContext, ModelKind, engine_origin
+
+if TYPE_CHECKING:
+    from pipelines.video.model import VideoNetworks, VideoRuntime
 
 
 class VideoKind(ModelKind):
@@ -28,14 +33,21 @@ class VideoKind(ModelKind):
         defer_unused_parts()
         from cache.kv.policies import POLICIES
         from pipelines.conditioning import CONDITIONERS
+        from pipelines.files.hub import bundled_names
         from pipelines.files.precision import choose_device
         from pipelines.video.loading.engine import load_video_engine
 
         backend = context.backend(options.backend, self.name, choose_device(options.device))
+        bundled = model in bundled_names()
+        origin = engine_origin(model, options, backend.name, bundled=bundled) if context.prepare else None
+
+        def make_runtime(networks: VideoNetworks) -> VideoRuntime:
+            return backend.video(replace(networks, origin=origin, notice=context.notice))
+
         return load_video_engine(
             model,
             options,
-            make_runtime=backend.video,
+            make_runtime=make_runtime,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
             policies=POLICIES if context.policies is None else context.policies,
             tick_log=context.tick_log,

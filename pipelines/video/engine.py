@@ -18,6 +18,7 @@ from pipelines.core.controls import Control
 from pipelines.core.engine_base import EngineBase
 from pipelines.core.errors import InputError, OutOfMemoryError, StreamError
 from pipelines.core.out_of_memory import MemoryWatch
+from pipelines.core.preparation import Preparation
 from pipelines.core.tick_log import TickLog, TickRecord
 from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark
@@ -62,6 +63,13 @@ class VideoEngine(EngineBase[VideoStream]):
         setting = StageSetting(width=self.core.width, height=self.core.height, device=str(model.device))
         self._make_stages = make_stages(options.stages, setting)
         self._timings = TickTimings(self.core.log)
+        with torch.inference_mode():
+            self.core.announce_sizes()
+
+    @property
+    def preparation(self) -> Preparation:
+        """That of the runtime."""
+        return self.core.model.runtime.preparation
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> VideoStream:
         """Raises InputError if all rows are in use."""
@@ -83,6 +91,8 @@ class VideoEngine(EngineBase[VideoStream]):
         again before anything else; the other streams lose nothing.
         """
         self._timings.log_finished()
+        if self.preparation.swap():
+            self.core.executor.invalidate()
         streams = {number: stream for number, stream in self._streams.items() if stream.has_work}
         if not streams:
             return
@@ -125,6 +135,13 @@ class VideoEngine(EngineBase[VideoStream]):
             except StreamError as error:
                 failures.append(error)
         return failures
+
+    def close(self) -> None:
+        """Close all streams and stop what is being prepared."""
+        closed = self._closed
+        super().close()
+        if not closed:
+            self.preparation.close()
 
     def _check_storage(self) -> None:
         self.core.cache.check_integrity()

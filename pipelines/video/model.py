@@ -6,15 +6,19 @@ pipelines/video/loading/load.py reads `VideoNetworks`, a backend makes a `VideoR
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from cache.kv.kernels import KVKernels
 from cache.kv.view import KVView
+from pipelines.core.contracts import Notify
 from pipelines.core.execution import Executor
+from pipelines.core.origin import Origin
+from pipelines.core.preparation import NoPreparation, Preparation
 
 from .codecs.codec import FrameDecoder, VideoCodec
 from .loading.checkpoint_keys import KeyReport
@@ -23,6 +27,8 @@ from .wan.attention import PLAIN, AttentionBackend
 from .wan.text_cache import TextView
 from .wan.transformer import CausalWanTransformer
 from .wan.umt5 import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,11 +65,34 @@ class MakeFrameDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VideoNetworks:
-    """The loaded networks, from which a backend makes a runtime. attention: the chosen attention kernel."""
+    """The loaded networks, from which a backend makes a runtime.
+
+    attention: the chosen attention kernel. origin: what another process can load the same engine from, to compile its
+    parts; None: nothing is compiled beside the engine. notice: what the user should see.
+    """
 
     transformer: CausalWanTransformer
     codec: VideoCodec
     attention: AttentionBackend = PLAIN
+    origin: Origin | None = None
+    notice: Notify = logger.warning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkSizes:
+    """The sizes that most chunks of an engine have, once the window is full.
+
+    frames, past_frames: latent frames of a pass, and of the past that it attends to. height, width: in pixels.
+    """
+
+    frames: int
+    past_frames: int
+    height: int
+    width: int
+
+
+def expects_nothing(sizes: ChunkSizes) -> None:
+    """For runtimes that need not know sizes beforehand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,6 +101,10 @@ class VideoRuntime:
 
     backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine. storage: of
     the KV cache, if the denoiser's attention needs a particular one; "": any.
+    backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine.
+    preparation: makes faster forms of the parts while the engine runs; a runtime that prepares serves one engine.
+    expect: told by an engine, before its first tick, which sizes its chunks will have; only if they are denoised one by
+    one.
     """
 
     backend: str
@@ -80,6 +113,8 @@ class VideoRuntime:
     kernels: KVKernels
     make_executor: Callable[[], Executor]
     storage: str = ""
+    preparation: Preparation = field(default_factory=NoPreparation)
+    expect: Callable[[ChunkSizes], None] = expects_nothing
 
 
 MakeVideoRuntime = Callable[[VideoNetworks], VideoRuntime]

@@ -43,7 +43,7 @@ class PassInputs:
         if not kv.plain:
             return "the cache policy changes the past in this pass"
         if kv.past_tokens != self.past_tokens:
-            return f"the pass has {kv.past_tokens} past tokens instead of {self.past_tokens}, as while the window fills"
+            return f"the pass does not have {self.past_tokens} past tokens, as while the window fills"
         if condition.text.exchange(0, _not_stored)[0].dim() != 4:
             return "each latent frame has its own prompt"
         unknown = sorted(condition.inputs.keys() - {"actions"})
@@ -114,8 +114,7 @@ class PartVideoDenoiser:
             if len(rows) == 1
             else (torch.cat([row[i] for row in rows], axis) for i, axis in enumerate((0, 1, 1)))
         )
-        for layer in range(keys.shape[0]):
-            kv.store(layer, keys[layer], values[layer])
+        kv.store(keys, values)
         return velocity
 
 

@@ -17,14 +17,18 @@ from cache.kv.policies import KVPolicy
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
 from pipelines.conditioning.stream import all_fields, make_conditioners, no_conditions
 from pipelines.core.conditions import PromptCache, TextCondition
+from pipelines.core.controls import Controls
 from pipelines.core.errors import InputError
+from pipelines.core.parts import Part
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
 from .codecs.codec import FrameDecoder, VideoEncoder, frames_of
+from .codecs.parts import decode_step_part
 from .executed import WARM_PASSES, ExecutedDenoiser
-from .model import VideoModel
+from .model import ChunkSizes, VideoModel
 from .options import VideoOptions, check_size, chosen_policy, chosen_preset, chosen_storage
+from .parts import timed_pass_part
 from .passes import PassRunner
 from .past import PastParts, StreamPast, make_past
 from .schedules import CHUNK_SCHEDULES
@@ -164,6 +168,24 @@ class VideoCore:
             name: torch.zeros((streams, chunks, frames, *field.shape), dtype=field.dtype, device=self.model.device)
             for name, field in all_fields(self.conditioners).items()
         }
+
+    # -- compiled forms ------------------------------------------------------------------------------------------------
+
+    lora_scale = Controls.lora_scale.default
+    """LoRA files are merged when a model is loaded."""
+
+    def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
+        """Return a part of the model at the shapes of `inputs`, for a compiler. name: pass or decode."""
+        model = self.model
+        return timed_pass_part(model.transformer, inputs) if name == "pass" else decode_step_part(model.codec, inputs)
+
+    def announce_sizes(self) -> None:
+        """Tell the runtime which sizes most chunks will have, if the schedule denoises one chunk at a time."""
+        preset = self.preset
+        if preset.stream == "chunk":
+            frames, past = preset.chunk_frames, preset.window_frames - preset.chunk_frames
+            sizes = ChunkSizes(frames=frames, past_frames=past, height=self.height, width=self.width)
+            self.model.runtime.expect(sizes)
 
     # -- for one stream ------------------------------------------------------------------------------------------------
 

@@ -80,10 +80,8 @@ def test_a_compiled_decoder_equals_an_eager_one(codec: str, transformer: CausalW
 @pytest.mark.parametrize("kind", KINDS)
 def test_auto_says_what_it_took(kind: str) -> None:
     choice = choose_backend("auto", kind, CPU)
-    reason = "the model is not on a CUDA device"
-    if kind == "image":
-        reason = f"plans are switched off (ZOETROPE_PLANS=off); {reason}"
-    assert (choice.backend.name, choice.reason) == ("eager", f"eager: {reason}")
+    reason = "eager: plans are switched off (ZOETROPE_PLANS=off); the model is not on a CUDA device"
+    assert (choice.backend.name, choice.reason) == ("eager", reason)
     assert choose_backend("eager", kind, CPU).reason == "eager as requested"
 
 
@@ -99,13 +97,16 @@ def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatc
     assert choose_backend("auto", "image", CUDA).backend.name == "compiled"
 
 
-def test_on_a_cpu_auto_takes_openvino_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_cpu_auto_takes_openvino_where_it_is_installed(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
-    choice = choose_backend("auto", "image", CPU)
+    choice = choose_backend("auto", kind, CPU)
     assert (choice.backend.name, choice.reason) == ("openvino", "openvino: the fastest measured")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     reason = "eager: OpenVINO is not installed; the model is not on a CUDA device"
-    assert choose_backend("auto", "image", CPU).reason == reason
+    assert choose_backend("auto", kind, CPU).reason == reason
     with pytest.raises(ModelError, match=r'OpenVINO is not installed. Install it: pip install "openvino>='):
         choose_backend("openvino", "image", CPU)
 
@@ -116,7 +117,8 @@ def test_auto_says_why_each_better_backend_cannot_run() -> None:
             return BackendRefusal(because="newrt is not installed", message="", remedy="")
 
     table = backend_table(*BACKENDS.values(), Missing(name="newrt", purpose="", preference=9))
-    reason = "eager: newrt is not installed; the model is not on a CUDA device"
+    off = "plans are switched off (ZOETROPE_PLANS=off)"
+    reason = f"eager: newrt is not installed; {off}; the model is not on a CUDA device"
     assert choose_backend("auto", "video", CPU, table).reason == reason
 
 
@@ -137,7 +139,11 @@ def test_an_eager_executor_keeps_nothing() -> None:
         ("video", "fast", "no backend named 'fast'. Use auto, eager, cuda-graph, compiled"),
         ("video", "cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
         ("video", "fp8", "needs a CUDA device"),
-        ("image", "fast", "no backend named 'fast'. Use auto, eager, cuda-graph, compiled, openvino"),
+        (
+            "image",
+            "fast",
+            "no backend named 'fast'. Use auto, eager, cuda-graph, compiled, tensorrt-rtx, tensorrt, openvino",
+        ),
         ("image", "cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
         ("image", "fp8", "The backend fp8 does not run image models. Use auto, eager or compiled"),
         ("image", "openvino", "needs plans, which are switched off. Unset ZOETROPE_PLANS"),

@@ -5,6 +5,7 @@ Prompts, seeds, actions, strengths and cuts vary. Only passes with a full window
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from cache.kv.view import KVView
 from pipelines.core.controls import Control
+from pipelines.core.errors import ModelError
 from pipelines.core.execution import Executor
 from pipelines.core.parts import Part, Tensors
 from pipelines.video.codecs.codec import FrameDecoder
@@ -25,7 +27,8 @@ from pipelines.video.part_denoiser import PassInputs
 from .recorder import Recorder
 from .scenes import Scenes
 
-_CHUNKS = 7  # of a stream, of which the last ones see a full window
+_TRIES = 3  # streams without a single sample
+_FULL_CHUNKS = 3  # of a stream, after those that fill its window
 _ACTIONS = ("camera_x", "camera_y", "camera_zoom", "push_x", "push_y")
 _PASS_AXES = dict.fromkeys((3, 4, 5, 6), 1)  # keys and values: [layers, rows, ...]
 
@@ -55,18 +58,24 @@ def video_samples(
     )
     engine = VideoEngine(replace(model, runtime=runtime), replace(options or VideoOptions(), max_streams=1))
     scenes = Scenes(seed, world)
-    while any(len(recorders[name]) < count for name in by_name):
-        _play(engine, scenes)
+    for name, recorder in recorders.items():
+        played = 0
+        while name in by_name and len(recorder) < count:
+            if played == _TRIES and not len(recorder):
+                raise ModelError(f"This engine makes no {name} of these shapes.", "Use --backend eager.")
+            _play(engine, scenes)
+            played += 1
     engine.close()
     return {name: recorders[name].samples(count, 1, seed) for name in by_name}
 
 
 def _play(engine: VideoEngine, scenes: Scenes) -> None:
-    """Let one stream make `_CHUNKS` chunks, with changes of prompt and action on the way."""
+    """Let one stream fill its window and make `_FULL_CHUNKS` more chunks, with changes of prompt and action."""
     draw, core = scenes.random, engine.core
     redraws = draw.random() < 0.3
+    chunks = math.ceil(core.preset.window_frames / core.preset.chunk_frames) + _FULL_CHUNKS
     with engine.open(Control.of({"prompt": scenes.prompt(), "seed": draw.randrange(2**32)})) as stream:
-        for number in range(_CHUNKS):
+        for number in range(chunks):
             if core.model.takes_actions and draw.random() < 0.5:
                 stream.apply(Control.of({draw.choice(_ACTIONS): draw.uniform(-1, 1)}))
             if number and draw.random() < 0.2:

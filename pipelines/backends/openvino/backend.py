@@ -16,9 +16,12 @@ from .recipe import OpenVINORecipe
 if TYPE_CHECKING:
     import torch
 
+    from pipelines.core.origin import Origin
     from pipelines.image.model import ImageNetworks, ImageRuntime
+    from pipelines.video.model import VideoNetworks, VideoRuntime
 
 _IMAGE_PARTS = ("denoise", "encode", "decode")
+_VIDEO_PARTS = ("pass", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class OpenVINOBackend(Backend):
     """Runs the networks with OpenVINO. quantised: in int8, else in bfloat16."""
 
     quantised: bool
+
+    def rank(self, kind: str, device: torch.device) -> int:
+        """Only on CPUs."""
+        return self.preference if device.type == "cpu" else 0
 
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """It needs a CPU, OpenVINO, and plans."""
@@ -46,5 +53,20 @@ class OpenVINOBackend(Backend):
 
         recipe = OpenVINORecipe(quantised=self.quantised)
         plain = replace(projecting_runtime(networks), backend=self.name)
-        builds = networks.origin is not None and networks.origin.bundled  # larger models take minutes and much memory
-        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe), builds=builds)
+        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe), builds=_builds(networks.origin))
+
+    def video(self, networks: VideoNetworks) -> VideoRuntime:
+        """Make the plain runtime, whose passes and decoders are replaced as their plans become ready."""
+        from dataclasses import replace
+
+        from pipelines.backends.planned_video import planned_video
+        from pipelines.video.runtime import plain_runtime
+
+        recipe = OpenVINORecipe(quantised=self.quantised)
+        plain = replace(plain_runtime(networks), backend=self.name)
+        return planned_video(networks, plain, dict.fromkeys(_VIDEO_PARTS, recipe), builds=_builds(networks.origin))
+
+
+def _builds(origin: Origin | None) -> bool:
+    """Whether plans are made unasked: those of larger models take minutes and much memory."""
+    return origin is not None and origin.bundled

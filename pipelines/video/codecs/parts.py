@@ -6,16 +6,16 @@ A step takes the state of all rows and returns the new one. Independent of trans
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from pipelines.core.parts import Part, PartCall, Tensors
 
-from .codec import FrameDecoder
+from .codec import FrameDecoder, VideoCodec
 from .memory import FeatureMemory, Pass
-from .pixels import to_bytes
+from .pixels import in_bytes
 from .tiny import TinyDecoderStream, TinyVideoAutoencoder, TinyVideoCodec
 
 
@@ -47,8 +47,10 @@ class DecodeStep(nn.Module):
     def forward(self, latents: torch.Tensor, *state: torch.Tensor) -> Tensors:
         memory = _GivenMemory(state)
         run = Pass(memory=memory, rows=None, first=False)
-        raw = self.module.decode_raw(latents.to(state[0].dtype), run, range(len(state)))
-        return (to_bytes(raw), *memory.written)
+        pictures = self.module.decode_pictures(latents.to(state[0].dtype), run, range(len(state)))
+        # Channels last before rounding: compilers compute the last convolution in that order.
+        frames = torch.unflatten(in_bytes(pictures.permute(0, 2, 3, 1)), 0, (-1, latents.shape[0]))
+        return (frames.transpose(0, 1), *memory.written)
 
 
 def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) -> Part:
@@ -60,7 +62,13 @@ def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) 
         for i, shape in enumerate(stream.memory.shapes)
     }
     latents = torch.zeros(size, dtype=torch.float32, device=codec.device)
-    return Part(name="decode", module=DecodeStep(codec.module), inputs={"latents": latents, **state})
+    return decode_step_part(codec, {"latents": latents, **state})
+
+
+def decode_step_part(codec: VideoCodec, inputs: Mapping[str, torch.Tensor]) -> Part:
+    """Return the decoding step at the shapes of `inputs`: latents, then state_0, state_1, ..."""
+    assert isinstance(codec, TinyVideoCodec), codec
+    return Part(name="decode", module=DecodeStep(codec.module), inputs=inputs)
 
 
 class PartFrameDecoder:

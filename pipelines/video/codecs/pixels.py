@@ -37,5 +37,9 @@ def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
             f"Pixels of shape {tuple(pixels.shape)} are not [B, 3, F, H, W].",
             "An image [B, 3, H, W] becomes a video of one frame by unsqueeze(2).",
         )
-    scaled = torch.nan_to_num(pixels.float()).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+    return in_bytes(pixels).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def in_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Numbers in [0, 1] -> uint8, of the same shape; see `to_bytes`."""
+    return (torch.nan_to_num(pixels.float()).clamp(0, 1) * 255).round().to(torch.uint8)

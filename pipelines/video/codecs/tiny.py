@@ -56,11 +56,14 @@ class TinyVideoAutoencoder(nn.Module):
 
     def decode_raw(self, latents: torch.Tensor, run: Pass | None = None, slots: Sequence[int] = ()) -> torch.Tensor:
         """Decode latents [B, C, n, h, w] to frames [B, 3, 4n, H, W], including the three before the first one."""
-        batch = latents.shape[0]
-        frames = self.decoder(_time_major(latents), batch=batch, run=run, slots=slots)
-        if self.config.patch_size > 1:
-            frames = F.pixel_shuffle(frames, self.config.patch_size)
-        return _batch_major(frames, batch)
+        return _batch_major(self.decode_pictures(latents, run, slots), latents.shape[0])
+
+    def decode_pictures(
+        self, latents: torch.Tensor, run: Pass | None = None, slots: Sequence[int] = ()
+    ) -> torch.Tensor:
+        """`decode_raw`, as pictures [4n * B, 3, H, W]: the first one of all B clips, the second ones, ..."""
+        frames: torch.Tensor = self.decoder(_time_major(latents), batch=latents.shape[0], run=run, slots=slots)
+        return F.pixel_shuffle(frames, self.config.patch_size) if self.config.patch_size > 1 else frames
 
 
 def load_tiny_autoencoder(
