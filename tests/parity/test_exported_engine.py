@@ -83,7 +83,7 @@ def half(networks: ImageNetworks) -> ImageNetworks:
     return replace(networks, dtype=torch.float16, codec_dtype=torch.float16)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.soak)])
 def test_an_image_engine_of_exported_parts(tmp_path: Path, dtype: str) -> None:
     compared = Compared()
     cast = half if dtype == "float16" else (lambda networks: networks)

@@ -142,7 +142,7 @@ def test_an_eager_executor_keeps_nothing() -> None:
         (
             "image",
             "fast",
-            "no backend named 'fast'. Use auto, eager, cuda-graph, compiled, tensorrt-rtx, tensorrt, openvino",
+            "Use auto, eager, cuda-graph, compiled, tensorrt-rtx, tensorrt, openvino",
         ),
         ("image", "cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
         ("image", "fp8", "The backend fp8 does not run image models. Use auto, eager or compiled"),
