@@ -24,8 +24,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0 success, 1 a ZoetropeError, 130 interrupted."""
+    """Run a command. Returns the exit status: 0 success, 1 a ZoetropeError, 130 interrupted.
+
+    arguments: None: those of the process, which runs nothing else.
+    """
     options = build_parser().parse_args(arguments)
+    options.own_process = arguments is None
     try:
         status: int = options.run(options)
     except ZoetropeError as error:

@@ -14,6 +14,7 @@ from cache.kv.policies import KVPolicy
 from cache.kv.policies.adaptive import AdaptiveSinkPolicy
 from cache.kv.view import KVView
 from pipelines.video.model import VideoRuntime
+from pipelines.video.options import chosen_storage
 from pipelines.video.wan.transformer import CausalWanTransformer
 
 
@@ -65,7 +66,7 @@ class StreamsInStep:
         runtime: VideoRuntime,
         *,
         streams: int,
-        storage: str = "native",
+        storage: str = "auto",
         folded: bool | None = None,
     ) -> None:
         self.folded = not mixes_heads(policy) if folded is None else folded
@@ -80,7 +81,8 @@ class StreamsInStep:
             dtype=transformer.dtype,
             device=transformer.device,
         )
-        self.cache = KVCache(shape, policy, rotary=transformer.rotary, storage=storage, kernels=runtime.kernels)
+        chosen = chosen_storage(storage, runtime.storage, policy, transformer.device)
+        self.cache = KVCache(shape, policy, rotary=transformer.rotary, storage=chosen, kernels=runtime.kernels)
 
     @property
     def bytes(self) -> int:

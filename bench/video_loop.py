@@ -20,6 +20,7 @@ from pipelines.video.codecs.codec import FrameDecoder
 from pipelines.video.executed import WARM_PASSES, ExecutedDenoiser
 from pipelines.video.flow import CLEAN_TIMESTEP, FlowStep, StepList, denoised, noised
 from pipelines.video.model import VideoCondition, VideoRuntime
+from pipelines.video.options import chosen_storage
 from pipelines.video.wan.text_cache import TextKVCache
 from pipelines.video.wan.transformer import CausalWanTransformer
 
@@ -28,12 +29,12 @@ STEPS = StepList(raw=(1000, 750, 500, 250), shift=5.0, warp=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """window_frames includes the chunk; both in latent frames."""
+    """window_frames includes the chunk; both in latent frames. storage: see `chosen_storage`."""
 
     window_frames: int
     chunk_frames: int = 3
     policy: str = "window"
-    storage: str = "native"
+    storage: str = "auto"
 
 
 class ChunkLoop:
@@ -59,7 +60,7 @@ class ChunkLoop:
             ),
             policy,
             rotary=transformer.rotary,
-            storage=settings.storage,
+            storage=chosen_storage(settings.storage, runtime.storage, policy, device),
             kernels=runtime.kernels,
         )
         config = shape.transformer

@@ -35,6 +35,7 @@ from bench.video_shapes import (
     build_runtime,
     build_transformer,
 )
+from cache.kv.bank import STORAGES
 from pipelines.backends.table import BACKENDS, choose_backend
 from pipelines.video.codecs.codec import FrameDecoder
 from pipelines.video.model import VideoRuntime
@@ -91,6 +92,7 @@ def measure_loop(bench: Bench, settings: LoopSettings, backend: str) -> tuple[Ch
         "floor_fps_at_990_tflops": round(floor, 1),
         "percent_of_floor": round(100 * fps / floor, 1),
         "kv_mib": round(loop.cache.bytes / 2**20),
+        "kv_storage": loop.cache.storage,
         "warm_up_s": round(warm_up_s, 1),
     }
 
@@ -197,7 +199,7 @@ def run(options: argparse.Namespace) -> Figures:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     started = time.perf_counter()
     transformer = build_transformer(shape, device, dtype)
-    backend = options.backend or ("compiled-cuda-graph" if device.type == "cuda" else "eager")
+    backend = options.backend or ("compiled" if device.type == "cuda" else "eager")
     bench = Bench(
         shape=shape, transformer=transformer, device=device, dtype=dtype, chunks=options.chunks, backend=backend
     )
@@ -207,7 +209,7 @@ def run(options: argparse.Namespace) -> Figures:
     windows = options.windows or list(shape.windows)
     for frames in options.chunk_latents:
         for window in windows:
-            settings = LoopSettings(window_frames=window, chunk_frames=frames)
+            settings = LoopSettings(window_frames=window, chunk_frames=frames, storage=options.storage)
             _configuration(bench, settings, options, runs, thorough=window == windows[-1])
     for name in options.compare:
         _, row = measure_loop(bench, LoopSettings(window_frames=windows[-1]), name)
@@ -317,6 +319,9 @@ def parser() -> argparse.ArgumentParser:
         "--chunk-latents", type=int, nargs="+", default=[3, 1], help="latent frames; 1: first codec only"
     )
     options.add_argument("--codecs", nargs="*", choices=("tiny", "stock"), default=["tiny", "stock"])
+    options.add_argument(
+        "--storage", choices=("auto", *STORAGES), default="auto", help="of keys and values; not of the engine's rows"
+    )
     options.add_argument("--compare", nargs="*", choices=tuple(BACKENDS), default=[], help="other backends")
     options.add_argument("--chunks", type=int, default=10, help="timed chunks")
     options.add_argument("--no-peer", dest="peer", action="store_false", help="skip diffusers' transformer")

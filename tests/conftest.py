@@ -1,15 +1,19 @@
-"""Fixtures of all tests: torch uses one thread in this process.
+"""Fixtures of all tests: torch uses one thread in this process, and nothing is compiled beside the engines of tests.
 
 The networks of the tests are tiny: two threads take twice the CPU time for the same result, and far longer when
-something else runs on the machine. Commands started by tests choose their threads themselves, as for users.
+something else runs on the machine. Commands started by tests choose their threads themselves, as for users. Tests that
+are about plans set ZOETROPE_PLANS to a folder of their own.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["ZOETROPE_PLANS"] = "off"  # read by commands that tests start, too
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,8 +31,18 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FULL_BYTES = 256 * 1024  # less free than this: the disk counts as full, whatever a library says of its writing
 
 
+def plans_are_off() -> bool:
+    """Whether the environment's ZOETROPE_PLANS is "off": no plans are made or used."""
+    return os.environ.get("ZOETROPE_PLANS", "") == "off"
+
+
 def default_root() -> Path:
-    """Return the store's folder: the environment's ZOETROPE_PLANS, else a folder of the user's cache."""
+    """Return the store's folder: the environment's ZOETROPE_PLANS, else a folder of the user's cache.
+
+    Raises PlanError if plans are switched off.
+    """
+    if plans_are_off():
+        raise PlanError("Plans are switched off: ZOETROPE_PLANS is off.", "Unset it, or set it to a folder.")
     if given := os.environ.get("ZOETROPE_PLANS"):
         return Path(given).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")

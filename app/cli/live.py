@@ -7,6 +7,7 @@ unlinked.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from app.guard.rules import is_loopback
 from app.page.prompts import Prompts
-from app.worker.threads import exclude_from_collection, shorten_switch_interval
+from app.worker.threads import begin_start, end_start, shorten_switch_interval
 from pipelines.core.errors import InputError
 
 from .guard_options import add_guard_options, guard_options, links
@@ -67,9 +68,11 @@ def run(options: argparse.Namespace) -> int:
     """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and the error of a failed worker."""
     check_numbers(options)
     listener = listen(options.host, options.port)
+    begin_start()
     try:
         return _serve(options, listener)
     finally:
+        gc.enable()
         listener.close()
 
 
@@ -105,7 +108,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import cv2
 
     from app.api.context import ApiContext
@@ -175,12 +177,15 @@ def _serve_until_stopped(
     import uvicorn
 
     from app.guard.middleware import Guard
+    from app.page.gradio_imports import prepare_gradio
+
+    prepare_gradio()
     from app.server.front import make_application
     from app.server.log_secrets import hidden_tokens
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # INFO logs addresses: a WHIP push's holds a key
     application = make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard))
-    exclude_from_collection()
+    end_start()
     config = uvicorn.Config(
         application,
         log_level="warning",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from app.render.timeline import Timeline
-from app.worker.threads import limit_spinning
+from app.worker.threads import begin_start, end_start, leave_out_packages, limit_spinning
 from pipelines.core.errors import InputError
 
 from .options import add_control_options, add_engine_options, control_from_options, engine_options, parse_size
@@ -18,6 +21,7 @@ from .options import add_control_options, add_engine_options, control_from_optio
 if TYPE_CHECKING:
     from app.render.request import OutSize, RenderRequest
     from app.render.take import TakeRequest
+    from pipelines.core.contracts import Engine
     from pipelines.core.controls import Control
 
 _DEFAULT_RATE = Fraction(24)
@@ -70,31 +74,51 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--force", action="store_true", help="overwrite the output")
     add_engine_options(parser)
     add_control_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, own_process=False)
 
 
 def run(options: argparse.Namespace) -> int:
     """Check the options, then render. Returns the exit status. Raises ZoetropeError."""
     if options.take is not None:
-        return _run_take(take_from_options(options))
+        return _run_take(take_from_options(options), own_process=options.own_process)
     if options.fill_drops:
         raise InputError("--fill-drops was given without a take.", "Add --take FOLDER.")
     request = request_from_options(options)
     timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
     tell_unknown_words(options.model, request.control, *(cue.control for cue in timeline.cues))
+    with _loading(own_process=options.own_process) as load:
+        from app.render.job import render
+
+        return render(request, load, _say)
+
+
+def _run_take(request: TakeRequest, *, own_process: bool) -> int:
+    with _loading(own_process=own_process) as load:
+        from app.render.take import render_take
+
+        return render_take(request, load, _say)
+
+
+@contextmanager
+def _loading(*, own_process: bool) -> Iterator[Callable[..., Engine]]:
+    """Prepare the process for an engine; gives what loads one."""
     limit_spinning()
-    from app.render.job import render
-    from pipelines.load import load_engine
+    if own_process:
+        leave_out_packages()
+        begin_start()
 
-    return render(request, load_engine, _say)
+    def load(*arguments: Any, **options: Any) -> Engine:
+        from pipelines.load import load_engine
 
+        engine = load_engine(*arguments, **options)
+        if own_process:
+            end_start()
+        return engine
 
-def _run_take(request: TakeRequest) -> int:
-    limit_spinning()
-    from app.render.take import render_take
-    from pipelines.load import load_engine
-
-    return render_take(request, load_engine, _say)
+    try:
+        yield load
+    finally:
+        gc.enable()
 
 
 def take_from_options(options: argparse.Namespace) -> TakeRequest:

@@ -48,7 +48,7 @@ from .messages import (
     WorkerProgress,
 )
 from .session import WorkerSession
-from .threads import limit_spinning
+from .threads import begin_start, end_start, leave_out_packages, limit_spinning
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
     opens: opens the engine; None for `open_engine`.
     """
     limit_spinning()
+    leave_out_packages()
+    begin_start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
@@ -75,6 +77,7 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
             return
+        end_start()
         pipe.send(ready)
         gc.collect()
         gc.freeze()  # model and libraries stay: looking through them again would stop the stream for tens of ms

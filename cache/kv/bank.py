@@ -1,22 +1,25 @@
 """Owns all memory of a cache: stored keys and values, rotated copies, and what selection needs.
 
-Holds tensors; decides nothing. Rotated keys are kept in one of two ways: `Resident` keeps a rotated copy of every
-layer, renewed once per chunk; `PerPass` rotates a layer's keys in every pass into memory shared by all layers.
+Holds tensors; decides nothing. Rotated keys are kept in one of three ways: `Resident` keeps a rotated copy of every
+layer, renewed once per chunk; `PerPass` rotates a layer's keys in every pass into memory shared by all layers; `Once`
+stores keys rotated, for policies that keep the distances between frames, and has no others.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 
 from cache.kv.kernels import KVKernels
 from cache.kv.plan import SelectBlocks, SelectTokens, Span, SpanKind
 from cache.kv.policies.base import KVPolicy
-from cache.kv.store import Int8Store, KVShape, NativeStore, Store
+from cache.kv.store import E4M3, Int8Store, KVShape, NativeStore, RotatedStore, Store, converted, widened
 from cache.kv.tables import PhaseTables, upload
-from cache.rotary import Rotary
+from cache.rotary import Rotary, rotate_pairs
 
 TensorPair = tuple[torch.Tensor, torch.Tensor]
 
@@ -116,13 +119,20 @@ def runs(spans: Sequence[Span]) -> list[tuple[int, int, SpanKind]]:
 class Rotated(Protocol):
     """Storage of rotated keys: what attention reads."""
 
+    keeps: bool
+    """Whether rotated keys are all there is: they keep their positions, and move with their tokens."""
+
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All memory."""
+        """All memory that is not the store's."""
         ...
 
     def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
         """These spans' keys were moved or have new positions: rotate them again."""
+        ...
+
+    def turn(self, layer: int, row: int, span: Span, distance: int) -> None:
+        """Rotate a span's keys, which are rotated already, by a further distance in time. Only if `keeps`."""
         ...
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
@@ -150,6 +160,8 @@ class Rotated(Protocol):
 class Resident:
     """A rotated copy of all keys of all layers, renewed once per chunk where positions changed. Values as stored."""
 
+    keeps = False
+
     def __init__(self, bank: Bank) -> None:
         shape = bank.shape
         size = (shape.layers, shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
@@ -167,6 +179,9 @@ class Resident:
             keys = bank.store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
             rotation = bank.rotation(layer, row, start, stop, kind)
             bank.kernels.rotate_into(self._keys[layer, row, start:stop], keys, *rotation)
+
+    def turn(self, layer: int, row: int, span: Span, distance: int) -> None:
+        raise AssertionError("keys are rotated from unrotated ones")
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
         """Nothing to do."""
@@ -191,6 +206,8 @@ class Resident:
 class PerPass:
     """One layer's rotated keys and plain values, recomputed in every layer of every pass."""
 
+    keeps = False
+
     def __init__(self, bank: Bank) -> None:
         shape = bank.shape
         size = (shape.cache_rows, bank.policy.attended_tokens, shape.heads, shape.head_dim)
@@ -204,6 +221,9 @@ class PerPass:
 
     def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
         """Nothing to do: `load` rotates."""
+
+    def turn(self, layer: int, row: int, span: Span, distance: int) -> None:
+        raise AssertionError("keys are rotated from unrotated ones")
 
     def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
         """The chunk's own slots are read too, so that the ranges stay the same as the chunk moves through the ring."""
@@ -232,9 +252,71 @@ class PerPass:
         return self._keys[rows, slots], self._values[rows, slots]
 
 
-STORAGES: Mapping[str, tuple[Callable[[KVShape, int], Store], Callable[[Bank], Rotated]]] = {
+class Once:
+    """Rotated keys and values of a `RotatedStore`; with unrotated keys too they are renewed as by `Resident`."""
+
+    def __init__(self, bank: Bank) -> None:
+        assert isinstance(bank.store, RotatedStore), bank.store
+        self._bank, self._store = bank, bank.store
+        self.keeps = bank.store.unrotated is None
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return () if self.keeps else (self._store.rotated,)
+
+    def rotate(self, layer: int, row: int, spans: Sequence[Span]) -> None:
+        bank = self._bank
+        for start, stop, kind in runs(spans):
+            keys = self._store.keys(layer, slice(row, row + 1), slice(start, stop))[0]
+            rotation = bank.rotation(layer, row, start, stop, kind)
+            bank.kernels.rotate_into(self._store.rotated[layer, row, start:stop], keys, *rotation)
+
+    def turn(self, layer: int, row: int, span: Span, distance: int) -> None:
+        keys, tables = self._store.rotated[layer, row, span.start : span.stop], self._bank.tables
+        cos, sin = (part.to(keys.device) for part in tables.times([distance], [0.0]))
+        rest = keys.shape[-1] // 2 - tables.time_pairs
+        cos, sin = F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))
+        wide = widened(keys.to(self._bank.shape.dtype))
+        keys.copy_(converted(rotate_pairs(wide, cos, sin), keys.dtype))
+
+    def load(self, layer: int, row: int, attended: Sequence[Span]) -> None:
+        """Nothing to do."""
+
+    def write(
+        self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
+    ) -> None:
+        store, slots = self._store, index[0]
+        rotated, stored = store.rotated[layer].flatten(0, 1), store.values_memory[layer].flatten(0, 1)
+        if store.unrotated is not None:
+            unrotated = store.unrotated[layer].flatten(0, 1)
+            unrotated.index_copy_(0, slots.reshape(-1), keys.flatten(0, 1).to(unrotated.dtype))
+        self._bank.kernels.write_rotated(keys, values, *rotation, slots, rotated, stored)
+
+    def write_layers(self, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair) -> None:
+        for layer in range(len(keys)):
+            self.write(layer, index, keys[layer], values[layer], rotation)
+
+    def read(self, layer: int, rows: slice, slots: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._store.rotated[layer, rows, slots], self._store.values_memory[layer, rows, slots]
+
+
+STORAGES: Mapping[str, tuple[Callable[[KVShape, KVPolicy], Store], Callable[[Bank], Rotated]]] = {
     "native": (NativeStore, Resident),
     "lean": (NativeStore, PerPass),
     "int8": (Int8Store, PerPass),
+    "rotated": (RotatedStore, Once),
+    "fp8": (functools.partial(RotatedStore, dtype=E4M3), Once),
 }
-"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit is all layers' keys."""
+"""native: 3 units of memory (keys, values, rotated keys); lean: 2; int8: about 1. A unit is all layers' keys.
+
+rotated: 2 (rotated keys, values) for a policy that keeps distances, 3 for others. fp8: rotated keys and values in e4m3,
+for fp8 attention: 1, or 2. Its keys and values are given in the scale in which they are stored.
+"""
+
+
+def units(storage: str, policy: KVPolicy) -> int:
+    """Memory of a storage under a policy, in units of all layers' keys in the cache's dtype, rounded up."""
+    if storage in ("rotated", "fp8"):
+        stored = 2 if storage == "rotated" else 1
+        return stored + (not policy.keeps_distances)
+    return {"native": 3, "lean": 2, "int8": 1}[storage]

@@ -7,7 +7,7 @@ integers; in steady state all shapes and addresses are constant and nothing sync
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,7 +15,7 @@ from cache.kv.bank import STORAGES, Bank
 from cache.kv.integrity import check_row
 from cache.kv.kernels import PLAIN_KERNELS, KVKernels
 from cache.kv.ops import run, touched
-from cache.kv.plan import KVError, Ledger, Plan, SelectBlocks, SelectTokens, Span, SpanKind, attended_range, gaps
+from cache.kv.plan import KVError, Ledger, Move, Plan, SelectBlocks, SelectTokens, Span, SpanKind, attended_range, gaps
 from cache.kv.policies import KVPolicy
 from cache.kv.store import KVShape
 from cache.kv.tables import upload
@@ -44,6 +44,7 @@ class KVSnapshot:
 
     ledger: Ledger
     versions: dict[int, int]
+    rotated: dict[int, tuple[int, int, int]]
     parts: tuple[torch.Tensor, ...] | None
 
     @property
@@ -55,10 +56,11 @@ class KVSnapshot:
 class KVCache:
     """Keys and values of `shape.cache_rows` histories under one policy.
 
-    storage: "native" also keeps a rotated copy of all keys (3 units of memory, fastest), "lean" rotates in every pass
-    (2 units), "int8" stores 8-bit integers with a scale per token and head and rotates in every pass (about 1 unit of
-    16-bit keys). kernels: compiled ones, if available. Raises KVError for an unknown storage or a policy made for
-    another grid.
+    storage: "native" also keeps a rotated copy of all keys (3 units of memory), "lean" rotates in every pass (2 units),
+    "int8" stores 8-bit integers with a scale per token and head and rotates in every pass (about 1 unit of 16-bit
+    keys). "rotated" stores keys rotated, at positions of its own that never change (2 units, fastest), if the policy
+    keeps distances; for others it is as native. "fp8" is the same in e4m3. kernels: compiled ones, if available.
+    Raises KVError for an unknown storage, one that the policy cannot use, or a policy made for another grid.
     """
 
     def __init__(
@@ -80,9 +82,11 @@ class KVCache:
             raise KVError(
                 f"the rotary embedding has head_dim {rotary.head_dim} and the cache {shape.head_dim}: use the same"
             )
+        if storage == "fp8" and policy.accumulates:
+            raise KVError("the storage 'fp8' scales keys, so attention cannot be summed: use 'native'")
         make_store, make_rotated = STORAGES[storage]
         self.shape, self.policy, self.storage = shape, policy, storage
-        self._bank = Bank(shape, policy, rotary, make_store(shape, policy.capacity_tokens), kernels)
+        self._bank = Bank(shape, policy, rotary, make_store(shape, policy), kernels)
         self._rotated = make_rotated(self._bank)
         self._rows = [_Row() for _ in range(shape.cache_rows)]
         self._chunk_tokens = policy.begin_frames * shape.frame_tokens
@@ -118,9 +122,12 @@ class KVCache:
         for op in plan.now:
             for layer in range(self.shape.layers):
                 run(self._bank, layer, row, op)
-        self._bank.tables.update(row, (*after.spans, *after.pool))
+        if self._rotated.keeps:
+            self._place(row, plan)
+        else:
+            self._bank.tables.update(row, (*after.spans, *after.pool))
+            self._rotate_stale(row, plan, changed)
         self._bank.reset_slots(row, after.chunk)
-        self._rotate_stale(row, plan, changed)
         self._upload_chunk(row, after.chunk)
         for slot in changed | {s.start for s in after.chunk} | {s for op in plan.first_pass for s in touched(op)}:
             state.versions[slot] = state.versions.get(slot, 0) + 1
@@ -144,6 +151,25 @@ class KVCache:
             for layer in range(self.shape.layers):
                 self._rotated.rotate(layer, row, stale)
         state.rotated = current
+
+    def _place(self, row: int, plan: Plan) -> None:
+        """Give the chunk positions that continue those in which the past is rotated. Past spans whose distances to the
+        newest one changed all the same (a second scene cut within the window) are turned by the difference.
+        """
+        state = self._rows[row]
+        for op in plan.now:
+            assert isinstance(op, Move), op
+            _, position, phase = state.rotated[op.source]
+            state.rotated[op.target] = (op.target + op.length, position, phase)
+        past = plan.ledger.past
+        shift = state.rotated[past[-1].start][1] - past[-1].position if past else 0
+        placed = [replace(span, position=span.position + shift) for span in plan.ledger.spans]
+        for span in placed[: len(past)]:
+            distance = span.position - state.rotated[span.start][1]
+            for layer in range(self.shape.layers if distance else 0):
+                self._rotated.turn(layer, row, span, distance)
+        self._bank.tables.update(row, placed)
+        state.rotated.update({s.start: (s.stop, s.position, s.phase) for s in placed})
 
     def _upload_chunk(self, row: int, chunk: Sequence[Span]) -> None:
         """Upload the chunk's slots, and take its rotation from the tables."""
@@ -265,7 +291,8 @@ class KVCache:
             parts = self.snapshot_buffers() if into is None else into
             for target, tensor in zip(parts, self._bank.by_slot, strict=True):
                 target.copy_(tensor[:, row])
-        return KVSnapshot(ledger=state.ledger, versions=dict(state.versions), parts=parts)
+        rotated = dict(state.rotated)
+        return KVSnapshot(ledger=state.ledger, versions=dict(state.versions), rotated=rotated, parts=parts)
 
     def restore(self, row: int, snapshot: KVSnapshot) -> None:
         """Restore a snapshot. Raises KVError, and leaves the row unchanged, if its contents were overwritten and it has
@@ -284,7 +311,9 @@ class KVCache:
             for tensor, part in zip(self._bank.by_slot, snapshot.parts, strict=True):
                 tensor[:, row].copy_(part)
             state.versions = {start: count + 1 for start, count in state.versions.items()}
-        state.rotated = {}
+            state.rotated = dict(snapshot.rotated)
+        if not self._rotated.keeps:
+            state.rotated = {}
         self._set(row, ledger)
 
     def ledger(self, row: int) -> Ledger:

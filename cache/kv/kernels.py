@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cache.kv.store import converted, movable
 from cache.rotary import rotate_pairs
 
 Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -19,16 +20,18 @@ Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVKernels:
-    """rotate: see `Rotate`; rotate_into and write: the functions below."""
+    """rotate: see `Rotate`; rotate_into, write and write_rotated: the functions below."""
 
     rotate: Rotate
     rotate_into: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
     write: Callable[..., None]
+    write_rotated: Callable[..., None]
 
 
 def rotate_into(target: torch.Tensor, keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Write keys [n, H, D], rotated by cos, sin [n, 1 or H, D/2], to target [n, H, D]."""
-    target.copy_(rotate_pairs(keys, cos, sin))
+    """Write keys [n, H, D], rotated by cos, sin [n, 1 or H, D/2], to target [n, H, D], saturated if that is e4m3."""
+    rotated = rotate_pairs(keys, cos, sin)
+    target.copy_(rotated if target.dtype == rotated.dtype else converted(rotated, target.dtype))
 
 
 def write(
@@ -52,7 +55,24 @@ def write(
     rotated_keys.index_copy_(0, rotated_slots, rotated.flatten(0, 1).to(rotated_keys.dtype))
 
 
-PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, write=write)
+def write_rotated(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    index: torch.Tensor,
+    rotated_keys: torch.Tensor,
+    stored_values: torch.Tensor,
+) -> None:
+    """Write a pass's keys, rotated by cos, sin [B, N, 1, D/2], and its values [B, N, H, D] to flat slots index [B, N]
+    of rotated_keys and stored_values [.., H, D], saturated if those are e4m3.
+    """
+    slots = index.reshape(-1)
+    for target, x in ((rotated_keys, rotate_pairs(keys, cos, sin)), (stored_values, values)):
+        movable(target).index_copy_(0, slots, movable(converted(x, target.dtype).flatten(0, 1)))
+
+
+PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, write=write, write_rotated=write_rotated)
 """Not compiled."""
 
 
@@ -65,4 +85,5 @@ def compiled_kernels(compiler: str = "inductor") -> KVKernels:
         rotate=torch.compile(rotate_pairs, backend=compiler, fullgraph=True, dynamic=False),
         rotate_into=torch.compile(rotate_into, backend=compiler, fullgraph=True),
         write=torch.compile(write, backend=compiler, fullgraph=True, dynamic=False),
+        write_rotated=torch.compile(write_rotated, backend=compiler, fullgraph=True, dynamic=False),
     )

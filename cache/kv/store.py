@@ -1,4 +1,5 @@
-"""Owns the memory of unrotated keys and values: as given, or as 8-bit integers with a scale per token and head.
+"""Owns the memory of keys and values: as given, as 8-bit integers with a scale per token and head, or with the keys
+rotated.
 
 Stores only: no rotation, no policy. Everything is allocated once, here.
 """
@@ -6,9 +7,12 @@ Stores only: no rotation, no policy. Everything is allocated once, here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from cache.kv.policies.base import KVPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +41,28 @@ def widened(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
+
+
+def converted(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x in another dtype; for e4m3, which has no infinity, saturated at its largest number."""
+    if dtype == E4M3 and x.dtype != E4M3:
+        return x.clamp(-E4M3_MAX, E4M3_MAX).to(dtype)
+    return x.to(dtype)
+
+
+def movable(x: torch.Tensor) -> torch.Tensor:
+    """x, or the bytes of e4m3, for which PyTorch has no indexing kernels."""
+    return x.view(torch.uint8) if x.dtype == E4M3 else x
+
+
 class Store(Protocol):
     """Unrotated keys and values of [layers, cache_rows, capacity] slots, each [H, D]."""
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """All memory, each tensor [layers, cache_rows, capacity, ...]."""
+        """All memory that must be copied and moved with its tokens, each tensor [layers, cache_rows, capacity, ...]."""
         ...
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -65,8 +85,8 @@ class Store(Protocol):
 class NativeStore:
     """Keys and values in the cache's dtype."""
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
-        size = (shape.layers, shape.cache_rows, capacity, shape.heads, shape.head_dim)
+    def __init__(self, shape: KVShape, policy: KVPolicy) -> None:
+        size = (shape.layers, shape.cache_rows, policy.capacity_tokens, shape.heads, shape.head_dim)
         self._keys = torch.zeros(size, dtype=shape.dtype, device=shape.device)
         self._values = torch.zeros(size, dtype=shape.dtype, device=shape.device)
 
@@ -97,8 +117,8 @@ def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class Int8Store:
     """int8 with one float32 scale per token and head: (D + 4) / (2 D) of the memory of 16-bit storage."""
 
-    def __init__(self, shape: KVShape, capacity: int) -> None:
-        size = (shape.layers, shape.cache_rows, capacity, shape.heads, shape.head_dim)
+    def __init__(self, shape: KVShape, policy: KVPolicy) -> None:
+        size = (shape.layers, shape.cache_rows, policy.capacity_tokens, shape.heads, shape.head_dim)
         self._dtype = shape.dtype
         self._keys, self._values = (torch.zeros(size, dtype=torch.int8, device=shape.device) for _ in range(2))
         self._key_scales, self._value_scales = (
@@ -128,3 +148,43 @@ class Int8Store:
         keys = self._keys[layer, row].index_select(0, index) * self._key_scales[layer, row].index_select(0, index)
         values = self._values[layer, row].index_select(0, index) * self._value_scales[layer, row].index_select(0, index)
         return keys.to(self._dtype), values.to(self._dtype)
+
+
+class RotatedStore:
+    """Rotated keys and values in one dtype. Unrotated keys, in the cache's dtype, only if the policy needs them.
+
+    rotated, values: [layers, cache_rows, capacity, H, D]; unrotated: the same, or None if the distances between kept
+    frames never change, so that a key is rotated once and for all.
+    """
+
+    def __init__(self, shape: KVShape, policy: KVPolicy, dtype: torch.dtype | None = None) -> None:
+        size = (shape.layers, shape.cache_rows, policy.capacity_tokens, shape.heads, shape.head_dim)
+        self._dtype = shape.dtype
+        self.rotated, self.values_memory = (
+            torch.zeros(size, dtype=dtype or shape.dtype, device=shape.device) for _ in range(2)
+        )
+        self.unrotated = None if policy.keeps_distances else torch.zeros(size, dtype=shape.dtype, device=shape.device)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Values and unrotated keys; rotated keys instead if there are no others to renew them from."""
+        keys = self.rotated if self.unrotated is None else self.unrotated
+        return movable(keys), movable(self.values_memory)
+
+    def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        assert self.unrotated is not None, "the policy declared that it needs no unrotated keys"
+        for stored, x in ((self.unrotated, keys), (self.values_memory, values)):
+            movable(stored[layer]).flatten(0, 1).index_copy_(0, index, movable(converted(x, stored.dtype)))
+
+    def keys(self, layer: int, rows: slice, slots: slice) -> torch.Tensor:
+        assert self.unrotated is not None, "the policy declared that it needs no unrotated keys"
+        return self.unrotated[layer, rows, slots]
+
+    def values(self, layer: int, rows: slice, slots: slice) -> torch.Tensor:
+        return self.values_memory[layer, rows, slots].to(self._dtype)
+
+    def take(self, layer: int, row: int, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.unrotated is not None, "the policy declared that it needs no unrotated keys"
+        values = movable(self.values_memory[layer, row]).index_select(0, index)
+        values = values.view(self.values_memory.dtype).to(self._dtype)
+        return self.unrotated[layer, row].index_select(0, index), values

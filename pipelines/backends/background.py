@@ -73,6 +73,7 @@ class PlanPreparation:
         self._notice, self._settle_s, self._lora_scale = notice, settle_s, lora_scale
         self._users: dict[str, PartUser] = {}
         self._wanted: list[Part] = []
+        self._preferred: set[tuple[str, int]] = set()
         self._last_wanted_s = 0.0
         self._loaded: deque[_Loaded] = deque()
         self._notices: deque[str] = deque()
@@ -132,9 +133,20 @@ class PlanPreparation:
                 used = True
         return used
 
+    def prefer(self, name: str, batch: int) -> None:
+        """See `Preparation`."""
+        if (name, batch) in self._preferred or name not in self._recipes:
+            return
+        self._preferred.add((name, batch))
+        user = self._users.get(name)
+        part = user.missing(batch) if isinstance(user, PlannedCalls) else None
+        if part is not None and part not in self._wanted:
+            self.want(part)
+
     def weights_changed(self) -> None:
         """Stop using plans that contain the weights; they are made anew."""
         self._epoch += 1
+        self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
         for name, user in self._users.items():
@@ -201,7 +213,7 @@ class PlanPreparation:
         self._notices.append(f"{part.name} runs with {recipe.name} from now on.")
 
     def _stored(self, recipe: Recipe, part: Part) -> PartCall | None:
-        folder = self._store.find(plan_key(recipe, part, self._origin.model))
+        folder = self._store.find(plan_key(recipe, part, self._origin.model, self._origin.lora))
         return None if folder is None else recipe.load(part, folder)
 
     def _build(self, recipe: Recipe, part: Part) -> None:
@@ -218,7 +230,7 @@ class PlanPreparation:
             recipe=recipe,
             part=part.name,
             inputs=inputs,
-            key=plan_key(recipe, part, self._origin.model),
+            key=plan_key(recipe, part, self._origin.model, self._origin.lora),
             root=self._store.root,
             lora_scale=self._lora_scale(),
         )

@@ -36,14 +36,18 @@ class BackendRefusal:
 class Backend(ABC):
     """One row of a table of backends. A subclass makes the runtimes of the kinds of models that it supports.
 
-    name: as a user gives it. purpose: a short description for users. kinds: a subset of KINDS. preference: "auto"
-    chooses the highest that can run; 0: only on request.
+    name: as a user gives it. purpose: a short description for users. kinds: a subset of KINDS. preference: see
+    `rank`.
     """
 
     name: str
     purpose: str
     kinds: tuple[str, ...] = KINDS
     preference: int = 0
+
+    def rank(self, kind: str, device: torch.device) -> int:
+        """Return how "auto" ranks it on this device among those that can run; 0: only on request."""
+        return self.preference
 
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """Return why it cannot run a supported kind on this device; None if it can. Imports nothing heavy."""

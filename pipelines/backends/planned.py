@@ -46,6 +46,14 @@ class PlannedCalls:
         self._ready.clear()
         self._parts.clear()
 
+    def missing(self, batch: int) -> Part | None:
+        """Return a part with this size of batch that has been called and has no compiled form of that size."""
+        for part in self._parts.values():
+            tensors = tuple(part.inputs.values())
+            if len(tensors[0]) == batch and batch not in self._ready.get(_without_batch(tensors), {}):
+                return part
+        return None
+
     def _note(self, inputs: dict[str, torch.Tensor]) -> None:
         signature = _signature(tuple(inputs.values()))
         if signature not in self._parts:
@@ -86,8 +94,9 @@ def _padded(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def like_strided(tensor: torch.Tensor) -> torch.Tensor:
-    """Return zeros of the same shape, dtype, device and strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).zero_()
+    """Return zeros of the same shape, dtype, device and strides, also for use outside of inference mode."""
+    with torch.inference_mode(False):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).zero_()
 
 
 def _signature(tensors: Tensors) -> Signature:

@@ -30,17 +30,21 @@ IMAGE_LANES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PyTorchBackend(Backend):
-    """Runs the networks in PyTorch. compiled: compile blocks, cache kernels and decoders with torch.compile. captured:
-    capture parts of a tick in CUDA graphs. compiler: torch.compile's backend.
+    """Runs the networks in PyTorch. compiled: compile the networks with torch.compile. captured: capture parts of a
+    tick in CUDA graphs; a compiled backend does so on CUDA devices only. compiler: torch.compile's backend.
     """
 
     compiled: bool = False
     captured: bool = False
     compiler: str = "inductor"
 
+    def rank(self, kind: str, device: torch.device) -> int:
+        """Compiling takes minutes on a CPU, and gains little there."""
+        return 0 if self.compiled and device.type != "cuda" else self.preference
+
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """CUDA graphs need a CUDA device, where the compiler needs Triton."""
-        if self.captured and device.type != "cuda":
+        if self.captured and not self.compiled and device.type != "cuda":
             return BackendRefusal(
                 because="the model is not on a CUDA device", message=f"The backend {self.name} needs a CUDA device."
             )
@@ -60,7 +64,7 @@ class PyTorchBackend(Backend):
 
         if not (self.captured or self.compiled):
             return replace(plain_runtime(networks), backend=self.name)
-        executors, lanes = self._executors(networks.device), IMAGE_LANES if self.captured else 1
+        executors, lanes = self._executors(networks.device), IMAGE_LANES if self._captures(networks.device) else 1
         runtime = replace(projecting_runtime(networks), backend=self.name, make_executor=executors, lanes=lanes)
         if not self.compiled:
             return runtime
@@ -82,22 +86,30 @@ class PyTorchBackend(Backend):
         from cache.kv.kernels import compiled_kernels
         from pipelines.core.compiling import compiled
         from pipelines.video.codecs.frame_decoder import decode_later
+        from pipelines.video.codecs.wan import fused_codec
         from pipelines.video.runtime import frame_decoders
         from pipelines.video.wan.blocks import BlockExecution, compiled_halves
         from pipelines.video.wan.denoiser import WanDenoiser
 
         execution = BlockExecution(attention=networks.attention, halves=compiled_halves(self.compiler))
+        fused = fused_codec(networks.codec)
+        decoders = (
+            frame_decoders(fused) if fused else frame_decoders(networks.codec, compiled(decode_later, self.compiler))
+        )
         return replace(
             runtime,
             denoiser=WanDenoiser(networks.transformer, execution),
-            make_frame_decoder=frame_decoders(networks.codec, compiled(decode_later, self.compiler)),
+            make_frame_decoder=decoders,
             kernels=compiled_kernels(self.compiler),
         )
+
+    def _captures(self, device: torch.device) -> bool:
+        return self.captured and device.type == "cuda"
 
     def _executors(self, device: torch.device) -> Callable[[], Executor]:
         from pipelines.core.execution import EagerExecutor
 
-        if not self.captured:
+        if not self._captures(device):
             return EagerExecutor
         from .cuda_graph import GraphExecutor
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pipelines.core.errors import ModelError
+
 if TYPE_CHECKING:
     import torch
 
@@ -31,5 +33,31 @@ def _tensorrt(name: str) -> MakeRecipe:
     return make
 
 
-RECIPES: Mapping[str, MakeRecipe] = MappingProxyType({name: _tensorrt(name) for name in ("tensorrt", "tensorrt-rtx")})
+def _compiled(device: torch.device, refit: bool) -> Recipe:
+    from .inductor import InductorRecipe
+
+    return InductorRecipe()
+
+
+def _openvino(*, quantised: bool) -> MakeRecipe:
+    def make(device: torch.device, refit: bool) -> Recipe:
+        from .openvino.recipe import OpenVINORecipe
+
+        recipe = OpenVINORecipe(quantised=quantised)
+        if refusal := recipe.refusal(device):
+            raise ModelError(refusal.message, refusal.remedy)
+        return recipe
+
+    return make
+
+
+RECIPES: Mapping[str, MakeRecipe] = MappingProxyType(
+    {
+        "tensorrt": _tensorrt("tensorrt"),
+        "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
+        "openvino": _openvino(quantised=True),
+        "openvino-bf16": _openvino(quantised=False),
+        "compiled": _compiled,
+    }
+)
 """All recipes that `zoetrope plans` builds."""

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from pipelines.core.errors import ModelError
 
 from .base import KINDS, Backend, BackendRefusal
+from .fp8 import Fp8Backend
 from .openvino.backend import OpenVINOBackend
 from .pytorch import PyTorchBackend
+from .tensorrt_backend import TensorRTBackend
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +30,16 @@ def backend_table(*rows: Backend) -> Mapping[str, Backend]:
 
 BACKENDS = backend_table(
     PyTorchBackend(name="eager", purpose="networks run eagerly in PyTorch, on any device", preference=1),
-    PyTorchBackend(
-        name="compiled",
-        purpose="networks compiled with torch.compile; image models beside the stream, which starts eager",
-        compiled=True,
-    ),
     PyTorchBackend(name="cuda-graph", purpose="captured in CUDA graphs and replayed", preference=2, captured=True),
     PyTorchBackend(
-        name="compiled-cuda-graph",
-        purpose="compiled, and captured in CUDA graphs",
+        name="compiled",
+        purpose="compiled with torch.compile and, on CUDA, captured in CUDA graphs; image models start eager",
         preference=3,
         compiled=True,
         captured=True,
     ),
+    TensorRTBackend(name="tensorrt-rtx", purpose="TensorRT-RTX on GeForce and RTX cards, beside the stream"),
+    TensorRTBackend(name="tensorrt", purpose="TensorRT 11 on NVIDIA cards, beside the stream"),
     OpenVINOBackend(
         name="openvino",
         purpose="OpenVINO on CPUs, in int8: the fastest there, at 33 dB and more of the exact pictures",
@@ -48,6 +47,12 @@ BACKENDS = backend_table(
         quantised=True,
     ),
     OpenVINOBackend(name="openvino-bf16", purpose="OpenVINO on CPUs, in bfloat16", quantised=False),
+    Fp8Backend(
+        name="fp8",
+        purpose="compiled, with products and attention in 8-bit floats, Hopper or newer",
+        attention=True,
+    ),
+    Fp8Backend(name="fp8-products", purpose="compiled, with products in 8-bit floats"),
 )
 """All backends, by the name that a user gives."""
 
@@ -103,9 +108,9 @@ def backend_help(backends: Mapping[str, Backend] = BACKENDS) -> str:
 
 def _automatic(kind: str, device: torch.device, backends: Mapping[str, Backend]) -> BackendChoice:
     """Choose by preference. The reason is why those of higher preference cannot run, each distinct one once."""
-    rows = [row for row in backends.values() if kind in row.kinds and row.preference]
+    rows = [row for row in backends.values() if kind in row.kinds and row.rank(kind, device)]
     refusals: dict[str, None] = {}
-    for row in sorted(rows, key=lambda row: -row.preference):
+    for row in sorted(rows, key=lambda row: -row.rank(kind, device)):
         refusal = row.refusal(kind, device)
         if refusal is None:
             return BackendChoice(backend=row, reason=f"{row.name}: {'; '.join(refusals) or 'the fastest measured'}")

@@ -12,7 +12,8 @@ from typing import Any
 class Origin:
     """A function of a module, with keyword arguments that can be pickled, that returns an engine run eagerly.
 
-    model: its name, for people. bundled: whether it is one of Zoetrope's own, small enough to be compiled unasked.
+    model: its name, for people. bundled: whether it is one of our own, small enough to be compiled unasked. lora:
+    its LoRA files and weights, for people.
     """
 
     model: str
@@ -20,6 +21,7 @@ class Origin:
     function: str
     arguments: Mapping[str, object] = field(default_factory=dict)
     bundled: bool = False
+    lora: str = ""
 
     def engine(self) -> Any:
         """Make the engine."""

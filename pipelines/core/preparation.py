@@ -23,6 +23,13 @@ class Preparation(Protocol):
         """
         ...
 
+    def prefer(self, name: str, batch: int) -> None:
+        """Ask for a form of a part at a size of its batch that ticks have had for a while; until then it is padded.
+
+        Cheap for sizes that were asked for before.
+        """
+        ...
+
     def weights_changed(self) -> None:
         """Stop using what contains the model's weights: they have just changed (a LoRA's scale)."""
         ...
@@ -44,6 +51,9 @@ class NoPreparation:
     def swap(self) -> bool:
         """Return False."""
         return False
+
+    def prefer(self, name: str, batch: int) -> None:
+        """Do nothing."""
 
     def weights_changed(self) -> None:
         """Do nothing."""

@@ -26,9 +26,10 @@ class VideoChoices:
     window_frames, sink_frames: in latent frames. stream: the chunk schedule, "chunk", "step-batch" or "rolling".
     family: how a checkpoint was trained (a name in video.loading.families.FAMILIES). base: the Wan 2.1 folder that goes
     with a checkpoint. max_streams: streams open at once; 0: up to 4, as memory allows. guidance: whether streams have
-    a second row for the negative prompt; None: if the model needs it. storage: of keys and values
-    (cache.kv.bank.STORAGES). attention: "auto" or a name in ATTENTION_BACKENDS. text_encoder: where it stays between
-    prompts: "auto", "keep", "host" or "drop". rewind_bytes: memory for the snapshots that a stream can rewind to.
+    a second row for the negative prompt; None: if the model needs it. storage: of keys and values:
+    "auto" or a name in cache.kv.bank.STORAGES. attention: "auto" or a name in ATTENTION_BACKENDS. text_encoder: where
+    it stays between prompts: "auto", "keep", "host" or "drop". rewind_bytes: memory for the snapshots that a stream can
+    rewind to.
     Raises ControlError or InputError for a value out of range or of the wrong type.
     """
 
@@ -42,7 +43,7 @@ class VideoChoices:
     base: str = ""
     max_streams: int = 0
     guidance: bool | None = None
-    storage: str = "native"
+    storage: str = "auto"
     attention: str = "auto"
     text_encoder: str = "auto"
     rewind_bytes: int = 2**30

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from pipelines.core.errors import InputError
 
@@ -29,3 +31,8 @@ class LoraFile:
     def hub_id(self) -> str:
         """The source without a file name: owner/name for a hub id; meaningless for a local path."""
         return "/".join(self.source.split("/", 2)[:2])
+
+
+def described_loras(files: Sequence[LoraFile]) -> str:
+    """Name the files and their weights, without folders: "style.safetensors@0.8 merged"; "" for none."""
+    return ", ".join(f"{PurePath(file.source).name}@{file.weight:g} merged" for file in files)

@@ -5,9 +5,12 @@ Uses the loading functions of diffusers and transformers; independent of what th
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,22 +71,23 @@ def check_report(component: Component, report: Mapping[str, Any]) -> None:
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Silence the reports and progress bars of both libraries while a part loads; `check_report` checks the reports."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    """Silence the reports and progress bars of both libraries while a part loads; `check_report` checks the reports.
 
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+    A library that is not imported yet is left alone: the class of the part has imported its own.
+    """
+    with ExitStack() as restored:
+        for library in ("diffusers", "transformers"):
+            if library in sys.modules:
+                _silence(importlib.import_module(f"{library}.utils.logging"), restored)
         yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])
-        if bars:
-            transformers_logging.enable_progress_bar()
+
+
+def _silence(logging: ModuleType, restored: ExitStack) -> None:
+    restored.callback(logging.set_verbosity, logging.get_verbosity())
+    if logging.is_progress_bar_enabled():
+        restored.callback(logging.enable_progress_bar)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def _meaningful(keys: Iterable[Any]) -> list[str]:

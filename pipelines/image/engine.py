@@ -79,11 +79,14 @@ class ImageEngine(EngineBase[ImageStream]):
         """Run the parts once at the default shapes, where compiled forms are prepared: those that are stored and
         load at once are used from the first frame on, and the others are asked for."""
         core = self.core
-        if isinstance(core.runtime.preparation, NoPreparation):
-            return
-        steps = Controls().updated(Control.of(core.model.defaults)).steps
-        with torch.inference_mode():
-            self._runner.rehearse(min(steps, core.max_slots))
+        if not isinstance(core.runtime.preparation, NoPreparation):
+            self.rehearse(Controls().updated(Control.of(core.model.defaults)).steps)
+
+    @torch.inference_mode()
+    def rehearse(self, slots: int) -> None:
+        """Run the parts of a tick with so many slots, at most max_slots. No stream may be open."""
+        assert not self._streams
+        self._runner.rehearse(min(slots, self.core.max_slots))
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> ImageStream:
         stages = [make() for make in self._make_stages]

@@ -20,6 +20,8 @@ from .state import ImageCore
 from .tables import TickBatch
 from .tick_parts import TickParts
 
+_STEADY_TICKS = 48
+
 
 class TickRunner:
     """Runs ticks for one engine. `run` takes the slots in batch order with the guidance scale and delta of each."""
@@ -29,6 +31,7 @@ class TickRunner:
         self._parts = [TickParts(core, shared=core.lanes.queues.shared) for _ in core.lanes.lanes]
         self.timings = TickTimings(core.log)
         self._stepped: dict[Slot, int] = {}  # columns of a tick that failed after its slots had been stepped
+        self._entries = self._ticks_alike = 0  # size of the last batch, and how many ticks in a row had it
         core.lanes.settle()  # the buffers were filled by the caller's queue
 
     def run(self, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> list[tuple[Slot, Mark]]:
@@ -45,6 +48,7 @@ class TickRunner:
         except BaseException:
             self._lanes.settle()
             raise
+        self._prefer(len(batch.slots) + len(batch.extra))
         self._log(batch)
         self.timings.add(tick, self._lanes.marks(tick).timed)
         self._lanes.end(tick)
@@ -53,6 +57,13 @@ class TickRunner:
             slot.step += 1
         core.next_tick += 1
         return [(slot, slot.output.mark) for slot in batch.finished]
+
+    def _prefer(self, entries: int) -> None:
+        """Let the runtime prepare for the size of the denoiser's batch once it is steady."""
+        self._ticks_alike = self._ticks_alike + 1 if entries == self._entries else 1
+        self._entries = entries
+        if self._ticks_alike == _STEADY_TICKS:
+            self._core.runtime.preparation.prefer("denoise", entries * self._core.frames_per_slot)
 
     def rehearse(self, slots: int) -> None:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""

@@ -16,6 +16,7 @@ from pipelines.core.errors import ModelError
 from pipelines.core.origin import Origin
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
+from pipelines.files.lora_files import described_loras
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ def engine_origin(model: str, options: LoaderOptions, backend: str, *, bundled: 
         function="load_engine",
         arguments={"model": model, "options": chosen, "prepare": False},
         bundled=bundled,
+        lora=described_loras(options.loras),
     )
 
 

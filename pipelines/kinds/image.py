@@ -38,6 +38,9 @@ class ImageKind(ModelKind):
             raise ModelError(
                 f"{model} is not a video model: {', '.join(video)} does not apply to it.", "Omit that option."
             )
+        from pipelines.core.light_imports import defer_unused_parts
+
+        defer_unused_parts()
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files import hub
         from pipelines.files.precision import choose_device

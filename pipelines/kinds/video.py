@@ -28,6 +28,9 @@ class VideoKind(ModelKind):
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
+        from pipelines.core.light_imports import defer_unused_parts
+
+        defer_unused_parts()
         from cache.kv.policies import POLICIES
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files.hub import bundled_names

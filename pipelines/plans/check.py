@@ -58,13 +58,14 @@ def check_plans(plans: Plans, request: PlanRequest, progress: Notify) -> Iterato
     if is_for_another_machine(request):
         raise ModelError(f"A plan of {request.backend} runs on an NVIDIA card only.", "Use --device cuda.")
     with plan_errors():
-        for recipe, part, key in plans.wanted(request):
-            call = recipe.load(part, plans.stored(recipe, part, key, progress))
-            yield _checked(part, key.inputs, call)
+        for wanted in plans.wanted(request):
+            recipe, part, inputs = wanted.recipe, wanted.part, wanted.key.inputs
+            call, given = recipe.load(part, plans.stored(wanted, progress)), wanted.samples(part, 1)[0]
+            yield _checked(part, inputs, given, call)
             if not recipe.bakes_weights and isinstance(call, TakesWeights):
                 with _other_weights(part.module):
                     call.update(weights_of(part.module))
-                    yield _checked(part, f"{key.inputs}, with other weights", call)
+                    yield _checked(part, f"{inputs}, with other weights", given, call)
 
 
 @runtime_checkable
@@ -96,10 +97,9 @@ def _other_weights(module: nn.Module) -> Iterator[None]:
                 parameter.copy_(values)
 
 
-def _checked(part: Part, inputs: str, call: PartCall) -> PlanCheck:
+def _checked(part: Part, inputs: str, given: Tensors, call: PartCall) -> PlanCheck:
     import torch
 
-    given = tuple(part.inputs.values())
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in part.module.parameters())
     with torch.no_grad():
         wanted = [output.clone() for output in part.module(*given)]

@@ -21,7 +21,7 @@ __all__ = ["BuiltPlan", "PlanEntry", "PlanRequest", "Plans", "Removed", "plan_er
 
 if TYPE_CHECKING:
     from pipelines.backends.recipe import Recipe
-    from pipelines.core.parts import Part
+    from pipelines.core.parts import Part, Tensors
     from trt.key import PlanKey
 
     from .parts import ModelParts
@@ -36,6 +36,16 @@ class PlanRequest:
     options: LoaderOptions
     slots: tuple[int, ...] = (1, 2, 3, 4)
     refit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WantedPlan:
+    """A plan that a model needs. samples: see `ModelParts`."""
+
+    recipe: Recipe
+    part: Part
+    key: PlanKey
+    samples: Callable[[Part, int], Sequence[Tensors]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +73,17 @@ class Plans:
         plans that are complete.
         """
         with plan_errors():
-            for recipe, part, key in self.wanted(request):
-                started, work = time.monotonic(), _Work(recipe, part, progress)
-                folder = self.store.build(key, work)
+            for wanted in self.wanted(request):
+                started, work = time.monotonic(), _Work(wanted, progress)
+                size = size_of(self.store.build(wanted.key, work))
                 seconds = time.monotonic() - started if work.done else 0.0
-                yield BuiltPlan(part=part.name, inputs=key.inputs, size_bytes=size_of(folder), seconds=seconds)
+                yield BuiltPlan(part=wanted.part.name, inputs=wanted.key.inputs, size_bytes=size, seconds=seconds)
 
     def why(self, request: PlanRequest) -> Iterator[tuple[str, str]]:
         """Yield (part and inputs, why it has to be built or that it is stored)."""
         with plan_errors():
-            for _, part, key in self.wanted(request):
-                yield f"{part.name}: {key.inputs}", str(self.store.why(key))
+            for wanted in self.wanted(request):
+                yield f"{wanted.part.name}: {wanted.key.inputs}", str(self.store.why(wanted.key))
 
     def entries(self) -> Sequence[PlanEntry]:
         """Return the stored plans, newest first."""
@@ -90,18 +100,21 @@ class Plans:
             check = unusable_here() if unusable else lambda key: ""
             return self.store.prune(keep_days=keep_days, max_bytes=max_bytes, unusable=check)
 
-    def stored(self, recipe: Recipe, part: Part, key: PlanKey, progress: Notify) -> Path:
+    def stored(self, wanted: WantedPlan, progress: Notify) -> Path:
         """Return the folder of a part's plan, built if it is not stored."""
-        return self.store.build(key, _Work(recipe, part, progress))
+        return self.store.build(wanted.key, _Work(wanted, progress))
 
-    def wanted(self, request: PlanRequest) -> Iterator[tuple[Recipe, Part, PlanKey]]:
-        """Load the model and yield the recipe, the part and the key of each of its plans. Raises ModelError."""
+    def wanted(self, request: PlanRequest) -> Iterator[WantedPlan]:
+        """Load the model and yield each of its plans. Raises ModelError."""
         from pipelines.backends.plan_keys import plan_key
 
-        recipe = self.recipe(request)
+        recipe, keys = self.recipe(request), set[str]()
         model = self._parts(request)
         for part in model.parts:
-            yield recipe, part, plan_key(recipe, part, model.name, model.lora)
+            key = plan_key(recipe, part, model.name, model.lora)
+            if key.digest not in keys:  # a file may serve several sizes
+                keys.add(key.digest)
+                yield WantedPlan(recipe=recipe, part=part, key=key, samples=model.samples)
 
     def recipe(self, request: PlanRequest) -> Recipe:
         """Return the recipe for the request's device. Raises InputError for an unknown name, ModelError."""
@@ -133,12 +146,13 @@ def is_for_another_machine(request: PlanRequest) -> bool:
 class _Work:
     """What the store calls to build a plan. done: whether it was called."""
 
-    def __init__(self, recipe: Recipe, part: Part, progress: Notify) -> None:
-        self._recipe, self._part, self._progress, self.done = recipe, part, progress, False
+    def __init__(self, wanted: WantedPlan, progress: Notify) -> None:
+        self._wanted, self._progress, self.done = wanted, progress, False
 
     def __call__(self, folder: Path) -> None:
-        samples = [tuple(self._part.inputs.values())] * self._recipe.samples
-        self._recipe.build(self._part, samples, folder, self._progress)
+        recipe, part = self._wanted.recipe, self._wanted.part
+        samples = self._wanted.samples(part, recipe.samples) if recipe.samples else ()
+        recipe.build(part, samples, folder, self._progress)
         self.done = True
 
 

@@ -5,36 +5,42 @@ Independent of recipes and stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
 
 from pipelines.backends.base import Backend
+from pipelines.backends.calibration.record import recorded
 from pipelines.backends.table import backend_table
-from pipelines.core.contracts import Notify
+from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
-from pipelines.core.parts import Part
+from pipelines.core.parts import Part, Tensors
 from pipelines.files.loader_options import LoaderOptions
+from pipelines.files.lora_files import described_loras
 from pipelines.image.engine import ImageEngine
-from pipelines.image.model import Condition, ImageNetworks, ImageRuntime
-from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
-from pipelines.image.runtime import plain_runtime as plain_image_runtime
+from pipelines.image.model import ImageNetworks, ImageRuntime
+from pipelines.image.runtime import projecting_runtime
 from pipelines.load import load_engine
 from pipelines.video.engine import VideoEngine
 from pipelines.video.model import VideoNetworks, VideoRuntime
 from pipelines.video.parts import pass_part
 from pipelines.video.runtime import plain_runtime as plain_video_runtime
 
+from .collect import image_parts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelParts:
-    """The parts of a loaded model. name: the model's. lora: its LoRA files and weights, which are merged; "": none."""
+    """The parts of a loaded model. name: the model's. lora: its LoRA files and weights, which are merged; "": none.
+    samples: returns so many inputs of a part, as an engine records them.
+    """
 
     name: str
     parts: tuple[Part, ...]
+    samples: Callable[[Part, int], Sequence[Tensors]]
     lora: str = ""
 
 
@@ -50,13 +56,21 @@ def model_parts(
     """
     plain = _PlainBackend(name="plain", purpose="parts for plans", dtype=dtype)
     wanted = options if dtype is None else replace(options, dtype="float32")
-    engine = load_engine(model, wanted, notice=notice, backends=backend_table(plain), backend="plain")
-    lora = ", ".join(f"{Path(file.source).name}@{file.weight:g} merged" for file in options.loras)
-    with torch.no_grad():
-        if isinstance(engine, ImageEngine):
-            return ModelParts(name=model, parts=tuple(image_parts(engine, slots)), lora=lora)
-        if isinstance(engine, VideoEngine):
-            return ModelParts(name=model, parts=(window_pass(engine),), lora=lora)
+
+    @cache
+    def load() -> Engine:
+        return load_engine(model, wanted, notice=notice, backends=backend_table(plain), backend="plain")
+
+    engine, lora = load(), described_loras(options.loras)
+    if isinstance(engine, ImageEngine):
+        load.cache_clear()  # collecting uses up the engine
+        parts = tuple(image_parts(engine, slots))
+        return ModelParts(name=model, parts=parts, samples=lambda part, count: recorded(load(), part, count), lora=lora)
+    if isinstance(engine, VideoEngine):
+        with torch.no_grad():
+            part = window_pass(engine)
+        inputs = tuple(part.inputs.values())
+        return ModelParts(name=model, parts=(part,), samples=lambda part, count: [inputs] * count, lora=lora)
     raise ModelError(f"{model} has no networks that plans could be built of.", "Choose an image or a video model.")
 
 
@@ -76,7 +90,7 @@ class _PlainBackend(Backend):
                 dtype=self.dtype,
                 codec_dtype=codec_dtype,
             )
-        return plain_image_runtime(networks)
+        return projecting_runtime(networks)
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         if self.dtype is not None:
@@ -96,37 +110,6 @@ def _cast(network: Any, dtype: torch.dtype) -> Any:
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return network
-
-
-def image_parts(engine: ImageEngine, slots: Sequence[int]) -> list[Part]:
-    """Return the encoder, the denoiser for each number of slots in a batch, and the decoder, at the engine's size."""
-    core, device = engine.core, engine.core.model.device
-    random = torch.Generator().manual_seed(0)
-    frames = core.frames_per_slot
-    images = torch.rand((frames, 3, core.height, core.width), generator=random).to(device) * 2 - 1
-    prompt = core.texts.encode("a lighthouse at dusk, waves")
-    time_ids = [float(value) for value in (core.height, core.width, 0, 0, core.height, core.width)]
-
-    def latents(rows: int) -> torch.Tensor:
-        return torch.randn((rows, *core.latent_shape), generator=random).to(device)
-
-    def denoise(rows: int) -> Part:
-        timestep = torch.linspace(999, 0, rows + 2)[1:-1].long().to(device)
-        condition = Condition(
-            embeds=prompt.embeds.to(device).expand(rows, -1, -1).contiguous(),
-            pooled=None if prompt.pooled is None else prompt.pooled.to(device).expand(rows, -1).contiguous(),
-            time_ids=torch.tensor([time_ids] * rows, device=device) if core.model.wants_time_ids else None,
-            row=timestep,
-            step=timestep,
-        )
-        return denoise_part(_module(core.denoiser), denoise_inputs(latents(rows), timestep, condition))
-
-    codec = _module(core.codec)
-    return [
-        encode_part(codec, images),
-        *(denoise(count * frames) for count in slots),
-        decode_part(codec, latents(frames)),
-    ]
 
 
 def window_pass(engine: VideoEngine) -> Part:
@@ -157,8 +140,3 @@ def window_pass(engine: VideoEngine) -> Part:
     if core.model.takes_actions:
         inputs["actions"] = torch.zeros((1, frames, 5), device=device)
     return pass_part(transformer, inputs)
-
-
-def _module(callable_module: Any) -> torch.nn.Module:
-    assert isinstance(callable_module, torch.nn.Module), callable_module
-    return callable_module

@@ -99,6 +99,8 @@ def expects_nothing(sizes: ChunkSizes) -> None:
 class VideoRuntime:
     """What a video engine calls; made by a backend.
 
+    backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine. storage: of
+    the KV cache, if the denoiser's attention needs a particular one; "": any.
     backend: its name, for display. kernels: of the KV cache. make_executor: makes one executor per engine.
     preparation: makes faster forms of the parts while the engine runs; a runtime that prepares serves one engine.
     expect: told by an engine, before its first tick, which sizes its chunks will have; only if they are denoised one by
@@ -110,6 +112,7 @@ class VideoRuntime:
     make_frame_decoder: MakeFrameDecoder
     kernels: KVKernels
     make_executor: Callable[[], Executor]
+    storage: str = ""
     preparation: Preparation = field(default_factory=NoPreparation)
     expect: Callable[[ChunkSizes], None] = expects_nothing
 

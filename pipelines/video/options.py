@@ -26,7 +26,8 @@ class VideoOptions:
     width, height: pixels. stream: a name of presets.STREAMS. policy, policy_options: of cache.kv.policies.
     chunk_frames, window_frames, sink_frames: latent frames. max_streams: streams open at once; 0: up to 4, as memory
     allows. guidance: whether streams have a second row for the negative prompt; None: if the preset needs it.
-    storage: of keys and values (cache.kv.bank.STORAGES). rewind_bytes: memory of a stream's rewind points.
+    storage: of keys and values (cache.kv.bank.STORAGES), or "auto", see `chosen_storage`. rewind_bytes: memory of a
+    stream's rewind points.
     work_dtype: of latents between passes; float32 except in tests. stages: names of pipelines.stages.table.
     """
 
@@ -40,7 +41,7 @@ class VideoOptions:
     sink_frames: int = -1
     max_streams: int = 0
     guidance: bool | None = None
-    storage: str = "native"
+    storage: str = "auto"
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
     stages: tuple[str, ...] = ()
@@ -93,6 +94,22 @@ def chosen_policy(
         return make_policy(preset.policy, grid=grid, policies=policies, **options)
     except KVError as error:
         raise ControlError(f"The cache policy {preset.policy!r} cannot be made: {error}.") from error
+
+
+def chosen_storage(requested: str, needed: str, policy: KVPolicy, device: torch.device) -> str:
+    """Return the storage of keys and values. needed: by the backend's attention; "": any.
+
+    "auto" is the needed one; else on CUDA "rotated", the fastest, if the policy can use it in less memory; else
+    "native". Raises ControlError if another than the needed one is requested.
+    """
+    if requested == "auto":
+        rotated = device.type == "cuda" and policy.keeps_distances
+        return needed or ("rotated" if rotated else "native")
+    if needed and requested != needed:
+        raise ControlError(
+            f"The backend keeps keys and values in the storage {needed!r}, not {requested!r}.", "Use auto."
+        )
+    return requested
 
 
 def check_size(width: int, height: int, multiple: int) -> None:

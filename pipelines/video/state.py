@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from cache.kv.bank import units
 from cache.kv.cache import KVCache, KVShape
 from cache.kv.plan import KVError
 from cache.kv.policies import KVPolicy
@@ -26,7 +27,7 @@ from .codecs.codec import FrameDecoder, VideoEncoder, frames_of
 from .codecs.parts import decode_step_part
 from .executed import WARM_PASSES, ExecutedDenoiser
 from .model import ChunkSizes, VideoModel
-from .options import VideoOptions, check_size, chosen_policy, chosen_preset
+from .options import VideoOptions, check_size, chosen_policy, chosen_preset, chosen_storage
 from .parts import timed_pass_part
 from .passes import PassRunner
 from .past import PastParts, StreamPast, make_past
@@ -70,6 +71,7 @@ class VideoCore:
         self.policy = chosen_policy(self.preset, transformer.grid(*self.latent_shape[1:]), policies)
         self.chunk_schedule = CHUNK_SCHEDULES[self.preset.stream]
         self._check_policy()
+        self.storage = chosen_storage(options.storage, model.runtime.storage, self.policy, model.device)
         self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)
         self.executor = model.runtime.make_executor()
         self.rows = self.chunk_schedule.max_rows(self.preset)
@@ -125,7 +127,7 @@ class VideoCore:
                 shape,
                 self.policy,
                 rotary=self.model.transformer.rotary,
-                storage=self.options.storage,
+                storage=self.storage,
                 kernels=self.model.runtime.kernels,
             )
         except KVError as error:
@@ -147,9 +149,9 @@ class VideoCore:
         """How many streams' KV caches fit into the free memory of a GPU, from 1 to 4; 4 on other devices."""
         if self.model.device.type != "cuda":
             return _MAX_STREAMS
-        shape, units = self._kv_shape(self.rows * self.branches), {"native": 3, "lean": 2, "int8": 1}
+        shape = self._kv_shape(self.rows * self.branches)
         numbers = shape.layers * shape.cache_rows * self.policy.capacity_tokens * shape.heads * shape.head_dim
-        needed = numbers * shape.dtype.itemsize * units[self.options.storage]
+        needed = numbers * shape.dtype.itemsize * units(self.storage, self.policy)
         free = torch.cuda.mem_get_info(self.model.device)[0]
         return max(1, min(_MAX_STREAMS, int(free * _SHARE_OF_FREE_MEMORY / needed)))
 

@@ -36,6 +36,7 @@ def test_a_card_of_mini_image(capfd: pytest.CaptureFixture[str]) -> None:
     assert {row["name"]: row["runs"] for row in report["backends"]}["eager"] is True
 
 
+@pytest.mark.soak
 def test_a_card_of_mini_video() -> None:
     request = ModelRequest(model="mini-video", options=LoaderOptions(device="cpu", backend="eager"), warm_up_s=0.0)
     card = bench.measure(request, 1.0)

@@ -66,6 +66,10 @@ class OnnxRecipe:
     name: str = "onnx"
     samples: int = 0
     bakes_weights: bool = False
+    loads_at_once: bool = False
+
+    def open_axes(self, part: Part) -> Mapping[str, int]:
+        return {}
 
     def key(self, part: Part) -> Mapping[str, str]:
         return {"device": "CPU", "libraries": f"onnx {onnx.__version__}"}

@@ -32,7 +32,7 @@ POLICIES: Mapping[str, dict[str, Any]] = {
     "dual": {"context_frames": 2, "local_frames": 6},
 }
 """Small policies for chunks of 2 frames."""
-STORAGES = ("native", "lean", "int8")
+STORAGES = ("native", "lean", "int8", "rotated")
 
 
 def make(name: str = "sink", *, storage: str = "native", rows: int = 1, dtype: torch.dtype = torch.float32) -> KVCache:

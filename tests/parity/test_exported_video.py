@@ -152,7 +152,7 @@ def watched() -> WatchedDenoiser:
     return backend.made[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.soak)], ids=str)
 @torch.no_grad()
 def test_passes_of_the_engine(watched: WatchedDenoiser, tmp_path: Path, dtype: torch.dtype) -> None:
     ((shapes, count),) = watched.count.most_common(1)

@@ -37,16 +37,17 @@ ORIGIN = Origin(
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedBackend(Backend):
-    """Eager, but the decoder is compiled by a recipe."""
+    """Eager, but one part is compiled by a recipe."""
 
     recipe: Recipe
+    part: str = "decode"
     name: str = "prepared"
     purpose: str = "tests"
     notices: list[str] = field(default_factory=list)
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
         networks = replace(networks, origin=ORIGIN, notice=self.notices.append)
-        return replace(planned_image(networks, plain_runtime(networks), {"decode": self.recipe}), backend=self.name)
+        return replace(planned_image(networks, plain_runtime(networks), {self.part: self.recipe}), backend=self.name)
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,8 @@ def plain() -> list[Frame]:
     return render(load_engine("mini-image", backend="eager", device="cpu", notice=lambda text: None))
 
 
-def load(recipe: Recipe) -> tuple[ImageEngine, list[str]]:
-    backend = PreparedBackend(recipe=recipe)
+def load(recipe: Recipe, part: str = "decode") -> tuple[ImageEngine, list[str]]:
+    backend = PreparedBackend(recipe=recipe, part=part)
     table = backend_table(*BACKENDS.values(), backend)
     engine = load_engine("mini-image", backend="prepared", backends=table, device="cpu", notice=lambda text: None)
     assert isinstance(engine, ImageEngine)
@@ -139,6 +140,22 @@ def test_the_next_engine_uses_a_stored_plan_from_its_first_frame_on(
     check_equal(render(engine), plain)
     engine.close()
     assert not notices
+
+
+def test_a_smaller_batch_gets_a_form_of_its_own_once_it_is_steady(store: PlanStore, plain: list[Frame]) -> None:
+    engine, _ = load(CopyingRecipe(), part="denoise")
+    assert preparation_of(engine).wait(120)  # the rehearsal: two steps, two slots
+    check_equal(render(engine), plain)
+    with engine.open(Control.of({"prompt": "a lighthouse", "steps": 1})) as stream:
+        for _ in range(60):
+            stream.generate()
+            engine.tick()
+            stream.pull()
+    assert preparation_of(engine).wait(120)
+    sizes = sorted(entry.key.inputs.partition("[")[2].partition(",")[0] for entry in store.entries())
+    assert sizes == ["1", "2"]
+    check_equal(render(engine), plain)
+    engine.close()
 
 
 def test_other_weights_need_another_plan(stored: PlanStore, plain: list[Frame]) -> None:

@@ -75,9 +75,10 @@ def mini_image(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_plans_of_mini_image(mini_image: Built) -> None:
     assert [plan.part for plan in mini_image.built] == ["encode", "denoise", "decode"]
-    for (_, part, key), plan in zip(mini_image.plans.wanted(mini_image.request), mini_image.built, strict=True):
+    for wanted, plan in zip(mini_image.plans.wanted(mini_image.request), mini_image.built, strict=True):
+        part = wanted.part
         assert plan.seconds > 0
-        folder = mini_image.plans.store.find(key)
+        folder = mini_image.plans.store.find(wanted.key)
         assert folder is not None
         description = PlanDescription.read(folder)
         assert description.inputs == tuple(f"in_{name}" for name in part.inputs)
@@ -203,6 +204,7 @@ def start_build(folder: Path, phase: str) -> subprocess.Popen[str]:
     raise AssertionError(f"{phase} never came")
 
 
+@pytest.mark.soak
 def test_a_build_that_is_killed_leaves_no_plan(tmp_path: Path) -> None:
     process = start_build(tmp_path, "encode: checking")
     process.send_signal(signal.SIGKILL)
@@ -215,6 +217,7 @@ def test_a_build_that_is_killed_leaves_no_plan(tmp_path: Path) -> None:
     assert list((tmp_path / "building").iterdir()) == []
 
 
+@pytest.mark.soak
 def test_a_build_can_be_interrupted(tmp_path: Path) -> None:
     """Within TensorRT, which Ctrl+C does not reach by itself; the plan before is complete."""
     process = start_build(tmp_path, "denoise: Building engine")
@@ -296,6 +299,7 @@ def test_the_command_lists_explains_verifies_and_prunes(mini_image: Built, capsy
     assert "Give numbers from 1" in capsys.readouterr().err
 
 
+@pytest.mark.soak
 def test_the_check_command_says_what_a_wrong_plan_computes(
     mini_image: Built, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +322,7 @@ def test_the_check_command_says_what_a_wrong_plan_computes(
         assert said.count("times as fast") == 3
 
 
+@pytest.mark.soak
 def test_a_full_disk_is_said_and_leaves_nothing(taesd: tuple[Part, Part], tmp_path: Path) -> None:
     program = """
 import resource, sys

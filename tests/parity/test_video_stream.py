@@ -77,7 +77,9 @@ class OneText:
         return self.embedding
 
 
-def engine_of(stock: WanTransformer3DModel, preset: VideoPreset, embedder: ActionEmbedder | None = None) -> VideoEngine:
+def engine_of(
+    stock: WanTransformer3DModel, preset: VideoPreset, embedder: ActionEmbedder | None = None, storage: str = "auto"
+) -> VideoEngine:
     """Over diffusers' weights and diffusers' autoencoder."""
     transformer = our_model(stock)
     if embedder is not None:
@@ -99,7 +101,7 @@ def engine_of(stock: WanTransformer3DModel, preset: VideoPreset, embedder: Actio
         commercial=True,
         weights=KeyReport(mapped={}, missing=(), unexpected=(), mismatched={}),
     )
-    return VideoEngine(model, VideoOptions(max_streams=1, guidance=False))
+    return VideoEngine(model, VideoOptions(max_streams=1, guidance=False, storage=storage))
 
 
 class Watched:
@@ -156,10 +158,14 @@ def plain_stream(stock: WanTransformer3DModel, preset: VideoPreset) -> plain.Pla
     return plain.PlainStream(denoiser, steps, shape=SHAPE, seed=SEED, dtype=torch.float32)
 
 
-def test_chunks_with_all_of_their_past(stock: WanTransformer3DModel, report: Report) -> None:
-    ours = Watched(engine_of(stock, SELF_FORCING), Control(seed=SEED)).run(4)
+STORAGES = pytest.mark.parametrize("storage", ["native", "rotated"])
+
+
+@STORAGES
+def test_chunks_with_all_of_their_past(stock: WanTransformer3DModel, storage: str, report: Report) -> None:
+    ours = Watched(engine_of(stock, SELF_FORCING, storage=storage), Control(seed=SEED)).run(4)
     theirs = plain.chunk_by_chunk(plain_stream(stock, SELF_FORCING), [2] * 4, plain.everything)
-    assert report("stream: chunk by chunk, full cache", [ours - theirs]) < TOLERANCE
+    assert report(f"stream: chunk by chunk, full cache, {storage}", [ours - theirs]) < TOLERANCE
 
 
 def test_chunks_of_several_lengths(stock: WanTransformer3DModel, report: Report) -> None:
@@ -171,13 +177,14 @@ def test_chunks_of_several_lengths(stock: WanTransformer3DModel, report: Report)
     assert report("stream: chunks of 1, 2, 1, 1 latents", [ours - theirs]) < TOLERANCE
 
 
+@STORAGES
 @pytest.mark.parametrize("sink", [0, 1, 3])
-def test_chunks_with_a_window(stock: WanTransformer3DModel, report: Report, sink: int) -> None:
+def test_chunks_with_a_window(stock: WanTransformer3DModel, report: Report, sink: int, storage: str) -> None:
     options = {"positions": "absolute"}
     preset = replace(SELF_FORCING, policy="sink", window_frames=6, sink_frames=sink, policy_options=options)
-    ours = Watched(engine_of(stock, preset), Control(seed=SEED)).run(6)
+    ours = Watched(engine_of(stock, preset, storage=storage), Control(seed=SEED)).run(6)
     theirs = plain.chunk_by_chunk(plain_stream(stock, preset), [2] * 6, plain.sliding(6, sink))
-    assert report(f"stream: chunk by chunk, window 6, sink {sink}", [ours - theirs]) < TOLERANCE
+    assert report(f"stream: chunk by chunk, window 6, sink {sink}, {storage}", [ours - theirs]) < TOLERANCE
 
 
 @pytest.mark.parametrize(("window", "sink"), [(5, 1), (7, 1), (6, 0), (6, 2)])
@@ -203,16 +210,18 @@ def test_without_a_clean_pass_the_past_keeps_the_last_level(stock: WanTransforme
     assert report("stream: chunk by chunk, no clean pass", [ours - theirs]) < TOLERANCE
 
 
-def test_step_batched(stock: WanTransformer3DModel, report: Report) -> None:
-    ours = Watched(engine_of(stock, STREAM_V2), Control(seed=SEED)).run(9)
+@STORAGES
+def test_step_batched(stock: WanTransformer3DModel, report: Report, storage: str) -> None:
+    ours = Watched(engine_of(stock, STREAM_V2, storage=storage), Control(seed=SEED)).run(9)
     theirs = plain.step_batched(plain_stream(stock, STREAM_V2), [1] * 9, plain.sliding(4, 1))
-    assert report("stream: step-batched, window 4, sink 1", [ours - theirs]) < TOLERANCE
+    assert report(f"stream: step-batched, window 4, sink 1, {storage}", [ours - theirs]) < TOLERANCE
 
 
-def test_rolling_window(stock: WanTransformer3DModel, report: Report) -> None:
-    ours = Watched(engine_of(stock, ROLLING), Control(seed=SEED)).run(7)
+@STORAGES
+def test_rolling_window(stock: WanTransformer3DModel, report: Report, storage: str) -> None:
+    ours = Watched(engine_of(stock, ROLLING, storage=storage), Control(seed=SEED)).run(7)
     theirs = plain.rolling(plain_stream(stock, ROLLING), 7, 2, plain.sliding(10, 2), keeps=True)
-    assert report("stream: rolling window of 3 chunks, window 10, sink 2", [ours - theirs]) < TOLERANCE
+    assert report(f"stream: rolling window of 3 chunks, window 10, sink 2, {storage}", [ours - theirs]) < TOLERANCE
 
 
 def test_moving_buffer_without_a_past(stock: WanTransformer3DModel, report: Report) -> None:

@@ -60,6 +60,7 @@ def test_every_policy_streams_for_ten_minutes(policy: str) -> None:
         {"stream": "step-batch", "policy": "adaptive-sink"},
         {"stream": "rolling", "window_frames": 9},
         {"storage": "int8"},
+        {"storage": "rotated", "policy": "window"},
         {"rewind_bytes": 0},
     ],
     ids=str,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "ARCHITECTURE.md").read_text()
-PATHS = re.compile(r"(?:[a-z_]+/)+(?:[a-z_]+\.(?:py|js|md))?|[a-z_-]+\.(?:py|js|md)")
+PATHS = re.compile(r"(?:[a-z0-9_]+/)+(?:[a-z0-9_]+\.(?:py|js|md))?|[a-z0-9_-]+\.(?:py|js|md)")
 ROOMS = ("app", "pipelines", "cache", "trt", "assets", "train", "bench", "examples", "docs")
 
 

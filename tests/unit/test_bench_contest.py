@@ -148,7 +148,7 @@ def test_the_peer_s_picture_is_that_of_the_plain_loop() -> None:
 
 
 @pytest.mark.filterwarnings("default:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("model", "window"), [("tiny", 6), ("mini-video", 9)])
+@pytest.mark.parametrize(("model", "window"), [("tiny", 6), pytest.param("mini-video", 9, marks=pytest.mark.soak)])
 def test_contestants_of_videos_run_the_same_case(model: str, window: int) -> None:
     """mini-video's real weights in ours; AnyFlow with random ones in the same shape."""
     case = VideoCase(model=model, device="cpu", window_frames=window, warm_up_s=0.0)

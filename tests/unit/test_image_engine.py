@@ -257,7 +257,7 @@ def test_wrong_frames_sizes_and_backends_are_refused_with_a_remedy() -> None:
         engine.open().push(frames(1, side_px=8)[0])
     with pytest.raises(ControlError, match="multiple of 2: try 16"):
         ImageEngine(cheap_model(), width=17)
-    with pytest.raises(ModelError, match="Use auto, eager, cuda-graph"):
+    with pytest.raises(ModelError, match="Use auto, eager, cuda-graph, compiled"):
         choose_backend("magic", "image", torch.device("cpu"))
     with pytest.raises(ModelError, match="CUDA"):
         choose_backend("cuda-graph", "image", torch.device("cpu"))

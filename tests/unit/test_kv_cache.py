@@ -74,6 +74,7 @@ def test_memory_is_as_the_formula_says() -> None:
     assert sizes["native"] == pytest.approx(1.5, abs=0.01), "keys, values, rotated keys"
     assert sizes["lean"] == pytest.approx(1 + 1 / 30, abs=0.01), "and one layer's keys and values"
     assert sizes["int8"] == pytest.approx((128 + 4) / 256 + 1 / 30, abs=0.01)
+    assert sizes["rotated"] == pytest.approx(1, abs=0.01), "rotated keys and values"
 
 
 @pytest.mark.parametrize("storage", ["native", "int8"])

@@ -10,9 +10,10 @@ from cache.rotary import Rotary
 from tests.fakes.small_kv import HEAD_DIM, POLICIES, TOKENS, chunks, make, one_pass, positions, tokens
 
 
+@pytest.mark.parametrize("storage", ["native", "rotated"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_snapshot_with_a_copy_rewinds_exactly(name: str) -> None:
-    cache, never = make(name, rows=2), make(name)
+def test_a_snapshot_with_a_copy_rewinds_exactly(name: str, storage: str) -> None:
+    cache, never = make(name, storage=storage, rows=2), make(name, storage=storage)
     chunks(cache, 7, row=1)
     chunks(never, 7)
     snapshot = cache.snapshot(1, copy=True)
@@ -63,9 +64,10 @@ def test_what_has_summed_attention_is_always_copied() -> None:
     assert cache.snapshot(0).parts is not None
 
 
-def test_reset_forgets_everything() -> None:
+@pytest.mark.parametrize("storage", ["native", "rotated"])
+def test_reset_forgets_everything(storage: str) -> None:
     for name in POLICIES:
-        used, new = make(name), make(name)
+        used, new = make(name, storage=storage), make(name, storage=storage)
         chunks(used, 9)
         used.reset(0)
         assert used.ledger(0).length == 0

@@ -288,7 +288,7 @@ def test_identity_needs_no_model() -> None:
     [
         ({"backend": "warp"}, "no backend named 'warp'"),
         ({"backend": "cuda-graph", "device": "cpu"}, "needs a CUDA device"),
-        ({"backend": "compiled", "device": "cpu"}, "does not run image models"),
+        ({"backend": "fp8", "device": "cpu"}, "does not run image models"),
     ],
 )
 def test_backends_that_cannot_be(options: dict[str, Any], message: str) -> None:

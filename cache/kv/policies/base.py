@@ -139,6 +139,13 @@ class KVPolicy(ABC):
         return 1
 
     @property
+    def keeps_distances(self) -> bool:
+        """True: kept frames stay at constant distances in time (scene cuts aside) and no operation reads unrotated
+        keys, so that keys need to be rotated only once.
+        """
+        return False
+
+    @property
     def phase_step(self) -> float:
         """Radians added to all temporal angles per shot index."""
         return 0.0

@@ -54,6 +54,10 @@ class FullPolicy(KVPolicy):
         after = at_positions(spans, POSITION_RULES["slot"](spans, ledger, self.jump_frames))
         return Plan(ledger=replace(ledger, spans=after, next_frame=ledger.next_frame + keep), now=tuple(moves))
 
+    @property
+    def keeps_distances(self) -> bool:
+        return True
+
     def position_range(self, ledger: Ledger) -> range:
         return range(self.max_frames + (self.jump_frames if ledger.cut_frame is not None else 0))
 
@@ -105,6 +109,12 @@ class SinkPolicy(KVPolicy):
             ledger=replace(ledger, spans=after, next_frame=ledger.next_frame + keep),
             now=(*self.before(sinks, past, evicted), *moves),
         )
+
+    @property
+    def keeps_distances(self) -> bool:
+        """Without a sink, or with absolute positions, unless a subclass changes the past."""
+        unchanged = type(self).before is SinkPolicy.before
+        return unchanged and (not self.sink_frames or self.positions == "absolute")
 
     def before(self, sinks: Sequence[Span], past: Sequence[Span], evicted: Sequence[Span]) -> tuple[Operation, ...]:
         """Hook for subclasses: operations on the past before anything moves."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.backends.base import Backend, BackendRefusal
+from trt.store import plans_are_off
 
 from .recipe import OpenVINORecipe
 
@@ -29,8 +30,18 @@ class OpenVINOBackend(Backend):
 
     quantised: bool
 
+    def rank(self, kind: str, device: torch.device) -> int:
+        """Only on CPUs."""
+        return self.preference if device.type == "cpu" else 0
+
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
-        """It needs a CPU and OpenVINO."""
+        """It needs a CPU, OpenVINO, and plans."""
+        if plans_are_off():
+            return BackendRefusal(
+                because="plans are switched off (ZOETROPE_PLANS=off)",
+                message=f"The backend {self.name} needs plans, which are switched off.",
+                remedy="Unset ZOETROPE_PLANS, or set it to a folder.",
+            )
         return OpenVINORecipe(quantised=self.quantised).refusal(device, building=False)
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:

@@ -49,9 +49,8 @@ class DecodeStep(nn.Module):
         run = Pass(memory=memory, rows=None, first=False)
         pictures = self.module.decode_pictures(latents.to(state[0].dtype), run, range(len(state)))
         # Channels last before rounding: compilers compute the last convolution in that order.
-        frames = in_bytes(pictures.permute(0, 2, 3, 1))
-        by_time = frames.view(-1, latents.shape[0], *frames.shape[1:])
-        return (by_time.transpose(0, 1), *memory.written)
+        frames = torch.unflatten(in_bytes(pictures.permute(0, 2, 3, 1)), 0, (-1, latents.shape[0]))
+        return (frames.transpose(0, 1), *memory.written)
 
 
 def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) -> Part:

@@ -6,15 +6,16 @@ of transformers, prompts and files.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
 from pipelines.core.errors import InputError, ModelLayoutError
 
-from .codec import CodecStream, check_frame_size, check_latents, check_pixels, frames_of, latents_of
+from .codec import CodecStream, VideoCodec, check_frame_size, check_latents, check_pixels, frames_of, latents_of
 from .memory import FeatureMemory, Pass
 from .wan_layers import LayerBuilder, decoder_program, encoder_program
 
@@ -23,10 +24,12 @@ from .wan_layers import LayerBuilder, decoder_program, encoder_program
 class WanCodecOptions:
     """latents_per_pass: a longer chunk is split into passes of this many latents (same result, lower peak memory).
     channels_last: activations, weights and state in channels-last order, which is faster on GPUs and on CPUs.
+    fused: decode by kernels of wan_fused.py; on CUDA, in 16 bits, with Triton and channels_last.
     """
 
     latents_per_pass: int = 4
     channels_last: bool = True
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.latents_per_pass < 1:
@@ -116,10 +119,33 @@ class WanCodec:
         """Return a builder of streaming layers over the module's weights."""
         return LayerBuilder(memory, height=height, width=width, channels_last=self.options.channels_last)
 
+    def decoder_builder(self, memory: FeatureMemory, height: int, width: int) -> LayerBuilder:
+        """Return the builder of decoders: of fused layers if the options say so."""
+        if not self.options.fused:
+            return self.builder(memory, height, width)
+        from .wan_fused import FusedBuilder
+
+        return FusedBuilder(memory, height=height, width=width, channels_last=True)
+
     @property
     def vae(self) -> AutoencoderKLWan:
         """The module whose weights are used."""
         return self._vae
+
+
+def fused_codec(codec: VideoCodec) -> WanCodec | None:
+    """Return the same autoencoder with a fused decoder; None if it is another kind or its device has no such kernels.
+
+    They use Hopper's tensor memory accelerator, and Triton.
+    """
+    if not isinstance(codec, WanCodec) or not codec.options.channels_last or codec.device.type != "cuda":
+        return None
+    capable = (
+        torch.cuda.get_device_capability(codec.device) >= (9, 0) and importlib.util.find_spec("triton") is not None
+    )
+    if not capable or codec.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return WanCodec(codec.vae, replace(codec.options, fused=True))
 
 
 class WanDecoderStream(CodecStream):
@@ -130,7 +156,7 @@ class WanDecoderStream(CodecStream):
         super().__init__(memory, height=height, width=width)
         self._codec = codec
         self._size = height // codec.factor, width // codec.factor
-        self._program = decoder_program(codec.vae, codec.builder(memory, *self._size))
+        self._program = decoder_program(codec.vae, codec.decoder_builder(memory, *self._size))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:

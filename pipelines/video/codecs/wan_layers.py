@@ -44,9 +44,19 @@ class LayerBuilder:
         self._width = width
         self._channels_last = channels_last
 
-    def _slot(self, channels: int, frames: int) -> int:
+    def slot(self, channels: int, frames: int) -> int:
+        """Allocate the state of a layer with so many channels, at the present frame size."""
         shape = (channels, frames, self._height, self._width)
         return self._memory.add(shape, channels_last=self._channels_last)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a frame at this place of the network."""
+        return self._height, self._width
+
+    def double(self) -> None:
+        """Continue with frames of twice the size."""
+        self._height, self._width = self._height * 2, self._width * 2
 
     def conv(self, module: WanCausalConv3d) -> Layer:
         """Make a causal convolution over one or three frames; a spatial one whose weights for past frames are all zero
@@ -54,9 +64,9 @@ class LayerBuilder:
         """
         if module.kernel_size[0] == 1:
             return PlainConv(module)
-        if _sees_one_frame(module):
+        if sees_one_frame(module):
             return FrameConv(module)
-        return CausalConv(module, self._slot(module.in_channels, HISTORY_FRAMES))
+        return CausalConv(module, self.slot(module.in_channels, HISTORY_FRAMES))
 
     def block(self, module: WanResidualBlock) -> Layer:
         """Make two convolutions with a shortcut."""
@@ -66,26 +76,34 @@ class LayerBuilder:
         """Make a layer that halves or doubles the frame size, and time if the module has a time convolution."""
         if module.mode == "upsample3d":
             time: Layer | None = self.conv(module.time_conv)
-            self._height, self._width = self._height * 2, self._width * 2
+            self.double()
             return Upsample(module, time)
         if module.mode == "upsample2d":
-            self._height, self._width = self._height * 2, self._width * 2
+            self.double()
             return Upsample(module, None)
         self._height, self._width = self._height // 2, self._width // 2
-        slot = self._slot(module.dim, 1) if module.mode == "downsample3d" else None
+        slot = self.slot(module.dim, 1) if module.mode == "downsample3d" else None
         return Downsample(module, slot)
+
+    def attention(self, module: WanAttentionBlock) -> Layer:
+        """Make the attention within each frame."""
+        return Stateless(module)
+
+    def head(self, norm: nn.Module, activation: nn.Module, conv: WanCausalConv3d) -> list[Layer]:
+        """Make the last norm, activation and convolution."""
+        return [Stateless(norm), Stateless(activation), self.conv(conv)]
 
     def any(self, module: nn.Module) -> Layer:
         """Make the layer of any module in the block lists of the encoder and decoder."""
         if isinstance(module, WanResidualBlock):
             return self.block(module)
         if isinstance(module, WanAttentionBlock):
-            return Stateless(module)
+            return self.attention(module)
         assert isinstance(module, WanResample), type(module)
         return self.resample(module)
 
 
-def _sees_one_frame(module: WanCausalConv3d) -> bool:
+def sees_one_frame(module: WanCausalConv3d) -> bool:
     """Whether a spatial convolution's weights for past frames are all zero. Not so for convolutions in time alone,
     whose zeros training may still change."""
     weight = module.weight
@@ -122,7 +140,7 @@ class FrameConv:
 
     def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
         m = self._module
-        return _as_video(F.conv2d(_as_images(x), m.weight[:, :, -1], m.bias, padding=self._padding), x.shape[2])
+        return as_video(F.conv2d(as_images(x), m.weight[:, :, -1], m.bias, padding=self._padding), x.shape[2])
 
 
 class CausalConv:
@@ -166,8 +184,8 @@ class Upsample:
         if self._time is not None:
             x = self._double_time(x, self._time, run)
         frames = x.shape[2]
-        x = F.interpolate(_as_images(x), scale_factor=2.0, mode="nearest-exact")
-        return _as_video(self._conv(x), frames)
+        x = F.interpolate(as_images(x), scale_factor=2.0, mode="nearest-exact")
+        return as_video(self._conv(x), frames)
 
     @staticmethod
     def _double_time(x: torch.Tensor, time: Layer, run: Pass) -> torch.Tensor:
@@ -189,7 +207,7 @@ class Downsample:
         self._slot = slot
 
     def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
-        x = _as_video(self._module.resample(_as_images(x)), x.shape[2])
+        x = as_video(self._module.resample(as_images(x)), x.shape[2])
         return x if self._slot is None else self._halve_time(x, self._slot, run)
 
     def _halve_time(self, x: torch.Tensor, slot: int, run: Pass) -> torch.Tensor:
@@ -222,7 +240,7 @@ def decoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
     for block in decoder.up_blocks:
         layers += [builder.block(resnet) for resnet in block.resnets]
         layers += [builder.resample(sampler) for sampler in block.upsamplers or ()]
-    return Program([*layers, *_head(decoder, builder)])
+    return Program([*layers, *builder.head(decoder.norm_out, decoder.nonlinearity, decoder.conv_out)])
 
 
 def encoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
@@ -230,25 +248,22 @@ def encoder_program(vae: AutoencoderKLWan, builder: LayerBuilder) -> Program:
     encoder: WanEncoder3d = vae.encoder
     layers = [builder.conv(encoder.conv_in), *(builder.any(module) for module in encoder.down_blocks)]
     layers += _middle(encoder.mid_block, builder)
-    return Program([*layers, *_head(encoder, builder), builder.conv(vae.quant_conv)])
+    head = builder.head(encoder.norm_out, encoder.nonlinearity, encoder.conv_out)
+    return Program([*layers, *head, builder.conv(vae.quant_conv)])
 
 
 def _middle(block: WanMidBlock, builder: LayerBuilder) -> list[Layer]:
     layers: list[Layer] = [builder.any(block.resnets[0])]
     for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        layers += [Stateless(attention), builder.any(resnet)]
+        layers += [builder.attention(attention), builder.any(resnet)]
     return layers
 
 
-def _head(coder: WanDecoder3d | WanEncoder3d, builder: LayerBuilder) -> list[Layer]:
-    return [Stateless(coder.norm_out), Stateless(coder.nonlinearity), builder.conv(coder.conv_out)]
-
-
-def _as_images(x: torch.Tensor) -> torch.Tensor:
+def as_images(x: torch.Tensor) -> torch.Tensor:
     """[B, C, t, h, w] -> [B * t, C, h, w]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _as_video(x: torch.Tensor, frames: int) -> torch.Tensor:
+def as_video(x: torch.Tensor, frames: int) -> torch.Tensor:
     """[B * t, C, h, w] -> [B, C, t, h, w]."""
     return x.view(-1, frames, *x.shape[1:]).transpose(1, 2)

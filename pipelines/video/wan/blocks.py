@@ -207,12 +207,33 @@ def compiled_halves(compiler: str = "inductor") -> BlockHalves:
     return BlockHalves(before=compiled(WanBlock.before, compiler), after=compiled(WanBlock.after, compiler))
 
 
+class Block(Protocol):
+    """What a transformer calls for each layer: a `WanBlock`, or another form of it. See `WanBlock.forward`."""
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        time: torch.Tensor,
+        layer: int,
+        text: TextView,
+        kv: KeyValueView,
+        rotary: Rotary,
+        attention: AttentionBackend,
+        mask: Mask | None,
+        halves: BlockHalves,
+    ) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockExecution:
-    """How the blocks of a transformer compute: an argument of each pass, never state of the network."""
+    """How the blocks of a transformer compute: an argument of each pass, never state of the network.
+
+    blocks: called in place of the network's own, one for each; empty: those.
+    """
 
     attention: AttentionBackend = PLAIN
     halves: BlockHalves = AS_WRITTEN
+    blocks: tuple[Block, ...] = ()
 
 
 PLAIN_EXECUTION = BlockExecution()

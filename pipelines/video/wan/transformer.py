@@ -215,7 +215,7 @@ class CausalWanTransformer(nn.Module):
         hidden = self.embed_patches(latents)
         embedding, time = self.condition_embedder.time(timesteps, self.embed_actions(actions))
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(execution.blocks or self.blocks):
             hidden = block(hidden, time, layer, text, view, self.rotary, execution.attention, mask, execution.halves)
         return self.head(hidden, embedding, grid)
 
