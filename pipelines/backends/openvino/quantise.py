@@ -19,8 +19,8 @@ from .runtime import as_array, has_vnni, precision_config
 def quantised(model: Any, part: str, samples: Sequence[Tensors]) -> Any:
     """Return the openvino.Model with int8 weights and activations, calibrated on samples, each the part's inputs.
 
-    Weights are symmetric, activations asymmetric. Denoisers are quantised as transformers: attention's matrix products
-    keep their inputs in 16 bits, and SmoothQuant shifts outliers into the weights. The first and last convolution of a
+    Weights are symmetric, activations asymmetric. Denoisers are quantised as transformers: fewer inputs of
+    attention are, and SmoothQuant shifts outliers into the weights. The first and last convolution of a
     codec stay in 16 bits, which gains 2 to 4 dB. A codec's activations are quantised over all of their range: NNCF's
     default, the means of the samples' extremes, clips those of guided and other extreme latents (the worst of 24
     pictures of mini-image: 24 dB instead of 43). Denoisers are better with the default, by 1 to 4 dB. Without VNNI
