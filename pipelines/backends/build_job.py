@@ -10,6 +10,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from .recipe import Recipe
 
 _NICENESS = 4  # the stream beside it gets two and a half times the share: both go on on two cores
 _LAST_LINES = 5
+_WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +115,6 @@ class _Tail:
     """Reads a pipe to its end in a thread, so that the writer never blocks, and keeps the last lines."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
-        import threading
-
         self._lines: list[str] = []
         self._thread = threading.Thread(target=self._run, args=(pipe,), daemon=True)
         self._thread.start()
@@ -153,6 +154,7 @@ def build(job: BuildJob, progress: Notify) -> None:
 
 def main() -> int:
     """Read a job from standard input and build it; report on standard output, a JSON object per line."""
+    end_with_parent()
     with suppress(OSError):
         os.nice(_NICENESS)
     say = _reports(os.fdopen(os.dup(sys.stdout.fileno()), "w"))
@@ -164,6 +166,18 @@ def main() -> int:
         say(error=error.message, remedy=error.remedy)
         return 1
     return 0
+
+
+def end_with_parent() -> None:
+    """Let this process end soon after the one that started it, however that ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _reports(out: IO[str]) -> Callable[..., None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from pipelines.backends.background import PlanPreparation
@@ -198,6 +201,22 @@ def test_a_damaged_plan_is_never_loaded_and_made_anew(stored: PlanStore, plain: 
     assert "decode runs with copying from now on." in notices
     assert list((stored.root / "quarantine").iterdir())
     engine.close()
+
+
+def test_the_process_that_compiles_ends_with_the_one_that_started_it() -> None:
+    child = "from pipelines.backends.build_job import end_with_parent; end_with_parent(); print(1, flush=True); input()"
+    program = (
+        f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, "
+        "stdout=subprocess.PIPE); child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    with parent.stdin, parent.stdout:
+        started = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        parent.wait()
+    assert not psutil.wait_procs([started], timeout=20)[1]
 
 
 def test_closing_an_engine_ends_the_process_that_compiles(store: PlanStore) -> None:
