@@ -204,7 +204,10 @@ def test_a_damaged_plan_is_never_loaded_and_made_anew(stored: PlanStore, plain: 
 
 
 def test_the_process_that_compiles_ends_with_the_one_that_started_it() -> None:
-    child = "from pipelines.backends.build_job import end_with_parent; end_with_parent(); print(1, flush=True); import time; time.sleep(60)"
+    child = (
+        "import time; from pipelines.backends.build_job import end_with_parent; end_with_parent(); "
+        "print(1, flush=True); time.sleep(60)"
+    )
     program = (
         f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE, "
         "stdout=subprocess.PIPE); child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()"
