@@ -23,9 +23,12 @@ from pipelines.image.parts import DecodePart, DenoisePart, EncodePart
 from pipelines.load import load_engine
 
 _MISSING = refusal_of(OPENVINO, NNCF)
-pytestmark = pytest.mark.skipif(_MISSING is not None, reason="" if _MISSING is None else _MISSING.message)
+pytestmark = [
+    pytest.mark.soak,
+    pytest.mark.skipif(_MISSING is not None, reason="" if _MISSING is None else _MISSING.message),
+]
 BF16 = OpenVINORecipe(quantised=False)
-INT8 = OpenVINORecipe(quantised=True, calibration_samples=16)
+INT8 = OpenVINORecipe(quantised=True, calibration_samples=40)
 ROWS = {"denoise": 2, "encode": 1, "decode": 1}
 NAMES = {"denoise": ("latents", "timestep", "embeds"), "encode": ("images",), "decode": ("latents",)}
 
@@ -100,8 +103,11 @@ def test_int8_parts_are_close_to_pytorch(image: Image, built: Mapping[tuple[str,
 
 
 @torch.no_grad()
-def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_rows() -> None:
+def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the engine of this backend runs it."""
+    monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
     engine = load_engine("mini-image", device="cpu", backend="openvino", prepare=False, notice=lambda text: None)
     assert isinstance(engine, ImageEngine)
     assert engine.core.prompt_keys is not None

@@ -23,6 +23,7 @@ from pipelines.video.part_denoiser import one_row_part
 
 _MISSING = refusal_of(OPENVINO, NNCF)
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.skipif(_MISSING is not None, reason="" if _MISSING is None else _MISSING.message),
     pytest.mark.skipif(not has_bfloat16(), reason="the processor has no bfloat16"),
 ]
