@@ -50,7 +50,7 @@ def test_a_folder_becomes_an_engine_with_the_choices_of_its_user(folder: Path) -
     [
         ({"frames_per_slot": 4}, "frames_per_slot cannot be 4 for a video model. Use chunk_frames"),
         ({"video": {"speed": 2}}, "A video model has no option 'speed'. It has: "),
-        ({"backend": "tensorrt"}, "There is no backend named 'tensorrt'"),
+        ({"backend": "tensorrt"}, "The backend tensorrt does not run video models"),
         ({"backend": "cuda-graph"}, "needs a CUDA device"),
         ({"video": {"attention": "psychic"}}, "There is no attention backend named 'psychic'"),
         ({"height": 30}, "height cannot be 30 pixels. It must be a multiple of 16: try 32."),
