@@ -43,6 +43,10 @@ class PartUser(Protocol):
         """Use the plain network again, and want compiled forms anew."""
         ...
 
+    def missing(self, batch: int) -> Part | None:
+        """Return a part with this size of batch that has been called and has no compiled form of that size."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
@@ -67,10 +71,9 @@ class PlanPreparation:
         store: PlanStore,
         notice: Notify,
         settle_s: float = _SETTLE_S,
-        lora_scale: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._recipes, self._origin, self._builds, self._store = recipes, origin, builds, store
-        self._notice, self._settle_s, self._lora_scale = notice, settle_s, lora_scale
+        self._notice, self._settle_s, self._lora_scale = notice, settle_s, 1.0
         self._users: dict[str, PartUser] = {}
         self._wanted: list[Part] = []
         self._preferred: set[tuple[str, int]] = set()
@@ -80,7 +83,7 @@ class PlanPreparation:
         self._changed = threading.Condition()
         self._process: BuildProcess | None = None
         self._thread: threading.Thread | None = None
-        self._working = self._closed = False
+        self._working = self._closed = self._ticking = False
         self._epoch = 0  # of the weights
         self._state = ""
 
@@ -94,11 +97,12 @@ class PlanPreparation:
         self._users[name] = user
 
     def want(self, part: Part) -> None:
-        """Ask for a compiled form. One that loads at once and is stored is used from this call on."""
+        """Ask for a compiled form. Before the first tick, one that loads at once and is stored is used from this call
+        on; later nothing is read here, since the call is part of a tick."""
         recipe = self._recipes.get(part.name)
         if recipe is None:
             return
-        if recipe.loads_at_once and (call := self._stored(recipe, part)) is not None:
+        if recipe.loads_at_once and not self._ticking and (call := self._stored(recipe, part)) is not None:
             self._users[part.name].use(part, call)
             return
         with self._changed:
@@ -123,6 +127,7 @@ class PlanPreparation:
 
     def swap(self) -> bool:
         """Use what has been loaded since the last call."""
+        self._ticking = True
         while self._notices:
             self._notice(self._notices.popleft())
         used = False
@@ -138,14 +143,14 @@ class PlanPreparation:
         if (name, batch) in self._preferred or name not in self._recipes:
             return
         self._preferred.add((name, batch))
-        user = self._users.get(name)
-        part = user.missing(batch) if isinstance(user, PlannedCalls) else None
+        part = self._users[name].missing(batch)
         if part is not None and part not in self._wanted:
             self.want(part)
 
-    def weights_changed(self) -> None:
+    def weights_changed(self, lora_scale: float) -> None:
         """Stop using plans that contain the weights; they are made anew."""
         self._epoch += 1
+        self._lora_scale = lora_scale
         self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
@@ -232,7 +237,7 @@ class PlanPreparation:
             inputs=inputs,
             key=plan_key(recipe, part, self._origin.model, self._origin.lora),
             root=self._store.root,
-            lora_scale=self._lora_scale(),
+            lora_scale=self._lora_scale,
         )
         self._notices.append(f"{recipe.name}: {part.name} is being compiled; the stream runs meanwhile.")
         with self._changed:

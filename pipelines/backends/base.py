@@ -10,12 +10,16 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trt.store import plans_are_off
+
 if TYPE_CHECKING:
     import torch
 
     from pipelines.image.model import ImageNetworks, ImageRuntime
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
+IMAGE_PARTS = ("denoise", "encode", "decode")
+"""The parts of an image model that compilers take."""
 KINDS = ("image", "video")
 """The kinds of models that backends run."""
 
@@ -60,3 +64,14 @@ class Backend(ABC):
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make denoiser, frame decoders, KV kernels and executors for video engines. Raises ModelError likewise."""
         raise AssertionError(f"{self.name} does not support video")
+
+
+def refused_without_plans(name: str) -> BackendRefusal | None:
+    """Return the refusal of a backend that needs plans while they are switched off; None while they are not."""
+    if not plans_are_off():
+        return None
+    return BackendRefusal(
+        because="plans are switched off (ZOETROPE_PLANS=off)",
+        message=f"The backend {name} needs plans, which are switched off.",
+        remedy="Unset ZOETROPE_PLANS, or set it to a folder.",
+    )

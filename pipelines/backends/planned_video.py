@@ -73,6 +73,10 @@ class PlannedVideoDenoiser:
         """See `pipelines.backends.background.PartUser`."""
         self._compiled = None
 
+    def missing(self, batch: int) -> Part | None:
+        """See `pipelines.backends.background.PartUser`: the sizes are wanted from the start."""
+        return None
+
     def _run_plain(
         self, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
     ) -> torch.Tensor:
@@ -132,6 +136,10 @@ class PlannedFrameDecoders:
     def use_plain(self) -> None:
         """See `pipelines.backends.background.PartUser`."""
         self._give(None)
+
+    def missing(self, batch: int) -> Part | None:
+        """See `pipelines.backends.background.PartUser`: the sizes are wanted from the start."""
+        return None
 
     def _give(self, form: tuple[Part, PartCall] | None) -> None:
         self._form = form

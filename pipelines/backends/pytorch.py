@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .base import Backend, BackendRefusal
+from .base import IMAGE_PARTS, Backend, BackendRefusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
 
-IMAGE_PARTS = ("denoise", "encode", "decode")
-"""The parts of an image model that are compiled."""
 IMAGE_LANES = 2
 """How many ticks of an image engine run side by side where they are captured: docs/engine.md has the figures."""
 

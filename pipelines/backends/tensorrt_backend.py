@@ -6,18 +6,15 @@ Imports nothing heavy. Independent of how plans are built and run.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from trt.store import plans_are_off
-
-from .base import Backend, BackendRefusal
+from .base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 if TYPE_CHECKING:
     import torch
 
     from pipelines.image.model import ImageNetworks, ImageRuntime
-
-_IMAGE_PARTS = ("denoise", "encode", "decode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +30,8 @@ class TensorRTBackend(Backend):
         if device.type != "cuda":
             because = "the model is not on a CUDA device"
             return BackendRefusal(because=because, message=f"The backend {self.name} needs a CUDA device.")
-        if plans_are_off():
-            because = "plans are switched off (ZOETROPE_PLANS=off)"
-            message = f"The backend {self.name} needs plans, which are switched off."
-            return BackendRefusal(because=because, message=message, remedy="Unset ZOETROPE_PLANS.")
+        if off := refused_without_plans(self.name):
+            return off
         from .tensorrt import TensorRTRecipe
 
         refused = TensorRTRecipe(name=self.name).refusal(device)
@@ -56,6 +51,6 @@ class TensorRTBackend(Backend):
         from .tensorrt import TensorRTRecipe, card_options
 
         recipe = TensorRTRecipe(name=self.name, options=card_options(self.name, networks.device))
-        executors = lambda: GraphExecutor(networks.device)  # noqa: E731
+        executors = partial(GraphExecutor, networks.device)
         plain = replace(projecting_runtime(networks), backend=self.name, make_executor=executors)
-        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe))
+        return planned_image(networks, plain, dict.fromkeys(IMAGE_PARTS, recipe))

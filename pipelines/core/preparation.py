@@ -30,8 +30,8 @@ class Preparation(Protocol):
         """
         ...
 
-    def weights_changed(self) -> None:
-        """Stop using what contains the model's weights: they have just changed (a LoRA's scale)."""
+    def weights_changed(self, lora_scale: float) -> None:
+        """Stop using what contains the model's weights: they have just changed, to this scale of the LoRAs."""
         ...
 
     def wait(self, timeout_s: float) -> bool:
@@ -55,7 +55,7 @@ class NoPreparation:
     def prefer(self, name: str, batch: int) -> None:
         """Do nothing."""
 
-    def weights_changed(self) -> None:
+    def weights_changed(self, lora_scale: float) -> None:
         """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:

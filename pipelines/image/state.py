@@ -164,7 +164,7 @@ class ImageCore:
         if scale is not None and scale != self.lora_scale and self.model.lora is not None:
             self.lanes.settle()
             self.model.lora.set_scale(scale)
-            self.runtime.preparation.weights_changed()
+            self.runtime.preparation.weights_changed(scale)
             self.lora_scale = scale
             self.lanes.invalidate()
             if self.prompt_keys is not None:

@@ -45,7 +45,7 @@ class TickRunner:
         self._lanes.begin()
         try:
             self._issue(batch, tick)
-        except BaseException:
+        except BaseException:  # whatever it is: nothing of a failed tick may still run when it is run again
             self._lanes.settle()
             raise
         self._prefer(len(batch.slots) + len(batch.extra))

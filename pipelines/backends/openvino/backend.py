@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.backends.base import Backend, BackendRefusal
-from trt.store import plans_are_off
+from pipelines.backends.base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 from .recipe import OpenVINORecipe
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pipelines.image.model import ImageNetworks, ImageRuntime
     from pipelines.video.model import VideoNetworks, VideoRuntime
 
-_IMAGE_PARTS = ("denoise", "encode", "decode")
 _VIDEO_PARTS = ("pass", "decode")
 
 
@@ -36,13 +34,9 @@ class OpenVINOBackend(Backend):
 
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
         """It needs a CPU, OpenVINO, and plans."""
-        if plans_are_off():
-            return BackendRefusal(
-                because="plans are switched off (ZOETROPE_PLANS=off)",
-                message=f"The backend {self.name} needs plans, which are switched off.",
-                remedy="Unset ZOETROPE_PLANS, or set it to a folder.",
-            )
-        return OpenVINORecipe(quantised=self.quantised).refusal(device, building=False)
+        return refused_without_plans(self.name) or OpenVINORecipe(quantised=self.quantised).refusal(
+            device, building=False
+        )
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
         """Make the plain runtime, whose parts are replaced as their plans become ready."""
@@ -53,7 +47,7 @@ class OpenVINOBackend(Backend):
 
         recipe = self._recipe()
         plain = replace(projecting_runtime(networks), backend=self.name)
-        return planned_image(networks, plain, dict.fromkeys(_IMAGE_PARTS, recipe), builds=_builds(networks.origin))
+        return planned_image(networks, plain, dict.fromkeys(IMAGE_PARTS, recipe), builds=_builds(networks.origin))
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the plain runtime, whose passes and decoders are replaced as their plans become ready."""
