@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from cache.kv.kernels import KVKernels
 from cache.kv.plan import SelectBlocks, SelectTokens, Span, SpanKind
 from cache.kv.policies.base import KVPolicy
-from cache.kv.store import E4M3, Int8Store, KVShape, NativeStore, RotatedStore, Store, converted, widened
+from cache.kv.store import E4M3, Int8Store, KVShape, NativeStore, RotatedStore, Store, converted, movable, widened
 from cache.kv.tables import PhaseTables, upload
 from cache.rotary import Rotary, rotate_pairs
 
@@ -286,7 +286,7 @@ class Once:
         self, layer: int, index: TensorPair, keys: torch.Tensor, values: torch.Tensor, rotation: TensorPair
     ) -> None:
         store, slots = self._store, index[0]
-        rotated, stored = store.rotated[layer].flatten(0, 1), store.values_memory[layer].flatten(0, 1)
+        rotated, stored = (movable(x)[layer].flatten(0, 1) for x in (store.rotated, store.values_memory))
         if store.unrotated is not None:
             unrotated = store.unrotated[layer].flatten(0, 1)
             unrotated.index_copy_(0, slots.reshape(-1), keys.flatten(0, 1).to(unrotated.dtype))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cache.kv.store import converted, movable
+from cache.kv.store import E4M3, converted, movable
 from cache.rotary import rotate_pairs
 
 Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -65,11 +65,13 @@ def write_rotated(
     stored_values: torch.Tensor,
 ) -> None:
     """Write a pass's keys, rotated by cos, sin [B, N, 1, D/2], and its values [B, N, H, D] to flat slots index [B, N]
-    of rotated_keys and stored_values [.., H, D], saturated if those are e4m3.
+    of rotated_keys and stored_values [.., H, D]. Those of uint8 are the bytes of e4m3, which saturates: a view made in
+    here would have the compiler copy the whole memory twice.
     """
     slots = index.reshape(-1)
     for target, x in ((rotated_keys, rotate_pairs(keys, cos, sin)), (stored_values, values)):
-        movable(target).index_copy_(0, slots, movable(converted(x, target.dtype).flatten(0, 1)))
+        numbers = movable(converted(x, E4M3)) if target.dtype == torch.uint8 else x.to(target.dtype)
+        target.index_copy_(0, slots, numbers.flatten(0, 1))
 
 
 PLAIN_KERNELS = KVKernels(rotate=rotate_pairs, rotate_into=rotate_into, write=write, write_rotated=write_rotated)
