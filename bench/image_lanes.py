@@ -2,7 +2,8 @@
 
 `python -m bench.image_lanes --device cuda --json`: SD-Turbo's shape with random weights, image to image, frames from
 and to host memory: one stream of one step, rings of two and four steps, four streams; each with one lane and more. Then
-`--ticks` ticks of one stream while strength and guidance move in each and the prompt in every 50th. Inputs differ.
+`--ticks` ticks of one stream while strength and guidance move in each and the prompt in every 50th, encoded by a text
+network of the shape's size. Inputs differ.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def main() -> int:
     device = torch.device(options.device)
     parts = build(SHAPES[options.shape], device, torch.float16 if device.type == "cuda" else torch.float32)
     with contextlib.redirect_stdout(sys.stderr):  # what the backend reports
-        model = parts.prepared_with(options.backend)
+        model = parts.encoding_texts(parts.prepared_with(options.backend))
         figures = {**describe_run(model, "image_lanes"), "backend": options.backend, "shape": options.shape}
         figures |= {"runs": run(model, options), **memory_figures(model)}
         model.runtime.preparation.close()

@@ -1,6 +1,6 @@
 """Owns models with random weights in published shapes, without downloads: speed does not depend on the weights.
 
-Random embeddings replace the text encoder, which is not part of a tick.
+Random embeddings replace the text encoder, which is not part of a tick, unless a measurement wants its shape too.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from functools import partial
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ class Shape:
     vae: Callable[[], AutoencoderTiny]
     side_px: int
     text: tuple[int, int]
+    text_network: Callable[[], torch.nn.Module]
 
 
 class RandomPrompts:
@@ -44,6 +47,40 @@ class RandomPrompts:
         """Random, but deterministic for each text."""
         random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
         return TextCondition(embeds=torch.randn(self._shape, generator=random).to(self._device))
+
+
+class RandomTokenizer:
+    """Random, but deterministic token ids for each text, in the place of a CLIP tokenizer."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        self.model_max_length, self._vocabulary = length, vocabulary
+
+    def __call__(self, text: str, **options: object) -> SimpleNamespace:
+        """input_ids: [1, model_max_length] int64, whatever the options."""
+        random = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        return SimpleNamespace(input_ids=torch.randint(self._vocabulary, (1, self.model_max_length), generator=random))
+
+
+def _clip_text(layers: int, width: int, heads: int, tokens: int) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    network: torch.nn.Module = CLIPTextModel(
+        CLIPTextConfig(
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_attention_heads=heads,
+            projection_dim=width,
+            max_position_embeddings=tokens,
+            hidden_act="gelu",
+        )
+    )
+    return network
+
+
+def _sd_turbo_text() -> torch.nn.Module:
+    """The text network of stabilityai/sd-turbo (OpenCLIP ViT-H without its last layer): 340 M parameters."""
+    return _clip_text(layers=23, width=1024, heads=16, tokens=77)
 
 
 def _sd_turbo_unet() -> UNet2DConditionModel:
@@ -82,9 +119,21 @@ def _tiny_vae() -> AutoencoderTiny:
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
         "sd-turbo": Shape(
-            name="sd-turbo", unet=_sd_turbo_unet, vae=AutoencoderTiny, side_px=512, text=(77, 1024)
-        ),  # TAESD by default
-        "tiny": Shape(name="tiny", unet=_tiny_unet, vae=_tiny_vae, side_px=64, text=(5, 16)),
+            name="sd-turbo",
+            unet=_sd_turbo_unet,
+            vae=AutoencoderTiny,  # TAESD by default
+            side_px=512,
+            text=(77, 1024),
+            text_network=_sd_turbo_text,
+        ),
+        "tiny": Shape(
+            name="tiny",
+            unet=_tiny_unet,
+            vae=_tiny_vae,
+            side_px=64,
+            text=(5, 16),
+            text_network=partial(_clip_text, layers=2, width=16, heads=2, tokens=5),
+        ),
     }
 )
 
@@ -122,6 +171,18 @@ class Parts:
         )
         runtime = BACKENDS[name].image(replace(self.networks, origin=origin, notice=print))
         return replace(self.model, runtime=runtime)
+
+    def encoding_texts(self, model: ImageModel) -> ImageModel:
+        """The model with a text network of its shape, run as its runtime runs one, in the place of random vectors."""
+        from pipelines.image.loading.clip_text import ClipPromptEncoder
+
+        shape, device = SHAPES[self.shape], self.networks.device
+        with torch.device(device):
+            network: Any = shape.text_network()
+        network.to(dtype=self.networks.dtype).eval().requires_grad_(False)
+        tokenizer = RandomTokenizer(shape.text[0], network.config.vocab_size)
+        calls = model.runtime.make_executor().calls(warm_calls=2)
+        return replace(model, prompts=ClipPromptEncoder(tokenizer, network, device=device, calls=calls))
 
 
 def shape_engine(shape: str, device: str, dtype: torch.dtype, backend: str) -> ImageEngine:
