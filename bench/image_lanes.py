@@ -175,7 +175,7 @@ def everything_moves(streams: Sequence[ImageStream], tick: int) -> None:
 def run(model: ImageModel, options: argparse.Namespace) -> list[dict[str, object]]:
     """Measure every case with each number of lanes, each beside its bare graphs."""
     rows: list[dict[str, object]] = []
-    for name, case in CASES.items():
+    for name, case in CASES.items() if options.frames else ():
         for lanes in options.lanes:
             figures = measure(_with(model, lanes, case), case, options.frames // case.streams)
             bare = bare_fps(model, case.frames, lanes if case.side_by_side else 1, options.seconds)
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cpu or cuda")
     parser.add_argument("--backend", default="cuda-graph", help="of pipelines.backends.table")
     parser.add_argument("--lanes", type=int, nargs="+", default=[1, 2, 3], help="ticks side by side")
-    parser.add_argument("--frames", type=int, default=600, help="timed frames of each case")
+    parser.add_argument("--frames", type=int, default=600, help="timed frames of each case; 0: leave them out")
     parser.add_argument("--ticks", type=int, default=10_000, help="while everything moves; 0: leave it out")
     parser.add_argument("--seconds", type=float, default=2.0, help="for which bare graphs run")
     options = parser.parse_args()
