@@ -23,6 +23,7 @@ import torch
 from bench.image_graphs import Frames, bare_fps
 from bench.image_stream import describe_run, memory_figures, moving_frames
 from bench.shapes import SHAPES, build
+from bench.video_profile import matmul_tflops, profile
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame
 from pipelines.image.engine import ImageEngine
@@ -185,7 +186,22 @@ def run(model: ImageModel, options: argparse.Namespace) -> list[dict[str, object
     for lanes in options.lanes if options.ticks else ():
         figures = measure(_with(model, lanes, moving), moving, options.ticks, everything_moves)
         rows.append({"what": "everything moves", **figures})
-    return rows
+    return [*rows, measure_kernels(model)] if options.profile else rows
+
+
+def measure_kernels(model: ImageModel, ticks: int = 20) -> dict[str, object]:
+    """Where the time of one stream's ticks of one step goes, one lane: milliseconds of `ticks` ticks together."""
+    case = CASES["1 step"]
+    saturated = Saturated(_with(model, 1, case), case)
+    saturated.prepare()
+
+    def run() -> None:
+        saturated.run(ticks)
+        torch.cuda.synchronize(model.device)
+
+    found = profile(model.device, run)
+    saturated.close()
+    return {"what": "kernels", "ticks": ticks, **found, "matmul_tflops": matmul_tflops(model.device)}
 
 
 def _with(model: ImageModel, lanes: int, case: Case) -> ImageModel:
@@ -203,6 +219,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=600, help="timed frames of each case; 0: leave them out")
     parser.add_argument("--ticks", type=int, default=10_000, help="while everything moves; 0: leave it out")
     parser.add_argument("--seconds", type=float, default=2.0, help="for which bare graphs run")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of a tick, by kind (CUDA)")
     options = parser.parse_args()
     device = torch.device(options.device)
     parts = build(SHAPES[options.shape], device, torch.float16 if device.type == "cuda" else torch.float32)

@@ -1,4 +1,4 @@
-"""Profiles a chunk on a CUDA device: kernels by kind, and the device's peak for matrix products."""
+"""Profiles a piece of work on a CUDA device: kernels by kind, and the device's peak for matrix products."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _KINDS = (
 )
 
 
-def profile(device: torch.device, chunk: Callable[[], None], *, chunks: int = 2) -> dict[str, object]:
-    """Kernel milliseconds per chunk by kind, the longest kernels, and the idle time."""
+def profile(device: torch.device, work: Callable[[], None], *, times: int = 2) -> dict[str, object]:
+    """Kernel milliseconds of the work (a chunk, some ticks) by kind, the longest kernels, and the idle time."""
     if device.type != "cuda":
         return {"note": "kernels are timed on CUDA devices only"}
-    chunk()
+    work()
     torch.cuda.synchronize(device)
     with torch_profile(activities=[ProfilerActivity.CUDA]) as recorded:
         start = time.perf_counter()
-        for _ in range(chunks):
-            chunk()
+        for _ in range(times):
+            work()
         torch.cuda.synchronize(device)
-        wall_ms = 1e3 * (time.perf_counter() - start) / chunks
+        wall_ms = 1e3 * (time.perf_counter() - start) / times
     by_name: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
     for event in recorded.events() or ():
         if event.device_type.name == "CUDA":
             spent, count = by_name[event.name]
-            by_name[event.name] = (spent + event.time_range.elapsed_us() / 1e3 / chunks, count + 1)
+            by_name[event.name] = (spent + event.time_range.elapsed_us() / 1e3 / times, count + 1)
     by_kind: dict[str, float] = defaultdict(float)
     for name, (spent, _) in by_name.items():
         by_kind[_kind(name)] += spent
     busy = sum(by_kind.values())
     longest = sorted(by_name.items(), key=lambda item: -item[1][0])[:16]
     return {
-        "chunk_ms_while_profiled": round(wall_ms, 1),
+        "ms_while_profiled": round(wall_ms, 1),
         "kernels_ms": round(busy, 1),
         "without_a_kernel_ms": round(wall_ms - busy, 1),
         "kinds_ms": {kind: round(spent, 1) for kind, spent in sorted(by_kind.items(), key=lambda item: -item[1])},
         "longest": [
-            {"kernel": name[:90], "ms": round(spent, 2), "calls": count // chunks} for name, (spent, count) in longest
+            {"kernel": name[:90], "ms": round(spent, 2), "calls": count // times} for name, (spent, count) in longest
         ],
     }
 
