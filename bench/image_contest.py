@@ -91,6 +91,7 @@ def ours(case: ImageCase, backend: str, begun: Begun) -> LiveSubject:
     notices: list[str] = []
     networks = replace(parts.networks, origin=_origin(case, parts, backend), notice=begun.noting(notices))
     model = replace(parts, networks=networks).model_with(BACKENDS[backend])
+    model = replace(model, defaults={**model.defaults, "steps": case.steps})  # what an engine prepares for
     live = LiveEngine(
         engine=ImageEngine(model, max_slots=max(8, case.streams * case.steps)),
         model=case.model,
