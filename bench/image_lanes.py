@@ -98,6 +98,7 @@ class Saturated:
         """Run ticks; returns the frames a second of all streams together."""
         for spread in (self.gaps, self.ticks, self.latency):
             spread.values.clear()
+        self._pushed.clear()  # what is in flight has waited since the run before
         self._last_s = start = time.perf_counter()
         frames = sum(self._once() for _ in range(ticks))
         return frames / (self._last_s - start)
@@ -125,7 +126,8 @@ class Saturated:
         self.ticks.values.append(time.perf_counter() - before)
         out = [(number, frame) for number, stream in enumerate(self.streams) for frame in stream.pull()]
         now = time.perf_counter()
-        self.latency.values += [now - self._pushed.pop((number, frame.source_seq)) for number, frame in out]
+        pushed = [self._pushed.pop((number, frame.source_seq), None) for number, frame in out]
+        self.latency.values += [now - at for at in pushed if at is not None]
         first = sum(number == 0 for number, _ in out)
         if first:
             self.gaps.values += [(now - self._last_s) / first] * first
