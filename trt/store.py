@@ -95,6 +95,13 @@ class PlanStore:
                 found.append(read_entry(home)[0])
         return sorted(found, key=lambda entry: -entry.built)
 
+    def entry(self, name: str) -> PlanEntry | None:
+        """Return the plan of that name, or None. Does not read its files."""
+        try:
+            return read_entry(self.root / "plans" / name)[0]
+        except ValueError:
+            return None
+
     def why(self, key: PlanKey) -> Why:
         """Return why a plan of this key has to be built, if it has to."""
         if self.find(key):

@@ -165,9 +165,10 @@ class LiveSubject:
         begun.say("waiting for compiled parts…")
         preparation, said = self._engine.preparation, ""
         while not preparation.wait(1.0):
-            if preparation.state not in ("", said):
-                said = preparation.state
-                begun.say(said)
+            status = preparation.status
+            if status.step not in ("", said):
+                said = status.step
+                begun.say(f"{status.percent} %: {said}")
 
     def _settle(self) -> None:
         """Run until every stream has returned frames that were pushed or requested since the call."""
@@ -206,7 +207,7 @@ class LiveSubject:
             warm_up_s=warm_up_s,
             memory=live.memory.what,
             energy=self._energy.what,
-            notes=tuple(filter(None, [*live.notices, self._engine.preparation.state])),
+            notes=tuple(filter(None, [*live.notices, self._engine.preparation.status.failed])),
         )
 
 

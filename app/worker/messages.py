@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from app.takes.records import TakeRecord
 from pipelines.core.controls import Control
+from pipelines.core.preparation import NOTHING_PREPARED, PreparationStatus
 from pipelines.core.types import StreamInfo
 
 from .shared_frames import BufferSpec
@@ -121,6 +122,13 @@ class WorkerNotice:
     """Something that the user should know about the engine while it runs."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPreparation:
+    """What the engine's parts run with, and what is being prepared; sent when it changes."""
+
+    status: PreparationStatus = NOTHING_PREPARED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +251,7 @@ class SessionClosed:
 FromWorker = (
     WorkerProgress
     | WorkerNotice
+    | WorkerPreparation
     | WorkerReady
     | WorkerFailed
     | StreamOpened
