@@ -309,7 +309,8 @@ class WorkerHandle:
 
     def _ready(self, message: WorkerReady) -> None:
         info = message.info
-        facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {info.backend}"
+        backend = f"{info.backend} ({message.why})" if message.why else info.backend
+        facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {backend}"
         with self._changed:
             text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
             self._set(phase=WorkerPhase.READY, text=text, ready=message)

@@ -133,11 +133,13 @@ class WorkerPreparation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """The engine is loaded. controls: values of a new stream by name (defaults of the table and of the model)."""
+    """The engine is loaded. controls: values of a new stream by name (defaults of the table and of the model). why: its
+    backend was chosen; "": it has none."""
 
     info: StreamInfo
     controls: dict[str, object]
     threads: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,7 +73,7 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
             engine, threads = (opens or open_engine)(options, lambda text: pipe.send(WorkerNotice(text=text)))
-            ready = describe(engine, threads)
+            ready = describe(engine, threads, options)
             machine = describe_machine(options.model, options.engine, ready.info, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))

@@ -244,7 +244,7 @@ class PlanPreparation:
         if loaded is None:
             raise ModelError(f"The compiled {part.name} is not in the store after it was built.")
         self._loaded.append((epoch, loaded))
-        self._notices.append(f"{part.name} runs with {recipe.name} from now on.")
+        logger.info("%s runs with %s from the next tick on", part.name, recipe.name)
 
     def _build(self, recipe: Recipe, part: Part) -> None:
         if not self._builds:
@@ -258,7 +258,7 @@ class PlanPreparation:
             root=self._plans.store.root,
             lora_scale=self._lora_scale,
         )
-        self._notices.append(f"{recipe.name}: {part.name} is being compiled; the stream runs meanwhile.")
+        logger.info("%s: %s is being compiled; the stream runs meanwhile", recipe.name, part.name)
         with self._changed:
             if self._closed:
                 return
