@@ -24,7 +24,7 @@ from pipelines.core.origin import Origin
 from pipelines.core.parts import inputs_like
 from pipelines.core.preparation import InputForm
 from trt.errors import PlanError
-from trt.key import PlanKey
+from trt.key import PlanKey, differences
 from trt.store import PlanStore
 
 from .calibration.record import recorded
@@ -131,8 +131,9 @@ def build(job: BuildJob, progress: Notify) -> None:
     part = engine.core.part(job.part, inputs_like(job.inputs, device))
     key = plan_key(job.recipe, part, job.origin.model, job.origin.lora)
     if key != job.key:
+        changed = "; ".join(str(difference) for difference in differences(job.key, key))
         raise ModelError(
-            f"The model's files have changed since {job.origin.model} was loaded.", "Load it again: restart Zoetrope."
+            f"Files or libraries have changed since {job.origin.model} was loaded ({changed}).", "Restart Zoetrope."
         )
     if job.recipe.samples:
         progress(f"{job.part}: recording inputs")
@@ -141,7 +142,7 @@ def build(job: BuildJob, progress: Notify) -> None:
     def write(folder: Path) -> None:
         job.recipe.build(part, samples, folder, progress)
 
-    PlanStore(job.root).build(key, write)
+    PlanStore(job.root, progress).build(key, write)
 
 
 def main() -> int:

@@ -7,9 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
@@ -21,53 +19,20 @@ from app.takes.records import Swapped
 from app.takes.replay import Replay, ReplayOptions
 from app.takes.writer import LOG_NAME, TakeWriter
 from app.worker.messages import OutputReady, OutputRelease, StartTake, StopTake, TakeRecords
-from pipelines.backends.base import Backend
 from pipelines.backends.openvino.library import NNCF, OPENVINO, refusal_of
-from pipelines.backends.openvino.recipe import OpenVINORecipe
-from pipelines.backends.planned_image import planned_image
-from pipelines.backends.table import BACKENDS, backend_table
 from pipelines.core.controls import Control
 from pipelines.core.errors import ModelError
-from pipelines.files.loader_options import LoaderOptions
 from pipelines.image.engine import ImageEngine
-from pipelines.image.model import ImageNetworks, ImageRuntime
-from pipelines.image.runtime import plain_runtime
-from pipelines.load import load_engine
+from tests.fakes.prepared_image import INT8, OPTIONS, build_decoder, loads
 from tests.fakes.worker_bench import Bench
 from trt.store import PlanStore
 
 _MISSING = refusal_of(OPENVINO, NNCF)
 pytestmark = pytest.mark.skipif(_MISSING is not None, reason="" if _MISSING is None else _MISSING.message)
-OPTIONS = LoaderOptions(device="cpu", dtype="float32", backend="prepared")
 BEFORE, AFTER = 5, 5  # frames recorded before and after the plan is ready
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreparedBackend(Backend):
-    """Eager until the decoder's plan is ready; one that is stored is loaded beside the stream too."""
-
-    name: str = "prepared"
-    purpose: str = "tests"
-    recipe: OpenVINORecipe
-
-    def image(self, networks: ImageNetworks) -> ImageRuntime:
-        assert networks.origin is not None
-        options = replace(OPTIONS, backend="eager")  # the process that builds knows no backend of tests
-        origin = replace(networks.origin, arguments={"model": "mini-image", "options": options, "prepare": False})
-        networks = replace(networks, origin=origin)
-        plain = replace(plain_runtime(networks), backend=self.name)
-        return planned_image(networks, plain, {"decode": self.recipe})
-
-
-SLOW = OpenVINORecipe(quantised=True, calibration_samples=4, loads_at_once=False)
-
-
-def loads(recipe: OpenVINORecipe) -> Callable[..., ImageEngine]:
-    backends = backend_table(*BACKENDS.values(), PreparedBackend(recipe=recipe))
-    return cast("Callable[..., ImageEngine]", partial(load_engine, backends=backends, notice=lambda text: None))
-
-
-load = loads(SLOW)
+load = loads(INT8)
 
 
 @dataclass
@@ -96,7 +61,7 @@ class Recording:
 
 
 def record(folder: Path, engine: ImageEngine, between: Callable[[Recording], None] = lambda recording: None) -> None:
-    """Record some frames, do something, wait until the plan is built and loaded, record some more."""
+    """Record some frames, do something, wait until the plan is loaded, record some more."""
     with engine.open() as probe:
         info = probe.info
     machine = describe_machine("mini-image", OPTIONS, info, torch.get_num_threads())
@@ -121,6 +86,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ZOETROPE_PLANS", str(folder / "plans"))
+        build_decoder(PlanStore())
         engine = load("mini-image", OPTIONS)
         record(folder / "take", engine)
         engine.close()
@@ -181,7 +147,7 @@ def test_without_the_change_frames_differ(recorded: Path, engine: ImageEngine) -
 
 def test_a_take_that_begins_with_a_plan_which_is_dropped_and_comes_back(store: PlanStore, tmp_path: Path) -> None:
     """As when a LoRA's scale moves; here the weights stay, so that the plan is stored already."""
-    live = loads(replace(SLOW, loads_at_once=True))("mini-image", OPTIONS)
+    live = loads(replace(INT8, loads_at_once=True))("mini-image", OPTIONS)
 
     def change(recording: Recording) -> None:
         live.preparation.weights_changed(1.0)
