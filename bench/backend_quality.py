@@ -36,7 +36,7 @@ def prepared(model: str, backend: str) -> Engine:
     """Return the engine, once all that its backend compiles is in use."""
     engine = load_engine(model, backend=backend, device="cpu", notice=lambda text: None)
     if not engine.preparation.wait(_BUILD_S):
-        raise SystemExit(f"{backend} did not get ready in {_BUILD_S:g} s: {engine.preparation.state}")
+        raise SystemExit(f"{backend} did not get ready in {_BUILD_S:g} s: {engine.preparation.status}")
     return engine
 
 

@@ -5,6 +5,7 @@ Independent of how plans are found, built and removed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,14 +15,16 @@ from pathlib import Path
 from .key import Difference, PlanKey
 
 FileList = Mapping[str, Mapping[str, int | str]]
+_CONTENTS_CHARACTERS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanEntry:
-    """A stored plan. folder: its files. built, used: seconds since 1970."""
+    """A stored plan. folder: its files. contents: a digest of their checksums. built, used: seconds since 1970."""
 
     key: PlanKey
     folder: Path
+    contents: str
     size_bytes: int
     built: float
     used: float
@@ -76,8 +79,10 @@ def read_entry(home: Path) -> tuple[PlanEntry, FileList]:
         record = json.loads((home / "plan.json").read_text())
         key, files = PlanKey.from_fields(record["key"]), record["files"]
         size, built = sum(int(file["bytes"]) for file in files.values()), float(record["built"])
+        contents = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:_CONTENTS_CHARACTERS]
         checked = home / "checked.json"
         used = max(built, checked.stat().st_mtime if checked.exists() else 0.0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("plan.json is missing or damaged") from None
-    return PlanEntry(key=key, folder=home / "files", size_bytes=size, built=built, used=used), files
+    folder = home / "files"
+    return PlanEntry(key=key, folder=folder, contents=contents, size_bytes=size, built=built, used=used), files

@@ -95,6 +95,13 @@ class PlanStore:
                 found.append(read_entry(home)[0])
         return sorted(found, key=lambda entry: -entry.built)
 
+    def entry(self, name: str) -> PlanEntry | None:
+        """Return the plan of that name, or None. Does not read its files."""
+        try:
+            return read_entry(self.root / "plans" / name)[0]
+        except ValueError:
+            return None
+
     def why(self, key: PlanKey) -> Why:
         """Return why a plan of this key has to be built, if it has to."""
         if self.find(key):
@@ -153,6 +160,14 @@ class PlanStore:
             if self._remove(home):
                 removed.append(Removed(name=home.name, size_bytes=size, reason="the longest unused"))
         return removed
+
+    def set_aside(self) -> list[Removed]:
+        """Return the broken plans that were moved aside and not pruned yet, by name, with what is wrong with each."""
+        found = []
+        for folder in sorted(self.root.glob("quarantine/*")):
+            reason = _reason_in(folder / "reason.json")[1]
+            found.append(Removed(name=folder.name, size_bytes=size_of(folder), reason=reason or "unknown"))
+        return found
 
     def _build(self, key: PlanKey, write: Callable[[Path], None]) -> Path:
         with self._space_errors():
@@ -234,13 +249,7 @@ class PlanStore:
 
     def _quarantined_because(self, name: str) -> str:
         """Return the newest reason why a plan was moved aside; "" if it was not."""
-        reasons = []
-        for file in self.root.glob(f"quarantine/{name}-*/reason.json"):
-            try:
-                record = json.loads(file.read_text())
-                reasons.append((record["time"], record["reason"]))
-            except (OSError, ValueError, KeyError):
-                continue
+        reasons = map(_reason_in, self.root.glob(f"quarantine/{name}-*/reason.json"))
         return max(reasons, default=(0.0, ""))[1]
 
     def _clear_leftovers(self, name: str) -> list[Removed]:
@@ -290,3 +299,12 @@ class PlanStore:
 
     def _home(self, key: PlanKey) -> Path:
         return self.root / "plans" / name_of(key)
+
+
+def _reason_in(file: Path) -> tuple[float, str]:
+    """Return when a plan was moved aside, in seconds since 1970, and why; (0, "") if that cannot be read."""
+    try:
+        record = json.loads(file.read_text())
+        return float(record["time"]), str(record["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0, ""

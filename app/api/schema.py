@@ -15,6 +15,9 @@ from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
 from pipelines.core.types import StreamInfo
 
+if TYPE_CHECKING:
+    from app.worker.handle import WorkerStatus
+
 MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
 _NO_NUL = r"^[^\x00]*$"
@@ -147,6 +150,21 @@ class StageView(Strict):
     p95_ms: float
 
 
+class ExecutionView(Strict):
+    """How the networks of the engine run. runs: what the parts run with at the moment, as "PyTorch" or "int8
+    (OpenVINO)"; empty: as the backend loaded them. builds: what is being built beside the stream, to be used once it is
+    ready; empty: nothing. percent: how far that is. step: what exactly is done. failed: why the last build came to
+    nothing; empty: none failed. why: the backend was chosen.
+    """
+
+    runs: str
+    builds: str
+    percent: int = Field(ge=0, le=100)
+    step: str
+    failed: str
+    why: str
+
+
 class SessionView(Strict):
     """A session's current state. info: null until its stream is open. latency_ms: from capture to result, null without
     input. mjpeg_url: signed, valid for a minute.
@@ -160,6 +178,7 @@ class SessionView(Strict):
     frame_rate: float
     latency_ms: float | None
     stages: dict[str, StageView]
+    execution: ExecutionView
     age_s: float
     connections: int
     trouble: str
@@ -266,6 +285,19 @@ def stream_facts(info: StreamInfo) -> StreamFacts:
         device=info.device,
         backend=info.backend,
         takes_actions=info.takes_actions,
+    )
+
+
+def execution_view(status: WorkerStatus) -> ExecutionView:
+    """How a worker's engine runs, as its JSON model."""
+    now, ready = status.preparation, status.ready
+    return ExecutionView(
+        runs=now.runs,
+        builds=now.builds,
+        percent=now.percent,
+        step=now.step,
+        failed=now.failed,
+        why="" if ready is None else ready.why,
     )
 
 

@@ -25,6 +25,7 @@ from .schema import (
     StageView,
     StreamFacts,
     counts_of,
+    execution_view,
     plain_controls,
     stream_facts,
 )
@@ -126,8 +127,8 @@ def opened(context: ApiContext, session: Session) -> SessionOpened:
 def view(context: ApiContext, session: Session) -> SessionView:
     """The session at this moment. controls: those of a fresh stream with all changes applied."""
     reading = session.read()
-    ready = context.table.workers.status_of(session.id).ready
-    fresh = ready.controls if ready is not None else {}
+    status = context.table.workers.status_of(session.id)
+    fresh = status.ready.controls if status.ready is not None else {}
     return SessionView(
         id=session.id,
         state=reading.state.value,
@@ -139,6 +140,7 @@ def view(context: ApiContext, session: Session) -> SessionView:
         stages={
             stage.value: StageView(p50_ms=times.p50_ms, p95_ms=times.p95_ms) for stage, times in reading.stages.items()
         },
+        execution=execution_view(status),
         age_s=round(reading.age_s, 1),
         connections=reading.connections,
         trouble=reading.trouble,

@@ -124,7 +124,7 @@ def examine(device: str = "auto") -> list[Finding]:
     findings += machine_findings()
     if "torch" in installed:
         findings += engine_findings(device)
-    return findings + model_findings()
+    return findings + plan_findings() + model_findings()
 
 
 def python_finding() -> Finding:
@@ -250,6 +250,33 @@ def backend_findings(device: torch.device) -> list[Finding]:
     return findings
 
 
+def plan_findings() -> list[Finding]:
+    """Which plans are stored, for which models, and which were broken. Reads no plan in full."""
+    from pipelines.core.errors import ZoetropeError
+
+    try:
+        from pipelines.plans.commands import Plans, plan_errors
+
+        with plan_errors():
+            plans = Plans(notice=lambda text: None)
+    except ImportError:
+        return []  # what is missing is said in the first section
+    except ZoetropeError as error:
+        return [_plans("stored", State.OPTIONAL, error.message, error.remedy)]
+    parts: dict[str, set[str]] = {}
+    for entry in plans.entries():
+        parts.setdefault(f"{entry.key.model}, {entry.key.recipe}", set()).add(entry.key.part)
+    size_mb = sum(entry.size_bytes for entry in plans.entries()) / 1e6
+    stored = f"{len(plans.entries())}, {size_mb:.0f} MB" if parts else "none yet: made beside the first stream"
+    found = [_plans("stored", State.OK, f"{stored}, in {plans.store.root}")]
+    found += [_plans(name, State.OK, ", ".join(sorted(of_model))) for name, of_model in sorted(parts.items())]
+    for broken in plans.store.set_aside():
+        found.append(
+            _plans("broken", State.OPTIONAL, f"{broken.name}: {broken.reason}", "zoetrope plans prune removes it")
+        )
+    return found
+
+
 def model_findings() -> list[Finding]:
     """Bundled models, and the cache of downloaded ones."""
     try:
@@ -302,4 +329,5 @@ _installed = _in("installed")
 _machine = _in("this machine")
 _used = _in("will be used")
 _backends = _in("backends")
+_plans = _in("plans")
 _models = _in("models")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.backends.base import KINDS
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Control
 from pipelines.core.tick_log import BirthRecord
@@ -31,7 +30,6 @@ Camera = Callable[[int, int], Iterator[Frame]]
 if TYPE_CHECKING:
     import torch
 
-    from pipelines.backends.table import BackendChoice
 
 HOST_TO_HOST = "from pictures in host memory to frames in host memory, every frame"
 PUSH_TO_PICTURE = "from push to picture"
@@ -165,9 +163,10 @@ class LiveSubject:
         begun.say("waiting for compiled parts…")
         preparation, said = self._engine.preparation, ""
         while not preparation.wait(1.0):
-            if preparation.state not in ("", said):
-                said = preparation.state
-                begun.say(said)
+            status = preparation.status
+            if status.step not in ("", said):
+                said = status.step
+                begun.say(f"{status.percent} %: {said}")
 
     def _settle(self) -> None:
         """Run until every stream has returned frames that were pushed or requested since the call."""
@@ -206,7 +205,7 @@ class LiveSubject:
             warm_up_s=warm_up_s,
             memory=live.memory.what,
             energy=self._energy.what,
-            notes=tuple(filter(None, [*live.notices, self._engine.preparation.state])),
+            notes=tuple(filter(None, [*live.notices, self._engine.preparation.status.failed])),
         )
 
 
@@ -232,23 +231,22 @@ class ModelRequest:
 def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
     """Load the model as the worker does and warm it up: an image model with a camera, a video model from its prompt
     alone. Raises ZoetropeError."""
-    from pipelines.backends.table import choose_backend
     from pipelines.files.hub import bundled_names
     from pipelines.files.precision import choose_device
-    from pipelines.kinds import LoadContext, kind_of
+    from pipelines.kinds import LoadContext, chosen_backend, kind_of
 
     begun.say(f"loading {request.model}…")
     kind = kind_of(request.model)
     threads, device = kind.use_threads(request.threads), choose_device(request.options.device)
     memory = peak_memory(device)
-    choice = choose_backend(request.options.backend, kind.name, device) if kind.name in KINDS else None
+    choice = chosen_backend(kind, request.options)
     notices: list[str] = []
     engine = kind.load(request.model, request.options, LoadContext(notice=begun.noting(notices)))
     live = LiveEngine(
         engine=engine,
         device=device,
         weights="bundled" if request.model in bundled_names() else "the model's own",
-        why=_why(choice) if choice is not None else "it has no network",
+        why=choice.why if choice is not None else "it has no network",
         threads=threads,
         load_s=begun.elapsed_s,
         memory=memory,
@@ -257,8 +255,3 @@ def live_model(request: ModelRequest, begun: Begun) -> LiveSubject:
     camera = None if kind.name == "video" else request.camera
     run = LiveRun(control=request.control, camera=camera, warm_up_s=request.warm_up_s)
     return LiveSubject(live, run, begun)
-
-
-def _why(choice: BackendChoice) -> str:
-    """The reason, without the name that it begins with."""
-    return choice.reason.removeprefix(choice.backend.name).lstrip(": ")

@@ -74,7 +74,12 @@ def render_take(request: TakeRequest, load: Callable[..., Engine], say: Notify) 
             info = probe.info
         _warn(take, describe_machine(model, options, info, threads), say)
         resized = (info.width, info.height) != (take.opened.width, take.opened.height)
-        wanted = ReplayOptions(fill_drops=request.fill_drops, steps=request.steps, resized=resized)
+        wanted = ReplayOptions(
+            fill_drops=request.fill_drops,
+            steps=request.steps,
+            resized=resized,
+            other_backend=info.backend != take.opened.machine.get("backend", info.backend),
+        )
         replay = Replay(take, engine, wanted)
         complete = _write(request, replay, record, info)
         say(_verdict(replay.counts, same=wanted.same))
@@ -178,6 +183,7 @@ def _verdict(counts: ReplayCounts, *, same: bool) -> str:
         notes.append(f"{counts.inputs} inputs have different pixels than live")
     if counts.verdicts:
         notes.append(f"the similarity filter decided differently on {counts.verdicts} inputs")
+    notes += sorted(text.rstrip(".") for text in counts.cautions)
     if not same:
         text = "The take was rendered with changes, so its frames are not compared with the live ones"
     else:

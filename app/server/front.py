@@ -75,10 +75,15 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
 
     @routes.get("/status")
     async def status() -> dict[str, object]:
-        """phase: for the stage's colours. text: shown to the user, with everything that "auto" chose."""
+        """phase: for the stage's colours. text: shown to the user, with everything that "auto" chose and
+        why. execution: how the networks run, and what is being made of them; "": as they were loaded."""
         now = workers.status
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
-        return {"phase": now.phase.value, "text": " · ".join((now.text, *now.notices, *restarted))}
+        return {
+            "phase": now.phase.value,
+            "text": " · ".join((now.text, *now.notices, *restarted)),
+            "execution": str(now.preparation),
+        }
 
     @routes.get("/controls")
     async def controls() -> dict[str, object]:

@@ -6,11 +6,12 @@ Runs on the worker's only thread; the cost is an append. Independent of pipes an
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipelines.core.contracts import Stream
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
+from pipelines.core.preparation import PartForm
 from pipelines.core.types import StreamInfo
 
 from .records import (
@@ -26,6 +27,7 @@ from .records import (
     Ticked,
     plain_change,
     plain_controls,
+    swapped_to,
 )
 
 _BATCH_RECORDS = 64
@@ -79,6 +81,11 @@ class Recorder:
     def ticked(self, tick: int, batch: int) -> None:
         """The engine ticked."""
         self._add(Ticked(tick=tick, batch=batch))
+
+    def swapped(self, forms: Iterable[PartForm], tick: int) -> None:
+        """Parts run with these forms from `tick` on."""
+        for form in forms:
+            self._add(swapped_to(form, tick))
 
     def sourced(self, posted: int, *, prompt_only: bool) -> None:
         """The source was switched."""

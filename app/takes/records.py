@@ -5,12 +5,13 @@ Owns the schema. Independent of workers, files and engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from pipelines.core.controls import Control
+from pipelines.core.preparation import InputForm, PartForm
 from pipelines.core.prompts import WeightedPrompt
 
 TAKE_SCHEMA = 1
@@ -75,6 +76,23 @@ class Ticked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Swapped:
+    """A part of the engine runs with another form from `tick` on. Written at the opening for all prepared parts.
+
+    The other fields are those of pipelines.core.preparation.PartForm; recipe and plan are empty for the network as it
+    is. inputs: [name, dtype, shape, strides] each. Takes from before plans have none.
+    """
+
+    kind: ClassVar[str] = "swap"
+    tick: int
+    part: str
+    recipe: str
+    plan: str
+    files: str
+    inputs: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sourced:
     """The source was switched: the prompt alone, or inputs. after: number of the newest input offered before."""
 
@@ -99,7 +117,7 @@ class Stopped:
     reason: str
 
 
-TakeRecord = Opened | Changed | Pushed | Generated | Ticked | Sourced | Lost | Stopped
+TakeRecord = Opened | Changed | Pushed | Generated | Ticked | Swapped | Sourced | Lost | Stopped
 
 # ---- from the front --------------------------------------------------------------------------------------------------
 
@@ -150,7 +168,7 @@ _KINDS: Mapping[str, type[Any]] = MappingProxyType(
     {
         record.kind: record
         for record in (
-            *(Opened, Changed, Pushed, Generated, Ticked, Sourced, Lost, Stopped),
+            *(Opened, Changed, Pushed, Generated, Ticked, Swapped, Sourced, Lost, Stopped),
             *(StoredInput, HandedOut, TakeEnded),
         )
     }
@@ -172,6 +190,23 @@ def from_line(line: Mapping[str, object]) -> Line:
         raise ValueError(f"a {kind.kind} line has the fields {sorted(line)}")
     record: Line = kind(**{name: line[name] for name in names})
     return record
+
+
+def swapped_to(form: PartForm, tick: int) -> Swapped:
+    """The record of a form that is used from `tick` on."""
+    return Swapped(tick=tick, **asdict(form))
+
+
+def form_of(record: Swapped) -> PartForm:
+    """The form that a record, as written or as read, names. Raises ValueError if that is impossible."""
+    try:
+        inputs = tuple(
+            InputForm(name=str(name), dtype=str(dtype), shape=tuple(map(int, shape)), strides=tuple(map(int, strides)))
+            for name, dtype, shape, strides in record.inputs
+        )
+    except TypeError as error:
+        raise ValueError(f"not the inputs of a part: {record.inputs}") from error
+    return PartForm(part=record.part, recipe=record.recipe, plan=record.plan, files=record.files, inputs=inputs)
 
 
 def plain_controls(values: Mapping[str, object]) -> dict[str, object]:

@@ -11,17 +11,18 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control
-from pipelines.core.errors import InputError
+from pipelines.core.errors import InputError, ModelError
+from pipelines.core.preparation import PartForm, Preparation
 from pipelines.core.types import Frame, Picture
 
 from .inputs import fingerprint, load_input
 from .reader import FrameKey, Take
-from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, TakeRecord, Ticked
+from .records import Changed, Generated, Opened, Pushed, Sourced, StoredInput, Swapped, TakeRecord, Ticked, form_of
 
 _NANOSECONDS = Fraction(1, 1_000_000_000)
 _DEVICE_WAIT_S = 10.0  # for a picture that the device has not finished
@@ -31,16 +32,22 @@ _MAX_IDLE_TICKS = 10_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
     """fill_drops: push every input. steps: replaces the take's; 0: the take's. resized: the engine's size differs from
-    the take's."""
+    the take's. other_backend: its backend does."""
 
     fill_drops: bool = False
     steps: int = 0
     resized: bool = False
+    other_backend: bool = False
 
     @property
     def same(self) -> bool:
         """Whether the frames should equal the live ones."""
         return not (self.fill_drops or self.steps or self.resized)
+
+    @property
+    def follows_plans(self) -> bool:
+        """Whether parts change to the take's plans where they did live, and to no others."""
+        return self.same and not self.other_backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,7 +62,7 @@ class ReplayedFrame:
 class ReplayCounts:
     """identical, different: compared with the live frames. unknown: no live frame to compare with (not delivered, or
     its line was lost). inputs: with different pixels than live. verdicts: inputs on which the similarity filter decided
-    differently. batches: ticks whose batch was shared with other sessions live."""
+    differently. batches: ticks whose batch was shared with other sessions live. cautions: about plans."""
 
     identical: int = 0
     different: int = 0
@@ -63,13 +70,19 @@ class ReplayCounts:
     inputs: int = 0
     verdicts: int = 0
     batches: int = 0
+    cautions: set[str] = field(default_factory=set)
 
 
 class Replay:
     """One pass over a take."""
 
     def __init__(self, take: Take, engine: Engine, options: ReplayOptions) -> None:
+        """Raises ModelError, with the remedy, if a plan that the take ran with is not stored."""
         self.counts = ReplayCounts()
+        swaps = [record for record in take.records if isinstance(record, Swapped)]
+        self._holds = options.follows_plans and bool(swaps)
+        if self._holds:
+            check_plans(take.opened, [form_of(record) for record in swaps], engine.preparation)
         self._take, self._engine, self._options = take, engine, options
         self._stream: Stream | None = None
         self._opened = -1
@@ -113,6 +126,8 @@ class Replay:
                 self._asked.extend([record.at_ns] * record.frames)
             case Ticked():
                 self._tick(record)
+            case Swapped() if self._holds:
+                self._swap(record)
             case Sourced():
                 self._source(record)
 
@@ -125,6 +140,8 @@ class Replay:
         self._opened += 1
         self._prompt_only = record.prompt_only
         self._skip(record.after)
+        if self._holds:  # the records that follow name what runs
+            self._engine.preparation.hold()
         self._stream = self._engine.open(control=self._control(record.controls))
 
     def _apply(self, record: Changed) -> None:
@@ -144,6 +161,10 @@ class Replay:
         if now is not before and now is not None and record.batch:
             self.counts.batches += len(now.rows) != record.batch
         self._pull()
+
+    def _swap(self, record: Swapped) -> None:
+        if caution := self._engine.preparation.take_over(form_of(record)):
+            self.counts.cautions.add(caution)
 
     def _source(self, record: Sourced) -> None:
         if record.prompt_only:
@@ -270,6 +291,18 @@ class Replay:
             self.counts.identical += 1
         else:
             self.counts.different += 1
+
+
+def check_plans(opened: Opened, forms: Sequence[PartForm], preparation: Preparation) -> None:
+    """Raise ModelError if plans that a take ran with are not stored."""
+    if missing := preparation.missing(forms):
+        plans = ", ".join(f"{form.plan} ({form.part})" for form in missing)
+        model, backend = opened.machine.get("model"), opened.machine.get("backend")
+        raise ModelError(
+            f"The take ran with plans that are not stored here: {plans}.",
+            f"Copy them from the machine that recorded it, or build them: `zoetrope plans build {model} --backend "
+            f"{backend}`. With --backend eager it is rendered without; frames differ then.",
+        )
 
 
 def _next_seqs(inputs: Sequence[StoredInput]) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pipelines.core.contracts import Engine
 from pipelines.files.loader_options import LoaderOptions
-from pipelines.kinds import LoadContext, kind_of
+from pipelines.kinds import LoadContext, chosen_backend, kind_of
 
 from .messages import WorkerReady
 
@@ -41,7 +41,9 @@ def open_engine(options: WorkerOptions, notice: Callable[[str], None]) -> tuple[
     return kind.load(options.model, options.engine, LoadContext(notice=notice)), threads
 
 
-def describe(engine: Engine, threads: int) -> WorkerReady:
-    """Return the properties and control values of a new stream of `engine`."""
+def describe(engine: Engine, threads: int, options: WorkerOptions) -> WorkerReady:
+    """Return the properties and control values of a new stream of `engine`, and why its backend was chosen."""
+    choice = chosen_backend(kind_of(options.model), options.engine)
+    why = "" if choice is None else choice.why
     with engine.open() as probe:
-        return WorkerReady(info=probe.info, controls=dict(probe.controls.values), threads=threads)
+        return WorkerReady(info=probe.info, controls=dict(probe.controls.values), threads=threads, why=why)

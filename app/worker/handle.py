@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError, ZoetropeError
+from pipelines.core.preparation import NOTHING_PREPARED, PreparationStatus
 
 from .messages import (
     CloseSession,
@@ -29,6 +30,7 @@ from .messages import (
     ToWorker,
     WorkerFailed,
     WorkerNotice,
+    WorkerPreparation,
     WorkerProgress,
     WorkerReady,
 )
@@ -56,12 +58,14 @@ class WorkerPhase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """text: for the user. notices: what the user should know about the running engine. ready: the worker's description
+    """text: for the user. notices: what the user should know about the running engine. preparation: what its parts run
+    with, and what is being made of them. ready: the worker's description
     of its engine, kept during a restart. error: why it failed permanently."""
 
     phase: WorkerPhase = WorkerPhase.STOPPED
     text: str = "not started"
     notices: tuple[str, ...] = ()
+    preparation: PreparationStatus = NOTHING_PREPARED
     ready: WorkerReady | None = None
     error: ZoetropeError | None = None
     restarts: int = 0
@@ -276,7 +280,7 @@ class WorkerHandle:
         with self._sending:
             self._pipe, self._process = ours, process
         self._gpu_memory = None
-        self._set(phase=phase, text=text, notices=(), pid=process.pid)
+        self._set(phase=phase, text=text, notices=(), preparation=NOTHING_PREPARED, pid=process.pid)
 
     def _handle(self, message: FromWorker) -> None:
         match message:
@@ -285,6 +289,8 @@ class WorkerHandle:
                     self._set(text=message.text)
             case WorkerNotice():
                 self._set(notices=(*self._status.notices, message.text))
+            case WorkerPreparation():
+                self._set(preparation=message.status)
             case WorkerReady():
                 self._ready(message)
             case WorkerFailed():
@@ -303,7 +309,8 @@ class WorkerHandle:
 
     def _ready(self, message: WorkerReady) -> None:
         info = message.info
-        facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {info.backend}"
+        backend = f"{info.backend} ({message.why})" if message.why else info.backend
+        facts = f"{info.model}, {info.width}×{info.height}, {info.dtype}, {info.device}, {backend}"
         with self._changed:
             text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
             self._set(phase=WorkerPhase.READY, text=text, ready=message)

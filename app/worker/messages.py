@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from app.takes.records import TakeRecord
 from pipelines.core.controls import Control
+from pipelines.core.preparation import NOTHING_PREPARED, PreparationStatus
 from pipelines.core.types import StreamInfo
 
 from .shared_frames import BufferSpec
@@ -124,12 +125,21 @@ class WorkerNotice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPreparation:
+    """What the engine's parts run with, and what is being prepared; sent when it changes."""
+
+    status: PreparationStatus = NOTHING_PREPARED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReady:
-    """The engine is loaded. controls: values of a new stream by name (defaults of the table and of the model)."""
+    """The engine is loaded. controls: values of a new stream by name (defaults of the table and of the model). why: its
+    backend was chosen; "": it has none."""
 
     info: StreamInfo
     controls: dict[str, object]
     threads: int
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +253,7 @@ class SessionClosed:
 FromWorker = (
     WorkerProgress
     | WorkerNotice
+    | WorkerPreparation
     | WorkerReady
     | WorkerFailed
     | StreamOpened

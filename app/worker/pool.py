@@ -57,7 +57,7 @@ class WorkerPool:
     @property
     def status(self) -> WorkerStatus:
         """Of the pool: ready as soon as one worker is, failed when none is left. text, notices: each worker's,
-        numbered."""
+        numbered. preparation: of the first that prepares anything."""
         each = [worker.status for worker in self.workers]
         if len(each) == 1:
             return each[0]
@@ -69,6 +69,7 @@ class WorkerPool:
             phase=best.phase,
             text=" · ".join(f"{name}: {status.text}" for name, status in named),
             notices=tuple(f"{name}: {text}" for name, status in named for text in status.notices),
+            preparation=next((s.preparation for s in each if s.preparation.builds), each[0].preparation),
             ready=best.ready or next((status.ready for status in each if status.ready is not None), None),
             error=best.error,
             restarts=sum(status.restarts for status in each),

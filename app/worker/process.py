@@ -47,6 +47,7 @@ from .messages import (
     WorkerNotice,
     WorkerProgress,
 )
+from .preparing import PreparationWatch
 from .session import WorkerSession
 from .threads import begin_start, end_start, leave_out_packages, limit_spinning
 
@@ -72,7 +73,7 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
             engine, threads = (opens or open_engine)(options, lambda text: pipe.send(WorkerNotice(text=text)))
-            ready = describe(engine, threads)
+            ready = describe(engine, threads, options)
             machine = describe_machine(options.model, options.engine, ready.info, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
@@ -109,6 +110,7 @@ class Worker:
         self._unproductive_ticks = 0  # consecutive ticks without a finished frame
         self._next_stats_ns = self._next_check_ns = 0
         self._machine = machine or {}
+        self._preparing = PreparationWatch(engine)
         self._engine_control = Control()  # engine-wide controls, as last set by any session
 
     def run(self) -> None:
@@ -193,6 +195,7 @@ class Worker:
         tick_ms = (time.perf_counter_ns() - started_ns) / 1e6
         self._tick_ms += (tick_ms - self._tick_ms) * (_TICK_MEAN_WEIGHT if self._tick_ms else 1.0)
         self._unproductive_ticks += 1
+        self._preparing.record(self._sessions.values(), before)
         record = self._engine.log.last_tick
         for recorder in recorders:
             ran = record is not None and record is not before
@@ -212,6 +215,7 @@ class Worker:
         if now_ns < self._next_stats_ns:
             return
         self._next_stats_ns = now_ns + _STATS_PERIOD_NS
+        self._send_if(self._preparing.report())
         for session in self._sessions.values():
             stats = session.changed_stats(self._tick_ms, self._engine.log.last_timing)
             if stats is not None:
@@ -284,6 +288,7 @@ class Worker:
             session.collect()
         if session.name in self._sessions:
             session.start_take(message, self._engine.open, self._machine, self._engine_control)
+            self._preparing.record_opening(session)
             self._send_if(session.records())
 
     def _stop_take(self, session: WorkerSession, reason: str) -> None:

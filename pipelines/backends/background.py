@@ -10,100 +10,81 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError
 from pipelines.core.origin import Origin
-from pipelines.core.parts import Part, PartCall
+from pipelines.core.parts import Part, inputs_like
+from pipelines.core.preparation import PartForm, PreparationStatus
 from trt.errors import PlanError
 from trt.store import PlanStore
 
-from .build_job import BuildJob, BuildProcess, InputShape
-from .plan_keys import plan_key
+from .build_job import BuildJob, BuildProcess
+from .forms import LoadedForm, PartForms, PartUser
 from .planned import PlannedCalls
 from .recipe import Recipe
+from .reports import Reports
+from .stored import StoredPlans
 
 logger = logging.getLogger(__name__)
 _SETTLE_S = 2.0  # after the last part was wanted: a ring that fills wants a larger batch with each tick
 
 
-class PartUser(Protocol):
-    """What calls a part: it is given the compiled form when that is ready."""
-
-    def use(self, part: Part, call: PartCall) -> None:
-        """Use a compiled form at its part's shapes from now on."""
-        ...
-
-    def use_plain(self) -> None:
-        """Use the plain network again, and want compiled forms anew."""
-        ...
-
-    def missing(self, batch: int) -> Part | None:
-        """Return a part with this size of batch that has been called and has no compiled form of that size."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    part: Part
-    call: PartCall
-    epoch: int
-
-
 class PlanPreparation:
     """Makes plans of the parts that an engine calls. See `pipelines.core.preparation.Preparation`.
 
-    recipes: by name of the part; a part without one stays as it is. origin: what another process builds from.
-    builds: make the plans that are not stored. notice: what the user should see; called by `swap`, in its thread.
+    recipes: by name of the part; a part without one stays as it is. backend: the name by which users build its plans.
+    origin: what another process builds from. builds: make the plans that are not stored. notice: what the user should
+    see; called by `swap`, in its thread.
     """
 
     def __init__(
         self,
         recipes: Mapping[str, Recipe],
         *,
+        backend: str,
         origin: Origin,
+        device: torch.device,
         builds: bool = True,
-        store: PlanStore,
         notice: Notify,
         settle_s: float = _SETTLE_S,
     ) -> None:
-        self._recipes, self._origin, self._builds, self._store = recipes, origin, builds, store
+        self._recipes, self._origin, self._device, self._builds = recipes, origin, device, builds
         self._notice, self._settle_s, self._lora_scale = notice, settle_s, 1.0
-        self._users: dict[str, PartUser] = {}
+        self._forms = PartForms(recipes)
+        self._reports = Reports(recipes, self._forms.current)
         self._wanted: list[Part] = []
         self._preferred: set[tuple[str, int]] = set()
         self._last_wanted_s = 0.0
-        self._loaded: deque[_Loaded] = deque()
+        self._loaded: deque[tuple[int, LoadedForm]] = deque()  # with the epoch of its weights
         self._notices: deque[str] = deque()
+        self._plans = StoredPlans(PlanStore(notice=self._notices.append), origin, backend)
         self._changed = threading.Condition()
         self._process: BuildProcess | None = None
         self._thread: threading.Thread | None = None
-        self._working = self._closed = self._ticking = False
+        self._working = self._closed = self._ticking = self._held = False
         self._epoch = 0  # of the weights
-        self._state = ""
 
     def calls(self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part]) -> PlannedCalls:
         """Return the calls of a part, to be made by the engine."""
-        calls = self._users[name] = PlannedCalls(make_part, self.want)
+        calls = PlannedCalls(make_part, self.want)
+        self.add(name, calls)
         return calls
 
     def add(self, name: str, user: PartUser) -> None:
         """Give compiled forms of a part to `user`, which asks for them by `want`."""
-        self._users[name] = user
+        self._forms.add(name, user)
 
     def want(self, part: Part) -> None:
         """Ask for a compiled form. Before the first tick, one that loads at once and is stored is used from this call
         on; later nothing is read here, since the call is part of a tick."""
         recipe = self._recipes.get(part.name)
-        if recipe is None:
+        if recipe is None or self._held:
             return
-        if recipe.loads_at_once and not self._ticking and (call := self._stored(recipe, part)) is not None:
-            self._users[part.name].use(part, call)
+        if recipe.loads_at_once and not self._ticking and self._use_stored(recipe, part):
             return
         with self._changed:
             self._wanted.append(part)
@@ -116,9 +97,14 @@ class PlanPreparation:
     # -- Preparation ---------------------------------------------------------------------------------------------------
 
     @property
-    def state(self) -> str:
-        """What is under way."""
-        return self._state
+    def status(self) -> PreparationStatus:
+        """See `Preparation`."""
+        return self._reports.status
+
+    @property
+    def forms(self) -> tuple[PartForm, ...]:
+        """See `Preparation`."""
+        return self._forms.current
 
     @property
     def building(self) -> BuildProcess | None:
@@ -132,9 +118,9 @@ class PlanPreparation:
             self._notice(self._notices.popleft())
         used = False
         while self._loaded:
-            loaded = self._loaded.popleft()
-            if loaded.epoch == self._epoch:
-                self._users[loaded.part.name].use(loaded.part, loaded.call)
+            epoch, loaded = self._loaded.popleft()
+            if epoch == self._epoch:
+                self._use(loaded)
                 used = True
         return used
 
@@ -143,7 +129,7 @@ class PlanPreparation:
         if (name, batch) in self._preferred or name not in self._recipes:
             return
         self._preferred.add((name, batch))
-        part = self._users[name].missing(batch)
+        part = self._forms[name].missing(batch)
         if part is not None and part not in self._wanted:
             self.want(part)
 
@@ -154,14 +140,35 @@ class PlanPreparation:
         self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
-        for name, user in self._users.items():
-            if name in self._recipes and self._recipes[name].bakes_weights:
-                user.use_plain()
+        self._use_plain(lambda name: self._recipes[name].bakes_weights)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is wanted or under way."""
         with self._changed:
             return self._changed.wait_for(lambda: self._closed or not (self._wanted or self._working), timeout_s)
+
+    def hold(self) -> None:
+        """See `Preparation`."""
+        self.close()
+        self._held = True
+        self._loaded.clear()
+        self._notices.clear()
+        self._use_plain(lambda name: True)
+
+    def missing(self, forms: Sequence[PartForm]) -> list[PartForm]:
+        """See `Preparation`."""
+        plans = {form.plan: form for form in forms}
+        return [form for form in plans.values() if self._plans.missing(form)]
+
+    def take_over(self, form: PartForm) -> str:
+        """See `Preparation`."""
+        assert self._held, "only while nothing else is taken over"
+        caution, loaded = "", LoadedForm(form=form, part=None, call=None)
+        if form.plan:
+            part = self._forms[form.part].part(inputs_like(form.inputs, self._device))
+            loaded, caution = self._plans.load_same(self._recipes[form.part], part, form)
+        self._loaded.append((self._epoch, loaded))
+        return caution
 
     def close(self) -> None:
         """End the thread and its process."""
@@ -174,20 +181,42 @@ class PlanPreparation:
         if self._thread is not None:
             self._thread.join()
 
+    def _use_stored(self, recipe: Recipe, part: Part) -> bool:
+        """Use a stored plan. False: there is none, or it cannot be loaded, as the thread will find too, and report."""
+        try:
+            loaded = self._plans.load(recipe, part)
+        except Exception:  # noqa: BLE001  # whatever a library raises: the engine starts without the plan
+            return False
+        if loaded is not None:
+            self._use(loaded)
+        return loaded is not None
+
+    def _use(self, loaded: LoadedForm) -> None:
+        self._forms.use(loaded)
+        self._reports.runs(self.forms)
+
+    def _use_plain(self, concerned: Callable[[str], bool]) -> None:
+        self._forms.use_plain(concerned)
+        self._reports.runs(self.forms)
+
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while (part := self._next()) is not None:
-            epoch, recipe = self._epoch, self._recipes[part.name]
+            epoch, recipe, failed = self._epoch, self._recipes[part.name], ""
             try:
                 self._prepare(recipe, part, epoch)
-            except (ModelError, PlanError) as error:
+            except Exception as error:  # whatever a library raises: the stream goes on without the plan
                 if not self._closed:
-                    logger.warning("%s of %s: %s", part.name, recipe.name, error)
-                    self._notices.append(f"{recipe.name}: {error} {part.name} goes on as it is.")
+                    known = isinstance(error, ModelError | PlanError)
+                    cause = str(error) if known else f"{type(error).__name__}: {error}."
+                    failed = f"{recipe.name}: {cause} {part.name} goes on as it is."
+                    logger.warning("%s of %s: %s", part.name, recipe.name, error, exc_info=not known)
+                    self._notices.append(failed)
             finally:
                 with self._changed:
-                    self._working, self._state = False, ""
+                    self._working = False
+                    self._reports.ends(part.name, failed=failed, waiting=len(self._wanted))
                     self._changed.notify_all()
 
     def _next(self) -> Part | None:
@@ -208,49 +237,37 @@ class PlanPreparation:
             return chosen
 
     def _prepare(self, recipe: Recipe, part: Part, epoch: int) -> None:
-        call = self._stored(recipe, part)
-        if call is None:
+        loaded = self._plans.load(recipe, part)
+        if loaded is None:
             self._build(recipe, part)
-            call = self._stored(recipe, part)
-        if call is None:
+            loaded = self._plans.load(recipe, part)
+        if loaded is None:
             raise ModelError(f"The compiled {part.name} is not in the store after it was built.")
-        self._loaded.append(_Loaded(part=part, call=call, epoch=epoch))
-        self._notices.append(f"{part.name} runs with {recipe.name} from now on.")
-
-    def _stored(self, recipe: Recipe, part: Part) -> PartCall | None:
-        folder = self._store.find(plan_key(recipe, part, self._origin.model, self._origin.lora))
-        return None if folder is None else recipe.load(part, folder)
+        self._loaded.append((epoch, loaded))
+        logger.info("%s runs with %s from the next tick on", part.name, recipe.name)
 
     def _build(self, recipe: Recipe, part: Part) -> None:
         if not self._builds:
-            raise ModelError(
-                f"No plan of {part.name} is stored.",
-                f"Build them: `zoetrope plans build {self._origin.model} --backend {recipe.name}`.",
-            )
-        inputs = tuple(
-            InputShape(name=n, shape=tuple(t.shape), strides=t.stride(), dtype=t.dtype) for n, t in part.inputs.items()
-        )
+            raise ModelError(f"No plan of {part.name} is stored.", self._plans.how_to_build)
         job = BuildJob(
             origin=self._origin,
             recipe=recipe,
             part=part.name,
-            inputs=inputs,
-            key=plan_key(recipe, part, self._origin.model, self._origin.lora),
-            root=self._store.root,
+            inputs=part.input_forms,
+            key=self._plans.key(recipe, part),
+            root=self._plans.store.root,
             lora_scale=self._lora_scale,
         )
-        self._notices.append(f"{recipe.name}: {part.name} is being compiled; the stream runs meanwhile.")
+        logger.info("%s: %s is being compiled; the stream runs meanwhile", recipe.name, part.name)
         with self._changed:
             if self._closed:
                 return
+            self._reports.begins(recipe, len(self._wanted))
             self._process = BuildProcess(job)
         try:
-            self._process.wait(self._report)
+            self._process.wait(self._reports.step)
         finally:
             self._process = None
-
-    def _report(self, text: str) -> None:
-        self._state = text
 
 
 def _batch(part: Part) -> int:

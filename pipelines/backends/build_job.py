@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError, ZoetropeError
 from pipelines.core.origin import Origin
+from pipelines.core.parts import inputs_like
+from pipelines.core.preparation import InputForm
 from trt.errors import PlanError
-from trt.key import PlanKey
+from trt.key import PlanKey, differences
 from trt.store import PlanStore
 
 from .calibration.record import recorded
@@ -37,16 +37,6 @@ _WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InputShape:
-    """Name, shape, strides and dtype of one input of a part."""
-
-    name: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildJob:
     """What a process needs to build one plan. key: what the plan must be for; the process checks it.
 
@@ -56,7 +46,7 @@ class BuildJob:
     origin: Origin
     recipe: Recipe
     part: str
-    inputs: tuple[InputShape, ...]
+    inputs: tuple[InputForm, ...]
     key: PlanKey
     root: Path
     lora_scale: float = 1.0
@@ -131,25 +121,28 @@ class _Tail:
 
 def build(job: BuildJob, progress: Notify) -> None:
     """Make the engine of a job, compile its part and store it. Raises ModelError, or PlanError of the store."""
+    progress(f"{job.part}: loading the model")
     engine: Any = job.origin.engine()
     if job.lora_scale != engine.core.lora_scale:
         from pipelines.core.controls import Control
 
         engine.core.set_engine_controls(Control(lora_scale=job.lora_scale))
     device = engine.core.model.device
-    inputs = {i.name: torch.empty_strided(i.shape, i.strides, dtype=i.dtype, device=device).zero_() for i in job.inputs}
-    part = engine.core.part(job.part, inputs)
+    part = engine.core.part(job.part, inputs_like(job.inputs, device))
     key = plan_key(job.recipe, part, job.origin.model, job.origin.lora)
     if key != job.key:
+        changed = "; ".join(str(difference) for difference in differences(job.key, key))
         raise ModelError(
-            f"The model's files have changed since {job.origin.model} was loaded.", "Load it again: restart Zoetrope."
+            f"Files or libraries have changed since {job.origin.model} was loaded ({changed}).", "Restart Zoetrope."
         )
+    if job.recipe.samples:
+        progress(f"{job.part}: recording inputs")
     samples = recorded(engine, part, job.recipe.samples) if job.recipe.samples else ()
 
     def write(folder: Path) -> None:
         job.recipe.build(part, samples, folder, progress)
 
-    PlanStore(job.root).build(key, write)
+    PlanStore(job.root, progress).build(key, write)
 
 
 def main() -> int:

@@ -28,6 +28,8 @@ class InductorRecipe:
     """Compiles a part with Inductor. See `Recipe`."""
 
     name: str = "inductor"
+    title: str = "torch.compile"
+    steps: int = 2
     samples: int = 0
     bakes_weights: bool = False
     loads_at_once: bool = False

@@ -36,6 +36,10 @@ class PlannedCalls:
             return self._plain(inputs)(*tensors)
         return _in_batches(calls, tensors)
 
+    def part(self, inputs: dict[str, torch.Tensor]) -> Part:
+        """See `pipelines.backends.forms.PartUser`."""
+        return self._make_part(inputs)
+
     def use(self, part: Part, call: PartCall) -> None:
         """Use a compiled form at its part's shapes from now on."""
         tensors = tuple(part.inputs.values())

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
-from trt.store import PlanStore
 
 from .background import PlanPreparation
 from .planned import PlannedCalls
@@ -63,7 +62,12 @@ def planned_image(
     assert isinstance(denoiser, nn.Module)
     assert isinstance(codec, nn.Module)
     preparation = PlanPreparation(
-        recipes, origin=networks.origin, builds=builds, store=PlanStore(), notice=networks.notice
+        recipes,
+        backend=plain.backend,
+        origin=networks.origin,
+        device=networks.device,
+        builds=builds,
+        notice=networks.notice,
     )
     return replace(
         plain,

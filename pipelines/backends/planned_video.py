@@ -15,10 +15,10 @@ import torch
 
 from pipelines.core.contracts import Notify
 from pipelines.core.parts import Part, PartCall
-from pipelines.video.codecs.parts import PartFrameDecoder, decode_step
+from pipelines.video.codecs.parts import PartFrameDecoder, decode_step, decode_step_part
 from pipelines.video.codecs.tiny import TinyDecoderStream, TinyVideoCodec
 from pipelines.video.part_denoiser import PartVideoDenoiser, one_row_part
-from trt.store import PlanStore
+from pipelines.video.parts import timed_pass_part
 
 from .background import PlanPreparation
 from .recipe import Recipe
@@ -26,7 +26,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from cache.kv.view import KVView
     from pipelines.core.execution import Executor
-    from pipelines.video.codecs.codec import FrameDecoder, RowState
+    from pipelines.video.codecs.codec import FrameDecoder, RowState, VideoCodec
     from pipelines.video.model import (
         ChunkSizes,
         MakeFrameDecoder,
@@ -65,16 +65,20 @@ class PlannedVideoDenoiser:
             self._notice(f"Passes run in PyTorch where {reason}.")
         return velocity
 
+    def part(self, inputs: dict[str, torch.Tensor]) -> Part:
+        """See `pipelines.backends.forms.PartUser`."""
+        return timed_pass_part(self._transformer, inputs)
+
     def use(self, part: Part, call: PartCall) -> None:
-        """See `pipelines.backends.background.PartUser`."""
+        """See `pipelines.backends.forms.PartUser`."""
         self._compiled = PartVideoDenoiser(call, part, self._run_plain, self._transformer)
 
     def use_plain(self) -> None:
-        """See `pipelines.backends.background.PartUser`."""
+        """See `pipelines.backends.forms.PartUser`."""
         self._compiled = None
 
     def missing(self, batch: int) -> Part | None:
-        """See `pipelines.backends.background.PartUser`: the sizes are wanted from the start."""
+        """See `pipelines.backends.forms.PartUser`: the sizes are wanted from the start."""
         return None
 
     def _run_plain(
@@ -114,8 +118,8 @@ class PlannedFrameDecoder:
 class PlannedFrameDecoders:
     """A `MakeFrameDecoder` whose decoders all change to a compiled step when it is ready."""
 
-    def __init__(self, plain: MakeFrameDecoder) -> None:
-        self._plain = plain
+    def __init__(self, plain: MakeFrameDecoder, codec: VideoCodec) -> None:
+        self._plain, self._codec = plain, codec
         self._made: list[PlannedFrameDecoder] = []
         self._form: tuple[Part, PartCall] | None = None
 
@@ -129,16 +133,20 @@ class PlannedFrameDecoders:
         self._made.append(planned)
         return planned
 
+    def part(self, inputs: dict[str, torch.Tensor]) -> Part:
+        """See `pipelines.backends.forms.PartUser`."""
+        return decode_step_part(self._codec, inputs)
+
     def use(self, part: Part, call: PartCall) -> None:
-        """See `pipelines.backends.background.PartUser`."""
+        """See `pipelines.backends.forms.PartUser`."""
         self._give((part, call))
 
     def use_plain(self) -> None:
-        """See `pipelines.backends.background.PartUser`."""
+        """See `pipelines.backends.forms.PartUser`."""
         self._give(None)
 
     def missing(self, batch: int) -> Part | None:
-        """See `pipelines.backends.background.PartUser`: the sizes are wanted from the start."""
+        """See `pipelines.backends.forms.PartUser`: the sizes are wanted from the start."""
         return None
 
     def _give(self, form: tuple[Part, PartCall] | None) -> None:
@@ -169,12 +177,17 @@ def planned_video(
     if networks.origin is None:
         return plain
     preparation = PlanPreparation(
-        recipes, origin=networks.origin, builds=builds, store=PlanStore(), notice=networks.notice
+        recipes,
+        backend=plain.backend,
+        origin=networks.origin,
+        device=networks.transformer.device,
+        builds=builds,
+        notice=networks.notice,
     )
     denoiser = PlannedVideoDenoiser(plain.denoiser, networks.transformer, networks.notice)
     preparation.add("pass", denoiser)
     tiny = networks.codec if isinstance(networks.codec, TinyVideoCodec) else None
-    decoders = PlannedFrameDecoders(plain.make_frame_decoder)
+    decoders = PlannedFrameDecoders(plain.make_frame_decoder, networks.codec)
     preparation.add("decode", decoders)
 
     def expect(sizes: ChunkSizes) -> None:

@@ -20,6 +20,16 @@ class Recipe(Protocol):
     def name(self) -> str: ...
 
     @property
+    def title(self) -> str:
+        """The same for people: "int8 (OpenVINO)"."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """How often `build` reports progress, about evenly in time; further reports do not count."""
+        ...
+
+    @property
     def samples(self) -> int:
         """How many recorded inputs of the part `build` wants, to calibrate with; 0: none."""
         ...

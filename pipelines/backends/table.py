@@ -64,6 +64,11 @@ class BackendChoice:
     backend: Backend
     reason: str
 
+    @property
+    def why(self) -> str:
+        """The reason, without the name that it begins with."""
+        return self.reason.removeprefix(self.backend.name).lstrip(": ")
+
 
 def choose_backend(
     requested: str, kind: str, device: torch.device, backends: Mapping[str, Backend] = BACKENDS

@@ -48,6 +48,12 @@ class TensorRTRecipe:
     options: BuildOptions = field(default_factory=BuildOptions)
     check: bool = True
     loads_at_once: bool = False
+    steps: int = 3
+
+    @property
+    def title(self) -> str:
+        """See `Recipe`."""
+        return "TensorRT-RTX" if self.name == "tensorrt-rtx" else "TensorRT"
 
     @property
     def samples(self) -> int:

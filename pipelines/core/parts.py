@@ -5,12 +5,14 @@ Independent of models, engines and compilers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import nn
+
+from .preparation import InputForm
 
 Tensors: TypeAlias = tuple[torch.Tensor, ...]
 PartCall = Callable[..., Tensors]
@@ -36,6 +38,19 @@ class Part:
         return tuple(tensor.stride() for tensor in self.inputs.values())
 
     @property
+    def input_forms(self) -> tuple[InputForm, ...]:
+        """Shapes, strides and dtypes of the inputs, for another process."""
+        return tuple(
+            InputForm(
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                strides=tensor.stride(),
+            )
+            for name, tensor in self.inputs.items()
+        )
+
+    @property
     def signature(self) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
         """The shape and dtype of each input."""
         return signature_of(tuple(self.inputs.values()))
@@ -44,3 +59,14 @@ class Part:
 def signature_of(tensors: Tensors) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
     """Return the shape and dtype of each tensor."""
     return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
+
+
+def inputs_like(forms: Iterable[InputForm], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return zeros of these shapes, strides and dtypes by name, also for use outside of inference mode."""
+    with torch.inference_mode(False):
+        return {
+            form.name: torch.empty_strided(
+                form.shape, form.strides, dtype=getattr(torch, form.dtype), device=device
+            ).zero_()
+            for form in forms
+        }

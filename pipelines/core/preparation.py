@@ -1,19 +1,81 @@
 """Owns the contract of a preparation: faster forms of an engine's parts that are made while it runs.
 
-Independent of what is prepared and how.
+Independent of what is prepared and how. Imports no torch.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class InputForm(NamedTuple):
+    """Shape, strides (in elements) and dtype ("float32") of one input of a part."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartForm:
+    """What a part of an engine runs with: a plan at the shapes of its inputs, or the network as it is.
+
+    part: its name. recipe: what made the plan. plan: its name in the store. files: a digest of the plan's files.
+    inputs: those of the plan; another batch runs padded or split. The last four are empty for the network as it is.
+    """
+
+    part: str
+    recipe: str = ""
+    plan: str = ""
+    files: str = ""
+    inputs: tuple[InputForm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparationStatus:
+    """For people: what the parts run with, and what is under way.
+
+    runs: "PyTorch", "int8 (OpenVINO)", or both with the parts that each runs. builds: what is being built; "": nothing.
+    percent: how far that is, over all parts, 0 to 99. step: what exactly is done at the moment. failed: why the last
+    build or plan was of no use; "": it was.
+    """
+
+    runs: str
+    builds: str = ""
+    percent: int = 0
+    step: str = ""
+    failed: str = ""
+
+    def __str__(self) -> str:
+        parts = [self.runs]
+        if self.builds:
+            parts.append(f"{self.builds}: building, {self.percent} %" + (f" ({self.step})" if self.step else ""))
+        if self.failed:
+            parts.append(self.failed)
+        return " · ".join(parts)
+
+
+NOTHING_PREPARED = PreparationStatus(runs="")
+"""Of an engine that runs as it was loaded."""
 
 
 class Preparation(Protocol):
     """Makes compiled parts beside a running engine, which calls `swap` between ticks."""
 
     @property
-    def state(self) -> str:
-        """What runs now, and what is under way: a clause for the user. "": nothing to say."""
+    def status(self) -> PreparationStatus:
+        """What runs now, and what is under way. The same object until something changes."""
+        ...
+
+    @property
+    def forms(self) -> tuple[PartForm, ...]:
+        """What each prepared part runs with: all its plans in the order of their use, or the network as it is.
+
+        The same object until something changes.
+        """
         ...
 
     def swap(self) -> bool:
@@ -38,6 +100,21 @@ class Preparation(Protocol):
         """Wait until nothing is under way. False: the time ran out."""
         ...
 
+    def hold(self) -> None:
+        """Run the networks as they are from now on, and nothing else but what `take_over` is given: for replays."""
+        ...
+
+    def missing(self, forms: Sequence[PartForm]) -> list[PartForm]:
+        """Return those whose plans are not stored, each plan once."""
+        ...
+
+    def take_over(self, form: PartForm) -> str:
+        """Load a form, which the next `swap` puts into use. Returns a caution for the user, or "".
+
+        Raises ModelError, with the remedy, if the same plan cannot be had.
+        """
+        ...
+
     def close(self) -> None:
         """Stop what is under way. What has been stored stays."""
         ...
@@ -46,7 +123,8 @@ class Preparation(Protocol):
 class NoPreparation:
     """Nothing is prepared: the parts run as they are."""
 
-    state = ""
+    status = NOTHING_PREPARED
+    forms: tuple[PartForm, ...] = ()
 
     def swap(self) -> bool:
         """Return False."""
@@ -61,6 +139,18 @@ class NoPreparation:
     def wait(self, timeout_s: float) -> bool:
         """Return True."""
         return True
+
+    def hold(self) -> None:
+        """Do nothing."""
+
+    def missing(self, forms: Sequence[PartForm]) -> list[PartForm]:
+        """Return all that are plans."""
+        return [form for form in forms if form.plan]
+
+    def take_over(self, form: PartForm) -> str:
+        """Accept networks as they are only."""
+        assert not form.plan, form
+        return ""
 
     def close(self) -> None:
         """Do nothing."""

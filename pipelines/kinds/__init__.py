@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipelines.core.errors import ModelNotFoundError
 
-from .base import LoadContext, ModelKind
+from .base import LoadContext, ModelKind, chosen_backend
 from .identity import IdentityKind
 from .image import ImageKind
 from .video import VideoKind
@@ -30,4 +30,4 @@ def built_in_names(kinds: tuple[ModelKind, ...] = MODEL_KINDS) -> tuple[str, ...
     return tuple(name for kind in kinds for name in kind.built_in)
 
 
-__all__ = ["MODEL_KINDS", "LoadContext", "ModelKind", "built_in_names", "kind_of"]
+__all__ = ["MODEL_KINDS", "LoadContext", "ModelKind", "built_in_names", "chosen_backend", "kind_of"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from pipelines.backends.base import Backend
-from pipelines.backends.table import BACKENDS, choose_backend
+from pipelines.backends.base import KINDS, Backend
+from pipelines.backends.table import BACKENDS, BackendChoice, choose_backend
 from pipelines.core.contracts import Engine, Notify
 from pipelines.core.errors import ModelError
 from pipelines.core.origin import Origin
@@ -61,6 +61,20 @@ def engine_origin(model: str, options: LoaderOptions, backend: str, *, bundled: 
         bundled=bundled,
         lora=described_loras(options.loras),
     )
+
+
+def chosen_backend(
+    kind: ModelKind, options: LoaderOptions, backends: Mapping[str, Backend] = BACKENDS
+) -> BackendChoice | None:
+    """Return the backend that `options` choose for models of a kind, and why; None: such models have no networks.
+
+    Raises ModelError, with the remedy.
+    """
+    if kind.name not in KINDS:
+        return None
+    from pipelines.files.precision import choose_device
+
+    return choose_backend(options.backend, kind.name, choose_device(options.device), backends)
 
 
 class ModelKind(ABC):

@@ -14,7 +14,7 @@ from torch import nn
 from pipelines.core.parts import Part, Tensors
 
 from .wan.attention import PLAIN, AttentionBackend
-from .wan.blocks import BlockExecution
+from .wan.blocks import BlockContext, BlockExecution
 from .wan.text_cache import KeysValues
 from .wan.transformer import CausalWanTransformer
 
@@ -111,12 +111,13 @@ class TimedPassPart(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> Tensors:
         given = dict(zip(TIMED_INPUTS, inputs, strict=True))
-        net, how, latents = self.transformer, self._execution, given["latents"]
+        net, latents = self.transformer, given["latents"]
         text = _GivenText(given["text_keys"], given["text_values"])
         view = _GivenPast(net, (given["past_keys"], given["past_values"]), (given["cos"], given["sin"]))
+        shared = BlockContext(time=given["time"], text=text, kv=view, rotary=net.rotary, execution=self._execution)
         hidden = net.embed_patches(latents)
         for layer, block in enumerate(net.blocks):
-            hidden = block(hidden, given["time"], layer, text, view, net.rotary, how.attention, None, how.halves)
+            hidden = block(hidden, layer, shared)
         velocity = net.head(hidden, given["embedding"], net.grid(*latents.shape[-2:]))
         return velocity, torch.stack(view.keys), torch.stack(view.values)
 

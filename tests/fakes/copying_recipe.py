@@ -21,6 +21,8 @@ class CopyingRecipe:
     """fails: how `build` ends: "": well; "error": with a ModelError; "killed": with its process."""
 
     name: str = "copying"
+    title: str = "copied"
+    steps: int = 1
     samples: int = 0
     bakes_weights: bool = True
     loads_at_once: bool = False

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 
 from pipelines.core.controls import Control, Controls
+from pipelines.core.preparation import NoPreparation, Preparation
 from pipelines.core.tick_log import TickLog
 from pipelines.core.types import Accounting, Frame, StreamInfo
 
@@ -37,6 +38,7 @@ class FakeEngine:
     calls: Counter[str] = field(default_factory=Counter)
     streams: list[FakeStream] = field(default_factory=list)
     log: TickLog = field(default_factory=TickLog)
+    preparation: Preparation = field(default_factory=NoPreparation)
 
     def open(self, control: Control | None = None, frame_rate: Fraction | None = None) -> FakeStream:
         stream = FakeStream(self, control or Control(), frame_rate or Fraction(24))

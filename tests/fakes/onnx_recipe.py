@@ -64,6 +64,8 @@ class OnnxRecipe:
     """A `Recipe` for tests. bakes_weights: False: loaded calls have the weights of the part given to `load`."""
 
     name: str = "onnx"
+    title: str = "ONNX Runtime"
+    steps: int = 1
     samples: int = 0
     bakes_weights: bool = False
     loads_at_once: bool = False

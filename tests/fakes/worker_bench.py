@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -67,10 +67,10 @@ class Front:
 class Bench:
     """A worker whose rounds the test runs itself."""
 
-    def __init__(self, engine: Engine, side_px: int = 2) -> None:
+    def __init__(self, engine: Engine, side_px: int = 2, machine: Mapping[str, object] | None = None) -> None:
         self._side_px = side_px
         self.pipe, theirs = multiprocessing.Pipe()
-        self.worker = Worker(theirs, engine)
+        self.worker = Worker(theirs, engine, machine)
         self.fronts: list[Front] = []
         self._theirs = theirs
 

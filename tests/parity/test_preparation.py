@@ -95,6 +95,11 @@ def preparation_of(engine: ImageEngine) -> PlanPreparation:
     return preparation
 
 
+def runs(engine: ImageEngine) -> list[str]:
+    """The recipes of the part's forms; "" for the network as it is."""
+    return [form.recipe for form in engine.preparation.forms]
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the plan in it."""
@@ -118,11 +123,10 @@ def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: lis
     engine, notices = load(CopyingRecipe())
     check_equal(render(engine), plain)  # the plan is not there yet
     assert preparation_of(engine).wait(120)
+    assert str(preparation_of(engine).status) == "PyTorch", "built, and not yet taken over"
     check_equal(render(engine), plain)
-    assert notices == [
-        "copying: decode is being compiled; the stream runs meanwhile.",
-        "decode runs with copying from now on.",
-    ]
+    assert str(preparation_of(engine).status) == "copied"
+    assert not notices
     [entry] = store.entries()
     assert (entry.key.recipe, entry.key.part, entry.key.model) == ("copying", "decode", "mini-image")
     engine.close()
@@ -165,11 +169,14 @@ def test_other_weights_need_another_plan(stored: PlanStore, plain: list[Frame]) 
     engine, notices = load(CopyingRecipe())
     assert preparation_of(engine).wait(120)
     engine.tick()
+    assert runs(engine) == ["copying"]
     preparation_of(engine).weights_changed(1.0)
+    assert runs(engine) == [""]
     check_equal(render(engine), plain)
     assert preparation_of(engine).wait(120)
     check_equal(render(engine), plain)
-    assert notices == ["decode runs with copying from now on."] * 2  # the same weights: it was stored
+    assert runs(engine) == ["copying"]  # the same weights: it was stored
+    assert not notices
     engine.close()
 
 
@@ -187,6 +194,8 @@ def test_a_build_that_fails_leaves_the_stream_as_it_is_and_says_why(
     assert preparation_of(engine).wait(120)
     check_equal(render(engine), plain)
     assert any(notice.startswith(said) for notice in notices), notices
+    assert preparation_of(engine).status.failed.startswith(said)
+    assert runs(engine) == [""]
     assert not store.entries()
     engine.close()
 
@@ -198,8 +207,11 @@ def test_a_damaged_plan_is_never_loaded_and_made_anew(stored: PlanStore, plain: 
     engine, notices = load(CopyingRecipe(loads_at_once=True))
     assert preparation_of(engine).wait(120)
     check_equal(render(engine), plain)
-    assert "decode runs with copying from now on." in notices
-    assert list((stored.root / "quarantine").iterdir())
+    assert runs(engine) == ["copying"]
+    [aside] = (stored.root / "quarantine").iterdir()
+    [notice] = notices
+    assert notice.startswith(f"The plan {entry.folder.parent.name} is broken (weights.pt has ")
+    assert notice.endswith(f"it is not used, and was moved to {aside}.")
     engine.close()
 
 

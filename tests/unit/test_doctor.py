@@ -13,6 +13,8 @@ import pytest
 from app.cli import doctor
 from app.cli.doctor import Finding, Package, State
 from pipelines.backends.table import BACKENDS
+from trt.key import PlanKey
+from trt.store import PlanStore
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -85,3 +87,24 @@ def test_an_absent_device_is_said_with_the_remedy() -> None:
     (finding,) = doctor.engine_findings("cuda:99")
     assert finding.state is State.MISSING
     assert "99" in finding.value
+
+
+def test_stored_and_broken_plans_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
+    [none] = doctor.plan_findings()
+    assert none.value == f"none yet: made beside the first stream, in {tmp_path}"
+    store = PlanStore()
+    for part in ("denoise", "decode", "encode"):
+        key = PlanKey(recipe="openvino-int8", part=part, model="mini-image", inputs="latents")
+        folder = store.build(key, lambda folder: (folder / "part.bin").write_bytes(bytes(2_000_000)))
+    (folder / "part.bin").write_bytes(b"short")
+    assert store.verify()
+    stored, model, broken = doctor.plan_findings()
+    assert stored.value == f"2, 4 MB, in {tmp_path}"
+    assert (model.name, model.value) == ("mini-image, openvino-int8", "decode, denoise")
+    assert broken.value.startswith("openvino-int8-encode-")
+    assert broken.value.endswith("part.bin has 5 bytes instead of 2000000")
+    assert (broken.state, broken.remedy) == (State.OPTIONAL, "zoetrope plans prune removes it")
+    monkeypatch.setenv("ZOETROPE_PLANS", "off")
+    [off] = doctor.plan_findings()
+    assert (off.state, off.value) == (State.OPTIONAL, "Plans are switched off: ZOETROPE_PLANS is off.")

@@ -65,7 +65,7 @@ def test_a_worker_opens_the_identity_without_the_tensor_library() -> None:
         "options = WorkerOptions(model='identity', threads=2)\n"
         "engine, threads = open_engine(options, print)\n"
         "assert threads == 1\n"
-        "machine = describe_machine(options.model, options.engine, describe(engine, threads).info, threads)\n"
+        "machine = describe_machine(options.model, options.engine, describe(engine, threads, options).info, threads)\n"
         "assert machine['weights'] == 'none'"
     )
 

@@ -29,9 +29,11 @@ from app.page.widgets import (
 )
 from app.server.front import page_routes
 from app.worker.handle import WorkerHandle
+from app.worker.messages import WorkerPreparation
 from app.worker.meter import Meter
 from app.worker.process import WorkerOptions
 from pipelines.core.control_table import CONTROLS
+from pipelines.core.preparation import PreparationStatus
 from pipelines.files.hub import BUNDLED_FOLDER
 from pipelines.files.loader_options import LoaderOptions
 
@@ -93,6 +95,22 @@ def test_no_event_of_the_page_asks_gradio_s_server(client: WorkerHandle) -> None
     assert len(events) > len(stream_controls()) - len(ACTIONS)
     assert [event.js for event in events if event.fn is not None] == []
     assert all(event.js for event in events)
+
+
+def test_the_page_is_told_how_the_networks_run(client: WorkerHandle) -> None:
+    application = fastapi.FastAPI()
+    application.include_router(page_routes(client, Prompts.of_world(WORLD)))
+
+    async def ask() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://test") as http:
+            return str((await http.get("/page/status")).json()["execution"])
+
+    assert asyncio.run(ask()) == ""
+    status = PreparationStatus(runs="PyTorch", builds="int8 (OpenVINO)", percent=40, step="decode: converting")
+    client._handle(WorkerPreparation(status=status))
+    assert asyncio.run(ask()) == "PyTorch · int8 (OpenVINO): building, 40 % (decode: converting)"
+    client._handle(WorkerPreparation(status=PreparationStatus(runs="int8 (OpenVINO)")))
+    assert asyncio.run(ask()) == "int8 (OpenVINO)"
 
 
 def test_the_page_s_own_routes(client: WorkerHandle) -> None:

@@ -180,7 +180,8 @@ def test_an_engine_error_ends_one_session_and_leaves_the_others() -> None:
 
 
 def test_options_make_an_identity_engine_without_torch() -> None:
-    engine, threads = open_engine(WorkerOptions(model="identity", engine=LoaderOptions(width=8, height=6)), print)
-    ready = describe(engine, threads)
-    assert (ready.info.width, ready.info.height, ready.threads) == (8, 6, 1)
+    options = WorkerOptions(model="identity", engine=LoaderOptions(width=8, height=6))
+    engine, threads = open_engine(options, print)
+    ready = describe(engine, threads, options)
+    assert (ready.info.width, ready.info.height, ready.threads, ready.why) == (8, 6, 1, "")
     assert ready.controls["strength"] == 0.5

@@ -98,6 +98,12 @@ async function pump() {  // sends each new picture while the session accepts one
   sources.encoder.close();
 }
 
+function showFacts({ text, execution }) {  // execution: how the networks run, and what is being built beside the stream
+  const line = find('.zt-execution');
+  Object.assign(line, { textContent: `Networks: ${execution}`, hidden: !execution });
+  find('.zt-facts').textContent = text;
+}
+
 async function watchServer() {  // polls the worker's status; the stage shows it while there is no session
   const waits = ['loading', 'gone', 'denied', 'restarting', 'failed'], lost = {
     denied: 'This server requires a token, and this browser is no longer signed in. Open the page with the token again.',
@@ -108,7 +114,7 @@ async function watchServer() {  // polls the worker's status; the stage shows it
     const report = answer?.ok ? await answer.json().catch(() => null) : null;
     const phase = report?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
     stage.dataset.phase = phase;
-    if (report) find('.zt-facts').textContent = report.text;
+    if (report) showFacts(report);
     if (!link.wanted) {
       const text = report?.text ?? lost[phase];
       if (phase !== 'ready') Object.assign(status, { state: phase, text });

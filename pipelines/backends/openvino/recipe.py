@@ -47,6 +47,16 @@ class OpenVINORecipe:
         return "openvino-int8" if self.quantised else "openvino-bf16"
 
     @property
+    def title(self) -> str:
+        """See `Recipe`."""
+        return f"{'int8' if self.quantised else 'bfloat16'} (OpenVINO)"
+
+    @property
+    def steps(self) -> int:
+        """See `Recipe`."""
+        return 3 if self.quantised else 2
+
+    @property
     def samples(self) -> int:
         """See `Recipe`."""
         return self.calibration_samples + _CHECKS if self.quantised else 0

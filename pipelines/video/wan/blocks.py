@@ -145,26 +145,16 @@ class WanBlock(nn.Module):
         hidden = hidden + self._cross_attention(affine_norm(self.norm2, hidden), text, attention)
         return gated_residual(hidden, self.ffn(modulate(hidden, shift_mlp, scale_mlp, self.eps)), gate_mlp)
 
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        time: torch.Tensor,
-        layer: int,
-        text: TextView,
-        kv: KeyValueView,
-        rotary: Rotary,
-        attention: AttentionBackend,
-        mask: Mask | None,
-        halves: BlockHalves,
-    ) -> torch.Tensor:
-        """Run the block: `before`, the cache and attention, `after`."""
-        cos, sin = kv.query_rotation
-        queries, own_keys, own_values = halves.before(self, hidden, time, cos, sin, rotary)
+    def forward(self, hidden: torch.Tensor, layer: int, shared: BlockContext) -> torch.Tensor:
+        """Run the block: `before`, the cache and attention, `after`. See `Block`."""
+        kv, attention, halves = shared.kv, shared.execution.attention, shared.execution.halves
+        queries, own_keys, own_values = halves.before(self, hidden, shared.time, *kv.query_rotation, shared.rotary)
         if kv.observes:
             kv.observe(layer, queries)
         keys, values = kv.exchange(layer, own_keys, own_values)
-        attended = attention(queries, keys, values, mask)
-        return halves.after(self, hidden, attended, time, text.exchange(layer, self.attn2.keys_values), attention)
+        attended = attention(queries, keys, values, shared.mask)
+        text = shared.text.exchange(layer, self.attn2.keys_values)
+        return halves.after(self, hidden, attended, shared.time, text, attention)
 
     def _cross_attention(self, hidden: torch.Tensor, text: KeysValues, attention: AttentionBackend) -> torch.Tensor:
         keys, values = text
@@ -208,20 +198,12 @@ def compiled_halves(compiler: str = "inductor") -> BlockHalves:
 
 
 class Block(Protocol):
-    """What a transformer calls for each layer: a `WanBlock`, or another form of it. See `WanBlock.forward`."""
+    """What a transformer calls for each layer: a `WanBlock`, or another form of it.
 
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        time: torch.Tensor,
-        layer: int,
-        text: TextView,
-        kv: KeyValueView,
-        rotary: Rotary,
-        attention: AttentionBackend,
-        mask: Mask | None,
-        halves: BlockHalves,
-    ) -> torch.Tensor: ...
+    hidden: [B, F, tokens of a frame, dim], as the result. layer: its index.
+    """
+
+    def __call__(self, hidden: torch.Tensor, layer: int, shared: BlockContext) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +220,22 @@ class BlockExecution:
 
 PLAIN_EXECUTION = BlockExecution()
 """PyTorch's attention, blocks not compiled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockContext:
+    """What all blocks of one pass share.
+
+    time: [B, F | 1, 6, dim], the projected time embedding. text, kv: the views of the text and of the past. mask: of
+    self-attention, from its backend; None: everything attends to everything.
+    """
+
+    time: torch.Tensor
+    text: TextView
+    kv: KeyValueView
+    rotary: Rotary
+    execution: BlockExecution = PLAIN_EXECUTION
+    mask: Mask | None = None
 
 
 def block_modulation(table: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, ...]:

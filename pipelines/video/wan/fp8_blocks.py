@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from cache.kv.store import E4M3, E4M3_MAX, converted
-from cache.rotary import Rotary
 
-from .attention import AttentionBackend, Mask
-from .blocks import Block, BlockHalves, KeyValueView, WanBlock
+from .attention import AttentionBackend
+from .blocks import Block, BlockContext, KeyValueView, WanBlock
 from .fp8_attention import Fp8Attention, Fp8Scales
 from .fp8_calibration import BlockMeans, calibrate
 from .fp8_kernels import SHIFT, SHIFT_MLP, Fp8Kernels, HeadNorms, Modulation
 from .fp8_products import Fp8Linear, product, quantised_linear
-from .text_cache import KeysValues, TextView
+from .text_cache import KeysValues
 from .transformer import CausalWanTransformer
 
 _VALUE_HEADROOM = 4.0
@@ -120,45 +119,22 @@ class Fp8Block:
 
     def __init__(self, block: WanBlock, recipe: Fp8Recipe, means: BlockMeans, scales: Fp8Scales | None) -> None:
         self._block, self._recipe, self._eps, self._heads = block, recipe, block.eps, block.attn1.heads
-        self._weights, self._means, self._scales = quantised_block(block, means), means, scales
-        self._leave_offset_out()
+        self._weights, self._scales = quantised_block(block, means), scales
+        if scales is not None:  # the product gives values less their offset: that part of its bias is 0
+            self._weights.qkv.bias[2 * scales.offset.numel() :] = 0
 
-    def requantise(self) -> None:
-        """Quantise the block's weights again, in place, after they have changed (a LoRA's scale)."""
-        for name, layers in _products(self._block).items():
-            getattr(self._weights, name).requantise(layers)
-        if self._scales is not None:
-            for target, fresh in zip(self._scales, attention_scales(self._block, self._means), strict=True):
-                target.copy_(fresh)
-        self._leave_offset_out()
-
-    def _leave_offset_out(self) -> None:
-        """The product gives values less their offset: the part of its bias that belongs to them is 0."""
-        if self._scales is not None:
-            self._weights.qkv.bias[2 * self._scales.offset.numel() :] = 0
-
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        time: torch.Tensor,
-        layer: int,
-        text: TextView,
-        kv: KeyValueView,
-        rotary: Rotary,
-        attention: AttentionBackend,
-        mask: Mask | None,
-        halves: BlockHalves,
-    ) -> torch.Tensor:
-        """See `WanBlock.forward`. Masks are for training, which is not in fp8."""
-        assert mask is None, "fp8 blocks take no mask"
-        weights, kernels = self._weights, self._recipe.kernels
-        modulation = Modulation(weights.modulation, time)
-        attended = self._self_attention(hidden, modulation, layer, kv, attention)
+    def __call__(self, hidden: torch.Tensor, layer: int, shared: BlockContext) -> torch.Tensor:
+        """See `Block`. Masks are for training, which is not in fp8."""
+        assert shared.mask is None, "fp8 blocks take no mask"
+        weights, kernels, attention = self._weights, self._recipe.kernels, shared.execution.attention
+        modulation = Modulation(weights.modulation, shared.time)
+        attended = self._self_attention(hidden, modulation, layer, shared.kv, attention)
         hidden, rows = kernels.affine_rows(
             hidden, attended, modulation, weights.norm2, weights.cross_query.mean, self._eps
         )
         queries = product(*rows, weights.cross_query).view_as(hidden)
-        crossed = self._cross_attention(queries, text.exchange(layer, self._block.attn2.keys_values), attention)
+        text = shared.text.exchange(layer, self._block.attn2.keys_values)
+        crossed = self._cross_attention(queries, text, attention)
         hidden, rows = kernels.modulated_rows(hidden, crossed, modulation, SHIFT_MLP, weights.up.mean, self._eps)
         inner = product(*rows, weights.up)
         update = product(*kernels.gelu_rows(inner, weights.down.mean), weights.down)
@@ -202,26 +178,16 @@ class Fp8AttentionBlock:
         assert recipe.attention is not None
         self._block, self._attention, self._scales = block, recipe.attention, scales
 
-    def __call__(
-        self,
-        hidden: torch.Tensor,
-        time: torch.Tensor,
-        layer: int,
-        text: TextView,
-        kv: KeyValueView,
-        rotary: Rotary,
-        attention: AttentionBackend,
-        mask: Mask | None,
-        halves: BlockHalves,
-    ) -> torch.Tensor:
-        """See `WanBlock.forward`."""
-        assert mask is None, "fp8 blocks take no mask"
-        block, scales, dtype = self._block, self._scales, hidden.dtype
-        queries, keys, values = halves.before(block, hidden, time, *kv.query_rotation, rotary)
+    def __call__(self, hidden: torch.Tensor, layer: int, shared: BlockContext) -> torch.Tensor:
+        """See `Block`."""
+        assert shared.mask is None, "fp8 blocks take no mask"
+        block, kv, scales, halves = self._block, shared.kv, self._scales, shared.execution.halves
+        queries, keys, values = halves.before(block, hidden, shared.time, *kv.query_rotation, shared.rotary)
         if kv.observes:
             kv.observe(layer, queries)
-        own_values = ((values - scales.offset) * scales.values).to(dtype)
-        keys, values = kv.exchange(layer, (keys * scales.keys).to(dtype), own_values)
+        own_values = ((values - scales.offset) * scales.values).to(hidden.dtype)
+        keys, values = kv.exchange(layer, (keys * scales.keys).to(hidden.dtype), own_values)
         scaled = converted(queries * scales.queries, E4M3)
         attended = self._attention(scaled, converted(keys, E4M3), converted(values, E4M3), scales)
-        return halves.after(block, hidden, attended, time, text.exchange(layer, block.attn2.keys_values), attention)
+        text = shared.text.exchange(layer, block.attn2.keys_values)
+        return halves.after(block, hidden, attended, shared.time, text, shared.execution.attention)

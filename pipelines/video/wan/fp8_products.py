@@ -29,13 +29,6 @@ class Fp8Linear(NamedTuple):
     bias: torch.Tensor
     mean: torch.Tensor
 
-    def requantise(self, layers: Sequence[nn.Linear]) -> None:
-        """Quantise the layers' weights again, in place, after they have changed."""
-        fresh = quantised_linear(layers, self.mean)
-        self.weight.view(torch.uint8).copy_(fresh.weight.view(torch.uint8))
-        self.scale.copy_(fresh.scale)
-        self.bias.copy_(fresh.bias)
-
 
 def quantise_rows(x: torch.Tensor, mean: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., D] less mean [D] -> e4m3 [rows, D] and float32 scales [rows, 1]: x is about q * scale, to 2^-4 |x|.

@@ -21,7 +21,7 @@ from cache.rotary import Rotary
 
 from .actions import ActionEmbedder
 from .attention import Mask
-from .blocks import PLAIN_EXECUTION, BlockExecution, KeyValueView, WanBlock, modulate, wide
+from .blocks import PLAIN_EXECUTION, BlockContext, BlockExecution, KeyValueView, WanBlock, modulate, wide
 from .config import WanConfig, refuse_image_weights
 from .text_cache import KeysValues, TextView
 
@@ -215,8 +215,9 @@ class CausalWanTransformer(nn.Module):
         hidden = self.embed_patches(latents)
         embedding, time = self.condition_embedder.time(timesteps, self.embed_actions(actions))
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
+        shared = BlockContext(time=time, text=text, kv=view, rotary=self.rotary, execution=execution, mask=mask)
         for layer, block in enumerate(execution.blocks or self.blocks):
-            hidden = block(hidden, time, layer, text, view, self.rotary, execution.attention, mask, execution.halves)
+            hidden = block(hidden, layer, shared)
         return self.head(hidden, embedding, grid)
 
     def embed_actions(self, actions: torch.Tensor | None) -> torch.Tensor | None:
