@@ -1,6 +1,7 @@
-"""Owns what is known about the installed OpenVINO and NNCF: presence, versions, and their import without telemetry.
+"""Owns what is known about the installed OpenVINO and NNCF: presence and versions, their import without telemetry, and
+the process's one openvino.Core.
 
-Nothing here imports them except `import_openvino` and `import_nncf`. Independent of parts and recipes.
+Nothing here imports them except `import_openvino`, `import_nncf` and `core`. Independent of parts and recipes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pipelines.backends.base import BackendRefusal
@@ -74,6 +76,17 @@ def import_openvino() -> Any:
     """Import and return openvino. Raises ModelError as `check` does."""
     check(OPENVINO)
     return _import("openvino")
+
+
+@cache
+def core() -> Any:
+    """Return the openvino.Core of this process, to be used instead of others. Raises ModelError as `check` does.
+
+    It lives until the process ends. The CPU plugin of a Core gives the thread that first uses it a stack for signal
+    handlers. Freed with the Core, it puts back the stack that it found, which may be that of a Core freed before: the
+    next signal that Python handles, such as Ctrl-C, would end the process (OpenVINO 2026.4, `SigAltStackSetup`).
+    """
+    return import_openvino().Core()
 
 
 def import_nncf() -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.core.parts import Tensors
 
-from .library import import_nncf, import_openvino
+from .library import core, import_nncf
 from .runtime import as_array, has_vnni, precision_config
 
 
@@ -59,13 +59,12 @@ def _safe_statistics() -> Iterator[None]:
     It asks for float32, in which compiling networks with attention ends the process (OpenVINO 2026.4, a fault in fused
     subgraphs): see `precision_config`.
     """
-    openvino = import_openvino()
     from nncf.openvino import engine as engines
 
     original = engines.OVNativeEngine.__init__
 
     def init(self: Any, model: Any, use_fp32_precision: bool = True) -> None:
-        compiled = openvino.Core().compile_model(model, "CPU", precision_config())
+        compiled = core().compile_model(model, "CPU", precision_config())
         self.engine = engines.OVCompiledModelEngine(compiled, stateful=False)
 
     engines.OVNativeEngine.__init__ = init

@@ -17,7 +17,7 @@ from pipelines.backends.calibration import VERSION as CALIBRATION_VERSION
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError
 
-from .library import NNCF, OPENVINO, check, import_openvino, installed_version, refusal_of
+from .library import NNCF, OPENVINO, check, core, import_openvino, installed_version, refusal_of
 
 if TYPE_CHECKING:
     import torch
@@ -145,14 +145,13 @@ class OpenVINORecipe:
 
 
 def _loaded(part: Part, folder: Path, outputs: Sequence[str], threads: int = 0) -> PartCall:
-    openvino = import_openvino()
     import torch
 
     from .runtime import OpenVINOCall
 
     dtypes = [getattr(torch, name) for name in outputs]
     try:
-        model = openvino.Core().read_model(str(folder / "part.xml"))
+        model = core().read_model(str(folder / "part.xml"))
         return OpenVINOCall(model, part, dtypes, threads or torch.get_num_threads())
     except RuntimeError as error:
         raise ModelError(

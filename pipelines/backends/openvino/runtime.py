@@ -13,7 +13,7 @@ import torch
 
 from pipelines.core.parts import Part, Tensors
 
-from .library import import_openvino
+from .library import core, import_openvino
 
 _TYPES: Mapping[torch.dtype, str] = {
     torch.float32: "f32",
@@ -117,7 +117,7 @@ def _compiled(openvino: Any, model: Any, part: Part, outputs: Sequence[torch.dty
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,
     }
-    return openvino.Core().compile_model(prepared.build(), "CPU", config)
+    return core().compile_model(prepared.build(), "CPU", config)
 
 
 def _type(openvino: Any, dtype: torch.dtype) -> Any:
