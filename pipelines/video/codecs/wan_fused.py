@@ -1,14 +1,13 @@
 """Owns the Wan decoder's layers over kernels of its own, for CUDA: the same weights, memory and results up to rounding.
 
-A norm, SiLU and what was added before them are one kernel, which writes to where the next convolution reads, behind
-that one's past frames. Convolutions whose tiles fit run in kernels of wan_triton.py: those of 96 channels, the last,
-and those after upsampling, which read the smaller picture. The others are cuDNN's. Independent of normalisation and
-streams.
+A norm and SiLU are one kernel, which writes what the next convolution reads. Residual blocks' convolutions are those of
+wan_winograd.py where its tiles fit, which compute two frames at a time; the last one and those after upsampling, which
+read the smaller picture, are those of wan_triton.py. The others are cuDNN's. Independent of normalisation and streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,54 +26,74 @@ from .wan_triton import (
     HISTORY_FRAMES,
     Tile,
     add_norm_silu,
-    causal_conv,
-    causal_weights,
     fits,
     narrow_conv,
     narrow_weights,
     phase_weights,
     upsampled_conv,
 )
+from .wan_winograd import PairTile, norm_pairs, pair_conv, pair_weights
+from .wan_winograd import fits as fits_pairs
 
-_CAUSAL_TILES = {96: Tile(8, 16, 32, 64, 32, 4, 4)}
-"""By output channels; the fastest of twelve on an H200 at 480×832."""
+_PAIR_TILES = (PairTile(128, 32, 128, 64, 8, 4), PairTile(256, 32, 64, 32, 8, 4))
+"""The first that fits is taken."""
 _NARROW = 8
 """Up to how many output channels a convolution is one product whose results are gathered."""
 _UPSAMPLE_TILES = {96: Tile(4, 32, 32, 64, 32, 4, 4), 192: Tile(4, 16, 64, 128, 64, 8, 3)}
-Convolve = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""[B, HISTORY_FRAMES + t, h, w, C] and what is added, [B, t, h, w, N] or None -> [B, t, h, w, N]."""
 
 
-class NormedConv:
+class NormedConv(Protocol):
     """Norm, SiLU and a causal convolution over three frames."""
 
-    def __init__(self, norm: WanRMS_norm, conv: WanCausalConv3d, builder: LayerBuilder) -> None:
-        height, width = builder.size
+    def __call__(
+        self, x: torch.Tensor, bias: torch.Tensor | None, shortcut: torch.Tensor | None, run: Pass
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, t, h, w, C] plus bias -> [B, t, h, w, N] plus the shortcut of that shape, and a bias to be added to it.
+
+        Never both a shortcut and a bias that is left to be added.
+        """
+
+
+class PairedConv:
+    """Two frames at a time."""
+
+    def __init__(self, norm: WanRMS_norm, conv: WanCausalConv3d, builder: LayerBuilder, tile: PairTile) -> None:
         self._gamma = norm.gamma.flatten()
         self._slot = builder.slot(conv.in_channels, HISTORY_FRAMES)
-        tile = _CAUSAL_TILES.get(conv.out_channels)
-        self._bias: torch.Tensor | None = None
-        if conv.out_channels <= _NARROW:
-            self._convolve = _narrow(conv)
-        elif tile is not None and fits(height, width, conv.in_channels, tile):
-            self._convolve = _tiled(conv, tile)
-        else:
-            self._convolve, self._bias = _by_cudnn(conv), conv.bias
+        self._weight, self._bias, self._tile = pair_weights(conv.weight), conv.bias, tile
 
     def __call__(
-        self, x: torch.Tensor, bias: torch.Tensor | None, run: Pass
+        self, x: torch.Tensor, bias: torch.Tensor | None, shortcut: torch.Tensor | None, run: Pass
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, t, h, w, C], to which bias is added first -> [B, t, h, w, N], and a bias that is to be added to it."""
-        return self._convolve(self._frames(x, bias, run), None), self._bias
+        """See `NormedConv`."""
+        past = run.memory.read(self._slot, run.rows)
+        sums = norm_pairs(x if bias is None else x + bias, self._gamma, pixels_first(past))
+        if run.rows is not None:
+            run.memory.write(self._slot, run.rows, past)
+        return pair_conv(sums, self._weight, self._bias, shortcut, x.shape[1], self._tile), None
 
-    def with_shortcut(
-        self, x: torch.Tensor, bias: torch.Tensor | None, shortcut: torch.Tensor, run: Pass
-    ) -> torch.Tensor:
-        """The same with its bias and the shortcut [B, t, h, w, N] added."""
+
+class PlainConv:
+    """One frame at a time, behind the past ones."""
+
+    def __init__(self, norm: WanRMS_norm, conv: WanCausalConv3d, builder: LayerBuilder) -> None:
+        self._gamma = norm.gamma.flatten()
+        self._slot = builder.slot(conv.in_channels, HISTORY_FRAMES)
+        self._narrow = narrow_weights(conv.weight) if conv.out_channels <= _NARROW else None
+        self._weight, self._bias = conv.weight, conv.bias
+
+    def __call__(
+        self, x: torch.Tensor, bias: torch.Tensor | None, shortcut: torch.Tensor | None, run: Pass
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `NormedConv`. cuDNN would add its bias by a kernel of its own."""
         frames = self._frames(x, bias, run)
-        if self._bias is None:
-            return self._convolve(frames, shortcut)
-        return add_norm_silu(self._convolve(frames, None), self._bias, shortcut, None, None, keep=True)
+        if self._narrow is not None:
+            y = narrow_conv(frames, self._narrow, self._bias)
+            return (y if shortcut is None else y + shortcut), None
+        y = pixels_first(F.conv3d(channels_first(frames), self._weight, None, padding=(0, 1, 1)))
+        if shortcut is None:
+            return y, self._bias
+        return add_norm_silu(y, self._bias, shortcut, None, None, keep=True), None
 
     def _frames(self, x: torch.Tensor, bias: torch.Tensor | None, run: Pass) -> torch.Tensor:
         batch, count, *rest = x.shape
@@ -89,23 +108,24 @@ class FusedResidualBlock:
     """See `wan_layers.ResidualBlock`."""
 
     def __init__(self, module: WanResidualBlock, builder: LayerBuilder) -> None:
-        self._first = NormedConv(module.norm1, module.conv1, builder)
-        self._second = NormedConv(module.norm2, module.conv2, builder)
+        self._first = _normed_conv(module.norm1, module.conv1, builder)
+        self._second = _normed_conv(module.norm2, module.conv2, builder)
         self._shortcut = module.conv_shortcut
 
     def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
-        y, bias = self._first(pixels_first(x), None, run)
-        return channels_first(self._second.with_shortcut(y, bias, pixels_first(self._shortcut(x)), run))
+        y, bias = self._first(pixels_first(x), None, None, run)
+        y, _ = self._second(y, bias, pixels_first(self._shortcut(x)), run)
+        return channels_first(y)
 
 
 class FusedHead:
     """The last norm, SiLU and convolution."""
 
     def __init__(self, norm: WanRMS_norm, conv: WanCausalConv3d, builder: LayerBuilder) -> None:
-        self._conv = NormedConv(norm, conv, builder)
+        self._conv = _normed_conv(norm, conv, builder)
 
     def __call__(self, x: torch.Tensor, run: Pass) -> torch.Tensor:
-        y, bias = self._conv(pixels_first(x), None, run)
+        y, bias = self._conv(pixels_first(x), None, None, run)
         return channels_first(y if bias is None else y + bias)
 
 
@@ -152,7 +172,7 @@ class FusedBuilder(LayerBuilder):
 
     def resample(self, module: WanResample) -> Layer:
         tile = _UPSAMPLE_TILES.get(module.resample[1].out_channels)
-        if tile is None or not fits(*self.size, module.resample[1].in_channels, tile):
+        if tile is None or not fits(module.resample[1].in_channels, tile):
             return super().resample(module)
         time = self.conv(module.time_conv) if module.mode == "upsample3d" else None
         self.double()
@@ -174,26 +194,8 @@ def channels_first(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 4, 1, 2, 3)
 
 
-def _tiled(conv: WanCausalConv3d, tile: Tile) -> Convolve:
-    weight = causal_weights(conv.weight)
-    return lambda frames, shortcut: causal_conv(frames, weight, conv.bias, shortcut, tile)
-
-
-def _narrow(conv: WanCausalConv3d) -> Convolve:
-    weight = narrow_weights(conv.weight)
-
-    def convolve(frames: torch.Tensor, shortcut: torch.Tensor | None) -> torch.Tensor:
-        y = narrow_conv(frames, weight, conv.bias)
-        return y if shortcut is None else y + shortcut
-
-    return convolve
-
-
-def _by_cudnn(conv: WanCausalConv3d) -> Convolve:
-    """Without its bias, which cuDNN would add by a kernel of its own."""
-
-    def convolve(frames: torch.Tensor, shortcut: torch.Tensor | None) -> torch.Tensor:
-        assert shortcut is None, "the caller adds it"
-        return pixels_first(F.conv3d(channels_first(frames), conv.weight, None, padding=(0, 1, 1)))
-
-    return convolve
+def _normed_conv(norm: WanRMS_norm, conv: WanCausalConv3d, builder: LayerBuilder) -> NormedConv:
+    for tile in _PAIR_TILES:
+        if fits_pairs(conv.in_channels, conv.out_channels, tile):
+            return PairedConv(norm, conv, builder, tile)
+    return PlainConv(norm, conv, builder)

@@ -1,9 +1,8 @@
-"""Owns Triton kernels for the Wan decoder: its widest convolutions, upsampling, and what stands between convolutions.
+"""Owns Triton kernels for the Wan decoder: upsampling, its last convolution, and what stands between cuDNN's.
 
 Activations are [B, t, h, w, C], contiguous. A convolution is an implicit matrix product: tiles of pixels are loaded by
-the tensor memory accelerator, once for each weight's place, which also gives the zeros beyond the borders. cuDNN's
-kernels reach half of the device's peak with 96 channels, because their tiles are 64 or 128 wide; these take 64 + 32.
-Independent of modules and of streams. Imported only on CUDA devices with Triton.
+the tensor memory accelerator, once for each weight's place, which also gives the zeros beyond the borders. Independent
+of modules and of streams. Imported only on CUDA devices with Triton.
 """
 
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
@@ -34,46 +33,12 @@ class Tile(NamedTuple):
 
 
 @triton.jit
-def _store(acc, bias, shortcut, y, pixel, n, COUT: tl.constexpr, N: tl.constexpr, SHORTCUT: tl.constexpr):
+def _store(acc, bias, y, pixel, exists, n, COUT: tl.constexpr, N: tl.constexpr):
     channel = n + tl.arange(0, N)
-    inside = (channel < COUT)[None, :]
+    inside = exists[:, None] & (channel < COUT)[None, :]
     total = acc + tl.load(bias + channel, mask=channel < COUT, other=0.0).to(tl.float32)[None, :]
     at = pixel[:, None].to(tl.int64) * COUT + channel[None, :]
-    if SHORTCUT:
-        total += tl.load(shortcut + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _causal_kernel(
-    x, w0, w1, bias, shortcut, y, H, W, T,
-    CIN: tl.constexpr, COUT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr,
-    N0: tl.constexpr, N1: tl.constexpr, STAGES: tl.constexpr, SHORTCUT: tl.constexpr,
-):  # fmt: skip
-    """Frames are the fastest axis of the programs, so that those that share input frames run together."""
-    pid = tl.program_id(0)
-    frame = pid % T
-    column = (pid // T) % (W // BW) * BW
-    rest = pid // (T * (W // BW))
-    line = rest % (H // BH) * BH
-    batch = rest // (H // BH)
-    BM: tl.constexpr = BH * BW
-    STEPS: tl.constexpr = CIN // BC
-    acc0 = tl.zeros((BM, N0), tl.float32)
-    acc1 = tl.zeros((BM, N1 if N1 > 0 else 16), tl.float32)
-    for i in tl.range(0, 27 * STEPS, num_stages=STAGES):
-        tap = i // STEPS
-        c = (i % STEPS) * BC
-        place = [batch * (T + 2) + frame + tap // 9, line + (tap // 3) % 3 - 1, column + tap % 3 - 1, c]
-        a = x.load(place).reshape(BM, BC)
-        acc0 = tl.dot(a, w0.load([0, tap * CIN + c]).T, acc0)
-        if N1 > 0:
-            acc1 = tl.dot(a, w1.load([N0, tap * CIN + c]).T, acc1)
-    m = tl.arange(0, BM)
-    pixel = ((batch * T + frame) * H + line + m // BW) * W + column + m % BW
-    _store(acc0, bias, shortcut, y, pixel, 0, COUT, N0, SHORTCUT)
-    if N1 > 0:
-        _store(acc1, bias, shortcut, y, pixel, N0, COUT, N1, SHORTCUT)
 
 
 @triton.jit
@@ -84,9 +49,10 @@ def _upsample_kernel(
 ):  # fmt: skip
     """One of the four phases (row and column parity) of a 3×3 convolution over a picture of twice the size."""
     pid, phase = tl.program_id(0), tl.program_id(1)
-    column = pid % (W // BW) * BW
-    line = (pid // (W // BW)) % (H // BH) * BH
-    frame = pid // ((W // BW) * (H // BH))
+    across, along = tl.cdiv(W, BW), tl.cdiv(H, BH)
+    column = pid % across * BW
+    line = pid // across % along * BH
+    frame = pid // (across * along)
     down, right = phase // 2, phase % 2
     BM: tl.constexpr = BH * BW
     STEPS: tl.constexpr = CIN // BC
@@ -101,9 +67,10 @@ def _upsample_kernel(
             acc1 = tl.dot(a, w1.load([phase * COUT + N0, tap * CIN + c]).T, acc1)
     m = tl.arange(0, BM)
     pixel = (frame * 2 * H + 2 * (line + m // BW) + down) * 2 * W + 2 * (column + m % BW) + right
-    _store(acc0, bias, bias, y, pixel, 0, COUT, N0, False)
+    exists = (line + m // BW < H) & (column + m % BW < W)
+    _store(acc0, bias, y, pixel, exists, 0, COUT, N0)
     if N1 > 0:
-        _store(acc1, bias, bias, y, pixel, N0, COUT, N1, False)
+        _store(acc1, bias, y, pixel, exists, N0, COUT, N1)
 
 
 @triton.jit
@@ -159,41 +126,9 @@ def _norm_kernel(
         tl.store(out + target[:, None].to(tl.int64) * C + c[None, :], x.to(out.dtype.element_ty), mask=inside)
 
 
-def causal_conv(
-    frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shortcut: torch.Tensor | None, tile: Tile
-) -> torch.Tensor:
-    """frames [B, HISTORY_FRAMES + t, h, w, C], weight [N, 27 C] (places in t, h, w, then channels) -> [B, t, h, w, N].
-
-    shortcut: added to the result, in its shape; None: nothing. h, w and C are multiples of the tile's.
-    """
-    batch, length, height, width, channels = frames.shape
-    count = length - HISTORY_FRAMES
-    y = torch.empty((batch, count, height, width, weight.shape[0]), dtype=frames.dtype, device=frames.device)
-    x, w0, w1 = _descriptors(frames.flatten(0, 1), weight, tile)
-    grid = (batch * count * (height // tile.rows) * (width // tile.columns),)
-    sizes = (channels, weight.shape[0], tile.rows, tile.columns, tile.channels, tile.first, tile.second, tile.stages)
-    _causal_kernel[grid](
-        x,
-        w0,
-        w1,
-        bias,
-        y if shortcut is None else shortcut,
-        y,
-        height,
-        width,
-        count,
-        *sizes,
-        SHORTCUT=shortcut is not None,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-    return y
-
-
 def narrow_conv(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The same for few output channels: one product for all 27 places, weight [27 N, C], whose results are gathered.
-
-    A pixel's channels are then read once, and not 27 times.
+    """frames [B, HISTORY_FRAMES + t, h, w, C], weight [27 N, C] from `narrow_weights` -> [B, t, h, w, N]. For small N:
+    one product for all 27 places, whose results are gathered: a pixel's channels are read once, and not 27 times.
     """
     batch, length, height, width, channels = frames.shape
     count, outputs = length - HISTORY_FRAMES, weight.shape[0] // 27
@@ -213,7 +148,7 @@ def upsampled_conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, ti
     outputs = weight.shape[0] // 4
     y = torch.empty((batch, count, 2 * height, 2 * width, outputs), dtype=x.dtype, device=x.device)
     source, w0, w1 = _descriptors(x.flatten(0, 1), weight, tile)
-    grid = (batch * count * (height // tile.rows) * (width // tile.columns), 4)
+    grid = (batch * count * triton.cdiv(height, tile.rows) * triton.cdiv(width, tile.columns), 4)
     sizes = (channels, outputs, tile.rows, tile.columns, tile.channels, tile.first, tile.second, tile.stages)
     _upsample_kernel[grid](source, w0, w1, bias, y, height, width, *sizes, num_warps=tile.warps, num_stages=tile.stages)
     return y
@@ -260,13 +195,8 @@ def add_norm_silu(
     return total
 
 
-def causal_weights(weight: torch.Tensor) -> torch.Tensor:
-    """[N, C, 3, 3, 3] -> [N, 27 C]; see `causal_conv`."""
-    return weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1).contiguous()
-
-
 def narrow_weights(weight: torch.Tensor) -> torch.Tensor:
-    """[N, C, 3, 3, 3] -> [27 N, C]; see `narrow_conv`."""
+    """[N, C, 3, 3, 3] -> [27 N, C]: places in t, h, w, then output channels."""
     return weight.permute(2, 3, 4, 0, 1).reshape(-1, weight.shape[1]).contiguous()
 
 
@@ -290,9 +220,9 @@ def phase_weights(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat(phases).to(weight.dtype).contiguous()
 
 
-def fits(height: int, width: int, channels: int, tile: Tile) -> bool:
-    """Whether the tile divides a picture of height × width with so many input channels."""
-    return not height % tile.rows and not width % tile.columns and not channels % tile.channels
+def fits(channels: int, tile: Tile) -> bool:
+    """Whether the tile divides so many input channels."""
+    return not channels % tile.channels
 
 
 def _descriptors(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> tuple[TensorDescriptor, ...]:
