@@ -35,7 +35,7 @@ from .wan_triton import (
 from .wan_winograd import PairTile, norm_pairs, pair_conv, pair_weights
 from .wan_winograd import fits as fits_pairs
 
-_PAIR_TILES = (PairTile(128, 32, 128, 64, 8, 4), PairTile(256, 32, 64, 32, 8, 4))
+_PAIR_TILES = (PairTile(128, 32, 128, 64, 8, 4), PairTile(128, 32, 64, 32, 4, 4))
 """The first that fits is taken."""
 _NARROW = 8
 """Up to how many output channels a convolution is one product whose results are gathered."""
