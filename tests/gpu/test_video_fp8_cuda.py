@@ -14,6 +14,7 @@ from pipelines.backends.table import BACKENDS, refusal_of
 from pipelines.video.codecs.wan import fused_codec
 from pipelines.video.wan import fp8_kernels as plain
 from pipelines.video.wan.fp8_attention import Fp8Scales, PlainFp8Attention
+from tests.fakes.wan_kernels import CASES, error_of
 
 CUDA = torch.device("cuda")
 pytestmark = [
@@ -130,13 +131,21 @@ def test_captured_passes_are_those_in_bfloat16(backend: str, chunk_frames: int) 
     assert 0 < error < 0.05, error  # as on the CPU: tests/unit/test_video_fp8.py
 
 
-def test_a_fused_decoder_shows_what_the_plain_one_does() -> None:
-    """At a size that its tiles divide, over the first chunk of a stream and later ones, then in a graph."""
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_decoder_kernel_equals_plain_convolutions(name: str) -> None:
+    if fused_codec(build_codec("stock", VIDEO_SHAPES["tiny"], CUDA, torch.bfloat16)) is None:
+        pytest.skip("no fused decoder on this device")
+    error = error_of(name, CUDA, torch.bfloat16)
+    assert error < 0.01, error  # inputs, sums of frames, weights and results are rounded to 2^-9 each
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 256), (104, 184)])
+def test_a_fused_decoder_shows_what_the_plain_one_does(height: int, width: int) -> None:
+    """At sizes that tiles divide and do not, over the first chunk of a stream and later ones, then in a graph."""
     codec = build_codec("stock", VIDEO_SHAPES["wan-1.3b"], CUDA, torch.bfloat16)
     fused = fused_codec(codec)
     if fused is None:
         pytest.skip("no fused decoder on this device")
-    height, width = 128, 256
     decoders = [made.decoder(height=height, width=width) for made in (codec, fused)]
     assert decoders[0].memory.shapes == decoders[1].memory.shapes
     torch.manual_seed(3)
