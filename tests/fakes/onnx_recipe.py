@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pipelines.backends.base import Backend
+from pipelines.backends.plan_keys import plan_key
 from pipelines.backends.tensorrt import OUTPUTS
 from pipelines.core.contracts import Notify
 from pipelines.core.parts import Part, Tensors, signature_of
@@ -27,6 +28,7 @@ from pipelines.image.runtime import plain_runtime
 from trt.build import PlanDescription
 from trt.export import export_onnx
 from trt.onnx_check import OnnxRun, relative_error
+from trt.store import PlanStore
 from trt.weights import changed_constants, weights_of
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16, 7: torch.int64}
@@ -100,29 +102,33 @@ class OnnxRecipe:
 
 @dataclass
 class Compared:
-    """Relative errors of the calls, and how many exports there are, by part."""
+    """Relative errors of the calls, and the parts whose exports were used, one for each shape."""
 
     errors: dict[str, list[float]] = field(default_factory=dict)
     exports: list[str] = field(default_factory=list)
 
 
 class Exported:
-    """Parts of one kind, exported at each shape that is called; every call is compared with the network's."""
+    """Parts, exported at each shape that is called unless that is in the store; every call is compared with the
+    network's."""
 
-    def __init__(self, compared: Compared, folder: Path) -> None:
-        self._compared, self._folder = compared, folder
+    def __init__(self, compared: Compared, store: PlanStore, model: str) -> None:
+        self._compared, self._store, self._model = compared, store, model
         self._calls: dict[Any, OnnxCall] = {}
 
     def run(self, part: Part) -> torch.Tensor:
         inputs = tuple(part.inputs.values())
         key = (part.name, signature_of(inputs))
         if key not in self._calls:
-            recipe, folder = OnnxRecipe(), self._folder / f"{part.name}-{len(self._calls)}"
-            folder.mkdir()
+            recipe = OnnxRecipe()
             with torch.inference_mode(False):
                 clones = {name: tensor.clone() for name, tensor in part.inputs.items()}
                 copied = replace(part, inputs=clones)
-                recipe.build(copied, [], folder, lambda text: None)
+
+                def build(folder: Path) -> None:
+                    recipe.build(copied, [], folder, lambda text: None)
+
+                folder = self._store.build(plan_key(recipe, copied, self._model), build)
                 self._calls[key] = recipe.load(copied, folder)
             self._compared.exports.append(part.name)
         (got,) = self._calls[key](*inputs)
@@ -153,14 +159,14 @@ class ExportedCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxBackend(Backend):
-    """Runs image models in ONNX Runtime. dtype: of the networks. watch: what to wrap the plain backend with instead."""
+    """Runs image models in ONNX Runtime. store: of what is exported. cast: what to do to the networks before."""
 
-    folder: Path
+    store: PlanStore
     compared: Compared
     cast: Callable[[ImageNetworks], ImageNetworks] = lambda networks: networks
 
     def image(self, networks: ImageNetworks) -> ImageRuntime:
-        runtime, exported = plain_runtime(self.cast(networks)), Exported(self.compared, self.folder)
+        runtime, exported = plain_runtime(self.cast(networks)), Exported(self.compared, self.store, "mini-image")
         assert isinstance(runtime.denoiser, nn.Module)
         return replace(
             runtime,

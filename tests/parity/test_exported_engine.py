@@ -83,11 +83,19 @@ def half(networks: ImageNetworks) -> ImageNetworks:
     return replace(networks, dtype=torch.float16, codec_dtype=torch.float16)
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PlanStore:
+    """Of all exports here: most tests mean the same networks, some the same shapes."""
+    return PlanStore(tmp_path_factory.mktemp("exports"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.soak)])
-def test_an_image_engine_of_exported_parts(tmp_path: Path, dtype: str) -> None:
+def test_an_image_engine_of_exported_parts(store: PlanStore, tmp_path: Path, dtype: str) -> None:
     compared = Compared()
+    if dtype == "float16":
+        store = PlanStore(tmp_path)
     cast = half if dtype == "float16" else (lambda networks: networks)
-    exported = play(load(OnnxBackend(name="onnx", purpose="", folder=tmp_path, compared=compared, cast=cast)))
+    exported = play(load(OnnxBackend(name="onnx", purpose="", store=store, compared=compared, cast=cast)))
     assert set(compared.exports) == {"denoise", "encode", "decode"}
     assert compared.exports.count("denoise") >= 3  # batches of several sizes: slots at mixed steps, negative prompts
     worst = {part: max(errors) for part, errors in compared.errors.items()}
@@ -118,23 +126,24 @@ def test_a_prompt_changes_nothing_that_was_exported(tmp_path: Path) -> None:
         assert (call(other)[0] - part.module(other)[0]).abs().max() > 0.01
 
 
-def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(tmp_path: Path) -> None:
+def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(store: PlanStore) -> None:
     """A LoRA of the attention's projections, whose constants are transposed in the graph, and a convolution."""
     engine = load(None)
     assert isinstance(engine, ImageEngine)
     with torch.no_grad():
-        denoiser, store, recipe = engine.core.denoiser, PlanStore(tmp_path), OnnxRecipe()
-        assert isinstance(denoiser, torch.nn.Module)
-        part = next(part for part in image_parts(engine, (2,)) if part.name == "denoise")
+        recipe = OnnxRecipe()
+        assert isinstance(engine.core.denoiser, torch.nn.Module)
+        part = next(part for part in image_parts(engine, (3,)) if part.name == "denoise")
         values = torch.Generator().manual_seed(7)
         for tensor in part.inputs.values():
             if tensor.is_floating_point():
                 tensor.normal_(generator=values)
             else:
-                tensor.copy_(torch.tensor([700, 300]))
+                tensor.copy_(torch.tensor([700, 300, 500]))
         inputs = tuple(part.inputs.values())
         key = plan_key(recipe, part, "mini-image")
-        call = recipe.load(part, store.build(key, lambda folder: recipe.build(part, [], folder, lambda text: None)))
+        files = store.build(key, lambda folder: recipe.build(part, [], folder, lambda text: None))
+        call = recipe.load(part, files)
         before = call(*inputs)[0].clone()
         torch.testing.assert_close(before, part.module(*inputs)[0], rtol=0, atol=1e-4 * float(before.abs().max()))
         random = torch.Generator().manual_seed(5)
@@ -150,7 +159,7 @@ def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(tmp_path: Path) -> 
         wanted = part.module(*inputs)[0]
         assert (wanted - before).abs().max() > 0.01
         torch.testing.assert_close(call(*inputs)[0], wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
-        again = recipe.load(part, store.root / "plans" / next((store.root / "plans").iterdir()).name / "files")
+        again = recipe.load(part, files)
         torch.testing.assert_close(again(*inputs)[0], wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
         for name, parameter in merged.items():
             parameter.copy_(saved[name])
@@ -158,14 +167,14 @@ def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(tmp_path: Path) -> 
         torch.testing.assert_close(call(*inputs)[0], before, rtol=0, atol=1e-5 * float(before.abs().max()))
 
 
-def test_the_check_of_plans_changes_their_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_of_plans_changes_their_weights_too(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """`zoetrope plans check` with ONNX Runtime in the runner's place; a plan that ignores new weights fails."""
-    plans = Plans(tmp_path, notice=ignore, recipes={"onnx": lambda device, refit: OnnxRecipe()})
+    plans = Plans(store.root, notice=ignore, recipes={"onnx": lambda device, refit: OnnxRecipe()})
     request = PlanRequest(
         model="mini-image",
         backend="onnx",
         options=LoaderOptions(device="cpu", dtype="float32", width=SIZE, height=SIZE),
-        slots=(1,),
+        slots=(3,),
     )
     monkeypatch.setattr(check, "_RUNS", 1)
     monkeypatch.setattr(check, "_WARM_UP", 0)

@@ -133,6 +133,8 @@ def watched() -> WatchedDenoiser:
         "mini-video",
         device="cpu",
         dtype="float32",
+        width=64,
+        height=64,
         backend="watched",
         backends=backend_table(backend),
         notice=lambda text: None,

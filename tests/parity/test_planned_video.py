@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +43,25 @@ PLAIN_PASSES = "Passes run in PyTorch where the pass does not have 64 past token
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedBackend(Backend):
-    """Eager, but the pass and the decoder are compiled by a recipe."""
+    """Eager, but the pass and the decoder are compiled by recipes."""
 
-    recipe: CopyingRecipe
+    recipes: Mapping[str, CopyingRecipe]
     name: str = "prepared"
     purpose: str = "tests"
     notices: list[str] = field(default_factory=list)
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         networks = replace(networks, origin=ORIGIN, notice=self.notices.append)
-        recipes = dict.fromkeys(("pass", "decode"), self.recipe)
-        return replace(planned_video(networks, plain_runtime(networks), recipes), backend=self.name)
+        return replace(planned_video(networks, plain_runtime(networks), self.recipes), backend=self.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_once() -> Iterator[None]:
+    """Work on what is wanted begins almost at once: an engine wants all of its parts in one go."""
+    with pytest.MonkeyPatch.context() as patch:
+        name = "pipelines.backends.planned_video.PlanPreparation"
+        patch.setattr(name, partial(PlanPreparation, settle_s=0.1))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +70,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanStore:
     return PlanStore()
 
 
-def load(recipe: CopyingRecipe | None) -> tuple[VideoEngine, list[str]]:
-    backend = PreparedBackend(recipe=recipe or CopyingRecipe())
+def load(recipe: CopyingRecipe | None, decode: CopyingRecipe | None = None) -> tuple[VideoEngine, list[str]]:
+    """recipe: of the pass and, unless another is given, of the decoder; None: nothing is compiled."""
+    backend = PreparedBackend(recipes={} if recipe is None else {"pass": recipe, "decode": decode or recipe})
     table = backend_table(*BACKENDS.values(), backend)
     name = "eager" if recipe is None else "prepared"
     engine = load_engine("mini-video", backend=name, backends=table, device="cpu", notice=lambda text: None, **SIZES)
@@ -100,32 +110,41 @@ def plain() -> list[Picture]:
     return render(load(None)[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swapped:
+    """What an engine made and said while its parts were compiled, and its status then. root: of the store, with both
+    plans."""
+
+    pictures: list[Picture]
+    notices: list[str]
+    status: str
+    root: Path
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both plans."""
-    folder = tmp_path_factory.mktemp("plans")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Swapped:
+    root = tmp_path_factory.mktemp("plans")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOETROPE_PLANS", str(folder))
-        engine, _ = load(CopyingRecipe())
-        assert engine.preparation.wait(180)
+        patch.setenv("ZOETROPE_PLANS", str(root))
+        engine, notices = load(CopyingRecipe())
+        pictures = render(engine, wait_before=SWAP_BEFORE)
+        status = str(engine.preparation.status)
         engine.close()
-    return folder
+    return Swapped(pictures=pictures, notices=notices, status=status, root=root)
 
 
-def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: list[Picture], store: PlanStore) -> None:
+def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: list[Picture], swapped: Swapped) -> None:
     """The state of the decoder and the cache is that of the eager chunks before."""
-    engine, notices = load(CopyingRecipe())
-    check_close(render(engine, wait_before=SWAP_BEFORE), plain)
-    assert not notices
-    assert str(engine.preparation.status) == "copied"
-    assert {entry.key.part for entry in store.entries()} == {"pass", "decode"}
-    engine.close()
+    check_close(swapped.pictures, plain)
+    assert not swapped.notices
+    assert swapped.status == "copied"
+    assert {entry.key.part for entry in PlanStore(swapped.root).entries()} == {"pass", "decode"}
 
 
 def test_the_next_engine_uses_stored_plans_from_its_first_chunk_on(
-    built: Path, store: PlanStore, plain: list[Picture], monkeypatch: pytest.MonkeyPatch
+    swapped: Swapped, store: PlanStore, plain: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(built, store.root, dirs_exist_ok=True)
+    shutil.copytree(swapped.root, store.root, dirs_exist_ok=True)
     called: list[str] = []
     load_part = CopyingRecipe.load
 
@@ -143,13 +162,14 @@ def test_the_next_engine_uses_stored_plans_from_its_first_chunk_on(
     engine.close()
 
 
-@pytest.mark.parametrize("fails", ["error", "killed"])
-def test_a_build_that_fails_leaves_the_stream_as_it_is_and_says_why(
-    fails: str, plain: list[Picture], store: PlanStore
-) -> None:
-    engine, notices = load(CopyingRecipe(fails=fails))
+def test_builds_that_fail_leave_the_stream_as_it_is_and_say_why(plain: list[Picture], store: PlanStore) -> None:
+    engine, notices = load(CopyingRecipe(fails="error"), decode=CopyingRecipe(fails="killed"))
     check_close(render(engine, wait_before=0), plain)
-    assert sum(notice.startswith("copying: The ") for notice in notices) == 2, notices
+    failed = [notice for notice in notices if notice.startswith("copying: The ")]
+    assert len(failed) == 2, notices
+    assert failed[0].startswith("copying: The copier is out of toner. Refill it. pass goes on as it is.")
+    assert failed[1].startswith("copying: The process that compiles was ended by signal 9.")
+    assert "decode goes on as it is" in failed[1]
     assert not store.entries()
     engine.close()
 

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,12 @@ from tests.fakes.copying_recipe import CopyingRecipe
 from trt.store import PlanStore
 
 FRAMES = 6
+SIZE = {"width": 64, "height": 64}
 ORIGIN = Origin(
     model="mini-image",
     module="pipelines.load",
     function="load_engine",
-    arguments={"model": "mini-image", "backend": "eager", "device": "cpu", "prepare": False},
+    arguments={"model": "mini-image", "backend": "eager", "device": "cpu", "prepare": False, **SIZE},
 )
 
 
@@ -53,6 +55,15 @@ class PreparedBackend(Backend):
         return replace(planned_image(networks, plain_runtime(networks), {self.part: self.recipe}), backend=self.name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def at_once() -> Iterator[None]:
+    """Work on what is wanted begins almost at once, instead of when nothing more was wanted for two seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        name = "pipelines.backends.planned_image.PlanPreparation"
+        patch.setattr(name, partial(PlanPreparation, settle_s=0.1))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanStore:
     monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
@@ -61,13 +72,15 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlanStore:
 
 @pytest.fixture(scope="module")
 def plain() -> list[Frame]:
-    return render(load_engine("mini-image", backend="eager", device="cpu", notice=lambda text: None))
+    return render(load_engine("mini-image", backend="eager", device="cpu", notice=lambda text: None, **SIZE))
 
 
 def load(recipe: Recipe, part: str = "decode") -> tuple[ImageEngine, list[str]]:
     backend = PreparedBackend(recipe=recipe, part=part)
     table = backend_table(*BACKENDS.values(), backend)
-    engine = load_engine("mini-image", backend="prepared", backends=table, device="cpu", notice=lambda text: None)
+    engine = load_engine(
+        "mini-image", backend="prepared", backends=table, device="cpu", notice=lambda text: None, **SIZE
+    )
     assert isinstance(engine, ImageEngine)
     return engine, backend.notices
 
@@ -100,36 +113,49 @@ def runs(engine: ImageEngine) -> list[str]:
     return [form.recipe for form in engine.preparation.forms]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swapped:
+    """What an engine made before its plan was built and afterwards, its statuses then, and what it said. root: of the
+    store with the plan."""
+
+    before: list[Frame]
+    after: list[Frame]
+    built: str
+    taken_over: str
+    notices: list[str]
+    root: Path
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the plan in it."""
-    folder = tmp_path_factory.mktemp("plans")
+def swapped(tmp_path_factory: pytest.TempPathFactory) -> Swapped:
+    root = tmp_path_factory.mktemp("plans")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOETROPE_PLANS", str(folder))
-        engine, _ = load(CopyingRecipe())
+        patch.setenv("ZOETROPE_PLANS", str(root))
+        engine, notices = load(CopyingRecipe())
+        before = render(engine)
         assert preparation_of(engine).wait(120)
+        built = str(engine.preparation.status)
+        after = render(engine)
+        taken_over = str(engine.preparation.status)
         engine.close()
-    return folder
+    return Swapped(before=before, after=after, built=built, taken_over=taken_over, notices=notices, root=root)
 
 
 @pytest.fixture
-def stored(store: PlanStore, built: Path) -> PlanStore:
+def stored(store: PlanStore, swapped: Swapped) -> PlanStore:
     """The store with the plan in it."""
-    shutil.copytree(built, store.root, dirs_exist_ok=True)
+    shutil.copytree(swapped.root, store.root, dirs_exist_ok=True)
     return store
 
 
-def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: list[Frame], store: PlanStore) -> None:
-    engine, notices = load(CopyingRecipe())
-    check_equal(render(engine), plain)  # the plan is not there yet
-    assert preparation_of(engine).wait(120)
-    assert str(preparation_of(engine).status) == "PyTorch", "built, and not yet taken over"
-    check_equal(render(engine), plain)
-    assert str(preparation_of(engine).status) == "copied"
-    assert not notices
-    [entry] = store.entries()
+def test_a_stream_goes_on_while_its_parts_are_compiled_and_swapped_in(plain: list[Frame], swapped: Swapped) -> None:
+    check_equal(swapped.before, plain)  # the plan is not there yet
+    assert swapped.built == "PyTorch", "built, and not yet taken over"
+    check_equal(swapped.after, plain)
+    assert swapped.taken_over == "copied"
+    assert not swapped.notices
+    [entry] = PlanStore(swapped.root).entries()
     assert (entry.key.recipe, entry.key.part, entry.key.model) == ("copying", "decode", "mini-image")
-    engine.close()
 
 
 def test_the_next_engine_uses_a_stored_plan_from_its_first_frame_on(

@@ -39,6 +39,8 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is not install
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 RTX = TensorRTRecipe(name="tensorrt-rtx")
+SIZES = [pytest.param(64, id="64 pixels"), pytest.param(0, id="native", marks=pytest.mark.soak)]
+"""Of the bundled models' pictures. Their networks in float16, with which exports are compared, are slow on a CPU."""
 
 
 def quiet(text: str) -> None:
@@ -64,13 +66,22 @@ class Built:
     built: list[BuiltPlan]
     said: list[str]
 
+    @property
+    def arguments(self) -> list[str]:
+        """What `zoetrope plans` is told to mean them, without the slots."""
+        size = self.request.options.width
+        sized = ["--size", f"{size}x{size}"] if size else []
+        folder = str(self.plans.store.root)
+        return ["mini-image", "--backend", "tensorrt-rtx", "--device", "cpu", *sized, "--folder", folder]
 
-@pytest.fixture(scope="module")
-def mini_image(tmp_path_factory: pytest.TempPathFactory) -> Built:
+
+@pytest.fixture(scope="module", params=SIZES)
+def mini_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     said: list[str] = []
     plans = Plans(tmp_path_factory.mktemp("plans"), notice=said.append)
-    request = PlanRequest(model="mini-image", backend="tensorrt-rtx", options=LoaderOptions(device="cpu"), slots=(2,))
-    return Built(plans, request, list(plans.build(request, said.append)), said)
+    options = LoaderOptions(device="cpu", width=request.param, height=request.param)
+    wanted = PlanRequest(model="mini-image", backend="tensorrt-rtx", options=options, slots=(2,))
+    return Built(plans, wanted, list(plans.build(wanted, said.append)), said)
 
 
 def test_plans_of_mini_image(mini_image: Built) -> None:
@@ -91,8 +102,9 @@ def test_plans_of_mini_image(mini_image: Built) -> None:
     assert [plan.seconds for plan in again] == [0.0] * 3  # a second load of the model has the same keys
 
 
-def test_a_pass_of_mini_video_with_its_past(tmp_path: Path) -> None:
-    options = LoaderOptions(device="cpu")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_pass_of_mini_video_with_its_past(tmp_path: Path, size: int) -> None:
+    options = LoaderOptions(device="cpu", width=size, height=size)
     (part,) = model_parts("mini-video", options, dtype=torch.float16, slots=(), notice=quiet).parts
     assert part.inputs["past_keys"].shape[2] > 0
     store = PlanStore(tmp_path)
@@ -101,11 +113,14 @@ def test_a_pass_of_mini_video_with_its_past(tmp_path: Path) -> None:
     assert store.verify() == []
 
 
-def test_plans_of_an_autoencoder_of_taesd_s_shape(taesd: tuple[Part, Part], tmp_path: Path) -> None:
-    store = PlanStore(tmp_path)
-    for part in taesd:
-        store.build(plan_key(RTX, part, "taesd"), lambda folder, part=part: RTX.build(part, [], folder, quiet))
-    assert {entry.key.part for entry in store.entries()} == {"encode", "decode"}
+def test_plans_of_an_autoencoder_of_taesd_s_shape(
+    taesd: tuple[Part, Part], decoder_store: Path, tmp_path: Path
+) -> None:
+    store, encoder = PlanStore(tmp_path), taesd[1]
+    store.build(plan_key(RTX, encoder, "taesd"), lambda folder: RTX.build(encoder, [], folder, quiet))
+    for root, part in ((tmp_path, "encode"), (decoder_store, "decode")):
+        assert [entry.key.part for entry in PlanStore(root).entries()] == [part]
+        assert PlanStore(root).verify() == []
 
 
 # -- keys and explanations ---------------------------------------------------------------------------------------------
@@ -278,7 +293,7 @@ def test_plans_do_not_run_without_a_card_and_the_full_library_does_not_build(
 
 def test_the_command_lists_explains_verifies_and_prunes(mini_image: Built, capsys: pytest.CaptureFixture[str]) -> None:
     folder = ["--folder", str(mini_image.plans.store.root)]
-    model = ["mini-image", "--backend", "tensorrt-rtx", "--device", "cpu", *folder]
+    model = mini_image.arguments
     assert main(["plans", "list", *folder]) == 0
     assert "tensorrt-rtx  mini-image  denoise" in capsys.readouterr().out
     assert main(["plans", "why", *model, "--slots", "2,3"]) == 0
@@ -304,8 +319,7 @@ def test_the_check_command_says_what_a_wrong_plan_computes(
     mini_image: Built, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With calls that run on the CPU in the place of loaded plans: right ones, then ones that are off by a percent."""
-    model = ["mini-image", "--backend", "tensorrt-rtx", "--device", "cpu", "--slots", "2"]
-    command = ["plans", "check", *model, "--folder", str(mini_image.plans.store.root)]
+    command = ["plans", "check", *mini_image.arguments, "--slots", "2"]
     monkeypatch.setattr(check, "is_for_another_machine", lambda request: False)
     monkeypatch.setattr(check, "_RUNS", 1)
     monkeypatch.setattr(check, "_WARM_UP", 0)
