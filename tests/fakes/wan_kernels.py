@@ -82,6 +82,29 @@ def added(draw: Draw, *, norm: bool) -> float:
     return difference(out[:, 2:], normed(expected, gamma))
 
 
+def decoded(draw: Draw) -> float:
+    """A whole decoder over three rows, then over some of them in another order."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+    from pipelines.video.codecs.wan import WanCodec, WanCodecOptions
+    from pipelines.video.codecs.wan_fused import FusedResidualBlock
+
+    config = {"base_dim": 96, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True], "z_dim": 4}
+    vae = AutoencoderKLWan(**config, latents_mean=[0.0] * 4, latents_std=[1.0] * 4).eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        if parameter.dim() > 1:
+            parameter.copy_(draw(*parameter.shape, spread=parameter[0].numel()))
+    device, dtype = draw(1).device, draw(1).dtype
+    made = WanCodec(vae.to(device, dtype)), WanCodec(vae, WanCodecOptions(fused=True))
+    plain, fused = (codec.decoder(height=6, width=10, rows=3) for codec in made)
+    assert any(isinstance(layer, FusedResidualBlock) for layer in fused._program._layers)
+    worst = 0.0
+    for rows, count in ((None, 2), ([2, 0], 1), ([1], 2), (None, 1)):
+        latents = draw(len(rows) if rows else 3, 4, count, 3, 5)
+        worst = max(worst, difference(fused.decode(latents, rows), plain.decode(latents, rows)))
+    return worst
+
+
 CASES: dict[str, Callable[[Draw], float]] = {
     "pairs, even counts": lambda draw: pairs(draw, batch=1, counts=(4, 2), outputs=96, shortcut=False),
     "pairs, odd counts": lambda draw: pairs(draw, batch=2, counts=(1, 3, 2), outputs=96, shortcut=True),
@@ -89,6 +112,7 @@ CASES: dict[str, Callable[[Draw], float]] = {
     "narrow": narrow,
     "upsampled": lambda draw: upsampled(draw, outputs=96),
     "upsampled, wider": lambda draw: upsampled(draw, outputs=192),
+    "decoded": decoded,
     "added": lambda draw: added(draw, norm=False),
     "added and normed": lambda draw: added(draw, norm=True),
 }

@@ -132,11 +132,12 @@ def test_captured_passes_are_those_in_bfloat16(backend: str, chunk_frames: int) 
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_a_decoder_kernel_equals_plain_convolutions(name: str) -> None:
+def test_the_decoders_kernels_equal_plain_convolutions(name: str) -> None:
     if fused_codec(build_codec("stock", VIDEO_SHAPES["tiny"], CUDA, torch.bfloat16)) is None:
         pytest.skip("no fused decoder on this device")
     error = error_of(name, CUDA, torch.bfloat16)
-    assert error < 0.01, error  # inputs, sums of frames, weights and results are rounded to 2^-9 each
+    # Inputs, sums of frames, weights and results are rounded to 2^-9 each; decoders do so a dozen times, on both sides.
+    assert error < (0.03 if name == "decoded" else 0.01), error
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 256), (104, 184)])

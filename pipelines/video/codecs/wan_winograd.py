@@ -214,6 +214,17 @@ def pair_weights(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat([ends + middle / 2, ends - middle / 2, first, last]).to(weight.dtype).contiguous()
 
 
+def shortened(tile: PairTile, shared_memory: int) -> PairTile:
+    """The tile with as many stages as that many bytes hold: two frames and their weights, in 16 bits."""
+    stage = 2 * (tile.pixels + tile.first + tile.second) * tile.channels * 2
+    return tile._replace(stages=min(tile.stages, max(shared_memory // stage, 1)))
+
+
+def shared_memory_of(device: torch.device) -> int:
+    """Bytes of shared memory that a program may use on a CUDA device: 227 KiB on Hopper, 99 KiB on consumer cards."""
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
+
+
 def fits(channels: int, outputs: int, tile: PairTile) -> bool:
     """Whether a convolution's input and output channels are multiples of the tile's."""
     return not channels % tile.channels and not outputs % (tile.first + tile.second)
