@@ -10,7 +10,6 @@ residual motion. The rendered clips only: --rendered.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import bench_parser, print_listing
 from bench.motion import Transitions, transitions
 from bench.motion_judge import Displacements, displacements_of
 from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
@@ -187,14 +187,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.actions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("actions", __doc__)
     add_options(parser, captions=40, seconds=8)
     parser.add_argument("--rendered", action="store_true", help="judge rendered clips instead of a model")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    sys.stdout.write(json.dumps(measure(options), indent=None if options.json else 1) + "\n")
+    print_listing(measure(options), one_line=options.json)
     return 0
 
 

@@ -7,10 +7,10 @@ WebRTC, with the identity model at 512x512; then the page with the bundled model
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bench.command import bench_parser, print_listing
 from bench.live_page import browser_row
 from bench.webrtc_peer import python_row
 
@@ -24,8 +24,7 @@ ROWS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.app", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser = bench_parser("app", __doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--size", default="512x512", help="of the identity model")
     parser.add_argument("--camera-px", type=int, default=512)
@@ -38,7 +37,7 @@ def main() -> None:
     rows = {name: ROWS[name](options) for name in options.rows}
     if options.brief:
         rows = {name: _brief(row) for name, row in rows.items()}
-    print(json.dumps({"bench": "app", **rows}, indent=None if options.json else 1))
+    print_listing({"bench": "app", **rows}, one_line=options.json)
 
 
 def _brief(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import bench_parser
 from bench.motion_judge import load_motion_judge
 from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.video_options import add_options, classifier_of, load_model
@@ -213,9 +214,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the missing cases, and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.drift", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("drift", __doc__)
     add_options(parser, captions=32, seconds=60)
     parser.add_argument("--batch", type=int, default=64, help="captions rolled out together")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the cases' files")

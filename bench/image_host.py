@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -15,6 +13,7 @@ from collections.abc import Callable, Hashable
 import numpy as np
 import torch
 
+from bench.command import bench_parser, print_runs
 from bench.image_stream import describe_run, moving_frames
 from pipelines.core.conditions import TextCondition
 from pipelines.core.controls import Control
@@ -104,8 +103,7 @@ def measure(streams: int, steps: int, ticks: int) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    parser = bench_parser("image_host", __doc__)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--ticks", type=int, default=1000)
@@ -113,7 +111,7 @@ def main() -> int:
     torch.set_num_threads(1)
     runs = [measure(streams, options.steps, options.ticks) for streams in options.streams]
     figures = {**describe_run(model(), "image_host"), "runs": runs}
-    print(json.dumps(figures) if options.json else "\n".join(str(run) for run in runs))
+    print_runs(figures, one_line=options.json)
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from types import MappingProxyType
 
 import torch
 
+from bench.command import bench_parser, print_runs
 from bench.image_graphs import Frames, bare_fps
 from bench.image_stream import describe_run, memory_figures, moving_frames
 from bench.shapes import SHAPES, build
@@ -212,8 +212,7 @@ def _with(model: ImageModel, lanes: int, case: Case) -> ImageModel:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    parser = bench_parser("image_lanes", __doc__)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="sd-turbo", help="random weights in this shape")
     parser.add_argument("--device", default="cuda", help="cpu or cuda")
     parser.add_argument("--backend", default="cuda-graph", help="of pipelines.backends.table")
@@ -230,13 +229,7 @@ def main() -> int:
         figures = {**describe_run(model, "image_lanes"), "backend": options.backend, "shape": options.shape}
         figures |= {"runs": run(model, options), **memory_figures(model)}
         model.runtime.preparation.close()
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    runs = figures.pop("runs")
-    assert isinstance(runs, list)
-    for line in (figures, *runs):
-        print("  ".join(f"{name}={value}" for name, value in line.items()))
+    print_runs(figures, one_line=options.json)
     return 0
 
 

@@ -8,7 +8,6 @@ steps, eager and as CUDA graphs, and streamdiffusion 0.1.1 for comparison. Every
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -19,6 +18,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from bench.command import bench_parser, print_runs
 from bench.machine import device_name
 from bench.plain_loop import PlainLoop
 from pipelines.backends.table import BACKENDS
@@ -189,8 +189,7 @@ def memory_figures(model: ImageModel) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    parser = bench_parser("image_stream", __doc__)
     parser.add_argument("--shape", choices=("sd-turbo", "tiny"), help="random weights in this shape")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="of the bundled model: auto, float32, bfloat16, float16")
@@ -199,13 +198,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     figures = random_shape(options) if options.shape else bundled(options)
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    runs = figures.pop("runs")
-    assert isinstance(runs, list)
-    for line in (figures, *runs):
-        print("  ".join(f"{name}={value}" for name, value in line.items()))
+    print_runs(figures, one_line=options.json)
     return 0
 
 

@@ -7,9 +7,7 @@ Uses stock parts only: diffusers' UNet, autoencoder and LCMScheduler, transforme
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from torch import Tensor
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
+from bench.command import bench_parser, print_listing
 from train.autoencoder import decode_latents, encode_pictures, psnr_db, test_pictures
 from train.bank import SourceMaterial, make_source, random_scenes
 from train.classifier import Classifier, labels, load_classifier, predict
@@ -205,8 +204,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mini_image", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser = bench_parser("mini_image", __doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32", "float16"])
     parser.add_argument("--threads", type=int, default=2)
@@ -219,8 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pack", type=Path, default=PACK)
     parser.add_argument("--sheets", type=Path, help="folder to write sheets of samples to")
     options = parser.parse_args(arguments)
-    result = measure(options)
-    sys.stdout.write(json.dumps(result, indent=None if options.json else 1) + "\n")
+    print_listing(measure(options), one_line=options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ bench/video_quality.py.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import bench_parser, print_listing
 from bench.machine import device_name
 from bench.motion_judge import load_motion_judge
 from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
@@ -151,9 +151,7 @@ def write_sheet(file: Path, keeper: Keeper, spec: ClipSpec, captions: Sequence[s
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.mini_video", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("mini_video", __doc__)
     add_options(parser, captions=128, seconds=60)
     parser.add_argument("--batch", type=int, default=128, help="captions rolled out together")
     parser.add_argument("--sheet", type=Path, help="write frames of the first 16 captions to this .png")
@@ -163,8 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    result = measure(options)
-    sys.stdout.write(json.dumps(result, indent=None if options.json else 1) + "\n")
+    print_listing(measure(options), one_line=options.json)
     return 0
 
 

@@ -8,7 +8,6 @@ cache keeps sink and last frame), glide (embeddings are interpolated over `trans
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.command import bench_parser, print_listing
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import classify
 from bench.video_scores import truth_of
@@ -151,16 +151,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.prompt_switch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("prompt_switch", __doc__)
     add_options(parser, captions=32, seconds=0)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--chunks-before", type=int, default=6)
     parser.add_argument("--chunks-after", type=int, default=10)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    sys.stdout.write(json.dumps(measure(options), indent=None if options.json else 1) + "\n")
+    print_listing(measure(options), one_line=options.json)
     return 0
 
 

@@ -7,9 +7,7 @@ Independent of engines and of the app's internals.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import socket
 import statistics
@@ -26,7 +24,8 @@ import httpx
 import psutil
 
 from app.client import ZoetropeClient
-from bench.machine import processor_name
+from app.measure.machine import cpu_name
+from bench.command import bench_parser, print_listing
 
 PROMPT = "a robot on the beach, pencil sketch"
 RENDERS: Mapping[str, tuple[str, ...]] = {
@@ -171,8 +170,7 @@ def measure(run: Run, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
+    parser = bench_parser("start", __doc__)
     parser.add_argument("--models", nargs="+", choices=RENDERS, default=list(RENDERS))
     parser.add_argument("--rows", nargs="+", help="names as printed; default: all")
     parser.add_argument("--runs", type=int, default=5)
@@ -182,8 +180,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown rows: {', '.join(unknown)}; known: {', '.join(every)}")
     found = {name: measure(every[name], options.runs) for name in options.rows or every}
-    machine = {"processor": processor_name(), "cores": psutil.cpu_count(), "runs": options.runs}
-    print(json.dumps({"bench": "start", **machine, **found}, indent=None if options.json else 1))
+    machine = {"processor": cpu_name(), "cores": psutil.cpu_count(), "runs": options.runs}
+    print_listing({"bench": "start", **machine, **found}, one_line=options.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ CLASSIFIER = Path("assets/models/mini-video-judge")
 
 def add_options(parser: argparse.ArgumentParser, *, captions: int, seconds: int) -> None:
     """Add the options that `load_model`, `options_of` and `classifier_of` read."""
-    parser.add_argument("--json", action="store_true", help="one line instead of an indented listing")
     parser.add_argument("--model", default=str(MODEL), help="a model folder")
     parser.add_argument("--classifier", type=Path, default=CLASSIFIER)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

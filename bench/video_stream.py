@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bench.command import bench_parser, print_runs
 from bench.machine import device_name
 from bench.model_stream import measure_model
 from bench.video_engine import EngineSettings, measure_engine, p95, random_model
@@ -308,8 +309,7 @@ def _machine(bench: Bench, shape: str) -> Figures:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--json", action="store_true", help="one JSON line instead of a table")
+    options = bench_parser("video_stream", __doc__)
     options.add_argument("--shape", choices=tuple(VIDEO_SHAPES), help="random weights in this shape, and not a model")
     options.add_argument("--model", default=str(MODEL), help="a model folder, without --shape")
     options.add_argument("--dtype", default="auto", help="of a model: auto, float32, bfloat16 or float16")
@@ -338,13 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
     figures = run(options) if options.shape else measure_model(options)
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    runs = figures.pop("runs")
-    assert isinstance(runs, list)
-    for line in (figures, *runs):
-        print("  ".join(f"{name}={value}" for name, value in line.items()))
+    print_runs(figures, one_line=options.json)
     return 0
 
 
