@@ -27,7 +27,7 @@ live: install
 	$(BIN)/zoetrope live $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not soak" --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" --numprocesses $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ["ZOETROPE_PLANS"] = "off"  # read by commands that tests start, too
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our commands have it: processes of tests share the cores
 
 
 @pytest.fixture(scope="session", autouse=True)

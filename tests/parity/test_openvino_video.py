@@ -23,7 +23,6 @@ from pipelines.video.part_denoiser import one_row_part
 
 _MISSING = refusal_of(OPENVINO, NNCF)
 pytestmark = [
-    pytest.mark.soak,
     pytest.mark.skipif(_MISSING is not None, reason="" if _MISSING is None else _MISSING.message),
     pytest.mark.skipif(not has_bfloat16(), reason="the processor has no bfloat16"),
 ]
@@ -78,26 +77,35 @@ def unseen(video: Video) -> Mapping[str, list[Tensors]]:
     return video.samples(("pass", "decode"), 6, seed=1)
 
 
+@pytest.fixture(scope="module")
+def built(video: Video, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The folders of both parts in bfloat16."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in video.parts}
+    for name, folder in folders.items():
+        BF16.build(video.parts[name], (), folder, lambda text: None)
+    return folders
+
+
 @pytest.mark.parametrize("name", ["pass", "decode"])
 @torch.no_grad()
-def test_bfloat16_equals_pytorch(video: Video, unseen: Mapping[str, list[Tensors]], tmp_path: Path, name: str) -> None:
+def test_bfloat16_equals_pytorch(
+    video: Video, unseen: Mapping[str, list[Tensors]], built: Mapping[str, Path], name: str
+) -> None:
     """40 dB: both round to bfloat16, at different places (measured: a pass 52 dB)."""
-    BF16.build(video.parts[name], (), tmp_path, lambda text: None)
-    assert video.decibels(name, BF16.load(video.parts[name], tmp_path), unseen[name]).min() >= 40
+    assert video.decibels(name, BF16.load(video.parts[name], built[name]), unseen[name]).min() >= 40
 
 
 @torch.no_grad()
 def test_one_file_serves_any_length_of_the_past(
-    video: Video, unseen: Mapping[str, list[Tensors]], tmp_path: Path
+    video: Video, unseen: Mapping[str, list[Tensors]], built: Mapping[str, Path]
 ) -> None:
     part = video.parts["pass"]
-    BF16.build(part, (), tmp_path, lambda text: None)
     shorter = {
         name: value[:, :, :192].contiguous() if name.startswith("past_") else value
         for name, value in zip(part.inputs, unseen["pass"][0], strict=True)
     }
     short = Part(name="pass", module=part.module, inputs=shorter)
-    got, wanted = BF16.load(short, tmp_path)(*shorter.values()), part.module(*shorter.values())
+    got, wanted = BF16.load(short, built["pass"])(*shorter.values()), part.module(*shorter.values())
     for mine, eager in zip(got, wanted, strict=True):
         assert (mine - eager).float().norm() < 0.06 * eager.float().norm()  # bfloat16's; with all of the past 0.02
 

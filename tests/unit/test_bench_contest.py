@@ -118,7 +118,7 @@ needs_streamdiffusion = pytest.mark.skipif(
 
 
 @needs_streamdiffusion
-@pytest.mark.parametrize("model", ["tiny", "mini-image"])
+@pytest.mark.parametrize("model", ["tiny", pytest.param("mini-image", marks=pytest.mark.soak)])
 def test_contestants_of_images_run_the_same_case(model: str) -> None:
     """mini-image has its real weights; every subject counts the same."""
     case = ImageCase(model=model, device="cpu", steps=2, warm_up_s=0.0)

@@ -147,7 +147,7 @@ def state(engine):
 
 found = {}
 for model in ("mini-image", "mini-video"):
-    engine = load_engine(model, device="cpu", dtype="float32")
+    engine = load_engine(model, device="cpu", dtype="float32", width=64, height=64)
     with engine.open(Control.of({"prompt": "a robot on the beach", "seed": 3})) as stream:
         frames = []
         while not frames:

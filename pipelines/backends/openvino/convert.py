@@ -7,6 +7,8 @@ compiled, so a model that was loaded in bfloat16 is converted as float32 operati
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,18 +35,27 @@ def dynamic_axes(part: Part) -> dict[str, int | None]:
     return dict.fromkeys(part.inputs, None if is_step else 0)
 
 
-@torch.no_grad()
-def converted(part: Part, *, narrow_weights: bool) -> Any:
-    """Return an openvino.Model whose inputs and outputs are those of the part, floats as float32; see `dynamic_axes`.
+@contextmanager
+def converted(part: Part, *, narrow_weights: bool) -> Iterator[Any]:
+    """Give an openvino.Model whose inputs and outputs are those of the part, floats as float32; see `dynamic_axes`.
 
-    narrow_weights: keep weights that are bfloat16 so, which halves the file; NNCF needs them in float32.
+    narrow_weights: keep weights that are bfloat16 so, which halves the file; NNCF needs them in float32. Outside of the
+    context the model is not valid: its constants are the memory of PyTorch's tensors.
     """
-    openvino = import_openvino()
+    model, program = translated(part)
+    _widen(import_openvino(), model, narrow_weights)
+    yield model
+    del program
+
+
+@torch.no_grad()
+def translated(part: Part) -> tuple[Any, torch.export.ExportedProgram]:
+    """Return an openvino.Model of the part in its own precisions, in which OpenVINO does not run it, and the program
+    that must live as long: OpenVINO 2026.4 refers to its weights, even if told not to share them."""
+    openvino, program = import_openvino(), _exported(part)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries, about themselves
-        model = openvino.convert_model(_exported(part), share_weights=False)
-    _widen(openvino, model, narrow_weights)
-    return model
+        return openvino.convert_model(program, share_weights=False), program
 
 
 def _exported(part: Part) -> torch.export.ExportedProgram:

@@ -100,20 +100,20 @@ class OpenVINORecipe:
         from .quantise import quantised
 
         progress(f"{part.name}: converting to OpenVINO")
-        model = converted(part, narrow_weights=not self.quantised)
-        if len(model.inputs) != len(part.inputs):
-            raise ModelError(
-                f"OpenVINO's form of the part {part.name} has {len(model.inputs)} inputs instead of "
-                f"{len(part.inputs)}: the network ignores some.",
-                "Use another backend for this model, such as eager.",
-            )
+        with converted(part, narrow_weights=not self.quantised) as model:
+            if len(model.inputs) != len(part.inputs):
+                raise ModelError(
+                    f"OpenVINO's form of the part {part.name} has {len(model.inputs)} inputs instead of "
+                    f"{len(part.inputs)}: the network ignores some.",
+                    "Use another backend for this model, such as eager.",
+                )
+            if self.quantised:
+                assert len(samples) == self.samples, (len(samples), self.samples)
+                progress(f"{part.name}: quantising to int8 with {self.calibration_samples} samples")
+                model = quantised(model, part.name, samples[:-_CHECKS])
+            openvino.save_model(model, str(folder / "part.xml"), compress_to_fp16=False)
+            del model
         checks = list(samples[-_CHECKS:]) if self.quantised else [tuple(part.inputs.values())]
-        if self.quantised:
-            assert len(samples) == self.samples, (len(samples), self.samples)
-            progress(f"{part.name}: quantising to int8 with {self.calibration_samples} samples")
-            model = quantised(model, part.name, samples[:-_CHECKS])
-        openvino.save_model(model, str(folder / "part.xml"), compress_to_fp16=False)
-        del model
         self._check(part, checks, folder, progress)
 
     def load(self, part: Part, folder: Path) -> PartCall:
