@@ -87,9 +87,11 @@ class PlanPreparation:
         self._epoch = 0  # of the weights
         self._state = ""
 
-    def calls(self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part]) -> PlannedCalls:
-        """Return the calls of a part, to be made by the engine."""
-        calls = self._users[name] = PlannedCalls(make_part, self.want)
+    def calls(
+        self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part], *, plain_threads: int = 0
+    ) -> PlannedCalls:
+        """Return the calls of a part, to be made by the engine. plain_threads: see `PlannedCalls`."""
+        calls = self._users[name] = PlannedCalls(make_part, self.want, plain_threads=plain_threads)
         return calls
 
     def add(self, name: str, user: PartUser) -> None:
