@@ -68,9 +68,11 @@ class PlanPreparation:
         self._working = self._closed = self._ticking = self._held = False
         self._epoch = 0  # of the weights
 
-    def calls(self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part]) -> PlannedCalls:
-        """Return the calls of a part, to be made by the engine."""
-        calls = PlannedCalls(make_part, self.want)
+    def calls(
+        self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part], *, plain_threads: int = 0
+    ) -> PlannedCalls:
+        """Return the calls of a part, to be made by the engine. plain_threads: see `PlannedCalls`."""
+        calls = PlannedCalls(make_part, self.want, plain_threads=plain_threads)
         self.add(name, calls)
         return calls
 

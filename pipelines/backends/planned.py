@@ -12,6 +12,8 @@ import torch
 
 from pipelines.core.parts import Part, PartCall, Tensors
 
+from .threads import torch_threads
+
 Signature: TypeAlias = tuple[object, ...]
 MakePart = Callable[[dict[str, torch.Tensor]], Part]
 Want = Callable[[Part], None]
@@ -20,9 +22,11 @@ Want = Callable[[Part], None]
 class PlannedCalls:
     """Calls of one part of a model, whose inputs and outputs all have the batch as their first axis."""
 
-    def __init__(self, make_part: MakePart, want: Want) -> None:
-        """make_part: the part at the shapes of given inputs. want: called once for each new set of shapes."""
-        self._make_part, self._want = make_part, want
+    def __init__(self, make_part: MakePart, want: Want, *, plain_threads: int = 0) -> None:
+        """make_part: the part at the shapes of given inputs. want: called once for each new set of shapes.
+        plain_threads: that the plain network runs with; 0: the caller's.
+        """
+        self._make_part, self._want, self._plain_threads = make_part, want, plain_threads
         self._parts: dict[Signature, Part] = {}
         self._ready: dict[Signature, dict[int, PartCall]] = {}  # by shapes without the batch; by its size
 
@@ -33,7 +37,8 @@ class PlannedCalls:
         if calls is None or tensors[0].shape[0] not in calls:
             self._note(dict(inputs))
         if not calls:
-            return self._plain(inputs)(*tensors)
+            with torch_threads(self._plain_threads or torch.get_num_threads()):
+                return self._plain(inputs)(*tensors)
         return _in_batches(calls, tensors)
 
     def part(self, inputs: dict[str, torch.Tensor]) -> Part:

@@ -15,7 +15,7 @@ from torch import nn
 from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
 
 from .background import PlanPreparation
-from .planned import PlannedCalls
+from .planned import MakePart, PlannedCalls
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -50,11 +50,17 @@ class PlannedCodec:
 
 
 def planned_image(
-    networks: ImageNetworks, plain: ImageRuntime, recipes: Mapping[str, Recipe], *, builds: bool = True
+    networks: ImageNetworks,
+    plain: ImageRuntime,
+    recipes: Mapping[str, Recipe],
+    *,
+    builds: bool = True,
+    plain_threads: int = 0,
 ) -> ImageRuntime:
     """Return a runtime that makes and uses plans of its parts. plain: what runs until they are ready.
 
-    recipes: by name of the part. builds: make the plans that are not stored. Without an origin the runtime is `plain`.
+    recipes: by name of the part. builds: make the plans that are not stored. plain_threads: see `PlannedCalls`. Without
+    an origin the runtime is `plain`.
     """
     if networks.origin is None:
         return plain
@@ -69,13 +75,17 @@ def planned_image(
         builds=builds,
         notice=networks.notice,
     )
+
+    def calls(name: str, make_part: MakePart) -> PlannedCalls:
+        return preparation.calls(name, make_part, plain_threads=plain_threads)
+
     return replace(
         plain,
-        denoiser=PlannedDenoiser(preparation.calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),
+        denoiser=PlannedDenoiser(calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),
         codec=PlannedCodec(
             plain.codec,
-            preparation.calls("encode", lambda inputs: encode_part(codec, inputs["images"])),
-            preparation.calls("decode", lambda inputs: decode_part(codec, inputs["latents"])),
+            calls("encode", lambda inputs: encode_part(codec, inputs["images"])),
+            calls("decode", lambda inputs: decode_part(codec, inputs["latents"])),
         ),
         preparation=preparation,
     )

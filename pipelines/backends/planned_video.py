@@ -6,8 +6,7 @@ keeps, its cache and its decoder's state, is the same memory for both. Independe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from pipelines.video.parts import timed_pass_part
 
 from .background import PlanPreparation
 from .recipe import Recipe
+from .threads import torch_threads
 
 if TYPE_CHECKING:
     from cache.kv.view import KVView
@@ -58,7 +58,7 @@ class PlannedVideoDenoiser:
         """See `pipelines.video.model.VideoDenoiser`."""
         if self._compiled is None:
             return self._plain(latents, timesteps, condition, kv)
-        with _threads(1) as self._threads:
+        with torch_threads(1) as self._threads:
             velocity = self._compiled(latents, timesteps, condition, kv)
         for reason in self._compiled.plain_passes.keys() - self._said:
             self._said.add(reason)
@@ -84,7 +84,7 @@ class PlannedVideoDenoiser:
     def _run_plain(
         self, latents: torch.Tensor, timesteps: torch.Tensor, condition: VideoCondition, kv: KVView
     ) -> torch.Tensor:
-        with _threads(self._threads):
+        with torch_threads(self._threads):
             return self._plain(latents, timesteps, condition, kv)
 
 
@@ -153,17 +153,6 @@ class PlannedFrameDecoders:
         self._form = form
         for decoder in self._made:
             decoder.use(form)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[int]:
-    """Let PyTorch work with `count` threads in this thread's calls; gives how many it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
 
 
 def planned_video(

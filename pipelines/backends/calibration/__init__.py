@@ -3,4 +3,4 @@
 VERSION changes whenever other inputs are recorded, so that what was calibrated with the old ones is built again.
 """
 
-VERSION = 2
+VERSION = 3

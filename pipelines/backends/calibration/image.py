@@ -23,6 +23,7 @@ from .scenes import Scenes
 
 _STREAMS = 4  # they share each tick's batch
 _STEPS = (1, 2, 2, 3, 4)
+_VARIETY = 2  # rows of the denoiser that are recorded for each that is drawn: those of one picture resemble each other
 _GUIDANCE = ("none", "none", "none", "full", "self")
 
 
@@ -40,7 +41,8 @@ def image_samples(
     recorded = replace(model, runtime=replace(runtime, denoiser=denoiser, codec=codec))
     engine = ImageEngine(recorded, width=width, height=height, max_slots=_STREAMS)
     scenes = Scenes(seed, None if model.vocabulary is None else Path(model.vocabulary))
-    while any(len(recorders[part]) < count * batch for part, batch in batches.items()):
+    wanted = {part: count * batch * (_VARIETY if part == "denoise" else 1) for part, batch in batches.items()}
+    while any(len(recorders[part]) < rows for part, rows in wanted.items()):
         _play(engine, scenes)
     engine.close()
     return {part: recorders[part].samples(count, batch, seed) for part, batch in batches.items()}

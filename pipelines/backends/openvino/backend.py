@@ -43,11 +43,15 @@ class OpenVINOBackend(Backend):
         from dataclasses import replace
 
         from pipelines.backends.planned_image import planned_image
+        from pipelines.backends.threads import OneThreadExecutor
         from pipelines.image.runtime import projecting_runtime
 
         recipe = self._recipe()
         plain = replace(projecting_runtime(networks), backend=self.name)
-        return planned_image(networks, plain, dict.fromkeys(IMAGE_PARTS, recipe), builds=_builds(networks.origin))
+        if networks.origin is not None:  # else nothing is compiled
+            plain = replace(plain, make_executor=OneThreadExecutor)
+        recipes = dict.fromkeys(IMAGE_PARTS, recipe)
+        return planned_image(networks, plain, recipes, builds=_builds(networks.origin), plain_threads=recipe.threads)
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the plain runtime, whose passes and decoders are replaced as their plans become ready."""

@@ -1,7 +1,7 @@
 """Owns the `Recipe` of OpenVINO: what its files are, what determines them, and how they are checked when built.
 
-A folder has part.xml and part.bin, the model with some lengths left open, and part.json: the dtypes of its outputs, the
-version that wrote it, and the error that was measured then. Imports nothing heavy.
+A folder has part.xml and part.bin, the model with some lengths left open, and part.json: the dtypes and orders of its
+outputs, the version that wrote it, and the error that was measured then. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.core.parts import Part, PartCall, Tensors
 
 _CHECKS = 4  # of the samples, on which the built part is compared with PyTorch instead of being calibrated
+_FORM = 2  # changes whenever `build` makes other files of the same part, so that what is stored is built again
 _LARGEST_ERROR = 0.25  # relative; ten times that of the bundled models in bfloat16, five times in int8
 
 
@@ -87,7 +88,7 @@ class OpenVINORecipe:
         """See `Recipe`. A file serves any length of the axes that `convert.dynamic_axes` names, such as the rows."""
         from .runtime import cpu_features
 
-        versions = {"openvino": installed_version("openvino")}
+        versions = {"openvino": installed_version("openvino"), "form": str(_FORM)}
         if self.quantised:
             versions |= {"nncf": installed_version("nncf"), "calibration": str(CALIBRATION_VERSION)}
         return {**versions, "cpu": ",".join(cpu_features())}
@@ -97,6 +98,7 @@ class OpenVINORecipe:
         check(*((OPENVINO, NNCF) if self.quantised else (OPENVINO,)))
         openvino = import_openvino()
         from .convert import converted
+        from .norms import rewrite_group_norms
         from .quantise import quantised
 
         progress(f"{part.name}: converting to OpenVINO")
@@ -111,6 +113,7 @@ class OpenVINORecipe:
                 assert len(samples) == self.samples, (len(samples), self.samples)
                 progress(f"{part.name}: quantising to int8 with {self.calibration_samples} samples")
                 model = quantised(model, part.name, samples[:-_CHECKS])
+            rewrite_group_norms(model)  # NNCF knows group norms, not their parts
             openvino.save_model(model, str(folder / "part.xml"), compress_to_fp16=False)
             del model
         checks = list(samples[-_CHECKS:]) if self.quantised else [tuple(part.inputs.values())]
@@ -125,14 +128,14 @@ class OpenVINORecipe:
                 "installed.",
                 "Build it again: zoetrope plans build --backend openvino.",
             )
-        return _loaded(part, folder, [str(name) for name in facts["outputs"]], self.threads)
+        return _loaded(part, folder, facts["outputs"], self.threads)
 
     def _check(self, part: Part, checks: Sequence[Tensors], folder: Path, progress: Notify) -> None:
         """Load what was written, compare it with PyTorch, and write part.json. Raises ModelError if it is wrong."""
         wanted = [_eager(part, sample) for sample in checks]
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in wanted[0]]
-        call = _loaded(part, folder, dtypes)
-        errors = [_relative_error(call(*sample), outputs) for sample, outputs in zip(checks, wanted, strict=True)]
+        outputs = [_described(tensor) for tensor in wanted[0]]
+        call = _loaded(part, folder, outputs)
+        errors = [_relative_error(call(*sample), right) for sample, right in zip(checks, wanted, strict=True)]
         error = sum(errors) / len(errors)
         if not error < _LARGEST_ERROR:
             raise ModelError(
@@ -140,19 +143,31 @@ class OpenVINORecipe:
                 "Use openvino-bf16 or eager for this model.",
             )
         progress(f"{part.name}: {self.name} differs from PyTorch by {100 * error:.1f} %")
-        facts = {"openvino": installed_version("openvino"), "outputs": dtypes, "relative_error": error}
+        facts = {"openvino": installed_version("openvino"), "outputs": outputs, "relative_error": error}
         (folder / "part.json").write_text(json.dumps(facts))
 
 
-def _loaded(part: Part, folder: Path, outputs: Sequence[str], threads: int = 0) -> PartCall:
+def _described(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return the entry of part.json for an output of PyTorch's."""
+    from .runtime import Output
+
+    output = Output.like(tensor)
+    return {"dtype": str(output.dtype).removeprefix("torch."), "channels_last": output.channels_last}
+
+
+def _loaded(part: Part, folder: Path, described: Sequence[Mapping[str, Any]], threads: int = 0) -> PartCall:
     import torch
 
-    from .runtime import OpenVINOCall
+    from .convert import dynamic_axes
+    from .runtime import OpenVINOCall, Output
 
-    dtypes = [getattr(torch, name) for name in outputs]
+    outputs = [
+        Output(dtype=getattr(torch, entry["dtype"]), channels_last=bool(entry["channels_last"])) for entry in described
+    ]
+    in_rows = all(axis == 0 for axis in dynamic_axes(part).values())
     try:
         model = core().read_model(str(folder / "part.xml"))
-        return OpenVINOCall(model, part, dtypes, threads or torch.get_num_threads())
+        return OpenVINOCall(model, part, outputs, threads or torch.get_num_threads(), in_rows=in_rows)
     except RuntimeError as error:
         raise ModelError(
             f"OpenVINO cannot load the part {part.name}: {str(error).strip().splitlines()[-1]}",

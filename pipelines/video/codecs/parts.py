@@ -57,10 +57,7 @@ def decode_step(codec: TinyVideoCodec, *, frames: int, height: int, width: int) 
     """Return the step that decodes `frames` latent frames of one stream to frames of height × width pixels."""
     stream = codec.decoder(height=height, width=width)
     size = (1, codec.latent_channels, frames, height // codec.factor, width // codec.factor)
-    state = {
-        f"state_{i}": torch.zeros((1, *shape), dtype=codec.dtype, device=codec.device)
-        for i, shape in enumerate(stream.memory.shapes)
-    }
+    state = {f"state_{i}": torch.zeros_like(stream.memory.read(i, None)) for i in range(len(stream.memory.shapes))}
     latents = torch.zeros(size, dtype=torch.float32, device=codec.device)
     return decode_step_part(codec, {"latents": latents, **state})
 

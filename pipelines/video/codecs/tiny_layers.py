@@ -116,6 +116,8 @@ class TimeGrow(nn.Module):
         x = self.conv(x)
         if self.stride > 1:
             channels, height, width = x.shape[1] // self.stride, *x.shape[2:]
+            if batch == 1 and torch.compiler.is_exporting():  # the same without a transpose of six axes
+                return F.interpolate(x.reshape(-1, channels, height, width), scale_factor=2.0, mode="nearest")
             x = x.view(-1, batch, self.stride, channels, height, width)
             x = x.permute(0, 2, 1, 4, 5, 3).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
