@@ -202,7 +202,7 @@ class PlanStore:
             yield
         except PlanError:
             raise
-        except Exception as error:
+        except Exception as error:  # libraries raise anything when they cannot write
             if not ((isinstance(error, OSError) and error.errno in _FULL) or self._is_full()):
                 raise
             raise PlanSpaceError(

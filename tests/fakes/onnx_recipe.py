@@ -20,7 +20,7 @@ from torch import nn
 from pipelines.backends.base import Backend
 from pipelines.backends.tensorrt import OUTPUTS
 from pipelines.core.contracts import Notify
-from pipelines.core.parts import Part, Tensors, signature_of
+from pipelines.core.parts import Part, PartCall, Tensors, signature_of
 from pipelines.image.model import Condition, ImageNetworks, ImageRuntime
 from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
 from pipelines.image.runtime import plain_runtime
@@ -90,6 +90,10 @@ class OnnxRecipe:
             library="onnxruntime",
             check=str({str(p.dtype).removeprefix("torch.") for p in part.module.parameters()}),
         ).write(folder)
+
+    def update(self, part: Part, call: PartCall) -> None:
+        assert isinstance(call, OnnxCall)
+        call.update(weights_of(part.module))
 
     def load(self, part: Part, folder: Path) -> OnnxCall:
         call = OnnxCall(folder)

@@ -127,6 +127,10 @@ class OpenVINORecipe:
             )
         return _loaded(part, folder, [str(name) for name in facts["outputs"]], self.threads)
 
+    def update(self, part: Part, call: PartCall) -> None:
+        """See `Recipe`."""
+        raise AssertionError("its files contain the weights")
+
     def _check(self, part: Part, checks: Sequence[Tensors], folder: Path, progress: Notify) -> None:
         """Load what was written, compare it with PyTorch, and write part.json. Raises ModelError if it is wrong."""
         wanted = [_eager(part, sample) for sample in checks]
