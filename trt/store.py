@@ -58,7 +58,7 @@ class PlanStore:
     def find(self, key: PlanKey) -> Path | None:
         """Return the folder of a plan's files, checked; None: it is not stored, or was broken and is moved aside.
 
-        Reads the files in full at first, after they changed and every `manifest.RECHECK_DAYS`: 1 s for 1 to 2 GB.
+        Reads the files in full at first, after they changed and every `manifest.RECHECK_DAYS`.
         """
         home = self._home(key)
         if not home.is_dir():
