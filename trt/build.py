@@ -139,7 +139,7 @@ def _interruptible(work: Callable[[], Any], stop: threading.Event) -> Any:
         future = pool.submit(work)
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # the user's interrupt above all
             stop.set()
             raise
 

@@ -62,7 +62,7 @@ def export_onnx(
             program.save(str(file), external_data=True)
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # the exporter raises anything for what it cannot translate
         cause = str(error).strip().splitlines()
         raise PlanError(
             f"The network cannot be exported to ONNX: {cause[0] if cause else type(error).__name__}.",

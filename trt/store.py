@@ -58,7 +58,7 @@ class PlanStore:
     def find(self, key: PlanKey) -> Path | None:
         """Return the folder of a plan's files, checked; None: it is not stored, or was broken and is moved aside.
 
-        Reads the files in full at first, after they changed and every `manifest.RECHECK_DAYS`: 1 s for 1 to 2 GB.
+        Reads the files in full at first, after they changed and every `manifest.RECHECK_DAYS`.
         """
         home = self._home(key)
         if not home.is_dir():
@@ -202,7 +202,7 @@ class PlanStore:
             yield
         except PlanError:
             raise
-        except Exception as error:
+        except Exception as error:  # libraries raise anything when they cannot write
             if not ((isinstance(error, OSError) and error.errno in _FULL) or self._is_full()):
                 raise
             raise PlanSpaceError(

@@ -288,7 +288,7 @@ class WorkerHandle:
                 if self._status.phase is WorkerPhase.LOADING:
                     self._set(text=message.text)
             case WorkerNotice():
-                self._set(notices=(*self._status.notices, message.text))
+                self._set(notices=tuple(dict.fromkeys((*self._status.notices, message.text))))
             case WorkerPreparation():
                 self._set(preparation=message.status)
             case WorkerReady():

@@ -121,7 +121,7 @@ class PlanPreparation:
         used = False
         while self._loaded:
             epoch, loaded = self._loaded.popleft()
-            if epoch == self._epoch:
+            if epoch == self._epoch or self._updated(loaded):
                 self._use(loaded)
                 used = True
         return used
@@ -136,13 +136,15 @@ class PlanPreparation:
             self.want(part)
 
     def weights_changed(self, lora_scale: float) -> None:
-        """Stop using plans that contain the weights; they are made anew."""
+        """Give plans that take weights the new ones; stop using the others, which are made anew."""
         self._epoch += 1
         self._lora_scale = lora_scale
         self._preferred.clear()
         with self._changed:
             self._wanted = [part for part in self._wanted if not self._recipes[part.name].bakes_weights]
         self._use_plain(lambda name: self._recipes[name].bakes_weights)
+        refusing = {loaded.form.part for loaded in self._forms.loaded if not self._updated(loaded)}
+        self._use_plain(lambda name: name in refusing)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is wanted or under way."""
@@ -192,6 +194,18 @@ class PlanPreparation:
         if loaded is not None:
             self._use(loaded)
         return loaded is not None
+
+    def _updated(self, loaded: LoadedForm) -> bool:
+        """Give a form the weights as they are now. False: it does not take them."""
+        recipe = self._recipes[loaded.form.part]
+        if recipe.bakes_weights or loaded.part is None or loaded.call is None:
+            return False
+        try:
+            recipe.update(loaded.part, loaded.call)
+        except (ModelError, PlanError) as error:
+            self._notices.append(f"{recipe.name}: {error} {loaded.form.part} goes on as it is.")
+            return False
+        return True
 
     def _use(self, loaded: LoadedForm) -> None:
         self._forms.use(loaded)

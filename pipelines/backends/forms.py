@@ -53,7 +53,7 @@ class PartForms:
     def __init__(self, names: Collection[str]) -> None:
         self._names = tuple(names)
         self._users: dict[str, PartUser] = {}
-        self._used: dict[tuple[str, object], PartForm] = {}
+        self._used: dict[tuple[str, object], LoadedForm] = {}
         self._current = self._described()
 
     def add(self, name: str, user: PartUser) -> None:
@@ -76,7 +76,7 @@ class PartForms:
             return
         self._users[form.part].use(loaded.part, loaded.call)
         self._used.pop((form.part, form.inputs), None)  # the newest is the last
-        self._used[form.part, form.inputs] = form
+        self._used[form.part, form.inputs] = loaded
         self._current = self._described()
 
     def use_plain(self, concerned: Callable[[str], bool]) -> None:
@@ -84,10 +84,15 @@ class PartForms:
         for name, user in self._users.items():
             if name in self._names and concerned(name):
                 user.use_plain()
-        self._used = {key: form for key, form in self._used.items() if not concerned(form.part)}
+        self._used = {key: loaded for key, loaded in self._used.items() if not concerned(key[0])}
         self._current = self._described()
 
+    @property
+    def loaded(self) -> tuple[LoadedForm, ...]:
+        """The compiled forms in use."""
+        return tuple(self._used.values())
+
     def _described(self) -> tuple[PartForm, ...]:
-        compiled = {form.part for form in self._used.values()}
+        compiled = {name for name, _ in self._used}
         plain = (PartForm(part=name) for name in self._names if name not in compiled)
-        return (*plain, *self._used.values())
+        return (*plain, *(loaded.form for loaded in self._used.values()))

@@ -95,6 +95,9 @@ class InductorRecipe:
                 "Install a C compiler, or use the backend eager.",
             ) from error
 
+    def update(self, part: Part, call: PartCall) -> None:
+        """See `Recipe`: a call reads the part's own parameters, which have changed in place."""
+
 
 def _compile(part: Part, folder: Path, progress: Notify) -> None:
     from torch._inductor import standalone_compile

@@ -30,7 +30,7 @@ _SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size, En
 def plan_key(recipe: Recipe, part: Part, model: str, lora: str = "") -> PlanKey:
     """Return the key of what `recipe` makes of a part. model: its name. lora: the LoRA set and how it is applied.
 
-    Reads all weights if the recipe's files contain them: a second or two for a gigabyte.
+    Reads all weights if the recipe's files contain them.
     """
     return PlanKey.with_details(
         recipe=recipe.name,

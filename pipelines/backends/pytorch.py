@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .base import IMAGE_PARTS, Backend, BackendRefusal
+from .base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +41,13 @@ class PyTorchBackend(Backend):
         return 0 if self.compiled and device.type != "cuda" else self.preference
 
     def refusal(self, kind: str, device: torch.device) -> BackendRefusal | None:
-        """CUDA graphs need a CUDA device, where the compiler needs Triton."""
+        """CUDA graphs need a CUDA device, where the compiler needs Triton; image models are compiled to plans."""
         if self.captured and not self.compiled and device.type != "cuda":
             return BackendRefusal(
                 because="the model is not on a CUDA device", message=f"The backend {self.name} needs a CUDA device."
             )
+        if self.compiled and kind == "image" and (off := refused_without_plans(self.name)):
+            return off
         has_triton = importlib.util.find_spec("triton") is not None
         if self.compiled and device.type == "cuda" and not has_triton and self.compiler == "inductor":
             return BackendRefusal(

@@ -59,3 +59,10 @@ class Recipe(Protocol):
     def load(self, part: Part, folder: Path) -> PartCall:
         """Load what `build` wrote. part: of this process, with the weights to use. Raises ModelError."""
         ...
+
+    def update(self, part: Part, call: PartCall) -> None:
+        """Let a loaded call compute with the part's weights, which have changed; never called if it bakes weights.
+
+        Raises ModelError, or PlanError, if it cannot: the call is then used no more.
+        """
+        ...

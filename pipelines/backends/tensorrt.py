@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipelines.core.parts import Part, PartCall, Tensors
     from trt.library import Library
 
+_LARGEST_REFIT_ERROR = 0.1
+"""Relative; ten times that of float16 in a large network. A missing bias costs more."""
 OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "denoise": ("denoised",),
     "encode": ("latents",),
@@ -114,7 +116,7 @@ class TensorRTRecipe:
     def load(self, part: Part, folder: Path) -> PartCall:
         """See `Recipe`. Raises ModelError without a card on which the plan runs.
 
-        The call has `update(weights)`, which a plan built with `refit` follows, and is made to follow here.
+        A plan built with `refit` is given the part's weights, and compared with the part.
         """
         from trt.runner import PlanRunner
         from trt.streams import CudaStreams
@@ -133,7 +135,18 @@ class TensorRTRecipe:
                 runner.update(weights_of(part.module))
             runner(*inputs)
             runner.save_runtime_cache()
+        if self.options.refit:
+            _check_refitted(part, runner)
         return runner
+
+    def update(self, part: Part, call: PartCall) -> None:
+        """See `Recipe`."""
+        from trt.runner import PlanRunner
+        from trt.weights import weights_of
+
+        assert isinstance(call, PlanRunner)
+        with _model_errors():
+            call.update(weights_of(part.module))
 
     def _library(self, device: torch.device) -> Library:
         if refusal := self.refusal(device):
@@ -145,6 +158,23 @@ class TensorRTRecipe:
 def card_options(name: str, device: torch.device, *, refit: bool = False) -> BuildOptions:
     """Return the options for building for a device's card; the CPU stands for any card of 8.0 and newer."""
     return BuildOptions(refit=refit, turing=FLAVOURS[name].portable and _capability(device) == (7, 5))
+
+
+def _check_refitted(part: Part, call: PartCall) -> None:
+    """Raise ModelError unless a call gives what the part gives, on noise: TensorRT 11.3 drops biases when it refits."""
+    import torch
+
+    from trt.onnx_check import relative_error
+
+    inputs = [torch.randn_like(t) if t.is_floating_point() else t for t in part.inputs.values()]
+    with torch.no_grad():
+        pairs = zip(call(*inputs), part.module(*inputs), strict=True)
+        error = max(relative_error(got, wanted) for got, wanted in pairs)
+    if not error <= _LARGEST_REFIT_ERROR:
+        raise ModelError(
+            f"The refitted plan of {part.name} differs from the network by {error:.2f} (relative).",
+            "Install tensorrt 11.4 or newer, or use another backend with LoRAs.",
+        )
 
 
 def _device_of(part: Part) -> torch.device:

@@ -50,7 +50,8 @@ class TensorRTBackend(Backend):
         from .planned_image import planned_image
         from .tensorrt import TensorRTRecipe, card_options
 
-        recipe = TensorRTRecipe(name=self.name, options=card_options(self.name, networks.device))
+        refit = networks.origin is not None and bool(networks.origin.lora)  # the scale of LoRAs moves live
+        recipe = TensorRTRecipe(name=self.name, options=card_options(self.name, networks.device, refit=refit))
         executors = partial(GraphExecutor, networks.device)
         plain = replace(projecting_runtime(networks), backend=self.name, make_executor=executors)
         return planned_image(networks, plain, dict.fromkeys(IMAGE_PARTS, recipe))

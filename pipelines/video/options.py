@@ -100,8 +100,16 @@ def chosen_storage(requested: str, needed: str, policy: KVPolicy, device: torch.
     """Return the storage of keys and values. needed: by the backend's attention; "": any.
 
     "auto" is the needed one; else on CUDA "rotated", the fastest, if the policy can use it in less memory; else
-    "native". Raises ControlError if another than the needed one is requested.
+    "native". Raises ControlError if another than the needed one is requested, or the policy cannot use that.
     """
+    if needed == "fp8" and (policy.accumulates or policy.compares):
+        names = {kind: name for name, kind in POLICIES.items()}
+        summed = "sums attention, for which fp8 scales keys"
+        why = summed if policy.accumulates else "compares the values of frames, which fp8 keeps without their mean"
+        raise ControlError(
+            f"The cache policy {names.get(type(policy), type(policy).__name__)!r} cannot run in fp8: it {why}.",
+            "Use another policy, or a backend without fp8 attention: fp8-products or compiled.",
+        )
     if requested == "auto":
         rotated = device.type == "cuda" and policy.keeps_distances
         return needed or ("rotated" if rotated else "native")

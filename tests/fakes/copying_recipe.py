@@ -42,6 +42,9 @@ class CopyingRecipe:
             os.kill(os.getpid(), signal.SIGKILL)
         torch.save(part.module.state_dict(), folder / "weights.pt")
 
+    def update(self, part: Part, call: PartCall) -> None:
+        raise AssertionError("its files contain the weights")
+
     def load(self, part: Part, folder: Path) -> PartCall:
         module = copy.deepcopy(part.module)
         module.load_state_dict(torch.load(folder / "weights.pt"))

@@ -21,7 +21,7 @@ from pipelines.backends.base import Backend
 from pipelines.backends.plan_keys import plan_key
 from pipelines.backends.tensorrt import OUTPUTS
 from pipelines.core.contracts import Notify
-from pipelines.core.parts import Part, Tensors, signature_of
+from pipelines.core.parts import Part, PartCall, Tensors, signature_of
 from pipelines.image.model import Condition, ImageNetworks, ImageRuntime
 from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
 from pipelines.image.runtime import plain_runtime
@@ -92,6 +92,10 @@ class OnnxRecipe:
             library="onnxruntime",
             check=str({str(p.dtype).removeprefix("torch.") for p in part.module.parameters()}),
         ).write(folder)
+
+    def update(self, part: Part, call: PartCall) -> None:
+        assert isinstance(call, OnnxCall)
+        call.update(weights_of(part.module))
 
     def load(self, part: Part, folder: Path) -> OnnxCall:
         call = OnnxCall(folder)

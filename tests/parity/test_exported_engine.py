@@ -25,6 +25,7 @@ from pipelines.plans import check
 from pipelines.plans.collect import image_parts
 from pipelines.plans.commands import PlanRequest, Plans
 from tests.fakes.onnx_recipe import Compared, OnnxBackend, OnnxCall, OnnxRecipe
+from tests.fakes.prepared_image import OPTIONS, build_decoder, loads
 from trt.onnx_check import FLOAT32_RELATIVE, HALF_DB, decibels
 from trt.store import PlanStore
 from trt.weights import weights_of
@@ -165,6 +166,50 @@ def test_changed_weights_reach_the_loaded_plan_as_by_a_refit(store: PlanStore) -
             parameter.copy_(saved[name])
         call.update(weights_of(part.module))
         torch.testing.assert_close(call(*inputs)[0], before, rtol=0, atol=1e-5 * float(before.abs().max()))
+
+
+@pytest.mark.parametrize("moment", ["in use", "loaded"])
+def test_changed_weights_reach_a_plan_of_a_running_engine(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a LoRA's scale moves: a plan that takes weights stays in use. moment: of the change."""
+    monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
+    recipe = OnnxRecipe(loads_at_once=moment == "in use")
+    build_decoder(PlanStore(), recipe)
+    engine = loads(recipe)("mini-image", OPTIONS)
+    eager = load_engine("mini-image", replace(OPTIONS, backend="eager"), notice=ignore)
+    assert isinstance(eager, ImageEngine)
+    before = shown(eager)
+    assert engine.preparation.wait(60)
+    for one, codec in ((engine, planned_codec(engine)), (eager, eager.core.codec)):
+        with torch.no_grad():
+            for name, parameter in codec.named_parameters():  # type: ignore[attr-defined]
+                if "decoder" in name:
+                    parameter.mul_(1.05)
+        one.preparation.weights_changed(0.5)
+    after = shown(engine)
+    [form] = engine.preparation.forms
+    assert form.recipe == "onnx"
+    for got, wanted, old in zip(after, shown(eager), before, strict=True):
+        assert np.abs(got.astype(int) - wanted.astype(int)).max() <= 1  # rounding to 8 bits
+        assert np.abs(got.astype(int) - old.astype(int)).max() > 5
+    engine.close()
+
+
+def planned_codec(engine: ImageEngine) -> torch.nn.Module:
+    """The codec that its plans were made of."""
+    latents = torch.zeros(1, *engine.core.latent_shape)
+    module = engine.preparation._forms["decode"].part({"latents": latents}).module  # type: ignore[attr-defined]
+    assert isinstance(module.codec, torch.nn.Module)
+    return module.codec
+
+
+def shown(engine: ImageEngine) -> list[np.ndarray]:
+    with engine.open(Control.of({"prompt": "a lighthouse", "seed": 3})) as stream:
+        for _ in range(3):
+            stream.generate()
+            engine.tick()
+        return [frame.image for frame in (*stream.pull(), *stream.flush())]
 
 
 def test_the_check_of_plans_changes_their_weights_too(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,6 +170,7 @@ def until_building(engine: ImageEngine, step: str) -> BuildProcess:
     return process
 
 
+@pytest.mark.soak
 def test_a_build_that_is_killed_is_said_and_the_next_one_succeeds(
     store: PlanStore, plain: list[Frame], notices: list[str]
 ) -> None:

@@ -162,6 +162,26 @@ def test_the_next_engine_uses_stored_plans_from_its_first_chunk_on(
     engine.close()
 
 
+def test_what_one_engine_runs_with_another_takes_over(swapped: Swapped, store: PlanStore, plain: list[Picture]) -> None:
+    """As the replay of a take does: nothing else is used, and nothing is built."""
+    shutil.copytree(swapped.root, store.root, dirs_exist_ok=True)
+    engine, _ = load(CopyingRecipe(loads_at_once=True))
+    forms = engine.preparation.forms
+    engine.close()
+    assert [(form.part, form.recipe) for form in forms] == [("pass", "copying"), ("decode", "copying")]
+    other, notices = load(CopyingRecipe(loads_at_once=True))
+    other.preparation.hold()
+    assert [form.recipe for form in other.preparation.forms] == ["", ""]
+    assert other.preparation.missing(forms) == []
+    assert [other.preparation.take_over(form) for form in forms] == ["", ""]
+    check_close(render(other), plain)
+    assert other.preparation.forms == forms
+    assert notices == [PLAIN_PASSES]
+    other.close()
+    shutil.rmtree(store.root / "plans")
+    assert other.preparation.missing(forms) == list(forms)
+
+
 def test_builds_that_fail_leave_the_stream_as_it_is_and_say_why(plain: list[Picture], store: PlanStore) -> None:
     engine, notices = load(CopyingRecipe(fails="error"), decode=CopyingRecipe(fails="killed"))
     check_close(render(engine, wait_before=0), plain)

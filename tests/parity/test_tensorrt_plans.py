@@ -30,6 +30,7 @@ from pipelines.plans import check
 from pipelines.plans.commands import BuiltPlan, PlanRequest, Plans
 from pipelines.plans.parts import model_parts
 from trt.build import PLAN_FILE, BuildOptions, PlanDescription, build_plan
+from trt.errors import PlanError
 from trt.export import export_onnx
 from trt.key import PlanKey
 from trt.library import load_library
@@ -255,7 +256,7 @@ def test_failures_of_tensorrt_have_a_cause_and_a_remedy(taesd: tuple[Part, Part]
     damaged.mkdir()
     exported = export_onnx(part.module, part.inputs, ("images",), damaged)
     os.truncate(exported.file, exported.file.stat().st_size // 2)
-    with pytest.raises(Exception, match="cannot read the exported graph"):
+    with pytest.raises(PlanError, match="cannot read the exported graph"):
         build_plan(load_library("tensorrt-rtx"), exported, tmp_path, options=BuildOptions(), check="", report=quiet)
 
 

@@ -85,7 +85,10 @@ def test_auto_says_what_it_took(kind: str) -> None:
     assert choose_backend("eager", kind, CPU).reason == "eager as requested"
 
 
-def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_auto_takes_the_fastest_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    off = choose_backend("auto", "image", CUDA)
+    assert (off.backend.name, off.why) == ("cuda-graph", "plans are switched off (ZOETROPE_PLANS=off)")
+    monkeypatch.setenv("ZOETROPE_PLANS", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     reason = "cuda-graph: Triton, which compiling needs, is not installed"
     assert choose_backend("auto", "video", CUDA).reason == reason
@@ -144,8 +147,9 @@ def test_an_eager_executor_keeps_nothing() -> None:
             "fast",
             "Use auto, eager, cuda-graph, compiled, tensorrt-rtx, tensorrt, openvino",
         ),
-        ("image", "cuda-graph", "needs a CUDA device. Use auto, eager or compiled"),
-        ("image", "fp8", "The backend fp8 does not run image models. Use auto, eager or compiled"),
+        ("image", "cuda-graph", "needs a CUDA device. Use auto or eager"),
+        ("image", "fp8", "The backend fp8 does not run image models. Use auto or eager"),
+        ("image", "compiled", "The backend compiled needs plans, which are switched off. Unset ZOETROPE_PLANS"),
         ("image", "openvino", "needs plans, which are switched off. Unset ZOETROPE_PLANS"),
     ],
 )

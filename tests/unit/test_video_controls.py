@@ -18,6 +18,7 @@ from app.worker.proxy import SessionProxy
 from pipelines.conditioning.actions import ACTION_NAMES
 from pipelines.core.control_table import CONTROLS, Propagation
 from pipelines.core.controls import Control
+from pipelines.core.errors import InputError
 from pipelines.core.tick_log import BirthRecord, RowRecord
 from pipelines.video.chunks import ChunkSlot
 from pipelines.video.passes import PassRequest
@@ -219,7 +220,7 @@ def test_paused_streams_compute_nothing_from_the_next_tick_on_and_take_nothing()
     assert not bench.stream.generate(8)
     assert not bench.stream.push(next(bench.supply))
     assert bench.stream.accounting == counts
-    with pytest.raises(Exception, match="Set paused to off first"):
+    with pytest.raises(InputError, match="Set paused to off first"):
         bench.stream.flush()
     bench.stream.apply(Control(paused=False))
     bench.engine.tick()

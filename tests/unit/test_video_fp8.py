@@ -200,3 +200,18 @@ def test_the_storage_follows_from_backend_policy_and_device() -> None:
     assert chosen_storage("int8", "", window, CUDA) == "int8"
     with pytest.raises(ControlError, match="in the storage 'fp8', not 'native'"):
         chosen_storage("native", "fp8", window, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "why"),
+    [
+        ("adaptive-sink", {"window_frames": 6, "sink_frames": 2}, "compares the values of frames"),
+        ("heavy-hitter", {}, "sums attention"),
+    ],
+)
+def test_a_policy_that_cannot_read_such_a_cache_is_refused(policy: str, options: dict[str, int], why: str) -> None:
+    """When the engine opens: its core asks for the storage."""
+    made = make_policy(policy, grid=(2, 3), **options)
+    with pytest.raises(ControlError, match=rf"'{policy}' cannot run in fp8: it {why}.*fp8-products or compiled"):
+        chosen_storage("auto", "fp8", made, CUDA)
+    assert chosen_storage("auto", "", made, CPU) == "native"

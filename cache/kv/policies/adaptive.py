@@ -34,6 +34,10 @@ class AdaptiveSinkPolicy(SinkPolicy):
         if not -1 <= self.threshold <= 1:
             raise KVError(f"threshold is {self.threshold}; it is a cosine similarity, -1 to 1")
 
+    @property
+    def compares(self) -> bool:
+        return True
+
     def before(self, sinks: Sequence[Span], past: Sequence[Span], evicted: Sequence[Span]) -> tuple[Operation, ...]:
         if not evicted or len(sinks) < self.sink_frames:
             return ()

@@ -129,6 +129,11 @@ class KVPolicy(ABC):
         return False
 
     @property
+    def compares(self) -> bool:
+        """True: the means of stored keys and values decide what is kept."""
+        return False
+
+    @property
     def selects(self) -> int:
         """Who selects single tokens: 0 = nobody, 1 = all heads together, -1 = each head separately."""
         return 0
