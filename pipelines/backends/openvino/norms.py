@@ -60,7 +60,8 @@ def _scale_and_shift(ops: Any, norm: Any) -> tuple[Any, Any]:
         return ops.reshape(vector, ops.constant(np.array([1, groups, channels // groups])), False)
 
     average = mean(x)
-    variance = ops.relu(ops.subtract(mean(ops.multiply(x, x)), ops.multiply(average, average)))  # rounded, it may be < 0
+    variance = ops.subtract(mean(ops.multiply(x, x)), ops.multiply(average, average))
+    variance = ops.relu(variance)  # rounding may leave it below zero
     deviation = ops.sqrt(ops.add(variance, ops.constant(np.float32(attributes["epsilon"]))))
     scale = ops.divide(of_channel(gamma), deviation)
     shift = ops.subtract(of_channel(beta), ops.multiply(average, scale))
