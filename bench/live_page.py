@@ -88,8 +88,8 @@ def loop_figures(url: str) -> dict[str, float]:
     values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
     prefix = "zoetrope_event_loop_"
     return {
-        "max_ms": round(values[f"{prefix}max_seconds"] * 1000, 2),
-        "max_cpu_ms": round(values[f"{prefix}max_cpu_seconds"] * 1000, 2),
+        "max_ms": round(values[f"{prefix}longest_seconds"] * 1000, 2),
+        "max_cpu_ms": round(values[f"{prefix}longest_cpu_seconds"] * 1000, 2),
         "callbacks": values[f"{prefix}callbacks_total"],
         "over_5_ms": values[f'{prefix}blocked_total{{clock="wall"}}'],
         "over_5_ms_cpu": values[f'{prefix}blocked_total{{clock="cpu"}}'],
@@ -140,7 +140,7 @@ def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
         "app_overhead_ms": round(latency_ms - model_ms, 1),
         "stages": stats["stages"],
         "accounting": stats["accounting"],
-        "loop": {name: value if name.startswith("longest") else value - before[name] for name, value in after.items()},
+        "loop": {name: value if name.startswith("max_") else value - before[name] for name, value in after.items()},
     }
 
 
