@@ -96,12 +96,12 @@ def runner(case: Case, backend: str) -> Runner:
     controls = {"prompt": _PROMPT} | ({} if case.size else {"steps": 2, "strength": 0.5, "guidance_mode": "none"})
     stream = engine.open(Control.of(controls))
     made = Runner(engine=engine, frames=1, step=(_chunks if case.size else _frames)(engine, stream))
-    made.frames = stream.info.frames_per_chunk
     for _ in range(2):  # what is built meanwhile is in use afterwards
         for _ in range(8):
             made.step()
         if not engine.preparation.wait(_BUILD_S):
             raise SystemExit(f"{backend} did not get ready in {_BUILD_S:g} s: {engine.preparation.state}")
+    made.frames = stream.info.frames_per_chunk  # a stream's first chunk has fewer
     return made
 
 
