@@ -1,7 +1,8 @@
 """The app's figures through the real front and worker: frames a second, glass-to-glass latency, the app's overhead.
 
 `python -m bench.app --json` measures a headless Chromium on the page over WebSocket and WebRTC and a Python peer over
-WebRTC, with the identity model at 512x512; then the page with the bundled model. Method: bench/live_page.py.
+WebRTC, with the identity model at 512x512; then the page with the bundled model, and with the bundled model under
+each of `--backends` in turns. Method: bench/live_page.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.command import bench_parser, print_listing
-from bench.live_page import browser_row
+from bench.live_page import backend_rows, browser_row
 from bench.webrtc_peer import python_row
 
 ROWS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -19,6 +20,7 @@ ROWS: Mapping[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "webrtc": lambda options: browser_row(options, "identity", "webrtc"),
     "python": python_row,
     "bundled": lambda options: browser_row(options, "mini-image", "websocket"),
+    "backends": lambda options: backend_rows(options, "mini-image"),
 }
 
 
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument("--size", default="512x512", help="of the identity model")
     parser.add_argument("--camera-px", type=int, default=512)
     parser.add_argument("--rate", type=int, default=30, help="pictures a second of the camera")
+    parser.add_argument("--backends", nargs="+", default=["eager", "openvino"], help="of the row backends")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--warm-up-s", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=10.0)

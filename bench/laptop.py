@@ -95,12 +95,12 @@ def runner(case: Case, backend: str) -> Runner:
     controls = {"prompt": _PROMPT} | ({} if case.size else {"steps": 2, "strength": 0.5, "guidance_mode": "none"})
     stream = engine.open(Control.of(controls))
     made = Runner(engine=engine, frames=1, step=(_chunks if case.size else _frames)(engine, stream))
-    made.frames = stream.info.frames_per_chunk
     for _ in range(2):  # what is built meanwhile is in use afterwards
         for _ in range(8):
             made.step()
         if not engine.preparation.wait(_BUILD_S):
             raise SystemExit(f"{backend} did not get ready in {_BUILD_S:g} s: {engine.preparation.status}")
+    made.frames = stream.info.frames_per_chunk  # a stream's first chunk has fewer
     return made
 
 
@@ -136,14 +136,16 @@ def _chunks(engine: Any, stream: Any) -> Callable[[], None]:
     return step
 
 
-def measured(case: Case, backends: Sequence[str], rounds: int) -> dict[str, Any]:
+def measured(case: Case, backends: Sequence[str], rounds: int, pause_s: float) -> dict[str, Any]:
     """Return the figures of each backend, and each one's ratio to the first: how many times as fast."""
     runners = {backend: runner(case, backend) for backend in backends}
-    before = _busy_s()
+    others = 0.0
     for number in range(rounds):
+        time.sleep(pause_s)
+        before = _busy_s()
         for backend in list(backends)[:: -1 if number % 2 else 1]:
             runners[backend].play(case.steps)
-    others = _busy_s() - before
+        others += _busy_s() - before
     medians = {name: [statistics.median(times) for times in each.rounds_s] for name, each in runners.items()}
     figures: dict[str, Any] = {name: each.figures() for name, each in runners.items()}
     for name in list(backends)[1:]:
@@ -169,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--backends", nargs="+", default=["eager", "openvino", "openvino-bf16"], help="the first: old")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--pause-s", type=float, default=0.0, help="before each round, where other programs wait")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     limit_spinning()  # as `zoetrope` does
@@ -178,7 +181,7 @@ def main() -> None:
     from pipelines.files.precision import cpu_flags
 
     torch.set_num_threads(options.threads)
-    found = {name: measured(CASES[name], options.backends, options.rounds) for name in options.rows}
+    found = {name: measured(CASES[name], options.backends, options.rounds, options.pause_s) for name in options.rows}
     machine = {"processor": cpu_name(), "cpu_flags": list(cpu_flags()), "threads": options.threads}
     result = {"bench": "laptop", **machine, "torch": torch.__version__, "rounds": options.rounds, **found}
     print_listing(result, one_line=options.json)

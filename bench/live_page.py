@@ -65,9 +65,9 @@ CAMERA = """
 
 
 @contextmanager
-def serving(model: str, size: str) -> Iterator[str]:
-    """The URL of a fresh `zoetrope live`."""
-    command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model]
+def serving(model: str, size: str, *options: str) -> Iterator[str]:
+    """The URL of a fresh `zoetrope live`. options: further arguments."""
+    command = [sys.executable, "-m", "app", "live", "--port", "0", "--no-open", "--model", model, *options]
     command += ["--size", size] if model == "identity" else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
@@ -88,8 +88,8 @@ def loop_figures(url: str) -> dict[str, float]:
     values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
     prefix = "zoetrope_event_loop_"
     return {
-        "max_ms": round(values[f"{prefix}max_seconds"] * 1000, 2),
-        "max_cpu_ms": round(values[f"{prefix}max_cpu_seconds"] * 1000, 2),
+        "max_ms": round(values[f"{prefix}longest_seconds"] * 1000, 2),
+        "max_cpu_ms": round(values[f"{prefix}longest_cpu_seconds"] * 1000, 2),
         "callbacks": values[f"{prefix}callbacks_total"],
         "over_5_ms": values[f'{prefix}blocked_total{{clock="wall"}}'],
         "over_5_ms_cpu": values[f'{prefix}blocked_total{{clock="cpu"}}'],
@@ -140,22 +140,47 @@ def watch(page: Page, options: argparse.Namespace, url: str) -> dict[str, Any]:
         "app_overhead_ms": round(latency_ms - model_ms, 1),
         "stages": stats["stages"],
         "accounting": stats["accounting"],
-        "loop": {name: value if name.startswith("longest") else value - before[name] for name, value in after.items()},
+        "loop": {name: value if name.startswith("max_") else value - before[name] for name, value in after.items()},
     }
 
 
 def browser_row(options: argparse.Namespace, model: str, transport: str) -> dict[str, Any]:
     """Medians of several runs, each in a fresh browser. transport: "websocket" or "webrtc"."""
+    runs: list[dict[str, Any]] = []
+    with serving(model, options.size) as url:
+        runs += [_browser_run(options, url, transport) for _ in range(options.runs)]
+    return _medians(options, model, transport, runs)
+
+
+def backend_rows(options: argparse.Namespace, model: str) -> dict[str, Any]:
+    """The bundled model on the page over WebSocket, in turns under each of `options.backends`, each run in a fresh
+    program and browser; the rows, and what the last backend is to the first: frames a second, latency."""
+    runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in options.backends}
+    for _ in range(options.runs):
+        for backend, found in runs.items():
+            with serving(model, options.size, "--backend", backend) as url:
+                found.append(_browser_run(options, url, "websocket"))
+    old, *_, new = runs.values()
+    pairs = list(zip(old, new, strict=True))
+    latency = "capture_to_paint_p50_ms"
+    return {
+        **{backend: _medians(options, model, "websocket", found) for backend, found in runs.items()},
+        "fps_ratio": median([late["fps"] / early["fps"] for early, late in pairs]),
+        "latency_ratio": median([late[latency] / early[latency] for early, late in pairs]),
+    }
+
+
+def _browser_run(options: argparse.Namespace, url: str, transport: str) -> dict[str, Any]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("Chromium was not found; install it to measure the page.")
-    runs: list[dict[str, Any]] = []
-    with serving(model, options.size) as url:
-        for _ in range(options.runs):
-            with browse(chromium, url) as page:
-                page.until("window.zoetrope !== undefined", 90)
-                page.evaluate(f"window.zoetrope.setTransport('{transport}')")
-                runs.append(watch(page, options, url))
+    with browse(chromium, url) as page:
+        page.until("window.zoetrope !== undefined", 90)
+        page.evaluate(f"window.zoetrope.setTransport('{transport}')")
+        return watch(page, options, url)
+
+
+def _medians(options: argparse.Namespace, model: str, transport: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "peer": "browser",
         "transport": transport,

@@ -9,6 +9,8 @@ import math
 
 import torch
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def split_head(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that carry (time, row, column): Wan's split, D - 4 (D // 6), 2 (D // 6), 2 (D // 6).
@@ -25,6 +27,11 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     x: [..., D], any float dtype, e.g. [B, N, H, D]. cos, sin: broadcastable to [..., D/2], e.g. [N, 1, D/2].
     Returns x's shape and dtype; computed in the wider of the dtypes. The inverse is `rotate_pairs(x, cos, -sin)`.
     """
+    if x.dtype in _HALF and cos.dtype is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # As complex numbers, which the CPU kernels multiply without strided copies: an eighth of the time. These may
+        # round the last bit of float32 otherwise, so float32 itself keeps the form that does not depend on the shape.
+        pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
 

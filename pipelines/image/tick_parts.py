@@ -48,7 +48,7 @@ class TickParts:
         latents = floats[FloatRow.ENTRY_B, :new].view(new, *_ENTRY_AXES) * entry
         if pictures:
             images = self.tables.pictures[:pictures].flatten(0, 1).permute(0, 3, 1, 2)
-            images = images.to(self._core.work_dtype).div(127.5).sub(1.0)
+            images = images.to(self._core.work_dtype).div_(127.5).sub_(1.0)
             encoded = self._core.codec.encode(images).view(pictures, *entry.shape[1:])
             latents[:pictures] += floats[FloatRow.ENTRY_A, :pictures].view(pictures, *_ENTRY_AXES) * encoded
         rows = self.tables.ints[IntRow.ENTRY_ROW, :new]
@@ -64,7 +64,7 @@ class TickParts:
         """Decode the finished slots to pictures [finished F, H, W, 3] uint8."""
         latents = self._batch.stepped.index_select(0, self.tables.ints[IntRow.FINISHED, :finished])
         images = self._core.codec.decode(latents.flatten(0, 1))
-        pixels = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = images.add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         self._decoded[: len(pixels)].copy_(pixels.permute(0, 2, 3, 1))
 
     def read_back(self, finished: Sequence[Slot]) -> None:

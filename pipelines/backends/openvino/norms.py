@@ -47,7 +47,8 @@ def _scale_and_shift(ops: Any, norm: Any) -> tuple[Any, Any]:
     """Return A and B [N, C, 1, ...] of a GroupNormalization."""
     x, gamma, beta = (norm.input_value(i) for i in range(3))
     shape, attributes = x.get_partial_shape(), norm.get_attributes()
-    groups, channels, ones = int(attributes["num_groups"]), shape[1].get_length(), [1] * (len(shape) - 2)
+    channels, ones = gamma.get_partial_shape()[0].get_length(), [1] * (len(shape) - 2)
+    groups = int(attributes["num_groups"])
     grouped = ops.constant(np.array([_KEEP, groups, channels // groups]))
     space, members = ops.constant(np.arange(2, len(shape))), ops.constant(np.array([2]))
 
@@ -60,6 +61,7 @@ def _scale_and_shift(ops: Any, norm: Any) -> tuple[Any, Any]:
 
     average = mean(x)
     variance = ops.subtract(mean(ops.multiply(x, x)), ops.multiply(average, average))
+    variance = ops.relu(variance)  # rounding may leave it below zero
     deviation = ops.sqrt(ops.add(variance, ops.constant(np.float32(attributes["epsilon"]))))
     scale = ops.divide(of_channel(gamma), deviation)
     shift = ops.subtract(of_channel(beta), ops.multiply(average, scale))
