@@ -30,7 +30,7 @@ def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     if x.dtype in _HALF and cos.dtype is torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
         # As complex numbers, which the CPU kernels multiply without strided copies: an eighth of the time. These may
         # round the last bit of float32 otherwise, so float32 itself keeps the form that does not depend on the shape.
-        pairs = torch.view_as_complex(x.float().contiguous().unflatten(-1, (-1, 2)))
+        pairs = torch.view_as_complex(x.float().contiguous().view(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
