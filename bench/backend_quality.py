@@ -8,6 +8,7 @@ captions are those of bench.mini_image and bench.mini_video.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from bench.motion_judge import load_motion_judge
-from bench.video_quality import FRAME_RATE, StreamMeter
+from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import summary
 from bench.world_clips import held_out_captions as held_out_clips
 from pipelines.core.contracts import Engine
@@ -74,11 +75,16 @@ def image_scores(engine: Engine, captions: int) -> dict[str, float]:
 def video_scores(engine: Engine, captions: int, seconds: int) -> dict[str, float]:
     """Shares of seconds whose subject, place, style and motion are recognised, over seconds 2 to the last."""
     side_px = int(json.loads((CLASSIFIER / "config.json").read_text(encoding="utf-8"))["size_px"])
-    meter = StreamMeter(load_classifier(CLASSIFIER), side_px=side_px)
+    judge, figures = load_classifier(CLASSIFIER), []
     spec, texts = held_out_clips(captions, subjects())
-    clips = [made(engine, text, seed, seconds * FRAME_RATE) for seed, text in enumerate(texts)]
-    meter.add(torch.from_numpy(np.stack([[frame.image for frame in clip] for clip in clips])))
-    scores: dict[str, float] = summary(meter.figures(), spec, load_motion_judge())["end"]
+    for seed, text in enumerate(texts):  # one clip at a time, or 128 of them take more than 16 GB
+        gc.collect()  # a closed stream is a cycle of references to its cache
+        clip = [frame.image for frame in made(engine, text, seed, seconds * FRAME_RATE)]
+        meter = StreamMeter(judge, side_px=side_px)
+        meter.add(torch.from_numpy(np.stack(clip)[None]))
+        figures.append(meter.figures())
+    measured = StreamFigures.concatenate(figures)
+    scores: dict[str, float] = summary(measured, spec, load_motion_judge())["end"]
     return scores
 
 
