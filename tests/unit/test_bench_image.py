@@ -15,9 +15,10 @@ from bench.shapes import SHAPES, build
 @pytest.mark.filterwarnings("ignore:There are modules")
 def test_every_case_runs_on_a_tiny_shape() -> None:
     model = build(SHAPES["tiny"], torch.device("cpu"), torch.float32).model
-    options = argparse.Namespace(lanes=[1], frames=8, ticks=4, seconds=0.01)
-    rows = run(model, options)
+    options = argparse.Namespace(lanes=[1], frames=8, ticks=4, seconds=0.01, profile=True)
+    *rows, kernels = run(model, options)
     assert [row["what"] for row in rows] == [*CASES, "everything moves"]
+    assert kernels["note"] == "kernels are timed on CUDA devices only"
     assert all(float(str(row["fps"])) > 0 for row in rows)
     assert all(float(str(row["bare graphs fps"])) > 0 for row in rows[:-1])
 

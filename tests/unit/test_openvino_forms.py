@@ -12,7 +12,7 @@ from torch import nn
 
 from cache.rotary import rotate_pairs
 from pipelines.backends.openvino.convert import converted
-from pipelines.backends.openvino.library import OPENVINO, import_openvino, refusal_of
+from pipelines.backends.openvino.library import OPENVINO, core, refusal_of
 from pipelines.backends.openvino.norms import rewrite_group_norms
 from pipelines.backends.openvino.runtime import OpenVINOCall, Output
 from pipelines.core.parts import Part, Tensors
@@ -45,15 +45,15 @@ def test_rewritten_group_norms_compute_group_norms() -> None:
     torch.manual_seed(0)
     module = _Normed()
     inputs = {"x": torch.randn(2, 8, 6, 5) + torch.randn(2, 8, 1, 1), "modulation": torch.randn(2, 16)}
-    model = converted(Part(name="denoise", module=module, inputs=inputs), narrow_weights=False)
-    rewrite_group_norms(model)
-    kinds = [op.get_type_name() for op in model.get_ordered_ops()]
-    assert "GroupNormalization" not in kinds
-    compiled = import_openvino().Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for rows in (2, 3):
-        given = (torch.randn(rows, 8, 6, 5) + torch.randn(rows, 8, 1, 1), torch.randn(rows, 16))
-        found = torch.from_numpy(np.array(compiled([tensor.numpy() for tensor in given])[0]))
-        torch.testing.assert_close(found, module(*given)[0], rtol=1e-4, atol=1e-4)
+    with converted(Part(name="denoise", module=module, inputs=inputs), narrow_weights=False) as model:
+        rewrite_group_norms(model)
+        kinds = [op.get_type_name() for op in model.get_ordered_ops()]
+        assert "GroupNormalization" not in kinds
+        compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for rows in (2, 3):
+            given = (torch.randn(rows, 8, 6, 5) + torch.randn(rows, 8, 1, 1), torch.randn(rows, 16))
+            found = torch.from_numpy(np.array(compiled([tensor.numpy() for tensor in given])[0]))
+            torch.testing.assert_close(found, module(*given)[0], rtol=1e-4, atol=1e-4)
 
 
 class _Sums(nn.Module):
@@ -62,9 +62,9 @@ class _Sums(nn.Module):
 
 
 def _call(inputs: dict[str, torch.Tensor], output: Output, threads: int) -> OpenVINOCall:
-    model = converted(Part(name="denoise", module=_Sums(), inputs=inputs), narrow_weights=False)
     part = Part(name="denoise", module=_Sums(), inputs=inputs)
-    return OpenVINOCall(model, part, [output], threads, in_rows=True)
+    with converted(part, narrow_weights=False) as model:
+        return OpenVINOCall(model, part, [output], threads, in_rows=True)
 
 
 @needs_openvino
