@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_EXTRA ?=
 # Test processes at once; with 0 parity tests print their differences.
-JOBS ?= 2
+JOBS ?= 3
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_EXTRA)
 
 .PHONY: install live test soak lint clean

@@ -8,7 +8,6 @@ captions are those of bench.mini_image and bench.mini_video.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from pathlib import Path
@@ -78,7 +77,6 @@ def video_scores(engine: Engine, captions: int, seconds: int) -> dict[str, float
     judge, figures = load_classifier(CLASSIFIER), []
     spec, texts = held_out_clips(captions, subjects())
     for seed, text in enumerate(texts):  # one clip at a time, or 128 of them take more than 16 GB
-        gc.collect()  # a closed stream is a cycle of references to its cache
         clip = [frame.image for frame in made(engine, text, seed, seconds * FRAME_RATE)]
         meter = StreamMeter(judge, side_px=side_px)
         meter.add(torch.from_numpy(np.stack(clip)[None]))

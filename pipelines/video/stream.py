@@ -5,6 +5,7 @@ Independent of batching and of the model's arithmetic: the engine collects its p
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -60,15 +61,15 @@ class VideoStream(StreamBase):
         stream_place = StreamPlace(text_rows=self._stream_rows.text_rows, negative_text=self._stream_rows.negative_text)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, stream_place)
         self._past_is_stale = False  # a cut or a flush, and no chunk has begun since
-        self._assembler = ChunkAssembler(self._chunk_size, core.model.codec.time_factor)
+        own = weakref.proxy(self)  # no cycle: a closed stream frees its memory at once
+        self._assembler = ChunkAssembler(
+            lambda first: chunk_latents(own._core, own._controls, first=first), core.model.codec.time_factor
+        )
         self._chunk_factory.reset()
         if self._controls.rewind_to >= 0:
             self._chunk_factory.history.check(self._controls.rewind_to)
         self._log.event("open")
         self._log.change(self._controls.values)
-
-    def _chunk_size(self, first: bool) -> int:
-        return chunk_latents(self._core, self._controls, first=first)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
