@@ -18,6 +18,9 @@ from pipelines.core.execution import EagerExecutor
 def torch_threads(count: int) -> Iterator[int]:
     """Let PyTorch work with `count` threads in this thread's calls, >= 1; gives how many it had."""
     before = torch.get_num_threads()
+    if count == before:
+        yield before
+        return
     torch.set_num_threads(count)
     try:
         yield before
