@@ -8,7 +8,6 @@ network gives for the same inputs, and the plan's result is what the engine goes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from pipelines.backends.openvino.runtime import has_bfloat16
 from pipelines.backends.table import BACKENDS
 from pipelines.core.controls import Control
 from pipelines.core.parts import Part, PartCall, Tensors
-from pipelines.core.types import Frame, Picture
+from pipelines.core.types import Picture
 from pipelines.image.engine import ImageEngine
 from pipelines.load import load_engine
 from pipelines.video.codecs.codec import decode_clip
 from pipelines.video.engine import VideoEngine
+from tests.fakes.two_streams import play_two_streams
 
 SIZE = 64
 """Pixels of the image engine: small, since compilers take long."""
@@ -78,28 +78,6 @@ def image_engine(backend: str, dtype: str) -> ImageEngine:
     return engine
 
 
-def play_image(engine: ImageEngine) -> list[Picture]:
-    random = np.random.default_rng(3)
-    first = engine.open(Control.of({"prompt": "a red house", "steps": 2, "strength": 0.6, "seed": 1}))
-    second = engine.open(
-        Control.of({"prompt": "a boat", "steps": 1, "seed": 2, "guidance_mode": "full", "guidance_scale": 1.5})
-    )
-    frames = []
-    for tick in range(6):
-        if tick == 2:
-            first.apply(Control.of({"prompt": "a green tree", "strength": 0.8, "guidance_mode": "self"}))
-        if tick == 4:
-            second.apply(Control.of({"guidance_mode": "onetime", "steps": 2}))
-        picture = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        for stream in (first, second):
-            stream.push(Frame(image=picture, pts=tick, time_base=Fraction(1, 24), seq=tick))
-        engine.tick()
-        frames += [frame.image for stream in (first, second) for frame in stream.pull()]
-    for stream in (first, second):
-        stream.close()
-    return frames
-
-
 def play_video(engine: VideoEngine) -> list[Picture]:
     pictures: list[Picture] = []
     streams = [engine.open(Control.of({"prompt": text})) for text in ("a cat", "a robot on the beach")]
@@ -128,7 +106,7 @@ def check(errors: Sequence[float], decibels: Sequence[float], wanted: str) -> No
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_eager_is_itself(dtype: str) -> None:
-    one, other = (play_image(image_engine("eager", dtype)) for _ in range(2))
+    one, other = (play_two_streams(image_engine("eager", dtype), SIZE) for _ in range(2))
     assert len(one) == len(other) >= 8
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -166,7 +144,7 @@ def test_the_image_engine(
     assert all(form.plan for form in engine.preparation.forms)
     compared.errors.clear()
     compared.decibels.clear()
-    assert len(play_image(engine)) >= 8
+    assert len(play_two_streams(engine, SIZE)) >= 8
     engine.close()
     assert set(compared.errors) == {"denoise", "encode", "decode"}
     for name, errors in compared.errors.items():

@@ -4,7 +4,6 @@ two streams, guidance modes and live changes; in the passes of the video engine;
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from pipelines.backends.plan_keys import plan_key
 from pipelines.backends.table import backend_table
 from pipelines.core.contracts import Engine
 from pipelines.core.controls import Control
-from pipelines.core.types import Frame
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.image.engine import ImageEngine
 from pipelines.image.model import ImageNetworks
@@ -26,12 +24,14 @@ from pipelines.plans.collect import image_parts
 from pipelines.plans.commands import PlanRequest, Plans
 from tests.fakes.onnx_recipe import Compared, OnnxBackend, OnnxCall, OnnxRecipe
 from tests.fakes.prepared_image import OPTIONS, build_decoder, loads
+from tests.fakes.two_streams import play_two_streams
 from trt.onnx_check import FLOAT32_RELATIVE, HALF_DB, decibels
 from trt.store import PlanStore
 from trt.weights import weights_of
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytestmark = pytest.mark.timeout(900)
+
 SIZE = 64
 """Pixels: small, since every shape of batch is exported."""
 
@@ -55,23 +55,7 @@ def load(backend: OnnxBackend | None) -> Engine:
 
 
 def play(engine: Engine) -> list[np.ndarray]:
-    """Two streams of other steps, strengths, guidance and prompts, changed while slots are in flight."""
-    random = np.random.default_rng(3)
-    first = engine.open(Control.of({"prompt": "a red house", "steps": 2, "strength": 0.6, "seed": 1}))
-    second = engine.open(
-        Control.of({"prompt": "a boat", "steps": 1, "seed": 2, "guidance_mode": "full", "guidance_scale": 1.5})
-    )
-    frames = []
-    for tick in range(6):
-        if tick == 2:
-            first.apply(Control.of({"prompt": "a green tree", "strength": 0.8, "guidance_mode": "self"}))
-        if tick == 4:
-            second.apply(Control.of({"guidance_mode": "onetime", "steps": 2}))
-        picture = random.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        for stream in (first, second):
-            stream.push(Frame(image=picture, pts=tick, time_base=Fraction(1, 24), seq=tick))
-        engine.tick()
-        frames += [frame.image for stream in (first, second) for frame in stream.pull()]
+    frames = play_two_streams(engine, SIZE)
     engine.close()
     return frames
 
