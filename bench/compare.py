@@ -17,6 +17,7 @@ from dataclasses import asdict
 
 from app.worker.threads import limit_spinning
 from bench.contest import Contestant, Outcome, Rounds, hold
+from pipelines.core.errors import ModelError
 
 _MINI_VIDEO_WINDOW, _WAN_WINDOW = 12, 21
 
@@ -44,12 +45,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def contests(options: argparse.Namespace) -> dict[str, list[Contestant]]:
-    """The contestants of every contest that the options request, by what is compared."""
-    import torch
+    """The contestants of every contest that the options request, by what is compared.
 
+    Raises ModelError if PyTorch cannot use the device.
+    """
     from bench import image_contest, video_contest
+    from pipelines.files.precision import choose_device
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(choose_device(options.device or "auto"))
     cuda, found = device.startswith("cuda"), {}
     if "image" in options.kinds:
         model = options.image_model or ("sd-turbo" if cuda else "mini-image")
@@ -115,7 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rounds < 1 or options.seconds <= 0:
         parser().error("--rounds and --seconds must be above 0")
     limit_spinning()
-    found = contests(options)
+    try:
+        found = contests(options)
+    except ModelError as error:
+        parser().error(str(error))
     if options.list:
         for what, contestants in found.items():
             print("\n".join([what, *(f"  {c.name}" for c in contestants)]))

@@ -154,17 +154,21 @@ def browser_row(options: argparse.Namespace, model: str, transport: str) -> dict
 
 def backend_rows(options: argparse.Namespace, model: str) -> dict[str, Any]:
     """The bundled model on the page over WebSocket, in turns under each of `options.backends`, each run in a fresh
-    program and browser; the rows, and what the last backend is to the first: frames a second, latency."""
+    program and browser; the rows, and where there are several what the last is to the first: frames a second, latency.
+    """
     runs: dict[str, list[dict[str, Any]]] = {backend: [] for backend in options.backends}
     for _ in range(options.runs):
         for backend, found in runs.items():
             with serving(model, options.size, "--backend", backend) as url:
                 found.append(_browser_run(options, url, "websocket"))
+    rows: dict[str, Any] = {backend: _medians(options, model, "websocket", found) for backend, found in runs.items()}
+    if len(runs) == 1:
+        return rows
     old, *_, new = runs.values()
     pairs = list(zip(old, new, strict=True))
     latency = "capture_to_paint_p50_ms"
     return {
-        **{backend: _medians(options, model, "websocket", found) for backend, found in runs.items()},
+        **rows,
         "fps_ratio": median([late["fps"] / early["fps"] for early, late in pairs]),
         "latency_ratio": median([late[latency] / early[latency] for early, late in pairs]),
     }

@@ -30,7 +30,8 @@ from .reports import Reports
 from .stored import StoredPlans
 
 logger = logging.getLogger(__name__)
-_SETTLE_S = 2.0  # after the last part was wanted: a ring that fills wants a larger batch with each tick
+_SETTLE_S = 0.5  # after the last part was wanted: a ring that fills wants a larger batch with each tick
+_BEFORE_A_TICK = 4  # times as long until the first tick has been made: loading would slow it down
 
 
 class PlanPreparation:
@@ -65,7 +66,8 @@ class PlanPreparation:
         self._changed = threading.Condition()
         self._process: BuildProcess | None = None
         self._thread: threading.Thread | None = None
-        self._working = self._closed = self._ticking = self._held = False
+        self._working = self._closed = self._held = False
+        self._ticks = 0  # begun, as far as that matters: 2 means that one has ended
         self._epoch = 0  # of the weights
 
     def calls(
@@ -86,7 +88,7 @@ class PlanPreparation:
         recipe = self._recipes.get(part.name)
         if recipe is None or self._held:
             return
-        if recipe.loads_at_once and not self._ticking and self._use_stored(recipe, part):
+        if recipe.loads_at_once and not self._ticks and self._use_stored(recipe, part):
             return
         with self._changed:
             self._wanted.append(part)
@@ -115,7 +117,10 @@ class PlanPreparation:
 
     def swap(self) -> bool:
         """Use what has been loaded since the last call."""
-        self._ticking = True
+        if self._ticks < 2:
+            with self._changed:
+                self._ticks += 1
+                self._changed.notify_all()
         while self._notices:
             self._notice(self._notices.popleft())
         used = False
@@ -246,7 +251,8 @@ class PlanPreparation:
         """Return the next part to prepare, of the largest batch that is wanted; None: closed."""
         with self._changed:
             while not self._closed:
-                left_s = self._last_wanted_s + self._settle_s - time.monotonic()
+                settle_s = self._settle_s * (1 if self._ticks > 1 else _BEFORE_A_TICK)
+                left_s = self._last_wanted_s + settle_s - time.monotonic()
                 if self._wanted and left_s <= 0:
                     break
                 self._changed.wait(left_s if self._wanted else None)
