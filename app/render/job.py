@@ -24,6 +24,7 @@ from app.media.writer import FrameWriter
 from pipelines.core.contracts import Engine, Notify, Stream
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.preparation import Preparation
 from pipelines.core.types import Picture
 
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
@@ -48,6 +49,7 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> 
     record.agree(requested_settings(request, kind))
     engine = load(request.model, request.engine, notice=say)
     try:
+        _choose_forms(record, engine.preparation, say)
         rehearse(timeline, engine, request.control)
         rate = source.info.frame_rate if source is not None else request.frame_rate
         with engine.open(control=request.control, frame_rate=rate) as stream:
@@ -55,6 +57,30 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> 
             return _Render(request, kind, source, record, engine, stream, timeline, say).run()
     finally:
         engine.close()
+
+
+def _choose_forms(record: RenderRecord, preparation: Preparation, say: Notify) -> None:
+    """Let all frames be made by the same plans: those that are stored now, or those of the render that is resumed.
+
+    Raises ModelError if the latter cannot be had.
+    """
+    if record.resumed:
+        if absent := preparation.missing(record.forms):
+            plans = ", ".join(f"{form.plan} ({form.part})" for form in absent)
+            raise InputError(
+                f"The interrupted render ran with plans that are not stored now: {plans}.",
+                "Put them back (ZOETROPE_PLANS says where), or start over with --force.",
+            )
+        preparation.hold()
+        for form in record.forms:
+            if caution := preparation.take_over(form):
+                say(caution)
+        preparation.swap()
+        return
+    missing = preparation.freeze()
+    record.forms = preparation.forms
+    if missing:
+        say(f"Networks: {preparation.status.runs}. Faster ones are being built for the next render.")
 
 
 class _Render:

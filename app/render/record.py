@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -20,8 +20,9 @@ from app.media.picture_reader import natural_key
 from app.media.picture_writer import numbered_pictures
 from app.media.writer import writing
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.preparation import PartForm
 
-_VERSION = 1
+_VERSION = 2
 _PROBE_BYTES = 2**20
 Settings = dict[str, str]
 
@@ -31,11 +32,12 @@ class RenderRecord:
     """settings: what a resumed run must share, by user-visible name. resumed: whether this continues an earlier run.
 
     whole_frames: frames in the output when it was last closed cleanly; None while it is being written and after a
-    crash, when its last segment may be truncated.
+    crash, when its last segment may be truncated. forms: what the engine's parts run with, in every frame.
     """
 
     output: Path
     settings: Settings
+    forms: tuple[PartForm, ...] = ()
     resumed: bool = False
     whole_frames: int | None = None
 
@@ -65,12 +67,13 @@ class RenderRecord:
             raise InputError(f"{state}: {file.parent} is missing.", "Omit --resume to start from the beginning.")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            version, settings, whole = content["version"], content["settings"], content["whole_frames"]
+            if content["version"] != _VERSION:
+                raise InputError(f"{file} was written by another version of Zoetrope.", "Start over with --force.")
+            settings, whole = content["settings"], content["whole_frames"]
+            forms = tuple(PartForm.of(form) for form in content["forms"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged: {error}.", "Start over with --force.") from error
-        if version != _VERSION:
-            raise InputError(f"{file} was written by another version of Zoetrope.", "Start over with --force.")
-        return cls(output=output, settings=settings, resumed=True, whole_frames=whole)
+        return cls(output=output, settings=settings, forms=forms, resumed=True, whole_frames=whole)
 
     @property
     def scratch(self) -> Path:
@@ -107,7 +110,8 @@ class RenderRecord:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _write(self, whole_frames: int | None) -> None:
-        content = {"version": _VERSION, "settings": self.settings, "whole_frames": whole_frames}
+        forms = [asdict(form) for form in self.forms]
+        content = {"version": _VERSION, "settings": self.settings, "forms": forms, "whole_frames": whole_frames}
         unfinished = self.scratch / "job.writing"
         unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
         unfinished.replace(self.scratch / "job.json")

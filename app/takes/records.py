@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from pipelines.core.controls import Control
-from pipelines.core.preparation import InputForm, PartForm
+from pipelines.core.preparation import PartForm
 from pipelines.core.prompts import WeightedPrompt
 
 TAKE_SCHEMA = 1
@@ -199,14 +199,7 @@ def swapped_to(form: PartForm, tick: int) -> Swapped:
 
 def form_of(record: Swapped) -> PartForm:
     """The form that a record, as written or as read, names. Raises ValueError if that is impossible."""
-    try:
-        inputs = tuple(
-            InputForm(name=str(name), dtype=str(dtype), shape=tuple(map(int, shape)), strides=tuple(map(int, strides)))
-            for name, dtype, shape, strides in record.inputs
-        )
-    except TypeError as error:
-        raise ValueError(f"not the inputs of a part: {record.inputs}") from error
-    return PartForm(part=record.part, recipe=record.recipe, plan=record.plan, files=record.files, inputs=inputs)
+    return PartForm.of(asdict(record))
 
 
 def plain_controls(values: Mapping[str, object]) -> dict[str, object]:

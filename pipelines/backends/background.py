@@ -66,9 +66,10 @@ class PlanPreparation:
         self._changed = threading.Condition()
         self._process: BuildProcess | None = None
         self._thread: threading.Thread | None = None
-        self._working = self._closed = self._held = False
+        self._working = self._closed = self._held = self._freezing = self._frozen = False
         self._ticks = 0  # begun, as far as that matters: 2 means that one has ended
         self._epoch = 0  # of the weights
+        self._unstored: list[Part] = []  # found while freezing
 
     def calls(
         self, name: str, make_part: Callable[[dict[str, torch.Tensor]], Part], *, plain_threads: int = 0
@@ -86,17 +87,14 @@ class PlanPreparation:
         """Ask for a compiled form. Before the first tick, one that loads at once and is stored is used from this call
         on; later nothing is read here, since the call is part of a tick."""
         recipe = self._recipes.get(part.name)
-        if recipe is None or self._held:
+        if recipe is None or self._held or self._frozen:
             return
         if recipe.loads_at_once and not self._ticks and self._use_stored(recipe, part):
             return
         with self._changed:
             self._wanted.append(part)
             self._last_wanted_s = time.monotonic()
-            self._changed.notify_all()
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="plans", daemon=True)
-                self._thread.start()
+            self._begin()
 
     # -- Preparation ---------------------------------------------------------------------------------------------------
 
@@ -156,6 +154,19 @@ class PlanPreparation:
         with self._changed:
             return self._changed.wait_for(lambda: self._closed or not (self._wanted or self._working), timeout_s)
 
+    def freeze(self) -> bool:
+        """See `Preparation`."""
+        with self._changed:
+            self._freezing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or not (self._wanted or self._working))
+        self.swap()
+        with self._changed:
+            self._freezing, self._frozen = False, True
+            self._wanted = list(self._unstored) if self._builds else []
+            self._begin()
+            return bool(self._wanted)
+
     def hold(self) -> None:
         """See `Preparation`."""
         self.close()
@@ -208,7 +219,7 @@ class PlanPreparation:
         try:
             recipe.update(loaded.part, loaded.call)
         except (ModelError, PlanError) as error:
-            self._notices.append(f"{recipe.name}: {error} {loaded.form.part} goes on as it is.")
+            self._notices.append(f"{recipe.title}: {error} {loaded.form.part} goes on as it is.")
             return False
         return True
 
@@ -221,6 +232,13 @@ class PlanPreparation:
         self._reports.runs(self.forms)
 
     # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Wake the thread, or start it. The caller holds the lock."""
+        self._changed.notify_all()
+        if self._wanted and self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="plans", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         """Prepare each part in a thread of its own: while one lives that has used PyTorch's threads, GNU OpenMP counts
@@ -238,7 +256,7 @@ class PlanPreparation:
             if not self._closed:
                 known = isinstance(error, ModelError | PlanError)
                 cause = str(error) if known else f"{type(error).__name__}: {error}."
-                failed = f"{recipe.name}: {cause} {part.name} goes on as it is."
+                failed = f"{recipe.title}: {cause} {part.name} goes on as it is."
                 logger.warning("%s of %s: %s", part.name, recipe.name, error, exc_info=not known)
                 self._notices.append(failed)
         finally:
@@ -252,7 +270,7 @@ class PlanPreparation:
         with self._changed:
             while not self._closed:
                 settle_s = self._settle_s * (1 if self._ticks > 1 else _BEFORE_A_TICK)
-                left_s = self._last_wanted_s + settle_s - time.monotonic()
+                left_s = 0.0 if self._freezing else self._last_wanted_s + settle_s - time.monotonic()
                 if self._wanted and left_s <= 0:
                     break
                 self._changed.wait(left_s if self._wanted else None)
@@ -266,9 +284,15 @@ class PlanPreparation:
             return chosen
 
     def _prepare(self, recipe: Recipe, part: Part, epoch: int) -> None:
-        loaded = self._plans.load(recipe, part)
+        loaded = None if self._frozen else self._plans.load(recipe, part)
+        if loaded is None and self._freezing:
+            self._unstored.append(part)
+            return
         if loaded is None:
             self._build(recipe, part)
+            if self._frozen:
+                logger.info("%s is stored for the next engine", part.name)
+                return
             loaded = self._plans.load(recipe, part)
         if loaded is None:
             raise ModelError(f"The compiled {part.name} is not in the store after it was built.")

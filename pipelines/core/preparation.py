@@ -5,9 +5,9 @@ Independent of what is prepared and how. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 
 class InputForm(NamedTuple):
@@ -32,6 +32,19 @@ class PartForm:
     plan: str = ""
     files: str = ""
     inputs: tuple[InputForm, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` returned, also by way of JSON. Raises ValueError if it is something else."""
+        try:
+            texts = {name: str(values[name]) for name in ("part", "recipe", "plan", "files")}
+            inputs = tuple(
+                InputForm(name=str(name), dtype=str(dtype), shape=tuple(map(int, shape)), strides=tuple(map(int, step)))
+                for name, dtype, shape, step in values["inputs"]
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not the form of a part: {values}") from error
+        return cls(**texts, inputs=inputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +113,13 @@ class Preparation(Protocol):
         """Wait until nothing is under way. False: the time ran out."""
         ...
 
+    def freeze(self) -> bool:
+        """Put into use what is stored, however long loading takes, and nothing more later: for renders.
+
+        True: something is not stored, and is built for the next engine.
+        """
+        ...
+
     def hold(self) -> None:
         """Run the networks as they are from now on, and nothing else but what `take_over` is given: for replays."""
         ...
@@ -139,6 +159,10 @@ class NoPreparation:
     def wait(self, timeout_s: float) -> bool:
         """Return True."""
         return True
+
+    def freeze(self) -> bool:
+        """Return False."""
+        return False
 
     def hold(self) -> None:
         """Do nothing."""

@@ -229,7 +229,7 @@ def test_a_full_disk_is_said_and_the_stream_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     frames, failed, others = done.stdout.splitlines()
     assert frames == "4"
-    assert failed.startswith(f"openvino-int8: There is no space left for the plan in {disk}")
+    assert failed.startswith(f"int8 (OpenVINO): There is no space left for the plan in {disk}")
     assert "`zoetrope plans prune`" in failed
     assert others == f"[''] {failed}"
 
@@ -270,10 +270,10 @@ def test_a_library_that_builds_and_is_missing_is_named(
     assert is_plain(render(engine), plain)
     failed = engine.preparation.status.failed
     if here:
-        assert failed.startswith('openvino-int8: NNCF is not installed. Install it: pip install "nncf>=3.4,<4.0".')
+        assert failed.startswith('int8 (OpenVINO): NNCF is not installed. Install it: pip install "nncf>=3.4,<4.0".')
     else:
         assert failed.startswith(
-            "openvino-int8: Files or libraries have changed since mini-image was loaded (options: "
+            "int8 (OpenVINO): Files or libraries have changed since mini-image was loaded (options: "
         )
         assert "nncf=," in failed
     engine.close()

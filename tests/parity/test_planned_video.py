@@ -185,10 +185,10 @@ def test_what_one_engine_runs_with_another_takes_over(swapped: Swapped, store: P
 def test_builds_that_fail_leave_the_stream_as_it_is_and_say_why(plain: list[Picture], store: PlanStore) -> None:
     engine, notices = load(CopyingRecipe(fails="error"), decode=CopyingRecipe(fails="killed"))
     check_close(render(engine, wait_before=0), plain)
-    failed = [notice for notice in notices if notice.startswith("copying: The ")]
+    failed = [notice for notice in notices if notice.startswith("copied: The ")]
     assert len(failed) == 2, notices
-    assert failed[0].startswith("copying: The copier is out of toner. Refill it. pass goes on as it is.")
-    assert failed[1].startswith("copying: The process that compiles was ended by signal 9.")
+    assert failed[0].startswith("copied: The copier is out of toner. Refill it. pass goes on as it is.")
+    assert failed[1].startswith("copied: The process that compiles was ended by signal 9.")
     assert "decode goes on as it is" in failed[1]
     assert not store.entries()
     engine.close()

@@ -175,6 +175,33 @@ def test_the_next_engine_uses_a_stored_plan_from_its_first_frame_on(
     assert not notices
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_frozen_engine_uses_what_is_stored_from_its_first_frame_on(
+    stored: PlanStore, plain: list[Frame], at_once: bool
+) -> None:
+    engine, notices = load(CopyingRecipe(loads_at_once=at_once))
+    assert not engine.preparation.freeze()
+    assert runs(engine) == ["copying"]
+    check_equal(render(engine), plain)
+    engine.close()
+    assert not notices
+
+
+def test_a_frozen_engine_builds_for_the_next_one(store: PlanStore, plain: list[Frame]) -> None:
+    engine, notices = load(CopyingRecipe())
+    assert engine.preparation.freeze()
+    assert preparation_of(engine).wait(120)
+    assert len(store.entries()) == 1
+    check_equal(render(engine), plain)
+    assert runs(engine) == [""], "a plan was taken over in the middle"
+    engine.close()
+    following, _ = load(CopyingRecipe())
+    assert not following.preparation.freeze()
+    assert runs(following) == ["copying"]
+    following.close()
+    assert not notices
+
+
 def test_a_smaller_batch_gets_a_form_of_its_own_once_it_is_steady(store: PlanStore, plain: list[Frame]) -> None:
     engine, _ = load(CopyingRecipe(), part="denoise")
     assert preparation_of(engine).wait(120)  # the rehearsal: two steps, two slots
@@ -209,8 +236,8 @@ def test_other_weights_need_another_plan(stored: PlanStore, plain: list[Frame]) 
 @pytest.mark.parametrize(
     ("fails", "said"),
     [
-        ("error", "copying: The copier is out of toner. Refill it. decode goes on as it is."),
-        ("killed", "copying: The process that compiles was ended by signal 9."),
+        ("error", "copied: The copier is out of toner. Refill it. decode goes on as it is."),
+        ("killed", "copied: The process that compiles was ended by signal 9."),
     ],
 )
 def test_a_build_that_fails_leaves_the_stream_as_it_is_and_says_why(

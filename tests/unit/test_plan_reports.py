@@ -53,10 +53,10 @@ def test_parts_that_run_differently_are_named() -> None:
 def test_a_failure_stays_until_the_part_is_made() -> None:
     reports = Reports(RECIPES, PLAIN)
     reports.begins(RECIPE, 1)
-    reports.ends("decode", failed="copying: The copier is out of toner.", waiting=1)
+    reports.ends("decode", failed="copied: The copier is out of toner.", waiting=1)
     reports.begins(RECIPE, 0)
     reports.ends("encode", failed="", waiting=0)
-    assert str(reports.status) == "PyTorch · copying: The copier is out of toner."
+    assert str(reports.status) == "PyTorch · copied: The copier is out of toner."
     reports.begins(RECIPE, 0)
     reports.ends("decode", failed="", waiting=0)
     assert str(reports.status) == "PyTorch"

@@ -4,7 +4,7 @@ exact."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +22,7 @@ from app.render.record import part_folder
 from app.render.request import RenderRequest
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, OutputError
+from pipelines.core.preparation import NoPreparation, PartForm, PreparationStatus
 from pipelines.core.prompts import WeightedPrompt
 from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from tests.fakes.clips import make_clip, play
@@ -164,6 +165,54 @@ def test_an_interrupted_render_plays_and_resumes_to_the_same(
         assert played.duration_s == pytest.approx(2.4, abs=0.04)
         assert played.sound_s == pytest.approx(2.4, abs=0.04)
     assert not part_folder(bench.folder / output).exists()
+
+
+class StoredForms(NoPreparation):
+    """A preparation with one plan, which is used once it is stored. called: what a render asks of it."""
+
+    def __init__(self, plan: str) -> None:
+        self.plan, self.called = plan, list[str]()
+        self.forms = (PartForm(part="decode", recipe="copying", plan=plan) if plan else PartForm(part="decode"),)
+        self.status = PreparationStatus(runs="copied" if plan else "PyTorch")
+
+    def freeze(self) -> bool:
+        self.called.append("freeze")
+        return not self.plan
+
+    def hold(self) -> None:
+        self.called.append("hold")
+
+    def missing(self, forms: Sequence[PartForm]) -> list[PartForm]:
+        return [form for form in forms if form.plan not in {"", self.plan}]
+
+    def take_over(self, form: PartForm) -> str:
+        self.called.append(f"take over {form.plan or 'the network'}")
+        return "It was built again." if form.plan else ""
+
+
+@pytest.mark.parametrize(("before", "now"), [("", "newer"), ("older", "older"), ("older", "newer")])
+def test_all_frames_of_a_render_are_made_by_the_same_plans(
+    bench: Bench, clip: Path, before: str, now: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Interrupt(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "__call__", lambda signal: stop(signal))
+        assert bench.run(bench.request(clip, "out.mp4"), lambda: FakeEngine(preparation=StoredForms(before))) == 130
+    first, preparation = bench.engines[-1].preparation, StoredForms(now)
+    assert isinstance(first, StoredForms)
+    assert first.called == ["freeze"]
+    built = "Networks: PyTorch. Faster ones are being built for the next render."
+    assert (built in bench.said) == (not before)
+    resumed = bench.request(clip, "out.mp4", resume=True)
+    if before not in {"", now}:
+        with pytest.raises(InputError, match=r"ran with plans that are not stored now: older \(decode\)"):
+            bench.run(resumed, lambda: FakeEngine(preparation=preparation))
+        assert preparation.called == []
+        return
+    assert bench.run(resumed, lambda: FakeEngine(preparation=preparation)) == 0
+    assert preparation.called == ["hold", f"take over {before or 'the network'}"]
+    assert ("It was built again." in bench.said) == bool(before)
+    assert play(bench.folder / "out.mp4").indices == [k % 40 for k in range(60)]
 
 
 def test_an_engine_that_fails_leaves_what_was_rendered(bench: Bench, clip: Path) -> None:

@@ -67,14 +67,12 @@ class OpenVINORecipe:
         from .runtime import has_bfloat16
 
         if device.type != "cpu":
-            return BackendRefusal(
-                because="the model is not on a CPU", message=f"The backend {self.name} runs on CPUs only."
-            )
+            return BackendRefusal(because="the model is not on a CPU", message=f"{self.title} runs on CPUs only.")
         if not self.quantised and not has_bfloat16():
             return BackendRefusal(
                 because="the processor has no bfloat16",
-                message=f"The backend {self.name} needs a processor with bfloat16 (AVX512_BF16, AMX).",
-                remedy="Use openvino-int8 or eager.",
+                message=f"{self.title} needs a processor with bfloat16 (AVX512_BF16, AMX).",
+                remedy="Use --backend openvino or eager.",
             )
         return refusal_of(OPENVINO, NNCF) if self.quantised and building else refusal_of(OPENVINO)
 
