@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ _FLAGS = (
     "--use-fake-ui-for-media-stream",
     "--remote-debugging-port=0",
 )
+
+
+class NavigatedError(Exception):
+    """The page went elsewhere before it answered."""
 
 
 class Page:
@@ -52,6 +56,8 @@ class Page:
             elif message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.console.append(json.dumps(message["params"])[:500])
             elif message.get("id") == self._number:
+                if "navigated" in message.get("error", {}).get("message", ""):
+                    raise NavigatedError(message["error"])
                 assert "error" not in message, message["error"]
                 result: dict[str, Any] = message["result"]
                 return result
@@ -65,10 +71,12 @@ class Page:
     def until(self, script: str, timeout_s: float = 20.0) -> Any:
         """Wait until the expression is true."""
         deadline = time.monotonic() + timeout_s
-        while not (value := self.evaluate(script)):
+        while True:
+            with suppress(NavigatedError):  # in the middle: the next page is asked
+                if value := self.evaluate(script):
+                    return value
             assert time.monotonic() < deadline, f"never true: {script}\nconsole: {self.console}"
             time.sleep(0.05)
-        return value
 
     def click(self, selector: str) -> None:
         """Click an element once it exists."""

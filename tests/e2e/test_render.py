@@ -24,6 +24,7 @@ from app.render.record import part_folder
 from app.render.request import RenderRequest
 from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control
+from pipelines.core.preparation import NoPreparation
 from pipelines.load import load_engine
 from tests.fakes.clips import make_clip, play
 
@@ -180,6 +181,8 @@ def test_the_bundled_model_end_to_end(tmp_path: Path) -> None:
 
 class _Kept:
     """An engine that stays open between renders, and requests a stop at a given tick."""
+
+    preparation = NoPreparation()
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from app.takes.records import Swapped
 from app.takes.replay import Replay, ReplayOptions
 from app.takes.writer import LOG_NAME, TakeWriter
 from app.worker.messages import OutputReady, OutputRelease, StartTake, StopTake, TakeRecords
+from pipelines.backends.background import PlanPreparation
 from pipelines.backends.openvino.library import NNCF, OPENVINO, refusal_of
 from pipelines.core.controls import Control
 from pipelines.core.errors import ModelError
@@ -33,6 +35,14 @@ BEFORE, AFTER = 5, 5  # frames recorded before and after the plan is ready
 
 
 load = loads(INT8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def late() -> Iterator[None]:
+    """Plans are loaded after the frames that are recorded before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.backends.planned_image.PlanPreparation", partial(PlanPreparation, settle_s=2.0))
+        yield
 
 
 @dataclass
