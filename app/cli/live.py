@@ -120,7 +120,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     cv2.setNumThreads(1)  # the cores belong to the worker
     guard = guard_options(options, options.host, listener.getsockname()[1])
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
-    hosts, webrtc, limits = push_hosts(options, private=private), webrtc_options(options), api_limits(options)
+    hosts, webrtc = push_hosts(options, private=private), webrtc_options(options, private=private)
+    limits = api_limits(options)
     controls = controller_options(options)
     tls = tls_files(options, options.data, options.host)
     engine, model = engine_options(options), str(options.model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -16,6 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from .limits import Pieces, ServerLimits, UnreadWatch
+from .lingering import LingeringTransport
 from .listener import Arrival, Arrivals
 
 _HEADER_BYTES = 16 << 10
@@ -52,8 +53,6 @@ class BoundedRequest(h11.Connection):
 class FrontHttp(H11Protocol):
     """uvicorn makes one for each connection; a WebSocket's handshake turns it into a FrontSocket."""
 
-    transport: asyncio.Transport
-
     def __init__(
         self,
         config: uvicorn.Config,
@@ -70,14 +69,20 @@ class FrontHttp(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self._peer_sends)))
         self._arrival = self._arrivals.of(transport)
         self._unread = UnreadWatch(transport, self._arrivals.limits)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over."""
+        assert isinstance(self.transport, LingeringTransport)
+        self.transport = self.transport.real
+        super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         if self._unread is not None:
-            self._unread.end()
+            self._unread.stop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -94,8 +99,7 @@ class FrontHttp(H11Protocol):
 
     def on_response_complete(self) -> None:
         """The next request has its time from now on, which may have come already."""
-        if self._arrival is not None and not self.transport.is_closing():
-            self._arrival.wait()
+        self._wait()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -115,9 +119,17 @@ class FrontHttp(H11Protocol):
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        if self._arrival is not None:
-            self._arrival.wait()
+        self._wait()
+
+    def _peer_sends(self) -> bool:
+        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def _requested(self) -> None:
-        if self._arrival is not None:
+        if self._arrival is not None and self._unread is not None:
+            self._unread.then(None)
             self._arrival.settle()
+
+    def _wait(self) -> None:
+        """The time for the next request begins when the peer has read the response."""
+        if self._arrival is not None and self._unread is not None:
+            self._unread.then(self._arrival.wait)

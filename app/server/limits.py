@@ -65,6 +65,7 @@ class UnreadWatch:
         self._transport = transport
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
+        self._then: Callable[[], None] | None = None
 
     @property
     def waiting(self) -> bool:
@@ -73,12 +74,29 @@ class UnreadWatch:
 
     def begin(self) -> None:
         """The transport's buffer is full (pause_writing)."""
-        self.end()
+        self._stop_timer()
         size = self._transport.get_write_buffer_size()
         self._timer = asyncio.get_running_loop().call_later(self._limits.unread_s, self._check, size)
 
     def end(self) -> None:
-        """The peer has read enough (resume_writing), or is gone."""
+        """The peer has read enough (resume_writing)."""
+        self._stop_timer()
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def then(self, action: Callable[[], None] | None) -> None:
+        """Call `action` once, when the peer has read enough, which may be now; instead of an earlier one."""
+        self._then = action
+        if self._timer is None:
+            self.end()
+
+    def stop(self) -> None:
+        """The peer is gone."""
+        self._stop_timer()
+        self._then = None
+
+    def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 from typing import Any
@@ -25,7 +24,6 @@ from .limits import ServerLimits
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _AT_ONCE = 64  # connections refused in one turn of the event loop
 _LOG_EVERY_S = 60.0
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what was not read is thrown away
 _log = logging.getLogger(__name__)
 
 
@@ -46,16 +44,15 @@ class Arrival(socket.socket):
             self.place.settle()
 
     def wait(self) -> None:
-        """From now on it has `request_s` for its next request; then it is reset, whatever waits to be read."""
+        """From now on it has `request_s` for its next request; then it is ended."""
         self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(self._arrivals.limits.request_s, self.reset)
+        self._timer = asyncio.get_running_loop().call_later(self._arrivals.limits.request_s, self.end)
         if self.place is not None:
             self.place.wait()
 
-    def reset(self) -> None:
+    def end(self) -> None:
         """End the connection; the transport sees its end and closes."""
         with contextlib.suppress(OSError):  # already gone
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -85,10 +82,10 @@ class Arrivals:
     def admit(self, accepted: socket.socket, peer: Any) -> Arrival | None:
         """The connection with a place; None if there is none: then it is closed."""
         arrival = Arrival(accepted, self, peer)
-        arrival.place = self.places.take(client_key(peer[0]), arrival.reset)
+        arrival.place = self.places.take(client_key(peer[0]), arrival.end)
         if arrival.place is None:
             self.complain("All places of connections are taken by requests; further ones are refused.")
-            arrival.reset()
+            arrival.end()
             arrival.close()
             return None
         self._by_peer[peer] = arrival

@@ -80,7 +80,7 @@ class FrontSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         if self._unread is not None:
-            self._unread.end()
+            self._unread.stop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -112,10 +112,10 @@ class FrontSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        """The application is done: what the peer has not read until the time for a request is over is thrown away."""
+        """The application is done: the rest that the peer has not read within the time for a request is thrown away."""
         super().on_task_complete(task)
-        if self._arrival is not None and not self.disconnected:
-            self._arrival.wait()
+        if self._arrival is not None and self._unread is not None and not self.disconnected:
+            self._unread.then(self._arrival.wait)
 
     def _leaves_unread(self) -> bool:
         return self._unread is not None and self._unread.waiting
