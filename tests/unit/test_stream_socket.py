@@ -8,8 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +18,6 @@ from app.api.pictures import pack, unpack
 from app.api.stream.connection import StreamLimits
 from app.api.stream.socket import router
 from app.api.stream.wire import Header, PictureFormat, pack_header
-from app.server.limits import ServerLimits
 from app.session.session import Session
 from app.worker.handle import WorkerHandle
 from tests.fakes.stream_server import (
@@ -335,35 +332,6 @@ def test_a_message_of_5_mib_ends_the_connection_not_the_session(server: StreamSe
         assert client.closed()[0] in (1009, 1006)
     with peer(server, session) as client:
         client.text("ready")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "reason"),
-    [
-        (100_000, "more than 400 messages a second"),
-        (1024, "too many frames for their data"),  # refused before they are messages
-    ],
-)
-def test_ten_thousand_control_messages_are_too_many(
-    client: WorkerHandle, tmp_path: Path, pieces: int, reason: str
-) -> None:
-    routes, limits = partial(router, limits=LIMITS), ServerLimits(pieces=pieces)
-    with stream_server(client, tmp_path, routes, limits) as server:
-        session = server.table.open(prompt_only=False)
-        text = json.dumps({"type": "control", "id": 1, "changes": {"strength": 0.5}})
-        with peer(server, session) as flooder:
-            flooder.text("ready")
-
-            def flood() -> None:
-                with suppress(ConnectionClosed):  # under way, as it should be
-                    for _ in range(10_000):
-                        flooder.socket.send(text)
-
-            sender = threading.Thread(target=flood)
-            sender.start()
-            assert flooder.closed() == (4429, reason)
-            sender.join()
-        assert not session.over
 
 
 @pytest.mark.parametrize("form", [PictureFormat.RGB, PictureFormat.JPEG, PictureFormat.WEBP])
