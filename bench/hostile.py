@@ -12,7 +12,7 @@ import json
 import threading
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,9 @@ class HonestClient:
         self._pictures = [pack(picture, PictureFormat.JPEG, 85) for picture in camera_pictures(_SIDE_PX, _SIDE_PX)[:60]]
         self._seen: list[tuple[float, float]] = []  # at s, age ms
         self._stopped = threading.Event()
-        self._socket = connect(
-            f"{url.replace('http', 'ws', 1).rstrip('/')}{session['stream_url']}", compression=None, max_size=None
-        )
+        self._left = ExitStack()
+        address = f"{url.replace('http', 'ws', 1).rstrip('/')}{session['stream_url']}"
+        self._socket = self._left.enter_context(connect(address, compression=None, max_size=None))
         self._socket.send(json.dumps({"type": "hello", "version": 1, "token": session["token"], "format": "jpeg"}))
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._send, self._read)]
         for thread in self._threads:
@@ -80,7 +80,7 @@ class HonestClient:
     def close(self) -> None:
         """Leave."""
         self._stopped.set()
-        self._socket.close()
+        self._left.close()
         for thread in self._threads:
             thread.join(10)
 

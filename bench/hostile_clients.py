@@ -57,12 +57,12 @@ def empty_fragments(target: Target) -> None:
 
 
 def slow_headers(target: Target) -> None:
-    """130 connections with half a request header."""
+    """130 connections with half a request header, each made again after 10 s."""
     _hold(target, 130, "GET / HTTP/1.1\r\nHost: {at}\r\n")
 
 
 def silent_sockets(target: Target) -> None:
-    """260 WebSockets without hello."""
+    """260 WebSockets without hello, each made again after 10 s."""
     _hold(target, 260, _HANDSHAKE)
 
 
@@ -136,12 +136,15 @@ def _flood(target: Target, chunk: bytes, bytes_per_s: float, first: bytes = b"")
 
 
 def _hold(target: Target, count: int, first: str) -> None:
-    """So many connections; those that were closed are made again, a tenth of all at a time, ten times a second."""
+    """So many connections, all at once; of those that were closed a tenth of all is made again every second."""
     lines: list[socket.socket] = []
-    while not target.stop.wait(_PAUSE_S):
+    at_once = count
+    while not target.stop.wait(1.0):
         lines = [line for line in lines if _stands(line)]
-        with contextlib.suppress(OSError):
-            lines += [target.connect(first) for _ in range(min(count // 10, count - len(lines)))]
+        for _ in range(min(at_once, count - len(lines))):
+            with contextlib.suppress(OSError):
+                lines.append(target.connect(first))
+        at_once = count // 10
     for line in lines:
         line.close()
 

@@ -45,7 +45,7 @@ class GuardOptions:
     any_address: bool = False
     origins: frozenset[str] = frozenset()
     body_bytes: int = 4 << 20
-    text_bytes: int = 64 << 10
+    text_bytes: int = 256 << 10
     upload_bytes: int = 2 << 30
     body_s: float = 30.0
     body_bytes_per_s: float = 4096.0
