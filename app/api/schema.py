@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from app.session.session import SessionReading
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
 _NO_NUL = r"^[^\x00]*$"
+_SURPLUS = 16  # unknown fields that are told one by one
 _MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
 PROMPT_SCHEMA: dict[str, Any] = {
     "type": "string",
@@ -36,6 +47,15 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, data: Any) -> Any:
+        """One error for an object of many fields: each unknown one would be an error of its own, built and sorted."""
+        most = len(cls.model_fields) + _SURPLUS
+        if isinstance(data, dict) and len(data) > most:
+            raise PydanticCustomError("too_many_fields", "It has {count} fields", {"count": len(data)})
+        return data
+
 
 def _integral_to_int(value: object) -> object:
     """JSON has one number type: 3.0 is an integer (JSON Schema Validation 2020-12, section 6.1.1)."""
@@ -49,10 +69,10 @@ class PromptPart(Strict):
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
-class Changes(BaseModel):
+class Changes(Strict):
     """Base of `ControlChanges`: only fields that are set change anything."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     def changes(self) -> dict[str, object]:
         """The fields that are set, in the form of `Control.of`."""
