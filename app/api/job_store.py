@@ -138,6 +138,8 @@ class JobStore:
             raise NotReadyError(
                 f"The job is {job.state.value}: there is no video.", "Download it when the job is done."
             )
+        if not job.output.is_file():
+            raise UnknownJobError("The job's video is gone from the server's disk.", "Start the job again.")
         return job.output
 
     async def delete(self, job: Job) -> None:

@@ -1,6 +1,6 @@
 """The list of all API routers, and the path of the OpenAPI document.
 
-The page is mounted after these and gets every request that no route here matches.
+The page is mounted after these; what none of them matches is answered by unanswered.py, and never reaches the page.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .context import ApiContext
 from .errors import install_errors
 from .stream import mjpeg
 from .stream import socket as stream_socket
+from .unanswered import answer_the_rest
 from .webrtc import routes as whip
 
 
@@ -52,8 +53,9 @@ def new_application() -> fastapi.FastAPI:
     )
 
 
-def include_all(app: fastapi.FastAPI, context: ApiContext) -> None:
-    """Add every router and the error handlers. Must be called before the page is mounted."""
+def include_all(app: fastapi.FastAPI, context: ApiContext, *more: APIRouter) -> None:
+    """Add every router, `more` of them, and the error handlers. Must be called before the page is mounted."""
     install_errors(app, context)
-    for router in ROUTERS:
-        app.include_router(router(context))
+    for router in (*(make(context) for make in ROUTERS), *more):
+        app.include_router(router)
+    answer_the_rest(app)

@@ -40,8 +40,7 @@ def make_application(
     """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included."""
     application = new_application()
     workers = context.table.workers
-    include_all(application, context)
-    application.include_router(page_routes(workers, prompts))
+    include_all(application, context, page_routes(workers, prompts))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
         Page(workers, prompts, context.outputs).build(),
