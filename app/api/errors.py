@@ -125,7 +125,7 @@ async def system_error(request: fastapi.Request, error: Exception) -> JSONRespon
 
 
 async def unexpected_error(_: fastapi.Request, error: Exception) -> JSONResponse:
-    """500 for a fault of the server's own; the framework then raises it again, so that the terminal has the traceback."""
+    """500 for a fault of the server's own. The framework raises it again, so that the terminal has the traceback."""
     text = f"The server failed ({type(error).__name__})."
     return JSONResponse(error_body("failed", text, "The terminal of the server says more; please report it."), 500)
 

@@ -22,11 +22,13 @@ MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
 _NO_NUL = r"^[^\x00]*$"
 _MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
+_PROMPT = CONTROLS["prompt"]
 PROMPT_SCHEMA: dict[str, Any] = {
     "type": "string",
     "maxLength": _MAX_TEXT,
     "pattern": rf"^{_ONE_PROMPT}(\|{_ONE_PROMPT}){{0,{MAX_PROMPTS - 1}}}$",
-    "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight'.",
+    "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight', "
+    f"from {_PROMPT.minimum:g} to {_PROMPT.maximum:g}.",
 }
 """A prompt blend as one string."""
 
@@ -43,10 +45,10 @@ def _integral_to_int(value: object) -> object:
 
 
 class PromptPart(Strict):
-    """One prompt of a blend. weight: above 0, relative to the others."""
+    """One prompt of a blend. weight: relative to the others."""
 
     text: str = Field(max_length=MAX_PROMPT_CHARACTERS, pattern=r"^[^|\x00]*$")
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=_PROMPT.minimum, le=_PROMPT.maximum, allow_inf_nan=False)
 
 
 class Changes(BaseModel):

@@ -197,3 +197,22 @@ def test_an_output_s_address_that_is_none_is_400(worker: WorkerHandle, tmp_path:
                     f"/v1/sessions/{made['id']}/outputs", json={"kind": kind, "address": scheme + rest}, headers=headers
                 )
                 assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_input"), (kind, answer.text)
+
+
+@pytest.mark.parametrize("number", ["1e308", "1e999", "1" + "0" * 400, "1e-320", "-1", "0"])
+def test_numbers_that_no_engine_can_use_are_422_at_every_door(
+    worker: WorkerHandle, tmp_path: Path, number: str
+) -> None:
+    part = f'{{"text": "a cat", "weight": {number}}}'
+    bodies = (
+        f'{{"controls": {{"prompt": [{part}, {part}]}}}}',
+        f'{{"controls": {{"prompt": "a cat:{number} | a dog"}}}}',
+        f'{{"controls": {{"strength": {number}}}}}',
+    )
+    with api_server(worker, tmp_path) as server:
+        for body in bodies:
+            answer = server.http.post("/v1/sessions", content=body, headers={"content-type": "application/json"})
+            assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_control"), body[:80]
+            answer = server.http.post("/v1/generate", files={"options": (None, body)})
+            assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_control"), body[:80]
+        assert server.table.sessions == ()
