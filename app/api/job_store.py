@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from app.media.private_files import CHILD_UMASK, private_folder
 from app.worker.handle import BusyError
 
 from .errors import NotReadyError, UnknownJobError
@@ -113,9 +114,13 @@ class JobStore:
             )
         name = secrets.token_urlsafe(16)
         job = self._jobs[name] = Job(id=name, folder=self._root / secrets.token_hex(8))
-        await asyncio.to_thread(job.folder.mkdir, parents=True)
+        await asyncio.to_thread(self._make_folder, job)
         await self._tidy()
         return job
+
+    def _make_folder(self, job: Job) -> None:
+        for folder in (self._jobs_folder, self._root, job.folder):
+            private_folder(folder)
 
     def start(self, job: Job, arguments: Sequence[str], *, output_name: str, with_input: bool) -> None:
         """Queue the render. arguments: options of `zoetrope render`."""
@@ -185,6 +190,7 @@ class JobStore:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            umask=CHILD_UMASK,
         )
         assert process.stderr is not None
         try:

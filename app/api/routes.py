@@ -50,6 +50,7 @@ def new_application() -> fastapi.FastAPI:
         openapi_url=OPENAPI_URL,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
 
 

@@ -33,7 +33,7 @@ class GuardOptions:
     hosts: allowed Host headers, "name:port" ("*" as the port for any), lower case, IPv6 in brackets. any_address: any
     IP address with the right port is allowed too, for a server that listens on all of them: DNS rebinding needs a name.
     origins: pages of other servers that may call this one, "scheme://host[:port]". per_minute: sessions, and wrong
-    tokens, per client address. body_s: how long to wait for a body.
+    tokens, per client address. page_bytes: of a body outside /v1. body_s: how long to wait for a body.
     """
 
     port: int
@@ -42,6 +42,7 @@ class GuardOptions:
     token_is_new: bool = False
     any_address: bool = False
     origins: frozenset[str] = frozenset()
+    page_bytes: int = 256 << 10
     body_bytes: int = 4 << 20
     upload_bytes: int = 2 << 30
     body_s: float = 30.0
@@ -52,7 +53,7 @@ class GuardOptions:
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token)
-        for name in ("body_bytes", "upload_bytes", "body_s", "body_bytes_per_s"):
+        for name in ("page_bytes", "body_bytes", "upload_bytes", "body_s", "body_bytes_per_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give more than 0")
         for name in ("sessions_per_minute", "guesses_per_minute"):
@@ -139,7 +140,9 @@ def checks_session_token(kind: str, method: str, path: str, *, bearer: bool, sig
 
 def body_cap(options: GuardOptions, path: str) -> int:
     """Maximum body size of a request to `path`, bytes."""
-    return options.upload_bytes if path.rstrip("/") in _UPLOADS else options.body_bytes
+    if path.rstrip("/") in _UPLOADS:
+        return options.upload_bytes
+    return options.body_bytes if path.startswith("/v1/") else options.page_bytes
 
 
 def opens_session(method: str, path: str) -> bool:

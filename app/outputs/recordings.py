@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.media.private_files import private_folder
 from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30
@@ -50,7 +51,7 @@ class RecordingStore:
             if not self._make_room(MIN_BYTES):
                 raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
+                private_folder(self.root)
             except OSError as error:
                 raise OutputError(f"A folder for recordings cannot be created: {error.strerror}.") from error
             recording = secrets.token_hex(16)

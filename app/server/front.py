@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.context import ApiContext
 from app.api.routes import OPENAPI_URL, include_all, new_application
 from app.api.schema import plain_controls
+from app.guard.rules import host_pair
 from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from app.page.prompts import Prompts
 from app.page.widgets import inapplicable_elements, stream_controls
@@ -28,10 +29,9 @@ if TYPE_CHECKING:
     from app.worker.pool import Workers
 
 _CONTENT_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src {connect} data: blob:; "
     "frame-ancestors 'self'; form-action 'self'"
 )
-_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
 
 
 def make_application(
@@ -111,7 +111,8 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
 
 
 class PolicyHeaders:
-    """Adds the two headers to every response; plain ASGI, so that streaming responses keep streaming."""
+    """Adds two headers to every response: a Content-Security-Policy under which a page reaches this server only, and a
+    Referrer-Policy. Plain ASGI, so that streaming responses keep streaming."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -119,7 +120,16 @@ class PolicyHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                policy = (b"content-security-policy", content_policy(scope).encode())
+                message["headers"] = [*message["headers"], policy, (b"referrer-policy", b"no-referrer")]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def content_policy(scope: Scope) -> str:
+    """The policy for one request. WebSockets are named by the request's host: not every browser's 'self' has them."""
+    hosts = [value.decode("latin-1") for name, value in scope.get("headers", []) if name.lower() == b"host"]
+    plain = len(hosts) == 1 and "[" not in hosts[0] and host_pair(hosts[0], 0) is not None
+    sockets = f" ws://{hosts[0]} wss://{hosts[0]}" if plain else ""  # a policy has no form for IPv6
+    return _CONTENT_POLICY.format(connect=f"'self'{sockets}")

@@ -19,6 +19,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
 from app.media.picture import cover
+from app.media.private_files import open_private
 from pipelines.core.errors import InputError
 from pipelines.core.types import Picture
 
@@ -70,6 +71,7 @@ class InputArchive:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
+        self._segment = ""  # the name of `_file`
         self._offset = 0
         self._file: BinaryIO | None = None
         self._decoder = ""  # the one that reproduced the pixels of the last received picture checked
@@ -105,7 +107,7 @@ class InputArchive:
         stored = StoredInput(
             seq=seq,
             captured_ns=captured_ns,
-            file=Path(file.name).name,
+            file=self._segment,
             offset=self._offset,
             size=len(data),
             format=kind,
@@ -150,7 +152,8 @@ class InputArchive:
             self.close()
             self._number += 1
             self._offset = 0
-            self._file = (self._folder / f"inputs-{self._number:04d}.bin").open("xb")
+            self._segment = f"inputs-{self._number:04d}.bin"
+            self._file = open_private(self._folder / self._segment)
         return self._file
 
 

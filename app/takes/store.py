@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.media.private_files import private_folder
 from pipelines.core.errors import InputError, OutputError
 
 from .writer import LOCK_NAME, LOG_NAME
@@ -65,7 +66,8 @@ class TakeStore:
             stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%d-%H%M%S")
             folder = self.root / f"{stamp}-{secrets.token_hex(4)}"
             try:
-                folder.mkdir(parents=True)
+                private_folder(self.root)
+                private_folder(folder)
             except OSError as error:
                 raise OutputError(f"A folder for the take cannot be created: {error.strerror}.") from error
             return folder

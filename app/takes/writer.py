@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import datetime as dt
 import fcntl
+import io
 import json
 import threading
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from app.media.private_files import open_private, private_folder
 from pipelines.core.errors import OutputError
 from pipelines.core.types import Picture
 
@@ -80,9 +82,9 @@ class TakeWriter:
         self._reason: str | None = None  # why the take ends; None: it continues
         self._trouble = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log = (folder / LOG_NAME).open("x", encoding="utf-8")
-            self._lock = (folder / LOCK_NAME).open("w")
+            private_folder(folder)
+            self._log = io.TextIOWrapper(open_private(folder / LOG_NAME), encoding="utf-8")
+            self._lock = open_private(folder / LOCK_NAME)
         except OSError as error:
             raise OutputError(f"A take cannot be written to {folder}: {error.strerror}.") from error
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when this process dies
