@@ -14,7 +14,7 @@ import fastapi
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
-from app.media.private_files import open_private
+from app.disk.private import open_private
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
 from pipelines.core.prompts import WeightedPrompt

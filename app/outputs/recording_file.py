@@ -17,10 +17,10 @@ import av
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
+from app.disk.private import private_file
 from app.media.colours import ToYuv
 from app.media.containers import CONTAINERS
 from app.media.picture import cover
-from app.media.private_files import private_file
 from pipelines.core.errors import OutputError
 from pipelines.core.types import Picture
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.media.private_files import private_folder
+from app.disk.private import private_folder
 from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30

@@ -5,12 +5,11 @@ Independent of what is kept in them.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 _FOLDER, _FILE, _OTHERS = 0o700, 0o600, 0o077
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 CHILD_UMASK = 0o077
 """For processes that write such files themselves."""
 
@@ -26,9 +25,13 @@ def private_folder(path: Path) -> None:
 
 def private_file(path: Path) -> None:
     """Make an empty file, for a library that opens it by its name. Raises OSError, also if there is one."""
-    os.close(os.open(path, _NEW, _FILE))
+    open_private(path).close()
 
 
-def open_private(path: Path) -> BinaryIO:
-    """Open a new file for writing. Raises OSError, also if there is one."""
-    return os.fdopen(os.open(path, _NEW, _FILE), "wb")
+def open_private(path: Path, mode: str = "x") -> io.FileIO:
+    """Open a file for writing, unbuffered. mode: "x" for a new one, "w" to empty one that is there. Raises OSError."""
+    return io.FileIO(path, mode, opener=_open)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags, _FILE)
