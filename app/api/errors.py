@@ -22,6 +22,7 @@ from app.worker.take import TakeRunsError
 from pipelines.core.errors import ControlError, InputError, ModelError, TooLargeError, WorkerError, ZoetropeError
 
 from .context import ApiContext
+from .told import told
 
 
 class UnauthorisedError(ZoetropeError):
@@ -78,7 +79,7 @@ def status_and_code(error: ZoetropeError) -> tuple[int, str]:
 
 def error_body(code: str, message: str, remedy: str = "") -> dict[str, dict[str, str]]:
     """The JSON shape of every error response."""
-    return {"error": {"code": code, "message": message, "remedy": remedy}}
+    return {"error": {"code": code, "message": told(message), "remedy": told(remedy)}}
 
 
 def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:

@@ -26,6 +26,7 @@ from app.worker.handle import BusyError
 from pipelines.core.errors import OutputError
 
 from .errors import NotReadyError, UnknownJobError
+from .told import told
 
 _CODE_FOLDER = Path(__file__).resolve().parents[2]  # Zoetrope runs from its checkout
 _PROGRESS = re.compile(r"\b(\d+)/(\d+|\?) \[")  # tqdm's
@@ -68,6 +69,7 @@ class Job:
     total_frames: int | None = None
     message: str = ""
     ended_s: float = 0.0
+    places: tuple[str, ...] = ()
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_LINES))
 
     @property
@@ -159,8 +161,12 @@ class JobStore:
                 self._lock = None
                 shutil.rmtree(self._root, ignore_errors=True)
 
-    def start(self, job: Job, arguments: Sequence[str], *, output_name: str, with_input: bool) -> None:
-        """Queue the render. arguments: options of `zoetrope render`."""
+    def start(
+        self, job: Job, arguments: Sequence[str], *, output_name: str, with_input: bool, places: Sequence[str] = ()
+    ) -> None:
+        """Queue the render. arguments: options of `zoetrope render`. places: paths of which messages tell the last name
+        only, besides those that begin at the root."""
+        job.places = tuple(places)
         job.output_name = output_name
         paths = [str(job.input)] if with_input else []
         command = [sys.executable, "-m", "app", "render", *arguments, "--", *paths, str(job.output)]
@@ -271,10 +277,11 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _reason(job: Job) -> str:
-    """The render's last error message, without paths of this machine."""
+    """The render's last error message, without the places of files on this machine."""
     messages = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
     text = messages[-1].removeprefix("zoetrope: ") if messages else "The render ended without an error message."
-    return text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")[:_MAX_MESSAGE]
+    text = text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")
+    return told(text, job.places)[:_MAX_MESSAGE]
 
 
 def _delete_orphans(folder: Path) -> None:

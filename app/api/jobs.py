@@ -83,7 +83,13 @@ def router(context: ApiContext) -> APIRouter:
             with_input, options = await _read_upload(context, request, job)
             models = await off_loop(context, model_arguments, context.model)
             arguments = render_arguments(options, models, running=_running(context), with_input=with_input)
-            store.start(job, arguments, output_name=f"output.{options.format}", with_input=with_input)
+            store.start(
+                job,
+                arguments,
+                output_name=f"output.{options.format}",
+                with_input=with_input,
+                places=(context.model,),
+            )
         except BaseException:  # including a cancelled request: frees its slot
             await store.delete(job)
             raise

@@ -15,6 +15,8 @@ from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
 from pipelines.core.types import StreamInfo
 
+from .told import ModelName, Told
+
 if TYPE_CHECKING:
     from app.worker.handle import WorkerStatus
 
@@ -128,7 +130,7 @@ class StreamFacts(Strict):
     frame_rate: float
     frames_per_chunk: int
     latency_ticks: int
-    model: str
+    model: ModelName
     dtype: str
     device: str
     backend: str
@@ -159,12 +161,12 @@ class ExecutionView(Strict):
     nothing; empty: none failed. why: the backend was chosen.
     """
 
-    runs: str
-    builds: str
+    runs: Told
+    builds: Told
     percent: int = Field(ge=0, le=100)
-    step: str
-    failed: str
-    why: str
+    step: Told
+    failed: Told
+    why: Told
 
 
 class SessionView(Strict):
@@ -183,7 +185,7 @@ class SessionView(Strict):
     execution: ExecutionView
     age_s: float
     connections: int
-    trouble: str
+    trouble: Told
     mjpeg_url: str
 
 
@@ -249,7 +251,7 @@ class JobView(Strict):
     frames: int
     total_frames: int | None
     progress: float = Field(ge=0, le=1)
-    message: str
+    message: Told
     url: str
     file_url: str
 

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.context import ApiContext
 from app.api.routes import OPENAPI_URL, include_all, new_application
 from app.api.schema import plain_controls
+from app.api.told import told
 from app.guard.rules import host_pair
 from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from app.page.prompts import Prompts
@@ -40,7 +41,7 @@ def make_application(
     """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included."""
     application = new_application()
     workers = context.table.workers
-    include_all(application, context, page_routes(workers, prompts))
+    include_all(application, context, page_routes(workers, prompts, context.model))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
         Page(workers, prompts, context.outputs).build(),
@@ -68,8 +69,11 @@ class PromptText(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
 
 
-def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
-    """Routes for the page only: the worker's status text, initial control values, and notices about a prompt."""
+def page_routes(workers: Workers, prompts: Prompts, model: str = "") -> fastapi.APIRouter:
+    """Routes for the page only: the worker's status text, initial control values, and notices about a prompt.
+
+    model: the name that the workers were started with.
+    """
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 
     @routes.get("/status")
@@ -80,8 +84,8 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {
             "phase": now.phase.value,
-            "text": " · ".join((now.text, *now.notices, *restarted)),
-            "execution": str(now.preparation),
+            "text": told(" · ".join((now.text, *now.notices, *restarted)), (model,)),
+            "execution": told(str(now.preparation)),
         }
 
     @routes.get("/controls")
