@@ -90,6 +90,8 @@ def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
         headers["Retry-After"] = str(retry_after_s)
     if code == "unauthorised":
         headers["WWW-Authenticate"] = "Bearer"
+    if status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse(error_body(code, error.message, error.remedy), status, headers)
 
 

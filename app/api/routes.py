@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from . import asyncapi, generate, health, jobs, metrics, outputs, sessions, takes
 from .context import ApiContext
 from .errors import install_errors
+from .openapi import OPENAPI_URL, Application
 from .stream import mjpeg
 from .stream import socket as stream_socket
 from .unanswered import answer_the_rest
@@ -22,6 +23,8 @@ from .webrtc import routes as whip
 def _whip(context: ApiContext) -> APIRouter:
     return whip.router(context, context.webrtc)
 
+
+__all__ = ("OPENAPI_URL", "ROUTERS", "include_all", "new_application")
 
 ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     health.router,
@@ -38,20 +41,10 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
 )
 """One entry per route module."""
 
-OPENAPI_URL = "/v1/openapi.json"
-
 
 def new_application() -> fastapi.FastAPI:
-    """An application without FastAPI's documentation pages (they would load scripts from a CDN)."""
-    return fastapi.FastAPI(
-        title="Zoetrope",
-        version="1",
-        description="Live generated video: sessions, frames, pictures and render jobs.",
-        openapi_url=OPENAPI_URL,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+    """An application without routes."""
+    return Application()
 
 
 def include_all(app: fastapi.FastAPI, context: ApiContext, *more: APIRouter) -> None:

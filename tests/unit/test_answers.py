@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,10 +16,11 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
-from app.api.context import ApiContext
+from app.api.context import ApiContext, ApiLimits
+from app.api.errors import CODES
 from app.api.routes import include_all, new_application
 from app.guard.middleware import Guard
-from app.guard.rules import origin_allowed
+from app.guard.rules import GuardOptions, origin_allowed
 from app.outputs.push_hosts import PushHosts
 from app.outputs.transports import address_of
 from app.outputs.whip_push import WhipPushOptions
@@ -28,7 +30,7 @@ from app.session.table import SessionTable
 from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError
 from tests.fakes.api_server import api_server
-from tests.fakes.guarded import BASE, LOCAL, Site
+from tests.fakes.guarded import BASE, LOCAL, TOKEN, Site
 from tests.fakes.stream_server import worker_client
 
 ODD = ("http://[", "http://[::1", "http://a]b", "http://[not-an-address]", "http://a℀b", "http://[v1.x]]:7860")
@@ -216,3 +218,39 @@ def test_numbers_that_no_engine_can_use_are_422_at_every_door(
             answer = server.http.post("/v1/generate", files={"options": (None, body)})
             assert (answer.status_code, error_of(answer)["code"]) == (422, "bad_control"), body[:80]
         assert server.table.sessions == ()
+
+
+def test_every_operation_documents_what_the_guard_answers_and_answers_it_in_that_shape(
+    worker: WorkerHandle, tmp_path: Path
+) -> None:
+    guard = GuardOptions(port=1, hosts=frozenset(), token=TOKEN, guesses_per_minute=1)
+    with api_server(worker, tmp_path, guard=guard) as server:
+        paths = server.app.openapi()["paths"]
+        operations = [(method.upper(), path, item) for path, all_of in paths.items() for method, item in all_of.items()]
+        assert len(operations) > 35
+        asked = set()
+        for method, path, operation in operations:
+            documented = {int(status) for status in operation["responses"]}
+            assert {401, 403, 429, 500} <= documented, path
+            assert ({408, 413} <= documented) is ("requestBody" in operation), path
+            url = re.sub(r"\{[^}]+\}", "x", path)
+            for headers in ({}, {"authorization": f"Bearer {'x' * 20}"}, {"origin": "https://other.example"}):
+                answer = server.http.request(method, url, headers=headers)
+                assert answer.status_code in documented, (method, path, answer.status_code)
+                if answer.status_code >= 400:
+                    assert error_of(answer)["code"] in CODES
+                asked.add(answer.status_code)
+        assert asked >= {204, 401, 403, 429}  # 204: OPTIONS of a session, which tells nothing of it
+        for path in ("/v1/jobs/{job_id}/file", "/v1/recordings/{recording_id}/file"):
+            assert {"206", "400", "416"} <= paths[path]["get"]["responses"].keys()
+
+
+def test_a_refusal_of_too_large_a_body_ends_the_connection(worker: WorkerHandle, tmp_path: Path) -> None:
+    limits = ApiLimits(text_bytes=1000, message_bytes=2000, upload_bytes=3000)
+    with api_server(worker, tmp_path, limits) as server:
+        for path, field in (("/v1/jobs", "video"), ("/v1/generate", "picture"), ("/v1/generate", "options")):
+            answer = server.http.post(path, files={field: ("x", bytes(5000))})
+            assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
+            assert answer.headers["connection"] == "close"
+        answer = server.http.post("/v1/whip", content="v" * 100_000, headers={"content-type": "application/sdp"})
+        assert (answer.status_code, answer.headers["connection"]) == (413, "close")
