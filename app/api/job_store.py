@@ -33,6 +33,7 @@ _PROGRESS = re.compile(r"\b(\d+)/(\d+|\?) \[")  # tqdm's
 _LINE_ENDS = re.compile(r"[\r\n]+")
 _KEPT_JOBS = 16  # finished ones, with their files
 _KEPT_S = 24 * 3600.0
+_TIDY_S = 0.1
 _STOP_S = 5.0
 _KEPT_LINES = 20
 _READ_BYTES = 4096
@@ -102,15 +103,17 @@ class Job:
 class JobStore:
     """All jobs of this process. data: files are kept in a folder below it, which is locked while this process lives.
 
-    maximum: jobs queued or running.
+    maximum: jobs queued or running. kept_s: how long finished ones are kept.
     """
 
-    def __init__(self, data: Path, maximum: int) -> None:
+    def __init__(self, data: Path, maximum: int, *, kept_s: float = _KEPT_S) -> None:
         self._jobs_folder = data / "jobs"
         self._root = self._jobs_folder / secrets.token_hex(8)
         self._lock: HeldLock | None = None
         self._folders = threading.Lock()  # for making and leaving them
         self._max = maximum
+        self._kept_s = kept_s
+        self._tidying: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._render_slot = asyncio.Semaphore(1)
@@ -253,13 +256,19 @@ class JobStore:
     def _end(self, job: Job, state: JobState) -> None:
         if not job.state.over:
             job.state, job.ended_s = state, time.monotonic()
+            asyncio.get_running_loop().call_later(self._kept_s + _TIDY_S, self._begin_tidying)
+
+    def _begin_tidying(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._tidy(), name="tidy jobs")
+        self._tidying.add(task)
+        task.add_done_callback(self._tidying.discard)
 
     async def _tidy(self) -> None:
-        """Delete the oldest finished jobs beyond the limit, and those finished more than a day ago."""
+        """Delete the oldest finished jobs beyond the limit, and those that have been kept long enough."""
         over = sorted((job for job in self._jobs.values() if job.state.over), key=lambda job: job.ended_s)
         surplus = len(over) - _KEPT_JOBS
         for i, job in enumerate(over):
-            if i < surplus or time.monotonic() - job.ended_s > _KEPT_S:
+            if i < surplus or time.monotonic() - job.ended_s > self._kept_s:
                 await self.delete(job)
 
 

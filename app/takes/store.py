@@ -18,7 +18,7 @@ from app.disk.locks import HeldLock, is_held
 from app.disk.names import STAMP, stamp_after
 from pipelines.core.errors import InputError, OutputError
 
-from .writer import LOCK_NAME, LOG_NAME
+from .writer import LOCK_NAME, LOG_NAME, QUOTA_STEP_BYTES
 
 _NAME = re.compile(STAMP + r"-[0-9a-f]{8}")
 _MIN_ROOM_BYTES = 64 * 2**20
@@ -70,9 +70,13 @@ class TakeStore:
             return self.root / self._newest
 
     def may_grow(self) -> bool:
-        """For TakeWriter: whether takes may grow further; makes room if possible."""
+        """For TakeWriter: whether takes may grow further; makes room if possible.
+
+        Room is kept for what all running ones may write before they ask again, so that the total stays below the limit.
+        """
         with self._lock:
-            return self._make_room(0)
+            running = sum(is_running(folder) for folder in self._folders())
+            return self._make_room(min(running * QUOTA_STEP_BYTES * 2, self.limit_bytes // 2))
 
     def takes(self) -> tuple[StoredTake, ...]:
         """All takes, oldest first."""

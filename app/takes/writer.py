@@ -33,6 +33,8 @@ LOCK_NAME = "running.lock"
 _QUEUE_BYTES = 192 * 2**20
 _LINE_COST = 512  # bytes that a queued record counts as
 _FLUSH_S = 0.5
+QUOTA_STEP_BYTES = 4 * 2**20
+"""A take asks again whether it may grow before it writes more than this."""
 _CLOSE_S = 10.0
 _BEGINNINGS = 100
 
@@ -64,8 +66,8 @@ _Item = _Input | _Undecoded | _Frame | TakeRecord
 class TakeWriter:
     """Writes one take into `folder`, which is created. Raises OutputError if it cannot be.
 
-    may_grow: called about every half second; False ends the take. on_trouble: called
-    once, on the writer's thread, with a message, if the take ends by itself.
+    may_grow: called about every half second, and before each further QUOTA_STEP_BYTES of inputs; False ends the take.
+    on_trouble: called once, on the writer's thread, with a message, if the take ends by itself.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class TakeWriter:
         self._inputs = InputArchive(folder)
         self._lines: list[str] = [_header(session)]
         self._flush_at_s = 0.0
+        self._unasked_bytes = 0  # of inputs since `may_grow` was asked
         self._thread = threading.Thread(target=self._run, name="take-writer", daemon=True)
         atexit.register(self.close)  # before daemon threads are stopped
         self._thread.start()
@@ -183,6 +186,9 @@ class TakeWriter:
             if item is None and self._reason is not None:
                 return False
             hurry = self._waiting_bytes > self._queue_bytes // 4
+        if isinstance(item, _Input | _Undecoded) and not self._granted(cost):
+            self._over_quota()
+            return True
         if item is not None:
             self._lines.append(json.dumps(to_line(self._line_of(item, hurry=hurry)), separators=(",", ":")))
             with self._changed:
@@ -206,10 +212,22 @@ class TakeWriter:
         self._append("".join(line + "\n" for line in self._lines).encode())
         self._lines.clear()
         self._flush_at_s = time.monotonic() + _FLUSH_S
-        if not self._may_grow():
-            with self._changed:
-                if self._reason is None:
-                    self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")
+        if not self._granted(QUOTA_STEP_BYTES) and self._reason is None:
+            self._over_quota()
+
+    def _granted(self, more: int) -> bool:
+        """Whether `more` bytes may be written: asked only when they exceed what was granted last."""
+        self._unasked_bytes += more
+        if self._unasked_bytes < QUOTA_STEP_BYTES:
+            return True
+        self._unasked_bytes = 0
+        return self._may_grow()
+
+    def _over_quota(self) -> None:
+        """End the take where it is: what waits in the queue would exceed the quota."""
+        with self._changed:
+            self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")
+            self._queue.clear()
 
     def _append(self, text: bytes) -> None:
         """Add whole lines to the log; a line that does not fit on the disk is cut off again. Raises OSError."""
