@@ -22,7 +22,7 @@ from app.outputs.push_hosts import PushHostError
 from app.outputs.recordings import RecordingStore, recording_id
 from app.outputs.table import OutputTable
 
-from .access import session_of, session_path
+from .access import session_of, session_path, session_route
 from .context import ApiContext
 from .errors import NotReadyError
 from .output_schema import OutputList, OutputView, output_schema
@@ -66,7 +66,13 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
         yield
         await asyncio.to_thread(table.close)
 
-    routes = APIRouter(prefix="/v1", tags=["outputs"], dependencies=[Depends(SESSION_TOKEN)], lifespan=lifespan)
+    routes = APIRouter(
+        prefix="/v1",
+        tags=["outputs"],
+        dependencies=[Depends(SESSION_TOKEN)],
+        lifespan=lifespan,
+        route_class=session_route(context),
+    )
 
     @routes.get(
         "/sessions/{session_id}/outputs",

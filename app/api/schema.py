@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from app.session.session import SessionReading
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
@@ -23,6 +33,7 @@ if TYPE_CHECKING:
 MAX_SECONDS = 3600.0
 _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
 _NO_NUL = r"^[^\x00]*$"
+_SURPLUS = 16  # unknown fields that are told one by one
 _MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
 _PROMPT = CONTROLS["prompt"]
 PROMPT_SCHEMA: dict[str, Any] = {
@@ -39,6 +50,15 @@ class Strict(BaseModel):
     """Base of all models: frozen, unknown fields rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, data: Any) -> Any:
+        """One error for an object of many fields: each unknown one would be an error of its own, built and sorted."""
+        most = len(cls.model_fields) + _SURPLUS
+        if isinstance(data, dict) and len(data) > most:
+            raise PydanticCustomError("too_many_fields", "It has {count} fields", {"count": len(data)})
+        return data
 
 
 def _integral_to_int(value: object) -> object:

@@ -12,7 +12,7 @@ from app.session.session import Session
 from pipelines.core.controls import Control
 from pipelines.kinds import built_in_names
 
-from .access import MJPEG, off_loop, session_of, session_path, signed_path
+from .access import MJPEG, off_loop, session_of, session_path, session_route, signed_path
 from .context import ApiContext
 from .schema import (
     ChangeRequest,
@@ -42,7 +42,7 @@ UNREAD: dict[int | str, dict[str, Any]] = {400: {"model": ErrorAnswer, "descript
 
 def router(context: ApiContext) -> APIRouter:
     """The routes under /v1."""
-    routes = APIRouter(prefix="/v1", tags=["sessions"])
+    routes = APIRouter(prefix="/v1", tags=["sessions"], route_class=session_route(context))
     guards = [Depends(SESSION_TOKEN)]
 
     @routes.post(

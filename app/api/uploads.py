@@ -5,6 +5,7 @@ The route chooses where the file goes; the client's file name is ignored. Indepe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
@@ -22,6 +23,8 @@ from .errors import validation_text
 from .schema import PROMPT_SCHEMA
 
 M = TypeVar("M", bound=BaseModel)
+_TEXT_FIELDS = ("options", "prompt")
+_FEED_BYTES = 16 << 10  # parsed in one turn of the event loop
 _WRITE_BYTES = 256 << 10  # buffered before they are written
 _OVERHEAD_BYTES = 16 << 10  # for boundaries and part headers
 
@@ -29,14 +32,15 @@ _OVERHEAD_BYTES = 16 << 10  # for boundaries and part headers
 class Multipart:
     """Incremental parser. `feed` takes the bytes that have arrived, `take_file` returns the file's part of them.
 
-    file_field: the name of the one field that may be a file. text_bytes: limit of all other fields together.
+    file_field: the name of the one field that may be a file. text_bytes: limit of all other fields together. There is
+    nothing to take but these fields, each once, and every other one is refused as it begins.
     """
 
     def __init__(self, boundary: bytes, file_field: str, text_bytes: int) -> None:
         self.has_file = False
         self.complete = False
         self._file_field = file_field
-        self._text_bytes = text_bytes
+        self._text_bytes_left = self._text_bytes = text_bytes
         self._texts: dict[str, bytearray] = {}
         self._file = bytearray()
         self._header = (bytearray(), bytearray())
@@ -99,7 +103,12 @@ class Multipart:
         if not self._part:
             raise InputError("A part of the body has no name.", "Send it as curl -F does.")
         if self._part in self._texts or (self._part == self._file_field and self.has_file):
-            raise InputError(f"The field {self._part[:40]!r} was given twice.", "Give it once.")
+            raise InputError(f"The field {self._part!r} was given twice.", "Give it once.")
+        if self._part not in (*_TEXT_FIELDS, self._file_field):
+            raise InputError(
+                f"Unknown field {self._part[:40]!r}.",
+                f"The text fields are: {', '.join(_TEXT_FIELDS)}. The file's field is: {self._file_field}.",
+            )
         if self._part == self._file_field:
             self.has_file = True
         else:
@@ -110,7 +119,8 @@ class Multipart:
             self._file.extend(data[start:end])
             return
         self._texts[self._part].extend(data[start:end])
-        if sum(map(len, self._texts.values())) > self._text_bytes:
+        self._text_bytes_left -= end - start
+        if self._text_bytes_left < 0:
             raise TooLargeError("The text fields are too long.", f"Send at most {self._text_bytes} bytes in total.")
 
     def _end(self) -> None:
@@ -135,7 +145,10 @@ async def read_multipart(
             arrived += len(chunk)
             if arrived > maximum or written + parser.waiting_bytes > max_bytes:
                 raise too_large
-            parser.feed(chunk)
+            for start in range(0, len(chunk), _FEED_BYTES):
+                if start:
+                    await asyncio.sleep(0)  # others' turn
+                parser.feed(chunk[start : start + _FEED_BYTES])
             if parser.waiting_bytes >= _WRITE_BYTES:
                 written += await off_loop(context, sink.write, parser.take_file())
     except ClientDisconnect as error:
@@ -151,11 +164,8 @@ async def read_multipart(
 def read_options(model: type[M], fields: dict[str, str]) -> M:
     """The options of a multipart request: its field `options` (JSON); the field `prompt` overrides that control.
 
-    Raises InputError or ControlError for an unknown field or an invalid value.
+    Raises InputError or ControlError for an invalid value.
     """
-    for name in fields:
-        if name not in ("options", "prompt"):
-            raise InputError(f"Unknown field {name[:40]!r}.", "The text fields are: options, prompt.")
     with _validating():
         options = model.model_validate_json(fields.get("options", "").strip() or "{}")
     prompt = fields.get("prompt")

@@ -120,7 +120,8 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     cv2.setNumThreads(1)  # the cores belong to the worker
     guard = guard_options(options, options.host, listener.getsockname()[1])
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
-    hosts, webrtc, limits = push_hosts(options, private=private), webrtc_options(options), api_limits(options)
+    hosts, webrtc = push_hosts(options, private=private), webrtc_options(options, private=private)
+    limits = api_limits(options)
     controls = controller_options(options)
     tls = tls_files(options, options.data, options.host)
     engine, model = engine_options(options), str(options.model)
@@ -174,45 +175,41 @@ def _serve_until_stopped(
     guard: GuardOptions,
     tls: TlsFiles | None,
 ) -> None:
-    import uvicorn
-
     from app.guard.middleware import Guard
     from app.page.gradio_imports import prepare_gradio
 
     prepare_gradio()
     from app.server.front import make_application
+    from app.server.front_server import FrontServer
     from app.server.log_secrets import hidden_tokens
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # INFO logs addresses: a WHIP push's holds a key
     application = make_application(context, prompts_of(context.model), guard=partial(Guard, options=guard))
     end_start()
-    config = uvicorn.Config(
+    front = FrontServer(
         application,
+        listener,
+        message_bytes=context.limits.message_bytes,
         log_level="warning",
         lifespan="on",  # "auto" would silently ignore a failed start-up
-        ws="websockets-sansio",
-        ws_max_size=context.limits.message_bytes,
-        ws_per_message_deflate=False,
-        proxy_headers=False,  # the guard limits by address, which a header must not override
         timeout_graceful_shutdown=_PAGE_CLOSE_S,
-        ssl_certfile=tls.cert if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+        cert=tls.cert if tls else None,
+        key=tls.key if tls else None,
     )
-    server = uvicorn.Server(config)
     shown = guard if guard.token_is_new else replace(guard, token=None)  # print only generated tokens
     addresses = links(shown, options.host, tls=tls is not None)
     if tls is not None and tls.self_signed:
         sys.stdout.write(f"Self-signed certificate, SHA-256 {tls.fingerprint}: the browser asks once.\n")
     watcher = threading.Thread(
         target=_announce,
-        args=(context.table.workers, server, addresses, wants_browser(options.open)),
+        args=(context.table.workers, front.server, addresses, wants_browser(options.open)),
         name="announce",
         daemon=True,
     )
     watcher.start()
     try:
         with hidden_tokens(guard.token or ""):
-            server.run(sockets=[listener])
+            front.run()
     except KeyboardInterrupt:
         sys.stderr.write("zoetrope: stopping…\n")
 

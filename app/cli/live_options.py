@@ -85,8 +85,8 @@ def api_limits(options: argparse.Namespace) -> ApiLimits:
     return ApiLimits(take_bytes=int(options.take_quota_gb * _GB), recording_bytes=int(options.recording_quota_gb * _GB))
 
 
-def webrtc_options(options: argparse.Namespace) -> WebRtcOptions:
-    """WebRTC options with the ICE servers given. Raises InputError, without their passwords."""
+def webrtc_options(options: argparse.Namespace, *, private: bool) -> WebRtcOptions:
+    """WebRTC options with the ICE servers given. private: of `push_hosts`. Raises InputError, without passwords."""
     from app.webrtc.options import IceServer, WebRtcOptions
 
     servers = []
@@ -101,7 +101,7 @@ def webrtc_options(options: argparse.Namespace) -> WebRtcOptions:
             raise InputError(
                 f"--ice-server: {error}.", "Give stun:HOST:PORT or turn:HOST:PORT,USER,PASSWORD."
             ) from error
-    return WebRtcOptions(ice_servers=tuple(servers))
+    return WebRtcOptions(ice_servers=tuple(servers), local_candidates=private)
 
 
 def controller_options(options: argparse.Namespace) -> ControllerOptions:

@@ -16,14 +16,27 @@ from .answers import Refusal, answer_json
 class BodyGate:
     """`receive` and `send` of one HTTP request. refused: a refusal was sent; the application's response is dropped.
 
-    cap_bytes: of the whole body. The total wait for a body is limited to `patience_s` + 1 s for each `bytes_per_s`
-    received, a single wait to `patience_s`; the application's own time between two chunks does not count.
+    cap_bytes: of the whole body. declared_bytes: its Content-Length, 0 for none. has_body: an answer before the body's
+    end closes the connection: the rest is not read. The total wait for a body is limited to `patience_s` + 1 s for each
+    `bytes_per_s` received, a single wait to `patience_s`; the application's own time between two chunks does not count.
     """
 
-    def __init__(self, receive: Receive, send: Send, *, cap_bytes: int, patience_s: float, bytes_per_s: float) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        cap_bytes: int,
+        patience_s: float,
+        bytes_per_s: float,
+        declared_bytes: int = 0,
+        has_body: bool = False,
+    ) -> None:
         self._receive = receive
         self._send = send
         self._cap_bytes = cap_bytes
+        self._declared_bytes = declared_bytes
+        self._has_body = has_body
         self._patience_s = patience_s
         self._bytes_per_s = bytes_per_s
         self._received_bytes = 0
@@ -38,6 +51,8 @@ class BodyGate:
             return {"type": "http.disconnect"}
         if self._complete:
             return await self._receive()
+        if self._declared_bytes > self._cap_bytes:
+            return await self.refuse(too_large(self._cap_bytes))
         begin_s = time.monotonic()
         allowed_s = self._patience_s + self._received_bytes / self._bytes_per_s - self._waited_s
         try:
@@ -59,6 +74,8 @@ class BodyGate:
         if self.refused:
             return
         self._responding = True
+        if message["type"] == "http.response.start" and self._has_body and not self._complete:
+            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         await self._send(message)
 
     async def refuse(self, refusal: Refusal) -> Message:

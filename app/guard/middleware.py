@@ -25,6 +25,7 @@ from .rules import (
     body_cap,
     checks_session_token,
     host_allowed,
+    of_session,
     opens_session,
     origin_allowed,
 )
@@ -166,7 +167,7 @@ class Guard:
         """Handle /?token=... or the form: set the cookie and redirect to the URL without the token."""
         token, others = request.split_token(request.query)
         if request.method == "POST":
-            gate = self._gate(receive, send, _FORM_BYTES)
+            gate = self._gate(request, receive, send, _FORM_BYTES)
             form = await _whole_body(gate)
             if form is None:
                 return
@@ -183,16 +184,23 @@ class Guard:
         else:
             await answer_redirect(send, f"/?{urlencode(others)}" if others else "/", cookie.encode())
 
-    def _gate(self, receive: Receive, send: Send, cap_bytes: int) -> BodyGate:
-        patience_s, rate = self._options.body_s, self._options.body_bytes_per_s
-        return BodyGate(receive, send, cap_bytes=cap_bytes, patience_s=patience_s, bytes_per_s=rate)
+    def _gate(self, request: GuardedRequest, receive: Receive, send: Send, cap_bytes: int) -> BodyGate:
+        return BodyGate(
+            receive,
+            send,
+            cap_bytes=cap_bytes,
+            patience_s=self._options.body_s,
+            bytes_per_s=self._options.body_bytes_per_s,
+            declared_bytes=request.body_bytes,
+            has_body=request.has_body,
+        )
 
     async def _body(self, request: GuardedRequest, receive: Receive, send: Send) -> None:
         cap_bytes = body_cap(self._options, request.path)
-        if request.body_bytes > cap_bytes:
+        if request.body_bytes > cap_bytes and not of_session(request.path):
             await _refuse(request, send, too_large(cap_bytes))
             return
-        gate = self._gate(receive, send, cap_bytes)
+        gate = self._gate(request, receive, send, cap_bytes)
         try:
             await self._app(request.scope, gate.receive, gate.send)
         except Exception:  # whatever the application raises on the simulated disconnect

@@ -53,6 +53,11 @@ class GuardedRequest:
         return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
 
     @property
+    def has_body(self) -> bool:
+        """Whether anything may follow the header."""
+        return self.body_bytes > 0 or bool(self.header("transfer-encoding"))
+
+    @property
     def wants_page(self) -> bool:
         """Whether the client is a browser loading a page, not a program."""
         return "text/html" in self.header("accept") and not self.path.startswith("/v1/")

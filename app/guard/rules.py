@@ -21,6 +21,7 @@ _PORTS = {"http": 80, "https": 443}
 _SESSION_ROUTE = re.compile(r"/v1/sessions/[A-Za-z0-9_-]{1,64}((?:/[A-Za-z0-9_-]{1,64}){0,3})/?")
 _SESSION_SOCKETS = ("/stream",)
 _SIGNED_PARTS = ("/mjpeg", "/picture", "/snapshot")  # for <img>, which cannot send headers
+_PICTURES = ("/v1/generate",)
 _UPLOADS = ("/v1/jobs",)
 _OPENING_ROUTES = ("/v1/sessions", "/v1/whip", "/v1/generate", "/v1/jobs")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -33,7 +34,8 @@ class GuardOptions:
     hosts: allowed Host headers, "name:port" ("*" as the port for any), lower case, IPv6 in brackets. any_address: any
     IP address with the right port is allowed too, for a server that listens on all of them: DNS rebinding needs a name.
     origins: pages of other servers that may call this one, "scheme://host[:port]". per_minute: sessions, and wrong
-    tokens, per client address. page_bytes: of a body outside /v1. body_s: how long to wait for a body.
+    tokens, per client address. body_bytes, upload_bytes, text_bytes: of a body with a picture, with a video, any other.
+    body_s: how long to wait for one.
     """
 
     port: int
@@ -42,8 +44,8 @@ class GuardOptions:
     token_is_new: bool = False
     any_address: bool = False
     origins: frozenset[str] = frozenset()
-    page_bytes: int = 256 << 10
     body_bytes: int = 4 << 20
+    text_bytes: int = 256 << 10
     upload_bytes: int = 2 << 30
     body_s: float = 30.0
     body_bytes_per_s: float = 4096.0
@@ -53,7 +55,7 @@ class GuardOptions:
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token)
-        for name in ("page_bytes", "body_bytes", "upload_bytes", "body_s", "body_bytes_per_s"):
+        for name in ("body_bytes", "text_bytes", "upload_bytes", "body_s", "body_bytes_per_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give more than 0")
         for name in ("sessions_per_minute", "guesses_per_minute"):
@@ -140,9 +142,15 @@ def checks_session_token(kind: str, method: str, path: str, *, bearer: bool, sig
 
 def body_cap(options: GuardOptions, path: str) -> int:
     """Maximum body size of a request to `path`, bytes."""
-    if path.rstrip("/") in _UPLOADS:
+    path = path.rstrip("/")
+    if path in _UPLOADS:
         return options.upload_bytes
-    return options.body_bytes if path.startswith("/v1/") else options.page_bytes
+    return options.body_bytes if path in _PICTURES else min(options.text_bytes, options.body_bytes)
+
+
+def of_session(path: str) -> bool:
+    """Whether `path` belongs to a session, whose token its route looks at before it reads a body."""
+    return _SESSION_ROUTE.fullmatch(path) is not None
 
 
 def opens_session(method: str, path: str) -> bool:

@@ -33,10 +33,14 @@ class TooManyError(BusyError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionLimits:
-    """grace_s: how long a session outlives its last connection. per_minute: how many may be opened per minute."""
+    """grace_s: how long a session outlives its last connection.
+
+    per_minute: how many may be opened per minute, by all clients together; many times what the guard lets one address
+    open, so that no address can use it up.
+    """
 
     grace_s: float = 30.0
-    per_minute: int = 60
+    per_minute: int = 600
 
     def __post_init__(self) -> None:
         if self.grace_s <= 0:

@@ -35,8 +35,9 @@ class WebRtcOptions:
     x264's. release_on_marker: release a received frame at its last packet instead of at the next frame's first: one
     frame period sooner (docs/webrtc.md); False for aiortc's behaviour. decode_backlog_frames: maximum of received
     frames that wait for the decoder. connect_s: connection timeout. repeat_s: after this, the newest picture is sent
-    again. peers: maximum in total. peers_per_session: maximum at once. sdp_bytes, candidates: limits of an offer, and
-    of candidates sent later.
+    again. peers: maximum in total. peers_per_session: maximum at once. sdp_bytes: limit of an offer. candidates: of one
+    peer, in its offer and sent later. local_candidates: peers may have addresses of this machine and of its link: where
+    nobody else can connect.
     """
 
     ice_servers: tuple[IceServer, ...] = ()
@@ -54,6 +55,7 @@ class WebRtcOptions:
     peers_per_session: int = 4
     sdp_bytes: int = 32 << 10
     candidates: int = 64
+    local_candidates: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.codecs if name not in CODECS]

@@ -13,7 +13,6 @@ from typing import Any
 
 import fastapi
 import httpx
-import uvicorn
 
 from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
@@ -22,6 +21,7 @@ from app.guard.rules import GuardOptions
 from app.outputs.kinds import OUTPUT_KINDS
 from app.outputs.output_kind import OutputKind
 from app.outputs.push_hosts import PushHosts
+from app.server.front_server import FrontServer
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
 from tests.fakes.stream_server import WAIT_S, wait_until
@@ -70,15 +70,10 @@ def api_server(
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     rules = guard and replace(guard, port=port, hosts=guard.hosts | {f"127.0.0.1:{port}"})
-    config = uvicorn.Config(
-        Guard(app, rules) if rules else app,
-        log_level="warning",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn")
+    guarded = Guard(app, rules) if rules else app
+    front = FrontServer(guarded, listener, log_level="warning", timeout_graceful_shutdown=1)
+    server = front.server
+    thread = threading.Thread(target=front.run, name="uvicorn")
     thread.start()
     wait_until(lambda: server.started)
     url = f"http://127.0.0.1:{port}"
@@ -90,4 +85,3 @@ def api_server(
         thread.join(WAIT_S)
         table.stop()
         codecs.shutdown()
-        listener.close()

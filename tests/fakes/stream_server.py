@@ -16,12 +16,13 @@ from typing import Any
 
 import fastapi
 import numpy as np
-import uvicorn
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from app.api.context import ApiContext
 from app.api.stream.wire import HEADER_BYTES, Header, PictureFormat, pack_header, parse_header
+from app.server.front_server import FrontServer
+from app.server.limits import ServerLimits
 from app.session.session import Session
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
@@ -69,7 +70,10 @@ def worker_client(max_sessions: int = 4) -> Iterator[WorkerHandle]:
 
 @contextmanager
 def stream_server(
-    client: WorkerHandle, data: Path, routes: Callable[[ApiContext], fastapi.APIRouter]
+    client: WorkerHandle,
+    data: Path,
+    routes: Callable[[ApiContext], fastapi.APIRouter],
+    limits: ServerLimits | None = None,
 ) -> Iterator[StreamServer]:
     """Serve `routes` of one session table over `client`."""
     table = SessionTable(client, SessionLimits(per_minute=1000))
@@ -78,21 +82,14 @@ def stream_server(
     app = fastapi.FastAPI()
     app.include_router(routes(context))
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        ws_max_size=4 << 20,
-        timeout_graceful_shutdown=1,
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
+    port = listener.getsockname()[1]
+    front = FrontServer(app, listener, limits=limits, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
+    server = front.server
     loop = asyncio.new_event_loop()
 
     def serve() -> None:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(server.serve([listener]))
+        loop.run_until_complete(front.serve())
         loop.close()
 
     thread = threading.Thread(target=serve, name="uvicorn")
@@ -105,12 +102,11 @@ def stream_server(
         assert not thread.is_alive(), "the server hangs"
 
     try:
-        yield StreamServer(port=listener.getsockname()[1], context=context, loop=loop, stop=stop)
+        yield StreamServer(port=port, context=context, loop=loop, stop=stop)
     finally:
         stop()
         table.stop()
         codecs.shutdown()
-        listener.close()
 
 
 class Peer:

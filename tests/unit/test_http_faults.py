@@ -165,10 +165,11 @@ def test_many_changes_over_http_are_all_or_nothing_and_leave_nothing(server: Api
         answer = server.http.patch(path, headers=token, json={"controls": {"seed": i, "strength": 0.5}})
         assert answer.status_code == 200, answer.text
     assert server.http.get(path, headers=token).json()["controls"]["seed"] == 59
-    everything = {"controls": {f"unknown{i}": i for i in range(10_000)}}
-    answer = server.http.patch(path, headers=token, json=everything)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "bad_control")
-    assert len(answer.content) < 1000
+    for count, refusal in ((10_000, (422, "bad_control")), (20_000, (413, "too_large"))):
+        everything = {"controls": {f"unknown{i}": i for i in range(count)}}
+        answer = server.http.patch(path, headers=token, json=everything)
+        assert (answer.status_code, answer.json()["error"]["code"]) == refusal
+        assert len(answer.content) < 1000
     assert server.http.get(path, headers=token).json()["controls"]["seed"] == 59
     assert resident() - before < 32 * MEBIBYTE
     assert threading.active_count() <= threads + 2

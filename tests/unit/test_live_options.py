@@ -40,7 +40,7 @@ def mapping_file(tmp_path: Path) -> Path:
 def test_nothing_is_open_unless_asked_for() -> None:
     chosen = options()
     assert controller_options(chosen) == ControllerOptions()
-    assert webrtc_options(chosen).ice_servers == ()
+    assert webrtc_options(chosen, private=False).ice_servers == ()
     assert push_hosts(chosen, private=True).any_host
     assert push_hosts(chosen, private=False).pairs == frozenset()
     assert not push_hosts(chosen, private=False).any_host
@@ -56,7 +56,7 @@ def test_what_was_asked_for(mapping_file: Path) -> None:
     found = controller_options(chosen)
     assert (found.osc_port, found.midi_port) == (9000, "Faders 1")
     assert [mapping.address for mapping in found.mappings] == ["/1/fader1", "cc:1:74"]
-    stun, turn = webrtc_options(chosen).ice_servers
+    stun, turn = webrtc_options(chosen, private=True).ice_servers
     assert (stun.urls, stun.username) == (("stun:s.example:3478",), None)
     assert (turn.username, turn.credential) == ("me", "pass,word")
     assert push_hosts(chosen, private=True).pairs == {("live.example.org", None), ("b.example", 1936)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 import os
 import re
 import stat
@@ -36,6 +37,7 @@ from app.takes import inputs, writer
 from app.takes.store import TakeStore
 from app.takes.writer import TakeWriter
 from pipelines.core.control_table import CONTROLS
+from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS
 from tests.fakes.api_server import api_server
 from tests.fakes.guarded import LOCAL, Site
 from tests.fakes.stream_server import wait_until, worker_client
@@ -68,22 +70,29 @@ GUARD = GuardOptions(port=1, hosts=frozenset())
 
 
 def test_bodies_are_refused_at_the_sizes_of_the_document() -> None:
-    page, api, uploads = numbers(
-        "safety.md", r"Bodies: (\d+) KiB for the page's own calls, (\d+) MiB for the API's, (\d+) GiB for uploads"
+    text, picture, video = numbers(
+        "safety.md",
+        r"Bodies: (\d+) KiB, for the page's own calls too; (\d+) MiB with a picture .*?, (\d+) GiB with a video",
     )
-    assert (GUARD.page_bytes, GUARD.body_bytes, GUARD.upload_bytes) == (page * KIB, api * MIB, uploads * GIB)
+    assert (GUARD.text_bytes, GUARD.body_bytes, GUARD.upload_bytes) == (text * KIB, picture * MIB, video * GIB)
     limits = ApiLimits()
-    assert (limits.message_bytes, limits.upload_bytes) == (api * MIB, uploads * GIB)
+    assert (limits.message_bytes, limits.upload_bytes) == (picture * MIB, video * GIB)
     site = Site(LOCAL)
     for path, most in (
-        *((path, page * KIB) for path in ("/page/notice", "/", "/healthz", "/config")),
-        *((path, api * MIB) for path in ("/v1/sessions", "/v1/generate", "/v1/whip", "/v1/sessions/x/outputs")),
-        *((path, uploads * GIB) for path in ("/v1/jobs", "/v1/jobs/")),
+        *((path, text * KIB) for path in ("/page/notice", "/", "/healthz", "/config", "/v1/sessions", "/v1/whip")),
+        *((path, picture * MIB) for path in ("/v1/generate", "/v1/generate/")),
+        *((path, video * GIB) for path in ("/v1/jobs", "/v1/jobs/")),
     ):
         length = {"content-length": str(int(most) + 1)}
         assert site("POST", path, length, content=b"").status_code == 413, path
         length = {"content-length": str(int(most))}
         assert site("POST", path, length, content=b"").status_code == 200, path
+
+
+def test_the_longest_prompt_fits_in_a_body_however_it_is_written() -> None:
+    longest = [{"text": "🦊" * MAX_PROMPT_CHARACTERS, "weight": CONTROLS["prompt"].minimum}] * MAX_PROMPTS
+    controls = {"prompt": longest, "negative_prompt": "🦊" * MAX_PROMPT_CHARACTERS}
+    assert len(json.dumps({"controls": controls, "prompt_only": True})) < GUARD.text_bytes  # twelve bytes a character
 
 
 def test_waits_rates_and_the_token_are_those_of_the_document() -> None:

@@ -334,19 +334,26 @@ def test_a_message_of_5_mib_ends_the_connection_not_the_session(server: StreamSe
         client.text("ready")
 
 
-def test_ten_thousand_control_messages_are_too_many(server: StreamServer, session: Session) -> None:
+@pytest.mark.parametrize(
+    ("count", "reason"),
+    [
+        (950, "more than 400 messages a second"),
+        (10_000, "too many frames for their data"),  # refused before they are messages
+    ],
+)
+def test_many_control_messages_are_too_many(server: StreamServer, session: Session, count: int, reason: str) -> None:
     with peer(server, session) as client:
         client.text("ready")
         text = json.dumps({"type": "control", "id": 1, "changes": {"strength": 0.5}})
 
         def flood() -> None:
             with suppress(ConnectionClosed):  # under way, as it should be
-                for _ in range(10_000):
+                for _ in range(count):
                     client.socket.send(text)
 
         sender = threading.Thread(target=flood)
         sender.start()
-        assert client.closed() == (4429, "more than 400 messages a second")
+        assert client.closed() == (4429, reason)
         sender.join()
     assert not session.over
 

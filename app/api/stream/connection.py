@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from starlette.types import Message as Event
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -35,6 +35,7 @@ class StreamLimits:
     """Timeouts. hello_s: until the first message. send_s: to send a message. ack_s: until a frame is acknowledged.
 
     messages_per_s: sustained rate, with bursts of two seconds' worth. connections: in total; per_session: to one.
+    waiting, waiting_per_address: connections without a hello, in total and of one address; of more, the newest stay.
     """
 
     hello_s: float = 10.0
@@ -43,11 +44,17 @@ class StreamLimits:
     messages_per_s: float = 400.0
     connections: int = 256
     per_session: int = 4
+    waiting: int = 256
+    waiting_per_address: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("hello_s", "send_s", "ack_s", "messages_per_s", "connections", "per_session"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}; give a number above 0")
+        if self.waiting_per_address > self.waiting:
+            raise ValueError(
+                f"waiting_per_address is {self.waiting_per_address}; give at most waiting, which is {self.waiting}"
+            )
 
 
 class RateLimit:

@@ -16,6 +16,8 @@ from starlette.websockets import WebSocket
 from app.api.access import off_loop
 from app.api.context import ApiContext
 from app.api.errors import status_and_code
+from app.guard.places import Places
+from app.guard.rules import client_key
 from app.session.session import Session
 from app.session.table import UnknownSessionError
 from pipelines.core.errors import ZoetropeError
@@ -55,50 +57,67 @@ def router(context: ApiContext, limits: StreamLimits | None = None) -> APIRouter
 
 
 class _StreamEndpoint:
-    """Admits clients: hello in time, an open session, its token, and not too many connections."""
+    """Admits clients: hello in time, an open session, its token, and not too many connections.
+
+    Those who have not said hello have places of their own, which newcomers take from them: they keep out nobody else.
+    """
 
     def __init__(self, context: ApiContext, limits: StreamLimits) -> None:
         self._context = context
         self._limits = limits
         self._connections = 0
         self._per_session: Counter[str] = Counter()
+        self._waiting = Places(total=limits.waiting, per_address=limits.waiting_per_address)
 
     async def serve(self, websocket: WebSocket, session_id: str) -> None:
         """Serve one connection. Refusals are close codes after the handshake, because browsers hide why a handshake
         failed."""
         await websocket.accept()
         connection = Connection(websocket, self._context.limits, self._limits)
-        self._connections += 1
         try:
-            reason = await self._admit(connection, session_id)
+            message = await self._first_message(connection, client_key(websocket.client and websocket.client.host))
+            reason = await self._admit(connection, session_id, message)
         except CloseConnection as refusal:
             reason = refusal
-        finally:
-            self._connections -= 1
         await connection.close(reason)
 
-    async def _admit(self, connection: Connection, session_id: str) -> CloseConnection:
-        if self._connections > self._limits.connections:
-            raise CloseConnection(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
-        hello = await self._hello(connection)
+    async def _admit(self, connection: Connection, session_id: str, message: str | bytes) -> CloseConnection:
+        hello = await self._hello(connection, message)
         session = self._find(session_id, hello.token)
+        if self._connections >= self._limits.connections:
+            raise self._busy()
         if self._per_session[session.id] >= self._limits.per_session:
             raise CloseConnection(CloseCode.BUSY, f"busy: {self._limits.per_session} connections to this session")
+        self._connections += 1
         self._per_session[session.id] += 1
         session.connect()
         try:
             return await _serve(connection, session, hello, self._context, self._limits)
         finally:
             session.disconnect()
+            self._connections -= 1
             self._per_session[session.id] -= 1
             self._per_session += Counter()  # removes counts of 0
 
-    async def _hello(self, connection: Connection) -> Hello:
+    async def _first_message(self, connection: Connection, address: str) -> str | bytes:
+        """Waits in a place that a newcomer may take."""
+        patience = asyncio.timeout(self._limits.hello_s)
+        place = self._waiting.take(address, lambda: patience.reschedule(0))  # a time in the past
+        assert place is not None, "whoever has a place here is waiting"
         try:
-            async with asyncio.timeout(self._limits.hello_s):
-                message = await connection.receive()
+            async with patience:
+                return await connection.receive()
         except TimeoutError:
+            if place.lost:
+                raise self._busy() from None
             raise CloseConnection(CloseCode.TIMEOUT, f"no hello within {self._limits.hello_s:g} s") from None
+        finally:
+            place.leave()
+
+    def _busy(self) -> CloseConnection:
+        return CloseConnection(CloseCode.BUSY, f"busy: try again in {self._context.table.retry_after_s} s")
+
+    async def _hello(self, connection: Connection, message: str | bytes) -> Hello:
         try:
             hello = parse_client(message) if isinstance(message, str) else None
         except MessageError as error:

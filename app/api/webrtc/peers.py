@@ -26,6 +26,7 @@ from aiortc.exceptions import InternalError, InvalidAccessError, InvalidStateErr
 
 from app.api.context import ApiContext
 from app.session.session import Session
+from app.webrtc.candidates import may_send_to, usable_candidates
 from app.webrtc.encoders import tune_encoder
 from app.webrtc.ice import ice_servers
 from app.webrtc.jitter import bound_decoder, release_on_marker
@@ -117,6 +118,8 @@ class Peer:
 
     async def answer(self, offer: str) -> str:
         """Our description, with all our candidates. Raises OfferError."""
+        offer, count = usable_candidates(offer, local=self._options.local_candidates)
+        self._count(count)
         plans = plan_offer(offer, self.role)
         self._ufrag = ice_ufrag(offer)
         try:
@@ -141,16 +144,20 @@ class Peer:
         trickle = parse_trickle(fragment)
         if trickle.ufrag is not None and trickle.ufrag != self._ufrag:
             raise NoRestartError("ICE restarts are not offered.", "Make a new connection.")
-        self._candidates += len(trickle.candidates)
-        if self._candidates > self._options.candidates:
-            raise OfferError("Too many candidates.", f"Send at most {self._options.candidates}.")
+        self._count(len(trickle.candidates))
         try:
             for candidate in trickle.candidates:
-                await self._connection.addIceCandidate(candidate)
+                if may_send_to(candidate.ip, local=self._options.local_candidates):
+                    await self._connection.addIceCandidate(candidate)
             if trickle.complete:
                 await self._connection.addIceCandidate(None)
         except _REFUSED as error:
             raise OfferError("A candidate cannot be used.", "Send candidates as the browser gives them.") from error
+
+    def _count(self, candidates: int) -> None:
+        self._candidates += candidates
+        if self._candidates > self._options.candidates:
+            raise OfferError("Too many candidates.", f"Send at most {self._options.candidates}.")
 
     async def run(self) -> None:
         """Until the peer goes, the session is over or `end` is called; then everything of it is closed."""

@@ -1,0 +1,121 @@
+"""A WebSocket on one connection: uvicorn's protocol over websockets, bounded in what it reads, keeps and answers.
+
+Owns the bounds on frames (pings, pongs, fragments, messages), on the first message and on what is not read.
+Independent of what the messages mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from asyncio.transports import BaseTransport
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.exceptions import ProtocolError
+from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
+
+from .http_protocol import BoundedConfig
+from .limits import Pieces, ServerLimits, UnreadWatch
+from .listener import Arrival
+
+TOO_MANY_FRAMES = 4429
+"""Close code: more frames than their data and time allow (docs/api.md)."""
+
+
+_DRAIN_S = 2.0
+
+
+class BoundedFrames(ServerProtocol):
+    """Counts frames as they are parsed. unread: whether the peer leaves much unread; then pings get no pong."""
+
+    def __init__(self, limits: ServerLimits, message_bytes: int, unread: Callable[[], bool]) -> None:
+        super().__init__(
+            extensions=[], max_size=min(limits.first_bytes, message_bytes), logger=logging.getLogger("uvicorn.error")
+        )
+        self._pieces = Pieces(limits)
+        self._message_bytes = message_bytes
+        self._unread = unread
+
+    def recv_frame(self, frame: Frame) -> None:
+        """One frame. Raises ProtocolError: there are too many; the connection is failed."""
+        if not self._pieces.take(len(frame.data)):
+            text = "too many frames for their data"
+            self.fail(TOO_MANY_FRAMES, text)
+            raise ProtocolError(text)
+        if frame.opcode is Opcode.PING and self._unread():
+            return  # RFC 6455, section 5.5.3: only the latest of several pings needs a pong
+        super().recv_frame(frame)
+        if frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self.max_message_size = self._message_bytes
+
+
+class FrontSocket(WebSocketsSansIOProtocol):
+    """uvicorn makes one for each handshake that a FrontHttp has received."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        assert isinstance(config, BoundedConfig)
+        self._arrivals = config.arrivals
+        self._arrival: Arrival | None = None
+        self._unread: UnreadWatch | None = None
+        self.conn = BoundedFrames(config.arrivals.limits, config.message_bytes, self._leaves_unread)
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        self._arrival = self._arrivals.of(transport)
+        self._unread = UnreadWatch(self.transport, self._arrivals.limits)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        if self._unread is not None:
+            self._unread.stop()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The peer has a buffer full to read."""
+        super().pause_writing()
+        if self._unread is not None:
+            self._unread.begin()
+
+    def resume_writing(self) -> None:
+        """The peer has read it."""
+        if self._unread is not None:
+            self._unread.end()
+        super().resume_writing()
+
+    def handle_parser_exception(self) -> None:
+        """Fail the connection; what the peer still sends is thrown away for a while, so that it can read why."""
+        if self.close_sent:
+            return  # more of it
+        self.close_timer = self.loop.call_later(_DRAIN_S, self.transport.close)
+        closing = self.conn.close_sent
+        assert closing is not None
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": closing.code, "reason": closing.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """The application is done: the rest that the peer has not read within the time for a request is thrown away."""
+        super().on_task_complete(task)
+        if self._arrival is not None and self._unread is not None and not self.disconnected:
+            self._unread.then(self._arrival.wait)
+
+    def _leaves_unread(self) -> bool:
+        return self._unread is not None and self._unread.waiting
