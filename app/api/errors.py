@@ -1,20 +1,19 @@
-"""Errors of the HTTP routes: maps every ZoetropeError and every other error response to a status and one JSON shape.
+"""Errors of the HTTP routes: maps every exception and every other error response to a status and one JSON shape.
 
 `{"error": {"code", "message", "remedy"}}`. Independent of the routes. WebSockets map errors themselves.
 """
 
 from __future__ import annotations
 
-import re
+import errno
+import logging
 from collections.abc import Mapping
-from functools import cache
 from http import HTTPStatus
 
 import fastapi
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import compile_path
 
 from app.outputs.virtual_camera import NoVirtualCameraError
 from app.session.table import UnknownSessionError
@@ -23,6 +22,7 @@ from app.worker.take import TakeRunsError
 from pipelines.core.errors import ControlError, InputError, ModelError, TooLargeError, WorkerError, ZoetropeError
 
 from .context import ApiContext
+from .told import told
 
 
 class UnauthorisedError(ZoetropeError):
@@ -67,6 +67,7 @@ _HTTP_CODES = {
     429: "busy",
     503: "busy",
 }
+_log = logging.getLogger(__name__)
 CODES = tuple(dict.fromkeys((*(code for _, _, code in _TABLE), *_HTTP_CODES.values())))
 """Every error code of an HTTP response, including the guard's."""
 
@@ -78,7 +79,7 @@ def status_and_code(error: ZoetropeError) -> tuple[int, str]:
 
 def error_body(code: str, message: str, remedy: str = "") -> dict[str, dict[str, str]]:
     """The JSON shape of every error response."""
-    return {"error": {"code": code, "message": message, "remedy": remedy}}
+    return {"error": {"code": code, "message": told(message), "remedy": told(remedy)}}
 
 
 def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
@@ -89,20 +90,13 @@ def error_answer(error: ZoetropeError, retry_after_s: int) -> JSONResponse:
         headers["Retry-After"] = str(retry_after_s)
     if code == "unauthorised":
         headers["WWW-Authenticate"] = "Bearer"
+    if status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
     return JSONResponse(error_body(code, error.message, error.remedy), status, headers)
 
 
 def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
     """Make `app` respond in that shape to every ZoetropeError, validation error and HTTPException."""
-
-    @cache
-    def documented() -> list[tuple[re.Pattern[str], tuple[str, ...]]]:
-        paths: dict[str, dict[str, object]] = app.openapi()["paths"]
-        return [(compile_path(path)[0], tuple(method.upper() for method in item)) for path, item in paths.items()]
-
-    def allowed(path: str) -> tuple[str, ...]:
-        """All methods of a path (RFC 9110, section 10.2.1); the framework lists those of one route only."""
-        return next((methods for pattern, methods in documented() if pattern.match(path)), ())
 
     async def zoetrope_error(_: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ZoetropeError)
@@ -113,18 +107,45 @@ def install_errors(app: fastapi.FastAPI, context: ApiContext) -> None:
         code, message = validation_text(error.errors())
         return JSONResponse(error_body(code, message, "See the OpenAPI document at /v1/openapi.json."), 422)
 
-    async def http_error(request: fastapi.Request, error: Exception) -> JSONResponse:
+    async def http_error(_: fastapi.Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        code = _HTTP_CODES.get(error.status_code, "bad_input" if error.status_code < 500 else "failed")
         text = str(error.detail) or HTTPStatus(error.status_code).phrase
-        headers = dict(error.headers or {})
-        if error.status_code == 405:
-            headers["Allow"] = ", ".join(allowed(request.url.path))
-        return JSONResponse(error_body(code, text), error.status_code, headers)
+        return JSONResponse(error_body(http_code(error.status_code), text), error.status_code, error.headers)
 
     app.add_exception_handler(ZoetropeError, zoetrope_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(OSError, system_error)
+    app.add_exception_handler(Exception, unexpected_error)
+
+
+async def system_error(request: fastapi.Request, error: Exception) -> JSONResponse:
+    """500 for what the operating system refuses, as on a full disk: its reason, without the file's place."""
+    assert isinstance(error, OSError)
+    _log.warning("%s %s: %s", request.method, request.scope["path"], error)
+    reason = error.strerror or type(error).__name__
+    return JSONResponse(error_body("failed", f"The server's system refused it: {reason}.", _remedy(error)), 500)
+
+
+async def unexpected_error(_: fastapi.Request, error: Exception) -> JSONResponse:
+    """500 for a fault of the server's own. The framework raises it again, so that the terminal has the traceback."""
+    text = f"The server failed ({type(error).__name__})."
+    return JSONResponse(error_body("failed", text, "The terminal of the server says more; please report it."), 500)
+
+
+def http_code(status: int) -> str:
+    """The error code of a status that no exception of ours stands for."""
+    return _HTTP_CODES.get(status, "bad_input" if status < 500 else "failed")
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Delete jobs, recordings or takes, or make room on the disk of the server's data folder."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "The server's data folder must be writable: choose another with --data."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "The server has too many files open: try again later."
+    return "Look at the server's data folder (--data) and its terminal, then try again."
 
 
 def validation_text(errors: object) -> tuple[str, str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fastapi
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
+from app.disk.private import open_private
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
 from pipelines.core.prompts import WeightedPrompt
@@ -83,7 +83,13 @@ def router(context: ApiContext) -> APIRouter:
             with_input, options = await _read_upload(context, request, job)
             models = await off_loop(context, model_arguments, context.model)
             arguments = render_arguments(options, models, running=_running(context), with_input=with_input)
-            store.start(job, arguments, output_name=f"output.{options.format}", with_input=with_input)
+            store.start(
+                job,
+                arguments,
+                output_name=f"output.{options.format}",
+                with_input=with_input,
+                places=(context.model,),
+            )
         except BaseException:  # including a cancelled request: frees its slot
             await store.delete(job)
             raise
@@ -187,7 +193,7 @@ def _running(context: ApiContext) -> RunningModel:
 
 async def _read_upload(context: ApiContext, request: Request, job: Job) -> tuple[bool, JobOptions]:
     """Write the upload to the job's folder. Returns whether there was a video, and the options."""
-    sink = await off_loop(context, _open_new, job.input)
+    sink = await off_loop(context, open_private, job.input)
     try:
         fields, with_input = await read_multipart(
             context, request, file_field="video", sink=sink, max_bytes=context.limits.upload_bytes
@@ -195,7 +201,3 @@ async def _read_upload(context: ApiContext, request: Request, job: Job) -> tuple
     finally:
         await off_loop(context, sink.close)
     return with_input, read_options(JobOptions, fields)
-
-
-def _open_new(path: Path) -> BinaryIO:
-    return path.open("xb")

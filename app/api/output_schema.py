@@ -14,6 +14,7 @@ from pydantic import Field, create_model
 from app.outputs.output_kind import OutputKind
 
 from .schema import Strict
+from .told import Told
 
 
 class OutputView(Strict):
@@ -27,7 +28,7 @@ class OutputView(Strict):
     phase: Literal["starting", "running", "retrying", "stopped", "failed"]
     done: int
     dropped: int
-    text: str
+    text: Told
     recording: str | None
     file_url: str | None
 

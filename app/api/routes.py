@@ -1,6 +1,6 @@
 """The list of all API routers, and the path of the OpenAPI document.
 
-The page is mounted after these and gets every request that no route here matches.
+The page is mounted after these; what none of them matches is answered by unanswered.py, and never reaches the page.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from fastapi import APIRouter
 from . import asyncapi, generate, health, jobs, metrics, outputs, sessions, takes
 from .context import ApiContext
 from .errors import install_errors
+from .openapi import OPENAPI_URL, Application
 from .stream import mjpeg
 from .stream import socket as stream_socket
+from .unanswered import answer_the_rest
 from .webrtc import routes as whip
 
 
 def _whip(context: ApiContext) -> APIRouter:
     return whip.router(context, context.webrtc)
 
+
+__all__ = ("OPENAPI_URL", "ROUTERS", "include_all", "new_application")
 
 ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
     health.router,
@@ -37,23 +41,15 @@ ROUTERS: tuple[Callable[[ApiContext], APIRouter], ...] = (
 )
 """One entry per route module."""
 
-OPENAPI_URL = "/v1/openapi.json"
-
 
 def new_application() -> fastapi.FastAPI:
-    """An application without FastAPI's documentation pages (they would load scripts from a CDN)."""
-    return fastapi.FastAPI(
-        title="Zoetrope",
-        version="1",
-        description="Live generated video: sessions, frames, pictures and render jobs.",
-        openapi_url=OPENAPI_URL,
-        docs_url=None,
-        redoc_url=None,
-    )
+    """An application without routes."""
+    return Application()
 
 
-def include_all(app: fastapi.FastAPI, context: ApiContext) -> None:
-    """Add every router and the error handlers. Must be called before the page is mounted."""
+def include_all(app: fastapi.FastAPI, context: ApiContext, *more: APIRouter) -> None:
+    """Add every router, `more` of them, and the error handlers. Must be called before the page is mounted."""
     install_errors(app, context)
-    for router in ROUTERS:
-        app.include_router(router(context))
+    for router in (*(make(context) for make in ROUTERS), *more):
+        app.include_router(router)
+    answer_the_rest(app)

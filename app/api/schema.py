@@ -25,6 +25,8 @@ from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, WeightedPrompt
 from pipelines.core.types import StreamInfo
 
+from .told import ModelName, Told
+
 if TYPE_CHECKING:
     from app.worker.handle import WorkerStatus
 
@@ -33,11 +35,13 @@ _ONE_PROMPT = rf"[^|\x00]{{0,{MAX_PROMPT_CHARACTERS}}}"
 _NO_NUL = r"^[^\x00]*$"
 _SURPLUS = 16  # unknown fields that are told one by one
 _MAX_TEXT = MAX_PROMPTS * MAX_PROMPT_CHARACTERS
+_PROMPT = CONTROLS["prompt"]
 PROMPT_SCHEMA: dict[str, Any] = {
     "type": "string",
     "maxLength": _MAX_TEXT,
     "pattern": rf"^{_ONE_PROMPT}(\|{_ONE_PROMPT}){{0,{MAX_PROMPTS - 1}}}$",
-    "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight'.",
+    "description": f"One prompt, or up to {MAX_PROMPTS} to blend: 'a cat:2 | a robot'; each may end in ':weight', "
+    f"from {_PROMPT.minimum:g} to {_PROMPT.maximum:g}.",
 }
 """A prompt blend as one string."""
 
@@ -63,10 +67,10 @@ def _integral_to_int(value: object) -> object:
 
 
 class PromptPart(Strict):
-    """One prompt of a blend. weight: above 0, relative to the others."""
+    """One prompt of a blend. weight: relative to the others."""
 
     text: str = Field(max_length=MAX_PROMPT_CHARACTERS, pattern=r"^[^|\x00]*$")
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=_PROMPT.minimum, le=_PROMPT.maximum, allow_inf_nan=False)
 
 
 class Changes(Strict):
@@ -146,7 +150,7 @@ class StreamFacts(Strict):
     frame_rate: float
     frames_per_chunk: int
     latency_ticks: int
-    model: str
+    model: ModelName
     dtype: str
     device: str
     backend: str
@@ -177,12 +181,12 @@ class ExecutionView(Strict):
     nothing; empty: none failed. why: the backend was chosen.
     """
 
-    runs: str
-    builds: str
+    runs: Told
+    builds: Told
     percent: int = Field(ge=0, le=100)
-    step: str
-    failed: str
-    why: str
+    step: Told
+    failed: Told
+    why: Told
 
 
 class SessionView(Strict):
@@ -201,7 +205,7 @@ class SessionView(Strict):
     execution: ExecutionView
     age_s: float
     connections: int
-    trouble: str
+    trouble: Told
     mjpeg_url: str
 
 
@@ -267,7 +271,7 @@ class JobView(Strict):
     frames: int
     total_frames: int | None
     progress: float = Field(ge=0, le=1)
-    message: str
+    message: Told
     url: str
     file_url: str
 

@@ -166,7 +166,8 @@ def _help_text(spec: ControlSpec) -> str:
     facts = []
     if spec.minimum is not None and spec.maximum is not None:
         form = ".0f" if spec.kind == "int" else "g"
-        facts.append(f"{spec.minimum:{form}} to {spec.maximum:{form}}{' ' + spec.unit if spec.unit else ''}")
+        whose = "weights " if spec.kind == "prompts" else ""
+        facts.append(f"{whose}{spec.minimum:{form}} to {spec.maximum:{form}}{' ' + spec.unit if spec.unit else ''}")
     elif spec.unit:
         facts.append(spec.unit)
     if spec.kind == "bool":

@@ -114,7 +114,10 @@ def origin_allowed(options: GuardOptions, origin: str, host: str, scheme: str) -
     """
     if origin.lower() in options.origins:
         return True
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # brackets without an address, or letters that turn into slashes
+        return False
     if parts.scheme not in _PORTS or parts.path or parts.query or (scheme == "https" and parts.scheme != "https"):
         return False
     default = _PORTS[parts.scheme]

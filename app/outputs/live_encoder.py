@@ -89,6 +89,7 @@ class LiveEncoder:
             "tune": "zerolatency",
             "g": str(max(1, round(2 * encoding.rate))),  # services ask for a key frame every two seconds
             "sc_threshold": "0",
+            "nal-hrd": "cbr",
             "maxrate": f"{encoding.video_kbps}k",
             "bufsize": f"{encoding.video_kbps}k",
         }

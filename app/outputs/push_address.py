@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pipelines.core.errors import InputError
 
 _HIDDEN = "…"
+_BRACKETS = re.compile(r"[^\[\]]*|\[[^\[\]]+\](:\d*)?")  # none, or one pair around the whole host
 _MIN_SECRET_CHARACTERS = 3  # hiding shorter pieces would only garble messages
 
 
@@ -33,7 +34,13 @@ class PushAddress:
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise InputError("The address to push to is not a URL.", wanted) from error
-        if parts.scheme not in schemes or not host or any(ord(letter) <= 32 for letter in url.strip()):
+        brackets = _BRACKETS.fullmatch(parts.netloc.rpartition("@")[2])
+        if (
+            parts.scheme not in schemes
+            or not host
+            or brackets is None
+            or any(ord(letter) <= 32 for letter in url.strip())
+        ):
             raise InputError("The address to push to cannot be used.", wanted)
         if ":" in host:
             host = f"[{host}]"

@@ -48,9 +48,7 @@ class PushHosts:
             raise PushHostError("A push needs SRT caller mode, not listener or rendezvous.", "Omit mode.")
         if self.any_host:
             return
-        parts = urlsplit(url)
-        found = _NETLOC.fullmatch(parts.netloc)
-        pair = host_pair(found[1], _PORTS.get(parts.scheme, 0)) if found is not None else None
+        pair = _host_of(url)
         if pair is None:
             raise PushHostError("The address to push to has no plain host name.", "Give SCHEME://HOST:PORT/...")
         if pair not in self.pairs and (pair[0], None) not in self.pairs:
@@ -58,6 +56,16 @@ class PushHosts:
                 f"This server does not push to {pair[0]}.",
                 "Its operator can allow that: zoetrope live --push-host HOST.",
             )
+
+
+def _host_of(url: str) -> tuple[str, int] | None:
+    """(name, port) of an address; None if it is none, or not a plain one."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    found = _NETLOC.fullmatch(parts.netloc)
+    return host_pair(found[1], _PORTS.get(parts.scheme, 0)) if found is not None else None
 
 
 def _pair(text: str) -> tuple[str, int | None]:

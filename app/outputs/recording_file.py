@@ -17,6 +17,7 @@ import av
 from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
 
+from app.disk.private import private_file
 from app.media.colours import ToYuv
 from app.media.containers import CONTAINERS
 from app.media.picture import cover
@@ -66,6 +67,7 @@ class RecordingFile:
         self._durations: dict[int, int] = {}
         self._next_key = 0
         with output_errors(path):
+            private_file(path)
             self._container: Any = av.open(str(path), "w", format="mp4", options=dict(_KIND.growing))
             self._video = self._add_video()
             self._sound: Any = None
@@ -109,6 +111,8 @@ class RecordingFile:
         """
         final = self.path.with_name(f".{self.path.stem}.final.mp4")
         try:
+            final.unlink(missing_ok=True)
+            private_file(final)
             copied = _remux(self.path, final, sound=self.has_sound)
             if copied != self.frames:
                 raise OutputError(f"{copied} of {self.frames} frames were found in {self.path.name}.")

@@ -14,12 +14,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.disk.private import private_folder
 from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30
 MIN_BYTES = 64 * 2**20
 _NAME = re.compile(r"\d{8}-\d{6}-([0-9a-f]{32})\.mp4")
 _ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # including unfinished copies
+_AHEAD_BYTES = 8 * 2**20  # more than a second's frames, after which a recording asks again
 _STILL_S = 60.0  # a file that changed more recently may be another process's
 
 
@@ -50,7 +52,7 @@ class RecordingStore:
             if not self._make_room(MIN_BYTES):
                 raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
             try:
-                self.root.mkdir(parents=True, exist_ok=True)
+                private_folder(self.root)
             except OSError as error:
                 raise OutputError(f"A folder for recordings cannot be created: {error.strerror}.") from error
             recording = secrets.token_hex(16)
@@ -63,9 +65,12 @@ class RecordingStore:
             self._running.discard(recording_id(path.name))
 
     def may_grow(self) -> bool:
-        """Whether recordings may grow further; makes room if possible."""
+        """Whether recordings may grow further; makes room if possible.
+
+        Room is kept for what all running ones may write before they ask again, so that the total stays below the limit.
+        """
         with self._lock:
-            return self._make_room(0)
+            return self._make_room(min(len(self._running) * _AHEAD_BYTES, self._limit_bytes // 2))
 
     def find(self, recording: str) -> StoredRecording | None:
         """The recording with that id; None if unknown or ended without a frame."""
@@ -91,11 +96,13 @@ class RecordingStore:
 
     def _make_room(self, wanted: int) -> bool:
         files = self._files()
-        room = self._limit_bytes - sum(map(_size, files))
+        used = {path for path in files if self._in_use(path)}
+        copies = {path for path in used if path.name.startswith(".")}  # of seconds: nothing is deleted for them
+        room = self._limit_bytes - sum(_size(path) for path in files if path not in copies)
         for path in files:
             if room >= wanted:
                 break
-            if not self._in_use(path):
+            if path not in used:
                 room += _size(path)
                 path.unlink(missing_ok=True)
         return room >= wanted

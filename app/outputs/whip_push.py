@@ -73,7 +73,11 @@ class WhipPushOptions:
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        try:
+            httpx.URL(self.url)
+            parts = urlsplit(self.url)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise InputError("The WHIP address is not a URL.", "Give https://HOST/PATH.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError("The WHIP address is not http or https.", "Give https://HOST/PATH.")
         if parts.username or parts.password:
@@ -186,11 +190,15 @@ class WhipPush:
             return answer.decode(), self._resource(response.headers.get("location"))
 
     def _resource(self, location: str | None) -> str | None:
-        """The full URL to DELETE; None if it is on another server, which must not get our token."""
+        """The full URL to DELETE; None for none, and on another server, which must not get our token."""
         if location is None:
             return None
-        address = urljoin(self._options.url, location)
-        ours, theirs = urlsplit(self._options.url), urlsplit(address)
+        try:
+            address = urljoin(self._options.url, location)
+            httpx.URL(address)
+            ours, theirs = urlsplit(self._options.url), urlsplit(address)
+        except (httpx.InvalidURL, ValueError):
+            return None
         return address if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
 
     async def _leave(self, http: httpx.AsyncClient, connection: RTCPeerConnection, video: SessionVideo) -> None:

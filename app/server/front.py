@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.context import ApiContext
 from app.api.routes import OPENAPI_URL, include_all, new_application
 from app.api.schema import plain_controls
+from app.api.told import told
+from app.guard.rules import host_pair
 from app.page.page import DARK_SCRIPT, HEAD, Page, page_style, page_theme
 from app.page.prompts import Prompts
 from app.page.widgets import inapplicable_elements, stream_controls
@@ -28,10 +30,9 @@ if TYPE_CHECKING:
     from app.worker.pool import Workers
 
 _CONTENT_POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss: data: blob:; "
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src {connect} data: blob:; "
     "frame-ancestors 'self'; form-action 'self'"
 )
-_HEADERS = ((b"content-security-policy", _CONTENT_POLICY.encode()), (b"referrer-policy", b"no-referrer"))
 
 
 def make_application(
@@ -40,8 +41,7 @@ def make_application(
     """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included."""
     application = new_application()
     workers = context.table.workers
-    include_all(application, context)
-    application.include_router(page_routes(workers, prompts))
+    include_all(application, context, page_routes(workers, prompts, context.model))
     mounted: ASGIApp = gr.mount_gradio_app(
         application,
         Page(workers, prompts, context.outputs).build(),
@@ -69,8 +69,11 @@ class PromptText(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
 
 
-def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
-    """Routes for the page only: the worker's status text, initial control values, and notices about a prompt."""
+def page_routes(workers: Workers, prompts: Prompts, model: str = "") -> fastapi.APIRouter:
+    """Routes for the page only: the worker's status text, initial control values, and notices about a prompt.
+
+    model: the name that the workers were started with.
+    """
     routes = fastapi.APIRouter(prefix="/page", include_in_schema=False)
 
     @routes.get("/status")
@@ -81,8 +84,8 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {
             "phase": now.phase.value,
-            "text": " · ".join((now.text, *now.notices, *restarted)),
-            "execution": str(now.preparation),
+            "text": told(" · ".join((now.text, *now.notices, *restarted)), (model,)),
+            "execution": told(str(now.preparation)),
         }
 
     @routes.get("/controls")
@@ -112,7 +115,8 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
 
 
 class PolicyHeaders:
-    """Adds the two headers to every response; plain ASGI, so that streaming responses keep streaming."""
+    """Adds two headers to every response: a Content-Security-Policy under which a page reaches this server only, and a
+    Referrer-Policy. Plain ASGI, so that streaming responses keep streaming."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -120,7 +124,16 @@ class PolicyHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_HEADERS]
+                policy = (b"content-security-policy", content_policy(scope).encode())
+                message["headers"] = [*message["headers"], policy, (b"referrer-policy", b"no-referrer")]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def content_policy(scope: Scope) -> str:
+    """The policy for one request. WebSockets are named by the request's host: not every browser's 'self' has them."""
+    hosts = [value.decode("latin-1") for name, value in scope.get("headers", []) if name.lower() == b"host"]
+    plain = len(hosts) == 1 and "[" not in hosts[0] and host_pair(hosts[0], 0) is not None
+    sockets = f" ws://{hosts[0]} wss://{hosts[0]}" if plain else ""  # a policy has no form for IPv6
+    return _CONTENT_POLICY.format(connect=f"'self'{sockets}")

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.disk.private import private_folder
 from pipelines.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def self_signed(folder: Path, host: str, now: datetime | None = None) -> TlsFile
     kept = _kept(cert, key, host, now)
     try:
         if kept is None:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            private_folder(folder)
             _make(cert, key, host, now)
     except OSError as error:
         raise InputError(
@@ -179,7 +180,7 @@ def _make(cert: Path, key: Path, host: str, now: datetime) -> None:
     pem = serialization.Encoding.PEM
     plain = serialization.NoEncryption()
     _write(key, private.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain), 0o600)
-    _write(cert, builder.sign(private, hashes.SHA256()).public_bytes(pem), 0o644)
+    _write(cert, builder.sign(private, hashes.SHA256()).public_bytes(pem), 0o600)
 
 
 def _general(name: str) -> x509.GeneralName:

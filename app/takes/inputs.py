@@ -9,15 +9,16 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
 
 import cv2
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
+from app.disk.private import open_private
 from app.media.picture import cover
 from pipelines.core.errors import InputError
 from pipelines.core.types import Picture
@@ -65,13 +66,13 @@ DECODERS: Mapping[str, Callable[[bytes], Picture]] = MappingProxyType(
 
 
 class InputArchive:
-    """Writes inputs to segment files in `folder`. Call `flush` before the log refers to what was written."""
+    """Writes inputs to segment files in `folder`, unbuffered: a killed process loses nothing that was added."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._number = 0
         self._offset = 0
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self._decoder = ""  # the one that reproduced the pixels of the last received picture checked
         self._received = 0
 
@@ -101,11 +102,13 @@ class InputArchive:
         sha256: str,
     ) -> StoredInput:
         file = self._segment_for(len(data))
-        file.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
         stored = StoredInput(
             seq=seq,
             captured_ns=captured_ns,
-            file=Path(file.name).name,
+            file=Path(str(file.name)).name,
             offset=self._offset,
             size=len(data),
             format=kind,
@@ -117,15 +120,12 @@ class InputArchive:
         self._offset += len(data)
         return stored
 
-    def flush(self) -> None:
-        """Flush to the operating system: a killed process does not lose it."""
-        if self._file is not None:
-            self._file.flush()
-
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file. Never raises: nothing is buffered."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
 
     def _encoded(self, image: Picture, received: bytes | None, *, hurry: bool) -> tuple[bytes, str, str]:
         """The bytes to store, their format, and for received files the decoder."""
@@ -145,12 +145,12 @@ class InputArchive:
             self._decoder = next((name for name in names if _reproduces(DECODERS[name], received, image)), "")
         return self._decoder
 
-    def _segment_for(self, size: int) -> BinaryIO:
+    def _segment_for(self, size: int) -> io.FileIO:
         if self._file is None or self._offset + size > _SEGMENT_BYTES:
             self.close()
             self._number += 1
             self._offset = 0
-            self._file = (self._folder / f"inputs-{self._number:04d}.bin").open("xb")
+            self._file = open_private(self._folder / f"inputs-{self._number:04d}.bin")
         return self._file
 
 

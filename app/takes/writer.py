@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import atexit
 import datetime as dt
-import fcntl
+import errno
+import io
 import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from app.disk.locks import HeldLock
+from app.disk.private import open_private, private_folder
 from pipelines.core.errors import OutputError
 from pipelines.core.types import Picture
 
@@ -29,7 +33,10 @@ LOCK_NAME = "running.lock"
 _QUEUE_BYTES = 192 * 2**20
 _LINE_COST = 512  # bytes that a queued record counts as
 _FLUSH_S = 0.5
+QUOTA_STEP_BYTES = 4 * 2**20
+"""A take asks again whether it may grow before it writes more than this."""
 _CLOSE_S = 10.0
+_BEGINNINGS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,8 +66,8 @@ _Item = _Input | _Undecoded | _Frame | TakeRecord
 class TakeWriter:
     """Writes one take into `folder`, which is created. Raises OutputError if it cannot be.
 
-    may_grow: called about every half second; False ends the take. on_trouble: called
-    once, on the writer's thread, with a message, if the take ends by itself.
+    may_grow: called about every half second, and before each further QUOTA_STEP_BYTES of inputs; False ends the take.
+    on_trouble: called once, on the writer's thread, with a message, if the take ends by itself.
     """
 
     def __init__(
@@ -79,16 +86,12 @@ class TakeWriter:
         self._waiting_bytes = 0
         self._reason: str | None = None  # why the take ends; None: it continues
         self._trouble = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._log = (folder / LOG_NAME).open("x", encoding="utf-8")
-            self._lock = (folder / LOCK_NAME).open("w")
-        except OSError as error:
-            raise OutputError(f"A take cannot be written to {folder}: {error.strerror}.") from error
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when this process dies
+        self._lock, self._log = _begin(folder)
+        self._log_bytes = 0
         self._inputs = InputArchive(folder)
         self._lines: list[str] = [_header(session)]
         self._flush_at_s = 0.0
+        self._unasked_bytes = 0  # of inputs since `may_grow` was asked
         self._thread = threading.Thread(target=self._run, name="take-writer", daemon=True)
         atexit.register(self.close)  # before daemon threads are stopped
         self._thread.start()
@@ -152,18 +155,27 @@ class TakeWriter:
 
     def _run(self) -> None:
         try:
-            while self._step():
-                pass
-            self._lines.append(json.dumps(to_line(TakeEnded(reason=self._reason or ""))))
-            self._flush()
+            self._write_all()
         except OSError as error:
-            with self._changed:
-                self._give_up(f"The take has ended: {self.folder.name} cannot be written ({error.strerror}).")
-                self._queue.clear()
+            self._broken(str(error.strerror or error), "Free some space, then start another one.")
+        except BaseException:
+            self._broken("an unexpected error", "See the server's log.")
+            raise
         finally:
             self._close_files()
-        if self._trouble:
-            self._on_trouble(self._reason or "")
+            if self._trouble:
+                self._on_trouble(self._reason or "")
+
+    def _write_all(self) -> None:
+        while self._step():
+            pass
+        self._lines.append(json.dumps(to_line(TakeEnded(reason=self._reason or ""))))
+        self._flush()
+
+    def _broken(self, why: str, remedy: str) -> None:
+        with self._changed:
+            self._give_up(f"The take has ended: {self.folder.name} cannot be written ({why}). {remedy}")
+            self._queue.clear()
 
     def _step(self) -> bool:
         """Write one item, or flush. False: everything is written and the take ends."""
@@ -174,6 +186,9 @@ class TakeWriter:
             if item is None and self._reason is not None:
                 return False
             hurry = self._waiting_bytes > self._queue_bytes // 4
+        if isinstance(item, _Input | _Undecoded) and not self._granted(cost):
+            self._over_quota()
+            return True
         if item is not None:
             self._lines.append(json.dumps(to_line(self._line_of(item, hurry=hurry)), separators=(",", ":")))
             with self._changed:
@@ -193,23 +208,75 @@ class TakeWriter:
         return item
 
     def _flush(self) -> None:
-        """Inputs first: a line never refers to missing data."""
-        self._inputs.flush()
-        text = "".join(line + "\n" for line in self._lines)
-        self._log.write(text)
-        self._log.flush()
+        """Inputs are written when they are added: a line never refers to missing data."""
+        self._append("".join(line + "\n" for line in self._lines).encode())
         self._lines.clear()
         self._flush_at_s = time.monotonic() + _FLUSH_S
-        if not self._may_grow():
-            with self._changed:
-                if self._reason is None:
-                    self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")
+        if not self._granted(QUOTA_STEP_BYTES) and self._reason is None:
+            self._over_quota()
+
+    def _granted(self, more: int) -> bool:
+        """Whether `more` bytes may be written: asked only when they exceed what was granted last."""
+        self._unasked_bytes += more
+        if self._unasked_bytes < QUOTA_STEP_BYTES:
+            return True
+        self._unasked_bytes = 0
+        return self._may_grow()
+
+    def _over_quota(self) -> None:
+        """End the take where it is: what waits in the queue would exceed the quota."""
+        with self._changed:
+            self._give_up("The take has ended: the quota for takes is used up. Delete some, or allow more.")
+            self._queue.clear()
+
+    def _append(self, text: bytes) -> None:
+        """Add whole lines to the log; a line that does not fit on the disk is cut off again. Raises OSError."""
+        left = memoryview(text)
+        try:
+            while left:
+                left = left[self._log.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                self._log.truncate(self._log_bytes)
+            raise
+        self._log_bytes += len(text)
 
     def _close_files(self) -> None:
+        """Never raises: nothing is buffered in the files, and every step is taken whatever became of the others."""
         self._inputs.close()
-        self._log.close()
-        self._lock.close()
-        (self.folder / LOCK_NAME).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._log.close()
+        self._lock.release()
+
+
+def _begin(folder: Path) -> tuple[HeldLock, io.FileIO]:
+    """Lock and log of a new take in `folder`. Raises OutputError and leaves no empty folder.
+
+    The lock comes first: a folder without a log or a holder is what an interrupted start has left, and may be deleted.
+    """
+    lock: HeldLock | None = None
+    try:
+        lock = _locked_folder(folder)
+        return lock, open_private(folder / LOG_NAME)
+    except OSError as error:
+        if lock is not None:
+            lock.release()
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty
+        raise OutputError(
+            f"A take cannot be written to {folder.name}: {error.strerror}.",
+            "Is the disk full, or the data folder read-only?",
+        ) from error
+
+
+def _locked_folder(folder: Path) -> HeldLock:
+    """Make the folder and lock it; again if it was taken for an interrupted start and deleted. Raises OSError."""
+    for _ in range(_BEGINNINGS):
+        private_folder(folder.parent)
+        with suppress(FileNotFoundError):
+            private_folder(folder)
+            return HeldLock(folder / LOCK_NAME)
+    raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again", str(folder))
 
 
 def _header(session: str) -> str:

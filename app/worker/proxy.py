@@ -105,6 +105,7 @@ class SessionProxy:
             self._changed,
             send=send,
             live=lambda: self._state is SessionState.LIVE,
+            over=lambda: self.over,
             first_seq=lambda: self._carried.taken,
             tell=self._notify,
         )

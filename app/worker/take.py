@@ -30,7 +30,8 @@ class SessionTake:
     """The takes of the session `name`, at most one at a time.
 
     changed: the session's condition. send: sends to the worker. live: whether the worker has a stream for the session.
-    first_seq: the sequence number of the first input in that worker's mailbox. tell: shows a message in the session.
+    over: whether the session has ended. first_seq: the sequence number of the first input in that worker's mailbox.
+    tell: shows a message in the session.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class SessionTake:
         *,
         send: Callable[[ToWorker], None],
         live: Callable[[], bool],
+        over: Callable[[], bool],
         first_seq: Callable[[], int],
         tell: Callable[[str], None],
     ) -> None:
         self._name, self._changed = name, changed
-        self._send, self._live, self._first_seq, self._tell = send, live, first_seq, tell
+        self._send, self._live, self._over, self._first_seq, self._tell = send, live, over, first_seq, tell
         self._writer: TakeWriter | None = None
         self._number = 0  # of the newest take; reports of earlier ones are ignored
         self._starting = False
@@ -67,6 +69,9 @@ class SessionTake:
                 self._starting = False
         with self._changed:
             if writer.ended:  # the disk or the quota is full; on_trouble reports it
+                return
+            if self._over():  # in the meantime: nobody would end this take
+                writer.finish("the session ended")
                 return
             self._writer, self._begun = writer, False
             if self._live():

@@ -54,11 +54,12 @@ class PartialValues:
 class ControlRow(Generic[T]):
     """One row, a descriptor: a class gives the row itself, `Controls` its value, `Control` its value or None.
 
-    minimum, maximum: inclusive, for kinds float and int. choices: for kind choice. propagation: when a change takes
-    effect (a slot of a video model is a chunk). cut_propagation: the class that applies instead while `prompt_change`
-    is "cut" or "flush". engines: the kinds of engine that it applies to. section: where it is on the page; "stage": on
-    the stage itself, "": nowhere. momentary: it requests something once and resets itself to its default, so it is
-    not passed on to a new stream. scope: whether it applies to one stream or to all streams of an engine.
+    minimum, maximum: inclusive, for kinds float and int; for kind prompts, of each weight. choices: for kind choice.
+    propagation: when a change takes effect (a slot of a video model is a chunk). cut_propagation: the class that
+    applies instead while `prompt_change` is "cut" or "flush". engines: the kinds of engine that it applies to. section:
+    where it is on the page; "stage": on the stage itself, "": nowhere. momentary: it requests something once and resets
+    itself to its default, so it is not passed on to a new stream. scope: whether it applies to one stream or to all
+    streams of an engine.
     """
 
     kind: ControlKind
@@ -131,8 +132,9 @@ def _text(default: str, **columns: Unpack[_Columns]) -> ControlRow[str]:
     return ControlRow(kind="text", default=default, **columns)
 
 
-def _prompts(**columns: Unpack[_Columns]) -> ControlRow[tuple[WeightedPrompt, ...]]:
-    return ControlRow(kind="prompts", default=(), **columns)
+def _prompts(low: float, high: float, **columns: Unpack[_Columns]) -> ControlRow[tuple[WeightedPrompt, ...]]:
+    """low, high: of each weight."""
+    return ControlRow(kind="prompts", default=(), minimum=low, maximum=high, **columns)
 
 
 def _action(at_1: str) -> ControlRow[float]:
@@ -147,7 +149,7 @@ class ControlTable:
     __slots__ = ()
     # fmt: off
     prompt = _prompts(
-        propagation=_SLOT, cut_propagation=_TICK, section="stage",
+        0.0001, 10_000.0, propagation=_SLOT, cut_propagation=_TICK, section="stage",
         help="What to show. Several weighted prompts are blended: 'a cat:2 | a robot:1'.",
     )
     prompt_change = _choice(

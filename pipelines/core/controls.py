@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from .control_table import CONTROLS, CompleteValues, ControlSpec, ControlTable, EngineKind, PartialValues, Propagation
 from .errors import ControlError
-from .prompts import check_length, check_prompts, parse_prompts
+from .prompts import as_float, check_length, check_prompts, parse_prompts, shown
 
 
 class Control(ControlTable, PartialValues):
@@ -91,7 +91,7 @@ class Controls(ControlTable, CompleteValues):
 
 def _spec(name: str) -> ControlSpec:
     if name not in CONTROLS:
-        raise ControlError(f"There is no control named {name!r}.", f"Known controls: {', '.join(CONTROLS)}.")
+        raise ControlError(f"There is no control named {shown(name)}.", f"Known controls: {', '.join(CONTROLS)}.")
     return CONTROLS[name]
 
 
@@ -99,7 +99,7 @@ def _plain_to_typed(spec: ControlSpec, value: object) -> object:
     if spec.kind == "prompts":
         return parse_prompts(value)
     if spec.kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return as_float(value)
     if spec.kind == "int" and isinstance(value, float) and value.is_integer():
         return int(value)  # JSON has a single number type: 3.0 is an integer too
     return value
@@ -108,17 +108,17 @@ def _plain_to_typed(spec: ControlSpec, value: object) -> object:
 def check_value(spec: ControlSpec, value: object) -> None:
     """Raise ControlError, with the value and the remedy, when `value` does not fit `spec`."""
     if spec.kind == "prompts":
-        check_prompts(value)
+        check_prompts(value, *_range(spec))
     elif spec.kind == "text":
         if not isinstance(value, str):
-            raise ControlError(f"{spec.name} must be text, not {value!r}.")
+            raise ControlError(f"{spec.name} must be text, not {shown(value)}.")
         check_length(spec.name, value)
     elif spec.kind == "choice":
         if value not in spec.choices:
-            raise ControlError(f"{spec.name} cannot be {value!r}.", f"Choose one of: {', '.join(spec.choices)}.")
+            raise ControlError(f"{spec.name} cannot be {shown(value)}.", f"Choose one of: {', '.join(spec.choices)}.")
     elif spec.kind == "bool":
         if not isinstance(value, bool):
-            raise ControlError(f"{spec.name} must be true or false, not {value!r}.")
+            raise ControlError(f"{spec.name} must be true or false, not {shown(value)}.")
     else:
         _check_number(spec, value)
 
@@ -127,14 +127,17 @@ def _check_number(spec: ControlSpec, value: object) -> None:
     wanted = int if spec.kind == "int" else (int, float)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not isinstance(value, wanted):
         raise ControlError(
-            f"{spec.name} must be a {'whole number' if spec.kind == 'int' else 'number'}, not {value!r}."
+            f"{spec.name} must be a {'whole number' if spec.kind == 'int' else 'number'}, not {shown(value)}."
         )
+    low, high = _range(spec)
+    if not low <= value <= high:  # also rejects NaN
+        raise ControlError(f"{spec.name} cannot be {shown(value)}.", f"Give a value from {low:g} to {high:g}.")
+
+
+def _range(spec: ControlSpec) -> tuple[float, float]:
     assert spec.minimum is not None
     assert spec.maximum is not None
-    if not spec.minimum <= value <= spec.maximum:  # also rejects NaN
-        raise ControlError(
-            f"{spec.name} cannot be {value}.", f"Give a value from {spec.minimum:g} to {spec.maximum:g}."
-        )
+    return spec.minimum, spec.maximum
 
 
 _NOUNS: Mapping[EngineKind, str] = {"image": "an image model", "video": "a video model"}

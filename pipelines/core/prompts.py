@@ -11,6 +11,7 @@ from .errors import ControlError
 
 MAX_PROMPT_CHARACTERS = 2000
 MAX_PROMPTS = 8
+_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +31,41 @@ def check_length(name: str, text: str) -> None:
         )
 
 
-def check_prompts(value: object) -> None:
-    """Raise ControlError unless value is a tuple of at most MAX_PROMPTS weighted prompts."""
+def shown(value: object) -> str:
+    """A wrong value as a message shows it: of a long one, its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer with more digits than Python writes
+        text = f"a number of {int(value).bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def as_float(value: int | float) -> float:
+    """A JSON number as a float; an integer beyond a float's range becomes infinite, which every range refuses."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def check_prompts(value: object, least: float, most: float) -> None:
+    """Raise ControlError unless value is a tuple of at most MAX_PROMPTS prompts with weights from `least` to `most`."""
     if not isinstance(value, tuple) or not all(isinstance(p, WeightedPrompt) for p in value):
         raise ControlError(
-            f"prompt must be a tuple of weighted prompts, not {value!r}.", "Control.of() also takes plain text."
+            f"prompt must be a tuple of weighted prompts, not {shown(value)}.", "Control.of() also takes plain text."
         )
     if len(value) > MAX_PROMPTS:
         raise ControlError(f"{len(value)} prompts were given.", f"Blend at most {MAX_PROMPTS}.")
     for prompt in value:
         check_length("prompt", prompt.text)
-        if not 0 < prompt.weight < float("inf"):
+        if prompt.weight <= 0:
             raise ControlError(
-                f"The weight {prompt.weight} of {prompt.text!r} is not above 0.", "Leave the prompt out instead."
+                f"The weight {prompt.weight} of {shown(prompt.text)} is not above 0.", "Leave the prompt out instead."
+            )
+        if not least <= prompt.weight <= most:  # also rejects NaN
+            raise ControlError(
+                f"The weight of {shown(prompt.text)} cannot be {prompt.weight}.",
+                f"Weights are relative: give them from {least:g} to {most:g}.",
             )
 
 
@@ -54,7 +77,7 @@ def parse_prompts(value: object) -> tuple[WeightedPrompt, ...]:
     if isinstance(value, str):
         return tuple(_parse_one(part) for part in value.split("|")) if value.strip() else ()
     if not isinstance(value, list | tuple):
-        raise ControlError(f"prompt must be text or a list of weighted prompts, not {value!r}.")
+        raise ControlError(f"prompt must be text or a list of weighted prompts, not {shown(value)}.")
     return tuple(_from_item(item) for item in value)
 
 
@@ -75,11 +98,11 @@ def _from_item(item: object) -> WeightedPrompt:
         case str():
             return _parse_one(item)
         case (str() as text, int() | float() as weight):
-            return WeightedPrompt(text=text, weight=float(weight))
+            return WeightedPrompt(text=text, weight=as_float(weight))
         case {"text": str() as text, "weight": int() | float() as weight}:
-            return WeightedPrompt(text=text, weight=float(weight))
+            return WeightedPrompt(text=text, weight=as_float(weight))
         case {"text": str() as text}:
             return WeightedPrompt(text=text)
     raise ControlError(
-        f"{item!r} is not a weighted prompt.", 'Give text, [text, weight] or {"text": ..., "weight": ...}.'
+        f"{shown(item)} is not a weighted prompt.", 'Give text, [text, weight] or {"text": ..., "weight": ...}.'
     )

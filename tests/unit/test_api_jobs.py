@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from app.api.context import ApiLimits
-from app.api.job_store import Job
+from app.api.job_store import Job, JobState, JobStore
 from app.api.jobs import RunningModel, render_arguments
 from app.api.schema import JobOptions
 from app.api.uploads import Multipart
+from app.disk.locks import HeldLock, is_held
 from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
@@ -128,16 +129,53 @@ def renders() -> list[psutil.Process]:
 
 
 def test_the_end_of_the_server_ends_its_jobs_and_what_killed_ones_left(worker: WorkerHandle, tmp_path: Path) -> None:
-    left, ours = tmp_path / "jobs" / "4194305", tmp_path / "jobs" / "1"  # a number no process has, and one that runs
-    for folder in (left, ours):
-        folder.mkdir(parents=True)
+    left, numbered, theirs = (tmp_path / "jobs" / name for name in ("0123456789abcdef", "1", "fedcba9876543210"))
+    for folder in (left, numbered, theirs):
+        (folder / "a").mkdir(parents=True)
+    (left / "running.lock").touch()
+    lock = HeldLock(theirs / "running.lock")  # another server, whatever its process number and container
     with api_server(worker, tmp_path) as server:
         assert not left.exists()
-        assert ours.exists()
+        assert not numbered.exists()  # an earlier version's, which has no lock
+        assert (theirs / "a").exists()
         assert sent(server, seconds=3600).status_code == 202
         wait_until(lambda: len(renders()) == 1)
+        own = next(folder for folder in (tmp_path / "jobs").iterdir() if folder.is_dir() and folder != theirs)
+        assert is_held(own / "running.lock")
     assert renders() == []
-    assert not (tmp_path / "jobs" / str(os.getpid())).exists()
+    assert list((tmp_path / "jobs").iterdir()) == [theirs]
+    lock.release()
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_takes_no_job_s_place(server: ApiServer) -> None:
+    jobs = server.context.data / "jobs"
+    jobs.parent.mkdir(parents=True, exist_ok=True)
+    jobs.write_bytes(b"in the way")
+    for _ in range(5):  # more than there are places
+        answer = sent(server, seconds=0.1)
+        assert answer.status_code == 500
+        assert "cannot be made" in answer.json()["error"]["message"]
+    jobs.unlink()
+    assert sent(server, seconds=0.1).status_code == 202
+
+
+def test_a_render_that_fails_unexpectedly_ends_and_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        store = JobStore(tmp_path, 1)
+        for _ in range(2):
+            job = await store.reserve()
+            store.start(job, [], output_name="out.mp4", with_input=False)
+            with suppress(RuntimeError):
+                await store._tasks[job.id]
+            assert job.state is JobState.FAILED
+            assert job.message
+        await store.close()
+
+    async def render(self: JobStore, job: Job, command: Sequence[str]) -> int:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(JobStore, "_render", render)
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

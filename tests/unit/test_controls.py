@@ -66,9 +66,35 @@ def test_prompts_are_parsed(text: object, expected: tuple[WeightedPrompt, ...]) 
         ({"prompt": "word " * 10_000}, "49999 characters (10000 words). Keep it to 2000 characters."),
         ({"negative_prompt": "word " * 10_000}, "(10000 words)"),
         ({"prompt": "|".join("abcdefghi")}, "9 prompts were given. Blend at most 8."),
+        (
+            {"prompt": "a:1e308 | b:1e308"},
+            "weight of 'a' cannot be 1e+308. Weights are relative: give them from 0.0001 to",
+        ),
+        ({"prompt": [["a", 1e-320]]}, "weight of 'a' cannot be 1e-320"),
+        ({"prompt": [{"text": "a", "weight": 10**400}]}, "weight of 'a' cannot be inf"),
+        ({"prompt": "a:nan"}, "weight of 'a' cannot be nan"),
+        ({"prompt": "a:-inf"}, "is not above 0"),
+        ({"strength": 10**400}, "strength cannot be inf. Give a value from 0.02 to 1."),
+        ({"strength": -(10**5000)}, "strength cannot be -inf"),
+        ({"seed": 10**400}, "seed cannot be 1000"),
+        ({"seed": 10**5000}, "seed cannot be a number of 16610 bits. Give a value from 0 to"),
+        ({"seed": 1e300}, "seed cannot be 1000"),
+        ({"guidance_mode": "x" * 10_000}, "…. Choose one of"),
+        ({"x" * 10_000: 1}, "…. Known controls"),
     ],
 )
 def test_bad_values_say_what_to_do(values: dict[str, object], message: str) -> None:
     with pytest.raises(ControlError) as caught:
         Control.of(values)
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 1200
+
+
+def test_every_control_that_is_a_number_or_weighs_has_finite_bounds_that_add_up() -> None:
+    for spec in CONTROLS.values():
+        if spec.kind in ("float", "int", "prompts"):
+            assert spec.minimum is not None
+            assert spec.maximum is not None
+            assert -(2**53) < spec.minimum < spec.maximum < 2**53
+    heaviest = parse_prompts(f"a:{CONTROLS['prompt'].maximum} | b:{CONTROLS['prompt'].minimum} | c:0.5")
+    assert Control(prompt=heaviest).prompt == heaviest

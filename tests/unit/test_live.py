@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from app.cli import live
-from app.server.front import PolicyHeaders
+from app.server.front import PolicyHeaders, content_policy
 from app.worker.handle import WorkerPhase, WorkerStatus
 from pipelines.core.errors import InputError
 
@@ -102,3 +102,21 @@ def test_every_answer_carries_the_policy() -> None:
     headers = dict(sent[0]["headers"])  # type: ignore[call-overload]
     assert headers[b"a"] == b"b"
     assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("host", "connect"),
+    [
+        ("studio.example:7860", "'self' ws://studio.example:7860 wss://studio.example:7860 data: blob:"),
+        ("localhost", "'self' ws://localhost wss://localhost data: blob:"),
+        ("[::1]:7860", "'self' data: blob:"),
+        ("a.example; script-src *", "'self' data: blob:"),
+        ("a.example *", "'self' data: blob:"),
+        ("", "'self' data: blob:"),
+    ],
+)
+def test_the_page_may_connect_to_its_own_server_only(host: str, connect: str) -> None:
+    policy = content_policy({"type": "http", "headers": [(b"Host", host.encode())]})
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["connect-src"] == connect
+    assert rules["default-src"] == "'self' 'unsafe-inline' 'unsafe-eval' data: blob:"

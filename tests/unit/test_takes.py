@@ -246,7 +246,9 @@ def test_what_the_worker_says_of_an_earlier_take_comes_too_late(tmp_path: Path) 
     sent: list[ToWorker] = []
     told: list[str] = []
     changed = threading.Condition(threading.RLock())
-    take = SessionTake("s", changed, send=sent.append, live=lambda: True, first_seq=lambda: 0, tell=told.append)
+    take = SessionTake(
+        "s", changed, send=sent.append, live=lambda: True, over=lambda: False, first_seq=lambda: 0, tell=told.append
+    )
 
     def begun(number: int) -> None:
         wait_for(lambda: any(isinstance(m, StartTake) and m.take == number for m in sent))
@@ -296,7 +298,11 @@ def test_the_store_deletes_the_oldest_finished_take_and_never_a_running_one(tmp_
     with pytest.raises(TakesFullError, match="no room"):
         store.create()
     running.close()
-    assert store.create().is_dir()
+    made = store.create()
+    assert not made.exists()  # the writer makes it: a take that is refused leaves nothing
+    TakeWriter(made).close()
+    assert made.is_dir()
+    assert not folders[0].exists()  # it had to go, now that it is finished
     with pytest.raises(InputError, match="no such take"):
         store.find("../etc")
 

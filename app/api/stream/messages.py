@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema
 
 from app.api.errors import validation_text
 from app.api.schema import ControlChanges, StageView, StreamFacts
+from app.api.told import Told
 from app.session.session import SessionReading
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS
 from pipelines.core.errors import ControlError, InputError
@@ -158,8 +159,8 @@ class ErrorMessage(Message):
     type: Literal["error"] = "error"
     id: int | None = None
     code: str = Field(description="bad_control, bad_input, bad_picture, bad_message, worker, ...")
-    message: str
-    remedy: str
+    message: Told
+    remedy: Told
 
 
 class Pong(Message):
@@ -200,22 +201,22 @@ class Notice(Message):
     """A notice to the user."""
 
     type: Literal["notice"] = "notice"
-    text: str
+    text: Told
 
 
 class Restarting(Message):
     """The worker has died and is being restarted; the session resumes with `ready`. Inputs in flight are lost."""
 
     type: Literal["restarting"] = "restarting"
-    text: str
+    text: Told
 
 
 class Ended(Message):
     """The session has ended; the connection is closed next."""
 
     type: Literal["ended"] = "ended"
-    message: str
-    remedy: str
+    message: Told
+    remedy: Told
 
 
 ServerMessage = Annotated[
