@@ -1,7 +1,7 @@
 """`zoetrope live`: the front process. Serves page and API, owns the worker pool and the session table.
 
-Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, workers joined, shared memory
-unlinked.
+Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C, SIGTERM and SIGHUP: takes and recordings finished,
+sessions closed, workers joined, shared memory unlinked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from app.guard.rules import is_loopback
 from app.page.prompts import Prompts
+from app.server.ends import ends_like_ctrl_c
 from app.worker.threads import begin_start, end_start, shorten_switch_interval
 from pipelines.core.errors import InputError
 
@@ -65,12 +66,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and the error of a failed worker."""
+    """Serve until Ctrl-C or another ordinary end. Raises InputError for an address that cannot be used, and the error
+    of a failed worker."""
     check_numbers(options)
     listener = listen(options.host, options.port)
     begin_start()
     try:
-        return _serve(options, listener)
+        with ends_like_ctrl_c():
+            return _serve(options, listener)
     finally:
         gc.enable()
         listener.close()

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from multiprocessing.connection import Connection
@@ -36,6 +37,7 @@ from .messages import (
 )
 from .process import WorkerOptions, run_worker
 from .proxy import SessionProxy, SessionState
+from .shared_frames import SharedMemoryError
 
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_S = 60.0
@@ -151,7 +153,8 @@ class WorkerHandle:
     # ---- sessions ----
 
     def open(self, *, control: Control | None = None, prompt_only: bool = True) -> SessionProxy:
-        """Open a session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
+        """Open a session; it goes live when the worker is ready. Raises BusyError, or WorkerError (also if there is too
+        little shared memory)."""
         with self._changed:
             if self._status.phase in (WorkerPhase.FAILED, WorkerPhase.STOPPED):
                 raise self._status.error or WorkerError("The worker is not running.", "Start zoetrope live again.")
@@ -191,8 +194,14 @@ class WorkerHandle:
         return self._status
 
     def _attach(self, session: SessionProxy) -> None:
+        """Give the session its memory and open its stream. Raises SharedMemoryError, which ends the session."""
         assert self._status.ready is not None
-        self._send(session.attach(self._status.ready.info))
+        try:
+            self._send(session.attach(self._status.ready.info))
+        except SharedMemoryError as error:
+            session.receive(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
+            self._detach_session(session.name)
+            raise
 
     def _close_session(self, session: SessionProxy) -> None:
         with self._changed:
@@ -314,8 +323,9 @@ class WorkerHandle:
         with self._changed:
             text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
             self._set(phase=WorkerPhase.READY, text=text, ready=message)
-            for session in self._sessions.values():
-                self._attach(session)
+            for session in tuple(self._sessions.values()):
+                with suppress(SharedMemoryError):  # the session says it
+                    self._attach(session)
 
     def _fail(self, error: ZoetropeError) -> None:
         with self._changed:

@@ -68,7 +68,8 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
     limit_spinning()
     leave_out_packages()
     begin_start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)  # they reach the whole group or control group; the front decides
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:

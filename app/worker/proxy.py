@@ -37,7 +37,7 @@ from .messages import (
     ToWorker,
 )
 from .meter import Meter, MeterReading
-from .shared_frames import FrameBuffers, InputMailbox
+from .shared_frames import FrameBuffers, InputMailbox, session_buffers
 from .stage_times import Stage
 from .take import SessionTake
 
@@ -281,11 +281,13 @@ class SessionProxy:
     # ---- for WorkerHandle ----
 
     def attach(self, info: StreamInfo) -> OpenSession:
-        """Allocate shared memory for a stream of a new worker. Returns the message that opens it."""
+        """Allocate shared memory for a stream of a new worker. Returns the message that opens it.
+
+        Raises SharedMemoryError.
+        """
+        count = _SPARE_OUTPUTS + 2 * info.max_frames
         with self._changed:
-            self._mailbox = InputMailbox.create(width=info.width, height=info.height)
-            count = _SPARE_OUTPUTS + 2 * info.max_frames
-            self._outputs = FrameBuffers.create(count=count, width=info.width, height=info.height)
+            self._mailbox, self._outputs = session_buffers(width=info.width, height=info.height, outputs=count)
             return OpenSession(
                 session=self.name,
                 inputs=self._mailbox.buffers.spec,
