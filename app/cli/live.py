@@ -258,7 +258,10 @@ def _announce(workers: Workers, server: uvicorn.Server, urls: Sequence[str], bro
         news = [notice for notice in status.notices if notice not in printed]
         if status.text != text:
             news.append(text := status.text)
+        if status.silence and status.silence not in printed:
+            news.append(status.silence)
         printed.update(status.notices)
+        printed.add(status.silence)
         for line in news:
             sys.stdout.write(f"worker: {line}\n")
         sys.stdout.flush()

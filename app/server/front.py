@@ -81,7 +81,7 @@ def page_routes(workers: Workers, prompts: Prompts) -> fastapi.APIRouter:
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {
             "phase": now.phase.value,
-            "text": " · ".join((now.text, *now.notices, *restarted)),
+            "text": " · ".join(text for text in (now.text, now.silence, *now.notices, *restarted) if text),
             "execution": str(now.preparation),
         }
 

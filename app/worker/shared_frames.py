@@ -1,9 +1,9 @@
 """Shared memory for frames: a fixed number of picture buffers with generations, written by one process, read by one.
 
-The front creates and unlinks every block, with all its pages; the worker attaches. Each buffer's header carries the generation of its
-picture, so that a reader with (index, generation) never mistakes a newer, older or half-written picture for the one it
-expects: `read` checks the generation before and after copying. `InputMailbox` builds a one-slot mailbox for live input
-on top: the newest wins. Independent of engines and messages.
+The front creates and unlinks every block, with all its pages; the worker attaches. Each buffer's header carries the
+generation of its picture, so that a reader with (index, generation) never mistakes a newer, older or half-written
+picture for the one it expects: `read` checks the generation before and after copying. `InputMailbox` builds a one-slot
+mailbox for live input on top: the newest wins. Independent of engines and messages.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def _taken(size: int) -> SharedMemory:
             memory.close()
             memory.unlink()
         raise SharedMemoryError(
-            f"There is not enough shared memory for another session: {size / 2**20:.0f} MiB more are needed in {_FILES} "
-            f"({error.strerror}).",
+            f"There is not enough shared memory for another session: {size / 2**20:.0f} MiB more are needed in "
+            f"{_FILES} ({error.strerror}).",
             "Close other sessions, give a container more (docker run --shm-size=1g), or start with a smaller --size or "
             "--max-sessions.",
         ) from error

@@ -119,7 +119,7 @@ def room_for(blocks: int) -> Callable[[int, int, int], None]:
 def test_the_pages_are_taken_when_memory_is_made() -> None:
     made = FrameBuffers.create(count=3, width=640, height=480)
     try:
-        assert os.stat(f"/dev/shm/{made.spec.name}").st_blocks * 512 >= 3 * 640 * 480 * 3
+        assert Path(f"/dev/shm/{made.spec.name}").stat().st_blocks * 512 >= 3 * 640 * 480 * 3
     finally:
         made.close()
 

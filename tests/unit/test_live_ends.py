@@ -21,16 +21,20 @@ from tests.fakes.live_process import bearer, live_process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_either_signal_interrupts_once_and_never_the_clean_up(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    cleaned = False
-    with pytest.raises(KeyboardInterrupt), ends_like_ctrl_c():
+    cleaned: list[int] = []
+
+    def serve() -> None:
         try:
             signal.raise_signal(number)
             time.sleep(1)
         finally:
             for again in (signal.SIGTERM, signal.SIGHUP):
                 signal.raise_signal(again)
-            cleaned = True
-    assert cleaned
+                cleaned.append(again)
+
+    with pytest.raises(KeyboardInterrupt), ends_like_ctrl_c():
+        serve()
+    assert cleaned == [signal.SIGTERM, signal.SIGHUP]
     assert signal.getsignal(number) is before
 
 
