@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -62,8 +61,7 @@ def fill_the_pipe_of(stream: SessionProxy) -> None:
     while refused < 3:
         try:
             stream.set_control(Control.of({"prompt": "much" * 400}))
-        except WorkerError as error:
-            assert "does not respond" in str(error)
+        except WorkerError:
             refused += 1
             time.sleep(0.1)
         else:
@@ -93,7 +91,7 @@ def test_nobody_waits_for_a_worker_that_hangs(patient: WorkerHandle, tmp_path: P
             assert time.monotonic() - began < 10
         finally:
             worker.resume()
-        until(lambda: httpx.get(f"{server.http.base_url}readyz").status_code == 200)
+        until(lambda: server.http.get("/readyz").status_code == 200)
         until(lambda: patient.status.serving)
         assert server.http.patch(path, headers=token, json=changes).status_code == 200  # what was refused works now
         until(lambda: server.http.get(path, headers=token).json()["controls"]["prompt"] == "a cat")
