@@ -135,6 +135,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
         context = ApiContext(
             table=table,
             codecs=codecs,
+            codec_threads=_CODEC_THREADS,
             data=options.data,
             model=model,
             limits=limits,

@@ -134,7 +134,8 @@ class MjpegResponse(StreamingResponse):
         yield f"--{_BOUNDARY}\r\n".encode()
         async for delivery in self._feed:
             began_s = time.perf_counter()
-            encoded = await off_loop(self._context, jpeg, delivery.frame.image, self._quality)
+            picture, user = delivery.frame.image, self._session.id
+            encoded = await off_loop(self._context, jpeg, picture, self._quality, user=user)
             self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
             yield head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()  # with the boundary: readers wait for it
