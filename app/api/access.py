@@ -28,9 +28,13 @@ _SIGNED_S = 60.0
 _WITH_BODY = {"POST", "PUT", "PATCH"}
 
 
-async def off_loop(context: ApiContext, call: Callable[..., T], *arguments: object) -> T:
-    """Run `call` on a thread of `context.codecs` and return its result."""
-    return await asyncio.get_running_loop().run_in_executor(context.codecs, partial(call, *arguments))
+async def off_loop(context: ApiContext, call: Callable[..., T], *arguments: object, user: str = "") -> T:
+    """Run `call` on a codec thread, when it is the user's turn, and return its result.
+
+    user: a session's id for work on its pictures and changes; "" for what belongs to no session.
+    """
+    lane = context.turns.of(user)
+    return await asyncio.get_running_loop().run_in_executor(lane, partial(call, *arguments))
 
 
 def bearer(request: fastapi.Request) -> str:
