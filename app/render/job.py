@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from app.media.containers import Container, container_for
-from app.media.geometry import Placement, Size, even, output_placement
+from app.media.geometry import Placement, Size
 from app.media.open_source import open_source
 from app.media.picture_reader import read_picture
 from app.media.picture_writer import PictureWriter
@@ -27,6 +27,7 @@ from pipelines.core.errors import InputError, OutputError
 from pipelines.core.preparation import Preparation
 from pipelines.core.types import Picture
 
+from .framing import Framing
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart, has_frames
 from .request import RenderRequest
@@ -110,7 +111,7 @@ class _Render:
         self._rate = source.info.frame_rate if source is not None else info.generate_rate
         self._time_base = source.info.time_base if source is not None else 1 / info.generate_rate
         self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
-        self._placement = self._placement_for(source.info.size) if source is not None else None
+        self._framing = Framing(self._native, source.info if source is not None else None, request.aspect)
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
             self._frames = max(1, round(request.seconds * info.generate_rate))
@@ -121,10 +122,10 @@ class _Render:
         """From opening the writer to the end of the file. Returns the exit status."""
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
-        to_output = output_placement(self._native, self._placement, self._output_size(), self._request.aspect)
+        size = self._framing.choose_output(self._request.out_size, even_sides=self._kind is not None)
         keep = self._record.resumed and has_frames(self._request.output)
         self._record.begin()
-        writer = self._open_writer(to_output.target, keep)
+        writer = self._open_writer(size, keep)
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
@@ -135,7 +136,7 @@ class _Render:
                     self._stream,
                     writer,
                     self._player,
-                    finish=to_output.apply,
+                    finish=self._framing.finished,
                     progress=lambda: bar.update(1),
                     skip=start if self._restarts else 0,
                 )
@@ -180,14 +181,9 @@ class _Render:
                 start = 1
             yield from prompt_jobs(start, self._frames)
             return
-        placement, size = self._placement, self._source.info.size
         for frame in self._source.frames(start):
-            frame_size = (frame.image.shape[1], frame.image.shape[0])
-            if placement is None or frame_size != size:
-                placement, size = self._placement_for(frame_size), frame_size
-            yield FrameJob(
-                index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration
-            )
+            image = self._framing.placed(frame.index, frame.image)
+            yield FrameJob(index=frame.index, image=image, pts=frame.pts, duration=frame.duration)
 
     def _first_picture(self, file: Path) -> Picture:
         """The picture that the video begins with, at the engine's size."""
@@ -195,24 +191,6 @@ class _Render:
         image = read_picture(file)
         size = (image.shape[1], image.shape[0])
         return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
-
-    def _placement_for(self, size: Size) -> Placement:
-        assert self._source is not None
-        return Placement.plan(size, self._native, self._request.aspect, self._source.info.pixel_aspect)
-
-    def _output_size(self) -> Size:
-        requested = self._request.out_size
-        if requested == "native":
-            size = self._native
-        elif requested == "source":
-            if self._source is None or self._placement is None:
-                raise InputError("--out-size source was given without an input.", "Give native or WxH.")
-            taken = self._placement.taken
-            size = (max(1, round(taken.width * self._source.info.pixel_aspect)), taken.height)
-        else:
-            assert not isinstance(requested, str)
-            size = requested
-        return size if self._kind is None else even(size)
 
     def _catch_up(self, frames: int) -> None:
         """Bring the stream to its state after `frames` frames."""

@@ -1,0 +1,58 @@
+"""Converts decoded frames to RGB pictures, upright, by their colour tags. Independent of files and times."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from .orientation import Orientation
+from .tone_map import Colours, ToneMap
+
+_UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
+_HD_ROWS = 720  # untagged video is BT.709 from here on, BT.601 below: what players assume
+_SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+class ToRgb:
+    """Converts frames with reused converters. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+        self._from_table = VideoReformatter()
+        self._tone_map: ToneMap | None = None
+        self._mapped: tuple[Colours, int, int] | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        """[H, W, 3] uint8 full-range RGB of Rec.709, upright. Untagged matrix: BT.2020 for HDR, else BT.709 from 720
+        rows on, else BT.601."""
+        colours = Colours.of(frame)
+        matrix = _matrix(frame, colours)
+        if colours.plain:
+            rgb = self._reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=_SCALER)
+        else:
+            deep = self._reformatter.reformat(
+                frame,
+                format="rgb48le",
+                src_colorspace=matrix,
+                dst_color_range=ColorRange.JPEG,
+                interpolation=_SCALER,
+            )
+            rgb = self._from_table.reformat(self._table(colours, frame)(deep), format="rgb24")
+        return Orientation.of(frame).apply(rgb.to_ndarray())
+
+    def _table(self, colours: Colours, frame: av.VideoFrame) -> ToneMap:
+        wanted = colours, frame.width, frame.height
+        if self._tone_map is None or self._mapped != wanted:
+            self._tone_map, self._mapped = ToneMap(*wanted), wanted
+        return self._tone_map
+
+
+def _matrix(frame: av.VideoFrame, colours: Colours) -> Colorspace | None:
+    """The matrix to assume where the frame does not name one."""
+    if frame.colorspace != _UNSPECIFIED:
+        return None
+    if not colours.plain:
+        return Colorspace.BT2020_NCL
+    return Colorspace.ITU709 if frame.height >= _HD_ROWS else None
