@@ -66,8 +66,10 @@ class SteadyClock:
         return _Stream(shift=shift, last_s=start_s, end_s=start_s)
 
     def _join(self, dts_s: Fraction, state: _Stream) -> int:
+        """The shift behind a join: one that another stream has found already or that was left by mistake, or a new one."""
         for index, known in enumerate(self._shifts):
-            if abs(dts_s + known - state.end_s) < _SAME_JOIN_S:
+            back_s = _SAME_JOIN_S if index > state.shift else _BACK_S
+            if index != state.shift and -back_s < dts_s + known - state.end_s < _SAME_JOIN_S:
                 return index
         self._shifts.append(self._newest() - dts_s)
         return len(self._shifts) - 1
@@ -86,9 +88,9 @@ def steady_packets(container: av.container.InputContainer) -> Iterator[av.Packet
             if shift:
                 packet.pts = packet.pts + shift if packet.pts is not None else None
                 packet.dts = packet.dts + shift if packet.dts is not None else None
-            if stream.type == "audio" and shift and packet.dts is not None:
-                if packet.dts <= sound_dts.get(stream.index, packet.dts - 1):
-                    continue
             if stream.type == "audio" and packet.dts is not None:
+                newest = sound_dts.get(stream.index)
+                if shift and newest is not None and packet.dts <= newest:
+                    continue
                 sound_dts[stream.index] = packet.dts
         yield packet

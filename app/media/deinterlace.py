@@ -22,28 +22,24 @@ def whole_pictures(frames: Iterable[av.VideoFrame], time_base: Fraction) -> Iter
     """
     graph: Graph | None = None
     shape: _Shape | None = None
-    failure: Exception | None = None
-    remaining = iter(frames)
-    while True:
-        try:
-            frame = next(remaining, None)
-        except Exception as error:  # of any kind: passed on below, after the frame that waits in the filter
-            failure = error
-            frame = None
-        if graph is not None and (frame is None or _shape(frame) != shape):
+    try:
+        for frame in frames:
+            if graph is not None and _shape(frame) != shape:
+                yield from _drained(graph)
+                graph = None
+            if graph is None and frame.interlaced_frame:
+                graph, shape = _graph(frame, time_base), _shape(frame)
+            if graph is None:
+                yield frame
+                continue
+            graph.vpush(frame)
+            yield from _ready(graph)
+    except Exception:  # of any kind: raised again after the frame that waits in the filter
+        if graph is not None:
             yield from _drained(graph)
-            graph = None
-        if frame is None:
-            break
-        if graph is None and frame.interlaced_frame:
-            graph, shape = _graph(frame, time_base), _shape(frame)
-        if graph is None:
-            yield frame
-            continue
-        graph.vpush(frame)
-        yield from _ready(graph)
-    if failure is not None:
-        raise failure
+        raise
+    if graph is not None:
+        yield from _drained(graph)
 
 
 def _shape(frame: av.VideoFrame) -> _Shape:

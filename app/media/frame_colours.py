@@ -40,7 +40,7 @@ class ToRgb:
                 interpolation=_SCALER,
             )
             rgb = self._from_table.reformat(self._table(colours, frame)(deep), format="rgb24")
-        return Orientation.of(frame).apply(rgb.to_ndarray())
+        return Orientation.of(frame).apply(np.asarray(rgb.to_ndarray(), np.uint8))
 
     def _table(self, colours: Colours, frame: av.VideoFrame) -> ToneMap:
         wanted = colours, frame.width, frame.height
@@ -54,5 +54,5 @@ def _matrix(frame: av.VideoFrame, colours: Colours) -> Colorspace | None:
     if frame.colorspace != _UNSPECIFIED:
         return None
     if not colours.plain:
-        return Colorspace.BT2020_NCL
-    return Colorspace.ITU709 if frame.height >= _HD_ROWS else None
+        return Colorspace(Colorspace.BT2020)
+    return Colorspace(Colorspace.ITU709) if frame.height >= _HD_ROWS else None
