@@ -66,7 +66,7 @@ class SteadyClock:
         return _Stream(shift=shift, last_s=start_s, end_s=start_s)
 
     def _join(self, dts_s: Fraction, state: _Stream) -> int:
-        """The shift behind a join: one that another stream has found already or that was left by mistake, or a new one."""
+        """The shift behind a join: one that another stream has found, one that was left by mistake, or a new one."""
         for index, known in enumerate(self._shifts):
             back_s = _SAME_JOIN_S if index > state.shift else _BACK_S
             if index != state.shift and -back_s < dts_s + known - state.end_s < _SAME_JOIN_S:

@@ -275,7 +275,7 @@ def check_pace(clip: Path, count: int) -> None:
     tick = open_source(clip, None).info.time_base
     assert [round((float(frame.image.mean()) - 30) / 5) for frame in frames] == [index % 20 for index in range(count)]
     gaps_s = np.diff([float(frame.pts * tick) for frame in frames])
-    within = np.delete(gaps_s, [number for number in range(19, count - 1, 20)])
+    within = np.delete(gaps_s, list(range(19, count - 1, 20)))
     assert within == pytest.approx(np.full_like(within, 0.04), abs=0.002)
     assert gaps_s.min() > 0.02
     assert gaps_s.max() < 0.25
@@ -328,7 +328,9 @@ def test_the_last_packet_before_a_join_may_come_after_the_first_behind_it() -> N
 @pytest.mark.parametrize("name", ["clip 12:30.mp4", "http:a.mkv", "concat:b.ts", "c:d:e.webm"])
 def test_a_relative_name_may_have_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     webm = name.endswith("webm")
-    clip = make_clip(tmp_path / f"plain{Path(name).suffix}", frames=4, sound="", encoder="libvpx" if webm else "libx264")
+    clip = make_clip(
+        tmp_path / f"plain{Path(name).suffix}", frames=4, sound="", encoder="libvpx" if webm else "libx264"
+    )
     clip.rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert [round(float(frame.image.mean())) for frame in read(Path(name))] == pytest.approx(
@@ -352,7 +354,7 @@ def test_lists_of_other_files_are_not_opened(tmp_path: Path, kind: str, suffix: 
     make_clip(tmp_path / "a.ts", frames=4)
     file = tmp_path / f"list{suffix}"
     file.write_text(PLAYLISTS[kind])
-    with pytest.raises(InputError, match="Convert it to MP4|convert it to MP4"):
+    with pytest.raises(InputError, match="onvert it to MP4"):
         open_source(file, None)
 
 
