@@ -45,6 +45,15 @@ def trim_nothing(path: Path) -> bool:
     return False
 
 
+def plays(path: Path) -> bool:
+    """Whether a file, complete or not, has a picture to play."""
+    try:
+        with av.open(str(path)) as container:
+            return any(packet.size for packet in container.demux(video=0))
+    except (av.error.FFmpegError, OSError, IndexError):
+        return False
+
+
 def whole_pieces(
     container: av.container.InputContainer, stream: av.VideoStream, *, keep_last: bool
 ) -> Iterator[av.Packet]:

@@ -17,7 +17,7 @@ from app.media.geometry import Placement, Size, even, output_placement
 from app.media.open_source import open_source
 from app.media.picture_reader import read_picture
 from app.media.picture_writer import PictureWriter
-from app.media.sound import Sound
+from app.media.sound_choice import Sound
 from app.media.source import Source, SourceBrokenError
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import FrameWriter

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.media.containers import CONTAINERS, container_for
 from app.media.picture_writer import PictureWriter
-from app.media.sound import Sound
+from app.media.sound_choice import Sound
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import writing
 from pipelines.core.errors import OutputError
