@@ -30,7 +30,7 @@ class PictureWriter:
         with writing(folder):
             folder.mkdir(exist_ok=True)
             if resume:
-                while self._file(self._frames).is_file():
+                while self.file(self._frames).is_file():
                     self._frames += 1
             else:
                 for file in numbered_pictures(folder):
@@ -48,7 +48,7 @@ class PictureWriter:
         """pts and duration are ignored."""
         done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _COMPRESSION)
         assert done, "PNG encoding of a uint8 RGB picture cannot fail"
-        file = self._file(self._frames)
+        file = self.file(self._frames)
         unfinished = file.with_suffix(".writing")
         with writing(self._folder, self._left):
             try:
@@ -71,7 +71,8 @@ class PictureWriter:
     def _left(self) -> Left:
         return Left.stored(self._frames, resumable=self._resumable)
 
-    def _file(self, number: int) -> Path:
+    def file(self, number: int) -> Path:
+        """The file of frame `number`, whether it exists or not."""
         return self._folder / f"{number:06d}.png"
 
 
