@@ -41,9 +41,7 @@ def open_writer(plan: OutputPlan, *, keep: bool, keep_last_piece: bool) -> Frame
         case None:
             return PictureWriter(plan.output, resume=keep, resumable=plan.resumable)
         case Animation() as kind:
-            animation = AnimationPlan(
-                kind=kind, size=plan.size, time_base=plan.time_base, resumable=plan.resumable
-            )
+            animation = AnimationPlan(kind=kind, size=plan.size, time_base=plan.time_base, resumable=plan.resumable)
             return AnimationWriter(plan.output, plan.scratch, animation, keep=keep)
         case Container() as kind:
             video = VideoPlan(

@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import av
+from av.bitstream import BitStreamFilterContext
 
 from .containers import Container
-from .sound_choice import Sound, SoundChoice, best_sound, is_adts, packet_filter_of
-from .sound_samples import SteadySamples
-
-_OVERLAP_S = Fraction(1)  # packets that go back by more come from a clock that was restarted
-
+from .sound_choice import Sound, SoundChoice, best_sound, is_adts
+from .sound_samples import RESTART_S, SteadySamples
 
 class SoundFeed:
     """The packets of a `Sound` for one output container, in time order.
@@ -84,9 +82,9 @@ class SoundFeed:
 
     def _copied(self) -> Iterator[av.Packet]:
         """Packets with increasing times, from 0 on."""
-        overlap = round(_OVERLAP_S / self._from.time_base)
+        overlap = round(RESTART_S / self._from.time_base)
         adts = self._choice.packet_filter
-        bitstream = packet_filter_of(self._choice, self._from, self._to) if adts else None
+        bitstream = BitStreamFilterContext(adts, self._from) if adts else None
         end: int | None = None
         for packet in self._demuxed():
             if packet.is_corrupt or packet.dts is None or packet.pts is None or (adts and not is_adts(packet)):
@@ -99,7 +97,8 @@ class SoundFeed:
             if end is not None and packet.dts <= end - (packet.duration or 1):
                 continue  # this time has its sound already
             end = packet.dts + (packet.duration or 1)
-            if packet.pts + (packet.duration or 0) >= 0:  # the packet that ends at 0 primes the decoder
+            primes = self._primed and packet.pts + (packet.duration or 0) >= 0  # it ends at 0
+            if primes or packet.pts >= 0:  # before the filter, whose first packet carries the header
                 yield from bitstream.filter(packet) if bitstream is not None else (packet,)
 
     def _encoded(self) -> Iterator[av.Packet]:

@@ -81,11 +81,6 @@ def best_sound(source: av.container.InputContainer) -> av.AudioStream | None:
     return next(iter(source.streams.audio), None)
 
 
-def packet_filter_of(choice: SoundChoice, source: av.AudioStream, output: av.AudioStream) -> BitStreamFilterContext:
-    """The filter of copied packets, which also prepares the stream of the output."""
-    return BitStreamFilterContext(choice.packet_filter, source, output)
-
-
 def is_adts(packet: av.Packet) -> bool:
     """Whether a packet of AAC begins with an ADTS header (ISO/IEC 14496-3, 1.A.2.2)."""
     head = bytes(memoryview(packet)[:2])
@@ -123,7 +118,7 @@ def _decodable(source: av.container.InputContainer, stream: av.AudioStream) -> I
 
 def _nearest_rate(encoder: str, rate: int) -> int:
     """The lowest rate of the encoder that keeps all of the sound; if there is none, its highest."""
-    rates = sorted(av.Codec(encoder, "w").audio_rates or [rate])
+    rates: list[int] = sorted(av.Codec(encoder, "w").audio_rates or [rate])
     return next((offered for offered in rates if offered >= rate), rates[-1])
 
 
@@ -155,7 +150,6 @@ def _muxes(path: Path, kind: Container, packet_filter: str) -> bool:
 
 
 def _muxes_with(path: Path, kind: Container, packet_filter: str, options: Mapping[str, str]) -> bool:
-    choice = SoundChoice(copies=True, packet_filter=packet_filter)
     try:
         with (
             av.open(str(path)) as source,
@@ -164,7 +158,7 @@ def _muxes_with(path: Path, kind: Container, packet_filter: str, options: Mappin
             stream = best_sound(source)
             assert stream is not None
             to = tried.add_stream_from_template(stream, opaque=True)
-            bitstream = packet_filter_of(choice, stream, to) if packet_filter else None
+            bitstream = BitStreamFilterContext(packet_filter, stream) if packet_filter else None
             tried.start_encoding()
             whole = (packet for packet in source.demux(stream) if packet.size and packet.dts is not None)
             for packet in islice(whole, _TRIED_PACKETS):

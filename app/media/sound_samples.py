@@ -11,10 +11,11 @@ from fractions import Fraction
 import av
 import numpy as np
 
-_FORMAT = "fltp"
+_FORMAT = "flt"  # channels side by side: PyAV cannot fill eight planes
 _GAP_S = Fraction(1, 10)  # smaller deviations are rounding, jitter, or a sound card's clock
-_RESTART_S = Fraction(10)  # a time that goes back by more comes from a clock that was restarted
 _SILENCE_SAMPLES = 4096
+RESTART_S = Fraction(1)
+"""A time that goes back by more than this comes from a clock that was restarted; by less, from overlapping parts."""
 
 
 class SteadySamples:
@@ -23,6 +24,7 @@ class SteadySamples:
     def __init__(self, *, rate: int, layout: str, origin_s: Fraction) -> None:
         """rate (Hz), layout: of the samples given out. origin_s: the time in the source that becomes 0."""
         self._rate, self._layout = rate, layout
+        self._channels = av.AudioLayout(layout).nb_channels if layout else 0
         self._origin_s = origin_s
         self._formats: list[str] = []
         self._format: tuple[str, str, int] | None = None
@@ -36,7 +38,7 @@ class SteadySamples:
         return self._formats if len(self._formats) > 1 else []
 
     def steady(self, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
-        """The frames' samples as planar floats; pts counts samples from the origin."""
+        """The frames' samples as floats; pts counts samples from the origin."""
         for frame in frames:
             first = self._format is None
             shape = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -62,7 +64,7 @@ class SteadySamples:
         if frame.pts is None or frame.time_base is None:
             return Fraction(0)
         late_s: Fraction = frame.pts * Fraction(frame.time_base) - self._origin_s - self._taken_s
-        if self._format is not None and late_s < -_RESTART_S:
+        if self._format is not None and late_s < -RESTART_S:
             self._origin_s += late_s
             return Fraction(0)
         return late_s
@@ -79,10 +81,9 @@ class SteadySamples:
             self._resampler = None
 
     def _silence(self, samples: int) -> Iterator[av.AudioFrame]:
-        channels = av.AudioLayout(self._layout).nb_channels
         while samples > 0:
             part = min(samples, _SILENCE_SAMPLES)
-            yield from self._stamped([self._frame(np.zeros((channels, part), np.float32))])
+            yield from self._stamped([self._frame(np.zeros((1, part * self._channels), np.float32))])
             samples -= part
 
     def _stamped(self, frames: list[av.AudioFrame]) -> Iterator[av.AudioFrame]:
@@ -93,7 +94,7 @@ class SteadySamples:
                 self._surplus -= left_out
                 if left_out == frame.samples:
                     continue
-                frame = self._frame(np.ascontiguousarray(frame.to_ndarray()[:, left_out:]))
+                frame = self._frame(np.ascontiguousarray(frame.to_ndarray()[:, left_out * self._channels :]))
             frame.pts, frame.time_base, frame.sample_rate = self._given, Fraction(1, self._rate), self._rate
             self._given += frame.samples
             yield frame
