@@ -12,14 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.media.containers import Container, container_for
+from app.media.containers import Container, FileKind, container_for
 from app.media.geometry import Placement, Size
 from app.media.open_source import open_source
+from app.media.open_writer import OutputPlan, has_frames, no_sound, open_writer
 from app.media.picture_reader import read_picture
-from app.media.picture_writer import PictureWriter
-from app.media.sound import Sound
+from app.media.sound_choice import Sound
 from app.media.source import Source, SourceBrokenError
-from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import FrameWriter
 from pipelines.core.contracts import Engine, Notify, Stream
 from pipelines.core.controls import Control
@@ -29,7 +28,7 @@ from pipelines.core.types import Picture
 
 from .framing import Framing
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
-from .record import RenderRecord, check_apart, has_frames
+from .record import RenderRecord, check_apart
 from .request import RenderRequest
 from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
@@ -90,7 +89,7 @@ class _Render:
     def __init__(
         self,
         request: RenderRequest,
-        kind: Container | None,
+        kind: FileKind | None,
         source: Source | None,
         record: RenderRecord,
         engine: Engine,
@@ -122,10 +121,12 @@ class _Render:
         """From opening the writer to the end of the file. Returns the exit status."""
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
-        size = self._framing.choose_output(self._request.out_size, even_sides=self._kind is not None)
-        keep = self._record.resumed and has_frames(self._request.output)
+        even_sides = isinstance(self._kind, Container)
+        size = self._framing.choose_output(self._request.out_size, even_sides=even_sides)
+        keep = self._record.resumed and self._has_frames()
         self._record.begin()
         writer = self._open_writer(size, keep)
+        self._pass_on(writer)
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
@@ -147,7 +148,7 @@ class _Render:
                     raise
                 return self._end_broken(writer, error)
             except OutputError:
-                writer.abandon()
+                self._abandon(writer)
                 raise
             except BaseException:  # on any other error, keep the rendered frames for --resume
                 self._suspend(writer)
@@ -157,21 +158,26 @@ class _Render:
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def _open_writer(self, size: Size, keep: bool) -> FrameWriter:
-        output = self._request.output
-        source = self._source
-        has_sound = source is not None and source.info.has_sound
-        if self._kind is None:
-            if has_sound:
-                self._say("A folder of pictures has no sound: the source's sound is dropped.")
-            return PictureWriter(output, resume=keep)
-        sound = None
-        if source is not None and self._request.source is not None and has_sound:
+        source, sound = self._source, None
+        if source is not None and self._request.source is not None and source.info.has_sound:
+            if dropped := no_sound(self._kind):
+                self._say(dropped)
             sound = Sound(path=self._request.source, origin_s=source.info.origin_s)
         rate = self._stream.info.stage_rate
-        time_base = self._time_base / rate.numerator
-        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate * rate, time_base=time_base, sound=sound)
-        last_is_whole = self._record.whole_frames is not None
-        return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
+        plan = OutputPlan(
+            output=self._request.output,
+            kind=self._kind,
+            scratch=self._record.scratch,
+            size=size,
+            frame_rate=self._rate * rate,
+            time_base=self._time_base / rate.numerator,
+            sound=sound,
+        )
+        try:
+            return open_writer(plan, keep=keep, keep_last_piece=self._record.whole_frames is not None)
+        except OutputError:
+            self._clear()
+            raise
 
     def _jobs(self, start: int) -> Iterator[FrameJob]:
         if self._source is None:
@@ -238,7 +244,12 @@ class _Render:
         return 1
 
     def _end_stopped(self, writer: FrameWriter) -> int:
+        if writer.frames == 0:
+            self._discard(writer)
+            self._say("Interrupted before the first frame: nothing was written.")
+            return 130
         writer.suspend()
+        self._pass_on(writer)
         self._record.pause(writer.frames)
         self._say(
             f"Interrupted. {self._request.output} has {writer.frames} frames and is playable; --resume continues it."
@@ -249,20 +260,45 @@ class _Render:
         try:
             writer.finish(complete=complete)
         except OutputError:
-            writer.abandon()
+            self._abandon(writer)
             raise
+        self._pass_on(writer)
         self._record.end()
 
+    def _pass_on(self, writer: FrameWriter) -> None:
+        for remark in writer.remarks():
+            self._say(remark)
+
     def _suspend(self, writer: FrameWriter) -> None:
+        """Keep what was rendered, if anything was; the original error is already being raised."""
+        if writer.frames == 0:
+            self._discard(writer)
+            return
         try:
             writer.suspend()
             self._record.pause(writer.frames)
         except OutputError:
-            writer.abandon()  # the original error is already being raised
+            self._abandon(writer)
+
+    def _abandon(self, writer: FrameWriter) -> None:
+        """Keep what can be resumed; the original error says whether there is anything."""
+        writer.abandon()
+        self._clear()
 
     def _discard(self, writer: FrameWriter) -> None:
         """Nothing was rendered: remove all files."""
         writer.abandon()
+        self._remove()
+
+    def _clear(self) -> None:
+        """Remove the files of a render that left nothing to resume."""
+        if not self._has_frames():
+            self._remove()
+
+    def _remove(self) -> None:
         if self._request.output.is_file():
             self._request.output.unlink()
         self._record.end()
+
+    def _has_frames(self) -> bool:
+        return has_frames(self._request.output, self._kind, self._record.scratch)
