@@ -75,9 +75,14 @@ class SteadyClock:
         return len(self._shifts) - 1
 
 
+def clock_may_jump(container: av.container.InputContainer) -> bool:
+    """Whether a format's clock may change at any time, so that first and last timestamp do not give the length."""
+    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
 def steady_packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
     """All packets of a file with continuous times; those of sound that would overlap at a join are left out."""
-    clock = SteadyClock(_LEAP_OF_BROADCAST_S if container.format.flags & av.format.Flags.ts_discont.value else _LEAP_S)
+    clock = SteadyClock(_LEAP_OF_BROADCAST_S if clock_may_jump(container) else _LEAP_S)
     sound_dts: dict[int, int] = {}
     for packet in container.demux():
         stream = packet.stream

@@ -43,6 +43,9 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """What may be opened: the name for people -> FFmpeg's demuxers."""
 
+OPENED = f"Opened are {'; '.join(FORMATS)}."
+"""The formats, as a sentence for people."""
+
 _OPTIONS = {
     "format_whitelist": ",".join(name for names in FORMATS.values() for name in names),
     "protocol_whitelist": "file",
@@ -60,7 +63,7 @@ def open_media(path: Path) -> av.container.InputContainer:
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not in the list
         raise FormatError(
             f"{path} is not in a container format that is opened here.",
-            f"Convert it to MP4 or Matroska first. Opened are {'; '.join(FORMATS)}.",
+            f"Convert it to MP4 or Matroska first. {OPENED}",
         ) from error
 
 

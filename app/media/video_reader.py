@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
 
 from pipelines.core.errors import InputError
 
-from .clock import steady_packets
+from .clock import clock_may_jump, steady_packets
 from .deinterlace import whole_pictures
 from .frame_colours import ToRgb
-from .open_media import open_media
+from .open_media import OPENED, open_media
 from .orientation import Orientation
 from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 
 _SOUND_LEAD_S = Fraction(1, 20)  # sound that leads the picture by less than this is encoder priming, and is cut
 _FALLBACK_RATE = Fraction(25)
+_PROBED_PACKETS = 1000
 _MISSING_S = 0.5  # a file that ends this much (and two frames) before its declared end is truncated
 _DECLARES_STREAMS = frozenset({"mov", "avi", "mxf"})  # containers that state how long each stream is
 _DECLARES_ALL = frozenset({"matroska", "flv", "asf"})  # containers that state how long the longest is
@@ -120,7 +122,7 @@ class _TruncatedError(Exception):
 
 
 def _reason(error: Exception) -> str:
-    return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
+    return (error.strerror if isinstance(error, av.error.FFmpegError) else None) or str(error)
 
 
 def _drained(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
@@ -136,7 +138,7 @@ def _opened(path: Path) -> av.container.InputContainer:
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) is not a video that can be read: {_reason(error)}.",
-            "If it was copied or downloaded, it may be truncated; else convert it to MP4 first.",
+            f"If it was copied or downloaded, it may be truncated; else convert it to MP4 first. {OPENED}",
         ) from error
 
 
@@ -170,7 +172,24 @@ def _expected_frames(stream: av.VideoStream, container: av.container.InputContai
     if stream.frames:
         return int(stream.frames)
     seconds = _declared_end_s(_kind(container), stream) or (container.duration or 0) / av.time_base
-    return round(seconds * rate) or None
+    by_time = round(seconds * rate) or None
+    if not clock_may_jump(container) or by_time is None:
+        return by_time
+    by_bytes = _frames_by_bytes(Path(container.name.removeprefix("file:")), stream.index)
+    return by_time if by_bytes is None or 2 / 3 < by_time / by_bytes < 3 / 2 else by_bytes
+
+
+def _frames_by_bytes(path: Path, stream: int) -> int | None:
+    """As many frames as the whole file has if it goes on as it begins. None: it cannot be told."""
+    frames = read = 0
+    with _opened(path) as container:
+        try:
+            for packet in islice(container.demux(), _PROBED_PACKETS):
+                read = max(read, packet.pos or 0)
+                frames += packet.stream.index == stream and bool(packet.size)
+        except av.error.FFmpegError:
+            return None  # said when the frames are read
+        return round(frames * container.size / read) or None if read else None
 
 
 def _kind(container: av.container.InputContainer) -> str:

@@ -267,6 +267,7 @@ def test_a_clock_that_leaps_is_followed(tmp_path: Path, start_s: float) -> None:
     far = make_clip(tmp_path / "b.ts", frames=20, options={"output_ts_offset": str(start_s)})
     (tmp_path / "joined.ts").write_bytes(ours.read_bytes() + far.read_bytes() + ours.read_bytes())
     check_pace(tmp_path / "joined.ts", 60)
+    assert open_source(tmp_path / "joined.ts", None).info.frames == pytest.approx(60, rel=0.2)
 
 
 def check_pace(clip: Path, count: int) -> None:
@@ -338,6 +339,20 @@ def test_a_relative_name_may_have_colons(tmp_path: Path, monkeypatch: pytest.Mon
     )
 
 
+def test_what_the_refusal_says_works(tmp_path: Path) -> None:
+    """A recording of Windows TV is refused with a remedy; the remedy, followed without encoding again, gives every picture."""
+    film = make_clip(tmp_path / "a.wtv", frames=6, sound="", encoder="mpeg2video")
+    with pytest.raises(FormatError, match="Convert it to MP4 or Matroska"):
+        open_source(film, None)
+    with av.open(str(film)) as source, av.open(str(tmp_path / "a.mkv"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    assert len(read(tmp_path / "a.mkv")) == 6
+
+
 PLAYLISTS = {
     "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na.ts\n#EXT-X-ENDLIST\n",
     "hls to the network": "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
@@ -358,10 +373,14 @@ def test_lists_of_other_files_are_not_opened(tmp_path: Path, kind: str, suffix: 
         open_source(file, None)
 
 
-def test_the_refusal_names_the_formats(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_the_refusal_names_the_formats(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "a.mp4"
-    file.write_text(PLAYLISTS["concat"])
-    with pytest.raises(FormatError) as caught:
+    file.write_text(PLAYLISTS[kind])
+    with pytest.raises(InputError) as caught:
         open_source(file, None)
+    assert isinstance(caught.value, FormatError) == (kind in ("concat", "sdp"))
+    assert "Errno" not in str(caught.value)
+    assert "file:" not in str(caught.value)
     for name in ("a.mp4", "MP4, MOV", "Matroska, WebM", "AVI", "MPEG-TS"):
         assert name in str(caught.value)
