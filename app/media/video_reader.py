@@ -16,7 +16,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from pipelines.core.errors import InputError
 
-from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
+from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _HD_ROWS = 720  # untagged video is BT.709 from here on, BT.601 below: what players assume
@@ -29,13 +29,18 @@ _MISSING_S = 0.5  # a file that ends this much before its declared end is trunca
 class VideoReader:
     """A source of the frames of a file's first video stream (other than cover art)."""
 
-    def __init__(self, path: Path) -> None:
-        """Decodes one frame to get the properties. Raises InputError if the file has none."""
+    def __init__(self, path: Path, *, max_px: int = MAX_PICTURE_PIXELS) -> None:
+        """Decodes one frame to get the properties. Raises InputError if the file has none.
+
+        max_px: of a frame; the decoder refuses a larger one before it allocates anything.
+        """
         self._path = path
+        self._max_px = max_px
         with _opened(path) as container:
             stream = _video_stream(container, path)
             context = stream.codec_context
-            check_pixels(str(path), context.width, context.height)
+            check_pixels(str(path), context.width, context.height, max_px)
+            _bound_pixels(stream, max_px)
             first = _first_frame(container, stream, path)
             self._time_base = Fraction(stream.time_base)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
@@ -64,6 +69,7 @@ class VideoReader:
         with _opened(self._path) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
+            _bound_pixels(stream, self._max_px)
             decoded = self._decoded(container, stream)
             while True:
                 try:
@@ -78,7 +84,7 @@ class VideoReader:
                 pts = max(earliest, frame.pts - origin if frame.pts is not None else expected)
                 previous = (pts, frame.duration or usual)
                 if index >= start:
-                    check_pixels(self._info.name, frame.width, frame.height)
+                    check_pixels(self._info.name, frame.width, frame.height, self._max_px)
                     yield SourceFrame(index=index, image=_rgb(frame, reformatter), pts=pts, duration=previous[1])
                 index += 1
 
@@ -138,6 +144,11 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
             return stream
     sound = "only sound" if container.streams.audio else "no video"
     raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
+
+
+def _bound_pixels(stream: av.VideoStream, max_px: int) -> None:
+    """Whatever size the file declares, and whatever its frames have later."""
+    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_px)}
 
 
 def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:
