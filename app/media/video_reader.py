@@ -16,6 +16,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from pipelines.core.errors import InputError
 
+from .alpha import decoder_of, over_black
 from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
@@ -40,7 +41,7 @@ class VideoReader:
             stream = _video_stream(container, path)
             context = stream.codec_context
             check_pixels(str(path), context.width, context.height, max_px)
-            _bound_pixels(stream, max_px)
+            decoder_of(stream, max_px)
             first = _first_frame(container, stream, path)
             self._time_base = Fraction(stream.time_base)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
@@ -69,8 +70,7 @@ class VideoReader:
         with _opened(self._path) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
-            _bound_pixels(stream, self._max_px)
-            decoded = self._decoded(container, stream)
+            decoded = self._decoded(container, stream, decoder_of(stream, self._max_px))
             while True:
                 try:
                     frame = next(decoded, None)
@@ -88,7 +88,9 @@ class VideoReader:
                     yield SourceFrame(index=index, image=_rgb(frame, reformatter), pts=pts, duration=previous[1])
                 index += 1
 
-    def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream, decoder: av.VideoCodecContext
+    ) -> Iterator[av.VideoFrame]:
         """Frames in display order. Raises FFmpegError for corrupt data and _TruncatedError for a truncated file, both
         only after every frame before that point was yielded."""
         end_s = Fraction(0)
@@ -101,10 +103,10 @@ class VideoReader:
                 if packet.stream.index == stream.index and packet.size:
                     if packet.pts is not None:
                         end_s = max(end_s, (packet.pts + (packet.duration or 0)) * self._time_base)
-                    yield from stream.decode(packet)
+                    yield from decoder.decode(packet)
         except (av.error.FFmpegError, _TruncatedError) as error:
             failure = error
-        yield from _drained(stream)
+        yield from _drained(decoder)
         declared_s = _declared_end_s(stream)
         if failure is None and declared_s is not None and declared_s - float(end_s) > _MISSING_S:
             failure = _TruncatedError(f"the file ends at {float(end_s):.2f} of {declared_s:.2f} s")
@@ -120,9 +122,9 @@ def _reason(error: Exception) -> str:
     return str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)
 
 
-def _drained(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _drained(decoder: av.VideoCodecContext) -> Iterator[av.VideoFrame]:
     try:
-        yield from stream.decode(None)
+        yield from decoder.decode(None)
     except av.error.FFmpegError:
         return  # nothing may be left to drain after corrupt data, which the caller reports
 
@@ -144,11 +146,6 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
             return stream
     sound = "only sound" if container.streams.audio else "no video"
     raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
-
-
-def _bound_pixels(stream: av.VideoStream, max_px: int) -> None:
-    """Whatever size the file declares, and whatever its frames have later."""
-    stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(max_px)}
 
 
 def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:
@@ -203,11 +200,18 @@ def _origin_s(first: av.VideoFrame, container: av.container.InputContainer) -> F
 
 
 def _rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """[H, W, 3] uint8 full-range RGB, upright. Untagged colours: BT.709 from 720 rows on, else BT.601."""
+    """[H, W, 3] uint8 full-range RGB, upright, black where transparent.
+
+    Untagged colours: BT.709 from 720 rows on, else BT.601.
+    """
     untagged_hd = frame.colorspace == _UNSPECIFIED and frame.height >= _HD_ROWS
+    has_alpha = any(component.is_alpha for component in frame.format.components) or frame.format.has_palette
     converted = reformatter.reformat(
-        frame, format="rgb24", src_colorspace=Colorspace.ITU709 if untagged_hd else None, interpolation=_SCALER
+        frame,
+        format="rgba" if has_alpha else "rgb24",
+        src_colorspace=Colorspace.ITU709 if untagged_hd else None,
+        interpolation=_SCALER,
     )
-    image = converted.to_ndarray()
+    image = over_black(np.asarray(converted.to_ndarray(), np.uint8)) if has_alpha else converted.to_ndarray()
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as numpy counts them
     return np.ascontiguousarray(np.rot90(image, quarter_turns))
