@@ -141,9 +141,10 @@ def _opened(path: Path) -> av.container.InputContainer:
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     cover = av.stream.Disposition.attached_pic
-    for stream in container.streams.video:
-        if not stream.disposition & cover and stream.codec_context is not None:
-            return stream
+    found = [s for s in container.streams.video if not s.disposition & cover and s.codec_context is not None]
+    moving = [stream for stream in found if stream.frames != 1]  # an AVIF sequence begins with a still picture
+    if found:
+        return (moving or found)[0]
     sound = "only sound" if container.streams.audio else "no video"
     raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
 
