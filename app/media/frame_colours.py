@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from .alpha import over_black
 from .orientation import Orientation
 from .tone_map import Colours, ToneMap
 
@@ -21,12 +22,22 @@ class ToRgb:
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
         self._from_table = VideoReformatter()
+        self._alpha = VideoReformatter()
         self._tone_map: ToneMap | None = None
         self._mapped: tuple[Colours, int, int] | None = None
 
     def __call__(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        """[H, W, 3] uint8 full-range RGB of Rec.709, upright. Untagged matrix: BT.2020 for HDR, else BT.709 from 720
-        rows on, else BT.601."""
+        """[H, W, 3] uint8 full-range RGB of Rec.709, upright, black where transparent.
+
+        Untagged matrix: BT.2020 for HDR, else BT.709 from 720 rows on, else BT.601.
+        """
+        shown = self._opaque(frame)
+        if _has_alpha(frame):
+            alpha = self._alpha.reformat(frame, format="rgba").to_ndarray()[..., 3:]
+            shown = over_black(np.concatenate([shown, alpha], axis=-1))
+        return Orientation.of(frame).apply(shown)
+
+    def _opaque(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         colours = Colours.of(frame)
         matrix = _matrix(frame, colours)
         if colours.plain:
@@ -40,13 +51,17 @@ class ToRgb:
                 interpolation=_SCALER,
             )
             rgb = self._from_table.reformat(self._table(colours, frame)(deep), format="rgb24")
-        return Orientation.of(frame).apply(np.asarray(rgb.to_ndarray(), np.uint8))
+        return np.asarray(rgb.to_ndarray(), np.uint8)
 
     def _table(self, colours: Colours, frame: av.VideoFrame) -> ToneMap:
         wanted = colours, frame.width, frame.height
         if self._tone_map is None or self._mapped != wanted:
             self._tone_map, self._mapped = ToneMap(*wanted), wanted
         return self._tone_map
+
+
+def _has_alpha(frame: av.VideoFrame) -> bool:
+    return bool(frame.format.has_palette) or any(component.is_alpha for component in frame.format.components)
 
 
 def _matrix(frame: av.VideoFrame, colours: Colours) -> Colorspace | None:

@@ -14,12 +14,13 @@ import av
 
 from pipelines.core.errors import InputError
 
+from .alpha import decoder_of
 from .clock import clock_may_jump, steady_packets
 from .deinterlace import whole_pictures
 from .frame_colours import ToRgb
 from .open_media import OPENED, open_media
 from .orientation import Orientation
-from .source import SourceBrokenError, SourceFrame, SourceInfo, check_pixels
+from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceInfo, check_pixels
 
 _SOUND_LEAD_S = Fraction(1, 20)  # sound that leads the picture by less than this is encoder priming, and is cut
 _FALLBACK_RATE = Fraction(25)
@@ -32,13 +33,18 @@ _DECLARES_ALL = frozenset({"matroska", "flv", "asf"})  # containers that state h
 class VideoReader:
     """A source of the frames of one of a file's video streams: the one that players show."""
 
-    def __init__(self, path: Path) -> None:
-        """Decodes one frame to get the properties. Raises InputError if the file has none."""
+    def __init__(self, path: Path, *, max_px: int = MAX_PICTURE_PIXELS) -> None:
+        """Decodes one frame to get the properties. Raises InputError if the file has none.
+
+        max_px: of a frame; the decoder refuses a larger one before it allocates anything.
+        """
         self._path = path
+        self._max_px = max_px
         with _opened(path) as container:
             stream = _video_stream(container, path)
             context = stream.codec_context
-            check_pixels(str(path), context.width, context.height)
+            check_pixels(str(path), context.width, context.height, max_px)
+            decoder_of(stream, max_px)
             first = _first_frame(container, stream, path)
             shown = Orientation.of(first)
             self._time_base = Fraction(stream.time_base)
@@ -68,7 +74,8 @@ class VideoReader:
         with _opened(self._path) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
-            decoded = whole_pictures(self._decoded(container, stream), self._time_base)
+            decoder = decoder_of(stream, self._max_px)
+            decoded = whole_pictures(self._decoded(container, stream, decoder), self._time_base)
             while True:
                 try:
                     frame = next(decoded, None)
@@ -82,7 +89,7 @@ class VideoReader:
                 pts = max(earliest, self._ticks(frame, frame.pts) - origin if frame.pts is not None else expected)
                 previous = (pts, self._ticks(frame, frame.duration or 0) or usual)
                 if index >= start:
-                    check_pixels(self._info.name, frame.width, frame.height)
+                    check_pixels(self._info.name, frame.width, frame.height, self._max_px)
                     yield SourceFrame(index=index, image=to_rgb(frame), pts=pts, duration=previous[1])
                 index += 1
 
@@ -90,7 +97,9 @@ class VideoReader:
         """A time of the frame in this source's time base: a filter may count in another."""
         return round(time * Fraction(frame.time_base or self._time_base) / self._time_base)
 
-    def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    def _decoded(
+        self, container: av.container.InputContainer, stream: av.VideoStream, decoder: av.VideoCodecContext
+    ) -> Iterator[av.VideoFrame]:
         """Frames in display order. Raises FFmpegError for corrupt data and _TruncatedError for a truncated file, both
         only after every frame before that point was yielded."""
         end_s: dict[int, Fraction] = {}
@@ -107,10 +116,10 @@ class VideoReader:
                     end = (packet.pts + (packet.duration or 0)) * Fraction(packet.time_base)
                     end_s[number] = max(end_s.get(number, end), end)
                 if number == stream.index:
-                    yield from stream.decode(packet)
+                    yield from decoder.decode(packet)
         except (av.error.FFmpegError, _TruncatedError) as error:
             failure = error
-        yield from _drained(stream)
+        yield from _drained(decoder)
         if failure is None:
             failure = _missing_end(container, stream, end_s, max(_MISSING_S, 2 / float(self._rate)))
         if failure is not None:
@@ -125,9 +134,9 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, av.error.FFmpegError) else None) or str(error)
 
 
-def _drained(stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _drained(decoder: av.VideoCodecContext) -> Iterator[av.VideoFrame]:
     try:
-        yield from stream.decode(None)
+        yield from decoder.decode(None)
     except av.error.FFmpegError:
         return  # nothing may be left to drain after corrupt data, which the caller reports
 
@@ -149,8 +158,9 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     if not found:
         sound = "only sound" if container.streams.audio else "no video"
         raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
-    marked = [stream for stream in found if stream.disposition & av.stream.Disposition.default]
-    return max(marked or found, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
+    moving = [stream for stream in found if stream.frames != 1] or found  # an AVIF sequence begins with a still picture
+    marked = [stream for stream in moving if stream.disposition & av.stream.Disposition.default] or moving
+    return max(marked, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
 
 
 def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:

@@ -44,7 +44,11 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> 
     if request.source is not None:
         check_apart(request.source, request.output)
     timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
-    source = open_source(request.source, request.frame_rate) if request.source is not None else None
+    source = None
+    if request.source is not None:
+        source = open_source(request.source, request.frame_rate, max_px=request.max_px)
+        for note in source.info.notes:
+            say(note)
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
     record.agree(requested_settings(request, kind))
     engine = load(request.model, request.engine, notice=say)
@@ -194,7 +198,7 @@ class _Render:
     def _first_picture(self, file: Path) -> Picture:
         """The picture that the video begins with, at the engine's size."""
         self._stream.apply(Control(input_use="first-frame"))
-        image = read_picture(file)
+        image = read_picture(file, max_px=self._request.max_px)
         size = (image.shape[1], image.shape[0])
         return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
 

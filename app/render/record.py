@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ def fingerprint(source: Path) -> str:
     if source.is_dir():
         files = sorted((file for file in source.iterdir() if file.is_file()), key=natural_key)
         for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\n".encode())
+            digest.update(os.fsencode(file.name) + f"\0{file.stat().st_size}\n".encode())
         return f"{source.name}, {len(files)} files, {digest.hexdigest()[:16]}"
     size = source.stat().st_size
     with source.open("rb") as opened:

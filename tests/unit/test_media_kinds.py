@@ -340,7 +340,7 @@ def test_a_relative_name_may_have_colons(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_the_refusal_says_works(tmp_path: Path) -> None:
-    """A recording of Windows TV is refused with a remedy; the remedy, followed without encoding again, gives every picture."""
+    """A recording of Windows TV is refused with a remedy; the remedy, followed by copying, gives every picture."""
     film = make_clip(tmp_path / "a.wtv", frames=6, sound="", encoder="mpeg2video")
     with pytest.raises(FormatError, match="Convert it to MP4 or Matroska"):
         open_source(film, None)

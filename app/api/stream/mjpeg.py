@@ -1,6 +1,7 @@
 """A session's frames as Motion JPEG: for `<img>`, OBS, ffmpeg and other readers of multipart/x-mixed-replace.
 
-Newest wins: a slow reader gets fewer frames.
+Newest wins: a slow reader gets fewer frames. A reader that joins gets the newest frame at once, and a frame that no
+other follows is sent again: Chromium shows a part when the next one begins.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from app.media.picture import jpeg
 from app.session.feed import Feed
 from app.session.session import Session
 from app.worker.stage_times import Stage
+from pipelines.core.types import Picture
 
 _BOUNDARY = "zoetrope-frame"
+_AGAIN_S = 0.2  # until a frame that no other followed is sent again
+_STILL_S = 1.0  # and again, as long as it stands
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold frames back
 _MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
 
 
@@ -60,12 +65,12 @@ class MjpegResponse(StreamingResponse):
         self._session = session
         self._quality = quality
         self._feed: Feed | None = None
-        super().__init__(self._parts(), media_type=_MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+        super().__init__(self._parts(), media_type=_MEDIA_TYPE, headers=_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the session ends or the client disconnects."""
         self._session.connect()
-        self._feed = self._session.feed()
+        self._feed = self._session.feed(from_newest=True)
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -73,11 +78,24 @@ class MjpegResponse(StreamingResponse):
             self._session.disconnect()
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        assert self._feed is not None
+        feed = self._feed
+        assert feed is not None
         yield f"--{_BOUNDARY}\r\n".encode()
-        async for delivery in self._feed:
-            began_s = time.perf_counter()
-            encoded = await off_loop(self._context, jpeg, delivery.frame.image, self._quality)
-            self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
-            yield head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()  # with the boundary: readers wait for it
+        part, wait_s = b"", None
+        while True:
+            delivery = await feed.next(wait_s)
+            if delivery is not None:
+                part, wait_s = await self._part(delivery.frame.image), _AGAIN_S
+            elif self._session.over:
+                return
+            else:
+                wait_s = _STILL_S
+            yield part
+
+    async def _part(self, image: Picture) -> bytes:
+        """A frame with its head, and the boundary: readers wait for it."""
+        began_s = time.perf_counter()
+        encoded = await off_loop(self._context, jpeg, image, self._quality)
+        self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
+        return head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()
