@@ -5,7 +5,10 @@ from __future__ import annotations
 import av
 import numpy as np
 import numpy.typing as npt
+from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from pipelines.core.errors import InputError
 
 from .alpha import over_black
 from .orientation import Orientation
@@ -14,6 +17,16 @@ from .tone_map import Colours, ToneMap
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _HD_ROWS = 720  # untagged video is BT.709 from here on, BT.601 below: what players assume
 _SCALER = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+
+def check_base(frame: av.VideoFrame, name: str) -> None:
+    """Raise InputError for Dolby Vision of profile 5, whose colours only its own metadata explain."""
+    dolby = any(data.type in (Type.DOVI_METADATA, Type.DOVI_RPU_BUFFER) for data in frame.side_data)
+    if dolby and frame.color_trc == frame.colorspace == _UNSPECIFIED:
+        raise InputError(
+            f"{name} is Dolby Vision without a base in HDR10 or HLG (profile 5).",
+            "Export it as HDR10, HLG or SDR first.",
+        )
 
 
 class ToRgb:

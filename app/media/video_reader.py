@@ -17,7 +17,7 @@ from pipelines.core.errors import InputError
 from .alpha import decoder_of
 from .clock import clock_may_jump, steady_packets
 from .deinterlace import whole_pictures
-from .frame_colours import ToRgb
+from .frame_colours import ToRgb, check_base
 from .open_media import OPENED, open_media
 from .orientation import Orientation
 from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceInfo, check_pixels
@@ -46,6 +46,7 @@ class VideoReader:
             check_pixels(str(path), context.width, context.height, max_px)
             decoder_of(stream, max_px)
             first = _first_frame(container, stream, path)
+            check_base(first, str(path))
             shown = Orientation.of(first)
             self._time_base = Fraction(stream.time_base)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)

@@ -4,16 +4,21 @@ time."""
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.sidedata.sidedata import Type
 
+from app.media.frame_colours import check_base
 from app.media.open_source import open_source
 from app.media.tone_map import Colours, ToneMap, pq_light, pq_signal
+from pipelines.core.errors import InputError
 from pipelines.core.types import Picture
 from tests.fakes.clips import make_clip
 
@@ -204,6 +209,22 @@ def test_white_and_highlights_of_a_phone() -> None:
     """HLG at 75 % is diffuse white (203 cd/m2): near SDR's white, with room for highlights, and the peak is white."""
     for code, low, high in ((0.75, 215, 235), (1.0, 254, 255), (0.5, 130, 150), (0.0, 0, 0)):
         assert low <= expected((code,) * 3, HLG, BT2020)[0] <= high
+
+
+@pytest.mark.parametrize(
+    ("kind", "transfer", "matrix", "refused"),
+    [
+        (Type.DOVI_METADATA, 2, 2, True),
+        (Type.DOVI_RPU_BUFFER, 2, 2, True),
+        (Type.DOVI_METADATA, PQ, BT2020, False),
+        (Type.DOVI_METADATA, HLG, BT2020, False),
+        (Type.SEI_UNREGISTERED, 2, 2, False),
+    ],
+)
+def test_dolby_vision_is_read_by_its_base_or_refused(kind: Type, transfer: int, matrix: int, refused: bool) -> None:
+    frame: Any = SimpleNamespace(side_data=[SimpleNamespace(type=kind)], color_trc=transfer, colorspace=matrix)
+    with pytest.raises(InputError, match="Export it as HDR10") if refused else nullcontext():
+        check_base(frame, "a.mp4")
 
 
 def test_standard_video_is_not_touched(tmp_path: Path) -> None:
