@@ -16,7 +16,7 @@ from app.render.job import render
 from app.render.request import OutSize, RenderRequest
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame, Picture
-from tests.fakes.clips import make_clip
+from tests.fakes.clips import make_clip, play
 from tests.fakes.engine import FakeEngine
 
 WIDE, TALL = (96, 48), (48, 96)
@@ -113,3 +113,32 @@ def test_pictures_that_come_late_are_placed_by_their_own_input(aspect: Aspect) -
         if aspect is Aspect.PAD and size == TALL:
             image = image[:, 36:60]
         assert quarters(image) == pytest.approx(list(CORNERS), abs=8)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".mov"])
+@pytest.mark.parametrize("leap_s", [0, 5 * 3600])
+def test_a_clock_that_restarts_or_leaps_keeps_picture_and_sound_together(
+    tmp_path: Path, leap_s: int, suffix: str
+) -> None:
+    """leap_s: by how much the clock of the second of three parts differs."""
+    part = make_clip(tmp_path / "a.ts", frames=25).read_bytes()
+    far = make_clip(tmp_path / "b.ts", frames=25, options={"output_ts_offset": str(leap_s)}).read_bytes()
+    source = tmp_path / "joined.ts"
+    source.write_bytes(part + far + part)
+    output = tmp_path / f"out{suffix}"
+    request = RenderRequest(source=source, output=output, control=Control(), model="fake")
+    assert render(request, lambda *_, **__: FakeEngine(), lambda text: None) == 0
+    played = play(output)
+    assert played.indices == [*range(25)] * 3
+    assert played.times_s[-1] == pytest.approx(2.96, abs=0.25)
+    assert played.duration_s == pytest.approx(3.0, abs=0.3)
+    assert played.sound_s == pytest.approx(3.0, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["out 12:30.mp4", "http:a.mkv", "a:b.webm", "a:b.mov", "a:b.gif"])
+def test_a_relative_output_may_have_colons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make_clip(tmp_path / "plain.mp4", frames=4).rename(tmp_path / "clip 1:2.mp4")
+    monkeypatch.chdir(tmp_path)
+    request = RenderRequest(source=Path("clip 1:2.mp4"), output=Path(name), control=Control(), model="fake")
+    assert render(request, lambda *_, **__: FakeEngine(), lambda text: None) == 0
+    assert len(play(tmp_path / name).times_s) == 4
