@@ -56,7 +56,7 @@ class VideoReader:
                 pixel_aspect=_pixel_aspect(stream, shown),
                 frame_rate=self._rate,
                 time_base=self._time_base,
-                frames=_expected_frames(stream, container, self._rate),
+                frames=_expected_frames(stream, container, self._rate, float(_start_s(first))),
                 origin_s=_origin_s(first, container),
                 has_sound=bool(container.streams.audio),
             )
@@ -179,11 +179,14 @@ def _pixel_aspect(stream: av.VideoStream, shown: Orientation) -> float:
     return 1 / aspect if shown.transposed else aspect
 
 
-def _expected_frames(stream: av.VideoStream, container: av.container.InputContainer, rate: Fraction) -> int | None:
+def _expected_frames(
+    stream: av.VideoStream, container: av.container.InputContainer, rate: Fraction, start_s: float
+) -> int | None:
     if stream.frames:
         return int(stream.frames)
-    seconds = _declared_end_s(_kind(container), stream) or (container.duration or 0) / av.time_base
-    by_time = round(seconds * rate) or None
+    end_s = _declared_end_s(_kind(container), stream)
+    seconds = end_s - start_s if end_s is not None else (container.duration or 0) / av.time_base
+    by_time = max(0, round(seconds * rate)) or None
     if not clock_may_jump(container) or by_time is None:
         return by_time
     by_bytes = _frames_by_bytes(Path(container.name.removeprefix("file:")), stream.index)
@@ -236,9 +239,13 @@ def _declared_end_s(kind: str, stream: av.VideoStream) -> float | None:
     return sum(float(part) * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
 
 
+def _start_s(first: av.VideoFrame) -> Fraction:
+    return Fraction(first.pts or 0) * Fraction(first.time_base)
+
+
 def _origin_s(first: av.VideoFrame, container: av.container.InputContainer) -> Fraction:
     """The start of the video, or of the sound if that leads by more than encoder priming."""
-    video_s = Fraction(first.pts or 0) * Fraction(first.time_base)
+    video_s = _start_s(first)
     starts = [
         Fraction(stream.start_time) * Fraction(stream.time_base)
         for stream in container.streams.audio

@@ -226,6 +226,14 @@ def test_few_pictures_with_longer_sound_are_whole(tmp_path: Path, suffix: str) -
     assert len(read(clip)) == 3
 
 
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".ts"])
+def test_a_late_start_is_not_counted_as_frames(tmp_path: Path, suffix: str) -> None:
+    clip = make_clip(tmp_path / f"a{suffix}", frames=50, options={"output_ts_offset": "100"})
+    info = open_source(clip, None).info
+    assert info.frames == pytest.approx(50, rel=0.1)
+    assert len(read(clip)) == 50
+
+
 @pytest.mark.parametrize("sound_s", [None, 3])
 @pytest.mark.parametrize("suffix", [".mkv", ".webm"])
 def test_a_cut_file_is_still_noticed(tmp_path: Path, suffix: str, sound_s: float | None) -> None:
