@@ -13,6 +13,7 @@ from .source import MAX_PICTURE_PIXELS, Source
 from .video_reader import VideoReader
 
 DEFAULT_FOLDER_FRAME_RATE = Fraction(24)
+_JPEG_STREAMS = frozenset({".mjpeg", ".mjpg"})  # begin as a JPEG does
 
 
 def open_source(path: Path, frame_rate: Fraction | None, *, max_px: int = MAX_PICTURE_PIXELS) -> Source:
@@ -30,7 +31,7 @@ def open_source(path: Path, frame_rate: Fraction | None, *, max_px: int = MAX_PI
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes).", "Download or export it again.")
     kind = picture_kind(path)
-    still = kind is not None and not kind.as_video
+    still = kind is not None and not kind.as_video and path.suffix.lower() not in _JPEG_STREAMS
     if still and not is_animated(path, max_px):
         return PictureReader(str(path), [path], frame_rate or DEFAULT_FOLDER_FRAME_RATE, max_px=max_px)
     if frame_rate is not None:

@@ -29,15 +29,8 @@ from .spliced import Spliced
 
 MAX_FILE_BYTES = 256 << 20
 BROKEN = (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, RuntimeError)
-BROKEN_TOO = (
-    AttributeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-"""What decoders raise for damaged files."""
+BROKEN_TOO = (AttributeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
+"""What decoders raise for damaged files; warnings, where they are errors."""
 
 _HEIC_REMEDY = (
     "Save it as JPEG or PNG: Export in Apple's Preview or Photos, or `heif-convert in.heic out.jpg`. An iPhone takes "
