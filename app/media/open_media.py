@@ -29,7 +29,7 @@ FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "DV": ("dv",),
         "IVF": ("ivf",),
         "Y4M": ("yuv4mpegpipe",),
-        "raw H.264, HEVC, AV1 and MPEG video": ("h264", "hevc", "obu", "m4v", "mpegvideo"),
+        "raw H.264, HEVC, AV1, MPEG video and Motion JPEG": ("h264", "hevc", "obu", "m4v", "mpegvideo", "mjpeg"),
     }
 )
 """What may be opened: the name for people -> FFmpeg's demuxers."""
