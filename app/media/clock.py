@@ -5,15 +5,17 @@ Pictures and sound have to be read through the same rules to stay in sync. Indep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 import av
 
 _BACK_S = Fraction(1, 10)  # decoding times of a stream never decrease; less than this is inexact rounding
 _LEAP_S = Fraction(3600)  # a picture may stand for long: a slide, a screen where nothing moves
 _LEAP_OF_BROADCAST_S = Fraction(10)  # formats whose clock may change at any time; FFmpeg's dts_delta_threshold
+_START_PACKETS = 1000
 _SAME_JOIN_S = Fraction(1)  # streams of one file end within this of each other
 
 
@@ -53,6 +55,11 @@ class SteadyClock:
         state.end_s = max(state.end_s, shifted + duration_s)
         return self._shifts[state.shift]
 
+    @property
+    def jumped(self) -> bool:
+        """Whether anything was shifted so far."""
+        return len(self._shifts) > 1
+
     def _newest(self) -> Fraction:
         return max(state.end_s for state in self._streams.values())
 
@@ -62,6 +69,8 @@ class SteadyClock:
         if self._streams:
             newest_s = self._newest()
             shift = min(range(len(self._shifts)), key=lambda index: abs(dts_s + self._shifts[index] - newest_s))
+            if abs(dts_s + self._shifts[shift] - newest_s) > _LEAP_S:
+                shift = self._add(newest_s - dts_s)
         start_s = dts_s + self._shifts[shift]
         return _Stream(shift=shift, last_s=start_s, end_s=start_s)
 
@@ -71,7 +80,10 @@ class SteadyClock:
             back_s = _SAME_JOIN_S if index > state.shift else _BACK_S
             if index != state.shift and -back_s < dts_s + known - state.end_s < _SAME_JOIN_S:
                 return index
-        self._shifts.append(self._newest() - dts_s)
+        return self._add(self._newest() - dts_s)
+
+    def _add(self, shift_s: Fraction) -> int:
+        self._shifts.append(shift_s)
         return len(self._shifts) - 1
 
 
@@ -80,22 +92,44 @@ def clock_may_jump(container: av.container.InputContainer) -> bool:
     return bool(container.format.flags & av.format.Flags.ts_discont.value)
 
 
-def steady_packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
+def clock_of(container: av.container.InputContainer) -> SteadyClock:
+    """A clock that tells leaps as the file's format needs."""
+    return SteadyClock(_LEAP_OF_BROADCAST_S if clock_may_jump(container) else _LEAP_S)
+
+
+def steady_packets(container: av.container.InputContainer, clock: SteadyClock) -> Iterator[av.Packet]:
     """All packets of a file with continuous times; those of sound that would overlap at a join are left out."""
-    clock = SteadyClock(_LEAP_OF_BROADCAST_S if clock_may_jump(container) else _LEAP_S)
     sound_dts: dict[int, int] = {}
-    for packet in container.demux():
-        stream = packet.stream
-        if packet.size and stream.type in ("video", "audio"):
-            tick = Fraction(packet.time_base)
-            dts_s = packet.dts * tick if packet.dts is not None else None
-            shift = round(clock.shift(stream.index, dts_s, (packet.duration or 0) * tick) / tick)
-            if shift:
-                packet.pts = packet.pts + shift if packet.pts is not None else None
-                packet.dts = packet.dts + shift if packet.dts is not None else None
-            if stream.type == "audio" and packet.dts is not None:
-                newest = sound_dts.get(stream.index)
-                if shift and newest is not None and packet.dts <= newest:
-                    continue
-                sound_dts[stream.index] = packet.dts
+    for packet, shift_s in _shifted(container, clock):
+        shift = round(shift_s / Fraction(packet.time_base)) if shift_s else 0
+        if shift:
+            packet.pts = packet.pts + shift if packet.pts is not None else None
+            packet.dts = packet.dts + shift if packet.dts is not None else None
+        if packet.stream.type == "audio" and packet.dts is not None:
+            newest = sound_dts.get(packet.stream.index)
+            if shift and newest is not None and packet.dts <= newest:
+                continue
+            sound_dts[packet.stream.index] = packet.dts
         yield packet
+
+
+def first_shifts(container: av.container.InputContainer) -> Mapping[int, Fraction]:
+    """By how many seconds `steady_packets` shifts the first packet of each stream, by index. Reads the file's start."""
+    found: dict[int, Fraction] = {}
+    try:
+        for packet, shift_s in islice(_shifted(container, clock_of(container)), _START_PACKETS):
+            found.setdefault(packet.stream.index, shift_s)
+    except av.error.FFmpegError:
+        return found  # the reader comes to it too, and says so
+    return found
+
+
+def _shifted(container: av.container.InputContainer, clock: SteadyClock) -> Iterator[tuple[av.Packet, Fraction]]:
+    """All packets as they are in the file, with the seconds by which each is to be shifted."""
+    for packet in container.demux():
+        if not packet.size or packet.stream.type not in ("video", "audio"):
+            yield packet, Fraction(0)
+            continue
+        tick = Fraction(packet.time_base)
+        dts_s = packet.dts * tick if packet.dts is not None else None
+        yield packet, clock.shift(packet.stream.index, dts_s, (packet.duration or 0) * tick)

@@ -11,7 +11,7 @@ from fractions import Fraction
 import av
 from av.bitstream import BitStreamFilterContext
 
-from .clock import steady_packets
+from .clock import clock_of, steady_packets
 from .containers import Container
 from .open_media import open_media
 from .sound_choice import Sound, SoundChoice, best_sound, is_adts
@@ -79,8 +79,8 @@ class SoundFeed:
 
     def _demuxed(self) -> Iterator[av.Packet]:
         try:
-            ours = self._from.index
-            yield from (p for p in steady_packets(self._input) if p.stream.index == ours and p.size)
+            ours, packets = self._from.index, steady_packets(self._input, clock_of(self._input))
+            yield from (p for p in packets if p.stream.index == ours and p.size)
         except av.error.FFmpegError as error:
             self._broken = error.strerror or str(error)
 

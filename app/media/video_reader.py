@@ -5,7 +5,7 @@ Frames keep the file's time base; pts are relative to `SourceInfo.origin_s`, the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import av
 from pipelines.core.errors import InputError
 
 from .alpha import decoder_of
-from .clock import clock_may_jump, steady_packets
+from .clock import clock_may_jump, clock_of, first_shifts, steady_packets
 from .deinterlace import whole_pictures
 from .frame_colours import ToRgb, check_base
 from .open_media import OPENED, open_media
@@ -57,7 +57,7 @@ class VideoReader:
                 frame_rate=self._rate,
                 time_base=self._time_base,
                 frames=_expected_frames(stream, container, self._rate, float(_start_s(first))),
-                origin_s=_origin_s(first, container),
+                origin_s=_origin_s(first, stream, container, _first_shifts(path)),
                 has_sound=bool(container.streams.audio),
             )
 
@@ -104,10 +104,11 @@ class VideoReader:
         """Frames in display order. Raises FFmpegError for corrupt data and _TruncatedError for a truncated file, both
         only after every frame before that point was yielded."""
         end_s: dict[int, Fraction] = {}
+        clock = clock_of(container)
         failure: Exception | None = None
         resyncs = container.format.name == "mpegts"  # there, a corrupt packet does not end the stream
         try:
-            for packet in steady_packets(container):
+            for packet in steady_packets(container, clock):
                 if packet.is_corrupt and not resyncs:
                     raise _TruncatedError("the file ends in the middle of a frame")
                 if not packet.size:
@@ -121,7 +122,7 @@ class VideoReader:
         except (av.error.FFmpegError, _TruncatedError) as error:
             failure = error
         yield from _drained(decoder)
-        if failure is None:
+        if failure is None and not clock.jumped:  # else the header's length is in other times
             failure = _missing_end(container, stream, end_s, max(_MISSING_S, 2 / float(self._rate)))
         if failure is not None:
             raise failure
@@ -243,13 +244,23 @@ def _start_s(first: av.VideoFrame) -> Fraction:
     return Fraction(first.pts or 0) * Fraction(first.time_base)
 
 
-def _origin_s(first: av.VideoFrame, container: av.container.InputContainer) -> Fraction:
-    """The start of the video, or of the sound if that leads by more than encoder priming."""
-    video_s = _start_s(first)
+def _origin_s(
+    first: av.VideoFrame,
+    stream: av.VideoStream,
+    container: av.container.InputContainer,
+    shifts_s: Mapping[int, Fraction],
+) -> Fraction:
+    """The start of the video, or of the sound if that leads by more than encoder priming, as the clock shifts them."""
+    video_s = _start_s(first) + shifts_s.get(stream.index, 0)
     starts = [
-        Fraction(stream.start_time) * Fraction(stream.time_base)
-        for stream in container.streams.audio
-        if stream.start_time is not None
+        Fraction(sound.start_time) * Fraction(sound.time_base) + shifts_s.get(sound.index, 0)
+        for sound in container.streams.audio
+        if sound.start_time is not None
     ]
     sound_s = min(starts, default=video_s)
     return sound_s if video_s - sound_s > _SOUND_LEAD_S else video_s
+
+
+def _first_shifts(path: Path) -> Mapping[int, Fraction]:
+    with _opened(path) as container:
+        return first_shifts(container)

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from app.media.clock import SteadyClock, steady_packets
+from app.media.clock import SteadyClock, clock_of, steady_packets
 from app.media.open_media import FormatError, open_media
 from app.media.open_source import open_source
 from app.media.orientation import Orientation
@@ -296,7 +296,7 @@ def test_sound_stays_beside_the_picture_across_joins(tmp_path: Path) -> None:
     clip.write_bytes(clip.read_bytes() * 10)
     ends: dict[str, float] = {}
     with open_media(clip) as container:
-        for packet in steady_packets(container):
+        for packet in steady_packets(container, clock_of(container)):
             if packet.size and packet.dts is not None:
                 at = float(packet.dts * packet.time_base)
                 assert at > ends.get(packet.stream.type, -1)
@@ -326,6 +326,25 @@ def test_a_video_that_pauses_while_sound_goes_on_is_no_leap() -> None:
 def test_one_wrong_timestamp_does_not_move_the_rest() -> None:
     times = shifted([(VIDEO, 0.0), (VIDEO, 0.04), (VIDEO, 50_000.0), (VIDEO, 0.12), (VIDEO, 0.16)])
     assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+
+
+@pytest.mark.parametrize(("first", "second"), [(VIDEO, SOUND), (SOUND, VIDEO)])
+def test_streams_whose_clocks_are_hours_apart_begin_together(first: int, second: int) -> None:
+    packets = [(first, 0.0), (second, 90_000.0), (first, 0.04), (second, 90_000.04), (first, 0.08), (second, 90_000.08)]
+    assert shifted(packets) == pytest.approx([0, 0.04, 0.04, 0.08, 0.08, 0.12])
+
+
+def test_a_file_with_two_clocks_begins_with_picture_and_sound(tmp_path: Path) -> None:
+    """As from cameras whose picture and sound count from different moments. Each part of a TS joins at its start."""
+    far = make_clip(tmp_path / "a.ts", frames=20, sound="", options={"output_ts_offset": "20000"})
+    near = make_clip(tmp_path / "b.ts", frames=20)
+    (tmp_path / "c.ts").write_bytes(far.read_bytes()[: 188 * 8] + near.read_bytes())
+    info = open_source(tmp_path / "c.ts", None).info
+    assert float(read(tmp_path / "c.ts")[0].pts * info.time_base) < 0.2
+    with open_media(tmp_path / "c.ts") as container:
+        packets = [p for p in steady_packets(container, clock_of(container)) if p.size and p.stream.type == "audio"]
+        start = packets[0].pts * packets[0].time_base - info.origin_s
+    assert abs(float(start)) < 0.5
 
 
 def test_the_last_packet_before_a_join_may_come_after_the_first_behind_it() -> None:
