@@ -12,7 +12,7 @@ from pipelines.core.errors import InputError
 
 from .alpha import over_black
 from .orientation import Orientation
-from .tone_map import Colours, ToneMap
+from .tone_map import Colours, Table, ToneMap, table
 
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _HD_ROWS = 720  # untagged video is BT.709 from here on, BT.601 below: what players assume
@@ -36,6 +36,7 @@ class ToRgb:
         self._reformatter = VideoReformatter()
         self._from_table = VideoReformatter()
         self._alpha = VideoReformatter()
+        self._tables: dict[Colours, Table] = {}
         self._tone_map: ToneMap | None = None
         self._mapped: tuple[Colours, int, int] | None = None
 
@@ -63,13 +64,16 @@ class ToRgb:
                 dst_color_range=ColorRange.JPEG,
                 interpolation=_SCALER,
             )
-            rgb = self._from_table.reformat(self._table(colours, frame)(deep), format="rgb24")
+            rgb = self._from_table.reformat(self._tone_map_for(colours, frame)(deep), format="rgb24")
         return np.asarray(rgb.to_ndarray(), np.uint8)
 
-    def _table(self, colours: Colours, frame: av.VideoFrame) -> ToneMap:
+    def _tone_map_for(self, colours: Colours, frame: av.VideoFrame) -> ToneMap:
         wanted = colours, frame.width, frame.height
         if self._tone_map is None or self._mapped != wanted:
-            self._tone_map, self._mapped = ToneMap(*wanted), wanted
+            if colours not in self._tables:
+                self._tables[colours] = table(colours)
+            self._tone_map = ToneMap(self._tables[colours], frame.width, frame.height)
+            self._mapped = wanted
         return self._tone_map
 
 

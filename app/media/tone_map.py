@@ -18,6 +18,7 @@ from av.filter import Graph
 from av.filter.context import FilterContext
 
 Light = npt.NDArray[np.float64]
+Table = npt.NDArray[np.uint16]
 
 WHITE = 203.0
 """Diffuse white of HDR pictures, cd/m² (ITU-R BT.2408), shown as the white of SDR."""
@@ -91,6 +92,7 @@ _SDR = Transfer(light=sdr_light, high_range=False)
 _TRANSFERS: Mapping[int, Transfer] = MappingProxyType(  # by the number of the transfer characteristics in H.273
     {16: Transfer(light=pq_light, high_range=True), 18: Transfer(light=hlg_light, high_range=True)}
 )
+_REC709 = 1
 _PRIMARIES_OF_HDR = 9  # BT.2020, also where the file does not say
 
 
@@ -103,16 +105,16 @@ class Colours:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> Colours:
-        """Those that the frame is tagged with."""
+        """Those that the frame is tagged with; all of standard range and primaries close to Rec.709's as one."""
         transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
-        if transfer in _TRANSFERS and primaries not in _TO_709:
-            primaries = _PRIMARIES_OF_HDR
-        return cls(transfer=transfer, primaries=primaries)
+        if transfer not in _TRANSFERS:
+            return cls(transfer=_REC709, primaries=primaries if primaries in _TO_709 else _REC709)
+        return cls(transfer=transfer, primaries=primaries if primaries in _TO_709 else _PRIMARIES_OF_HDR)
 
     @property
     def plain(self) -> bool:
-        """Whether such pictures are shown as they are: standard range, primaries (close to) Rec.709's."""
-        return self.transfer not in _TRANSFERS and (self.primaries == 1 or self.primaries not in _TO_709)
+        """Whether such pictures are shown as they are."""
+        return self.transfer == self.primaries == _REC709
 
     def to_sdr(self, signal: Light) -> Light:
         """signal: [..., 3] RGB of these colours -> RGB of Rec.709 for a BT.1886 display, in [0, 1]."""
@@ -132,19 +134,20 @@ _CLOCK = Fraction(1, 1000)
 class ToneMap:
     """Pictures of one size and kind of colours, looked up in a table of `Colours.to_sdr`. Not thread-safe."""
 
-    def __init__(self, colours: Colours, width: int, height: int) -> None:
+    def __init__(self, entries: Table, width: int, height: int) -> None:
+        """entries: `table` of the pictures' colours."""
         self._graph = Graph()
         self._source = self._add_buffer(width, height)
-        table = self._add_buffer(_TABLE_PX, _TABLE_PX)
+        given = self._add_buffer(_TABLE_PX, _TABLE_PX)
         lookup, sink = self._graph.add("haldclut", "clut=first:interp=tetrahedral"), self._graph.add("buffersink")
         self._source.link_to(lookup, 0, 0)
-        table.link_to(lookup, 0, 1)
+        given.link_to(lookup, 0, 1)
         lookup.link_to(sink)
         self._graph.configure()
-        entries = av.VideoFrame.from_ndarray(_table(colours), format="rgb48le")
-        entries.pts, entries.time_base = 0, _CLOCK
-        table.push(entries)
-        table.push(None)
+        picture = av.VideoFrame.from_ndarray(entries, format="rgb48le")
+        picture.pts, picture.time_base = 0, _CLOCK
+        given.push(picture)
+        given.push(None)
         self._count = 0
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
@@ -165,8 +168,8 @@ class ToneMap:
         )
 
 
-def _table(colours: Colours) -> npt.NDArray[np.uint16]:
-    """The table as haldclut reads it: [512, 512, 3], red changes first, then green, then blue."""
+def table(colours: Colours) -> Table:
+    """`Colours.to_sdr` at 64 steps of each colour, as haldclut reads it: [512, 512, 3], red changes first."""
     axis = np.linspace(0, 1, _SIDE)
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
     values = colours.to_sdr(np.stack([red, green, blue], axis=-1))

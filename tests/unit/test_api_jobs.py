@@ -87,6 +87,15 @@ def test_a_video_is_uploaded_rendered_downloaded_and_deleted(server: ApiServer, 
     assert files(server) == []
 
 
+@pytest.mark.parametrize("kind", ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"])
+def test_an_uploaded_list_of_the_servers_files_is_not_followed(server: ApiServer, tmp_path: Path, kind: str) -> None:
+    secret = make_clip(tmp_path / "secret.mp4", frames=3)
+    found = over(server, sent(server, kind.format(secret).encode()).json()["url"])
+    assert (found["state"], found["frames"]) == ("failed", 0)
+    assert "Opened are MP4, MOV" in str(found["message"])
+    assert str(server.context.data) not in str(found["message"])
+
+
 def test_a_prompt_alone_is_rendered_at_the_live_size(server: ApiServer, tmp_path: Path) -> None:
     job = sent(server, seconds=0.5, fps=10, format="webm", controls={"prompt": "a cat"}).json()
     assert over(server, job["url"])["frames"] == 5
