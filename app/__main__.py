@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pipelines.core.errors import ZoetropeError
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     options.own_process = arguments is None
+    if options.own_process:
+        warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a picture is said in our errors
     try:
         status: int = options.run(options)
     except ZoetropeError as error:

@@ -83,6 +83,7 @@ def router(context: ApiContext) -> APIRouter:
             with_input, options = await _read_upload(context, request, job)
             models = await off_loop(context, model_arguments, context.model)
             arguments = render_arguments(options, models, running=_running(context), with_input=with_input)
+            arguments.append(f"--max-pixels={context.limits.picture_px}")
             store.start(
                 job,
                 arguments,

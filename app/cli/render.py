@@ -64,6 +64,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--first-picture", metavar="FILE", help="a picture that a prompt-only video begins with (video models)"
     )
     parser.add_argument(
+        "--max-pixels", metavar="N", help="largest picture or video frame that is read, in pixels (default 67108864)"
+    )
+    parser.add_argument(
         "--timeline", metavar="FILE", help="timed control changes, as JSON: docs/render.md has the format"
     )
     parser.add_argument("--take", metavar="FOLDER", help="replay a live session's take: the same frames as live")
@@ -132,6 +135,7 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
         "--resume": options.resume,
         "--lora": options.lora,
         "--first-picture": options.first_picture,
+        "--max-pixels": options.max_pixels,
         "--timeline": options.timeline,
         **dict.fromkeys(map(_flag, control), True),
     }
@@ -193,6 +197,7 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
         timeline=Path(options.timeline) if options.timeline is not None else None,
         force=options.force,
         resume=options.resume,
+        **_max_pixels(options),
     )
 
 
@@ -215,6 +220,16 @@ def _first_picture(options: argparse.Namespace) -> Path | None:
     if not options.prompt_only:
         raise InputError("--first-picture was given with an input.", "It belongs to --prompt-only.")
     return Path(options.first_picture)
+
+
+def _max_pixels(options: argparse.Namespace) -> dict[str, int]:
+    """What was given, as a field of the request."""
+    if options.max_pixels is None:
+        return {}
+    digits = options.max_pixels
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 10 and 0 < int(digits) < 2**31):
+        raise InputError(f"--max-pixels cannot be {digits!r}.", "Give a whole number of pixels, up to 2147483647.")
+    return {"max_px": int(digits)}
 
 
 def _seconds(options: argparse.Namespace, rate: Fraction | None) -> Fraction | None:

@@ -1,4 +1,4 @@
-"""The table of video containers: muxer, video encoder and sound codecs by file suffix. Writes nothing."""
+"""The table of output files: muxer, video encoder and sound codecs by file suffix. Writes nothing."""
 
 from __future__ import annotations
 
@@ -40,6 +40,24 @@ class Container:
         return {**self.video_options, "g": str(min(60, max(12, round(frame_rate))))}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Animation:
+    """A file of pictures with one palette, which is made once all pictures are known; it has no sound.
+
+    tick_s: the unit of its times, seconds. shortest_ticks: pictures that follow sooner are slowed down by players.
+    """
+
+    muxer: str
+    encoder: str
+    tick_s: Fraction
+    shortest_ticks: int
+
+    @property
+    def max_frame_rate(self) -> Fraction:
+        """Frames per second that it can show."""
+        return 1 / (self.tick_s * self.shortest_ticks)
+
+
 # No B-frames: decoding order is display order, so every complete packet of a growing file is one rendered frame.
 _H264 = {"preset": "veryfast", "crf": "18", "bf": "0", "rc-lookahead": "10"}
 _VP9 = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1", "lag-in-frames": "0"}
@@ -47,20 +65,35 @@ _VP9 = {"crf": "30", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1
 # video in the muxer's queue (microseconds).
 _GROWING = {"flush_packets": "1", "max_interleave_delta": "100000"}
 _GROWING_MATROSKA = {**_GROWING, "cluster_time_limit": "1000"}  # milliseconds
+_GROWING_BOXES = {"movflags": "frag_keyframe+delay_moov+default_base_moof", **_GROWING}
+_MP4_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
+_MOV_SOUND = _MP4_SOUND | {"pcm_s16le", "pcm_s24le", "pcm_s16be", "pcm_s24be"}
 
 CONTAINERS: Mapping[str, Container] = MappingProxyType(
     {
         ".mp4": Container(
             muxer="mp4",
             trim=trim_boxes,
-            growing={"movflags": "frag_keyframe+delay_moov+default_base_moof", **_GROWING},
+            growing=_GROWING_BOXES,
             finished={"movflags": "faststart"},
             video_encoder="libx264",
             video_options=_H264,
             annexb_filter="h264_mp4toannexb",
-            sound_copied=frozenset({"aac", "mp3", "ac3", "eac3", "alac"}),
+            sound_copied=_MP4_SOUND,
             sound_encoder="aac",
-            sound_primed=frozenset({"aac", "mp3", "ac3", "eac3", "alac"}),
+            sound_primed=_MP4_SOUND,
+        ),
+        ".mov": Container(
+            muxer="mov",
+            trim=trim_boxes,
+            growing=_GROWING_BOXES,
+            finished={"movflags": "faststart"},
+            video_encoder="libx264",
+            video_options=_H264,
+            annexb_filter="h264_mp4toannexb",
+            sound_copied=_MOV_SOUND,
+            sound_encoder="aac",
+            sound_primed=_MOV_SOUND,
         ),
         ".mkv": Container(
             muxer="matroska",
@@ -90,20 +123,27 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
         ),
     }
 )
-"""By suffix of the output file."""
+"""Video files, by suffix of the output file."""
+
+ANIMATIONS: Mapping[str, Animation] = MappingProxyType(
+    {".gif": Animation(muxer="gif", encoder="gif", tick_s=Fraction(1, 100), shortest_ticks=2)}
+)
+"""Files of pictures, by suffix of the output file."""
+
+FileKind = Container | Animation
 
 
-def container_for(output: Path, *, named_as_folder: bool) -> Container | None:
-    """The container of the file `output`; None for a folder of pictures (no suffix, or ends in '/').
+def container_for(output: Path, *, named_as_folder: bool) -> FileKind | None:
+    """The kind of the file `output`; None for a folder of pictures (no suffix, or ends in '/').
 
     Raises OutputError for an unsupported suffix.
     """
     suffix = output.suffix.lower()
     if named_as_folder or not suffix:
         return None
-    if suffix not in CONTAINERS:
-        raise OutputError(
-            f"{output} ends in {suffix}, which is not supported.",
-            f"Use {', '.join(CONTAINERS)}, or / for a folder of PNG pictures.",
-        )
-    return CONTAINERS[suffix]
+    if kind := CONTAINERS.get(suffix) or ANIMATIONS.get(suffix):
+        return kind
+    raise OutputError(
+        f"{output} ends in {suffix}, which is not supported.",
+        f"Use {', '.join((*CONTAINERS, *ANIMATIONS))}, or / for a folder of PNG pictures.",
+    )

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .writer import writing
+from .writer import Left, writing
 
 _COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
@@ -19,14 +19,18 @@ _COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 class PictureWriter:
     """frames/000000.png, frames/000001.png, ..."""
 
-    def __init__(self, folder: Path, *, resume: bool) -> None:
-        """resume: keep the existing files from 0 up to the first gap; else all numbered files are removed."""
+    def __init__(self, folder: Path, *, resume: bool, resumable: bool = True) -> None:
+        """resume: keep the existing files from 0 up to the first gap; else all numbered files are removed.
+
+        resumable: whether --resume can go on from these files.
+        """
+        self._resumable = resumable
         self._folder = folder
         self._frames = 0
         with writing(folder):
             folder.mkdir(exist_ok=True)
             if resume:
-                while self._file(self._frames).is_file():
+                while self.file(self._frames).is_file():
                     self._frames += 1
             else:
                 for file in numbered_pictures(folder):
@@ -36,13 +40,17 @@ class PictureWriter:
     def frames(self) -> int:
         return self._frames
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
         """pts and duration are ignored."""
         done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _COMPRESSION)
         assert done, "PNG encoding of a uint8 RGB picture cannot fail"
-        file = self._file(self._frames)
+        file = self.file(self._frames)
         unfinished = file.with_suffix(".writing")
-        with writing(self._folder):
+        with writing(self._folder, self._left):
             try:
                 unfinished.write_bytes(data.tobytes())
                 unfinished.replace(file)
@@ -60,7 +68,11 @@ class PictureWriter:
     def abandon(self) -> None:
         """Does nothing."""
 
-    def _file(self, number: int) -> Path:
+    def _left(self) -> Left:
+        return Left.stored(self._frames, resumable=self._resumable)
+
+    def file(self, number: int) -> Path:
+        """The file of frame `number`, whether it exists or not."""
         return self._folder / f"{number:06d}.png"
 
 

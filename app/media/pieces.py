@@ -11,6 +11,8 @@ from pathlib import Path
 
 import av
 
+from .open_media import FormatError, open_media
+
 _BOX = struct.Struct(">I4s")  # ISO/IEC 14496-12: size with this header, type
 _LARGE_SIZE = struct.Struct(">Q")  # follows the header when its size field is 1
 _DATA = b"mdat"
@@ -43,6 +45,15 @@ def trim_boxes(path: Path) -> bool:
 def trim_nothing(path: Path) -> bool:
     """Does nothing: Matroska plays up to wherever it ends. Returns False: its last piece may be incomplete."""
     return False
+
+
+def plays(path: Path) -> bool:
+    """Whether a file, complete or not, has a picture to play."""
+    try:
+        with open_media(path) as container:
+            return any(packet.size for packet in container.demux(video=0))
+    except (FormatError, av.error.FFmpegError, OSError, IndexError):
+        return False
 
 
 def whole_pieces(

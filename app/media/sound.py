@@ -1,4 +1,4 @@
-"""Copies the source's sound to an output: as it is if the container supports the codec, else re-encoded.
+"""Brings the source's sound into an output: as it is if the container takes it, else encoded again.
 
 Timestamps are shifted by the source's origin, so that sound and picture stay in sync.
 """
@@ -6,49 +6,59 @@ Timestamps are shifted by the source's origin, so that sound and picture stay in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import av
+from av.bitstream import BitStreamFilterContext
 
+from .clock import clock_of, steady_packets
 from .containers import Container
-
-_OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sound:
-    """Where the sound comes from. origin_s: the time in that file that becomes 0 in the output, seconds."""
-
-    path: Path
-    origin_s: Fraction
+from .open_media import open_media
+from .sound_choice import Sound, SoundChoice, best_sound, is_adts
+from .sound_samples import RESTART_S, SteadySamples
 
 
 class SoundFeed:
     """The packets of a `Sound` for one output container, in time order.
 
-    Owns its own reader of the source. broken: why the sound ends early, or empty.
+    Owns its own reader of the source. trouble: sentences on what could not be kept, known once all packets are taken.
     """
 
-    def __init__(self, sound: Sound, output: av.container.OutputContainer, kind: Container) -> None:
-        """Adds a stream to `output`, before anything is written to it."""
-        self.broken = ""
-        self._origin_s = sound.origin_s
-        self._input = av.open(str(sound.path))
-        self._from = self._input.streams.best("audio") or self._input.streams.audio[0]
-        codec = self._from.codec_context.codec.canonical_name
-        self._copies = codec in kind.sound_copied
-        if self._copies:
+    def __init__(
+        self, sound: Sound, choice: SoundChoice, output: av.container.OutputContainer, kind: Container
+    ) -> None:
+        """Adds a stream to `output`, before anything is written to it. choice: one that does not leave it out."""
+        self._sound = sound
+        self._choice = choice
+        self._damaged = 0
+        self._broken = ""
+        self._input = open_media(sound.path)
+        source = best_sound(self._input)
+        assert source is not None, "chosen sound exists"
+        self._from = source
+        self._shift = round(sound.origin_s / self._from.time_base)
+        self._samples = SteadySamples(rate=choice.rate, layout=choice.layout, origin_s=sound.origin_s)
+        if choice.copies:
             self._to = output.add_stream_from_template(self._from, opaque=True)
         else:
-            self._to = output.add_stream(kind.sound_encoder, rate=self._rate(kind.sound_encoder))
-            self._to.codec_context.layout = "mono" if self._from.codec_context.channels == 1 else "stereo"
-        written = codec if self._copies else kind.sound_encoder.removeprefix("lib")
-        self._primed = written in kind.sound_primed
-        self._packets = self._copied() if self._copies else self._encoded()
+            self._to = output.add_stream(kind.sound_encoder, rate=choice.rate)
+            self._to.codec_context.layout = choice.layout
+        self._primed = choice.codec in kind.sound_primed
+        self._packets = self._copied() if choice.copies else self._encoded()
         self._next: av.Packet | None = None
+
+    @property
+    def trouble(self) -> list[str]:
+        name, found = self._sound.path, []
+        if self._broken:
+            found.append(f"The sound of {name} cannot be read to its end: {self._broken}.")
+        if self._damaged:
+            lost = f"{self._damaged} damaged packet{'s' if self._damaged > 1 else ''}"
+            found.append(f"The sound of {name} has {lost}, which are left out.")
+        if changes := self._samples.changes:
+            steady = f"{self._choice.rate} Hz {self._choice.layout}"
+            found.append(f"The sound of {name} changes on the way ({', '.join(changes)}): all of it is now {steady}.")
+        return found
 
     def until(self, seconds: Fraction | None) -> Iterator[av.Packet]:
         """Packets with more than half of their duration before `seconds` (None: all remaining ones)."""
@@ -67,49 +77,49 @@ class SoundFeed:
         """Close the source."""
         self._input.close()
 
-    def _rate(self, encoder: str) -> int:
-        rate = int(self._from.codec_context.sample_rate)
-        return rate if encoder != "libopus" or rate in _OPUS_RATES else _OPUS_RATES[0]
-
     def _demuxed(self) -> Iterator[av.Packet]:
         try:
-            yield from (packet for packet in self._input.demux(self._from) if packet.size)
+            ours, packets = self._from.index, steady_packets(self._input, clock_of(self._input))
+            yield from (p for p in packets if p.stream.index == ours and p.size)
         except av.error.FFmpegError as error:
-            self.broken = str(error)
+            self._broken = error.strerror or str(error)
 
     def _copied(self) -> Iterator[av.Packet]:
-        shift = round(self._origin_s / self._from.time_base)
+        """Packets with increasing times, from 0 on."""
+        overlap = round(RESTART_S / self._from.time_base)
+        adts = self._choice.packet_filter
+        bitstream = BitStreamFilterContext(adts, self._from) if adts else None
+        end: int | None = None
         for packet in self._demuxed():
-            if packet.is_corrupt:
-                return
-            if packet.pts is None or packet.dts is None:
+            if packet.is_corrupt or packet.dts is None or packet.pts is None or (adts and not is_adts(packet)):
+                self._damaged += 1
                 continue
-            packet.pts -= shift
-            packet.dts -= shift
-            if packet.pts + (packet.duration or 0) >= 0:  # the packet that ends at 0 primes the decoder
-                yield packet
+            if end is not None and packet.dts - self._shift < end - overlap:
+                self._shift = packet.dts - end
+            packet.pts -= self._shift
+            packet.dts -= self._shift
+            if end is not None and packet.dts <= end - (packet.duration or 1):
+                continue  # this time has its sound already
+            end = packet.dts + (packet.duration or 1)
+            primes = self._primed and packet.pts + (packet.duration or 0) >= 0  # it ends at 0
+            if primes or packet.pts >= 0:  # before the filter, whose first packet carries the header
+                yield from bitstream.filter(packet) if bitstream is not None else (packet,)
 
     def _encoded(self) -> Iterator[av.Packet]:
-        for frame in self._decoded():
+        for frame in self._samples.steady(self._decoded()):
             yield from self._to.encode(frame)
         yield from self._to.encode(None)
 
     def _decoded(self) -> Iterator[av.AudioFrame]:
-        shift = round(self._origin_s / self._from.time_base)
         for packet in self._demuxed():
             try:
-                frames = self._from.decode(packet)
-            except av.error.FFmpegError as error:
-                self.broken = str(error)
-                return
-            for frame in frames:
-                if frame.pts is not None:
-                    frame.pts -= round(shift * self._from.time_base / frame.time_base)
-                    if frame.pts < 0:
-                        continue
-                yield frame
-        with suppress(av.error.FFmpegError):  # nothing is left to drain after corrupt data
+                yield from self._from.decode(packet)
+            except av.error.FFmpegError:
+                self._damaged += 1
+        try:
             yield from self._from.decode(None)
+        except av.error.FFmpegError:
+            return  # nothing is left to drain after damaged data
 
 
 def _middle_s(packet: av.Packet) -> Fraction:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from pipelines.core.errors import InputError
 
 MAX_PICTURE_PIXELS = 64 * 2**20
-"""Largest picture that is decoded (64 megapixels): 3 bytes per pixel, several copies in memory at once."""
+"""Largest picture that is decoded (64 megapixels) unless a caller says less: 3 bytes per pixel, several copies in
+memory at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class SourceInfo:
 
     size: (width, height) of the first picture in pixels, upright. pixel_aspect: displayed width / height of one pixel.
     frame_rate: average, frames per second. time_base: unit of pts and durations, seconds. frames: expected number; None
-    if unknown. origin_s: the time in the file of pts 0, seconds.
+    if unknown. origin_s: the time in the file of pts 0, seconds. notes: sentences for the user: what is not read.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SourceInfo:
     frames: int | None
     origin_s: Fraction
     has_sound: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,10 +73,10 @@ class SourceBrokenError(InputError):
         self.seconds = seconds
 
 
-def check_pixels(name: str, width: int, height: int) -> None:
+def check_pixels(name: str, width: int, height: int, max_px: int = MAX_PICTURE_PIXELS) -> None:
     """Raise InputError if a picture of this size is too large to decode."""
-    if width * height > MAX_PICTURE_PIXELS:
+    if width * height > max_px:
         raise InputError(
             f"{name} is {width}x{height} pixels ({width * height / 1e6:.0f} megapixels).",
-            f"Scale it down first: at most {MAX_PICTURE_PIXELS / 1e6:.0f} megapixels are read.",
+            f"Scale it down first: at most {max_px / 1e6:.0f} megapixels are read.",
         )

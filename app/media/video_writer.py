@@ -7,7 +7,7 @@ file with its index in front, and replaces it atomically. Independent of the eng
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,22 +22,28 @@ from pipelines.core.errors import OutputError
 
 from .colours import ToYuv
 from .containers import Container
-from .pieces import whole_pieces
-from .sound import Sound, SoundFeed
-from .writer import writing
+from .open_media import file_url, open_media
+from .pieces import plays, whole_pieces
+from .sound import SoundFeed
+from .sound_choice import Sound, SoundChoice, choose_sound
+from .writer import Left, writing
 
 _BT709_MATRIX = 1  # AVCOL_SPC_BT709, as codec contexts number it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoPlan:
-    """The file to write. size: even (width, height) in pixels. time_base: of pts and durations, seconds."""
+    """The file to write. size: even (width, height) in pixels. time_base: of pts and durations, seconds.
+
+    resumable: whether --resume can go on from an incomplete file.
+    """
 
     kind: Container
     size: tuple[int, int]
     frame_rate: Fraction
     time_base: Fraction
     sound: Sound | None
+    resumable: bool = True
 
 
 class VideoWriter:
@@ -52,9 +58,11 @@ class VideoWriter:
         self._end_s = Fraction(0)
         self._frames = 0
         self._to_yuv = ToYuv()
+        self._choice = choose_sound(plan.sound, plan.kind) if plan.sound is not None else SoundChoice()
+        self._remarks = [self._choice.notice] if self._choice.notice else []
         growing = scratch / f"growing{output.suffix}" if keep else output
-        with writing(output):
-            self._file = _File(growing, plan.kind.growing, plan)
+        with self._writing():
+            self._file = _File(growing, plan.kind.growing, plan, self._choice)
             self._stream = self._file.add_encoder()
             if keep:
                 self._copy_kept(keep_last_piece or plan.kind.trim(output))
@@ -65,23 +73,28 @@ class VideoWriter:
     def frames(self) -> int:
         return self._frames
 
+    def remarks(self) -> list[str]:
+        """What became of the sound, unless it was copied whole."""
+        said, self._remarks = self._remarks, []
+        return said
+
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
         """Encode one picture of the plan's size."""
         frame = self._to_yuv(image)
         frame.pts, frame.time_base, frame.duration = pts, self._plan.time_base, duration
         self._durations[pts] = duration
-        with writing(self._output):
+        with self._writing():
             self._mux(self._stream.encode(frame))
         self._frames += 1
 
     def finish(self, *, complete: bool) -> None:
         """Drain the encoder, then replace the growing file with an ordinary one."""
-        with writing(self._output):
+        with self._writing():
             self._mux(self._stream.encode(None))
             self._file.close(None if complete else self._end_s)
         final = self._scratch / f"final{self._output.suffix}"
         try:
-            with writing(self._output):
+            with self._writing():
                 copied = self._remux(final, None if complete else self._end_s)
                 if copied != self._frames:
                     raise OutputError(
@@ -96,7 +109,7 @@ class VideoWriter:
 
     def suspend(self) -> None:
         """Drain the encoder, and close the growing file with the sound up to this point."""
-        with writing(self._output):
+        with self._writing():
             self._mux(self._stream.encode(None))
             self._file.close(self._end_s)
 
@@ -105,6 +118,12 @@ class VideoWriter:
         self._file.abandon()
         with suppress(OSError):  # the original error is being raised already
             self._plan.kind.trim(self._output)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self._output, self._left)
+
+    def _left(self) -> Left:
+        return Left.playable(resumable=self._plan.resumable) if plays(self._output) else Left()
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
@@ -120,7 +139,7 @@ class VideoWriter:
     def _copy_kept(self, keep_last: bool) -> None:
         """Copy the complete pieces of an interrupted run's output, in the encoder's format."""
         name = self._plan.kind.annexb_filter
-        with av.open(str(self._output)) as previous:
+        with open_media(self._output) as previous:
             source = previous.streams.video[0]
             context = source.codec_context
             if (context.width, context.height) != self._plan.size:
@@ -138,9 +157,9 @@ class VideoWriter:
     def _remux(self, final: Path, end_s: Fraction | None) -> int:
         """Copy all video packets and the sound up to `end_s` (None: all of it); returns the number of frames."""
         copied = 0
-        file = _File(final, self._plan.kind.finished, self._plan)
+        file = _File(final, self._plan.kind.finished, self._plan, self._choice)
         try:
-            with av.open(str(self._output)) as grown:
+            with open_media(self._output) as grown:
                 source = grown.streams.video[0]
                 stream = file.add_copy(source)
                 for packet in grown.demux(source):
@@ -149,6 +168,7 @@ class VideoWriter:
                         file.write(packet, packet.pts * Fraction(packet.time_base))
                         copied += 1
             file.close(end_s)
+            self._remarks += file.trouble
         except BaseException:  # including an interrupt: clean up and re-raise
             file.abandon()
             raise
@@ -158,10 +178,16 @@ class VideoWriter:
 class _File:
     """A video file being written: a video stream, interleaved with the sound up to the last picture."""
 
-    def __init__(self, path: Path, options: object, plan: VideoPlan) -> None:
+    def __init__(self, path: Path, options: object, plan: VideoPlan, choice: SoundChoice) -> None:
         self._plan = plan
-        self._container = av.open(str(path), "w", format=plan.kind.muxer, options=dict(options))  # type: ignore[call-overload]
+        self._choice = choice
+        self._container = av.open(file_url(path), "w", format=plan.kind.muxer, options=dict(options))  # type: ignore[call-overload]
         self._feed: SoundFeed | None = None
+
+    @property
+    def trouble(self) -> list[str]:
+        """What could not be kept of the sound, known once the file is closed."""
+        return self._feed.trouble if self._feed is not None else []
 
     def add_encoder(self) -> av.VideoStream:
         """Add the encoder's stream, and the sound's."""
@@ -207,8 +233,8 @@ class _File:
         self._close_feed()
 
     def _add_sound(self) -> None:
-        if self._plan.sound is not None:
-            self._feed = SoundFeed(self._plan.sound, self._container, self._plan.kind)
+        if self._plan.sound is not None and self._choice.codec:
+            self._feed = SoundFeed(self._plan.sound, self._choice, self._container, self._plan.kind)
 
     def _write_sound(self, until_s: Fraction | None) -> None:
         if self._feed is not None:

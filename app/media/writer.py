@@ -6,10 +6,11 @@ Independent of file formats.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import av
 import numpy as np
@@ -24,6 +25,10 @@ class FrameWriter(Protocol):
     @property
     def frames(self) -> int:
         """Frames in the output, including those of an earlier, interrupted run."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """Sentences for the user on what the output does not have or has changed; each is given once."""
         ...
 
     def write(self, image: npt.NDArray[np.uint8], pts: int, duration: int) -> None:
@@ -43,19 +48,43 @@ class FrameWriter(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a failed write leaves. kept: a clause. go_on: how to go on once the cause is mended."""
+
+    kept: str = "Nothing was written"
+    go_on: str = "start again"
+
+    @classmethod
+    def playable(cls, *, resumable: bool) -> Self:
+        """An output that plays up to where it ends."""
+        return cls(kept="What was written stays playable", go_on=_GO_ON[resumable])
+
+    @classmethod
+    def stored(cls, frames: int, *, resumable: bool) -> Self:
+        """An output that does not exist yet, while the frames that it is made of do."""
+        return cls(kept=f"{frames} frames are kept", go_on=_GO_ON[resumable]) if frames and resumable else cls()
+
+
+_GO_ON = {True: "continue with --resume", False: "start over with --force"}
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Convert errors of the system and the muxer to OutputError."""
+def writing(path: Path, left: Callable[[], Left] = Left) -> Iterator[None]:
+    """Convert errors of the system and the muxer to OutputError. left: asked after an error."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
         number = error.errno if isinstance(error, OSError) else None
+        remains = left()
         if number == errno.ENOSPC:
             raise OutputError(
                 f"The disk is full: {path} cannot grow.",
-                "What was written stays playable. Free some space and continue with --resume.",
+                f"{remains.kept}. Free some space and {remains.go_on}.",
             ) from error
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        nothing = remains == Left()
         raise OutputError(
-            f"{path} cannot be written: {reason}.", "What was written stays playable; continue with --resume."
+            f"{path} cannot be written: {reason}.",
+            f"{remains.kept}; {'check the folder, or choose another container' if nothing else remains.go_on}.",
         ) from error

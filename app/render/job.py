@@ -12,14 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.media.containers import Container, container_for
-from app.media.geometry import Placement, Size, even, output_placement
+from app.media.containers import Container, FileKind, container_for
+from app.media.geometry import Placement, Size
 from app.media.open_source import open_source
+from app.media.open_writer import OutputPlan, has_frames, no_sound, open_writer
 from app.media.picture_reader import read_picture
-from app.media.picture_writer import PictureWriter
-from app.media.sound import Sound
+from app.media.sound_choice import Sound
 from app.media.source import Source, SourceBrokenError
-from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import FrameWriter
 from pipelines.core.contracts import Engine, Notify, Stream
 from pipelines.core.controls import Control
@@ -27,8 +26,9 @@ from pipelines.core.errors import InputError, OutputError
 from pipelines.core.preparation import Preparation
 from pipelines.core.types import Picture
 
+from .framing import Framing
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
-from .record import RenderRecord, check_apart, has_frames
+from .record import RenderRecord, check_apart
 from .request import RenderRequest
 from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
@@ -44,7 +44,11 @@ def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> 
     if request.source is not None:
         check_apart(request.source, request.output)
     timeline = Timeline.read(request.timeline) if request.timeline is not None else Timeline()
-    source = open_source(request.source, request.frame_rate) if request.source is not None else None
+    source = None
+    if request.source is not None:
+        source = open_source(request.source, request.frame_rate, max_px=request.max_px)
+        for note in source.info.notes:
+            say(note)
     record = RenderRecord.open(request.output, is_folder=kind is None, force=request.force, resume=request.resume)
     record.agree(requested_settings(request, kind))
     engine = load(request.model, request.engine, notice=say)
@@ -89,7 +93,7 @@ class _Render:
     def __init__(
         self,
         request: RenderRequest,
-        kind: Container | None,
+        kind: FileKind | None,
         source: Source | None,
         record: RenderRecord,
         engine: Engine,
@@ -110,7 +114,7 @@ class _Render:
         self._rate = source.info.frame_rate if source is not None else info.generate_rate
         self._time_base = source.info.time_base if source is not None else 1 / info.generate_rate
         self._player = TimelinePlayer(timeline, engine, stream, self._time_base)
-        self._placement = self._placement_for(source.info.size) if source is not None else None
+        self._framing = Framing(self._native, source.info if source is not None else None, request.aspect)
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
             self._frames = max(1, round(request.seconds * info.generate_rate))
@@ -121,10 +125,12 @@ class _Render:
         """From opening the writer to the end of the file. Returns the exit status."""
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
-        to_output = output_placement(self._native, self._placement, self._output_size(), self._request.aspect)
-        keep = self._record.resumed and has_frames(self._request.output)
+        even_sides = isinstance(self._kind, Container)
+        size = self._framing.choose_output(self._request.out_size, even_sides=even_sides)
+        keep = self._record.resumed and self._has_frames()
         self._record.begin()
-        writer = self._open_writer(to_output.target, keep)
+        writer = self._open_writer(size, keep)
+        self._pass_on(writer)
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
@@ -135,7 +141,7 @@ class _Render:
                     self._stream,
                     writer,
                     self._player,
-                    finish=to_output.apply,
+                    finish=self._framing.finished,
                     progress=lambda: bar.update(1),
                     skip=start if self._restarts else 0,
                 )
@@ -146,7 +152,7 @@ class _Render:
                     raise
                 return self._end_broken(writer, error)
             except OutputError:
-                writer.abandon()
+                self._abandon(writer)
                 raise
             except BaseException:  # on any other error, keep the rendered frames for --resume
                 self._suspend(writer)
@@ -156,21 +162,26 @@ class _Render:
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def _open_writer(self, size: Size, keep: bool) -> FrameWriter:
-        output = self._request.output
-        source = self._source
-        has_sound = source is not None and source.info.has_sound
-        if self._kind is None:
-            if has_sound:
-                self._say("A folder of pictures has no sound: the source's sound is dropped.")
-            return PictureWriter(output, resume=keep)
-        sound = None
-        if source is not None and self._request.source is not None and has_sound:
+        source, sound = self._source, None
+        if source is not None and self._request.source is not None and source.info.has_sound:
+            if dropped := no_sound(self._kind):
+                self._say(dropped)
             sound = Sound(path=self._request.source, origin_s=source.info.origin_s)
         rate = self._stream.info.stage_rate
-        time_base = self._time_base / rate.numerator
-        plan = VideoPlan(kind=self._kind, size=size, frame_rate=self._rate * rate, time_base=time_base, sound=sound)
-        last_is_whole = self._record.whole_frames is not None
-        return VideoWriter(output, self._record.scratch, plan, keep=keep, keep_last_piece=last_is_whole)
+        plan = OutputPlan(
+            output=self._request.output,
+            kind=self._kind,
+            scratch=self._record.scratch,
+            size=size,
+            frame_rate=self._rate * rate,
+            time_base=self._time_base / rate.numerator,
+            sound=sound,
+        )
+        try:
+            return open_writer(plan, keep=keep, keep_last_piece=self._record.whole_frames is not None)
+        except OutputError:
+            self._clear()
+            raise
 
     def _jobs(self, start: int) -> Iterator[FrameJob]:
         if self._source is None:
@@ -180,39 +191,16 @@ class _Render:
                 start = 1
             yield from prompt_jobs(start, self._frames)
             return
-        placement, size = self._placement, self._source.info.size
         for frame in self._source.frames(start):
-            frame_size = (frame.image.shape[1], frame.image.shape[0])
-            if placement is None or frame_size != size:
-                placement, size = self._placement_for(frame_size), frame_size
-            yield FrameJob(
-                index=frame.index, image=placement.apply(frame.image), pts=frame.pts, duration=frame.duration
-            )
+            image = self._framing.placed(frame.index, frame.image)
+            yield FrameJob(index=frame.index, image=image, pts=frame.pts, duration=frame.duration)
 
     def _first_picture(self, file: Path) -> Picture:
         """The picture that the video begins with, at the engine's size."""
         self._stream.apply(Control(input_use="first-frame"))
-        image = read_picture(file)
+        image = read_picture(file, max_px=self._request.max_px)
         size = (image.shape[1], image.shape[0])
         return Placement.plan(size, self._native, self._request.aspect, 1.0).apply(image)
-
-    def _placement_for(self, size: Size) -> Placement:
-        assert self._source is not None
-        return Placement.plan(size, self._native, self._request.aspect, self._source.info.pixel_aspect)
-
-    def _output_size(self) -> Size:
-        requested = self._request.out_size
-        if requested == "native":
-            size = self._native
-        elif requested == "source":
-            if self._source is None or self._placement is None:
-                raise InputError("--out-size source was given without an input.", "Give native or WxH.")
-            taken = self._placement.taken
-            size = (max(1, round(taken.width * self._source.info.pixel_aspect)), taken.height)
-        else:
-            assert not isinstance(requested, str)
-            size = requested
-        return size if self._kind is None else even(size)
 
     def _catch_up(self, frames: int) -> None:
         """Bring the stream to its state after `frames` frames."""
@@ -260,7 +248,12 @@ class _Render:
         return 1
 
     def _end_stopped(self, writer: FrameWriter) -> int:
+        if writer.frames == 0:
+            self._discard(writer)
+            self._say("Interrupted before the first frame: nothing was written.")
+            return 130
         writer.suspend()
+        self._pass_on(writer)
         self._record.pause(writer.frames)
         self._say(
             f"Interrupted. {self._request.output} has {writer.frames} frames and is playable; --resume continues it."
@@ -271,20 +264,45 @@ class _Render:
         try:
             writer.finish(complete=complete)
         except OutputError:
-            writer.abandon()
+            self._abandon(writer)
             raise
+        self._pass_on(writer)
         self._record.end()
 
+    def _pass_on(self, writer: FrameWriter) -> None:
+        for remark in writer.remarks():
+            self._say(remark)
+
     def _suspend(self, writer: FrameWriter) -> None:
+        """Keep what was rendered, if anything was; the original error is already being raised."""
+        if writer.frames == 0:
+            self._discard(writer)
+            return
         try:
             writer.suspend()
             self._record.pause(writer.frames)
         except OutputError:
-            writer.abandon()  # the original error is already being raised
+            self._abandon(writer)
+
+    def _abandon(self, writer: FrameWriter) -> None:
+        """Keep what can be resumed; the original error says whether there is anything."""
+        writer.abandon()
+        self._clear()
 
     def _discard(self, writer: FrameWriter) -> None:
         """Nothing was rendered: remove all files."""
         writer.abandon()
+        self._remove()
+
+    def _clear(self) -> None:
+        """Remove the files of a render that left nothing to resume."""
+        if not self._has_frames():
+            self._remove()
+
+    def _remove(self) -> None:
         if self._request.output.is_file():
             self._request.output.unlink()
         self._record.end()
+
+    def _has_frames(self) -> bool:
+        return has_frames(self._request.output, self._kind, self._record.scratch)

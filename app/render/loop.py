@@ -50,11 +50,11 @@ class RenderLoop:
         writer: FrameWriter,
         player: TimelinePlayer,
         *,
-        finish: Callable[[Picture], Picture],
+        finish: Callable[[Frame], Picture],
         progress: Callable[[], object],
         skip: int = 0,
     ) -> None:
-        """player: plays the stream's timeline. finish: converts the engine's picture to the one written. progress:
+        """player: plays the stream's timeline. finish: makes the picture to write of the engine's frame. progress:
         called after each written frame. skip: how many of the first frames are rendered and not written."""
         self._engine = engine
         self._stream = stream
@@ -119,7 +119,7 @@ class RenderLoop:
         for frame in frames:
             for shown in self._times.finished(frame):
                 if not shown.repeated:
-                    self._last = self._finish(frame.image)
+                    self._last = self._finish(frame)
                 self._put(shown)
 
     def _put(self, shown: Shown) -> None:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import av
-
-from app.media.containers import container_for
+from app.media.containers import ANIMATIONS, CONTAINERS
 from app.media.picture_reader import natural_key
-from app.media.picture_writer import numbered_pictures
-from app.media.writer import writing
+from app.media.writer import Left, writing
 from pipelines.core.errors import InputError, OutputError
 from pipelines.core.preparation import PartForm
 
@@ -102,7 +100,7 @@ class RenderRecord:
 
     def pause(self, frames: int) -> None:
         """Note that the output was closed cleanly with this many frames."""
-        with writing(self.scratch):
+        with writing(self.scratch, lambda: Left.playable(resumable=True)):
             self._write(frames)
 
     def end(self) -> None:
@@ -127,7 +125,8 @@ def _check_output(output: Path, *, is_folder: bool) -> None:
     if not parent.is_dir():
         raise OutputError(f"The folder {parent} does not exist.", f"Create it first: mkdir -p {parent}")
     if is_folder and output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file.", "Give a name that ends in .mp4, .mkv or .webm, or another folder.")
+        suffixes = ", ".join((*CONTAINERS, *ANIMATIONS))
+        raise OutputError(f"{output} is a file.", f"Give a name that ends in one of {suffixes}, or another folder.")
     if not is_folder and output.is_dir():
         raise OutputError(f"{output} is a folder.", "Give a file name, or end it in / for a folder of pictures.")
 
@@ -144,7 +143,7 @@ def fingerprint(source: Path) -> str:
     if source.is_dir():
         files = sorted((file for file in source.iterdir() if file.is_file()), key=natural_key)
         for file in files:
-            digest.update(f"{file.name}\0{file.stat().st_size}\n".encode())
+            digest.update(os.fsencode(file.name) + f"\0{file.stat().st_size}\n".encode())
         return f"{source.name}, {len(files)} files, {digest.hexdigest()[:16]}"
     size = source.stat().st_size
     with source.open("rb") as opened:
@@ -152,17 +151,3 @@ def fingerprint(source: Path) -> str:
         opened.seek(max(0, size - _PROBE_BYTES))
         digest.update(opened.read(_PROBE_BYTES))
     return f"{source.name}, {size} bytes, {digest.hexdigest()[:16]}"
-
-
-def has_frames(output: Path) -> bool:
-    """Whether an interrupted output has frames to continue from."""
-    if output.is_dir():
-        return bool(numbered_pictures(output))
-    try:
-        kind = container_for(output, named_as_folder=False)
-        if kind is not None:
-            kind.trim(output)
-        with av.open(str(output)) as container:
-            return bool(container.streams.video)
-    except (av.error.FFmpegError, OSError):
-        return False

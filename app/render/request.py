@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from app.media.geometry import Aspect, Size
+from app.media.source import MAX_PICTURE_PIXELS
 from pipelines.core.controls import Control
 from pipelines.files.loader_options import LoaderOptions
 
@@ -19,7 +20,8 @@ class RenderRequest:
     """What to render. source: None for prompt-only, which needs `frames` or `seconds`. model, engine: for the loader.
 
     frame_rate: of pictures and of prompt-only frames; None: the source's or the model's own. first_picture: a picture
-    that a prompt-only video begins with. timeline: a timeline file. as_folder: OUTPUT ended in '/'.
+    that a prompt-only video begins with. timeline: a timeline file. as_folder: OUTPUT ended in '/'. max_px: of a
+    picture or video frame.
     """
 
     source: Path | None
@@ -37,3 +39,4 @@ class RenderRequest:
     as_folder: bool = False
     force: bool = False
     resume: bool = False
+    max_px: int = MAX_PICTURE_PIXELS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import av
 
-from app.media.containers import Container
+from app.media.containers import Animation, Container, FileKind
 from pipelines.core.prompts import WeightedPrompt
 from pipelines.core.types import StreamInfo
 
@@ -15,11 +15,10 @@ from .record import fingerprint
 from .request import RenderRequest
 
 
-def requested_settings(request: RenderRequest, kind: Container | None) -> dict[str, str]:
+def requested_settings(request: RenderRequest, kind: FileKind | None) -> dict[str, str]:
     """The request by command-line names; a resumed run must have the same."""
     rate = str(request.frame_rate or "")
     story = request.timeline
-    encoder = "png" if kind is None else f"{kind.video_encoder} {dict(kind.video_options)}, PyAV {av.__version__}"
     given = {name: _readable(value) for name, value in request.control.changes().items()}
     return {
         "input": fingerprint(request.source) if request.source is not None else "none (prompt-only)",
@@ -30,11 +29,21 @@ def requested_settings(request: RenderRequest, kind: Container | None) -> dict[s
         "frame rate": rate,
         "aspect": request.aspect.value,
         "output size": _readable(request.out_size),
-        "encoder": encoder,
+        "encoder": _encoder(kind),
         **_loader_settings(request),
         "set of controls": ", ".join(sorted(given)),
         **given,
     }
+
+
+def _encoder(kind: FileKind | None) -> str:
+    match kind:
+        case None:
+            return "png"
+        case Animation():
+            return kind.encoder
+        case Container():
+            return f"{kind.video_encoder} {dict(kind.video_options)}, PyAV {av.__version__}"
 
 
 def _loader_settings(request: RenderRequest) -> dict[str, str]:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.media.containers import container_for
+from app.media.containers import Container, container_for
 from app.media.geometry import Aspect, Placement, even, output_placement
-from app.media.picture_writer import PictureWriter
-from app.media.video_writer import VideoPlan, VideoWriter
+from app.media.open_writer import OutputPlan, open_writer
 from app.media.writer import FrameWriter
 from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import Take, read_take
@@ -81,7 +80,7 @@ def render_take(request: TakeRequest, load: Callable[..., Engine], say: Notify) 
             other_backend=info.backend != take.opened.machine.get("backend", info.backend),
         )
         replay = Replay(take, engine, wanted)
-        complete = _write(request, replay, record, info)
+        complete = _write(request, replay, record, info, say)
         say(_verdict(replay.counts, same=wanted.same))
     finally:
         engine.close()
@@ -113,25 +112,36 @@ def _warn(take: Take, now: Mapping[str, object], say: Notify) -> None:
         say("The recording was cut off; the part that was written is rendered.")
 
 
-def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: StreamInfo) -> bool:
+def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: StreamInfo, say: Notify) -> bool:
     """True: rendered to the end. False: interrupted."""
     kind = container_for(request.output, named_as_folder=request.as_folder)
     native = (info.width, info.height)
-    placement = output_placement(native, None, native if kind is None else even(native), Aspect.PAD)
+    size = even(native) if isinstance(kind, Container) else native
+    placement = output_placement(native, None, size, Aspect.PAD)
     record.agree({"take": request.take.name})
     record.begin()
-    writer: FrameWriter
-    if kind is None:
-        writer = PictureWriter(request.output, resume=False)
-    else:
-        plan = VideoPlan(kind=kind, size=placement.target, frame_rate=_KEY_FRAME_RATE, time_base=_TIME_BASE, sound=None)
-        writer = VideoWriter(request.output, record.scratch, plan, keep=False, keep_last_piece=False)
+    plan = OutputPlan(
+        output=request.output,
+        kind=kind,
+        scratch=record.scratch,
+        size=placement.target,
+        frame_rate=_KEY_FRAME_RATE,
+        time_base=_TIME_BASE,
+        resumable=False,
+    )
+    try:
+        writer = open_writer(plan, keep=False, keep_last_piece=False)
+    except BaseException:  # interrupts too: clean up, then raise again
+        record.end()
+        raise
     try:
         with StopSignal() as stop, closing(replay.frames()) as frames:
             complete = _copy(frames, writer, placement, stop, request.output.name)
         if writer.frames == 0:
             raise InputError("No frame was finished in this take.", "It was too short.")
         writer.finish(complete=complete)
+        for remark in writer.remarks():
+            say(remark)
     except BaseException as error:  # interrupts too: clean up, then raise again
         _abandon(writer, request.output, error)
         record.end()
@@ -142,7 +152,7 @@ def _write(request: TakeRequest, replay: Replay, record: RenderRecord, info: Str
 
 def _abandon(writer: FrameWriter, output: Path, error: BaseException) -> None:
     writer.abandon()
-    if isinstance(error, InputError) and writer.frames == 0 and output.is_file():
+    if writer.frames == 0 and output.is_file():
         output.unlink()
     elif not isinstance(error, OutputError) and output.is_dir() and not any(output.iterdir()):
         output.rmdir()

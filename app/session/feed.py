@@ -25,11 +25,12 @@ class Feed:
     A session may have any number of feeds. Created and used on one event loop.
     """
 
-    def __init__(self, session: SessionProxy) -> None:
+    def __init__(self, session: SessionProxy, *, from_newest: bool = False) -> None:
+        """from_newest: `next` gives the frame that is there already, if any."""
         self._session = session
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
-        self._seen = session.count
+        self._seen = max(0, session.count - 1) if from_newest else session.count
         self._forget: Callable[[], None] = session.listen(self._wake)
 
     async def next(self, timeout_s: float | None = None) -> Delivery | None:

@@ -78,9 +78,12 @@ class Session:
         with self._lock:
             self._last_used_s = time.monotonic()
 
-    def feed(self) -> Feed:
-        """The finished frames, newest first; for the running event loop."""
-        return Feed(self.proxy)
+    def feed(self, *, from_newest: bool = False) -> Feed:
+        """The finished frames, newest first; for the running event loop.
+
+        from_newest: begin with the one that is there already, if any.
+        """
+        return Feed(self.proxy, from_newest=from_newest)
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
         """Offer an input picture; returns its number in this session, or None if no stream is open to take it.

@@ -20,6 +20,8 @@ from PIL import Image
 
 from app.disk.private import open_private
 from app.media.picture import cover
+from app.media.picture_file import read_still
+from app.media.source import MAX_PICTURE_PIXELS
 from pipelines.core.errors import InputError
 from pipelines.core.types import Picture
 
@@ -59,10 +61,15 @@ def _pillow(data: bytes) -> Picture:
         return np.asarray(opened.convert("RGB"))
 
 
+def _reader(data: bytes) -> Picture:
+    return read_still(data, max_px=MAX_PICTURE_PIXELS)
+
+
 DECODERS: Mapping[str, Callable[[bytes], Picture]] = MappingProxyType(
-    {"simplejpeg": _simplejpeg, "opencv": _opencv, "pillow": _pillow}
+    {"reader": _reader, "simplejpeg": _simplejpeg, "opencv": _opencv, "pillow": _pillow}
 )
-"""By name. The one that was used live is found by trying: JPEG decoders differ in the last bit."""
+"""By name. The one that was used live is found by trying: decoders differ in the last bit. `reader` is the one that the
+server uses (upright, sRGB, black where transparent); the others are for takes that were recorded before it."""
 
 
 class InputArchive:
@@ -180,7 +187,7 @@ def load_input(folder: Path, stored: StoredInput, width: int, height: int) -> tu
 def _decoded(data: bytes, stored: StoredInput) -> Picture:
     match stored.format:
         case "received":
-            return DECODERS[stored.decoder or "pillow"](data)
+            return DECODERS[stored.decoder or "reader"](data)
         case "rgb":
             return np.frombuffer(data, np.uint8).reshape(stored.height, stored.width, 3)
         case "png":
@@ -191,5 +198,5 @@ def _decoded(data: bytes, stored: StoredInput) -> Picture:
 def _reproduces(decode: Callable[[bytes], Picture], received: bytes, image: Picture) -> bool:
     try:
         return np.array_equal(cover(decode(received), image.shape[1], image.shape[0]), image)
-    except (ValueError, OSError, cv2.error):  # not a format of this decoder
+    except (InputError, ValueError, OSError, cv2.error):  # not a format of this decoder
         return False

@@ -14,6 +14,7 @@ import av
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
 from app.api.context import ApiLimits
 from app.api.job_store import Job, JobState, JobStore
@@ -25,6 +26,7 @@ from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
 from tests.fakes.clips import make_clip, play
+from tests.fakes.picture_files import saved
 from tests.fakes.stream_server import wait_until, worker_client
 
 RUNNING = RunningModel(argument="identity", size=(32, 24))
@@ -86,6 +88,15 @@ def test_a_video_is_uploaded_rendered_downloaded_and_deleted(server: ApiServer, 
     assert files(server) == []
 
 
+@pytest.mark.parametrize("kind", ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"])
+def test_an_uploaded_list_of_the_servers_files_is_not_followed(server: ApiServer, tmp_path: Path, kind: str) -> None:
+    secret = make_clip(tmp_path / "secret.mp4", frames=3)
+    found = over(server, sent(server, kind.format(secret).encode()).json()["url"])
+    assert (found["state"], found["frames"]) == ("failed", 0)
+    assert "Opened are MP4, MOV" in str(found["message"])
+    assert str(server.context.data) not in str(found["message"])
+
+
 def test_a_prompt_alone_is_rendered_at_the_live_size(server: ApiServer, tmp_path: Path) -> None:
     job = sent(server, seconds=0.5, fps=10, format="webm", controls={"prompt": "a cat"}).json()
     assert over(server, job["url"])["frames"] == 5
@@ -93,6 +104,18 @@ def test_a_prompt_alone_is_rendered_at_the_live_size(server: ApiServer, tmp_path
     with av.open(str(tmp_path / "out.webm")) as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height, len(list(video.decode(video=0)))) == (32, 24, 5)
+
+
+def test_a_job_reads_no_picture_and_no_frame_above_the_servers_limit(worker: WorkerHandle, tmp_path: Path) -> None:
+    picture = saved(Image.new("RGB", (128, 64)), "PNG")
+    clip = make_clip(tmp_path / "clip.mp4", frames=2, size=(128, 64)).read_bytes()
+    with api_server(worker, tmp_path / "data", ApiLimits(picture_px=64 * 64)) as server:
+        for file in (picture, clip, saved(Image.new("RGB", (128, 64)), "AVIF")):
+            found = over(server, sent(server, file).json()["url"])
+            assert found["state"] == "failed"
+            assert "Scale it down first" in str(found["message"])
+        small = saved(Image.new("RGB", (64, 64)), "PNG")
+        assert over(server, sent(server, small).json()["url"])["state"] == "done"
 
 
 def test_what_is_no_video_fails_with_words_and_without_paths(server: ApiServer) -> None:

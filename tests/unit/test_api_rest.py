@@ -31,6 +31,7 @@ from app.worker.proxy import SessionAccounting
 from pipelines.core.control_table import STREAM_CONTROLS
 from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.api_server import ApiServer, api_server
+from tests.fakes.picture_files import corners, exif, heic, saved
 from tests.fakes.stream_server import WAIT_S, wait_until, worker_client
 
 
@@ -167,6 +168,29 @@ def test_motion_jpeg_flows_and_counts_as_a_connection(server: ApiServer) -> None
     assert "pack" in server.http.get(f"/v1/sessions/{made['id']}", headers=token).json()["stages"]
 
 
+def test_motion_jpeg_gives_a_frame_at_once_and_again_while_it_stands(server: ApiServer) -> None:
+    """Chromium shows a part when the next one begins."""
+    made, _ = opened(server, prompt_only=False)
+    session = server.table.get(str(made["id"]))
+    image = np.full((24, 32, 3), 90, np.uint8)
+    wait_until(lambda: session.submit(image) is not None)
+    wait_until(lambda: session.read().accounting.out == 1)
+    with server.http.stream("GET", str(made["mjpeg_url"])) as answer:
+        assert (answer.headers["x-accel-buffering"], answer.headers["cache-control"]) == ("no", "no-store")
+        began_s, times_s, body = time.monotonic(), [], b""
+        for chunk in answer.iter_bytes():
+            body += chunk
+            times_s += [time.monotonic() - began_s] * (body.count(b"\xff\xd9") - len(times_s))
+            if len(times_s) == 3:
+                break
+    assert times_s[0] < 0.15
+    assert 0.15 < times_s[1] < 0.6
+    assert 1.0 < times_s[2] < 2.0
+    first, second, third = re.findall(rb"\r\n\r\n(\xff\xd8.*?\xff\xd9)\r\n--", body, re.DOTALL)
+    assert first == second == third
+    assert abs(int(np.asarray(Image.open(io.BytesIO(first)))[12, 16, 0]) - 90) <= 2
+
+
 def connections(session: Session) -> int:
     return session.read().connections
 
@@ -219,6 +243,24 @@ def test_one_picture_from_a_prompt_or_of_a_picture(server: ApiServer) -> None:
     assert (image.format, made.headers["content-type"]) == ("JPEG", "image/jpeg")
     assert (abs(np.asarray(image).astype(int) - 90) <= 2).all()
     assert server.table.sessions == ()
+
+
+def test_a_picture_is_read_as_it_is_shown(server: ApiServer) -> None:
+    """Upright, and black where it is transparent: for each format that is taken."""
+    upright = Image.fromarray(corners())
+    side = upright.transpose(Image.Transpose.ROTATE_90)
+    for form, options in (("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"quality": 95})):
+        made = server.http.post("/v1/generate", files={"picture": saved(side, form, exif=exif(6), **options)})
+        found = np.asarray(Image.open(io.BytesIO(made.content)).convert("RGB")).astype(int)
+        for place in ((4, 4), (4, 28), (20, 4), (20, 28)):
+            wanted = corners()[place[0] * 32 // 24, place[1] * 48 // 32].astype(int)
+            assert np.abs(found[place] - wanted).max() < 30, (form, place)
+    clear = Image.new("RGBA", (32, 24), (200, 30, 30, 0))
+    for form, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        made = server.http.post("/v1/generate", files={"picture": saved(clear, form, **options)})
+        assert np.asarray(Image.open(io.BytesIO(made.content)).convert("RGB")).max() == 0
+    for data, said in ((heic(), "HEIC"), (saved(upright, "GIF"), "not a JPEG, PNG or WebP")):
+        assert said in refused(server.http.post("/v1/generate", files={"picture": data}), 400, "bad_input")
 
 
 def bomb() -> bytes:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.media.containers import CONTAINERS, container_for
 from app.media.picture_writer import PictureWriter
-from app.media.sound import Sound
+from app.media.sound_choice import Sound
 from app.media.video_writer import VideoPlan, VideoWriter
 from app.media.writer import writing
 from pipelines.core.errors import OutputError
@@ -182,6 +182,32 @@ def test_a_file_that_cannot_grow_is_an_output_error_and_plays(tmp_path: Path, su
     resumed = opened(output, keep=True)
     assert resumed.frames > 0
     resumed.abandon()
+
+
+def test_a_take_that_cannot_be_written_further_is_not_sent_to_resume(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    plan = VideoPlan(
+        kind=CONTAINERS[".mp4"],
+        size=(64, 48),
+        frame_rate=Fraction(25),
+        time_base=TIME_BASE,
+        sound=None,
+        resumable=False,
+    )
+    with largest_file(200_000):
+        writer = VideoWriter(tmp_path / "out.mp4", tmp_path / "scratch", plan, keep=False, keep_last_piece=False)
+        with pytest.raises(OutputError, match="What was written stays playable; start over with --force"):
+            fill(writer)
+        writer.abandon()
+
+
+def test_a_file_that_cannot_take_its_first_piece_does_not_claim_to_play(tmp_path: Path) -> None:
+    with largest_file(100):
+        writer = opened(tmp_path / "out.mp4")
+        with pytest.raises(OutputError, match="Nothing was written") as caught:
+            fill(writer)
+        writer.abandon()
+    assert "--resume" not in str(caught.value)
 
 
 def test_a_full_disk_says_so() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from app.cli import render as door
+from app.media.containers import CONTAINERS
 from app.media.geometry import Aspect
 from app.media.source import SourceFrame
 from app.render.job import render
@@ -105,6 +106,37 @@ def test_a_folder_of_pictures_in_and_out(bench: Bench, tmp_path: Path) -> None:
     assert play(tmp_path / "out.mp4").duration_s == pytest.approx(1.0, abs=0.01)
 
 
+def test_an_animated_gif_has_no_sound_and_says_so(bench: Bench, clip: Path) -> None:
+    assert bench.run(bench.request(clip, "out.gif")) == 0
+    with Image.open(bench.folder / "out.gif") as image:
+        assert image.n_frames == 60
+    assert "A GIF has no sound: the source's sound is dropped." in bench.said
+    assert not part_folder(bench.folder / "out.gif").exists()
+
+
+def test_an_output_that_cannot_be_begun_leaves_nothing_and_promises_nothing(
+    bench: Bench, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = replace(CONTAINERS[".mkv"], video_options={"preset": "none such"})
+    with monkeypatch.context() as patch:
+        patch.setattr("app.media.containers.CONTAINERS", {".mkv": row})
+        with pytest.raises(OutputError, match="Nothing was written; check the folder") as caught:
+            bench.run(bench.request(clip, "out.mkv"))
+    assert "--resume" not in str(caught.value)
+    assert not (bench.folder / "out.mkv").exists()
+    assert not part_folder(bench.folder / "out.mkv").exists()
+    assert bench.run(bench.request(clip, "out.mkv")) == 0  # the remedy: no --force is needed
+
+
+@pytest.mark.parametrize("output", ["out.mp4", "out.mov", "out.gif", "out/"])
+def test_an_engine_that_fails_before_its_first_frame_leaves_nothing(bench: Bench, clip: Path, output: str) -> None:
+    with pytest.raises(RuntimeError, match="fails here"):
+        bench.run(bench.request(clip, output), lambda: FakeEngine(fail_at_tick=1))
+    assert not (bench.folder / output).is_file()
+    assert not part_folder(bench.folder / output).exists()
+    assert bench.run(bench.request(clip, output)) == 0
+
+
 def test_prompt_only_has_the_asked_length(bench: Bench) -> None:
     assert bench.run(bench.request(None, "out.mp4", frames=30, frame_rate=Fraction(10))) == 0
     played = play(bench.folder / "out.mp4")
@@ -139,6 +171,19 @@ class Interrupt:
     def __call__(self, signal: StopSignal) -> bool:
         self.calls -= 1
         return self.calls < 0
+
+
+def test_an_interrupted_gif_plays_and_resumes(bench: Bench, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Interrupt(40)
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignal, "__call__", lambda signal: stop(signal))
+        assert bench.run(bench.request(clip, "out.gif")) == 130
+    with Image.open(bench.folder / "out.gif") as image:
+        assert 5 < image.n_frames < 60
+        assert f"has {image.n_frames} frames and is playable" in bench.said[-1]
+    assert bench.run(bench.request(clip, "out.gif", resume=True)) == 0
+    with Image.open(bench.folder / "out.gif") as image:
+        assert image.n_frames == 60
 
 
 @pytest.mark.parametrize("output", ["out.mp4", "out.mkv", "out.webm", "out/"])

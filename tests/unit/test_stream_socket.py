@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -20,6 +21,7 @@ from app.api.stream.socket import router
 from app.api.stream.wire import Header, PictureFormat, pack_header
 from app.session.session import Session
 from app.worker.handle import WorkerHandle
+from tests.fakes.picture_files import corners, exif, saved
 from tests.fakes.stream_server import (
     HEIGHT_PX,
     WIDTH_PX,
@@ -99,6 +101,23 @@ def test_coded_pictures_come_back(server: StreamServer, session: Session, form: 
         assert (answer.format, answer.source_seq) == (kind, 5)
         back = unpack(data, kind, width=WIDTH_PX, height=HEIGHT_PX, max_px=1000)
         assert np.abs(back.astype(int) - image).mean() < 12
+
+
+@pytest.mark.parametrize("kind", [PictureFormat.JPEG, PictureFormat.WEBP])
+def test_a_photograph_on_its_side_comes_back_upright(
+    server: StreamServer, session: Session, kind: PictureFormat
+) -> None:
+    side = Image.fromarray(corners()).transpose(Image.Transpose.ROTATE_90)
+    with peer(server, session) as client:
+        client.text("ready")
+        for seq, size in enumerate((side.size, (side.height, side.width))):
+            header = Header(format=kind, seq=seq, width=size[0], height=size[1])
+            client.socket.send(pack_header(header) + saved(side, kind.name, quality=95, exif=exif(6)))
+            _, data = client.frame()
+            found = np.frombuffer(data, np.uint8).reshape(HEIGHT_PX, WIDTH_PX, 3)
+            assert found[4, 4, 0] > 180 > 80 > found[20, 4, 0]  # red above blue
+            assert found[4, 28, 1] > 150
+            assert found[20, 28].min() > 200
 
 
 def test_a_larger_picture_is_fitted_to_the_stream(server: StreamServer, session: Session) -> None:

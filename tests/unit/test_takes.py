@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from app.media.picture import jpeg
+from app.media.picture import cover, jpeg
+from app.media.picture_file import read_still
 from app.takes.inputs import InputArchive, load_input
 from app.takes.machine import describe_machine, differences, recorded_engine
 from app.takes.reader import read_take
@@ -44,6 +46,7 @@ from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions, VideoChoices
 from pipelines.files.lora_files import LoraFile
 from pipelines.identity import IdentityEngine
+from tests.fakes.picture_files import corners, display_p3, exif, saved
 
 WIDTH, HEIGHT = 32, 24
 
@@ -194,6 +197,24 @@ def test_a_killed_worker_goes_on_in_the_same_take(tmp_path: Path) -> None:
     _, replay = replayed(tmp_path / "take")
     assert replay.counts.identical == len(take.hashes) > 10
     assert {stream for stream, _ in take.hashes} == {0, 1}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_a_turned_or_transparent_file_is_kept_and_read_again_as_it_was(tmp_path: Path, form: str) -> None:
+    side = Image.fromarray(corners()).transpose(Image.Transpose.ROTATE_90)
+    files = [saved(side, form, exif=exif(6)), saved(side, form, exif=exif(6), icc_profile=display_p3())]
+    if form == "WEBP":
+        files.append(saved(Image.new("RGBA", (48, 32), (200, 30, 30, 90)), form, lossless=True))
+    archive = InputArchive(tmp_path)
+    shown = [cover(read_still(file, max_px=4096), WIDTH, HEIGHT) for file in files]
+    kept = [archive.add(seq, seq, image, file) for seq, (image, file) in enumerate(zip(shown, files, strict=True))]
+    dropped = archive.add_undecoded(9, files[0])
+    archive.close()
+    for stored, image in zip((*kept, dropped), (*shown, shown[0]), strict=True):
+        assert stored.format == "received"
+        loaded, same = load_input(tmp_path, stored, WIDTH, HEIGHT)
+        assert same
+        assert np.array_equal(loaded, image)
 
 
 def test_what_was_received_is_kept_where_it_gives_the_same_pixels(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A session's frames as Motion JPEG: for `<img>`, OBS, ffmpeg and other readers of multipart/x-mixed-replace.
 
-Newest wins: a slow reader gets fewer frames. It has the limits of the stream's other doors: so many readers a session,
-and so much time for a reader to take what was sent.
+Newest wins: a slow reader gets fewer frames. A reader that joins gets the newest frame at once, and a frame that no
+other follows is sent again: Chromium shows a part when the next one begins. It has the limits of the stream's other
+doors: so many readers a session, and so much time for a reader to take what was sent.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from app.session.feed import Feed
 from app.session.session import Session
 from app.worker.handle import BusyError
 from app.worker.stage_times import Stage
+from pipelines.core.types import Picture
 
 from .connection import StreamLimits
 
 _BOUNDARY = "zoetrope-frame"
+_AGAIN_S = 0.2  # until a frame that no other followed is sent again
+_STILL_S = 1.0  # and again, as long as it stands
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # nginx would hold frames back
 _MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
 
 
@@ -94,7 +99,7 @@ class MjpegResponse(StreamingResponse):
         self._readers = readers
         self._feed: Feed | None = None
         self._reading = False
-        super().__init__(self._parts(), media_type=_MEDIA_TYPE, headers={"Cache-Control": "no-store"})
+        super().__init__(self._parts(), media_type=_MEDIA_TYPE, headers=_HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the session ends or the client disconnects. A reader that stalls is let go: the response ends when
@@ -104,7 +109,7 @@ class MjpegResponse(StreamingResponse):
         except BusyError as error:
             await error_answer(error, self._context.table.retry_after_s)(scope, receive, send)
             return
-        self._feed, self._reading = self._session.feed(), True
+        self._feed, self._reading = self._session.feed(from_newest=True), True
 
         async def send_in_time(message: Message) -> None:
             if not self._reading:
@@ -130,14 +135,26 @@ class MjpegResponse(StreamingResponse):
             self._readers.leave(self._session)
 
     async def _parts(self) -> AsyncIterator[bytes]:
-        assert self._feed is not None
+        feed = self._feed
+        assert feed is not None
         yield f"--{_BOUNDARY}\r\n".encode()
-        async for delivery in self._feed:
-            began_s = time.perf_counter()
-            picture, user = delivery.frame.image, self._session.id
-            encoded = await off_loop(self._context, jpeg, picture, self._quality, user=user)
-            self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
-            yield head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()  # with the boundary: readers wait for it
-            if not self._reading:  # the feed is closed
+        part, wait_s = b"", None
+        while True:
+            delivery = await feed.next(wait_s)
+            if not self._reading:  # let go
                 return
+            if delivery is not None:
+                part, wait_s = await self._part(delivery.frame.image), _AGAIN_S
+            elif self._session.over:
+                return
+            else:
+                wait_s = _STILL_S
+            yield part
+
+    async def _part(self, image: Picture) -> bytes:
+        """A frame with its head, and the boundary: readers wait for it."""
+        began_s = time.perf_counter()
+        encoded = await off_loop(self._context, jpeg, image, self._quality, user=self._session.id)
+        self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
+        return head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()

@@ -1,0 +1,181 @@
+"""The boxes of HEIF files (ISO/IEC 23008-12): AVIF and HEIC. Says how large their coded pictures are, undecoded.
+
+A decoder allocates what the coded data say, whatever size the file declares. Independent of decoders.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from .av1 import sequence_sizes
+
+_META_BYTES = 16 << 20
+_ITEM_BYTES = 64 << 20
+_MAX_BOXES = 10_000
+_MAX_ITEMS = 10_000
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+_AVIF = frozenset({b"avif", b"avis"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One coded picture, grid of pictures, or piece of metadata. kind: its four letters. data: its bytes."""
+
+    kind: bytes
+    data: bytes
+
+
+def brand(stream: BinaryIO) -> str:
+    """ "AVIF", "AVIF sequence" (frames with times, as in a video), "HEIC", or "" for anything else."""
+    stream.seek(0)
+    head = stream.read(8)
+    if head[4:8] != b"ftyp":
+        return ""
+    (length,) = struct.unpack(">I", head[:4])
+    brands = stream.read(min(max(0, length - 8), 1024))
+    names = {brands[:4], *(brands[at : at + 4] for at in range(8, len(brands), 4))}
+    if names & _AVIF:
+        moves = brands[:4] == b"avis" or any(kind == b"moov" for kind, _, _ in _file_boxes(stream))
+        return "AVIF sequence" if moves else "AVIF"
+    return "HEIC" if brands[:4] in _HEIC else ""
+
+
+def coded_sizes(stream: BinaryIO) -> list[tuple[int, int]]:
+    """(width, height) in px of each coded AV1 picture and of each grid. Raises ValueError for a damaged file."""
+    sizes: list[tuple[int, int]] = []
+    for item in read_items(stream).values():
+        if item.kind == b"av01":
+            found = sequence_sizes(item.data)
+            if not found:
+                raise ValueError("a coded picture has no sequence header")
+            sizes += found
+        elif item.kind == b"grid":
+            sizes.append(_grid_size(item.data))
+    if not sizes:
+        raise ValueError("it has no coded picture")
+    return sizes
+
+
+def read_items(stream: BinaryIO) -> Mapping[int, Item]:
+    """The file's items by number. Raises ValueError for a damaged file."""
+    meta = next(((start, end) for kind, start, end in _file_boxes(stream) if kind == b"meta"), None)
+    if meta is None or meta[1] - meta[0] > _META_BYTES:
+        raise ValueError("it has no table of its pictures")
+    stream.seek(meta[0])
+    data = stream.read(meta[1] - meta[0])
+    inner = {kind: data[start:end] for kind, start, end in _boxes(data, 4)}  # behind version and flags
+    try:
+        kinds = _item_kinds(inner[b"iinf"])
+        places = dict(_item_places(inner[b"iloc"]))
+    except (KeyError, struct.error, IndexError) as error:
+        raise ValueError("its table of pictures is damaged") from error
+    whole = inner.get(b"idat", b"")
+    return {
+        number: Item(kind=kind, data=_gathered(stream, whole, *places[number]))
+        for number, kind in kinds.items()
+        if number in places and kind in (b"av01", b"grid")
+    }
+
+
+def _file_boxes(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the contents of each box of the file."""
+    end = stream.seek(0, 2)
+    at = 0
+    for _ in range(_MAX_BOXES):
+        stream.seek(at)
+        head = stream.read(16)
+        if len(head) < 8:
+            return
+        (length,) = struct.unpack(">I", head[:4])
+        skip = 8
+        if length == 1 and len(head) == 16:
+            (length,) = struct.unpack(">Q", head[8:])
+            skip = 16
+        elif length == 0:
+            length = end - at
+        if length < skip:
+            return
+        yield head[4:8], at + skip, min(end, at + length)
+        at += length
+
+
+def _boxes(data: bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the contents of each box in `data` from `at` on."""
+    while at + 8 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind = data[at + 4 : at + 8]
+        length = len(data) - at if length == 0 else length
+        if length < 8:
+            return
+        yield kind, at + 8, min(len(data), at + length)
+        at += length
+
+
+def _item_kinds(data: bytes) -> dict[int, bytes]:
+    """Of the box iinf: an item's number -> the four letters of its kind."""
+    first = 6 if data[0] == 0 else 8
+    kinds: dict[int, bytes] = {}
+    for kind, start, end in _boxes(data, first):
+        if kind != b"infe":
+            continue
+        version, entry = data[start], data[start + 4 : end]
+        if version < 2:
+            raise ValueError("its table of pictures is of an old version")
+        wide = version > 2
+        (number,) = struct.unpack_from(">I" if wide else ">H", entry)
+        at = 6 if wide else 4  # behind the protection's index
+        kinds[number] = entry[at : at + 4]
+    return kinds
+
+
+def _item_places(data: bytes) -> Iterator[tuple[int, tuple[int, list[tuple[int, int]]]]]:
+    """Of the box iloc: an item's number, whether it is in the file (0) or in the box idat (1), (offset, length)s."""
+    version, at = data[0], 6
+    offset_bytes, length_bytes = data[4] >> 4, data[4] & 15
+    base_bytes, index_bytes = data[5] >> 4, data[5] & 15 if version else 0
+
+    def take(count: int) -> int:
+        nonlocal at
+        at += count
+        if at > len(data):
+            raise IndexError
+        return int.from_bytes(data[at - count : at], "big")
+
+    for _ in range(min(take(2 if version < 2 else 4), _MAX_ITEMS)):
+        number = take(2 if version < 2 else 4)
+        method = take(2) & 15 if version else 0
+        take(2)  # data reference
+        base = take(base_bytes)
+        extents = []
+        for _ in range(take(2)):
+            take(index_bytes)
+            offset = base + take(offset_bytes)
+            extents.append((offset, take(length_bytes)))
+        yield number, (method, extents)
+
+
+def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[int, int]]) -> bytes:
+    parts, left = [], _ITEM_BYTES
+    for offset, length in extents:
+        wanted = length or left  # 0: to the end
+        if wanted > left:
+            raise ValueError("a coded picture is too long")
+        if method == 1:
+            part = idat[offset : offset + wanted]
+        else:
+            stream.seek(offset)
+            part = stream.read(wanted)
+        left -= len(part)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _grid_size(data: bytes) -> tuple[int, int]:
+    wide = len(data) > 1 and data[1] & 1
+    if len(data) < (12 if wide else 8):
+        raise ValueError("its grid is damaged")
+    width, height = struct.unpack_from(">II" if wide else ">HH", data, 4)
+    return width, height
