@@ -15,6 +15,7 @@ from .containers import Container
 from .sound_choice import Sound, SoundChoice, best_sound, is_adts
 from .sound_samples import RESTART_S, SteadySamples
 
+
 class SoundFeed:
     """The packets of a `Sound` for one output container, in time order.
 

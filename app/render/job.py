@@ -26,6 +26,7 @@ from pipelines.core.errors import InputError, OutputError
 from pipelines.core.preparation import Preparation
 from pipelines.core.types import Picture
 
+from .forecast import CannotEndError, Forecast, check_output_size
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart
 from .request import RenderRequest
@@ -121,6 +122,7 @@ class _Render:
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
         to_output = output_placement(self._native, self._placement, self._output_size(), self._request.aspect)
+        check_output_size(self._kind, to_output.target)
         keep = self._record.resumed and self._has_frames()
         self._record.begin()
         writer = self._open_writer(to_output.target, keep)
@@ -128,6 +130,7 @@ class _Render:
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
+                forecast = self._forecast(0 if self._restarts else start)
                 if not self._restarts:
                     self._catch_up(start)
                 loop = RenderLoop(
@@ -137,6 +140,7 @@ class _Render:
                     self._player,
                     finish=to_output.apply,
                     progress=lambda: bar.update(1),
+                    delivered=lambda frames: self._measure(forecast, frames, writer, bar),
                     skip=start if self._restarts else 0,
                 )
                 complete = loop.run(self._jobs(0 if self._restarts else start), stop)
@@ -145,6 +149,9 @@ class _Render:
                     self._discard(writer)
                     raise
                 return self._end_broken(writer, error)
+            except CannotEndError:
+                self._suspend(writer)
+                raise
             except OutputError:
                 self._abandon(writer)
                 raise
@@ -236,6 +243,20 @@ class _Render:
                 prompt_only=prompt_only,
                 progress=lambda: bar.update(1),
             )
+
+    def _forecast(self, done: int) -> Forecast:
+        """done: frames that need not be made."""
+        copies = 1 if self._kind is None else 2  # a finished file is made beside the growing one
+        return Forecast(self._request.output, total=self._total, done=done, copies=copies, say=self._tell)
+
+    def _measure(self, forecast: Forecast, frames: int, writer: FrameWriter, bar: tqdm[None]) -> None:
+        forecast.delivered(frames, writer.frames)
+        bar.set_postfix_str(forecast.memory, refresh=False)
+
+    def _tell(self, sentence: str) -> None:
+        """Say something while the line of progress is shown."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            self._say(sentence)
 
     def _progress_bar(self, done: int) -> tqdm[None]:
         slow = not sys.stderr.isatty()  # in a log: an occasional line
