@@ -109,8 +109,8 @@ class Forecast:
             if self._left is None
             else (f"Takes about {_span(seconds_per_frame * self._left)} more for {self._left} frames ({pace})")
         )
-        memory = f"{gib(self._meters.used())} of memory, of which {gib(self._meters.free())} more are free"
-        return f"{how_long}, and {memory}{disk}."
+        memory = f"uses {gib(self._meters.used())} of memory ({gib(self._meters.free())} are free)"
+        return f"{how_long}; {memory}{disk}."
 
     def _check_disk(self, written: int) -> str:
         """What the other frames need, as the end of a sentence. Raises CannotEndError."""
@@ -124,8 +124,8 @@ class Forecast:
         if needed * _CERTAIN_SHARE > free:
             fit = int(free / (per_frame * self._copies))
             raise CannotEndError(
-                f"The disk has {_mb(free)} free, and the other {self._left} frames need about {_mb(needed)}: about {fit} "
-                "of them would fit.",
+                f"The disk has {_mb(free)} free, and the other {self._left} frames need about {_mb(needed)}: about "
+                f"{fit} of them would fit.",
                 f"Free {_mb(needed - free)} and continue with --resume, or start over with a smaller --out-size.",
             )
         if needed > free and not self._warned:
@@ -134,7 +134,7 @@ class Forecast:
                 f"The disk may become full: {_mb(free)} are free, and the other {self._left} frames need about "
                 f"{_mb(needed)}."
             )
-        return f"; about {_mb(needed)} of disk, of {_mb(free)} free"
+        return f" and about {_mb(needed)} of disk ({_mb(free)} are free)"
 
     @property
     def _total_frames(self) -> int:
@@ -162,4 +162,4 @@ def _span(seconds: float) -> str:
 
 
 def _mb(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"

@@ -34,6 +34,8 @@ from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
 from .timeline_player import TimelinePlayer, rehearse, states
 
+_LARGE_PX = 2**20
+
 
 def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> int:
     """Returns the exit status: 0 done, 1 the source broke off (the frames before that are written), 130 interrupted.
@@ -114,13 +116,16 @@ class _Render:
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
             self._frames = max(1, round(request.seconds * info.generate_rate))
-        self._total = source.info.frames if source is not None else self._frames
+        made = source.info.frames if source is not None else self._frames
+        self._total = made and round(made * info.stage_rate)
         self._restarts = info.engine == "video" or bool(info.stages)  # every frame depends on those before it
 
     def run(self) -> int:
         """From opening the writer to the end of the file. Returns the exit status."""
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
+        if self._total and info.width * info.height > _LARGE_PX:
+            self._say(f"{self._total} large frames: how long they take is said once the first ones are made.")
         to_output = output_placement(self._native, self._placement, self._output_size(), self._request.aspect)
         check_output_size(self._kind, to_output.target)
         keep = self._record.resumed and self._has_frames()
@@ -261,7 +266,7 @@ class _Render:
     def _progress_bar(self, done: int) -> tqdm[None]:
         slow = not sys.stderr.isatty()  # in a log: an occasional line
         return tqdm(
-            total=self._total and round(self._total * self._stream.info.stage_rate),
+            total=self._total,
             initial=done,
             unit="frame",
             desc=self._request.output.name,
