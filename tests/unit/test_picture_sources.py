@@ -17,7 +17,8 @@ from app.media.source import SourceBrokenError
 from app.render.record import fingerprint
 from pipelines.core.errors import InputError
 from tests.fakes.clips import make_clip
-from tests.fakes.picture_files import corners, heic, saved
+from tests.fakes.heic_files import heic
+from tests.fakes.picture_files import corners, saved
 
 TIMES_MS = (40, 100, 250, 40)
 
@@ -145,13 +146,12 @@ def test_an_animation_among_pictures_is_refused_and_the_remedy_works(tmp_path: P
     assert open_source(folder, None).info.frames == 1
 
 
-def test_heic_is_refused_by_name_everywhere(tmp_path: Path) -> None:
-    (tmp_path / "IMG_1.HEIC").write_bytes(heic())
-    for path in (tmp_path, tmp_path / "IMG_1.HEIC"):
-        with pytest.raises(InputError, match=r"IMG_1\.HEIC: HEIC pictures are not read.*JPEG"):
-            open_source(path, None)
-    with pytest.raises(InputError, match="heif-convert"):
-        read_picture(tmp_path / "IMG_1.HEIC")
+def test_a_folder_of_heic_is_read(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(heic(quarters=3))
+    (tmp_path / "IMG_2.heif").write_bytes(heic())
+    assert [frame.image.shape for frame in open_source(tmp_path, None).frames()] == [(100, 90, 3), (90, 100, 3)]
+    assert open_source(tmp_path / "IMG_1.HEIC", None).info.size == (90, 100)
+    assert read_picture(tmp_path / "IMG_2.heif").shape == (90, 100, 3)
 
 
 def test_only_the_first_page_of_a_tiff_is_read_and_that_is_said(tmp_path: Path) -> None:
