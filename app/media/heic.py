@@ -5,6 +5,8 @@ Depends on the boxes (heif.py) and on FFmpeg's HEVC decoder. A picture of Pillow
 
 from __future__ import annotations
 
+import struct
+from fractions import Fraction
 from typing import Any, BinaryIO
 
 import av
@@ -15,7 +17,9 @@ from PIL import Image, ImageFile
 from pipelines.core.types import Picture
 
 from .heif import HeifFile, grid_of, read_file
+from .picture_error import PictureError
 
+_REMEDY = "Save it as JPEG or PNG: with Export in Apple's Preview or Photos, or `heif-convert in.heic out.jpg`."
 _ALPHA = (b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha")
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 _UNKNOWN_RANGE = 0  # AVCOL_RANGE_UNSPECIFIED
@@ -37,14 +41,15 @@ class HeicImage(ImageFile.ImageFile):
         self._number = self._file.primary
         item = self._file.items.get(self._number)
         if item is None or item.kind not in (b"hvc1", b"grid"):
-            raise ValueError("its main picture is not HEVC")
+            found = "nothing" if item is None else repr(item.kind.decode("latin-1"))
+            raise PictureError(f"The HEIC's main picture is of a kind that is not read ({found}).", _REMEDY)
         size = grid_of(item.data)[2:] if item.kind == b"grid" else _declared_size(self._file, self._number)
         self._stored_size = size
-        turns = [content[0] & 1 for kind, content in self._file.properties[self._number] if kind == b"irot"]
-        self._size = (size[1], size[0]) if sum(turns) % 2 else size
+        self._properties = self._file.properties.get(self._number, [])
+        self._size = _shown_size(size, self._properties)
         self._alpha = _alpha_of(self._file, self._number)
         self._mode = "RGB" if self._alpha is None else "RGBA"
-        for kind, content in self._file.properties[self._number]:
+        for kind, content in self._properties:
             if kind == b"colr" and content[:4] in (b"prof", b"rICC"):
                 self.info["icc_profile"] = content[4:]
         self._decoded: Image.Image | None = None
@@ -58,7 +63,7 @@ class HeicImage(ImageFile.ImageFile):
                 if alpha.shape != stored.shape:
                     raise ValueError("its transparency has another size")
                 stored = np.concatenate([stored, alpha[..., :1]], axis=2)
-            self._decoded = Image.fromarray(_upright(stored, self._file.properties[self._number]))
+            self._decoded = Image.fromarray(_shown(stored, self._properties))
             self._im = self._decoded.im
         return Image.Image.load(self)
 
@@ -132,10 +137,37 @@ def _tile(file: HeifFile, number: int, max_px: int) -> Picture:
     return np.asarray(converted.to_ndarray(), np.uint8)
 
 
-def _upright(stored: Picture, properties: list[tuple[bytes, bytes]]) -> Picture:
+def _shown_size(size: tuple[int, int], properties: list[tuple[bytes, bytes]]) -> tuple[int, int]:
+    """(width, height) in px after what `_shown` does."""
     for kind, content in properties:
-        if kind == b"irot":
+        if kind == b"clap":
+            left, top, right, bottom = _aperture(size, content)
+            size = (right - left, bottom - top)
+        elif kind == b"irot" and content[0] & 1:
+            size = (size[1], size[0])
+    return size
+
+
+def _shown(stored: Picture, properties: list[tuple[bytes, bytes]]) -> Picture:
+    """Crop, turn and mirror, in the file's order."""
+    for kind, content in properties:
+        if kind == b"clap":
+            left, top, right, bottom = _aperture((stored.shape[1], stored.shape[0]), content)
+            stored = stored[top:bottom, left:right]
+        elif kind == b"irot":
             stored = np.rot90(stored, content[0] & 3)  # anti-clockwise
         elif kind == b"imir":
             stored = stored[:, ::-1] if content[0] & 1 else stored[::-1]
     return np.ascontiguousarray(stored)
+
+
+def _aperture(size: tuple[int, int], content: bytes) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a clean aperture, in px: the part of the picture to show."""
+    numbers = struct.unpack(">IIIIiIiI", content)
+    width, height, across, down = (Fraction(*numbers[at : at + 2]) for at in range(0, 8, 2))
+    left = round(across + Fraction(size[0] - 1, 2) - (width - 1) / 2)
+    top = round(down + Fraction(size[1] - 1, 2) - (height - 1) / 2)
+    right, bottom = left + round(width), top + round(height)
+    if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
+        raise ValueError("its clean aperture lies outside the picture")
+    return left, top, right, bottom

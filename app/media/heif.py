@@ -220,6 +220,8 @@ def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[in
         else:
             stream.seek(offset)
             part = stream.read(wanted)
+        if length and len(part) < length:
+            raise ValueError("the file is cut off")
         left -= len(part)
         parts.append(part)
     return b"".join(parts)

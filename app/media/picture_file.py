@@ -20,6 +20,7 @@ from PIL import Image
 from pipelines.core.types import Picture
 
 from .picture_colours import to_rgb
+from .picture_error import PictureError
 from .picture_kinds import (
     BROKEN,
     BROKEN_TOO,
@@ -29,7 +30,6 @@ from .picture_kinds import (
     TIFF,
     WEBP,
     Bounds,
-    PictureError,
     PictureKind,
     check_area,
     first_bytes,

@@ -22,9 +22,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pipelines.core.errors import InputError
-
 from . import heif
+from .picture_error import PictureError
 from .spliced import Spliced
 
 MAX_FILE_BYTES = 256 << 20
@@ -40,10 +39,6 @@ _CHUNK_FRAME_BYTES = 12  # length, type and CRC of a PNG chunk
 _CHUNKS = 10_000  # and one for each KiB of the file
 _SIDE_BYTES = 16 << 20  # of a PNG's chunks that hold no pixels
 _TILE_TAGS = (322, 323)
-
-
-class PictureError(InputError):
-    """Not a valid picture, or too large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

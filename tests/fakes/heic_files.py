@@ -38,10 +38,12 @@ def heic(
     brand: bytes = b"heic",
     in_idat: bool = True,
     alpha: str = "",
+    aperture: tuple[int, int, int, int] | None = None,
 ) -> bytes:
     """Return a file whose primary picture is the grid of all tiles, or the one tile. quarters: anti-clockwise.
 
-    alpha: the tile that holds the transparency of the one.
+    alpha: the tile that holds the transparency of the one. aperture: width, height, and where its middle is from the
+    picture's, in px.
     """
     coded = [base64.b85decode(tile) for tile in (*tiles, *([alpha] if alpha else []))]
     single = len(tiles) == 1
@@ -51,6 +53,9 @@ def heic(
     kinds = [(n, b"hvc1") for n in numbers] + ([] if single else [(primary, b"grid")])
     infe = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", n, 0), kind, b"\0") for n, kind in kinds]
     shown = [box(b"ispe", bytes(4), struct.pack(">II", *size)), box(b"irot", bytes([quarters]))]
+    if aperture is not None:
+        width, height, across, down = aperture
+        shown.insert(1, box(b"clap", struct.pack(">IIIIiIiI", width, 1, height, 1, across, 1, down, 1)))
     if mirror is not None:
         shown.append(box(b"imir", bytes([mirror])))
     if icc:

@@ -9,8 +9,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from app.media.picture_error import PictureError
 from app.media.picture_file import PictureFile
-from app.media.picture_kinds import PictureError
 from pipelines.core.types import Picture
 from tests.fakes.heic_files import TILES, heic
 from tests.fakes.picture_files import display_p3
@@ -62,6 +62,16 @@ def test_the_tiles_border_is_where_it_belongs(size: tuple[int, int]) -> None:
     assert np.abs(picture[64, 30].astype(int) - COLOURS[2]).max() <= 6
 
 
+def test_only_the_clean_aperture_is_shown() -> None:
+    """The upper left 100 x 90 px of 128 x 128; then 40 x 30 px around the middle."""
+    picture = read(heic((128, 128), aperture=(100, 90, -14, -19), quarters=1))
+    assert picture.shape == (100, 90, 3)
+    assert corners(picture) == [1, 3, 0, 2]
+    assert read(heic((128, 128), aperture=(40, 30, 0, 0))).shape == (30, 40, 3)
+    with pytest.raises(PictureError, match="outside the picture"):
+        read(heic((128, 128), aperture=(100, 90, 50, 0)))
+
+
 def test_a_picture_of_one_part_and_every_brand() -> None:
     for brand in (b"heic", b"mif1", b"heix"):
         picture = read(heic((64, 48), tiles=[TILES[COLOURS[1]]], brand=brand, quarters=1))
@@ -95,8 +105,10 @@ def test_sizes_are_bounded_before_anything_is_decoded() -> None:
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(PictureError, match="3 of 4 tiles"):
         read(heic(tiles=list(TILES.values())[:3]))
-    with pytest.raises(PictureError, match="main picture is not HEVC"):
+    with pytest.raises(PictureError, match=r"kind that is not read \('iovl'\).*Save it as JPEG"):
         read(heic().replace(b"grid", b"iovl"))
+    with pytest.raises(PictureError, match="cut off"):
+        read(heic()[:-40])
     with pytest.raises(PictureError, match="no table"):
         read(heic().replace(b"meta", b"free"))
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from app.api.pictures import unpack
 from app.api.stream.wire import PictureFormat
+from app.media.picture_error import PictureError
 from app.media.picture_file import MAX_SCANS, PictureFile, read_still
-from app.media.picture_kinds import PictureError
 from pipelines.core.types import Picture
 from tests.fakes.picture_files import (
     P3_TO_XYZ,
