@@ -37,12 +37,12 @@ class VideoReader:
         """
         self._path = path
         self._max_px = max_px
-        with _opened(path) as container:
+        with _opened(path, max_px) as container:
             stream = _video_stream(container, path)
             context = stream.codec_context
             check_pixels(str(path), context.width, context.height, max_px)
             decoder_of(stream, max_px)
-            first = _first_frame(container, stream, path)
+            first = _first_frame(container, stream, path, max_px)
             self._time_base = Fraction(stream.time_base)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
             self._info = SourceInfo(
@@ -67,7 +67,7 @@ class VideoReader:
         reformatter = VideoReformatter()
         previous: tuple[int, int] | None = None
         index = 0
-        with _opened(self._path) as container:
+        with _opened(self._path, self._max_px) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
             decoded = self._decoded(container, stream, decoder_of(stream, self._max_px))
@@ -129,9 +129,10 @@ def _drained(decoder: av.VideoCodecContext) -> Iterator[av.VideoFrame]:
         return  # nothing may be left to drain after corrupt data, which the caller reports
 
 
-def _opened(path: Path) -> av.container.InputContainer:
+def _opened(path: Path, max_px: int) -> av.container.InputContainer:
+    """Opening decodes a frame of some formats: within the same limit."""
     try:
-        return av.open(str(path))
+        return av.open(str(path), options={"max_pixels": str(max_px)})
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) is not a video that can be read: {_reason(error)}.",
@@ -149,14 +150,19 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     raise InputError(f"{path} has {sound}.", "Give a video file or a folder of pictures.")
 
 
-def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:
+def _first_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, max_px: int
+) -> av.VideoFrame:
     reason = "it has no frames"
     try:
         for frame in container.decode(stream):
             return frame
     except av.error.FFmpegError as error:
         reason = _reason(error)
-    raise InputError(f"No frame of {path} can be decoded: {reason}.", "Download or export it again.")
+    raise InputError(
+        f"No frame of {path} can be decoded: {reason}.",
+        f"Scale it down if it has more than {max_px / 1e6:.0f} megapixels, else download or export it again.",
+    )
 
 
 def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:

@@ -171,6 +171,15 @@ def test_a_limit_of_pixels_holds_for_pictures_animations_and_videos(tmp_path: Pa
             open_source(file, None, max_px=16 * 12 - 1)
 
 
+@pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "libx264")])
+def test_a_video_above_the_limit_is_refused_and_the_remedy_works(tmp_path: Path, name: str, encoder: str) -> None:
+    made = make_clip(tmp_path / name, frames=40, size=(128, 96), sound="", encoder=encoder)
+    with pytest.raises(InputError, match=r"(?i)scale it down"):
+        open_source(made, None, max_px=64 * 64)
+    scaled = make_clip(tmp_path / f"small_{name}", frames=40, size=(64, 48), sound="", encoder=encoder)
+    assert len(list(open_source(scaled, None, max_px=64 * 64).frames())) == 40
+
+
 def test_a_video_whose_frames_grow_is_stopped_before_they_are_decoded(tmp_path: Path) -> None:
     """Motion JPEG: each frame has its own size, whatever the file declares."""
     small, large = (saved(Image.new("RGB", (side, side)), "JPEG") for side in (32, 512))
