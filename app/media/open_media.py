@@ -47,10 +47,14 @@ class FormatError(InputError):
     """The file's container format is not one that is opened."""
 
 
-def open_media(path: Path) -> av.container.InputContainer:
-    """Open a file. Raises FormatError, av.error.FFmpegError and OSError."""
+def open_media(path: Path, *, max_px: int = 0) -> av.container.InputContainer:
+    """Open a file. max_px: of a frame, since opening decodes one of some formats; 0: FFmpeg's own limit.
+
+    Raises FormatError, av.error.FFmpegError and OSError.
+    """
+    options = dict(_OPTIONS) | ({"max_pixels": str(max_px)} if max_px else {})
     try:
-        return av.open(file_url(path), options=dict(_OPTIONS))
+        return av.open(file_url(path), options=options)
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not in the list
         raise FormatError(
             f"{path} is not in a container format that is opened here.",
