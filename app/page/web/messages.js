@@ -14,16 +14,13 @@ class Messages {
     });
   }
 
-  // The error about a subject, as long as it lasts; '' ends it. The same text again stays dismissed.
-  hold(subject, text) {
-    if (this.errors.get(subject)?.text === (text || undefined)) return;
+  say(subject, text) {  // an error about a subject, in place of the one before; '' ends it
     if (text) this.errors.set(subject, { text, dismissed: false }); else this.errors.delete(subject);
     this.show();
   }
 
-  say(subject, text) {  // an error that has happened just now, perhaps again
-    this.errors.delete(subject);
-    this.hold(subject, text);
+  hold(subject, text) {  // the same for a state, which is told again and again: unchanged it stays dismissed
+    if (this.errors.get(subject)?.text !== (text || undefined)) this.say(subject, text);
   }
 
   note(text) {  // not an error; once for each text

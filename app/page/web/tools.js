@@ -66,7 +66,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     const tracks = [...this.canvas.captureStream(30).getVideoTracks(), ...this.delayed(sound.tracks, delayMs)];
     this.parts = [];
     this.end = sound.end;
-    this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000 });
+    this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000, videoKeyFrameIntervalDuration: 2000 });  // an MP4 grows by one part for each key frame
     this.recorder.ondataavailable = ({ data }) => { if (data.size) this.add(data); };
     this.recorder.onstop = () => this.finish();
     this.kept.begin(this.recorder.mimeType || type || 'video/webm');
