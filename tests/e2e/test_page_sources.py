@@ -31,9 +31,11 @@ window.sources = new Sources(document.querySelector('.zt-source'), (text) => mes
 window.asked = { getUserMedia: navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices),
   getDisplayMedia: navigator.mediaDevices.getDisplayMedia.bind(navigator.mediaDevices) };
 window.LinkClass = Link;
-window.shown = () => document.querySelector('.zt-message').hidden ? '' : document.querySelector('.zt-message').textContent;
+const box = document.querySelector('.zt-message');
+window.shown = () => (box.hidden ? '' : box.textContent);
 window.picture = () => {  // a camera
-  const canvas = Object.assign(document.createElement('canvas'), { width: 32, height: 32 }), pen = canvas.getContext('2d');
+  const canvas = Object.assign(document.createElement('canvas'), { width: 32, height: 32 });
+  const pen = canvas.getContext('2d');
   let shade = 0;
   const draw = () => { shade = (shade + 40) % 256; pen.fillStyle = `rgb(${shade}, 0, 0)`; pen.fillRect(0, 0, 32, 32); };
   draw();
@@ -227,7 +229,11 @@ window.fetch = async (path, { method }) => {
 window.sockets = [];
 class Socket {
   static OPEN = 1;
-  constructor(url) { Object.assign(this, { url: String(url), readyState: 0 }); sockets.push(this); setTimeout(() => { if (this.readyState === 0) { this.readyState = 1; this.onopen(); } }, 5); }
+  constructor() {
+    this.readyState = 0;
+    sockets.push(this);
+    setTimeout(() => { if (this.readyState === 0) { this.readyState = 1; this.onopen(); } }, 5);
+  }
   send() { setTimeout(() => this.onmessage({ data: '{"type": "ready", "info": {}, "controls": {}}' }), 5); }
   close(code) { this.readyState = 2; setTimeout(() => {
     this.onmessage({ data: '{"type": "ended", "message": "The session was closed.", "remedy": ""}' });
@@ -236,7 +242,8 @@ class Socket {
 }
 window.WebSocket = Socket;
 window.states = [];
-window.link = new LinkClass({ state: (name) => states.push(name), ready() {}, stats() {}, refused() {}, noted() {}, hungry() {} });
+const nothing = { ready() {}, stats() {}, refused() {}, noted() {}, hungry() {} };
+window.link = new LinkClass({ ...nothing, state: (name) => states.push(name) });
 window.rest = () => new Promise((done) => setTimeout(done, 100));
 """
 

@@ -206,6 +206,7 @@ async function play(text) {  // plays a timeline from now; starts the stream if 
   cues.forEach(clearTimeout);
   for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
   if (!link.wanted) await start();
+  if (!link.wanted) return 0;  // the stage says why
   cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => setTimeout(() => adopt({ controls }), at_s * 1000));
   return entries.length;
 }

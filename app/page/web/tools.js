@@ -1,6 +1,6 @@
 // Saves parts of a stream: snapshots with their settings, recordings with sound, presets.
 // Depends on canvases and files, not on the session.
-const PNG_KEY = 'zoetrope';
+const PNG_KEY = 'zoetrope', STILL_FRAME_MS = 250;
 
 function crc32(bytes) {  // as in the PNG specification, appendix D
   let crc = ~0;
@@ -55,6 +55,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
   get running() { return this.recorder !== null; }
 
   async start(sources, delayMs) {
+    const { canvas } = this;
     if (this.running || this.asking) return;
     this.asking = true;  // the browser may ask for the microphone
     const sound = await sources.sound();
@@ -63,7 +64,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     if (sound.missing) this.on.noted(sound.missing);
     const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm'];
     const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
-    const tracks = [...this.canvas.captureStream(30).getVideoTracks(), ...this.delayed(sound.tracks, delayMs)];
+    const tracks = [...canvas.captureStream(30).getVideoTracks(), ...this.delayed(sound.tracks, delayMs)];
     this.parts = [];
     this.end = sound.end;
     this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000, videoKeyFrameIntervalDuration: 2000 });  // an MP4 grows by one part for each key frame
@@ -71,6 +72,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     this.recorder.onstop = () => this.finish();
     this.kept.begin(this.recorder.mimeType || type || 'video/webm');
     this.recorder.start(1000);
+    this.beat = setInterval(() => canvas.getContext('2d').drawImage(canvas, 0, 0), STILL_FRAME_MS);  // a stream that stands still, too
     this.on.changed(true, sound.tracks.length > 0);
   }
 
@@ -94,6 +96,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
   }
 
   finish() {
+    clearInterval(this.beat);
     const blob = new Blob(this.parts, { type: this.recorder.mimeType || 'video/webm' });
     this.recorder = null;
     this.audio?.close();
