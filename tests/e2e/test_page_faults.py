@@ -128,6 +128,8 @@ def both_widths(page: Page, pictures: Path, name: str) -> None:
 
 
 def test_start_is_in_front_everywhere_and_nothing_is_wider_than_a_phone(page: Page, tmp_path: Path) -> None:
+    page.until("document.querySelector('.zt-examples button') !== null")
+    page.evaluate("(document.querySelector('.zt-examples button').textContent = 'a long prompt, '.repeat(8), 0)")
     for width, height in (PHONE, (320, 640), (740, 900)):
         page.screen(width, height, mobile=True)
         page.until(f"innerWidth === {width}")
@@ -140,6 +142,7 @@ def test_start_is_in_front_everywhere_and_nothing_is_wider_than_a_phone(page: Pa
             "document.querySelector('.zt-pad').scrollWidth <= document.querySelector('.zt-pad').clientWidth"
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("document.querySelector(`.zt-pad`).scrollIntoView({ block: `center`, behavior: `instant` })")
         page.screenshot(tmp_path / f"pad-{width}.png")
         page.evaluate("document.querySelector('.zt-stage').toggleAttribute('data-acts', false)")
 
