@@ -289,7 +289,15 @@ def write_tone(file: Path) -> None:
 
 def test_a_notice_of_the_model_is_calm_and_a_refusal_is_not(page: Page, tmp_path: Path) -> None:
     start(page)
-    page.evaluate("window.zoetrope.link.handle({ type: 'notice', text: 'A small autoencoder is used.' })")
+    script = """(link => {
+      link.on.state('opening', 'opening…');  // as with a model that is still loading
+      link.handle({ type: 'notice', text: 'loading a model' });
+      link.handle({ type: 'notice', text: 'A small autoencoder is used.' });
+      const waits = document.querySelector('.zt-idle-text').textContent;
+      link.on.state('live', '');
+      return waits;
+    })(window.zoetrope.link)"""
+    assert page.evaluate(script) == "loading a model"  # and no longer
     assert page.evaluate(NOTE) == "A small autoencoder is used."
     assert page.evaluate(MESSAGE) == ""
     page.evaluate(

@@ -70,7 +70,8 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000, videoKeyFrameIntervalDuration: 2000 });  // an MP4 grows by one part for each key frame
     this.recorder.ondataavailable = ({ data }) => { if (data.size) this.add(data); };
     this.recorder.onstop = () => this.finish();
-    this.kept.begin(this.recorder.mimeType || type || 'video/webm');
+    this.type = (this.recorder.mimeType || type || 'video/webm').split(';')[0];
+    this.kept.begin(this.type);
     this.recorder.start(1000);
     this.beat = setInterval(() => canvas.getContext('2d').drawImage(canvas, 0, 0), STILL_FRAME_MS);  // a stream that stands still, too
     this.on.changed(true, sound.tracks.length > 0);
@@ -97,7 +98,7 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
 
   finish() {
     clearInterval(this.beat);
-    const blob = new Blob(this.parts, { type: this.recorder.mimeType || 'video/webm' });
+    const blob = new Blob(this.parts, { type: this.type });
     this.recorder = null;
     this.audio?.close();
     this.audio = null;
