@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -157,6 +158,18 @@ def test_a_file_without_a_picture_is_said_and_another_plays(
     assert reason in shown
     assert page.evaluate("document.querySelector('.zt-source').paused || !document.querySelector('.zt-source').src")
     choose_file(page, "good.webm", "video/webm", clip("webm", "libvpx", sound=False))
+    assert started(page, "file") == (True, "")
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program on this machine")
+def test_the_command_in_the_message_makes_a_file_that_plays(page: Page, tmp_path: Path) -> None:
+    content = clip("mov", "libx265", sound=True)
+    choose_file(page, "phone.mov", "video/quicktime", content)
+    _, shown = started(page, "file")
+    command = shown[shown.index("ffmpeg ") :].replace("FILE", "phone.mov").split()
+    (tmp_path / "phone.mov").write_bytes(content)
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    choose_file(page, command[-1], "video/mp4", (tmp_path / command[-1]).read_bytes())
     assert started(page, "file") == (True, "")
 
 

@@ -51,3 +51,18 @@ class KeptRecordings {
     return [...found].map(([id, { type, beganMs, parts }]) => ({ id, beganMs, blob: new Blob(parts, { type }) }));
   }
 }
+
+async function offerKept(kept, list, save) {  // shows what is kept; save(blob) is called on Download
+  const lost = await kept.lost().catch(() => []);  // without storage nothing was kept
+  list.replaceChildren(...lost.map(({ id, beganMs, blob }) => {
+    const row = document.createElement('li'), words = document.createElement('span');
+    words.textContent = `The recording of ${new Date(beganMs).toLocaleString()} was cut off when its page was left; what came before is kept.`;
+    const button = (textContent, action) => {
+      const made = Object.assign(document.createElement('button'), { textContent });
+      made.addEventListener('click', action);
+      return made;
+    };
+    row.append(words, button('Download', () => save(blob)), button('Delete', () => kept.remove(id).then(() => row.remove())));
+    return row;
+  }));
+}

@@ -250,22 +250,6 @@ function record() {
   else say(link.wanted ? 'Nothing to record yet: the first picture has not come.' : 'Nothing to record: the stream is stopped. Press Start, then Record.');
 }
 
-async function offerKept() {  // recordings whose page was left, reloaded or has crashed
-  const lost = await kept.lost().catch(() => []);  // without storage nothing was kept
-  find('.zt-kept').replaceChildren(...lost.map(({ id, beganMs, blob }) => {
-    const row = document.createElement('li'), words = document.createElement('span');
-    words.textContent = `The recording of ${new Date(beganMs).toLocaleString()} was cut off when its page was left; what came before is kept.`;
-    const button = (textContent, action) => {
-      const made = Object.assign(document.createElement('button'), { textContent });
-      made.addEventListener('click', action);
-      return made;
-    };
-    const discard = () => kept.remove(id).then(() => row.remove());
-    row.append(words, button('Download', () => download(blob, videoName(blob))), button('Delete', discard));
-    return row;
-  }));
-}
-
 const attempt = (file, action) => action(file).catch((error) => say(`${file.name}: ${error.message}.`));
 
 const tools = {
@@ -306,4 +290,4 @@ window.zoetrope = { model, setControl, start, stop, choose, setTransport, adopt,
   fail: say };
 pump();
 watchServer();
-offerKept();
+offerKept(kept, find('.zt-kept'), (blob) => download(blob, videoName(blob)));
