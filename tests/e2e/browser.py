@@ -37,13 +37,14 @@ class NavigatedError(Exception):
 
 
 class Page:
-    """One tab. `urls` collects every URL that it requested."""
+    """One tab. `urls` collects every URL that it requested, `dialogs` the kinds of dialogs; each is accepted."""
 
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._number = 0
         self.urls: list[str] = []
         self.console: list[str] = []
+        self.dialogs: list[str] = []
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
         """Send a command of the protocol. Returns its result."""
@@ -53,6 +54,10 @@ class Page:
             message = json.loads(self._connection.recv(timeout=30))
             if message.get("method") == "Network.requestWillBeSent":
                 self.urls.append(message["params"]["request"]["url"])
+            elif message.get("method") == "Page.javascriptDialogOpening":
+                self.dialogs.append(message["params"]["type"])
+                accept = {"id": -1, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                self._connection.send(json.dumps(accept))
             elif message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.console.append(json.dumps(message["params"])[:500])
             elif message.get("id") == self._number:
@@ -82,6 +87,15 @@ class Page:
         """Click an element once it exists."""
         self.until(f"document.querySelector({selector!r}) !== null")
         self.evaluate(f"document.querySelector({selector!r}).click()")
+
+    def tap(self, selector: str) -> None:
+        """Click an element with the mouse, as a viewer does: scrolls to it, and counts as the viewer's action."""
+        self.until(f"document.querySelector({selector!r}) !== null")
+        place = f"document.querySelector({selector!r}).getBoundingClientRect()"
+        self.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        x, y = self.evaluate(f"[{place}.x + {place}.width / 2, {place}.y + {place}.height / 2]")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def say(self, prompt: str) -> None:
         """Type a prompt and leave the text box."""

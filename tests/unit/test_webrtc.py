@@ -19,6 +19,7 @@ from app.outputs.whip_push import PushRefusedError, PushState, WhipPush, WhipPus
 from app.session.session import Session
 from app.webrtc.options import IceServer, WebRtcOptions
 from app.worker.handle import WorkerHandle
+from app.worker.messages import WorkerNotice
 from app.worker.process import WorkerOptions
 from pipelines.core.errors import InputError
 from pipelines.files.loader_options import LoaderOptions
@@ -79,7 +80,9 @@ async def join(http: httpx.AsyncClient, peer: TestPeer, session: Session, role: 
     return answer
 
 
-def test_pictures_go_in_and_come_back_and_the_channel_controls(server: Server, session: Session) -> None:
+def test_pictures_go_in_and_come_back_and_the_channel_controls(
+    server: Server, session: Session, worker: WorkerHandle
+) -> None:
     async def scene(http: httpx.AsyncClient) -> None:
         video = FlatVideo(RED)
         peer = TestPeer(gives=video, takes=True, control=True)
@@ -102,6 +105,11 @@ def test_pictures_go_in_and_come_back_and_the_channel_controls(server: Server, s
         assert (pong["id"], pong["at_ms"]) == (9, 1.5)
         peer.say(type="nonsense")
         assert (await peer.hears("error"))["code"] == "bad_message"
+        worker._handle(WorkerNotice(text="A small autoencoder is used."))
+        assert (await peer.hears("notice"))["text"] == "A small autoencoder is used."
+        session.proxy.notify("Output ended: no room.")  # an error, not a notice
+        refused = await peer.hears("error")
+        assert (refused["id"], refused["code"], refused["message"]) == (None, "bad_control", "Output ended: no room.")
         peer.messages.clear()  # figures from before the first picture
         stats = await peer.hears("stats")
         assert isinstance(stats["accounting"], dict)

@@ -72,7 +72,8 @@ class ControlChannel:
         self._end = end
         self._inbox: asyncio.Queue[str | bytes] = asyncio.Queue(maxsize=_BURST)
         self._state: SessionState | None = None
-        self._notice = ""
+        self._refused = ""
+        self._noticed: set[str] = set()
         self._stats_s = 0.5
         self._finished = False
         channel.on("message", self._on_message)
@@ -186,9 +187,13 @@ class ControlChannel:
         elif state is SessionState.OPENING and self._state is SessionState.LIVE:
             self._send(Restarting(text="The worker is being restarted."))
         self._state = state
-        if stream.notice and stream.notice != self._notice:
-            self._send(Notice(text=stream.notice))
-        self._notice = stream.notice
+        for text in self._context.table.workers.status_of(self._session.id).notices:
+            if text not in self._noticed:
+                self._noticed.add(text)
+                self._send(Notice(text=text))
+        if stream.notice and stream.notice != self._refused:
+            self._send(ErrorMessage(code="bad_control", message=stream.notice, remedy=""))
+        self._refused = stream.notice
 
     def _stats(self) -> Stats:
         return stream_stats(self._session.read(), tick_ms=self._session.proxy.tick_ms, missed=self._missed())

@@ -27,7 +27,7 @@ async function sendFirstPicture(session, canvas) {  // resolves once the stream 
           upload.source(false);
           upload.send(jpeg, canvas.width, canvas.height, performance.now());
         },
-        taken, refused: (text, note) => { if (!note) refuse(text); }, stats() {}, hungry() {}, frame: (header, blob, acknowledge) => acknowledge(),
+        taken, refused: refuse, noted() {}, stats() {}, hungry() {}, frame: (header, blob, acknowledge) => acknowledge(),
       });
       Object.assign(upload, { session, wanted: true });
       upload.connect();

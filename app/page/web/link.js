@@ -4,13 +4,15 @@ const HEADER_BYTES = 32, NONE = 0xffffffff, MAX_WAITING = 2, JPEG = 1;
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
-  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message, isNote),
+  // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message), noted(text),
   //       hungry() when a picture may be sent again, taken(seq) (optional) }
-  constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, next: 0, waiting: new Map() }); }
+  constructor(on) { Object.assign(this, { on, session: null, socket: null, wanted: false, run: 0, next: 0, waiting: new Map() }); }
 
   get live() { return this.socket?.readyState === WebSocket.OPEN && this.isReady; }
 
-  async start(body) {
+  async start(body) {  // ends the session before, if there is one; does nothing more once stopped or started again
+    this.stop();
+    const run = ++this.run;
     this.wanted = true;
     this.on.state('opening', 'opening…');
     let answer;
@@ -19,11 +21,13 @@ class Link {
         method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
       });
     } catch {
+      if (run !== this.run) return;
       this.wanted = false;
       this.on.state('gone', 'Connection lost. Is zoetrope live still running?');
       return;
     }
     const opened = await answer.json().catch(() => ({}));
+    if (run !== this.run) { if (answer.ok) this.drop(opened); return; }
     if (!answer.ok) {
       this.wanted = false;
       const error = opened.error ?? { message: `The server responded ${answer.status}.`, remedy: '' };
@@ -31,7 +35,6 @@ class Link {
       this.on.state(states[answer.status] ?? 'refused', `${error.message} ${error.remedy ?? ''}`.trim());
       return;
     }
-    if (!this.wanted) { this.drop(opened); return; }  // stopped in the meantime
     this.session = opened;
     this.next = 0;
     this.connect();
@@ -42,9 +45,10 @@ class Link {
   }
 
   async connect() {
-    for (let attempt = 0; this.wanted; attempt += 1) {
+    const { run } = this, current = () => this.wanted && run === this.run;
+    for (let attempt = 0; current(); attempt += 1) {
       const code = await this.talk(attempt);
-      if (!this.wanted) return;
+      if (!current()) return;
       if ([1000, 4404, 4401, 4403, 1008].includes(code) || attempt > 40) {
         this.wanted = false;
         if (!this.reported) this.on.state('refused', code === 4404 ? 'The session has ended. Press Start.' : `The server closed the session (${code}).`);
@@ -68,8 +72,11 @@ class Link {
       this.reported = false;
       this.waiting.clear();
       socket.onopen = () => this.post({ type: 'hello', version: 1, token, format: 'jpeg', quality: 88 });
-      socket.onmessage = ({ data }) => (typeof data === 'string' ? this.handle(JSON.parse(data)) : this.receive(data));
-      socket.onclose = ({ code }) => { this.isReady = false; done(code); };
+      socket.onmessage = ({ data }) => {
+        if (socket !== this.socket) return;  // of a session that was stopped
+        if (typeof data === 'string') this.handle(JSON.parse(data)); else this.receive(data);
+      };
+      socket.onclose = ({ code }) => { if (socket === this.socket) this.isReady = false; done(code); };
     });
   }
 
@@ -78,7 +85,7 @@ class Link {
       ready: () => { this.isReady = this.becameReady = true; this.on.ready(message.info, message.controls); this.on.state('live', ''); },
       stats: () => this.on.stats(message),
       error: () => this.on.refused(`${message.message} ${message.remedy ?? ''}`.trim()),
-      notice: () => this.on.refused(message.text, true),
+      notice: () => this.on.noted(message.text),
       taken: () => { for (const seq of this.waiting.keys()) if (seq <= message.seq) this.waiting.delete(seq); this.on.hungry(); this.on.taken?.(message.seq); },
       restarting: () => { this.waiting.clear(); this.on.state('restarting', message.text); },
       ended: () => { this.reported = true; this.wanted = false; this.on.state('refused', `${message.message} ${message.remedy ?? ''}`.trim()); },
@@ -124,11 +131,13 @@ class Link {
   source(promptOnly) { if (this.live) this.post({ type: 'source', id: this.ids = (this.ids ?? 0) + 1, prompt_only: promptOnly }); }
 
   stop() {
-    this.wanted = false;
-    if (!this.session) return;
-    this.drop(this.session);
+    if (!this.wanted && !this.session) return;
+    this.wanted = this.isReady = false;
+    this.run += 1;
+    if (this.session) this.drop(this.session);
     this.session = null;
     this.socket?.close(1000);
+    this.socket = null;
     this.on.state('stopped', '');
   }
 }

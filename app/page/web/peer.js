@@ -33,7 +33,8 @@ class Peer extends Link {
 
   async talk() {  // one connection, from offer to end; resolves with a close code
     if (!self.RTCPeerConnection) { this.refuse('This browser has no WebRTC. Choose WebSocket.'); return REFUSED; }
-    const iceServers = await this.iceServers().catch(() => []);
+    const { run } = this, iceServers = await this.iceServers().catch(() => []);
+    if (run !== this.run) return GONE;
     return new Promise((done) => {
       const connection = this.connection = new RTCPeerConnection({ iceServers });
       this.isReady = this.reported = false;

@@ -1,21 +1,27 @@
 // The stage: draws the stream and its input, shows statistics, handles buttons, keys and the page's widgets.
 // Builds on link.js and peer.js (the session, over WebSocket and WebRTC), sources.js (input pictures), tools.js (snapshots and
-// recordings), timeline.js (stories), first_picture.js (a video's first picture).
+// recordings), messages.js (errors and notes), timeline.js (stories), first_picture.js (a video's first picture).
 const find = (selector) => element.querySelector(selector);
 const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.zt-before');
-const status = { state: 'loading', text: 'loading…', notice: '' };
+const status = { state: 'loading', text: 'loading…' };
+const messages = new Messages(stage);
+const say = (text) => messages.say('other', text);
 const changes = {};  // controls that the user has changed, including before Start
 const model = { engine: '', momentary: {} };  // engine: "image" or "video"; momentary: one-shot controls with their idle values
-let info = null, beginning = false, shown = 0, painted = [], sent = [], latency = null, stats = {}, cues = [];
+let info = null, beginning = false, starting = null, waits = false, shown = 0, painted = [], sent = [], latency = null, stats = {}, cues = [];
 const inputs = new Map();  // seq: the picture sent, until its output frame is painted
 
 let wakePump = () => {};  // ends the pump's pause
 const wake = () => wakePump(), STILL_MS = 100, MIN_INTERVAL_MS = 20;
 const on = {  // handlers of either transport
-  state(name, text) { Object.assign(status, { state: name, text }); if (name === 'live') status.notice = ''; show(); },
+  state(name, text) { Object.assign(status, { state: name, text }); show(); },
   ready(facts) { info = facts; link.source(sources.promptOnly && !beginning); actions.offer(facts.takes_actions); actions.flush(); show(); },
   stats(message) { stats = message; show(); },
-  refused(text) { status.notice = text; show(); },
+  refused: say,
+  noted(text) {  // while a model is loading, the first note before `ready` says so: it ends with that
+    if (status.state === 'opening' && !waits) { waits = true; status.text = text; show(); }
+    else if (text !== status.text) messages.note(text);
+  },
   hungry: wake,
   async frame(header, blob, acknowledge) {
     const bitmap = await createImageBitmap(blob).catch(() => null);
@@ -25,11 +31,16 @@ const on = {  // handlers of either transport
   sent(canvas) { sent = recent(sent, performance.now()); if (stage.dataset.view !== 'output') draw(before, canvas); },
 };
 let link = new Link(on);
-const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, wake);
+const sources = new Sources(find('.zt-source'), (reason) => { messages.say('source', reason); show(); }, wake);
 const actions = new Actions(stage, { live: () => link.live && !changes.paused, send: (moved) => link.control(moved) });
-const recorder = new Recorder(picture, (on) => {
-  find('[data-tool=record]').setAttribute('aria-pressed', String(on));
-  find('.zt-live').hidden = !on;
+const kept = new KeptRecordings();
+const recorder = new Recorder(picture, kept, {
+  changed(on, hasSound) {
+    find('[data-tool=record]').setAttribute('aria-pressed', String(on));
+    find('.zt-live').hidden = !on;
+    find('.zt-mute').hidden = hasSound;
+  },
+  failed: say, noted: (text) => messages.note(text),
 });
 
 function draw(canvas, bitmap) {
@@ -69,11 +80,9 @@ function show() {
   stage.classList.toggle('zt-running', running);
   const drawn = stage.classList.contains('zt-painted');
   find('.zt-idle').hidden = live && drawn;
-  find('.zt-idle-text').textContent = running && live ? 'waiting for the first picture…'
+  find('.zt-idle-text').textContent = running && live ? (sources.trouble ? 'no picture' : 'waiting for the first picture…')
     : ['stopped', 'ready'].includes(status.state) ? (drawn ? 'stopped' : 'Press Start') : status.text;
-  const loud = ['busy', 'denied', 'refused', 'gone', 'lost', 'restarting'].includes(status.state) ? status.text : status.notice;
-  find('.zt-message').textContent = loud;
-  find('.zt-message').hidden = !loud;
+  messages.hold('connection', ['busy', 'denied', 'refused', 'gone', 'lost', 'restarting'].includes(status.state) ? status.text : '');
   const rows = Object.entries(stats.stages ?? {}).map(([name, at]) => `<tr><th>${name}</th><td>${at.p50_ms.toFixed(1)}</td><td>${at.p95_ms.toFixed(1)} ms</td></tr>`);
   find('.zt-times table').innerHTML = rows.length ? `<tr><th></th><td>p50</td><td>p95</td></tr>${rows.join('')}` : '<tr><td>Nothing yet.</td></tr>';
 }
@@ -133,29 +142,41 @@ function setControls(values) {  // all or nothing; one-shot controls are not kep
   link.control(values);
 }
 
-async function start() {
-  status.notice = '';
+function start() {  // one page has one session: a press while it starts or runs opens no other
+  if (starting) return starting;
+  say('');
+  const mine = starting = (link.wanted ? reopenSource() : open()).finally(() => { if (starting === mine) starting = null; });
+  return mine;
+}
+
+async function reopenSource() {  // of a running session, if it has failed or ended
+  if (sources.trouble && await sources.open()) link.source(sources.promptOnly);
+}
+
+async function open() {  // no session without a source: the reason stands on the stage
+  if (!await sources.open()) { show(); return; }
   latency = null;
   stats = {};
+  waits = false;
   actions.begin();
-  if (!sources.promptOnly) await sources.open();
   for (const bitmap of inputs.values()) bitmap.close();
   inputs.clear();
   await link.start({ controls: changes, prompt_only: sources.promptOnly && !beginning });
 }
 
 function stop() {
-  if (recorder.running) recorder.stop();
+  recorder.stop();
   actions.release();
   cues.forEach(clearTimeout);
+  starting = null;
   link.stop();
   sources.close();
 }
 
 async function choose(kind) {
   sources.kind = kind;
-  status.notice = '';
-  if (link.wanted) { await sources.open(); link.source(sources.promptOnly); }
+  say('');
+  if (link.wanted || starting) { await sources.open(); link.source(sources.promptOnly); } else sources.failed('');
   show();
 }
 
@@ -185,6 +206,7 @@ async function play(text) {  // plays a timeline from now; starts the stream if 
   cues.forEach(clearTimeout);
   for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
   if (!link.wanted) await start();
+  if (!link.wanted) return 0;  // the stage says why
   cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => setTimeout(() => adopt({ controls }), at_s * 1000));
   return entries.length;
 }
@@ -222,11 +244,17 @@ async function load(file) {  // loads a dropped or chosen file, by its content
   else throw new Error('no settings of Zoetrope');
 }
 
-const attempt = (file, action) => action(file).catch((error) => { status.notice = `${file.name}: ${error.message}.`; show(); });
+function record() {
+  if (recorder.running || recorder.asking) recorder.stop();
+  else if (link.wanted && stage.classList.contains('zt-painted')) recorder.start(sources, latency ?? 0);
+  else say(link.wanted ? 'Nothing to record yet: the first picture has not come.' : 'Nothing to record: the stream is stopped. Press Start, then Record.');
+}
+
+const attempt = (file, action) => action(file).catch((error) => say(`${file.name}: ${error.message}.`));
 
 const tools = {
   snapshot: () => snapshot(picture, settings()),
-  record: () => (recorder.running ? recorder.stop() : recorder.start(find('.zt-source'), latency ?? 0)),
+  record,
   full: () => (document.fullscreenElement ? document.exitFullscreen() : stage.requestFullscreen()),
   keys: () => find('.zt-keys').showModal(),
 };
@@ -255,9 +283,11 @@ element.addEventListener('drop', (event) => {
   event.preventDefault();
   if (event.dataTransfer.files[0]) attempt(event.dataTransfer.files[0], load);
 });
+addEventListener('beforeunload', (event) => { if (recorder.running) event.preventDefault(); });
 addEventListener('pagehide', () => link.session && link.drop(link.session));
 
 window.zoetrope = { model, setControl, start, stop, choose, setTransport, adopt, settings, play, parseTimeline, timelineLines, sources, actions, load: (file) => attempt(file, load), beginWith: (file) => attempt(file, beginWith), get link() { return link; }, recorder, info: () => info, download, stamp,
-  fail(text) { status.notice = text; show(); } };
+  fail: say };
 pump();
 watchServer();
+offerKept(kept, find('.zt-kept'), (blob) => download(blob, videoName(blob)));

@@ -1,6 +1,6 @@
 // Saves parts of a stream: snapshots with their settings, recordings with sound, presets.
 // Depends on canvases and files, not on the session.
-const PNG_KEY = 'zoetrope';
+const PNG_KEY = 'zoetrope', STILL_FRAME_MS = 250;
 
 function crc32(bytes) {  // as in the PNG specification, appendix D
   let crc = ~0;
@@ -46,26 +46,43 @@ async function snapshot(canvas, settings) {
   download(pngWith(new Uint8Array(await plain.arrayBuffer()), settings), `zoetrope-${stamp()}.png`);
 }
 
+const videoName = ({ type }) => `zoetrope-${stamp()}.${type.includes('mp4') ? 'mp4' : 'webm'}`;
+
 class Recorder {  // the canvas and, if the source has any, its sound, delayed to match the picture
-  constructor(canvas, changed) { Object.assign(this, { canvas, changed, recorder: null, parts: [] }); }
+  // on: { changed(running, hasSound), failed(text), noted(text) }; kept: a KeptRecordings (kept.js)
+  constructor(canvas, kept, on) { Object.assign(this, { canvas, kept, on, recorder: null, parts: [], asking: false }); }
 
   get running() { return this.recorder !== null; }
 
-  start(video, delayMs) {
+  async start(sources, delayMs) {
+    const { canvas } = this;
+    if (this.running || this.asking) return;
+    this.asking = true;  // the browser may ask for the microphone
+    const sound = await sources.sound();
+    if (!this.asking) { sound.end(); return; }  // stopped in the meantime
+    this.asking = false;
+    if (sound.missing) this.on.noted(sound.missing);
     const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm'];
     const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
-    const tracks = [...this.canvas.captureStream(30).getVideoTracks(), ...this.sound(video, delayMs)];
+    const tracks = [...canvas.captureStream(30).getVideoTracks(), ...this.delayed(sound.tracks, delayMs)];
     this.parts = [];
-    this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000 });
-    this.recorder.ondataavailable = ({ data }) => { if (data.size) this.parts.push(data); };
+    this.end = sound.end;
+    this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000, videoKeyFrameIntervalDuration: 2000 });  // an MP4 grows by one part for each key frame
+    this.recorder.ondataavailable = ({ data }) => { if (data.size) this.add(data); };
     this.recorder.onstop = () => this.finish();
+    this.type = (this.recorder.mimeType || type || 'video/webm').split(';')[0];
+    this.kept.begin(this.type);
     this.recorder.start(1000);
-    this.changed(true);
+    this.beat = setInterval(() => canvas.getContext('2d').drawImage(canvas, 0, 0), STILL_FRAME_MS);  // a stream that stands still, too
+    this.on.changed(true, sound.tracks.length > 0);
   }
 
-  sound(video, delayMs) {
-    const source = video.captureStream?.() ?? video.mozCaptureStream?.();
-    const audio = (video.srcObject ?? source)?.getAudioTracks?.() ?? [];
+  add(part) {
+    this.parts.push(part);
+    this.kept.add(part).catch(() => this.on.noted('The browser has no room to keep this recording safe: closing the page would lose it. Stop Record first.'));
+  }
+
+  delayed(audio, delayMs) {
     if (!audio.length) return [];
     this.audio = new AudioContext();
     const delay = this.audio.createDelay(5), out = this.audio.createMediaStreamDestination();
@@ -74,16 +91,25 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     return out.stream.getAudioTracks();
   }
 
-  stop() { this.recorder?.stop(); }
+  stop() {
+    this.asking = false;
+    if (this.recorder?.state === 'recording') this.recorder.stop();
+  }
 
   finish() {
-    const type = this.recorder.mimeType || 'video/webm';
+    clearInterval(this.beat);
+    const blob = new Blob(this.parts, { type: this.type });
     this.recorder = null;
     this.audio?.close();
     this.audio = null;
-    const blob = new Blob(this.parts, { type });
-    this.last = blob;
-    download(blob, `zoetrope-${stamp()}.${type.includes('mp4') ? 'mp4' : 'webm'}`);
-    this.changed(false);
+    this.end();
+    this.on.changed(false, false);
+    if (blob.size) {
+      this.last = blob;
+      download(blob, videoName(blob));
+    } else this.on.failed('Nothing was recorded: no picture came. Record again when one is shown.');
+    const { own } = this.kept;
+    this.kept.own = null;
+    this.kept.remove(own).catch(() => {});  // without storage nothing was kept
   }
 }
