@@ -33,7 +33,7 @@ _MEGABYTE = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Seconds of each part, and pictures a second of the honest client."""
+    """Seconds of each part, and pictures a second of the honest client. alone_s: half before, half after the others."""
 
     warm_up_s: float = 5.0
     alone_s: float = 20.0
@@ -63,16 +63,19 @@ class HonestClient:
         for thread in self._threads:
             thread.start()
 
-    def figures(self, seconds: float) -> dict[str, float]:
-        """Wait so long; frames a second and latency of that time."""
+    def stream(self, seconds: float) -> tuple[float, float]:
+        """Wait so long. Returns begin and end, monotonic time."""
         began_s = time.monotonic()
         time.sleep(seconds)
-        seen = [(at_s, age_ms) for at_s, age_ms in self._seen if at_s >= began_s]
-        ages = [age_ms for _, age_ms in seen]
-        if len(ages) < 2:
+        return began_s, time.monotonic()
+
+    def figures(self, *times: tuple[float, float]) -> dict[str, float]:
+        """Frames a second and latency of all these times together."""
+        ages = [age_ms for at_s, age_ms in self._seen if any(begin <= at_s < end for begin, end in times)]
+        if not ages:
             raise SystemExit("The honest client got no frames: the server has let it down.")
         return {
-            "fps": round(len(seen) / seconds, 2),
+            "fps": round(len(ages) / sum(end - begin for begin, end in times), 2),
             "p50_ms": round(percentile(ages, 0.5), 1),
             "p95_ms": round(percentile(ages, 0.95), 1),
         }
@@ -113,20 +116,21 @@ def measure(plan: Plan) -> dict[str, Any]:
         front = next(child for child in psutil.Process().children() if "live" in child.cmdline())
         honest = HonestClient(url, plan.rate)
         try:
-            honest.figures(plan.warm_up_s)
-            alone = honest.figures(plan.alone_s)
+            honest.stream(plan.warm_up_s)
+            early = honest.stream(plan.alone_s / 2)
             before = front.memory_info().rss
             process, stop = start(url)
             try:
-                honest.figures(plan.warm_up_s)
-                beside = honest.figures(plan.beside_s)
+                honest.stream(plan.warm_up_s)
+                beside = honest.figures(honest.stream(plan.beside_s))
                 peak = front.memory_info().rss
             finally:
                 stop.set()
                 process.join(30)
                 process.kill()
-            time.sleep(plan.after_s)
+            honest.stream(plan.after_s)
             after = front.memory_info().rss
+            alone = honest.figures(early, honest.stream(plan.alone_s / 2))
         finally:
             honest.close()
     return {

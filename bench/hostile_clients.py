@@ -77,16 +77,19 @@ def many_fields(target: Target) -> None:
 
 
 def mjpeg_stallers(target: Target) -> None:
-    """15 readers of one session's Motion JPEG that read nothing."""
+    """15 readers of one session's Motion JPEG that read nothing, each made again after 10 s."""
     opened: dict[str, Any] | None = None
     lines: list[socket.socket] = []
-    while not target.stop.wait(_PAUSE_S):
+    at_once = 15
+    while not target.stop.wait(1.0):
         try:
             if opened is None:
                 opened = _call(target, "POST", "/v1/sessions", None)
             path = _call(target, "GET", f"/v1/sessions/{opened['id']}", opened["token"])["mjpeg_url"]
             lines = [line for line in lines if _stands(line)]
-            lines += [target.connect(f"GET {path} HTTP/1.1\r\nHost: {{at}}\r\n\r\n") for _ in range(15 - len(lines))]
+            for _ in range(min(at_once, 15 - len(lines))):
+                lines.append(target.connect(f"GET {path} HTTP/1.1\r\nHost: {{at}}\r\n\r\n"))
+            at_once = 2
         except urllib.error.HTTPError:
             opened = None  # it has ended
         except OSError:
