@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import ProtocolError
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.server import ServerProtocol
 
 from .http_protocol import BoundedConfig
@@ -83,6 +83,15 @@ class FrontSocket(WebSocketsSansIOProtocol):
             self._unread.stop()
         super().connection_lost(exc)
 
+    def send_receive_event_to_app(self) -> None:
+        """A whole message has arrived. Text that is no UTF-8 fails the connection, and is no fault to be logged."""
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(b"".join(self.frames)):
+            self.frames = []
+            self.conn.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
+
     def pause_writing(self) -> None:
         """The peer has a buffer full to read."""
         super().pause_writing()
@@ -119,3 +128,11 @@ class FrontSocket(WebSocketsSansIOProtocol):
 
     def _leaves_unread(self) -> bool:
         return self._unread is not None and self._unread.waiting
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,14 +1,18 @@
-"""Hooks for schemathesis: sessions' tokens, sample files for media types, and the end of endless streams.
+"""Hooks for schemathesis: tokens, ids of things that are there, sample files, and the end of endless streams.
 
-Loaded by its command line (SCHEMATHESIS_HOOKS). No route and no check is excluded; of requests only those that a form
-cannot represent.
+Loaded by its command line (SCHEMATHESIS_HOOKS); SERVER_TOKEN is the server's token. No route and no check is
+excluded; of requests only those that a form cannot represent.
 """
 
 from __future__ import annotations
 
-import asyncio
+import atexit
 import io
+import json
+import os
+import re
 import threading
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,50 +21,38 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 import schemathesis
-from aiortc import RTCPeerConnection
 from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.core.parameters import ParameterLocation
 
 from tests.fakes.clips import make_clip
+from tests.fakes.offers import offer
+from tests.fakes.openapi_things import Things
 
 _PLACEHOLDER = "Bearer of-the-session"
 _STREAM_S = 0.5
 
 
-class Sessions:
-    """Tokens of the sessions opened during the run, and a session of these hooks to replace made-up ids."""
+class Reached:
+    """The statuses that each operation has answered; written to the file REACHED at the end of the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str | None) -> None:
         self._lock = threading.Lock()
-        self._tokens: dict[str, str] = {}
-        self._own: str | None = None
+        self._statuses: dict[str, set[int]] = {}
+        if file is not None:
+            atexit.register(self._write, Path(file))
 
-    def add(self, session_id: str, token: str) -> None:
+    def add(self, operation: str, status: int) -> None:
         with self._lock:
-            self._tokens[session_id] = token
+            self._statuses.setdefault(operation, set()).add(status)
 
-    def ended(self, session_id: str) -> None:
-        with self._lock:
-            if self._own == session_id:
-                self._own = None
-
-    def token(self, session_id: str) -> str | None:
-        return self._tokens.get(session_id)
-
-    def own(self, base: str) -> str | None:
-        """Return an open session of these hooks; None while no more can be opened."""
-        with self._lock:
-            if self._own is None:
-                answer = httpx.post(f"{base}/v1/sessions")
-                if answer.status_code == 201:
-                    made = answer.json()
-                    self._own = str(made["id"])
-                    self._tokens[self._own] = str(made["token"])
-            return self._own
+    def _write(self, file: Path) -> None:
+        file.write_text(json.dumps({name: sorted(statuses) for name, statuses in self._statuses.items()}))
 
 
-SESSIONS = Sessions()
+THINGS = Things(os.environ.get("SERVER_TOKEN", ""))
+REACHED = Reached(os.environ.get("REACHED"))
+CALLS = count(1)
 
 
 @schemathesis.auth(refresh_interval=None)
@@ -85,42 +77,52 @@ def filter_case(context: Any, case: Any) -> bool:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Replace a made-up session id by that of an open session, and the placeholder by the session's token."""
+    """Replace made-up ids by those of something that is there, and the placeholder by the token that opens it."""
     path = case.path_parameters or {}
-    if "session_id" not in path:
-        return
-    parts = urlsplit(case.operation.schema.get_base_url())
-    base = f"{parts.scheme}://{parts.netloc}"
-    made_up = SESSIONS.token(str(path["session_id"])) is None
+    case.headers = dict(case.headers or {})
     negative = case.meta is not None and case.meta.is_negative_at(ParameterLocation.PATH)
-    if made_up and not negative and (own := SESSIONS.own(base)) is not None:
-        path["session_id"] = own
-    session_id = str(path["session_id"])
-    token = SESSIONS.token(session_id)
-    if token is None or (case.headers or {}).get("Authorization") != _PLACEHOLDER:
+    base = _base(case)
+    if "session_id" not in path:
+        case.headers.update(THINGS.server_headers)
+    elif THINGS.tokens.get(str(path["session_id"])) is None and not negative:
+        path["session_id"] = THINGS.session(base) or path["session_id"]
+    for name in ("job_id", "recording_id", "output_id", "peer_id"):
+        if name in path and not negative and (made := THINGS.get(base, name, case.operation.path)) is not None:
+            path[name] = made
+            if name == "peer_id" and next(CALLS) % 2:  # as a client does; the others try their luck
+                case.headers["If-Match"] = THINGS.etags[made]
+    session_id = str(path.get("session_id"))
+    token = THINGS.tokens.get(session_id)
+    if token is None or case.headers.get("Authorization") != _PLACEHOLDER:
         return
     case.headers["Authorization"] = f"Bearer {token}"
     if case.operation.path.endswith("/mjpeg"):  # the response ends with the session
-        end = threading.Timer(
-            _STREAM_S, httpx.delete, (f"{base}/v1/sessions/{session_id}",), {"headers": _bearer(token)}
-        )
-        end.start()
+        url, headers = f"{base}/v1/sessions/{session_id}", THINGS.headers_of(session_id)
+        threading.Timer(_STREAM_S, httpx.delete, (url,), {"headers": headers}).start()
 
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Keep the token of an opened session; forget the own session once it has ended."""
-    if response.status_code == 201 and case.operation.path == "/v1/sessions":
-        made = response.json()
-        SESSIONS.add(made["id"], made["token"])
-    session_id = str((case.path_parameters or {}).get("session_id"))
-    closed = response.status_code == 204 and case.operation.path == "/v1/sessions/{session_id}"
-    if response.status_code == 404 or closed or case.operation.path.endswith("/mjpeg"):
-        SESSIONS.ended(session_id)
+    """Keep the token of an opened session; forget what has ended; note what was reached."""
+    operation, status, path = case.operation, response.status_code, case.path_parameters or {}
+    REACHED.add(f"{operation.method.upper()} {operation.path}", status)
+    if status == 201 and operation.path == "/v1/sessions":
+        THINGS.free(_base(case), THINGS.keep(response.json()))
+    if status == 201 and operation.path == "/v1/whip":
+        made = {
+            name: response.headers[f"zoetrope-{header}"][0] for name, header in (("id", "session"), ("token", "token"))
+        }
+        THINGS.free(_base(case), THINGS.keep(made))
+    ended = status in (200, 204) and operation.method.upper() == "DELETE"
+    if path and (status == 404 or ended or operation.path.endswith("/mjpeg")):
+        THINGS.forget(str(path[re.findall(r"{(\w+)}", operation.path)[-1]]))  # the deepest
+        if status == 404:
+            THINGS.forget(str(path.get("session_id")))
 
 
-def _bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
+def _base(case: Any) -> str:
+    parts = urlsplit(case.operation.schema.get_base_url())
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def picture(kind: str) -> bytes:
@@ -136,24 +138,11 @@ def video() -> bytes:
         return make_clip(Path(folder) / "clip.mp4", frames=3).read_bytes()
 
 
-def offer() -> str:
-    """Return the SDP offer of a peer that sends and receives video."""
-
-    async def make() -> str:
-        peer = RTCPeerConnection()
-        peer.addTransceiver("video", "sendrecv")
-        await peer.setLocalDescription(await peer.createOffer())
-        made = peer.localDescription.sdp
-        await peer.close()
-        return str(made)
-
-    return asyncio.run(make())
-
-
 for _kind in ("jpeg", "png", "webp"):
     schemathesis.openapi.media_type(f"image/{_kind}", st.just(picture(_kind)))
 schemathesis.openapi.media_type("video/mp4", st.just(video()))
 schemathesis.openapi.media_type("application/sdp", st.just(offer().encode()))
 schemathesis.openapi.media_type(
-    "application/trickle-ice-sdpfrag", st.just(b"a=ice-ufrag:abcd\r\na=ice-pwd:0123456789abcdef012345\r\n")
+    "application/trickle-ice-sdpfrag",
+    st.just(b"a=mid:0\r\n"),
 )
