@@ -83,7 +83,7 @@ def session_path(session_id: str, part: str = "") -> str:
 
 def signed_path(session: Session, part: str) -> str:
     """The path of a resource of the session, with a signature that authorises it for a minute."""
-    signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.time())
+    signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.monotonic())
     return f"{session_path(session.id, part)}?token={signed}"
 
 
@@ -92,7 +92,7 @@ def session_signed(context: ApiContext, session_id: str, part: str, token: str) 
     known = {session.id: session for session in context.table.sessions}
     session = known.get(session_id)
     secret = session.token.encode() if session is not None else b"-" * 32
-    if not verify(secret, f"{part} {session_id}", token, time.time()) or session is None:
+    if not verify(secret, f"{part} {session_id}", token, time.monotonic()) or session is None:
         raise UnauthorisedError(
             "The token in this URL is wrong or has expired.", "Get a new URL from GET /v1/sessions/ID."
         )

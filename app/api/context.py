@@ -42,8 +42,8 @@ class ApiLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """codecs: threads that encode and decode pictures off the event loop. codec_threads: their number. turns: gives them
-    out to the sessions.
+    """codecs: threads that encode and decode pictures off the event loop. codec_threads: their number. turns: gives
+    them out to the sessions.
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
     where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.

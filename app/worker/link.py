@@ -74,7 +74,7 @@ class WorkerLink:
     def receive(self) -> FromWorker:
         """The next message but signs of life. Raises EOFError or OSError when the worker has died."""
         while True:
-            message: FromWorker = self._pipe.recv()
+            message: FromWorker | WorkerAlive = self._pipe.recv()
             self._heard += 1
             if not isinstance(message, WorkerAlive):
                 return message

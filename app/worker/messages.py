@@ -263,7 +263,6 @@ FromWorker = (
     | WorkerPreparation
     | WorkerReady
     | WorkerFailed
-    | WorkerAlive
     | StreamOpened
     | InputTaken
     | InputAdmitted

@@ -45,6 +45,7 @@ from .messages import (
     StopWorker,
     StreamOpened,
     ToWorker,
+    WorkerAlive,
     WorkerFailed,
     WorkerNotice,
     WorkerProgress,
@@ -344,7 +345,7 @@ class Worker:
         session.close()
         self._send(SessionClosed(session=session.name))
 
-    def _send(self, message: FromWorker) -> None:
+    def _send(self, message: FromWorker | WorkerAlive) -> None:
         with self._sending:
             self._pipe.send(message)
 
