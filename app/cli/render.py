@@ -30,6 +30,7 @@ _EXAMPLES = """examples:
   zoetrope render camera.mp4 out.mp4 --prompt "a robot on the beach, pencil sketch" --strength 0.5
   zoetrope render drawings/ out.webm --fps 12 --prompt "a robot, neon lines"
   zoetrope render --prompt-only --seconds 10 out.mp4 --prompt "a cat on the beach"
+  zoetrope render camera.mp4 out.gif --prompt "a robot"        (or .mov, .mkv, .webm)
   zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
   zoetrope render --prompt-only --seconds 12 out.mp4 --timeline examples/story.json
   zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume

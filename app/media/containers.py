@@ -22,6 +22,7 @@ class Container:
     annexb_filter: bitstream filter that turns packets read back from the file into the encoder's format; empty if they
     are the same. sound_copied: codecs copied without re-encoding; others are encoded with sound_encoder. sound_primed:
     codecs whose first packet may have a negative time (it primes the decoder); elsewhere it would shift all times.
+    memory_per_px: bytes that the encoder takes for a pixel of the picture's size, measured at 2048x2048.
     """
 
     muxer: str
@@ -34,6 +35,7 @@ class Container:
     sound_copied: frozenset[str]
     sound_encoder: str
     sound_primed: frozenset[str]
+    memory_per_px: int
 
     def encoder_options(self, frame_rate: Fraction) -> dict[str, str]:
         """Encoder options, with a key frame about every second: the unit of writing and resuming a growing file."""
@@ -82,6 +84,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
             sound_copied=_MP4_SOUND,
             sound_encoder="aac",
             sound_primed=_MP4_SOUND,
+            memory_per_px=60,
         ),
         ".mov": Container(
             muxer="mov",
@@ -94,6 +97,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
             sound_copied=_MOV_SOUND,
             sound_encoder="aac",
             sound_primed=_MOV_SOUND,
+            memory_per_px=60,
         ),
         ".mkv": Container(
             muxer="matroska",
@@ -108,6 +112,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
             ),
             sound_encoder="aac",
             sound_primed=frozenset({"opus"}),
+            memory_per_px=60,
         ),
         ".webm": Container(
             muxer="webm",
@@ -120,6 +125,7 @@ CONTAINERS: Mapping[str, Container] = MappingProxyType(
             sound_copied=frozenset({"opus", "vorbis"}),
             sound_encoder="libopus",
             sound_primed=frozenset({"opus"}),
+            memory_per_px=90,
         ),
     }
 )

@@ -26,6 +26,7 @@ from pipelines.core.errors import InputError, OutputError
 from pipelines.core.preparation import Preparation
 from pipelines.core.types import Picture
 
+from .forecast import CannotEndError, Forecast, check_output_size
 from .framing import Framing
 from .loop import FrameJob, RenderLoop, StopSignal, catch_up, needs_catching_up, prompt_jobs
 from .record import RenderRecord, check_apart
@@ -33,6 +34,8 @@ from .request import RenderRequest
 from .settings import chosen_settings, requested_settings
 from .timeline import Timeline
 from .timeline_player import TimelinePlayer, rehearse, states
+
+_LARGE_PX = 2**20
 
 
 def render(request: RenderRequest, load: Callable[..., Engine], say: Notify) -> int:
@@ -118,15 +121,19 @@ class _Render:
         self._frames = request.frames
         if request.seconds is not None and request.frames is None:
             self._frames = max(1, round(request.seconds * info.generate_rate))
-        self._total = source.info.frames if source is not None else self._frames
+        made = source.info.frames if source is not None else self._frames
+        self._total = made and round(made * info.stage_rate)
         self._restarts = info.engine == "video" or bool(info.stages)  # every frame depends on those before it
 
     def run(self) -> int:
         """From opening the writer to the end of the file. Returns the exit status."""
         info = self._stream.info
         self._say(f"{info.model} at {info.width}x{info.height}, {info.dtype} on {info.device}, {info.backend} backend")
+        if self._total and info.width * info.height > _LARGE_PX:
+            self._say(f"{self._total} large frames: how long they take is said once the first ones are made.")
         even_sides = isinstance(self._kind, Container)
         size = self._framing.choose_output(self._request.out_size, even_sides=even_sides)
+        check_output_size(self._kind, size)
         keep = self._record.resumed and self._has_frames()
         self._record.begin()
         writer = self._open_writer(size, keep)
@@ -134,6 +141,7 @@ class _Render:
         with StopSignal() as stop, self._progress_bar(writer.frames) as bar:
             try:
                 start = writer.frames
+                forecast = self._forecast(0 if self._restarts else start)
                 if not self._restarts:
                     self._catch_up(start)
                 loop = RenderLoop(
@@ -143,6 +151,7 @@ class _Render:
                     self._player,
                     finish=self._framing.finished,
                     progress=lambda: bar.update(1),
+                    delivered=lambda frames: self._measure(forecast, frames, writer, bar),
                     skip=start if self._restarts else 0,
                 )
                 complete = loop.run(self._jobs(0 if self._restarts else start), stop)
@@ -151,6 +160,9 @@ class _Render:
                     self._discard(writer)
                     raise
                 return self._end_broken(writer, error)
+            except CannotEndError:
+                self._suspend(writer)
+                raise
             except OutputError:
                 self._abandon(writer)
                 raise
@@ -220,10 +232,24 @@ class _Render:
                 progress=lambda: bar.update(1),
             )
 
+    def _forecast(self, done: int) -> Forecast:
+        """done: frames that need not be made."""
+        copies = 1 if self._kind is None else 2  # a finished file is made beside the growing one
+        return Forecast(self._request.output, total=self._total, done=done, copies=copies, say=self._tell)
+
+    def _measure(self, forecast: Forecast, frames: int, writer: FrameWriter, bar: tqdm[None]) -> None:
+        forecast.delivered(frames, writer.frames)
+        bar.set_postfix_str(forecast.memory, refresh=False)
+
+    def _tell(self, sentence: str) -> None:
+        """Say something while the line of progress is shown."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            self._say(sentence)
+
     def _progress_bar(self, done: int) -> tqdm[None]:
         slow = not sys.stderr.isatty()  # in a log: an occasional line
         return tqdm(
-            total=self._total and round(self._total * self._stream.info.stage_rate),
+            total=self._total,
             initial=done,
             unit="frame",
             desc=self._request.output.name,

@@ -52,16 +52,19 @@ class RenderLoop:
         *,
         finish: Callable[[Frame], Picture],
         progress: Callable[[], object],
+        delivered: Callable[[int], object] = bool,
         skip: int = 0,
     ) -> None:
         """player: plays the stream's timeline. finish: makes the picture to write of the engine's frame. progress:
-        called after each written frame. skip: how many of the first frames are rendered and not written."""
+        called after each written frame. delivered: called with the number of frames whenever the engine has finished
+        some and they are written. skip: how many of the first frames are rendered and not written."""
         self._engine = engine
         self._stream = stream
         self._writer = writer
         self._player = player
         self._finish = finish
         self._progress = progress
+        self._delivered = delivered
         self._skip = skip
         self._times = frame_times(stream.info)
         self._last: Picture | None = None
@@ -121,6 +124,8 @@ class RenderLoop:
                 if not shown.repeated:
                     self._last = self._finish(frame)
                 self._put(shown)
+        if frames:
+            self._delivered(len(frames))
 
     def _put(self, shown: Shown) -> None:
         """Write the newest picture; repeated: the similarity filter skipped what would have come after it."""

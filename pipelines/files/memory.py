@@ -10,18 +10,20 @@ import json
 import math
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
+from pipelines.core.host_memory import CGROUP_FOLDER, free_host_bytes, gib
 
 from .layout import Component, find_weights
 
 _MAX_HEADER_BYTES = 100_000_000
 # For activations, the ring and libraries, in addition to the weights. Deliberately a low estimate.
 WORKING_BYTES = 256 * 2**20
-_CGROUP_FOLDER = Path("/sys/fs/cgroup")
+_CGROUP_FOLDER = CGROUP_FOLDER
 
 
 def count_parameters(file: Path) -> int:
@@ -45,11 +47,43 @@ def count_parameters(file: Path) -> int:
     return sum(math.prod(entry["shape"]) for entry in tensors)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """What decoding needs for pictures of a size that was asked for; nothing for the model's own.
+
+    channels: of the decoder's last layers, which run at full size. frames: decoded at once. multiple_px: sizes are
+    multiples of it. The estimate is low: one layer's input and output.
+    """
+
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+    channels: int = 0
+    itemsize: int = 0
+    multiple_px: int = 8
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of one layer's input and output."""
+        return self.width * self.height * self._bytes_per_px
+
+    def size_within(self, free_bytes: int) -> str:
+        """The largest size of the same shape that needs no more, as WxH; empty if there is none."""
+        side = math.sqrt(max(free_bytes, 0) / max(1, self.needed_bytes))
+        width, height = (int(size * side) // self.multiple_px * self.multiple_px for size in (self.width, self.height))
+        return f"{width}x{height}" if min(width, height) > 0 else ""
+
+    @property
+    def _bytes_per_px(self) -> int:
+        return 2 * self.channels * self.itemsize * self.frames
+
+
 class Budget:
     """Adds up the memory that the parts of a model need."""
 
     def __init__(self, *, allow_pickle: bool = False) -> None:
         self.weights_bytes = 0
+        self.pictures = Pictures()
         self._parameters = 0
         self._allow_pickle = allow_pickle
 
@@ -65,13 +99,18 @@ class Budget:
 
     @property
     def half_bytes(self) -> int:
-        """What the same parts would need in a 16-bit dtype (pickles not counted)."""
+        """What the same parts would need in a 16-bit dtype (pickles and pictures not counted)."""
         return self._parameters * 2
 
     @property
-    def needed_bytes(self) -> int:
-        """Weights and working memory."""
+    def other_bytes(self) -> int:
+        """What is needed at any size."""
         return self.weights_bytes + WORKING_BYTES
+
+    @property
+    def needed_bytes(self) -> int:
+        """Weights, working memory and pictures."""
+        return self.other_bytes + self.pictures.needed_bytes
 
 
 def check_memory(
@@ -83,12 +122,16 @@ def check_memory(
         return
     kind = "GPU memory" if device.type == "cuda" else "memory"
     remedies = []
-    if 0 < budget.half_bytes + WORKING_BYTES <= free:
+    if budget.pictures.needed_bytes and (size := budget.pictures.size_within(free - budget.other_bytes)):
+        remedies.append(f"--size {size} would fit")
+    elif 0 < budget.half_bytes + WORKING_BYTES <= free:
         half = "float16" if device.type == "cuda" else "bfloat16"
-        remedies.append(f"--dtype {half} would fit ({_gib(budget.half_bytes + WORKING_BYTES)})")
+        remedies.append(f"--dtype {half} would fit ({gib(budget.half_bytes + WORKING_BYTES)})")
     remedies.append("the bundled mini-image fits in 1 GiB")
+    pictures = budget.pictures
+    at = f" at {pictures.width}x{pictures.height}" if pictures.needed_bytes else ""
     raise OutOfMemoryError(
-        f"The model needs about {_gib(budget.needed_bytes)} of {kind}, and {_gib(free)} are free.",
+        f"The model{at} needs about {gib(budget.needed_bytes)} of {kind}, and {gib(free)} are free.",
         f"Close other programs, or choose a smaller model: {'; '.join(remedies)}.",
     )
 
@@ -97,11 +140,7 @@ def free_memory_bytes(device: torch.device) -> int:
     """Return the free bytes of a CUDA device, or of the host, within the limit of its container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
-    limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
-    return available if limit is None or used is None else min(available, max(limit - used, 0))
+    return free_host_bytes(_CGROUP_FOLDER)
 
 
 def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px: int, depth: int, steps: int) -> str:
@@ -122,16 +161,3 @@ def what_would_fit(*, slots: int, ran: int, width: int, height: int, multiple_px
     lower = [f"{name} {max(1, int(now * share))}" for name, now in (("depth", depth), ("steps", steps)) if now > 1]
     choices = [*([f"set {' or '.join(lower)}"] if lower else []), f"start with --size {size} to keep all {slots}"]
     return f"{fitting}: {', or '.join(choices)}."
-
-
-def _cgroup_number(name: str) -> int | None:
-    """Read a number of the container's control group (version 2); None if there is no limit or no such group."""
-    try:
-        text = (_CGROUP_FOLDER / name).read_text(encoding="ascii").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

@@ -53,6 +53,9 @@ class ImageKind(ModelKind):
             autoencoder=options.autoencoder,
             allow_pickle=options.allow_pickle,
             safety=options.safety,
+            width=options.width,
+            height=options.height,
+            frames_per_slot=options.frames_per_slot,
             notice=context.notice,
         )
         backend = context.backend(options.backend, self.name, choose_device(options.device))

@@ -17,9 +17,7 @@ from pipelines.core.errors import OutputError
 def opened(output: Path, rate: Fraction | int, *, keep: bool = False, resumable: bool = True) -> AnimationWriter:
     scratch = output.with_name("scratch")
     scratch.mkdir(exist_ok=True)
-    plan = AnimationPlan(
-        kind=ANIMATIONS[".gif"], size=(65, 47), time_base=1 / Fraction(rate), resumable=resumable
-    )
+    plan = AnimationPlan(kind=ANIMATIONS[".gif"], size=(65, 47), time_base=1 / Fraction(rate), resumable=resumable)
     return AnimationWriter(output, scratch, plan, keep=keep)
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
 from pipelines.files import memory
 from pipelines.files.layout import Component
-from pipelines.files.memory import WORKING_BYTES, Budget, check_memory, count_parameters, free_memory_bytes
+from pipelines.files.memory import WORKING_BYTES, Budget, Pictures, check_memory, count_parameters, free_memory_bytes
+from pipelines.image.loading.load import LoadOptions, load_image_model
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -61,6 +62,41 @@ def test_too_little_memory_says_what_would_fit(tmp_path: Path) -> None:
     assert "GPU memory" in str(caught.value)
     assert "would fit (" not in str(caught.value)
     assert "mini-image fits in 1 GiB" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "free_gib", "fits"),
+    [((4096, 4096), 2.0, "3120x3120"), ((8192, 2048), 2.0, "6248x1560"), ((16384, 16384), 8.0, "6576x6576")],
+)
+def test_a_size_that_does_not_fit_is_refused_with_one_that_does(
+    tmp_path: Path, size: tuple[int, int], free_gib: float, fits: str
+) -> None:
+    """mini-image's decoder has 48 channels; at 4096x4096 in bfloat16 a render was seen to take 3.5 GiB in all."""
+    save_file({"a": torch.zeros(2**20)}, tmp_path / "diffusion_pytorch_model.safetensors")
+
+    def budget(size: tuple[int, int]) -> Budget:
+        needed = Budget()
+        needed.add(component(tmp_path), torch.bfloat16)
+        needed.pictures = Pictures(width=size[0], height=size[1], channels=48, itemsize=2)
+        return needed
+
+    free = round(free_gib * GIB)
+    with pytest.raises(OutOfMemoryError, match=rf"at {size[0]}x{size[1]} needs about") as caught:
+        check_memory(budget(size), CPU, free_bytes=lambda device: free)
+    assert f"--size {fits} would fit" in str(caught.value)
+    width, height = map(int, fits.split("x"))
+    check_memory(budget((width, height)), CPU, free_bytes=lambda device: free)  # the remedy works
+
+
+def test_the_estimate_of_a_large_size_is_that_of_a_render() -> None:
+    assert Pictures(width=4096, height=4096, channels=48, itemsize=2).needed_bytes == pytest.approx(3.0 * GIB)
+    assert Pictures().needed_bytes == 0
+
+
+def test_a_bundled_model_refuses_a_size_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: GIB)
+    with pytest.raises(OutOfMemoryError, match=r"--size .* would fit"):
+        load_image_model("mini-image", LoadOptions(device="cpu", dtype="float32", width=8192, height=8192))
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

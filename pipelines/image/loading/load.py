@@ -18,10 +18,11 @@ from pipelines.core.conditions import PromptEncoder
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError, ModelLayoutError
 from pipelines.core.execution import Calls
+from pipelines.core.host_memory import gib
 from pipelines.files import hub
 from pipelines.files.layout import Component, ModelLayout, read_autoencoder, read_layout
 from pipelines.files.lora_files import LoraFile
-from pipelines.files.memory import Budget, check_memory
+from pipelines.files.memory import Budget, Pictures, check_memory, free_memory_bytes
 from pipelines.files.precision import Precision, choose_device, choose_precision
 from pipelines.files.vocabulary import WORLD_FILE
 from pipelines.image.model import ImageModel, ImageNetworks, LoraControl, MakeImageRuntime, SafetyChecker
@@ -33,6 +34,7 @@ from .presets import ImagePreset, ModelFacts, choose_preset
 logger = logging.getLogger(__name__)
 # Guidance input of networks that were distilled with one: the default of diffusers' LCM pipeline (8.5), minus 1.
 _DISTILLED_GUIDANCE = 7.5
+_TOLD_BYTES = 2**30  # pictures that need more than this are worth a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,9 @@ class LoadOptions:
     autoencoder: str = "auto"
     allow_pickle: bool = False
     safety: bool = True
+    width: int = 0
+    height: int = 0
+    frames_per_slot: int = 1
     notice: Notify = logger.warning
 
 
@@ -234,7 +239,29 @@ def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precis
         budget.add(part, text_dtype)
     if layout.safety_checker is not None and options.safety:
         budget.add(layout.safety_checker, text_dtype)
+    budget.pictures = _pictures(autoencoder, codec_dtype(autoencoder, layout, precision.dtype), options)
     check_memory(budget, precision.device)
+    if budget.pictures.needed_bytes > _TOLD_BYTES:
+        free = gib(free_memory_bytes(precision.device))
+        size = f"{options.width}x{options.height}"
+        options.notice(
+            f"At {size} the model needs about {gib(budget.needed_bytes)} of memory, of {free} that are free."
+        )
+
+
+def _pictures(autoencoder: Component, dtype: torch.dtype, options: LoadOptions) -> Pictures:
+    """What decoding needs at a size that was asked for."""
+    config = autoencoder.config
+    if not options.width or not options.height:
+        return Pictures()
+    tiny, full = config.get("decoder_block_out_channels"), config.get("block_out_channels")
+    return Pictures(
+        width=options.width,
+        height=options.height,
+        frames=options.frames_per_slot,
+        channels=int(tiny[-1] if tiny else full[0] if full else 0),
+        itemsize=dtype.itemsize,
+    )
 
 
 def _native_size(sample_size: Any, factor: int) -> tuple[int, int]:
