@@ -13,8 +13,9 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from PIL import Image
 
+from app.media.picture_error import PictureError
 from app.media.picture_file import read_still
-from app.media.picture_kinds import JPEG, WEBP, PictureError, PictureKind, check_area
+from app.media.picture_kinds import JPEG, WEBP, PictureKind, check_area
 from pipelines.core.types import Picture
 
 from .stream.wire import PictureFormat

@@ -46,21 +46,34 @@ def brand(stream: BinaryIO) -> str:
 def coded_sizes(stream: BinaryIO) -> list[tuple[int, int]]:
     """(width, height) in px of each coded AV1 picture and of each grid. Raises ValueError for a damaged file."""
     sizes: list[tuple[int, int]] = []
-    for item in read_items(stream).values():
+    for item in read_file(stream).items.values():
         if item.kind == b"av01":
             found = sequence_sizes(item.data)
             if not found:
                 raise ValueError("a coded picture has no sequence header")
             sizes += found
         elif item.kind == b"grid":
-            sizes.append(_grid_size(item.data))
+            sizes.append(grid_of(item.data)[2:])
     if not sizes:
         raise ValueError("it has no coded picture")
     return sizes
 
 
-def read_items(stream: BinaryIO) -> Mapping[int, Item]:
-    """The file's items by number. Raises ValueError for a damaged file."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeifFile:
+    """The table of a file. items: its coded pictures and grids, by number. primary: the one to show.
+
+    properties: an item's boxes, in order: (kind, contents). references: (kind, from) -> the items that it refers to.
+    """
+
+    items: Mapping[int, Item]
+    primary: int
+    properties: Mapping[int, list[tuple[bytes, bytes]]]
+    references: Mapping[tuple[bytes, int], list[int]]
+
+
+def read_file(stream: BinaryIO) -> HeifFile:
+    """The table of a file, with the bytes of its pictures. Raises ValueError for a damaged file."""
     meta = next(((start, end) for kind, start, end in _file_boxes(stream) if kind == b"meta"), None)
     if meta is None or meta[1] - meta[0] > _META_BYTES:
         raise ValueError("it has no table of its pictures")
@@ -70,14 +83,18 @@ def read_items(stream: BinaryIO) -> Mapping[int, Item]:
     try:
         kinds = _item_kinds(inner[b"iinf"])
         places = dict(_item_places(inner[b"iloc"]))
+        properties = _item_properties(inner.get(b"iprp", b""))
+        references = _item_references(inner.get(b"iref", b""))
+        primary = int.from_bytes(inner.get(b"pitm", bytes(4))[4:], "big")
     except (KeyError, struct.error, IndexError) as error:
         raise ValueError("its table of pictures is damaged") from error
-    whole = inner.get(b"idat", b"")
-    return {
-        number: Item(kind=kind, data=_gathered(stream, whole, *places[number]))
+    whole, pictures = inner.get(b"idat", b""), (b"av01", b"hvc1", b"grid")
+    items = {
+        number: Item(kind=kind, data=_gathered(stream, whole, *places[number]) if kind in pictures else b"")
         for number, kind in kinds.items()
-        if number in places and kind in (b"av01", b"grid")
+        if number in places
     }
+    return HeifFile(items=items, primary=primary, properties=properties, references=references)
 
 
 def _file_boxes(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
@@ -131,6 +148,41 @@ def _item_kinds(data: bytes) -> dict[int, bytes]:
     return kinds
 
 
+def _item_properties(data: bytes) -> dict[int, list[tuple[bytes, bytes]]]:
+    """Of the box iprp: an item's number -> its properties, in order."""
+    inner = [(kind, data[start:end]) for kind, start, end in _boxes(data, 0)]
+    known: list[tuple[bytes, bytes]] = []
+    for kind, content in inner:
+        if kind == b"ipco":
+            known += [(name, content[start:end]) for name, start, end in _boxes(content, 0)]
+    found: dict[int, list[tuple[bytes, bytes]]] = {}
+    for content in (content for kind, content in inner if kind == b"ipma"):
+        wide_item, wide_index, at = content[0] > 0, content[3] & 1, 8
+        for _ in range(min(int.from_bytes(content[4:8], "big"), _MAX_ITEMS)):
+            number = int.from_bytes(content[at : at + (4 if wide_item else 2)], "big")
+            at += 4 if wide_item else 2
+            count, at = content[at], at + 1
+            for _ in range(count):
+                index = int.from_bytes(content[at : at + 2], "big") & 0x7FFF if wide_index else content[at] & 0x7F
+                at += 2 if wide_index else 1
+                if index:
+                    found.setdefault(number, []).append(known[index - 1])
+    return found
+
+
+def _item_references(data: bytes) -> dict[tuple[bytes, int], list[int]]:
+    """Of the box iref: (kind, from) -> the items that it refers to."""
+    found: dict[tuple[bytes, int], list[int]] = {}
+    width = 4 if data and data[0] else 2
+    for kind, start, end in _boxes(data, 4):
+        numbers = data[start:end]
+        source, count = int.from_bytes(numbers[:width], "big"), int.from_bytes(numbers[width : width + 2], "big")
+        at = width + 2
+        targets = [int.from_bytes(numbers[at + width * i : at + width * (i + 1)], "big") for i in range(count)]
+        found.setdefault((kind, source), []).extend(targets)
+    return found
+
+
 def _item_places(data: bytes) -> Iterator[tuple[int, tuple[int, list[tuple[int, int]]]]]:
     """Of the box iloc: an item's number, whether it is in the file (0) or in the box idat (1), (offset, length)s."""
     version, at = data[0], 6
@@ -168,14 +220,17 @@ def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[in
         else:
             stream.seek(offset)
             part = stream.read(wanted)
+        if length and len(part) < length:
+            raise ValueError("the file is cut off")
         left -= len(part)
         parts.append(part)
     return b"".join(parts)
 
 
-def _grid_size(data: bytes) -> tuple[int, int]:
+def grid_of(data: bytes) -> tuple[int, int, int, int]:
+    """(rows, columns, width, height): of a grid's tiles, and of its picture in px. Raises ValueError."""
     wide = len(data) > 1 and data[1] & 1
     if len(data) < (12 if wide else 8):
         raise ValueError("its grid is damaged")
     width, height = struct.unpack_from(">II" if wide else ">HH", data, 4)
-    return width, height
+    return data[2] + 1, data[3] + 1, width, height

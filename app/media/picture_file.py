@@ -20,17 +20,16 @@ from PIL import Image
 from pipelines.core.types import Picture
 
 from .picture_colours import to_rgb
+from .picture_error import PictureError
 from .picture_kinds import (
     BROKEN,
     BROKEN_TOO,
-    HEIC,
     JPEG,
     MAX_FILE_BYTES,
     PNG,
     TIFF,
     WEBP,
     Bounds,
-    PictureError,
     PictureKind,
     check_area,
     first_bytes,
@@ -100,8 +99,8 @@ class PictureFile:
         kind = kind_of(stream)
         if kind is None:
             raise PictureError("The data is not a picture.", f"Send a {_named(kinds or SENT_KINDS)} file.")
-        if kinds is not None and kind not in (*kinds, HEIC):  # HEIC says itself what to do
-            raise PictureError(f"This is not a {_named(kinds)}.", f"Send a {_named(kinds)} file.")
+        if kinds is not None and kind not in kinds:
+            raise PictureError(f"The picture is {kind.name}, not {_named(kinds)}.", f"Send a {_named(kinds)} file.")
         if stream.seek(0, 2) > MAX_FILE_BYTES:
             raise PictureError(
                 f"The {kind.name} has more than {MAX_FILE_BYTES >> 20} MiB.", "Save it smaller, or as a video."

@@ -22,9 +22,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from pipelines.core.errors import InputError
-
 from . import heif
+from .picture_error import PictureError
 from .spliced import Spliced
 
 MAX_FILE_BYTES = 256 << 20
@@ -32,10 +31,6 @@ BROKEN = (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, Ar
 BROKEN_TOO = (AttributeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
 """What decoders raise for damaged files; warnings, where they are errors."""
 
-_HEIC_REMEDY = (
-    "Save it as JPEG or PNG: Export in Apple's Preview or Photos, or `heif-convert in.heic out.jpg`. An iPhone takes "
-    "JPEG with Settings > Camera > Formats > Most Compatible."
-)
 _HEAD_BYTES = 32
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND"})
@@ -44,10 +39,6 @@ _CHUNK_FRAME_BYTES = 12  # length, type and CRC of a PNG chunk
 _CHUNKS = 10_000  # and one for each KiB of the file
 _SIDE_BYTES = 16 << 20  # of a PNG's chunks that hold no pixels
 _TILE_TAGS = (322, 323)
-
-
-class PictureError(InputError):
-    """Not a valid picture, or too large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,8 +180,10 @@ def _open_avif(stream: BinaryIO, bounds: Bounds) -> Image.Image:
     return AvifImageFile(stream)
 
 
-def _refuse_heic(stream: BinaryIO, bounds: Bounds) -> Image.Image:
-    raise PictureError("HEIC pictures are not read.", _HEIC_REMEDY)
+def _open_heic(stream: BinaryIO, bounds: Bounds) -> Image.Image:
+    from .heic import HeicImage  # loads FFmpeg's libraries
+
+    return HeicImage(stream, bounds.part_px)
 
 
 def _refuse_sequence(stream: BinaryIO, bounds: Bounds) -> Image.Image:
@@ -215,7 +208,7 @@ BMP = PictureKind(name="BMP", suffixes=(".bmp",), opened=lambda stream, _: BmpIm
 TIFF = PictureKind(name="TIFF", suffixes=(".tif", ".tiff"), opened=_open_tiff, turned=True)
 AVIF = PictureKind(name="AVIF", suffixes=(".avif", ".avifs"), opened=_open_avif)
 _AVIF_SEQUENCE = PictureKind(name="AVIF sequence", suffixes=(), opened=_refuse_sequence, as_video=True)
-HEIC = PictureKind(name="HEIC", suffixes=(".heic", ".heif", ".hif"), opened=_refuse_heic)
+HEIC = PictureKind(name="HEIC", suffixes=(".heic", ".heif", ".hif"), opened=_open_heic, turned=True)
 
 _BY_MAGIC = (
     (b"\xff\xd8\xff", JPEG),

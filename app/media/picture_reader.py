@@ -16,8 +16,9 @@ from typing import BinaryIO
 from pipelines.core.errors import InputError
 from pipelines.core.types import Picture
 
+from .picture_error import PictureError
 from .picture_file import PictureFile
-from .picture_kinds import SUFFIXES, PictureError, PictureKind, kind_of
+from .picture_kinds import SUFFIXES, PictureKind, kind_of
 from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceInfo
 
 _DIGITS = re.compile(r"(\d+)")

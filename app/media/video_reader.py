@@ -40,12 +40,12 @@ class VideoReader:
         """
         self._path = path
         self._max_px = max_px
-        with _opened(path) as container:
+        with _opened(path, max_px) as container:
             stream = _video_stream(container, path)
             context = stream.codec_context
             check_pixels(str(path), context.width, context.height, max_px)
             decoder_of(stream, max_px)
-            first = _first_frame(container, stream, path)
+            first = _first_frame(container, stream, path, max_px)
             check_base(first, str(path))
             shown = Orientation.of(first)
             self._time_base = Fraction(stream.time_base)
@@ -56,8 +56,8 @@ class VideoReader:
                 pixel_aspect=_pixel_aspect(stream, shown),
                 frame_rate=self._rate,
                 time_base=self._time_base,
-                frames=_expected_frames(stream, container, self._rate, float(_start_s(first))),
-                origin_s=_origin_s(first, stream, container, _first_shifts(path)),
+                frames=self._expected_frames(stream, container, float(_start_s(first))),
+                origin_s=_origin_s(first, stream, container, _first_shifts(path, max_px)),
                 has_sound=bool(container.streams.audio),
             )
 
@@ -72,7 +72,7 @@ class VideoReader:
         to_rgb = ToRgb()
         previous: tuple[int, int] | None = None
         index = 0
-        with _opened(self._path) as container:
+        with _opened(self._path, self._max_px) as container:
             stream = _video_stream(container, self._path)
             stream.thread_type = "AUTO"
             decoder = decoder_of(stream, self._max_px)
@@ -93,6 +93,19 @@ class VideoReader:
                     check_pixels(self._info.name, frame.width, frame.height, self._max_px)
                     yield SourceFrame(index=index, image=to_rgb(frame), pts=pts, duration=previous[1])
                 index += 1
+
+    def _expected_frames(
+        self, stream: av.VideoStream, container: av.container.InputContainer, start_s: float
+    ) -> int | None:
+        if stream.frames:
+            return int(stream.frames)
+        end_s = _declared_end_s(_kind(container), stream)
+        seconds = end_s - start_s if end_s is not None else (container.duration or 0) / av.time_base
+        by_time = max(0, round(seconds * self._rate)) or None
+        if not clock_may_jump(container) or by_time is None:
+            return by_time
+        by_bytes = _frames_by_bytes(self._path, self._max_px, stream.index)
+        return by_time if by_bytes is None or 2 / 3 < by_time / by_bytes < 3 / 2 else by_bytes
 
     def _ticks(self, frame: av.VideoFrame, time: int) -> int:
         """A time of the frame in this source's time base: a filter may count in another."""
@@ -143,9 +156,10 @@ def _drained(decoder: av.VideoCodecContext) -> Iterator[av.VideoFrame]:
         return  # nothing may be left to drain after corrupt data, which the caller reports
 
 
-def _opened(path: Path) -> av.container.InputContainer:
+def _opened(path: Path, max_px: int) -> av.container.InputContainer:
+    """Opening decodes a frame of some formats: within the same limit."""
     try:
-        return open_media(path)
+        return open_media(path, max_px)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) is not a video that can be read: {_reason(error)}.",
@@ -165,14 +179,19 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
     return max(marked, key=lambda stream: stream.codec_context.width * stream.codec_context.height)
 
 
-def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> av.VideoFrame:
+def _first_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, path: Path, max_px: int
+) -> av.VideoFrame:
     reason = "it has no frames"
     try:
         for frame in container.decode(stream):
             return frame
     except av.error.FFmpegError as error:
         reason = _reason(error)
-    raise InputError(f"No frame of {path} can be decoded: {reason}.", "Download or export it again.")
+    raise InputError(
+        f"No frame of {path} can be decoded: {reason}.",
+        f"Scale it down if it has more than {max_px / 1e6:.0f} megapixels, else download or export it again.",
+    )
 
 
 def _pixel_aspect(stream: av.VideoStream, shown: Orientation) -> float:
@@ -180,24 +199,10 @@ def _pixel_aspect(stream: av.VideoStream, shown: Orientation) -> float:
     return 1 / aspect if shown.transposed else aspect
 
 
-def _expected_frames(
-    stream: av.VideoStream, container: av.container.InputContainer, rate: Fraction, start_s: float
-) -> int | None:
-    if stream.frames:
-        return int(stream.frames)
-    end_s = _declared_end_s(_kind(container), stream)
-    seconds = end_s - start_s if end_s is not None else (container.duration or 0) / av.time_base
-    by_time = max(0, round(seconds * rate)) or None
-    if not clock_may_jump(container) or by_time is None:
-        return by_time
-    by_bytes = _frames_by_bytes(Path(container.name.removeprefix("file:")), stream.index)
-    return by_time if by_bytes is None or 2 / 3 < by_time / by_bytes < 3 / 2 else by_bytes
-
-
-def _frames_by_bytes(path: Path, stream: int) -> int | None:
+def _frames_by_bytes(path: Path, max_px: int, stream: int) -> int | None:
     """As many frames as the whole file has if it goes on as it begins. None: it cannot be told."""
     frames = read = 0
-    with _opened(path) as container:
+    with _opened(path, max_px) as container:
         try:
             for packet in islice(container.demux(), _PROBED_PACKETS):
                 read = max(read, packet.pos or 0)
@@ -261,6 +266,6 @@ def _origin_s(
     return sound_s if video_s - sound_s > _SOUND_LEAD_S else video_s
 
 
-def _first_shifts(path: Path) -> Mapping[int, Fraction]:
-    with _opened(path) as container:
+def _first_shifts(path: Path, max_px: int) -> Mapping[int, Fraction]:
+    with _opened(path, max_px) as container:
         return first_shifts(container)

@@ -94,9 +94,3 @@ def display_p3() -> bytes:
     struct.pack_into(">HHHHHH4s", head, 24, 2026, 1, 1, 0, 0, 0, b"acsp")
     struct.pack_into(">iii", head, 68, *(round(value * 65536) for value in (0.9642, 1.0, 0.8249)))
     return bytes(head) + struct.pack(">I", len(tags)) + table + body
-
-
-def heic() -> bytes:
-    """Return the beginning of an iPhone's HEIC."""
-    brands = b"heic" + bytes(4) + b"mif1MiHEMiPrmiafMiHBheic"
-    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + struct.pack(">I", 16) + b"meta" + bytes(8)

@@ -31,7 +31,8 @@ from app.worker.proxy import SessionAccounting
 from pipelines.core.control_table import STREAM_CONTROLS
 from pipelines.files.loader_options import LoaderOptions
 from tests.fakes.api_server import ApiServer, api_server
-from tests.fakes.picture_files import corners, exif, heic, saved
+from tests.fakes.heic_files import heic
+from tests.fakes.picture_files import corners, exif, saved
 from tests.fakes.stream_server import WAIT_S, wait_until, worker_client
 
 
@@ -259,7 +260,7 @@ def test_a_picture_is_read_as_it_is_shown(server: ApiServer) -> None:
     for form, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
         made = server.http.post("/v1/generate", files={"picture": saved(clear, form, **options)})
         assert np.asarray(Image.open(io.BytesIO(made.content)).convert("RGB")).max() == 0
-    for data, said in ((heic(), "HEIC"), (saved(upright, "GIF"), "not a JPEG, PNG or WebP")):
+    for data, said in ((heic(), "HEIC, not JPEG"), (saved(upright, "GIF"), "GIF, not JPEG, PNG or WebP")):
         assert said in refused(server.http.post("/v1/generate", files={"picture": data}), 400, "bad_input")
 
 

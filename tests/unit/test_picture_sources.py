@@ -17,7 +17,8 @@ from app.media.source import SourceBrokenError
 from app.render.record import fingerprint
 from pipelines.core.errors import InputError
 from tests.fakes.clips import make_clip
-from tests.fakes.picture_files import corners, heic, saved
+from tests.fakes.heic_files import heic
+from tests.fakes.picture_files import corners, saved
 
 TIMES_MS = (40, 100, 250, 40)
 
@@ -145,13 +146,12 @@ def test_an_animation_among_pictures_is_refused_and_the_remedy_works(tmp_path: P
     assert open_source(folder, None).info.frames == 1
 
 
-def test_heic_is_refused_by_name_everywhere(tmp_path: Path) -> None:
-    (tmp_path / "IMG_1.HEIC").write_bytes(heic())
-    for path in (tmp_path, tmp_path / "IMG_1.HEIC"):
-        with pytest.raises(InputError, match=r"IMG_1\.HEIC: HEIC pictures are not read.*JPEG"):
-            open_source(path, None)
-    with pytest.raises(InputError, match="heif-convert"):
-        read_picture(tmp_path / "IMG_1.HEIC")
+def test_a_folder_of_heic_is_read(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(heic(quarters=3))
+    (tmp_path / "IMG_2.heif").write_bytes(heic())
+    assert [frame.image.shape for frame in open_source(tmp_path, None).frames()] == [(100, 90, 3), (90, 100, 3)]
+    assert open_source(tmp_path / "IMG_1.HEIC", None).info.size == (90, 100)
+    assert read_picture(tmp_path / "IMG_2.heif").shape == (90, 100, 3)
 
 
 def test_only_the_first_page_of_a_tiff_is_read_and_that_is_said(tmp_path: Path) -> None:
@@ -169,6 +169,15 @@ def test_a_limit_of_pixels_holds_for_pictures_animations_and_videos(tmp_path: Pa
         assert open_source(file, None, max_px=64 * 48).info.frames in (1, 2, 4)
         with pytest.raises(InputError, match="Scale it down first"):
             open_source(file, None, max_px=16 * 12 - 1)
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "libx264")])
+def test_a_video_above_the_limit_is_refused_and_the_remedy_works(tmp_path: Path, name: str, encoder: str) -> None:
+    made = make_clip(tmp_path / name, frames=40, size=(128, 96), sound="", encoder=encoder)
+    with pytest.raises(InputError, match=r"(?i)scale it down"):
+        open_source(made, None, max_px=64 * 64)
+    scaled = make_clip(tmp_path / f"small_{name}", frames=40, size=(64, 48), sound="", encoder=encoder)
+    assert len(list(open_source(scaled, None, max_px=64 * 64).frames())) == 40
 
 
 def test_a_video_whose_frames_grow_is_stopped_before_they_are_decoded(tmp_path: Path) -> None:

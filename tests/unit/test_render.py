@@ -409,6 +409,9 @@ def options(*arguments: str) -> argparse.Namespace:
         (("a", "b", "--fps", "fast"), "fps cannot be 'fast'"),
         (("a", "b", "--fps", "1/0"), "fps cannot be '0'"),
         (("a", "b", "--fps", "5000"), "fps cannot be 5000"),
+        (("a", "b", "--max-pixels", "0"), "--max-pixels cannot be '0'. Give a whole number"),
+        (("a", "b", "--max-pixels", "4K"), "--max-pixels cannot be '4K'"),
+        (("a", "b", "--max-pixels", "9" * 5000), "--max-pixels cannot be"),
         (("a", "b", "--strength", "7"), "strength cannot be 7.0"),
         (("a", "b", "--aspect", "fit"), "aspect cannot be 'fit'. Choose one of: pad, crop, stretch."),
         (("a", "b", "--out-size", "big"), "'big' is not a size"),
@@ -438,3 +441,34 @@ def test_the_command_line_becomes_a_request() -> None:
 def test_words_outside_the_bundled_world_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     door.tell_unknown_words("mini-image", Control.of({"prompt": "a robt on the beach"}))
     assert "'robt' (try 'robot'" in capsys.readouterr().err
+
+
+def test_what_a_folder_holds_besides_pictures_is_told(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 48), (50 * number,) * 3).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("x")
+    (folder / "._0.png").write_bytes(b"x")
+    assert bench.run(bench.request(folder, "out/")) == 0
+    assert len(pictures(tmp_path / "out")) == 4
+    assert [said for said in bench.said if "notes.txt" in said] == [
+        "Not read, as their names are not those of pictures: notes.txt."
+    ]
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_an_animation_keeps_its_times(bench: Bench, tmp_path: Path, form: str) -> None:
+    frames = [Image.new("RGB", (64, 48), (grey,) * 3) for grey in (40, 90, 140, 190)]
+    frames[0].save(tmp_path / "a", form, save_all=True, append_images=frames[1:], duration=[40, 100, 250, 40])
+    assert bench.run(bench.request(tmp_path / "a", "out.mp4")) == 0
+    played = play(tmp_path / "out.mp4")
+    assert played.times_s == pytest.approx([0, 0.04, 0.14, 0.39], abs=0.002)
+    assert played.duration_s == pytest.approx(0.43, abs=0.01)
+
+
+def test_a_limit_of_pixels_is_that_of_the_command_line(bench: Bench, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    request = door.request_from_options(options(str(tmp_path / "a.png"), "out/", "--max-pixels", "3071"))
+    with pytest.raises(InputError, match=r"64x48 px is too large.*at most 3071 pixels"):
+        render(request, lambda *_, **__: FakeEngine(), bench.said.append)
