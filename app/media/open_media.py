@@ -14,6 +14,8 @@ import av
 
 from pipelines.core.errors import InputError
 
+from .source import MAX_PICTURE_PIXELS
+
 FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "MP4, MOV, 3GP": ("mov", "mp4", "m4a", "3gp", "3g2", "mj2"),
@@ -47,14 +49,13 @@ class FormatError(InputError):
     """The file's container format is not one that is opened."""
 
 
-def open_media(path: Path, *, max_px: int = 0) -> av.container.InputContainer:
-    """Open a file. max_px: of a frame, since opening decodes one of some formats; 0: FFmpeg's own limit.
+def open_media(path: Path, max_px: int = MAX_PICTURE_PIXELS) -> av.container.InputContainer:
+    """Open a file, which decodes a frame of some formats: of at most `max_px` pixels.
 
     Raises FormatError, av.error.FFmpegError and OSError.
     """
-    options = dict(_OPTIONS) | ({"max_pixels": str(max_px)} if max_px else {})
     try:
-        return av.open(file_url(path), options=options)
+        return av.open(file_url(path), options={**_OPTIONS, "max_pixels": str(max_px)})
     except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not in the list
         raise FormatError(
             f"{path} is not in a container format that is opened here.",

@@ -56,7 +56,7 @@ class VideoReader:
                 pixel_aspect=_pixel_aspect(stream, shown),
                 frame_rate=self._rate,
                 time_base=self._time_base,
-                frames=_expected_frames(stream, container, self._rate, float(_start_s(first)), max_px),
+                frames=self._expected_frames(stream, container, float(_start_s(first))),
                 origin_s=_origin_s(first, stream, container, _first_shifts(path, max_px)),
                 has_sound=bool(container.streams.audio),
             )
@@ -93,6 +93,19 @@ class VideoReader:
                     check_pixels(self._info.name, frame.width, frame.height, self._max_px)
                     yield SourceFrame(index=index, image=to_rgb(frame), pts=pts, duration=previous[1])
                 index += 1
+
+    def _expected_frames(
+        self, stream: av.VideoStream, container: av.container.InputContainer, start_s: float
+    ) -> int | None:
+        if stream.frames:
+            return int(stream.frames)
+        end_s = _declared_end_s(_kind(container), stream)
+        seconds = end_s - start_s if end_s is not None else (container.duration or 0) / av.time_base
+        by_time = max(0, round(seconds * self._rate)) or None
+        if not clock_may_jump(container) or by_time is None:
+            return by_time
+        by_bytes = _frames_by_bytes(self._path, self._max_px, stream.index)
+        return by_time if by_bytes is None or 2 / 3 < by_time / by_bytes < 3 / 2 else by_bytes
 
     def _ticks(self, frame: av.VideoFrame, time: int) -> int:
         """A time of the frame in this source's time base: a filter may count in another."""
@@ -146,7 +159,7 @@ def _drained(decoder: av.VideoCodecContext) -> Iterator[av.VideoFrame]:
 def _opened(path: Path, max_px: int) -> av.container.InputContainer:
     """Opening decodes a frame of some formats: within the same limit."""
     try:
-        return open_media(path, max_px=max_px)
+        return open_media(path, max_px)
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} ({path.stat().st_size} bytes) is not a video that can be read: {_reason(error)}.",
@@ -186,21 +199,7 @@ def _pixel_aspect(stream: av.VideoStream, shown: Orientation) -> float:
     return 1 / aspect if shown.transposed else aspect
 
 
-def _expected_frames(
-    stream: av.VideoStream, container: av.container.InputContainer, rate: Fraction, start_s: float, max_px: int
-) -> int | None:
-    if stream.frames:
-        return int(stream.frames)
-    end_s = _declared_end_s(_kind(container), stream)
-    seconds = end_s - start_s if end_s is not None else (container.duration or 0) / av.time_base
-    by_time = max(0, round(seconds * rate)) or None
-    if not clock_may_jump(container) or by_time is None:
-        return by_time
-    by_bytes = _frames_by_bytes(Path(container.name.removeprefix("file:")), stream.index, max_px)
-    return by_time if by_bytes is None or 2 / 3 < by_time / by_bytes < 3 / 2 else by_bytes
-
-
-def _frames_by_bytes(path: Path, stream: int, max_px: int) -> int | None:
+def _frames_by_bytes(path: Path, max_px: int, stream: int) -> int | None:
     """As many frames as the whole file has if it goes on as it begins. None: it cannot be told."""
     frames = read = 0
     with _opened(path, max_px) as container:
