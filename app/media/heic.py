@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from pipelines.core.types import Picture
 
-from .heif import HeifFile, grid_of, read_file
+from .heif import HeifFile, colours_of, grid_of, read_file
 from .picture_error import PictureError
 
 _REMEDY = "Save it as JPEG or PNG: with Export in Apple's Preview or Photos, or `heif-convert in.heic out.jpg`."
@@ -52,6 +52,7 @@ class HeicImage(ImageFile.ImageFile):
         for kind, content in self._properties:
             if kind == b"colr" and content[:4] in (b"prof", b"rICC"):
                 self.info["icc_profile"] = content[4:]
+        self.info["cicp"] = colours_of(self._file, self._number)
         self._decoded: Image.Image | None = None
 
     def load(self) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from .av1 import sequence_sizes
+from .cicp import CodePoints
 
 _META_BYTES = 16 << 20
 _ITEM_BYTES = 64 << 20
@@ -43,10 +44,10 @@ def brand(stream: BinaryIO) -> str:
     return "HEIC" if brands[:4] in _HEIC else ""
 
 
-def coded_sizes(stream: BinaryIO) -> list[tuple[int, int]]:
+def coded_sizes(file: HeifFile) -> list[tuple[int, int]]:
     """(width, height) in px of each coded AV1 picture and of each grid. Raises ValueError for a damaged file."""
     sizes: list[tuple[int, int]] = []
-    for item in read_file(stream).items.values():
+    for item in file.items.values():
         if item.kind == b"av01":
             found = sequence_sizes(item.data)
             if not found:
@@ -70,6 +71,15 @@ class HeifFile:
     primary: int
     properties: Mapping[int, list[tuple[bytes, bytes]]]
     references: Mapping[tuple[bytes, int], list[int]]
+
+
+def colours_of(file: HeifFile, number: int) -> CodePoints | None:
+    """What an item says of its colours by code points; None if it says nothing."""
+    for kind, content in file.properties.get(number, []):
+        if kind == b"colr" and content[:4] == b"nclx" and len(content) >= 8:
+            primaries, transfer = struct.unpack_from(">HH", content, 4)
+            return CodePoints(primaries=primaries, transfer=transfer)
+    return None
 
 
 def read_file(stream: BinaryIO) -> HeifFile:
