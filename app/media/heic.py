@@ -100,6 +100,8 @@ def _decoded(file: HeifFile, number: int, size: tuple[int, int], max_px: int) ->
     for place, tile in enumerate(tiles):
         image = _tile(file, tile, max_px)
         step = step or image.shape[:2]
+        if step[0] * (rows - 1) >= height or step[1] * (columns - 1) >= width:
+            raise ValueError("its grid has more tiles than the picture needs")
         top, left = place // columns * step[0], place % columns * step[1]
         part = canvas[top : top + step[0], left : left + step[1]]
         if image.shape[0] < part.shape[0] or image.shape[1] < part.shape[1]:

@@ -14,7 +14,7 @@ from .av1 import sequence_sizes
 from .cicp import CodePoints
 
 _META_BYTES = 16 << 20
-_ITEM_BYTES = 64 << 20
+_ITEMS_BYTES = 256 << 20  # of all of them: several may point to the same bytes
 _MAX_BOXES = 10_000
 _MAX_ITEMS = 10_000
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -99,11 +99,13 @@ def read_file(stream: BinaryIO) -> HeifFile:
     except (KeyError, struct.error, IndexError) as error:
         raise ValueError("its table of pictures is damaged") from error
     whole, pictures = inner.get(b"idat", b""), (b"av01", b"hvc1", b"grid")
-    items = {
-        number: Item(kind=kind, data=_gathered(stream, whole, *places[number]) if kind in pictures else b"")
-        for number, kind in kinds.items()
-        if number in places
-    }
+    items: dict[int, Item] = {}
+    left = _ITEMS_BYTES
+    for number, kind in kinds.items():
+        if number in places:
+            data = _gathered(stream, whole, *places[number], left) if kind in pictures else b""
+            items[number] = Item(kind=kind, data=data)
+            left -= len(data)
     return HeifFile(items=items, primary=primary, properties=properties, references=references)
 
 
@@ -188,6 +190,7 @@ def _item_references(data: bytes) -> dict[tuple[bytes, int], list[int]]:
         numbers = data[start:end]
         source, count = int.from_bytes(numbers[:width], "big"), int.from_bytes(numbers[width : width + 2], "big")
         at = width + 2
+        count = min(count, (len(numbers) - at) // width)
         targets = [int.from_bytes(numbers[at + width * i : at + width * (i + 1)], "big") for i in range(count)]
         found.setdefault((kind, source), []).extend(targets)
     return found
@@ -212,19 +215,23 @@ def _item_places(data: bytes) -> Iterator[tuple[int, tuple[int, list[tuple[int, 
         take(2)  # data reference
         base = take(base_bytes)
         extents = []
-        for _ in range(take(2)):
+        count = take(2)
+        if count > 1 and not length_bytes:
+            raise IndexError
+        for _ in range(count):
             take(index_bytes)
             offset = base + take(offset_bytes)
             extents.append((offset, take(length_bytes)))
         yield number, (method, extents)
 
 
-def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[int, int]]) -> bytes:
-    parts, left = [], _ITEM_BYTES
+def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[int, int]], left: int) -> bytes:
+    """left: bytes that may still be taken."""
+    parts = []
     for offset, length in extents:
         wanted = length or left  # 0: to the end
         if wanted > left:
-            raise ValueError("a coded picture is too long")
+            raise ValueError("its coded pictures are too long")
         if method == 1:
             part = idat[offset : offset + wanted]
         else:
