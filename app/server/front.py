@@ -82,9 +82,10 @@ def page_routes(workers: Workers, prompts: Prompts, model: str = "") -> fastapi.
         why. execution: how the networks run, and what is being made of them; "": as they were loaded."""
         now = workers.status
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
+        texts = filter(None, (now.text, now.silence, *now.notices, *restarted))
         return {
             "phase": now.phase.value,
-            "text": told(" · ".join(text for text in (now.text, now.silence, *now.notices, *restarted) if text), (model,)),
+            "text": told(" · ".join(texts), (model,)),
             "execution": told(str(now.preparation)),
         }
 
