@@ -6,6 +6,7 @@ A real server with small limits, and clients that write bytes.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import socket
@@ -241,6 +242,20 @@ def test_requests_keep_their_places_and_other_addresses_theirs(caplog: pytest.Lo
             line.sendall(b"x")
             assert line.recv(12) == b"HTTP/1.1 200"
     assert len([record for record in caplog.records if "places" in record.message]) == 1
+
+
+def test_what_is_no_http_is_answered_each_time_and_logged_once(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        with server.connect() as line:
+            line.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+            told = b""
+            while piece := line.recv(4096):
+                told += piece
+        assert told.startswith(b"HTTP/1.1 400")
+        assert json.loads(told.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad_input"
+    assert len([record for record in caplog.records if "Invalid HTTP" in record.getMessage()]) <= 1
 
 
 def test_out_of_descriptors_it_says_so_once_and_leaves_nobody_at_the_door(caplog: pytest.LogCaptureFixture) -> None:
