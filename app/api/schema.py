@@ -73,10 +73,10 @@ class PromptPart(Strict):
     weight: float = Field(default=1.0, ge=_PROMPT.minimum, le=_PROMPT.maximum, allow_inf_nan=False)
 
 
-class Changes(BaseModel):
+class Changes(Strict):
     """Base of `ControlChanges`: only fields that are set change anything."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     def changes(self) -> dict[str, object]:
         """The fields that are set, in the form of `Control.of`."""

@@ -3,6 +3,7 @@ docs/api.md."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,17 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import fastapi
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from app.api.asyncapi import router as asyncapi_router
 from app.api.context import ApiContext
 from app.api.sessions import router as sessions_router
 from app.api.stream.socket import router
+from app.server.limits import ServerLimits
 from app.worker.handle import WorkerHandle
 from app.worker.process import WorkerOptions, run_worker
 from pipelines.core.controls import Control
@@ -160,3 +164,32 @@ def test_200_sessions_leave_nothing_behind(client: WorkerHandle, tmp_path: Path)
         wait_until(lambda: not server.table.sessions and server.tasks() <= 2)
         wait_until(back)
         assert psutil.Process().memory_info().rss < memory_bytes + (8 << 20)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        (100_000, "more than 400 messages a second"),
+        (1024, "too many frames for their data"),  # refused before they are messages
+    ],
+)
+def test_ten_thousand_control_messages_are_too_many(
+    client: WorkerHandle, tmp_path: Path, pieces: int, reason: str
+) -> None:
+    limits = ServerLimits(pieces=pieces)
+    with stream_server(client, tmp_path, router, limits) as server:
+        session = server.table.open(prompt_only=False)
+        text = json.dumps({"type": "control", "id": 1, "changes": {"strength": 0.5}})
+        with peer(server, session) as flooder:
+            flooder.text("ready")
+
+            def flood() -> None:
+                with suppress(ConnectionClosed):  # under way, as it should be
+                    for _ in range(10_000):
+                        flooder.socket.send(text)
+
+            sender = threading.Thread(target=flood)
+            sender.start()
+            assert flooder.closed() == (4429, reason)
+            sender.join()
+        assert not session.over

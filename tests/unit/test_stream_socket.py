@@ -334,30 +334,6 @@ def test_a_message_of_5_mib_ends_the_connection_not_the_session(server: StreamSe
         client.text("ready")
 
 
-@pytest.mark.parametrize(
-    ("count", "reason"),
-    [
-        (950, "more than 400 messages a second"),
-        (10_000, "too many frames for their data"),  # refused before they are messages
-    ],
-)
-def test_many_control_messages_are_too_many(server: StreamServer, session: Session, count: int, reason: str) -> None:
-    with peer(server, session) as client:
-        client.text("ready")
-        text = json.dumps({"type": "control", "id": 1, "changes": {"strength": 0.5}})
-
-        def flood() -> None:
-            with suppress(ConnectionClosed):  # under way, as it should be
-                for _ in range(count):
-                    client.socket.send(text)
-
-        sender = threading.Thread(target=flood)
-        sender.start()
-        assert client.closed() == (4429, reason)
-        sender.join()
-    assert not session.over
-
-
 @pytest.mark.parametrize("form", [PictureFormat.RGB, PictureFormat.JPEG, PictureFormat.WEBP])
 def test_a_bomb_is_a_bad_picture_and_the_tenth_ends_the_connection(
     server: StreamServer, session: Session, form: PictureFormat
