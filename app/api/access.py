@@ -28,9 +28,13 @@ _SIGNED_S = 60.0
 _WITH_BODY = {"POST", "PUT", "PATCH"}
 
 
-async def off_loop(context: ApiContext, call: Callable[..., T], *arguments: object) -> T:
-    """Run `call` on a thread of `context.codecs` and return its result."""
-    return await asyncio.get_running_loop().run_in_executor(context.codecs, partial(call, *arguments))
+async def off_loop(context: ApiContext, call: Callable[..., T], *arguments: object, user: str = "") -> T:
+    """Run `call` on a codec thread, when it is the user's turn, and return its result.
+
+    user: a session's id for work on its pictures and changes; "" for what belongs to no session.
+    """
+    lane = context.turns.of(user)
+    return await asyncio.get_running_loop().run_in_executor(lane, partial(call, *arguments))
 
 
 def bearer(request: fastapi.Request) -> str:
@@ -79,7 +83,7 @@ def session_path(session_id: str, part: str = "") -> str:
 
 def signed_path(session: Session, part: str) -> str:
     """The path of a resource of the session, with a signature that authorises it for a minute."""
-    signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.time())
+    signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.monotonic())
     return f"{session_path(session.id, part)}?token={signed}"
 
 
@@ -88,7 +92,7 @@ def session_signed(context: ApiContext, session_id: str, part: str, token: str) 
     known = {session.id: session for session in context.table.sessions}
     session = known.get(session_id)
     secret = session.token.encode() if session is not None else b"-" * 32
-    if not verify(secret, f"{part} {session_id}", token, time.time()) or session is None:
+    if not verify(secret, f"{part} {session_id}", token, time.monotonic()) or session is None:
         raise UnauthorisedError(
             "The token in this URL is wrong or has expired.", "Get a new URL from GET /v1/sessions/ID."
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.outputs.push_hosts import PushHosts
 from app.session.table import SessionTable
+from app.session.turns import Turns
 from app.webrtc.options import WebRtcOptions
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class ApiLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiContext:
-    """codecs: encodes and decodes pictures off the event loop.
+    """codecs: threads that encode and decode pictures off the event loop. codec_threads: their number. turns: gives
+    them out to the sessions.
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
     where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.
@@ -56,3 +58,8 @@ class ApiContext:
     push_hosts: PushHosts = field(default_factory=PushHosts)
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
     outputs: tuple[OutputKind[Any], ...] = field(default_factory=_output_kinds)
+    codec_threads: int = 2
+    turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "turns", Turns(self.codecs, self.codec_threads))

@@ -28,6 +28,7 @@ from .sessions import BUSY, UNFIT, UNREAD
 from .uploads import multipart_schema, read_multipart, read_options
 
 _MAX_S = 60.0
+_USER = "generate"  # of the codec threads
 _RETRY_S = 0.05  # between attempts to submit the picture while the stream is not open yet
 
 
@@ -62,9 +63,10 @@ def router(context: ApiContext) -> APIRouter:
         options = read_options(GenerateOptions, fields)
         picture = None
         if has_picture:
-            picture = await off_loop(context, partial(read_picture, sink.getvalue(), max_px=context.limits.picture_px))
+            read = partial(read_picture, sink.getvalue(), max_px=context.limits.picture_px)
+            picture = await off_loop(context, read, user=_USER)
         result = await _generate(context, Control.of(options.controls.changes()), picture)
-        encoded = await off_loop(context, _encode, result.image, options)
+        encoded = await off_loop(context, _encode, result.image, options, user=_USER)
         headers = {"X-Zoetrope-Seconds": f"{result.seconds:.3f}", "Cache-Control": "no-store"}
         return Response(encoded, media_type=f"image/{options.format}", headers=headers)
 
@@ -95,7 +97,7 @@ async def _first_frame(context: ApiContext, session: Session, picture: Picture |
     try:
         while not session.over:
             if not submitted and picture is not None:
-                submitted = await off_loop(context, session.submit, picture) is not None
+                submitted = await off_loop(context, session.submit, picture, user=_USER) is not None
             delivery = await feed.next(None if submitted else _RETRY_S)
             if delivery is not None:
                 return delivery.frame.image

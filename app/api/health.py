@@ -1,4 +1,4 @@
-"""/healthz: the process responds. /readyz: the worker's engine is ready."""
+"""/healthz: the process responds. /readyz: the worker's engine is ready, and responds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def router(context: ApiContext) -> APIRouter:
 
     @routes.get("/readyz", operation_id="ready", responses={503: {"model": Health}})
     async def ready(response: Response) -> Health:
-        """200 once the worker's engine is ready, even when it is busy; else 503 and what the worker is doing."""
+        """200 while the worker's engine is ready, even when it is busy; else 503 and what the worker is doing."""
         status = context.table.workers.status
-        if status.phase is WorkerPhase.READY:
+        if status.serving:
             return Health(status="ready")
         response.status_code = 503
         response.headers["Retry-After"] = str(context.table.retry_after_s)
-        return Health(status=status.phase.value)
+        return Health(status="not responding" if status.phase is WorkerPhase.READY else status.phase.value)
 
     return routes

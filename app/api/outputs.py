@@ -94,7 +94,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
             recordings=store,
             push_hosts=context.push_hosts,
             webrtc=context.webrtc,
-            codecs=context.codecs,
+            codecs=context.turns.of(session_id),
             loop=asyncio.get_running_loop(),
         )
         name = f"{wanted.kind}-{next(numbers)}"

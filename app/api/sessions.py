@@ -69,7 +69,7 @@ def router(context: ApiContext) -> APIRouter:
     async def read_session(session_id: str, request: Request) -> SessionView:
         """State, count of frames, rates and times of this moment."""
         session = session_of(context, session_id, request)
-        return await off_loop(context, view, context, session)
+        return await off_loop(context, view, context, session, user=session.id)
 
     @routes.patch(
         "/sessions/{session_id}",
@@ -88,7 +88,7 @@ def router(context: ApiContext) -> APIRouter:
                 session.set_source(prompt_only=change.prompt_only)
             return view(context, session)
 
-        return await off_loop(context, call)  # the worker's pipe may be full
+        return await off_loop(context, call, user=session.id)
 
     @routes.delete(
         "/sessions/{session_id}",

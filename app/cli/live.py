@@ -1,7 +1,7 @@
 """`zoetrope live`: the front process. Serves page and API, owns the worker pool and the session table.
 
-Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C: sessions closed, workers joined, shared memory
-unlinked.
+Never touches a GPU and never imports torch. Stops cleanly on Ctrl-C, SIGTERM and SIGHUP: takes and recordings finished,
+sessions closed, workers joined, shared memory unlinked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from app.guard.rules import is_loopback
 from app.page.prompts import Prompts
+from app.server.ends import ends_like_ctrl_c
 from app.worker.threads import begin_start, end_start, shorten_switch_interval
 from pipelines.core.errors import InputError
 
@@ -65,12 +66,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until Ctrl-C. Raises InputError for an address that cannot be used, and the error of a failed worker."""
+    """Serve until Ctrl-C or another ordinary end. Raises InputError for an address that cannot be used, and the error
+    of a failed worker."""
     check_numbers(options)
     listener = listen(options.host, options.port)
     begin_start()
     try:
-        return _serve(options, listener)
+        with ends_like_ctrl_c():
+            return _serve(options, listener)
     finally:
         gc.enable()
         listener.close()
@@ -133,6 +136,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
         context = ApiContext(
             table=table,
             codecs=codecs,
+            codec_threads=_CODEC_THREADS,
             data=options.data,
             model=model,
             limits=limits,
@@ -252,7 +256,10 @@ def _announce(workers: Workers, server: uvicorn.Server, urls: Sequence[str], bro
         news = [notice for notice in status.notices if notice not in printed]
         if status.text != text:
             news.append(text := status.text)
+        if status.silence and status.silence not in printed:
+            news.append(status.silence)
         printed.update(status.notices)
+        printed.add(status.silence)
         for line in news:
             sys.stdout.write(f"worker: {line}\n")
         sys.stdout.flush()

@@ -7,7 +7,7 @@ protocols.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from app.session.session import Session
@@ -96,7 +96,7 @@ class SessionOutputs:
         return {name: attachment.read() for name, attachment in attached.items() if attachment is not None}
 
     def close(self) -> None:
-        """Stop all and accept no more. Idempotent."""
+        """Stop all at once and wait for all; accept no more. Idempotent."""
         with self._lock:
             self._closed = True
             attached = [attachment for attachment in self._attached.values() if attachment is not None]
@@ -106,8 +106,7 @@ class SessionOutputs:
             forget, self._forget = self._forget, None
         if forget is not None:
             forget()
-        for attachment in attached:
-            attachment.stop()
+        at_once([attachment.stop for attachment in attached])
 
     def _report_failures(self) -> None:
         """Report the attachments that have failed since the last check."""
@@ -149,3 +148,13 @@ class SessionOutputs:
     def _close_elsewhere(self) -> None:
         """The session is over; close on another thread, as the caller must not wait for files to be finished."""
         threading.Thread(target=self.close, name="outputs-end").start()
+
+
+def at_once(stops: Sequence[Callable[[], None]]) -> None:
+    """Call each on a thread of its own and wait for all: each may wait for a server that is silent. One that fails is
+    reported by its thread's hook and holds up no other."""
+    threads = [threading.Thread(target=stop, name="outputs-stop") for stop in stops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

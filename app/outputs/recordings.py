@@ -6,23 +6,25 @@ codecs.
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import secrets
 import threading
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.disk.locks import HeldLock, is_held
+from app.disk.names import STAMP, stamp_after
 from app.disk.private import private_folder
 from pipelines.core.errors import InputError, OutputError
 
 GIB = 2**30
 MIN_BYTES = 64 * 2**20
-_NAME = re.compile(r"\d{8}-\d{6}-([0-9a-f]{32})\.mp4")
-_ALL = re.compile(r"\.?\d{8}-\d{6}-[0-9a-f]{32}(?:\.final)?\.mp4")  # including unfinished copies
 _AHEAD_BYTES = 8 * 2**20  # more than a second's frames, after which a recording asks again
-_STILL_S = 60.0  # a file that changed more recently may be another process's
+_NAME = re.compile(STAMP + r"-([0-9a-f]{32})\.mp4")
+_ALL = re.compile(r"\.?(" + STAMP + r"-[0-9a-f]{32})(?:\.final)?\.mp4")  # including unfinished copies
+_OURS = re.compile(STAMP + r"-[0-9a-f]{32}\.")
+_LOCK = re.compile(r"\." + STAMP + r"-[0-9a-f]{32}\.lock")  # held while that recording is written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,25 +46,33 @@ class RecordingStore:
         self.root = root
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._running: set[str] = set()
+        self._running: dict[str, HeldLock] = {}
 
     def begin(self) -> Path:
         """A new file's path, running until `ended`. Raises OutputError if the folder cannot be made or is full."""
         with self._lock:
             if not self._make_room(MIN_BYTES):
                 raise OutputError("There is no room for another recording.", "Delete some, or allow more.")
+            recording = secrets.token_hex(16)
             try:
                 private_folder(self.root)
+                self._delete_orphans()
+                named = (path.name.lstrip(".") for path in self.root.iterdir())
+                newest = max((name for name in named if _OURS.match(name)), default=None)
+                stem = f"{stamp_after(newest)}-{recording}"
+                self._running[recording] = HeldLock(self._lock_of(stem))
             except OSError as error:
-                raise OutputError(f"A folder for recordings cannot be created: {error.strerror}.") from error
-            recording = secrets.token_hex(16)
-            self._running.add(recording)
-            return self.root / f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{recording}.mp4"
+                raise OutputError(
+                    f"A recording cannot be begun: {error.strerror}.", "Is the disk full, or the data folder read-only?"
+                ) from error
+            return self.root / f"{stem}.mp4"
 
     def ended(self, path: Path) -> None:
         """Mark a recording as complete."""
         with self._lock:
-            self._running.discard(recording_id(path.name))
+            lock = self._running.pop(recording_id(path.name), None)
+            if lock is not None:
+                lock.release()
 
     def may_grow(self) -> bool:
         """Whether recordings may grow further; makes room if possible.
@@ -77,7 +87,7 @@ class RecordingStore:
         for path in self._files():
             found = _NAME.fullmatch(path.name)
             if found is not None and secrets.compare_digest(found[1].encode(), recording.encode()):
-                running = found[1] in self._running
+                running = self._in_use(path)
                 return StoredRecording(id=found[1], path=path, size=_size(path), running=running)
         return None
 
@@ -107,13 +117,22 @@ class RecordingStore:
                 path.unlink(missing_ok=True)
         return room >= wanted
 
+    def _lock_of(self, stem: str) -> Path:
+        return self.root / f".{stem}.lock"
+
     def _in_use(self, path: Path) -> bool:
-        if any(running in path.name for running in self._running):
-            return True
-        try:
-            return time.time() - path.stat().st_mtime < _STILL_S
-        except FileNotFoundError:
-            return True
+        """Whether a live process, this one or another on the same folder, is writing it."""
+        found = _ALL.fullmatch(path.name)
+        return found is not None and is_held(self._lock_of(found[1]))
+
+    def _delete_orphans(self) -> None:
+        """Delete the locks of killed processes, and the copies that they did not finish."""
+        for path in tuple(self.root.iterdir()):
+            with suppress(OSError):  # someone holds it, or was quicker
+                if _LOCK.fullmatch(path.name):
+                    HeldLock(path, patience_s=0).release()
+                elif path.name.startswith(".") and _ALL.fullmatch(path.name) and not self._in_use(path):
+                    path.unlink()
 
 
 def recording_id(name: str) -> str:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from app.session.session import Session
 
-from .manager import SessionOutputs
+from .manager import SessionOutputs, at_once
 
 
 class OutputTable:
@@ -34,8 +34,7 @@ class OutputTable:
             return self._of.get(session)
 
     def close(self) -> None:
-        """Stop all outputs of all sessions and wait for them; called when the server stops."""
+        """Stop all outputs of all sessions at once and wait for them; called when the server stops."""
         with self._lock:
             all_of_them = list(self._of.values())
-        for outputs in all_of_them:
-            outputs.close()
+        at_once([outputs.close for outputs in all_of_them])

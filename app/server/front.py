@@ -84,7 +84,9 @@ def page_routes(workers: Workers, prompts: Prompts, model: str = "") -> fastapi.
         restarted = (f"restarted {now.restarts}×",) if now.restarts else ()
         return {
             "phase": now.phase.value,
-            "text": told(" · ".join((now.text, *now.notices, *restarted)), (model,)),
+            "text": told(
+                " · ".join(text for text in (now.text, now.silence, *now.notices, *restarted) if text), (model,)
+            ),
             "execution": told(str(now.preparation)),
         }
 

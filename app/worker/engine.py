@@ -19,12 +19,14 @@ from .messages import WorkerReady
 class WorkerOptions:
     """Which engine a worker opens. engine: how to load it, see pipelines.load.load_engine.
 
-    threads: CPU threads of the tensor library; 0 keeps its default (the number of physical cores).
+    threads: CPU threads of the tensor library; 0 keeps its default (the number of physical cores). beat_s: how often
+    the worker says that it lives.
     """
 
     model: str
     engine: LoaderOptions = field(default_factory=LoaderOptions)
     threads: int = 0
+    beat_s: float = 1.0
 
 
 OpenEngine = Callable[[WorkerOptions, Callable[[str], None]], tuple[Engine, int]]

@@ -1,26 +1,27 @@
-"""The front's handle on one worker process: start, watch, restart, stop; open and close sessions.
+"""The front's handle on one worker: start, restart, stop; open and close sessions.
 
-Owns the process, the pipe's reader thread and the list of sessions. Sessions survive the death of a worker: a new one
-is started and every session is reopened with its last controls. Never imports torch; independent of the page.
+Owns the thread that receives and the list of sessions. Sessions survive the death of a worker, and its hanging: a new
+one is started and every session is reopened with its last controls. Never imports torch; independent of the page.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 import time
 import uuid
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError, ZoetropeError
 from pipelines.core.preparation import NOTHING_PREPARED, PreparationStatus
 
+from .link import LifeSigns, WorkerLink
 from .messages import (
+    ChangeControl,
+    ChangeSource,
     CloseSession,
     FromWorker,
     GpuMemory,
@@ -34,12 +35,14 @@ from .messages import (
     WorkerProgress,
     WorkerReady,
 )
-from .process import WorkerOptions, run_worker
+from .process import WorkerOptions
 from .proxy import SessionProxy, SessionState
+from .shared_frames import SharedMemoryError
 
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_S = 60.0
 _STOP_TIMEOUT_S = 5.0
+_MAX_WAITING = 256  # messages that a worker has not taken, beyond which no more changes are accepted
 
 
 class BusyError(ZoetropeError):
@@ -60,7 +63,8 @@ class WorkerPhase(Enum):
 class WorkerStatus:
     """text: for the user. notices: what the user should know about the running engine. preparation: what its parts run
     with, and what is being made of them. ready: the worker's description
-    of its engine, kept during a restart. error: why it failed permanently."""
+    of its engine, kept during a restart. error: why it failed permanently. silence: why a ready worker is not
+    responding; "": it is."""
 
     phase: WorkerPhase = WorkerPhase.STOPPED
     text: str = "not started"
@@ -70,23 +74,29 @@ class WorkerStatus:
     error: ZoetropeError | None = None
     restarts: int = 0
     pid: int | None = None
+    silence: str = ""
+
+    @property
+    def serving(self) -> bool:
+        """Whether it answers now: it is ready and responds."""
+        return self.phase is WorkerPhase.READY and not self.silence
 
 
 class WorkerHandle:
-    """One worker process for one device. Its methods may be called from any thread."""
+    """One worker process for one device. Its methods may be called from any thread, and none waits for the worker
+    except where it says so."""
 
-    def __init__(self, options: WorkerOptions, *, max_sessions: int = 4) -> None:
+    def __init__(self, options: WorkerOptions, *, max_sessions: int = 4, signs: LifeSigns | None = None) -> None:
         self.options = options
+        self._signs = signs or LifeSigns()
         self.max_sessions = max_sessions
         self._changed = threading.Condition(threading.RLock())
-        self._sending = threading.Lock()
         self._status = WorkerStatus()
         self._sessions: dict[str, SessionProxy] = {}
         self._closing: dict[str, SessionProxy] = {}  # closed here; the worker is still attached to their memory
         self._gpu_memory: GpuMemory | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_RESTARTS)
-        self._process: SpawnProcess | None = None
-        self._pipe: Connection | None = None
+        self._link: WorkerLink | None = None
         self._reader: threading.Thread | None = None
         self._stopping = False
 
@@ -106,18 +116,14 @@ class WorkerHandle:
                 return
             self._stopping = True
             ready = self._status.phase is WorkerPhase.READY
-        process = self._process
-        assert process is not None
+        link = self._link
+        assert link is not None
         if ready:
-            self._send(StopWorker())
-            process.join(_STOP_TIMEOUT_S)
-        if process.is_alive():  # still loading, or stuck
-            process.kill()
-        process.join()
+            link.send(StopWorker())
+        link.end(_STOP_TIMEOUT_S if ready else 0.0)  # killed if it is still loading, or stuck
         self._reader.join(_STOP_TIMEOUT_S)
         self._detach_all(SessionState.CLOSED)
-        assert self._pipe is not None
-        self._pipe.close()
+        link.close()
         self._set(phase=WorkerPhase.STOPPED, text="stopped", pid=None)
 
     def __enter__(self) -> WorkerHandle:
@@ -151,7 +157,8 @@ class WorkerHandle:
     # ---- sessions ----
 
     def open(self, *, control: Control | None = None, prompt_only: bool = True) -> SessionProxy:
-        """Open a session; it goes live when the worker is ready. Raises BusyError or WorkerError."""
+        """Open a session; it goes live when the worker is ready. Raises BusyError, or WorkerError (also if there is too
+        little shared memory)."""
         with self._changed:
             if self._status.phase in (WorkerPhase.FAILED, WorkerPhase.STOPPED):
                 raise self._status.error or WorkerError("The worker is not running.", "Start zoetrope live again.")
@@ -191,8 +198,14 @@ class WorkerHandle:
         return self._status
 
     def _attach(self, session: SessionProxy) -> None:
+        """Give the session its memory and open its stream. Raises SharedMemoryError, which ends the session."""
         assert self._status.ready is not None
-        self._send(session.attach(self._status.ready.info))
+        try:
+            self._send(session.attach(self._status.ready.info))
+        except SharedMemoryError as error:
+            session.receive(SessionEnded(session=session.name, message=error.message, remedy=error.remedy))
+            self._detach_session(session.name)
+            raise
 
     def _close_session(self, session: SessionProxy) -> None:
         with self._changed:
@@ -218,13 +231,14 @@ class WorkerHandle:
     # ---- the pipe ----
 
     def _send(self, message: ToWorker) -> None:
-        with self._sending:
-            pipe = self._pipe
-            assert pipe is not None
-            try:
-                pipe.send(message)
-            except OSError:
-                return  # the worker has just died; the reader thread notices and reopens the sessions
+        """Queue a message. Raises WorkerError for a change while the worker takes none: it hangs."""
+        link = self._link
+        assert link is not None
+        if link.waiting >= _MAX_WAITING and isinstance(message, ChangeControl | ChangeSource):
+            raise WorkerError(
+                "The worker does not respond; nothing was changed.", "Try again shortly: it is replaced if it hangs."
+            )
+        link.send(message)
 
     def _read_forever(self) -> None:
         while self._read_until_death():
@@ -232,24 +246,19 @@ class WorkerHandle:
 
     def _read_until_death(self) -> bool:
         """Handle messages until the pipe breaks. Returns True if a new worker was started."""
-        pipe, process = self._pipe, self._process
-        assert pipe is not None
-        assert process is not None
+        link = self._link
+        assert link is not None
         try:
             while True:
-                self._handle(pipe.recv())
+                self._handle(link.receive())
         except (EOFError, OSError):
             pass
-        process.join(_STOP_TIMEOUT_S)
-        if process.is_alive():  # it closed its pipe but hangs
-            process.kill()
-            process.join()
+        exit_code = link.end(_STOP_TIMEOUT_S)  # killed if it closed its pipe but hangs
         with self._changed:
-            return not self._stopping and self._restart(process.exitcode)
+            return not self._stopping and self._restart(f"{link.hung or _exit_text(exit_code)}.")
 
-    def _restart(self, exit_code: int | None) -> bool:
+    def _restart(self, reason: str) -> bool:
         failed = self._status.phase is WorkerPhase.FAILED
-        reason = f"The worker process ended ({_exit_text(exit_code)})."
         text = f"{reason} Restarting it…"
         if not failed:
             self._set(phase=WorkerPhase.RESTARTING, text=text)  # before the sessions report it
@@ -265,22 +274,23 @@ class WorkerHandle:
             self._fail(error)
             return False
         self._deaths.append(now)
-        assert self._pipe is not None
-        self._pipe.close()
+        assert self._link is not None
+        self._link.close()
         self._spawn(WorkerPhase.RESTARTING, text)
         self._set(restarts=self._status.restarts + 1)
         return True
 
     def _spawn(self, phase: WorkerPhase, text: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_worker, args=(theirs, self.options), name="zoetrope-worker", daemon=True)
-        process.start()
-        theirs.close()
-        with self._sending:
-            self._pipe, self._process = ours, process
+        self._link = WorkerLink(self.options, self._signs, self._silent)
         self._gpu_memory = None
-        self._set(phase=phase, text=text, notices=(), preparation=NOTHING_PREPARED, pid=process.pid)
+        pid = self._link.process.pid
+        self._set(phase=phase, text=text, notices=(), preparation=NOTHING_PREPARED, pid=pid, silence="")
+
+    def _silent(self, reason: str) -> None:
+        """The worker's silence began, or ended (reason: "")."""
+        with self._changed:
+            if self._status.phase is WorkerPhase.READY:
+                self._set(silence=reason and f"{reason}; it is replaced if that goes on.")
 
     def _handle(self, message: FromWorker) -> None:
         match message:
@@ -314,8 +324,11 @@ class WorkerHandle:
         with self._changed:
             text = f"ready: {facts}, {message.threads} thread{'s' if message.threads != 1 else ''}"
             self._set(phase=WorkerPhase.READY, text=text, ready=message)
-            for session in self._sessions.values():
-                self._attach(session)
+            assert self._link is not None
+            self._link.watch()
+            for session in tuple(self._sessions.values()):
+                with suppress(SharedMemoryError):  # the session says it
+                    self._attach(session)
 
     def _fail(self, error: ZoetropeError) -> None:
         with self._changed:
@@ -338,5 +351,5 @@ class WorkerHandle:
 def _exit_text(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         hint = "; out of memory?" if exit_code == -9 else ""
-        return f"killed by signal {-exit_code}{hint}"
-    return f"exit status {exit_code}"
+        return f"The worker process ended (killed by signal {-exit_code}{hint})"
+    return f"The worker process ended (exit status {exit_code})"

@@ -151,6 +151,13 @@ class WorkerFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerAlive:
+    """A sign of life, sent regularly. step_s: how long the current step of its loop has taken."""
+
+    step_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOpened:
     """The stream is open. info: its properties."""
 

@@ -56,12 +56,12 @@ class WorkerPool:
 
     @property
     def status(self) -> WorkerStatus:
-        """Of the pool: ready as soon as one worker is, failed when none is left. text, notices: each worker's,
-        numbered. preparation: of the first that prepares anything."""
+        """Of the pool: ready as soon as one worker is, failed when none is left; silent if all that are ready are.
+        text, notices: each worker's, numbered. preparation: of the first that prepares anything."""
         each = [worker.status for worker in self.workers]
         if len(each) == 1:
             return each[0]
-        best = min(each, key=lambda status: _BY_PREFERENCE.index(status.phase))
+        best = min(each, key=_preference)
         named = [
             (f"{i} ({device_of(w)})", status) for i, (w, status) in enumerate(zip(self.workers, each, strict=True), 1)
         ]
@@ -73,6 +73,7 @@ class WorkerPool:
             ready=best.ready or next((status.ready for status in each if status.ready is not None), None),
             error=best.error,
             restarts=sum(status.restarts for status in each),
+            silence=best.silence,
         )
 
     def status_of(self, session: str) -> WorkerStatus:
@@ -96,7 +97,7 @@ class WorkerPool:
         usable = [worker for worker in self.workers if worker.status.phase not in _GONE]
         if not usable:
             raise self.status.error or WorkerError("No worker is running.", "Start zoetrope live again.")
-        usable.sort(key=lambda worker: (_BY_PREFERENCE.index(worker.status.phase), worker.sessions))
+        usable.sort(key=lambda worker: (_preference(worker.status), worker.sessions))
         if self.sessions < self.max_sessions:
             for worker in usable:
                 try:
@@ -113,6 +114,11 @@ class WorkerPool:
     def sessions(self) -> int:
         """Number of open sessions."""
         return sum(worker.sessions for worker in self.workers)
+
+
+def _preference(status: WorkerStatus) -> tuple[int, bool]:
+    """Lower is better: which worker a session is opened on."""
+    return _BY_PREFERENCE.index(status.phase), bool(status.silence)
 
 
 Workers = WorkerHandle | WorkerPool

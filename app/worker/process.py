@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -22,6 +23,7 @@ from pipelines.core.control_table import ENGINE_CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError, StreamError, ZoetropeError
 
+from .beat import Beat
 from .engine import OpenEngine, describe, open_engine
 from .engine import WorkerOptions as WorkerOptions  # re-exported for whoever starts a worker
 from .gpu_meter import gpu_meter
@@ -43,6 +45,7 @@ from .messages import (
     StopWorker,
     StreamOpened,
     ToWorker,
+    WorkerAlive,
     WorkerFailed,
     WorkerNotice,
     WorkerProgress,
@@ -68,21 +71,29 @@ def run_worker(pipe: Connection, options: WorkerOptions, opens: OpenEngine | Non
     limit_spinning()
     leave_out_packages()
     begin_start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the front decides
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)  # they reach the whole group or control group; the front decides
+    sending = threading.Lock()  # notices and signs of life come from other threads
+
+    def notify(text: str) -> None:
+        with sending:
+            pipe.send(WorkerNotice(text=text))
+
     try:
         pipe.send(WorkerProgress(text=f"loading {options.model}…"))
         try:
-            engine, threads = (opens or open_engine)(options, lambda text: pipe.send(WorkerNotice(text=text)))
+            engine, threads = (opens or open_engine)(options, notify)
             ready = describe(engine, threads, options)
             machine = describe_machine(options.model, options.engine, ready.info, threads)
         except ZoetropeError as error:
             pipe.send(WorkerFailed(message=error.message, remedy=error.remedy))
             return
         end_start()
-        pipe.send(ready)
+        with sending:
+            pipe.send(ready)
         gc.collect()
         gc.freeze()  # model and libraries stay: looking through them again would stop the stream for tens of ms
-        Worker(pipe, engine, machine, gpu_meter(ready.info.device)).run()
+        Worker(pipe, engine, machine, gpu_meter(ready.info.device), sending=sending).run(options.beat_s)
         engine.close()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the front has exited
@@ -97,9 +108,15 @@ class Worker:
         engine: Engine,
         machine: Mapping[str, object] | None = None,
         gpu: Callable[[], GpuMemory] | None = None,
+        *,
+        sending: threading.Lock | None = None,
     ) -> None:
-        """machine: description of the machine and the engine for takes. gpu: reads the memory of the device."""
+        """machine: description of the machine and the engine for takes. gpu: reads the memory of the device.
+
+        sending: held while something is sent, by others too.
+        """
         self._pipe = pipe
+        self._sending = sending or threading.Lock()
         self._engine = engine
         self._sessions: dict[str, WorkerSession] = {}  # oldest first
         self._turns: dict[str, None] = {}  # names, least recently admitted first
@@ -113,12 +130,16 @@ class Worker:
         self._preparing = PreparationWatch(engine)
         self._engine_control = Control()  # engine-wide controls, as last set by any session
 
-    def run(self) -> None:
-        """Run until StopWorker. Raises EOFError when the front has exited."""
+    def run(self, beat_s: float = 1.0) -> None:
+        """Run until StopWorker, with a sign of life every `beat_s`. Raises EOFError when the front has exited."""
+        beat = Beat(self._send, beat_s)
+        beat.start()
         try:
             while self._running:
+                beat.stepped()
                 self.run_once()
         finally:
+            beat.stop()
             for session in self._sessions.values():
                 session.close()
             self._sessions.clear()
@@ -324,8 +345,9 @@ class Worker:
         session.close()
         self._send(SessionClosed(session=session.name))
 
-    def _send(self, message: FromWorker) -> None:
-        self._pipe.send(message)
+    def _send(self, message: FromWorker | WorkerAlive) -> None:
+        with self._sending:
+            self._pipe.send(message)
 
 
 def session_to_end(sessions: Collection[WorkerSession], error: ZoetropeError) -> WorkerSession:

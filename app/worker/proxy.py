@@ -37,7 +37,7 @@ from .messages import (
     ToWorker,
 )
 from .meter import Meter, MeterReading
-from .shared_frames import FrameBuffers, InputMailbox
+from .shared_frames import FrameBuffers, InputMailbox, session_buffers
 from .stage_times import Stage
 from .take import SessionTake
 
@@ -142,22 +142,21 @@ class SessionProxy:
         return self._control
 
     def set_control(self, control: Control) -> None:
-        """Apply a partial change to the stream, and keep it for the next worker."""
+        """Apply a partial change to the stream, and keep it for the next worker. Raises WorkerError while the worker
+        does not respond, and then changes nothing."""
+        momentary = [name for name in control.changes() if CONTROLS[name].momentary]
         with self._changed:
-            momentary = [name for name in control.changes() if CONTROLS[name].momentary]
+            if self._mailbox is not None:
+                self._send(ChangeControl(session=self.name, control=control))
             self._control = self._control.merged(control.without(momentary))
             self._notice = ""
-            live = self._mailbox is not None
-        if live:
-            self._send(ChangeControl(session=self.name, control=control))
 
     def set_source(self, *, prompt_only: bool) -> None:
-        """Generate from the prompt alone, or from pictures passed to `submit`."""
+        """Generate from the prompt alone, or from pictures passed to `submit`. Raises WorkerError as `set_control`."""
         with self._changed:
+            if self._mailbox is not None:
+                self._send(ChangeSource(session=self.name, prompt_only=prompt_only, posted=self._posted))
             self._prompt_only = prompt_only
-            live, posted = self._mailbox is not None, self._posted
-        if live:
-            self._send(ChangeSource(session=self.name, prompt_only=prompt_only, posted=posted))
 
     def submit(self, image: Picture, captured_ns: int | None = None, received: bytes | None = None) -> int | None:
         """Submit a picture [H, W, 3] uint8 RGB of any size, captured now or at `captured_ns` (monotonic).
@@ -281,11 +280,13 @@ class SessionProxy:
     # ---- for WorkerHandle ----
 
     def attach(self, info: StreamInfo) -> OpenSession:
-        """Allocate shared memory for a stream of a new worker. Returns the message that opens it."""
+        """Allocate shared memory for a stream of a new worker. Returns the message that opens it.
+
+        Raises SharedMemoryError.
+        """
+        count = _SPARE_OUTPUTS + 2 * info.max_frames
         with self._changed:
-            self._mailbox = InputMailbox.create(width=info.width, height=info.height)
-            count = _SPARE_OUTPUTS + 2 * info.max_frames
-            self._outputs = FrameBuffers.create(count=count, width=info.width, height=info.height)
+            self._mailbox, self._outputs = session_buffers(width=info.width, height=info.height, outputs=count)
             return OpenSession(
                 session=self.name,
                 inputs=self._mailbox.buffers.spec,

@@ -1,13 +1,15 @@
 """Shared memory for frames: a fixed number of picture buffers with generations, written by one process, read by one.
 
-The front creates and unlinks every block; the worker attaches. Each buffer's header carries the generation of its
-picture, so that a reader with (index, generation) never mistakes a newer, older or half-written picture for the one it
-expects: `read` checks the generation before and after copying. `InputMailbox` builds a one-slot mailbox for live input
-on top: the newest wins. Independent of engines and messages.
+The front creates and unlinks every block, with all its pages; the worker attaches. Each buffer's header carries the
+generation of its picture, so that a reader with (index, generation) never mistakes a newer, older or half-written
+picture for the one it expects: `read` checks the generation before and after copying. `InputMailbox` builds a one-slot
+mailbox for live input on top: the newest wins. Independent of engines and messages.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,11 +18,17 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.core.errors import WorkerError
 from pipelines.core.types import Frame
 
 _HEADER_WORDS = 8  # int64: generation, seq, source_seq, captured_ns, pts, time base numerator and denominator, spare
 _NONE = -1  # encodes None in source_seq and captured_ns
+_FILES = "/dev/shm"  # where Linux keeps shared memory
 _MAILBOX_BUFFERS = 3  # one being read, one being written, one complete: the writer never blocks
+
+
+class SharedMemoryError(WorkerError):
+    """There is not enough shared memory for a session's pictures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +56,9 @@ class FrameBuffers:
 
     @classmethod
     def create(cls, *, count: int, width: int, height: int) -> FrameBuffers:
-        """Create a block of zeros: generation 0 means "nothing yet"."""
+        """Create a block of zeros: generation 0 means "nothing yet". Raises SharedMemoryError."""
         size = (count + 1) * _HEADER_WORDS * 8 + count * width * height * 3
-        memory = SharedMemory(create=True, size=size)
+        memory = _taken(size)
         spec = BufferSpec(name=memory.name, count=count, width=width, height=height)
         return cls(spec, memory, owner=True)
 
@@ -113,6 +121,31 @@ class FrameBuffers:
             self._memory.unlink()
 
 
+def _taken(size: int) -> SharedMemory:
+    """Shared memory of `size` bytes whose pages exist: without that, writing a picture later would end the process by
+    a signal where the system has too few. Raises SharedMemoryError."""
+    memory: SharedMemory | None = None
+    try:
+        memory = SharedMemory(create=True, size=size)
+        if sys.platform == "linux":  # elsewhere it is not a file system of limited size
+            descriptor = os.open(f"{_FILES}/{memory.name}", os.O_RDWR)
+            try:
+                os.posix_fallocate(descriptor, 0, size)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if memory is not None:
+            memory.close()
+            memory.unlink()
+        raise SharedMemoryError(
+            f"There is not enough shared memory for another session: {size / 2**20:.0f} MiB more are needed in "
+            f"{_FILES} ({error.strerror}).",
+            "Close other sessions, give a container more (docker run --shm-size=1g), or start with a smaller --size or "
+            "--max-sessions.",
+        ) from error
+    return memory
+
+
 class InputMailbox:
     """A one-slot mailbox of frames in shared memory: posting never blocks, taking returns the newest.
 
@@ -169,3 +202,13 @@ class OutputPool:
         if self._in_use.get(index) == generation:
             del self._in_use[index]
             self._free.append(index)
+
+
+def session_buffers(*, width: int, height: int, outputs: int) -> tuple[InputMailbox, FrameBuffers]:
+    """A session's mailbox and its output buffers: both or none. Raises SharedMemoryError."""
+    mailbox = InputMailbox.create(width=width, height=height)
+    try:
+        return mailbox, FrameBuffers.create(count=outputs, width=width, height=height)
+    except SharedMemoryError:
+        mailbox.buffers.close()
+        raise

@@ -15,7 +15,7 @@ import pytest
 
 from app.outputs import kinds as kinds_module
 from app.outputs.push_hosts import PushHosts
-from app.outputs.recordings import MIN_BYTES, RecordingStore
+from app.outputs.recordings import MIN_BYTES, RecordingStore, recording_id
 from app.outputs.virtual_camera import NoVirtualCameraError, VirtualCamera, VirtualCameraOptions
 from pipelines.core.errors import InputError, OutputError
 from tests.fakes.api_server import ApiServer, api_server
@@ -257,7 +257,39 @@ def test_the_oldest_recordings_make_room_but_none_that_is_written(tmp_path: Path
         store.begin()
     for path in (old, young):
         store.ended(path)
-    assert not store.may_grow()  # changed a moment ago: another process may write there
-    os.utime(old, (0, 0))
-    assert store.may_grow()
+    assert store.may_grow()  # whatever the clock says of their age
     assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_what_another_process_writes_is_never_deleted_and_what_a_killed_one_left_is(tmp_path: Path) -> None:
+    ours, theirs = RecordingStore(tmp_path, MIN_BYTES), RecordingStore(tmp_path, MIN_BYTES)
+    running = theirs.begin()
+    with running.open("wb") as file:
+        file.truncate(MIN_BYTES + 1)
+    os.utime(running, (0, 0))  # nothing was written for long, or the clock was set
+    assert not ours.may_grow()
+    found = ours.find(recording_id(running.name))
+    assert found is not None
+    assert found.running
+    with pytest.raises(InputError, match="still being written"):
+        ours.delete(found)
+    stem = "20260101-000000-" + "0" * 32
+    left = [tmp_path / f".{stem}.lock", tmp_path / f".{stem}.final.mp4"]  # of a killed process
+    for path in left:
+        path.touch()
+    theirs.ended(running)
+    again = ours.begin()
+    assert not any(path.exists() for path in left)
+    assert not running.exists()  # to make room
+    ours.ended(again)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recordings_sort_by_creation_also_after_the_clock_was_set_back(tmp_path: Path) -> None:
+    store = RecordingStore(tmp_path, MIN_BYTES)
+    later = tmp_path / f"20990101-000000-{'f' * 32}.mp4"  # before the clock was set back
+    later.touch()
+    paths = [store.begin() for _ in range(3)]
+    assert sorted([later, *paths]) == [later, *paths]
+    for path in paths:
+        store.ended(path)

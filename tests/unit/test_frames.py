@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.worker.shared_frames import FrameBuffers, InputMailbox, OutputPool
+from app.worker.shared_frames import FrameBuffers, InputMailbox, OutputPool, SharedMemoryError, session_buffers
 from pipelines.core.types import Frame
 
 
@@ -95,3 +99,36 @@ def test_the_owner_unlinks() -> None:
     made.close()
     with pytest.raises(FileNotFoundError):
         SharedMemory(name=made.spec.name)
+
+
+def room_for(blocks: int) -> Callable[[int, int, int], None]:
+    """`posix_fallocate` of a /dev/shm that has room for so many blocks of memory."""
+    left, taken = blocks, os.posix_fallocate
+
+    def fallocate(descriptor: int, offset: int, size: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken(descriptor, offset, size)
+
+    return fallocate
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps shared memory in a file system of limited size")
+def test_the_pages_are_taken_when_memory_is_made() -> None:
+    made = FrameBuffers.create(count=3, width=640, height=480)
+    try:
+        assert Path(f"/dev/shm/{made.spec.name}").stat().st_blocks * 512 >= 3 * 640 * 480 * 3
+    finally:
+        made.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps shared memory in a file system of limited size")
+@pytest.mark.parametrize("blocks", [0, 1], ids=["no mailbox", "no outputs"])
+def test_memory_that_is_not_there_is_refused_and_nothing_is_left(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    monkeypatch.setattr(os, "posix_fallocate", room_for(blocks))
+    with pytest.raises(SharedMemoryError, match=r"shared memory for another session: \d+ MiB more.*--shm-size"):
+        session_buffers(width=1024, height=512, outputs=6)
+    assert set(Path("/dev/shm").iterdir()) <= before

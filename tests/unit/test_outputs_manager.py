@@ -12,7 +12,7 @@ import pytest
 from pythonosc.udp_client import SimpleUDPClient
 
 from app.controllers.osc import OscInput, OscOptions
-from app.outputs.manager import OutputsError, SessionOutputs
+from app.outputs.manager import OutputsError, SessionOutputs, at_once
 from app.outputs.output import OutputPhase, OutputReading
 from app.outputs.record import Recording, RecordingOptions
 from app.session.session import Session
@@ -104,6 +104,39 @@ def test_an_output_that_is_made_while_the_session_ends_is_stopped() -> None:
     outputs.start("late", make)
     outputs.offer(frame(0), 0)
     assert (late.stopped, late.seen) == (1, [])
+
+
+class Waiting(Kept):
+    """An output whose other side is silent: its end is waited for."""
+
+    def __init__(self, told: threading.Barrier) -> None:
+        super().__init__()
+        self._told = told
+
+    def stop(self) -> None:
+        self._told.wait(10)  # breaks unless all are told before any has ended
+        super().stop()
+
+
+class Broken(Kept):
+    def stop(self) -> None:
+        raise RuntimeError("not foreseen")
+
+
+def test_all_are_told_to_stop_before_any_is_waited_for_and_one_that_fails_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    told = threading.Barrier(6)
+    sessions = [SessionOutputs(), SessionOutputs()]
+    waiting = [Waiting(told) for _ in range(6)]
+    for number, output in enumerate(waiting):
+        sessions[number % 2].start(f"{number}", lambda output=output: output)  # type: ignore[misc]
+    sessions[0].start("broken", lambda: Broken())
+    at_once([outputs.close for outputs in sessions])  # as OutputTable.close
+    assert [output.stopped for output in waiting] == [1] * 6
+    assert len(failed) == 1
 
 
 # ---- with a real worker ----

@@ -15,10 +15,12 @@ import pytest
 from app.worker.handle import BusyError, WorkerHandle, WorkerPhase
 from app.worker.process import WorkerOptions
 from app.worker.proxy import SessionProxy, SessionState
+from app.worker.shared_frames import SharedMemoryError
 from pipelines.core.controls import Control
 from pipelines.core.errors import WorkerError
 from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions
+from tests.unit.test_frames import room_for
 
 OPTIONS = WorkerOptions(model="identity", engine=LoaderOptions(width=16, height=12))
 
@@ -109,6 +111,31 @@ def test_a_killed_worker_is_replaced_and_sessions_go_on(client: WorkerHandle) ->
     counts = session.accounting
     assert counts.taken == counts.out + counts.dropped + counts.skipped + counts.in_flight
     session.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps shared memory in a file system of limited size")
+def test_a_session_without_shared_memory_is_refused_and_the_others_go_on(
+    client: WorkerHandle, session: SessionProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", room_for(0))
+    with pytest.raises(SharedMemoryError, match="shared memory"):
+        client.open()
+    assert client.sessions == 1
+    assert session.submit(picture(3)) is not None
+    assert session.newest(session.count, 5.0) is not None
+    monkeypatch.undo()
+    client.open().close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps shared memory in a file system of limited size")
+def test_sessions_that_wait_for_the_worker_end_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", room_for(2))
+    with WorkerHandle(OPTIONS, max_sessions=2) as client:
+        first, second = client.open(), client.open()
+        client.wait_ready(60)
+        until(lambda: second.over and first.state is SessionState.LIVE)
+        assert "shared memory" in str(second.error)
+        assert client.sessions == 1
 
 
 def test_a_model_that_is_not_there_fails_with_its_message_and_is_not_retried() -> None:

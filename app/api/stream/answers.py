@@ -84,7 +84,7 @@ class StreamAnswers:
 
     async def _send(self, delivery: Delivery) -> None:
         number = delivery.number % 2**32
-        message = await off_loop(self._context, self._pack, delivery, number)
+        message = await off_loop(self._context, self._pack, delivery, number, user=self._session.id)
         self._unacknowledged.add(number)
         began_ns = time.monotonic_ns()
         await self._connection.send_bytes(message)

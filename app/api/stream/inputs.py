@@ -75,7 +75,7 @@ class StreamInputs:
             while len(self._headers) > _MAX_HEADERS:
                 del self._headers[next(iter(self._headers))]
             try:
-                await off_loop(self._context, self._submit, waiting)
+                await off_loop(self._context, self._submit, waiting, user=self._session.id)
             except PictureError as error:
                 await self._refuse(error)
 

@@ -214,9 +214,9 @@ class _Reader:
         self._session.apply(checked_changes(changes))
 
     async def _change(self, number: int, change: Callable[[], None]) -> None:
-        """Apply on a codec thread, because the worker's pipe may block."""
+        """Apply on a codec thread, since texts are checked."""
         try:
-            await off_loop(self._context, change)
+            await off_loop(self._context, change, user=self._session.id)
         except ZoetropeError as error:
             _, code = status_and_code(error)
             await self._connection.send(ErrorMessage(id=number, code=code, message=error.message, remedy=error.remedy))

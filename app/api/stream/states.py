@@ -71,7 +71,7 @@ class StreamStates:
             await self._connection.send(Restarting(text=status.text))
         elif not live and not self._noticed:
             await self._notice(status.text)  # still loading
-        for text in status.notices:
+        for text in (*status.notices, *filter(None, (status.silence,))):
             await self._notice(text)
         if stream.notice != self._refused:
             self._refused = stream.notice

@@ -172,7 +172,7 @@ class ControlChannel:
             self._report_state()
             if time.monotonic() - sent_s >= self._stats_s and self._channel.bufferedAmount < _MAX_WAITING_BYTES:
                 sent_s = time.monotonic()
-                self._send(await off_loop(self._context, self._stats))
+                self._send(await off_loop(self._context, self._stats, user=self._session.id))
             await asyncio.sleep(_POLL_S)
 
     def _report_state(self) -> None:

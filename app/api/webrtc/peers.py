@@ -91,6 +91,7 @@ class Peer:
         self.session = session
         self.role = role
         self._context = context
+        self._lane = context.turns.of(session.id)
         self._options = options
         self._media = _Media()
         self._connected, self._ended = asyncio.Event(), asyncio.Event()
@@ -210,7 +211,7 @@ class Peer:
                 transceiver.setCodecPreferences(_known_codecs("audio", OPUS))
             return transceiver
         if plan.output:
-            self._media.output = SessionVideo(self.session, self._context.codecs, repeat_s=self._options.repeat_s)
+            self._media.output = SessionVideo(self.session, self._lane, repeat_s=self._options.repeat_s)
             transceiver.sender.replaceTrack(self._media.output)
         wanted = [f"video/{name}" for name in (*self._options.codecs, "rtx")]
         transceiver.setCodecPreferences(_known_codecs("video", *wanted))
@@ -237,7 +238,7 @@ class Peer:
                 )
                 if self._options.release_on_marker:
                     release_on_marker(transceiver.receiver)
-                self._media.input = PeerVideo(transceiver.receiver.track, self.session, self._context.codecs)
+                self._media.input = PeerVideo(transceiver.receiver.track, self.session, self._lane)
                 self.session.set_source(prompt_only=False)
                 self._keep(self._take_pictures(self._media.input))
 
