@@ -122,7 +122,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
         """Stop it, wait for its end and forget it; answers with its last words."""
         outputs = table.known(session_of(context, session_id, request))
         if outputs is None or output_id not in outputs.read():
-            raise HTTPException(404, "This session has no such output.")
+            raise HTTPException(404, "This session has no such output; GET its outputs for those that it has.")
         return view(output_id, await asyncio.to_thread(outputs.stop, output_id))
 
     return routes

@@ -31,7 +31,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
     async def find(recording_id: str) -> StoredRecording:
         recording = await asyncio.to_thread(store.find, recording_id)
         if recording is None:
-            raise HTTPException(404, "There is no such recording.")
+            raise HTTPException(404, "There is no such recording; the oldest are deleted to make room.")
         return recording
 
     async def find_finished(recording_id: str) -> StoredRecording:

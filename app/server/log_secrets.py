@@ -13,7 +13,9 @@ _PATTERNS = (
     re.compile(r"(?i)(\bbearer\s+)[^\s\"',;)]+"),
     re.compile(r"(?i)(\bzoetrope-token[\"']?\s*[:,]\s*b?[\"']?)[^\s\"',;)]+"),  # WHIP's response header
     re.compile(r"(\bzoetrope-\d+=)[^;\s\"']+"),  # the page's cookie
-    re.compile(r"(?i)(\brtmps?://[^\s/]+/[^\s/\"']+/)[^\s\"',)]+"),  # the stream key
+    re.compile(
+        r"(?i)(\brtmps?://[^\s/]+/(?:[^\s/\"']+/)?)[^\s\"',)]+"
+    ),  # the stream key, with or without an application
     re.compile(r"(?i)(\b(?:rtmps?|srt|https?)://)[^\s/@\"']+(?=@)"),  # user and password
     re.compile(r"(?i)(\b(?:passphrase|streamid|stream_?key)(?:=|%3D|\"\s*:\s*\"|'\s*:\s*'))[^&\s\"'#;,)]+"),
 )

@@ -53,6 +53,7 @@ class Reached:
 THINGS = Things(os.environ.get("SERVER_TOKEN", ""))
 REACHED = Reached(os.environ.get("REACHED"))
 CALLS = count(1)
+PEERS = ("/whip", "/whep", "/webrtc")
 
 
 @schemathesis.auth(refresh_interval=None)
@@ -81,13 +82,19 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     path = case.path_parameters or {}
     case.headers = dict(case.headers or {})
     negative = case.meta is not None and case.meta.is_negative_at(ParameterLocation.PATH)
+    stateful = case.meta is not None and case.meta.phase.name == "stateful"  # there the test follows its own sessions
     base = _base(case)
     if "session_id" not in path:
         case.headers.update(THINGS.server_headers)
-    elif THINGS.tokens.get(str(path["session_id"])) is None and not negative:
+    elif not negative and not (stateful and str(path["session_id"]) in THINGS.tokens):
         path["session_id"] = THINGS.session(base) or path["session_id"]
     for name in ("job_id", "recording_id", "output_id", "peer_id"):
-        if name in path and not negative and (made := THINGS.get(base, name, case.operation.path)) is not None:
+        if (
+            name in path
+            and not negative
+            and not stateful
+            and (made := THINGS.get(base, name, case.operation.path)) is not None
+        ):
             path[name] = made
             if name == "peer_id" and next(CALLS) % 2:  # as a client does; the others try their luck
                 case.headers["If-Match"] = THINGS.etags[made]
@@ -113,6 +120,9 @@ def after_call(context: Any, case: Any, response: Any) -> None:
             name: response.headers[f"zoetrope-{header}"][0] for name, header in (("id", "session"), ("token", "token"))
         }
         THINGS.free(_base(case), THINGS.keep(made))
+    if status == 201 and "location" in response.headers and "session_id" in path and operation.path.endswith(PEERS):
+        url = f"{_base(case)}{response.headers['location'][0]}"  # its place is for the next one
+        httpx.delete(url, headers=THINGS.headers_of(str(path["session_id"])))
     ended = status in (200, 204) and operation.method.upper() == "DELETE"
     if path and (status == 404 or ended or operation.path.endswith("/mjpeg")):
         THINGS.forget(str(path[re.findall(r"{(\w+)}", operation.path)[-1]]))  # the deepest

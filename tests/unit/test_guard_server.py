@@ -124,6 +124,12 @@ def test_logs_show_no_token(caplog: pytest.LogCaptureFixture) -> None:
     assert "rtmp://live.example/app/***" in caplog.text
     assert "failed with status 5" in caplog.text
     assert [secret for secret in secrets if secret in caplog.text] == []
+    for url in (
+        "rtmp://live.example/very-secret",
+        "rtmps://live.example:443/very-secret?x=1",
+        "rtmp://h/app/very-secret",
+    ):
+        assert "secret" not in HideTokens().clean(f"pushing to {url}, again")
     assert HideTokens().clean("a token of 5 bytes") == "a token of 5 bytes"
 
 

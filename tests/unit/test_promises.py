@@ -22,6 +22,7 @@ from app.api.context import ApiLimits
 from app.api.errors import _TABLE, CODES, http_code
 from app.api.job_store import JobState, JobStore
 from app.api.schema import MAX_SECONDS, JobOptions
+from app.api.stream.connection import StreamLimits
 from app.cli.live import add_parser
 from app.guard.middleware import _COOKIE_S
 from app.guard.rules import MIN_TOKEN_CHARACTERS, GuardOptions
@@ -32,10 +33,12 @@ from app.outputs.manager import MAX_ATTACHMENTS
 from app.outputs.record import RecordingOptions
 from app.outputs.recordings import RecordingStore
 from app.server import tls
+from app.server.limits import ServerLimits
 from app.session.table import SessionLimits
 from app.takes import inputs, writer
 from app.takes.store import TakeStore
 from app.takes.writer import TakeWriter
+from app.webrtc.options import WebRtcOptions
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS, MAX_PROMPTS
 from tests.fakes.api_server import api_server
@@ -72,7 +75,7 @@ GUARD = GuardOptions(port=1, hosts=frozenset())
 def test_bodies_are_refused_at_the_sizes_of_the_document() -> None:
     text, picture, video = numbers(
         "safety.md",
-        r"Bodies: (\d+) KiB, for the page's own calls too; (\d+) MiB with a picture .*?, (\d+) GiB with a video",
+        r"Bodies: (\d+) KiB, for the page's own calls too; `/v1/generate` (\d+) MiB, `/v1/jobs` (\d+) GiB",
     )
     assert (GUARD.text_bytes, GUARD.body_bytes, GUARD.upload_bytes) == (text * KIB, picture * MIB, video * GIB)
     limits = ApiLimits()
@@ -102,11 +105,41 @@ def test_waits_rates_and_the_token_are_those_of_the_document() -> None:
     )
     assert numbers("safety.md", r"too many wrong tokens \((\d+) a minute\)") == (GUARD.guesses_per_minute,)
     assert numbers("safety.md", r"sessions, images and jobs \((\d+) a minute\)") == (GUARD.sessions_per_minute,)
+    assert numbers("safety.md", r"Sessions: (\d+) a minute from one address, (\d+) in all") == (
+        GUARD.sessions_per_minute,
+        SessionLimits().per_minute,
+    )
     assert numbers("safety.md", r"A token has at least (\d+) characters") == (MIN_TOKEN_CHARACTERS,)
     assert numbers("safety.md", r"Secure under https, (\d+) days") == (_COOKIE_S / 86400,)
     assert numbers("safety.md", r"renewed (\d+) days before it expires") == (tls._RENEW.days,)
     width, height = numbers("safety.md", r"Images above (\d+) × (\d+) px are refused")
     assert ApiLimits().picture_px == width * height
+
+
+def test_the_limits_of_connections_are_those_of_the_document() -> None:
+    limits, stream, webrtc = ServerLimits(), StreamLimits(), WebRtcOptions()
+    assert numbers("safety.md", r"connections \| (\d+), or half the number of files") == (limits.connections,)
+    assert "of one address three quarters of them" in words("safety.md")
+    assert limits.per_address == 0.75
+    assert numbers("safety.md", r"whole request header.*?\| (\d+) s") == (limits.request_s,)
+    assert numbers("safety.md", r"without `hello` \| (\d+) s each, (\d+) of one address, (\d+) in all") == (
+        stream.hello_s,
+        stream.waiting_per_address,
+        stream.waiting,
+    )
+    assert numbers("safety.md", r"first message of a WebSocket \| (\d+) KiB") == (limits.first_bytes / KIB,)
+    assert numbers(
+        "safety.md", r"may send (\d+) pieces at once .*?, then (\d+) a second and .*? every (\d+) bytes"
+    ) == (
+        limits.pieces,
+        limits.pieces_per_s,
+        limits.piece_bytes,
+    )
+    assert numbers("safety.md", r"who takes less than (\d+) KiB a second for (\d+) s") == (
+        limits.bytes_per_s / KIB,
+        limits.unread_s,
+    )
+    assert numbers("safety.md", r"Candidates of a WebRTC peer: (\d+)") == (webrtc.candidates,)
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -216,7 +249,6 @@ def test_recordings_stay_below_their_quota_and_a_copy_of_seconds_deletes_nothing
     for path, size in ((old, 20 * MIB), (running, 30 * MIB)):
         path.touch()
         os.truncate(path, size)
-    os.utime(old, (1, 1))
     copy = running.with_name(f".{running.stem}.final.mp4")
     copy.touch()
     os.truncate(copy, 30 * MIB)
@@ -230,6 +262,7 @@ def test_recordings_stay_below_their_quota_and_a_copy_of_seconds_deletes_nothing
     assert not old.exists()  # the oldest had to go before the limit was passed
     os.truncate(running, limit - recordings._AHEAD_BYTES + 1)
     assert not store.may_grow()
+    store.ended(running)
 
 
 def test_a_push_has_a_constant_bit_rate_of_a_still_picture_too() -> None:

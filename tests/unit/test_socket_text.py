@@ -1,4 +1,4 @@
-"""Text that is not UTF-8 on a WebSocket: the connection is failed as RFC 6455 says, and nothing is logged as a fault."""
+"""Text that is not UTF-8 on a WebSocket: the connection fails as RFC 6455 says, and nothing is logged as a fault."""
 
 from __future__ import annotations
 
