@@ -21,11 +21,15 @@ _SAME_JOIN_S = Fraction(1)  # streams of one file end within this of each other
 
 @dataclass(slots=True, kw_only=True)
 class _Stream:
-    """shift: index of the shift in use. last_s, end_s: shifted decoding time of the newest packet, and its end."""
+    """shift: index of the shift in use. last_s, end_s: shifted decoding time of the newest packet, and its end.
+
+    usual_s: the last duration of a packet that can be believed.
+    """
 
     shift: int
     last_s: Fraction
     end_s: Fraction
+    usual_s: Fraction = Fraction(0)
 
 
 class SteadyClock:
@@ -51,6 +55,9 @@ class SteadyClock:
         if shifted < state.last_s - _BACK_S or shifted > self._newest() + self._leap_s:
             state.shift = self._join(dts_s, state)
             shifted = dts_s + self._shifts[state.shift]
+        if duration_s <= self._leap_s:  # else a muxer computed it from the leap behind this packet
+            state.usual_s = duration_s
+        duration_s = state.usual_s
         state.last_s = shifted
         state.end_s = max(state.end_s, shifted + duration_s)
         return self._shifts[state.shift]

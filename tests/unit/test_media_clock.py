@@ -54,6 +54,22 @@ def check_pace(clip: Path, count: int) -> None:
     assert gaps_s.max() < 0.25
 
 
+@pytest.mark.parametrize("leap_s", [4000, 20_000])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_a_leap_inside_one_file_is_closed(tmp_path: Path, suffix: str, leap_s: int) -> None:
+    """Also where the muxer takes it for the duration of the picture before it."""
+    times_ms = [40 * index + (1000 * leap_s if index >= 10 else 0) for index in range(20)]
+    clip = make_clip(tmp_path / f"a{suffix}", frames=20, pts=times_ms, sound="")
+    check_pace(clip, 20)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_picture_that_stands_for_long_is_kept_as_long(tmp_path: Path, suffix: str) -> None:
+    clip = make_clip(tmp_path / f"a{suffix}", frames=3, pts=[0, 1_800_000, 1_801_000], sound="")
+    info = open_source(clip, None).info
+    assert [round(frame.pts * info.time_base) for frame in read(clip)] == [0, 1800, 1801]
+
+
 def test_sound_stays_beside_the_picture_across_joins(tmp_path: Path) -> None:
     """Ten joins: what is read of picture and sound ends at the same time, and neither goes back."""
     clip = make_clip(tmp_path / "a.ts", frames=25)
