@@ -6,11 +6,13 @@ Pictures and sound have to be read through the same rules to stay in sync. Indep
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 
 import av
+
+from .source import SourceBrokenError, SourceFrame
 
 _BACK_S = Fraction(1, 10)  # decoding times of a stream never decrease; less than this is inexact rounding
 _LEAP_S = Fraction(3600)  # a picture may stand for long: a slide, a screen where nothing moves
@@ -118,6 +120,24 @@ def steady_packets(container: av.container.InputContainer, clock: SteadyClock) -
                 continue
             sound_dts[packet.stream.index] = packet.dts
         yield packet
+
+
+def believable(frames: Iterator[SourceFrame], time_base: Fraction) -> Iterator[SourceFrame]:
+    """The frames; one that is said to last longer than a leap, until the next one's time, which was steadied."""
+    held: SourceFrame | None = None
+    try:
+        for frame in frames:
+            if held is not None:
+                yield replace(held, duration=max(1, frame.pts - held.pts))
+            held = frame if frame.duration * time_base > _LEAP_S else None
+            if held is None:
+                yield frame
+    except SourceBrokenError:
+        if held is not None:
+            yield held
+        raise
+    if held is not None:
+        yield held
 
 
 def first_shifts(container: av.container.InputContainer) -> Mapping[int, Fraction]:

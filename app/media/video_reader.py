@@ -15,7 +15,7 @@ import av
 from pipelines.core.errors import InputError
 
 from .alpha import decoder_of
-from .clock import clock_may_jump, clock_of, first_shifts, steady_packets
+from .clock import believable, clock_may_jump, clock_of, first_shifts, steady_packets
 from .deinterlace import whole_pictures
 from .frame_colours import ToRgb, check_base
 from .open_media import OPENED, open_media
@@ -67,6 +67,9 @@ class VideoReader:
 
     def frames(self, start: int = 0) -> Iterator[SourceFrame]:
         """Frames before `start` are decoded and discarded: the only way that is exact for every codec."""
+        return believable(self._frames(start), self._time_base)
+
+    def _frames(self, start: int) -> Iterator[SourceFrame]:
         origin = round(self._info.origin_s / self._time_base)
         usual = max(1, round(1 / self._rate / self._time_base))
         to_rgb = ToRgb()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.media.clock import SteadyClock, clock_of, steady_packets
+from app.media.clock import SteadyClock, believable, clock_of, steady_packets
 from app.media.open_media import open_media
 from app.media.open_source import open_source
-from app.media.source import SourceFrame
+from app.media.source import SourceBrokenError, SourceFrame
 from tests.fakes.clips import make_clip
 
 
@@ -61,6 +61,26 @@ def test_a_leap_inside_one_file_is_closed(tmp_path: Path, suffix: str, leap_s: i
     times_ms = [40 * index + (1000 * leap_s if index >= 10 else 0) for index in range(20)]
     clip = make_clip(tmp_path / f"a{suffix}", frames=20, pts=times_ms, sound="")
     check_pace(clip, 20)
+    tick = open_source(clip, None).info.time_base
+    assert max(frame.duration * tick for frame in read(clip)) < 0.1
+
+
+def test_a_single_picture_lasts_as_long_as_it_says() -> None:
+    frame = SourceFrame(index=0, image=np.zeros((2, 2, 3), np.uint8), pts=0, duration=9000)
+    assert [shown.duration for shown in believable(iter([frame]), Fraction(1))] == [9000]
+
+
+def test_what_lasts_too_long_is_given_before_the_file_breaks_off() -> None:
+    frame = SourceFrame(index=0, image=np.zeros((2, 2, 3), np.uint8), pts=0, duration=9000)
+
+    def breaking() -> Iterator[SourceFrame]:
+        yield frame
+        raise SourceBrokenError("a", 1, 0.0, "gone")
+
+    given = []
+    with pytest.raises(SourceBrokenError):
+        given.extend(believable(breaking(), Fraction(1)))
+    assert given == [frame]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
