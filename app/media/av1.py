@@ -6,6 +6,7 @@ Decodes nothing; independent of files.
 from __future__ import annotations
 
 _SEQUENCE_HEADER = 1
+_MAX_UNITS = 10_000
 
 
 class _Bits:
@@ -32,8 +33,11 @@ class _Bits:
 
 def sequence_sizes(data: bytes) -> list[tuple[int, int]]:
     """(width, height) in px, the largest that each sequence header in `data` allows. Raises ValueError."""
-    sizes, at = [], 0
-    while at < len(data):
+    sizes: list[tuple[int, int]] = []
+    at = 0
+    for _ in range(_MAX_UNITS):
+        if at >= len(data):
+            return sizes
         head = data[at]
         at += 2 if head & 4 else 1
         length = len(data) - at
@@ -42,7 +46,7 @@ def sequence_sizes(data: bytes) -> list[tuple[int, int]]:
         if head >> 3 & 15 == _SEQUENCE_HEADER:
             sizes.append(_size(_Bits(data[at : at + min(length, 1024)])))
         at += length
-    return sizes
+    raise ValueError("it has too many parts")
 
 
 def _leb128(data: bytes, at: int) -> tuple[int, int]:

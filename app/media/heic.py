@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from pipelines.core.types import Picture
 
-from .heif import HeifFile, grid_of, read_file
+from .heif import HeifFile, colours_of, grid_of, read_file
 from .picture_error import PictureError
 
 _REMEDY = "Save it as JPEG or PNG: with Export in Apple's Preview or Photos, or `heif-convert in.heic out.jpg`."
@@ -52,6 +52,7 @@ class HeicImage(ImageFile.ImageFile):
         for kind, content in self._properties:
             if kind == b"colr" and content[:4] in (b"prof", b"rICC"):
                 self.info["icc_profile"] = content[4:]
+        self.info["cicp"] = colours_of(self._file, self._number)
         self._decoded: Image.Image | None = None
 
     def load(self) -> Any:
@@ -99,6 +100,8 @@ def _decoded(file: HeifFile, number: int, size: tuple[int, int], max_px: int) ->
     for place, tile in enumerate(tiles):
         image = _tile(file, tile, max_px)
         step = step or image.shape[:2]
+        if step[0] * (rows - 1) >= height or step[1] * (columns - 1) >= width:
+            raise ValueError("its grid has more tiles than the picture needs")
         top, left = place // columns * step[0], place % columns * step[1]
         part = canvas[top : top + step[0], left : left + step[1]]
         if image.shape[0] < part.shape[0] or image.shape[1] < part.shape[1]:

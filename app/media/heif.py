@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from .av1 import sequence_sizes
+from .cicp import CodePoints
 
 _META_BYTES = 16 << 20
-_ITEM_BYTES = 64 << 20
+_ITEMS_BYTES = 256 << 20  # of all of them: several may point to the same bytes
 _MAX_BOXES = 10_000
 _MAX_ITEMS = 10_000
 _HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
@@ -43,10 +44,10 @@ def brand(stream: BinaryIO) -> str:
     return "HEIC" if brands[:4] in _HEIC else ""
 
 
-def coded_sizes(stream: BinaryIO) -> list[tuple[int, int]]:
+def coded_sizes(file: HeifFile) -> list[tuple[int, int]]:
     """(width, height) in px of each coded AV1 picture and of each grid. Raises ValueError for a damaged file."""
     sizes: list[tuple[int, int]] = []
-    for item in read_file(stream).items.values():
+    for item in file.items.values():
         if item.kind == b"av01":
             found = sequence_sizes(item.data)
             if not found:
@@ -72,6 +73,15 @@ class HeifFile:
     references: Mapping[tuple[bytes, int], list[int]]
 
 
+def colours_of(file: HeifFile, number: int) -> CodePoints | None:
+    """What an item says of its colours by code points; None if it says nothing."""
+    for kind, content in file.properties.get(number, []):
+        if kind == b"colr" and content[:4] == b"nclx" and len(content) >= 8:
+            primaries, transfer = struct.unpack_from(">HH", content, 4)
+            return CodePoints(primaries=primaries, transfer=transfer)
+    return None
+
+
 def read_file(stream: BinaryIO) -> HeifFile:
     """The table of a file, with the bytes of its pictures. Raises ValueError for a damaged file."""
     meta = next(((start, end) for kind, start, end in _file_boxes(stream) if kind == b"meta"), None)
@@ -89,11 +99,13 @@ def read_file(stream: BinaryIO) -> HeifFile:
     except (KeyError, struct.error, IndexError) as error:
         raise ValueError("its table of pictures is damaged") from error
     whole, pictures = inner.get(b"idat", b""), (b"av01", b"hvc1", b"grid")
-    items = {
-        number: Item(kind=kind, data=_gathered(stream, whole, *places[number]) if kind in pictures else b"")
-        for number, kind in kinds.items()
-        if number in places
-    }
+    items: dict[int, Item] = {}
+    left = _ITEMS_BYTES
+    for number, kind in kinds.items():
+        if number in places:
+            data = _gathered(stream, whole, *places[number], left) if kind in pictures else b""
+            items[number] = Item(kind=kind, data=data)
+            left -= len(data)
     return HeifFile(items=items, primary=primary, properties=properties, references=references)
 
 
@@ -178,6 +190,7 @@ def _item_references(data: bytes) -> dict[tuple[bytes, int], list[int]]:
         numbers = data[start:end]
         source, count = int.from_bytes(numbers[:width], "big"), int.from_bytes(numbers[width : width + 2], "big")
         at = width + 2
+        count = min(count, (len(numbers) - at) // width)
         targets = [int.from_bytes(numbers[at + width * i : at + width * (i + 1)], "big") for i in range(count)]
         found.setdefault((kind, source), []).extend(targets)
     return found
@@ -202,19 +215,23 @@ def _item_places(data: bytes) -> Iterator[tuple[int, tuple[int, list[tuple[int, 
         take(2)  # data reference
         base = take(base_bytes)
         extents = []
-        for _ in range(take(2)):
+        count = take(2)
+        if count > 1 and not length_bytes:
+            raise IndexError
+        for _ in range(count):
             take(index_bytes)
             offset = base + take(offset_bytes)
             extents.append((offset, take(length_bytes)))
         yield number, (method, extents)
 
 
-def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[int, int]]) -> bytes:
-    parts, left = [], _ITEM_BYTES
+def _gathered(stream: BinaryIO, idat: bytes, method: int, extents: list[tuple[int, int]], left: int) -> bytes:
+    """left: bytes that may still be taken."""
+    parts = []
     for offset, length in extents:
         wanted = length or left  # 0: to the end
         if wanted > left:
-            raise ValueError("a coded picture is too long")
+            raise ValueError("its coded pictures are too long")
         if method == 1:
             part = idat[offset : offset + wanted]
         else:

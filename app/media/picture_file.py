@@ -222,7 +222,9 @@ class _reading:  # noqa: N801
         if isinstance(error, Image.DecompressionBombError):
             raise PictureError(f"The {self._kind.name} is too large.", "Scale it down first.") from error
         if isinstance(error, (*BROKEN, *BROKEN_TOO)):
-            raise PictureError(f"The {self._kind.name} is corrupt ({error}).", "Send the complete file.") from error
+            raise PictureError(
+                f"The {self._kind.name} is corrupt ({error}).", "Use the complete file, or export it again."
+            ) from error
 
 
 def _orientation(image: Image.Image) -> int:

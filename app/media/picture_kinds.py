@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from . import heif
+from .cicp import CodePoints
 from .picture_error import PictureError
 from .spliced import Spliced
 
@@ -86,14 +87,21 @@ def kind_of(stream: BinaryIO) -> PictureKind | None:
 def _open_png(stream: BinaryIO, bounds: Bounds) -> Image.Image:
     """Walks the chunks (PNG specification, section 5.3): a decoder may allocate any length that a chunk declares."""
     header, exif, rest, side = (0, 0), (0, 0), [], 0
+    points = None
     for kind, at, length, whole in _png_chunks(stream):
         chunk = (at - 8, length + _CHUNK_FRAME_BYTES)
         if bounds.whole and not whole:
-            raise PictureError("The PNG is corrupt: its chunks do not match the file size.", "Send the complete file.")
+            raise PictureError(
+                "The PNG is corrupt: its chunks do not match the file size.",
+                "Use the complete file, or export it again.",
+            )
         if kind == b"IHDR" and length == _HEADER_BYTES:
             header = chunk
         elif kind == b"eXIf":
             exif = chunk  # may stand behind the pixels
+        elif kind == b"cICP" and length == 4:
+            stream.seek(at)
+            points = CodePoints(primaries=stream.read(1)[0], transfer=stream.read(1)[0])
         elif kind in _PNG_KEPT:
             rest.append(chunk)
         if kind not in (b"IDAT", b"fdAT"):
@@ -101,7 +109,9 @@ def _open_png(stream: BinaryIO, bounds: Bounds) -> Image.Image:
     if not header[1] or side > _SIDE_BYTES:
         raise PictureError("The PNG is corrupt: its chunks are not those of a picture.", "Export it again.")
     parts = [(0, len(_PNG_MAGIC)), header, exif, *rest]
-    return PngImageFile(io.BufferedReader(Spliced(stream, parts)))
+    image = PngImageFile(io.BufferedReader(Spliced(stream, parts)))
+    image.info["cicp"] = points
+    return image
 
 
 def _png_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int, int, bool]]:
@@ -174,10 +184,13 @@ def _open_tiff(stream: BinaryIO, bounds: Bounds) -> Image.Image:
 
 
 def _open_avif(stream: BinaryIO, bounds: Bounds) -> Image.Image:
-    for width, height in heif.coded_sizes(stream):
+    file = heif.read_file(stream)
+    for width, height in heif.coded_sizes(file):
         check_area(width, height, bounds.part_px)
     stream.seek(0)
-    return AvifImageFile(stream)
+    image = AvifImageFile(stream)
+    image.info["cicp"] = heif.colours_of(file, file.primary)
+    return image
 
 
 def _open_heic(stream: BinaryIO, bounds: Bounds) -> Image.Image:

@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from app.media import heif
 from app.media.picture_error import PictureError
 from app.media.picture_file import PictureFile
 from pipelines.core.types import Picture
@@ -100,6 +101,18 @@ def test_sizes_are_bounded_before_anything_is_decoded() -> None:
         read(heic((16, 16), tiles=[TILES[COLOURS[0]]]), max_px=32 * 32)
     with pytest.raises(PictureError, match="do not cover"):
         read(heic((129, 100)))
+
+
+def test_a_grid_of_more_tiles_than_its_picture_needs_is_refused() -> None:
+    """Each costs a decoding, and all may be the same."""
+    with pytest.raises(PictureError, match="more tiles"):
+        read(heic((64, 90)))
+
+
+def test_items_that_share_their_bytes_do_not_multiply_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heif, "_ITEMS_BYTES", 100)
+    with pytest.raises(PictureError, match="too long"):
+        read(heic())
 
 
 def test_what_is_missing_is_said() -> None:

@@ -155,6 +155,59 @@ def test_colours_of_display_p3_become_srgb(form: str, mode: str) -> None:
     assert read(file)[8, 8].tolist() == pytest.approx(wanted, abs=4)
 
 
+PRIMARIES = {  # x and y of red, green and blue, as H.273 has them; white is D65
+    1: ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06)),
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+}
+
+
+def to_xyz(primaries: int) -> np.ndarray:
+    """Return the matrix of those primaries, by SMPTE RP 177."""
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in PRIMARIES[primaries]]).T
+    white = np.array([0.3127 / 0.3290, 1, (1 - 0.3127 - 0.3290) / 0.3290])
+    return columns * np.linalg.solve(columns, white)
+
+
+def srgb_of(colour: tuple[int, int, int], primaries: int) -> list[int]:
+    coded = np.array(colour) / 255
+    linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    there = np.linalg.solve(to_xyz(1), to_xyz(primaries) @ linear).clip(0, 1)
+    back = np.where(there <= 0.0031308, 12.92 * there, 1.055 * there ** (1 / 2.4) - 0.055)
+    return [round(float(value) * 255) for value in back]
+
+
+@pytest.mark.parametrize("primaries", PRIMARIES)
+@pytest.mark.parametrize("form", ["PNG", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_told_by_code_points_become_srgb(form: str, mode: str, primaries: int) -> None:
+    wanted = srgb_of((200, 120, 60), primaries)
+    image = Image.new("RGB", (16, 16), (200, 120, 60)).convert(mode)
+    assert read(with_points(image, form, primaries, 13))[8, 8].tolist() == pytest.approx(wanted, abs=3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "AVIF"])
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_hdr_pictures_say_what_to_do(form: str, transfer: int) -> None:
+    with pytest.raises(PictureError, match=r"HDR \((PQ|HLG)\)\. Export it as SDR"):
+        read(with_points(Image.new("RGB", (16, 16)), form, 9, transfer))
+
+
+def with_points(image: Image.Image, form: str, primaries: int, transfer: int) -> bytes:
+    if form == "PNG":
+        data = saved(image, "PNG")
+        return data[:33] + chunk(b"cICP", bytes([primaries, transfer, 0, 1])) + data[33:]
+    data = bytearray(saved(image, "AVIF", quality=100))
+    at = data.index(b"colrnclx") + 8
+    struct.pack_into(">HH", data, at, primaries, transfer)
+    return bytes(data)
+
+
+def test_pictures_of_floating_point_numbers_say_what_to_do() -> None:
+    with pytest.raises(PictureError, match=r"floating-point numbers.*8 or 16 bits"):
+        read(saved(Image.new("F", (8, 8), 0.5), "TIFF"))
+
+
 def test_a_damaged_profile_and_one_of_other_colours_are_ignored() -> None:
     for profile in (b"no profile", display_p3()[:200], display_p3().replace(b"RGB ", b"CMYK")):
         assert read(saved(Image.new("RGB", (16, 16), (200, 120, 60)), "PNG", icc_profile=profile))[8, 8].tolist() == [
