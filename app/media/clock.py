@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 
 import av
 
@@ -17,7 +16,7 @@ from .source import SourceBrokenError, SourceFrame
 _BACK_S = Fraction(1, 10)  # decoding times of a stream never decrease; less than this is inexact rounding
 _LEAP_S = Fraction(3600)  # a picture may stand for long: a slide, a screen where nothing moves
 _LEAP_OF_BROADCAST_S = Fraction(10)  # formats whose clock may change at any time; FFmpeg's dts_delta_threshold
-_START_PACKETS = 1000
+_START_BYTES = 32 << 20
 _SAME_JOIN_S = Fraction(1)  # streams of one file end within this of each other
 
 
@@ -143,9 +142,14 @@ def believable(frames: Iterator[SourceFrame], time_base: Fraction) -> Iterator[S
 def first_shifts(container: av.container.InputContainer) -> Mapping[int, Fraction]:
     """By how many seconds `steady_packets` shifts the first packet of each stream, by index. Reads the file's start."""
     found: dict[int, Fraction] = {}
+    awaited = {stream.index for stream in container.streams if stream.type in ("video", "audio")}
+    read = 0
     try:
-        for packet, shift_s in islice(_shifted(container, clock_of(container)), _START_PACKETS):
+        for packet, shift_s in _shifted(container, clock_of(container)):
             found.setdefault(packet.stream.index, shift_s)
+            read += packet.size
+            if awaited <= found.keys() or read > _START_BYTES:
+                break
     except av.error.FFmpegError:
         return found  # the reader comes to it too, and says so
     return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -24,7 +23,7 @@ from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceIn
 
 _SOUND_LEAD_S = Fraction(1, 20)  # sound that leads the picture by less than this is encoder priming, and is cut
 _FALLBACK_RATE = Fraction(25)
-_PROBED_PACKETS = 1000
+_PROBED_BYTES = 8 << 20
 _MISSING_S = 0.5  # a file that ends this much (and two frames) before its declared end is truncated
 _DECLARES_STREAMS = frozenset({"mov", "avi", "mxf"})  # containers that state how long each stream is
 _DECLARES_ALL = frozenset({"matroska", "flv", "asf"})  # containers that state how long the longest is
@@ -207,9 +206,11 @@ def _frames_by_bytes(path: Path, max_px: int, stream: int) -> int | None:
     frames = read = 0
     with _opened(path, max_px) as container:
         try:
-            for packet in islice(container.demux(), _PROBED_PACKETS):
+            for packet in container.demux():
                 read = max(read, packet.pos or 0)
                 frames += packet.stream.index == stream and bool(packet.size)
+                if read > _PROBED_BYTES:
+                    break
         except av.error.FFmpegError:
             return None  # said when the frames are read
         return round(frames * container.size / read) or None if read else None
