@@ -6,26 +6,31 @@ Pictures and sound have to be read through the same rules to stay in sync. Indep
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
 
 import av
+
+from .source import SourceBrokenError, SourceFrame
 
 _BACK_S = Fraction(1, 10)  # decoding times of a stream never decrease; less than this is inexact rounding
 _LEAP_S = Fraction(3600)  # a picture may stand for long: a slide, a screen where nothing moves
 _LEAP_OF_BROADCAST_S = Fraction(10)  # formats whose clock may change at any time; FFmpeg's dts_delta_threshold
-_START_PACKETS = 1000
+_START_BYTES = 32 << 20
 _SAME_JOIN_S = Fraction(1)  # streams of one file end within this of each other
 
 
 @dataclass(slots=True, kw_only=True)
 class _Stream:
-    """shift: index of the shift in use. last_s, end_s: shifted decoding time of the newest packet, and its end."""
+    """shift: index of the shift in use. last_s, end_s: shifted decoding time of the newest packet, and its end.
+
+    usual_s: the last duration of a packet that can be believed.
+    """
 
     shift: int
     last_s: Fraction
     end_s: Fraction
+    usual_s: Fraction = Fraction(0)
 
 
 class SteadyClock:
@@ -51,6 +56,9 @@ class SteadyClock:
         if shifted < state.last_s - _BACK_S or shifted > self._newest() + self._leap_s:
             state.shift = self._join(dts_s, state)
             shifted = dts_s + self._shifts[state.shift]
+        if duration_s <= self._leap_s:  # else a muxer computed it from the leap behind this packet
+            state.usual_s = duration_s
+        duration_s = state.usual_s
         state.last_s = shifted
         state.end_s = max(state.end_s, shifted + duration_s)
         return self._shifts[state.shift]
@@ -113,12 +121,35 @@ def steady_packets(container: av.container.InputContainer, clock: SteadyClock) -
         yield packet
 
 
+def believable(frames: Iterator[SourceFrame], time_base: Fraction) -> Iterator[SourceFrame]:
+    """The frames; one that is said to last longer than a leap, until the next one's time, which was steadied."""
+    held: SourceFrame | None = None
+    try:
+        for frame in frames:
+            if held is not None:
+                yield replace(held, duration=max(1, frame.pts - held.pts))
+            held = frame if frame.duration * time_base > _LEAP_S else None
+            if held is None:
+                yield frame
+    except SourceBrokenError:
+        if held is not None:
+            yield held
+        raise
+    if held is not None:
+        yield held
+
+
 def first_shifts(container: av.container.InputContainer) -> Mapping[int, Fraction]:
     """By how many seconds `steady_packets` shifts the first packet of each stream, by index. Reads the file's start."""
     found: dict[int, Fraction] = {}
+    awaited = {stream.index for stream in container.streams if stream.type in ("video", "audio")}
+    read = 0
     try:
-        for packet, shift_s in islice(_shifted(container, clock_of(container)), _START_PACKETS):
+        for packet, shift_s in _shifted(container, clock_of(container)):
             found.setdefault(packet.stream.index, shift_s)
+            read += packet.size
+            if awaited <= found.keys() or read > _START_BYTES:
+                break
     except av.error.FFmpegError:
         return found  # the reader comes to it too, and says so
     return found

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -15,7 +14,7 @@ import av
 from pipelines.core.errors import InputError
 
 from .alpha import decoder_of
-from .clock import clock_may_jump, clock_of, first_shifts, steady_packets
+from .clock import believable, clock_may_jump, clock_of, first_shifts, steady_packets
 from .deinterlace import whole_pictures
 from .frame_colours import ToRgb, check_base
 from .open_media import OPENED, open_media
@@ -24,7 +23,7 @@ from .source import MAX_PICTURE_PIXELS, SourceBrokenError, SourceFrame, SourceIn
 
 _SOUND_LEAD_S = Fraction(1, 20)  # sound that leads the picture by less than this is encoder priming, and is cut
 _FALLBACK_RATE = Fraction(25)
-_PROBED_PACKETS = 1000
+_PROBED_BYTES = 8 << 20
 _MISSING_S = 0.5  # a file that ends this much (and two frames) before its declared end is truncated
 _DECLARES_STREAMS = frozenset({"mov", "avi", "mxf"})  # containers that state how long each stream is
 _DECLARES_ALL = frozenset({"matroska", "flv", "asf"})  # containers that state how long the longest is
@@ -67,6 +66,9 @@ class VideoReader:
 
     def frames(self, start: int = 0) -> Iterator[SourceFrame]:
         """Frames before `start` are decoded and discarded: the only way that is exact for every codec."""
+        return believable(self._frames(start), self._time_base)
+
+    def _frames(self, start: int) -> Iterator[SourceFrame]:
         origin = round(self._info.origin_s / self._time_base)
         usual = max(1, round(1 / self._rate / self._time_base))
         to_rgb = ToRgb()
@@ -204,9 +206,11 @@ def _frames_by_bytes(path: Path, max_px: int, stream: int) -> int | None:
     frames = read = 0
     with _opened(path, max_px) as container:
         try:
-            for packet in islice(container.demux(), _PROBED_PACKETS):
+            for packet in container.demux():
                 read = max(read, packet.pos or 0)
                 frames += packet.stream.index == stream and bool(packet.size)
+                if read > _PROBED_BYTES:
+                    break
         except av.error.FFmpegError:
             return None  # said when the frames are read
         return round(frames * container.size / read) or None if read else None

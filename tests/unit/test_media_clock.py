@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.media.clock import SteadyClock, clock_of, steady_packets
+from app.media.clock import SteadyClock, believable, clock_of, steady_packets
 from app.media.open_media import open_media
 from app.media.open_source import open_source
-from app.media.source import SourceFrame
+from app.media.source import SourceBrokenError, SourceFrame
 from tests.fakes.clips import make_clip
 
 
@@ -52,6 +52,42 @@ def check_pace(clip: Path, count: int) -> None:
     assert within == pytest.approx(np.full_like(within, 0.04), abs=0.002)
     assert gaps_s.min() > 0.02
     assert gaps_s.max() < 0.25
+
+
+@pytest.mark.parametrize("leap_s", [4000, 20_000])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_a_leap_inside_one_file_is_closed(tmp_path: Path, suffix: str, leap_s: int) -> None:
+    """Also where the muxer takes it for the duration of the picture before it."""
+    times_ms = [40 * index + (1000 * leap_s if index >= 10 else 0) for index in range(20)]
+    clip = make_clip(tmp_path / f"a{suffix}", frames=20, pts=times_ms, sound="")
+    check_pace(clip, 20)
+    tick = open_source(clip, None).info.time_base
+    assert max(frame.duration * tick for frame in read(clip)) < 0.1
+
+
+def test_a_single_picture_lasts_as_long_as_it_says() -> None:
+    frame = SourceFrame(index=0, image=np.zeros((2, 2, 3), np.uint8), pts=0, duration=9000)
+    assert [shown.duration for shown in believable(iter([frame]), Fraction(1))] == [9000]
+
+
+def test_what_lasts_too_long_is_given_before_the_file_breaks_off() -> None:
+    frame = SourceFrame(index=0, image=np.zeros((2, 2, 3), np.uint8), pts=0, duration=9000)
+
+    def breaking() -> Iterator[SourceFrame]:
+        yield frame
+        raise SourceBrokenError("a", 1, 0.0, "gone")
+
+    given = []
+    with pytest.raises(SourceBrokenError):
+        given.extend(believable(breaking(), Fraction(1)))
+    assert given == [frame]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_picture_that_stands_for_long_is_kept_as_long(tmp_path: Path, suffix: str) -> None:
+    clip = make_clip(tmp_path / f"a{suffix}", frames=3, pts=[0, 1_800_000, 1_801_000], sound="")
+    info = open_source(clip, None).info
+    assert [round(frame.pts * info.time_base) for frame in read(clip)] == [0, 1800, 1801]
 
 
 def test_sound_stays_beside_the_picture_across_joins(tmp_path: Path) -> None:
