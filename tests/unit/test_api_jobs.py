@@ -17,9 +17,10 @@ import pytest
 
 from app.api.context import ApiLimits
 from app.api.job_store import Job
-from app.api.jobs import RunningModel, render_arguments
+from app.api.jobs import _MEDIA_TYPES, RunningModel, render_arguments
 from app.api.schema import JobOptions
 from app.api.uploads import Multipart
+from app.media.containers import ANIMATIONS, CONTAINERS
 from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
@@ -92,6 +93,21 @@ def test_a_prompt_alone_is_rendered_at_the_live_size(server: ApiServer, tmp_path
     with av.open(str(tmp_path / "out.webm")) as video:
         stream = video.streams.video[0]
         assert (stream.width, stream.height, len(list(video.decode(video=0)))) == (32, 24, 5)
+
+
+@pytest.mark.soak
+def test_an_animated_gif_can_be_asked_for(server: ApiServer, tmp_path: Path) -> None:
+    job = sent(server, seconds=0.5, fps=10, format="gif", controls={"prompt": "a cat"}).json()
+    assert over(server, job["url"])["frames"] == 5
+    answer = server.http.get(job["file_url"])
+    assert answer.headers["content-type"] == "image/gif"
+    assert answer.content[:4] == b"GIF8"
+
+
+def test_every_kind_of_file_that_a_render_writes_can_be_asked_for() -> None:
+    formats = JobOptions.model_json_schema()["properties"]["format"]["enum"]
+    assert {f".{name}" for name in formats} == {*CONTAINERS, *ANIMATIONS}
+    assert set(_MEDIA_TYPES) == set(formats)
 
 
 def test_what_is_no_video_fails_with_words_and_without_paths(server: ApiServer) -> None:
