@@ -40,7 +40,13 @@ _WITHOUT = {
     },
 }
 _RULES = {"anyOf": [_WITH_VIDEO, _WITHOUT]}  # as render_arguments checks them
-_MEDIA_TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mkv": "video/x-matroska"}
+_MEDIA_TYPES = {
+    "mp4": "video/mp4",
+    "mov": "video/quicktime",
+    "webm": "video/webm",
+    "mkv": "video/x-matroska",
+    "gif": "image/gif",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

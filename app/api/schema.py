@@ -257,7 +257,7 @@ class JobOptions(Strict):
     controls: ControlChanges = Field(default_factory=ControlChanges)
     seconds: float | None = Field(default=None, gt=0, le=MAX_SECONDS, allow_inf_nan=False)
     fps: float = Field(default=24.0, ge=1, le=240, allow_inf_nan=False)
-    format: Literal["mp4", "webm", "mkv"] = "mp4"
+    format: Literal["mp4", "mov", "webm", "mkv", "gif"] = "mp4"
     aspect: Literal["pad", "crop", "stretch"] = "pad"
     out_size: Literal["native", "source"] = "native"
     model: str | None = Field(default=None, max_length=200)

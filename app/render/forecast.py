@@ -17,8 +17,7 @@ from pipelines.core.contracts import Notify
 from pipelines.core.errors import OutOfMemoryError, OutputError
 from pipelines.core.host_memory import free_host_bytes, gib, used_host_bytes
 
-_FEW_DELIVERIES, _FEW_S = 3, 1.0  # enough to measure fast frames
-_SLOW_DELIVERIES, _SLOW_S = 2, 15.0  # and slow ones
+_MEASURED_S = 1.0  # between the first frames and the last measured ones
 _DISK_PERIOD_S = 30.0
 _CERTAIN_SHARE = 0.5  # later frames may be smaller: what is refused would have to be twice as much as fits
 _PICTURE_BYTES_PER_PX = 12  # of writers without an encoder: the picture, its copy and its compressed form
@@ -69,7 +68,6 @@ class Forecast:
         self._say = say
         self._meters = meters or Meters()
         self._first: tuple[float, int] | None = None  # when the first frames were made, and how many there were then
-        self._deliveries = 0
         self._written: tuple[int, int] | None = None  # frames and bytes in the output at the first delivery
         self._disk_at: float | None = None
         self._said = self._warned = False
@@ -78,18 +76,16 @@ class Forecast:
         """So many frames were made just now; `written` are in the output. Raises CannotEndError."""
         now = self._meters.clock()
         self._done += frames
-        self._deliveries += 1
         if self._first is None or self._written is None:
             self._first, self._written = (now, self._done), (written, self._bytes())
             return
         elapsed = now - self._first[0]
-        few = self._deliveries >= _FEW_DELIVERIES and elapsed >= _FEW_S
-        if not few and not (self._deliveries >= _SLOW_DELIVERIES and elapsed >= _SLOW_S):
+        if elapsed < _MEASURED_S:
             return
         if self._disk_at is None or now - self._disk_at >= _DISK_PERIOD_S:
             self._disk_at = now
             disk = self._check_disk(written)
-            if not self._said:
+            if not self._said and self._left != 0:
                 self._said = True
                 self._say(self._sentence(elapsed / (self._done - self._first[1]), disk))
 
@@ -162,4 +158,6 @@ def _span(seconds: float) -> str:
 
 
 def _mb(count: float) -> str:
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"
+    if count >= 1e11:
+        return f"{count / 1e9:.0f} GB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, count / 1e6):.0f} MB"

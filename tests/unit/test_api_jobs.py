@@ -18,10 +18,11 @@ from PIL import Image
 
 from app.api.context import ApiLimits
 from app.api.job_store import Job, JobState, JobStore
-from app.api.jobs import RunningModel, render_arguments
+from app.api.jobs import _MEDIA_TYPES, RunningModel, render_arguments
 from app.api.schema import JobOptions
 from app.api.uploads import Multipart
 from app.disk.locks import HeldLock, is_held
+from app.media.containers import ANIMATIONS, CONTAINERS
 from app.worker.handle import WorkerHandle
 from pipelines.core.errors import InputError, TooLargeError
 from tests.fakes.api_server import ApiServer, api_server
@@ -116,6 +117,21 @@ def test_a_job_reads_no_picture_and_no_frame_above_the_servers_limit(worker: Wor
             assert "Scale it down first" in str(found["message"])
         small = saved(Image.new("RGB", (64, 64)), "PNG")
         assert over(server, sent(server, small).json()["url"])["state"] == "done"
+
+
+@pytest.mark.soak
+def test_an_animated_gif_can_be_asked_for(server: ApiServer, tmp_path: Path) -> None:
+    job = sent(server, seconds=0.5, fps=10, format="gif", controls={"prompt": "a cat"}).json()
+    assert over(server, job["url"])["frames"] == 5
+    answer = server.http.get(job["file_url"])
+    assert answer.headers["content-type"] == "image/gif"
+    assert answer.content[:4] == b"GIF8"
+
+
+def test_every_kind_of_file_that_a_render_writes_can_be_asked_for() -> None:
+    formats = JobOptions.model_json_schema()["properties"]["format"]["enum"]
+    assert {f".{name}" for name in formats} == {*CONTAINERS, *ANIMATIONS}
+    assert set(_MEDIA_TYPES) == set(formats)
 
 
 def test_what_is_no_video_fails_with_words_and_without_paths(server: ApiServer) -> None:

@@ -275,6 +275,13 @@ def test_sound_of_which_nothing_can_be_decoded_is_dropped_with_a_sentence(tmp_pa
         assert not container.streams.audio
 
 
+def test_sound_of_an_unknown_codec_is_dropped_with_a_sentence(tmp_path: Path) -> None:
+    clip = make_sound(tmp_path / "a.mkv", "flac", seconds=1)
+    clip.write_bytes(clip.read_bytes().replace(b"A_FLAC", b"A_XXXX"))
+    (said,) = brought(clip, tmp_path / "out.mkv", seconds=1)
+    assert said.endswith("cannot be read (its codec is unknown here): the output has no sound.")
+
+
 def test_copying_costs_no_sentence(tmp_path: Path) -> None:
     clip = make_sound(tmp_path / "a.ts", "aac", seconds=1)
     choice = choose_sound(Sound(path=clip, origin_s=Fraction(0)), CONTAINERS[".mov"])

@@ -54,9 +54,9 @@ def make(forecast: Forecast, folder: Path, clock: Clock, frames: int, *, seconds
 @pytest.mark.parametrize(
     ("total", "seconds", "frames", "expected"),
     [
-        (240, 8.9, 3, "Takes about 35 min more for 237 frames (8.9 s a frame)"),
+        (240, 8.9, 3, "Takes about 35 min more for 238 frames (8.9 s a frame)"),
         (240, 60.0, 2, "Takes about 4.0 h more for 238 frames (60 s a frame)"),
-        (5000, 0.1, 12, "Takes about 8 min more for 4988 frames (0.1 s a frame)"),
+        (5000, 0.125, 12, "Takes about 10 min more for 4991 frames (0.12 s a frame)"),
         (None, 2.0, 4, "Takes 2 s a frame"),
     ],
 )
@@ -80,7 +80,14 @@ def test_frames_that_come_in_chunks_are_measured_over_chunks(tmp_path: Path) -> 
     for _ in range(3):
         clock.now += 6
         forecast.delivered(12, 0)
-    assert said[0].startswith("Takes about 42 s more for 84 frames (0.5 s a frame)")
+    assert said[0].startswith("Takes about 48 s more for 96 frames (0.5 s a frame)")
+
+
+def test_a_render_that_is_over_says_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    clock = Clock()
+    make(watched(tmp_path / "out", 2, clock, said), tmp_path / "out", clock, 2, seconds=5)
+    assert said == []
 
 
 def test_a_disk_that_cannot_hold_the_render_ends_it_early_with_what_fits(tmp_path: Path) -> None:
@@ -131,7 +138,7 @@ def prompt_only(output: Path, **changes: object) -> RenderRequest:
 
 
 def test_a_refused_render_keeps_its_frames_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecasts, "_FEW_S", 0.0)
+    monkeypatch.setattr(forecasts, "_MEASURED_S", 0.0)
     output = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Forecast, "_check_disk", refuse)
