@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.conditioning.base import ConditionerFactory
 
 logger = logging.getLogger(__name__)
+_UNASKED_PX = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +52,17 @@ class LoadContext:
 
 
 def engine_origin(model: str, options: LoaderOptions, backend: str, *, bundled: bool) -> Origin:
-    """Return what another process loads the same engine from, run as the backend runs it without plans."""
+    """Return what another process loads the same engine from, run as the backend runs it without plans.
+
+    bundled: whether the model is; at a large size its parts are not compiled unasked, which takes gigabytes.
+    """
     chosen = replace(options, backend=backend)
     return Origin(
         model=model,
         module="pipelines.load",
         function="load_engine",
         arguments={"model": model, "options": chosen, "prepare": False},
-        bundled=bundled,
+        bundled=bundled and options.width * options.height <= _UNASKED_PX,
         lora=described_loras(options.loras),
     )
 
