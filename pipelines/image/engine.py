@@ -84,9 +84,16 @@ class ImageEngine(EngineBase[ImageStream]):
 
     @torch.inference_mode()
     def rehearse(self, slots: int) -> None:
-        """Run the parts of a tick with so many slots, at most max_slots. No stream may be open."""
+        """Run the parts of a tick with so many slots, at most max_slots. No stream may be open.
+
+        Raises OutOfMemoryError.
+        """
         assert not self._streams
-        self._runner.rehearse(min(slots, self.core.max_slots))
+        slots = min(slots, self.core.max_slots)
+        with MemoryWatch() as memory:
+            self._runner.rehearse(slots)
+        if memory.ran_out:
+            raise self._too_large(slots, 0, depth=1, steps=slots)
 
     def _make_stream(self, number: int, frame_rate: Fraction, control: Control) -> ImageStream:
         stages = [make() for make in self._make_stages]
@@ -158,16 +165,20 @@ class ImageEngine(EngineBase[ImageStream]):
         self._out_of_memory = False
 
     def _memory_error(self, streams: list[ImageStream]) -> OutOfMemoryError:
+        largest = max(streams, key=lambda s: len(s.active))
+        depth, steps = min(largest.controls.depth, self.core.max_slots), largest.controls.steps
+        return self._too_large(sum(len(s.active) for s in streams), self._largest_batch, depth=depth, steps=steps)
+
+    def _too_large(self, slots: int, ran: int, *, depth: int, steps: int) -> OutOfMemoryError:
         core = self.core
-        slots, largest = sum(len(s.active) for s in streams), max(streams, key=lambda s: len(s.active))
         remedy = what_would_fit(
             slots=slots,
-            ran=self._largest_batch,
+            ran=ran,
             width=core.width,
             height=core.height,
             multiple_px=core.codec.factor,
-            depth=min(largest.controls.depth, core.max_slots),
-            steps=largest.controls.steps,
+            depth=depth,
+            steps=steps,
         )
         return OutOfMemoryError(
             f"{core.model.device} has too little memory for {slots} slots of {core.frames_per_slot} frames "

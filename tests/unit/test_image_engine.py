@@ -326,6 +326,18 @@ def test_too_little_memory_says_what_to_do() -> None:
         engine.tick()
 
 
+def test_too_little_memory_to_rehearse_says_what_to_do() -> None:
+    """Before the first frame, while the parts are run once at the size asked for."""
+
+    class Hungry(ArithmeticDenoiser):
+        def __call__(self, *args: object) -> torch.Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    engine = ImageEngine(cheap_model(denoiser=Hungry()))
+    with pytest.raises(OutOfMemoryError, match=r"too little memory for 2 slots .* start with --size"):
+        engine.rehearse(2)
+
+
 def test_models_with_pooled_text_get_it_with_sizes_for_every_row() -> None:
     denoiser = ArithmeticDenoiser()
     model = cheap_model(denoiser=denoiser, prompts=HashPrompts(pooled=True), wants_time_ids=True)

@@ -12,6 +12,7 @@ from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
 from pipelines.files import memory
 from pipelines.files.layout import Component
 from pipelines.files.memory import WORKING_BYTES, Budget, Pictures, check_memory, count_parameters, free_memory_bytes
+from pipelines.image.loading import load as loading
 from pipelines.image.loading.load import LoadOptions, load_image_model
 
 CPU = torch.device("cpu")
@@ -97,6 +98,26 @@ def test_a_bundled_model_refuses_a_size_before_it_is_loaded(monkeypatch: pytest.
     monkeypatch.setattr(memory, "free_memory_bytes", lambda device: GIB)
     with pytest.raises(OutOfMemoryError, match=r"--size .* would fit"):
         load_image_model("mini-image", LoadOptions(device="cpu", dtype="float32", width=8192, height=8192))
+
+
+def test_what_a_large_size_costs_is_said_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def stop(text: str) -> None:
+        said.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda device: 17 * GIB)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 17 * GIB)
+    with pytest.raises(KeyboardInterrupt):
+        load_image_model(
+            "mini-image", LoadOptions(device="cpu", dtype="bfloat16", width=4096, height=4096, notice=stop)
+        )
+    (text,) = said
+    native = load_image_model("mini-image", LoadOptions(device="cpu", dtype="float32")).size_px
+    times = round(4096 * 4096 / (native[0] * native[1]))
+    assert "needs about 3.3 GiB of memory, of 17.0 GiB that are free" in text
+    assert f"at least {times} times as long as at its own {native[0]}x{native[1]}" in text
 
 
 def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,11 +242,19 @@ def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precis
     budget.pictures = _pictures(autoencoder, codec_dtype(autoencoder, layout, precision.dtype), options)
     check_memory(budget, precision.device)
     if budget.pictures.needed_bytes > _TOLD_BYTES:
-        free = gib(free_memory_bytes(precision.device))
-        size = f"{options.width}x{options.height}"
-        options.notice(
-            f"At {size} the model needs about {gib(budget.needed_bytes)} of memory, of {free} that are free."
-        )
+        options.notice(_large_notice(budget, layout, autoencoder, free_memory_bytes(precision.device)))
+
+
+def _large_notice(budget: Budget, layout: ModelLayout, autoencoder: Component, free_bytes: int) -> str:
+    """What a size that is much larger than the model's own costs. Layers cost at least in proportion to pixels."""
+    pictures, levels = budget.pictures, len(autoencoder.config.get("block_out_channels") or (0,))
+    native = _native_size(layout.unet.config.get("sample_size") or 1, 2 ** (levels - 1))
+    times = pictures.width * pictures.height / (native[0] * native[1])
+    return (
+        f"At {pictures.width}x{pictures.height} the model needs about {gib(budget.needed_bytes)} of memory, of "
+        f"{gib(free_bytes)} that are free. Starting, and each frame, takes at least {times:.0f} times as long as at "
+        f"its own {native[0]}x{native[1]}."
+    )
 
 
 def _pictures(autoencoder: Component, dtype: torch.dtype, options: LoadOptions) -> Pictures:
