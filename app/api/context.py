@@ -45,7 +45,8 @@ class ApiContext:
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
     where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.
-    outputs: the kinds that clients may start, for a server with more of them.
+    outputs: the kinds that clients may start, for a server with more of them. root_path: the path below which a proxy
+    shows the server, as from app/server/root_path.py; it precedes every path in an answer.
     """
 
     table: SessionTable
@@ -56,3 +57,4 @@ class ApiContext:
     push_hosts: PushHosts = field(default_factory=PushHosts)
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
     outputs: tuple[OutputKind[Any], ...] = field(default_factory=_output_kinds)
+    root_path: str = ""

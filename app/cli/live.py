@@ -112,6 +112,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
 
     from app.api.context import ApiContext
     from app.controllers.opening import controllers
+    from app.server.root_path import checked_root_path
     from app.server.tls import tls_files
     from app.session.table import SessionTable
     from app.worker.pool import WorkerPool
@@ -121,7 +122,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     guard = guard_options(options, options.host, listener.getsockname()[1])
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
     hosts, webrtc, limits = push_hosts(options, private=private), webrtc_options(options), api_limits(options)
-    controls = controller_options(options)
+    controls, root_path = controller_options(options), checked_root_path(options.root_path)
     tls = tls_files(options, options.data, options.host)
     engine, model = engine_options(options), str(options.model)
     workers = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
@@ -137,6 +138,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
             limits=limits,
             push_hosts=hosts,
             webrtc=webrtc,
+            root_path=root_path,
         )
         with controllers(controls, table) as opened:
             for controller in opened:
@@ -200,7 +202,7 @@ def _serve_until_stopped(
     )
     server = uvicorn.Server(config)
     shown = guard if guard.token_is_new else replace(guard, token=None)  # print only generated tokens
-    addresses = links(shown, options.host, tls=tls is not None)
+    addresses = links(shown, options.host, tls=tls is not None, root_path=context.root_path)
     if tls is not None and tls.self_signed:
         sys.stdout.write(f"Self-signed certificate, SHA-256 {tls.fingerprint}: the browser asks once.\n")
     watcher = threading.Thread(

@@ -15,7 +15,7 @@ class Link {
     this.on.state('opening', 'opening…');
     let answer;
     try {
-      answer = await fetch('/v1/sessions', {
+      answer = await fetch('v1/sessions', {
         method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
       });
     } catch {
@@ -38,7 +38,7 @@ class Link {
   }
 
   drop({ id, token }) {
-    fetch(`/v1/sessions/${id}`, { method: 'DELETE', headers: { Authorization: `Bearer ${token}` }, keepalive: true }).catch(() => {});
+    fetch(`v1/sessions/${id}`, { method: 'DELETE', headers: { Authorization: `Bearer ${token}` }, keepalive: true }).catch(() => {});
   }
 
   async connect() {
@@ -60,7 +60,7 @@ class Link {
   talk() {  // one WebSocket, from open to close; resolves with its close code
     return new Promise((done) => {
       const { id, token } = this.session;
-      const url = new URL(`/v1/sessions/${id}/stream`, location.href);
+      const url = new URL(`v1/sessions/${id}/stream`, document.baseURI);
       url.protocol = url.protocol.replace('http', 'ws');
       const socket = this.socket = new WebSocket(url);
       socket.binaryType = 'arraybuffer';

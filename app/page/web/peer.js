@@ -64,7 +64,7 @@ class Peer extends Link {
     await connection.setLocalDescription();
     await this.gathered(connection);
     const { id, token } = this.session;
-    const answer = await fetch(`/v1/sessions/${id}/webrtc`, {
+    const answer = await fetch(`v1/sessions/${id}/webrtc`, {
       method: 'POST', body: connection.localDescription.sdp,
       headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` },
     });
@@ -78,7 +78,7 @@ class Peer extends Link {
 
   async iceServers() {  // from the server's Link header, which needs the session's token (RFC 9725, section 4.6)
     const { id, token } = this.session, headers = { Authorization: `Bearer ${token}` };
-    const links = (await fetch(`/v1/sessions/${id}/webrtc`, { method: 'OPTIONS', headers })).headers.get('Link') ?? '';
+    const links = (await fetch(`v1/sessions/${id}/webrtc`, { method: 'OPTIONS', headers })).headers.get('Link') ?? '';
     const quoted = '"((?:[^"\\\\]|\\\\.)*)"', plain = (text) => text?.replace(/\\(.)/g, '$1');
     const one = new RegExp(`<([^>]+)>; rel="ice-server"(?:; username=${quoted}; credential=${quoted})?`, 'g');
     return [...links.matchAll(one)].map(([, urls, username, credential]) => ({ urls, ...(username === undefined ? {} : { username: plain(username), credential: plain(credential) }) }));

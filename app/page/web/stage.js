@@ -110,7 +110,7 @@ async function watchServer() {  // polls the worker's status; the stage shows it
     gone: 'Connection lost. Is zoetrope live still running?',
   };
   while (element.isConnected) {
-    const answer = await fetch('/page/status').catch(() => null);
+    const answer = await fetch('page/status').catch(() => null);
     const report = answer?.ok ? await answer.json().catch(() => null) : null;
     const phase = report?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
     stage.dataset.phase = phase;
