@@ -1,7 +1,6 @@
 // The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and reconnects
 // after a lost connection within the session's grace period. Independent of the canvas and the widgets.
 const HEADER_BYTES = 32, NONE = 0xffffffff, MAX_WAITING = 2, JPEG = 1;
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
   // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message, isNote),

@@ -124,32 +124,30 @@ class Peer extends Link {
   }
 
   sendVideo(track) {  // draws each new picture onto the canvas whose track is sent; repeats a still one
-    const { video } = this.sources;
     let still = 0;
     const paint = () => {
-      clearTimeout(still);
-      if (track.readyState !== 'live') return;
-      still = setTimeout(paint, STILL_PICTURE_MS);
+      clock.cancel(still);
+      if (track.readyState !== 'live') { end(); return; }
+      still = clock.after(STILL_PICTURE_MS, paint);
       if (!this.info || !this.sources.showing) return;
       this.sources.draw(this.canvas, this.info);
       track.requestFrame();
       this.on.sent?.(this.canvas);
     };
-    const next = () => { if (track.readyState === 'live') { paint(); video.requestVideoFrameCallback(next); } };
-    video.requestVideoFrameCallback(next);
+    const end = everyPicture(this.sources.video, paint);
     paint();
   }
 
   show({ track, receiver }) {
     receiver.jitterBufferTarget = 0;
     const stream = this.remote.srcObject = new MediaStream([track]);
-    const next = (now, { presentedFrames, width, height }) => {
-      if (this.remote.srcObject !== stream) return;
+    let seq = 0;
+    const end = everyPicture(this.remote, () => {
+      if (this.remote.srcObject !== stream) { end(); return; }
       const capturedMs = this.estimate === null ? 0 : performance.now() - this.estimate;
-      this.on.frame({ seq: presentedFrames, source: NONE, capturedMs, width, height, serverUs: 0 }, this.remote, () => {});
-      this.remote.requestVideoFrameCallback(next);
-    };
-    this.remote.requestVideoFrameCallback(next);
+      const { videoWidth: width, videoHeight: height } = this.remote;
+      this.on.frame({ seq: seq += 1, source: NONE, capturedMs, width, height, serverUs: 0 }, this.remote, () => {});
+    });
     this.remote.play().catch(() => {});  // rejects when the next connection's stream interrupts it
   }
 }

@@ -11,8 +11,7 @@ class Sources {
     Object.assign(this, { video, failed, kind: 'prompt', camera: '', mirror: true, longest: 512, stream: null, file: null, latest: 0 });
     this.encoder = new Encoder();
     this.fresh = null;  // capture time of the current picture, until it is taken
-    const listen = () => video.requestVideoFrameCallback((now, { captureTime }) => { this.fresh = captureTime ?? now; arrived(); listen(); });
-    listen();
+    everyPicture(video, (atMs) => { this.fresh = atMs; arrived(); });
   }
 
   get promptOnly() { return this.kind === 'prompt'; }

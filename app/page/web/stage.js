@@ -6,7 +6,7 @@ const stage = find('.zt-stage'), picture = find('.zt-picture'), before = find('.
 const status = { state: 'loading', text: 'loading…', notice: '' };
 const changes = {};  // controls that the user has changed, including before Start
 const model = { engine: '', momentary: {} };  // engine: "image" or "video"; momentary: one-shot controls with their idle values
-let info = null, beginning = false, shown = 0, painted = [], sent = [], latency = null, stats = {}, cues = [];
+let info = null, beginning = false, shown = 0, painted = [], sent = [], came = [], latency = null, stats = {}, cues = [];
 const inputs = new Map();  // seq: the picture sent, until its output frame is painted
 
 let wakePump = () => {};  // ends the pump's pause
@@ -25,7 +25,11 @@ const on = {  // handlers of either transport
   sent(canvas) { sent = recent(sent, performance.now()); if (stage.dataset.view !== 'output') draw(before, canvas); },
 };
 let link = new Link(on);
-const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, wake);
+const sources = new Sources(find('.zt-source'), (reason) => { status.notice = reason; show(); }, () => { came = recent(came, performance.now()); wake(); });
+watchHidden(() => (link.live && sources.showing && sources.kind !== 'screen' ? rateOf(came) : NaN), (before, behind) => {
+  status.notice = `While this tab was hidden, the browser gave ${behind} pictures a second instead of ${before}. Keep the page in a window of its own.`;
+  show();
+});
 const actions = new Actions(stage, { live: () => link.live && !changes.paused, send: (moved) => link.control(moved) });
 const recorder = new Recorder(picture, (on) => {
   find('[data-tool=record]').setAttribute('aria-pressed', String(on));
@@ -91,7 +95,7 @@ async function pump() {  // sends each new picture while the session accepts one
       sent = recent(sent, now);
       continue;
     }
-    await new Promise((done) => { wakePump = done; setTimeout(done, now < due ? due - now : STILL_MS); });
+    await new Promise((done) => { wakePump = done; clock.after(now < due ? due - now : STILL_MS, done); });
   }
   link.stop();
   sources.close();
@@ -147,7 +151,7 @@ async function start() {
 function stop() {
   if (recorder.running) recorder.stop();
   actions.release();
-  cues.forEach(clearTimeout);
+  cues.forEach((cue) => clock.cancel(cue));
   link.stop();
   sources.close();
 }
@@ -182,10 +186,10 @@ function settings() { return { zoetrope: 1, model: info?.model ?? '', controls: 
 
 async function play(text) {  // plays a timeline from now; starts the stream if it is not running
   const entries = parseTimeline(text);
-  cues.forEach(clearTimeout);
+  cues.forEach((cue) => clock.cancel(cue));
   for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
   if (!link.wanted) await start();
-  cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => setTimeout(() => adopt({ controls }), at_s * 1000));
+  cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => clock.after(at_s * 1000, () => adopt({ controls })));
   return entries.length;
 }
 
