@@ -58,7 +58,7 @@ class Peer extends Link {
     channel.onmessage = ({ data }) => this.handle(JSON.parse(data));
     channel.onclose = () => end(this.wanted ? GONE : 1000);
     connection.onconnectionstatechange = () => { if (connection.connectionState === 'failed') this.unreachable(end); };
-    const track = this.canvas.captureStream(0).getVideoTracks()[0];
+    const stream = this.canvas.captureStream(0), [track] = stream.getVideoTracks();
     const { sender } = connection.addTransceiver(track, { direction: 'sendrecv', sendEncodings: [{ maxBitrate: MAX_BITS_PER_S }] });
     connection.ontrack = (event) => this.show(event);
     await connection.setLocalDescription();
@@ -73,7 +73,7 @@ class Peer extends Link {
     const parameters = sender.getParameters();
     parameters.degradationPreference = 'maintain-resolution';
     await sender.setParameters(parameters);
-    this.sendVideo(track);
+    this.sendVideo(track, track.requestFrame ? track : stream);  // Firefox has requestFrame() at the stream
   }
 
   async iceServers() {  // from the server's Link header, which needs the session's token (RFC 9725, section 4.6)
@@ -123,7 +123,7 @@ class Peer extends Link {
     this.estimate = this.stats?.latency_ms ? this.stats.latency_ms + 1000 * transport_s : null;
   }
 
-  sendVideo(track) {  // draws each new picture onto the canvas whose track is sent; repeats a still one
+  sendVideo(track, capture) {  // draws each new picture onto the canvas whose track is sent; repeats a still one
     let still = 0;
     const paint = () => {
       clock.cancel(still);
@@ -131,7 +131,7 @@ class Peer extends Link {
       still = clock.after(STILL_PICTURE_MS, paint);
       if (!this.info || !this.sources.showing) return;
       this.sources.draw(this.canvas, this.info);
-      track.requestFrame();
+      capture.requestFrame();
       this.on.sent?.(this.canvas);
     };
     const end = everyPicture(this.sources.video, paint);

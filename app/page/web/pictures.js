@@ -1,6 +1,6 @@
 // New pictures of a <video>, and timeouts, in a hidden tab too: there requestVideoFrameCallback stands still and a page's own
 // timers run once a second or less, but a worker's go on. Independent of what the pictures are for. Loaded first.
-const LOOK_MS = 16, SHORT_MS = 4000;
+const LOOK_MS = 16, SHORT_MS = 4000, USUAL_RATE = 30;
 
 class Clock {  // timeouts of a worker
   constructor() {
@@ -23,23 +23,33 @@ class Clock {  // timeouts of a worker
 const clock = new Clock();
 const pause = (ms) => new Promise((done) => { clock.after(ms, done); });
 
-function pictureTime(video) {  // of the picture that it shows now, in its own time; null: none yet
-  if (video.readyState < 2 || !video.videoWidth) return null;
-  if (!self.VideoFrame) return video.currentTime;
-  const picture = new VideoFrame(video), { timestamp } = picture;
-  picture.close();
-  return timestamp;
+class PictureTimes {  // of a <video>: tell whether it shows another picture than before
+  constructor(video) { Object.assign(this, { video, coarse: !self.VideoFrame }); }
+
+  get now() {  // null: no picture yet
+    const { video } = this, seconds = Math.floor(video.currentTime);
+    if (video.readyState < 2 || !video.videoWidth) return null;
+    if (!this.coarse) {
+      const picture = new VideoFrame(video), { timestamp } = picture;
+      picture.close();
+      this.coarse = timestamp > 0 && timestamp === seconds;  // Firefox gives whole seconds
+      if (!this.coarse) return timestamp;
+    }
+    const rate = video.srcObject?.getVideoTracks()[0]?.getSettings().frameRate || USUAL_RATE;
+    return Math.floor(video.currentTime * rate);
+  }
 }
 
 // Calls seen(atMs) for each new picture; atMs: when it was captured if the browser knows, else now, as of performance.now().
 // Returns a function that ends it.
 function everyPicture(video, seen) {
+  const times = new PictureTimes(video);
   let ended = false, looking = false, last = null;
   const unseen = () => document.hidden || !video.requestVideoFrameCallback;  // no callback will come
   const look = () => {
     looking = !ended && unseen();
     if (!looking) return;
-    const now = pictureTime(video), isNew = now !== null && now !== last;
+    const { now } = times, isNew = now !== null && now !== last;
     last = now;
     clock.after(LOOK_MS, look);
     if (isNew) seen(performance.now());

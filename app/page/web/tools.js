@@ -52,9 +52,10 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
   get running() { return this.recorder !== null; }
 
   start(video, delayMs) {
-    const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm'];
-    const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
     const tracks = [...this.canvas.captureStream(30).getVideoTracks(), ...this.sound(video, delayMs)];
+    const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm']
+      .map((kind) => (tracks.length > 1 ? kind : kind.replace(/,.*/, '')));  // Firefox waits for ever for a sound that was named
+    const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
     this.parts = [];
     this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000 });
     this.recorder.ondataavailable = ({ data }) => { if (data.size) this.parts.push(data); };
