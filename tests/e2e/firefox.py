@@ -106,12 +106,22 @@ def browse_firefox(firefox: str, url: str, size: tuple[int, int] = (1440, 900)) 
         lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in PREFERENCES.items()]
         (profile / "user.js").write_text("\n".join(lines))
         window = (f"--width={size[0]}", f"--height={size[1]}")
-        command = [firefox, "--headless", "--no-remote", "--remote-debugging-port=0", *window, "--profile", str(profile)]
+        command = [
+            firefox,
+            "--headless",
+            "--no-remote",
+            "--remote-debugging-port=0",
+            *window,
+            "--profile",
+            str(profile),
+        ]
         with log.open("wb") as output:
             environment = {**os.environ, "HOME": folder}
             process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
-            with connect(f"{_address(process, log)}/session", max_size=None, compression=None, close_timeout=0.2) as line:
+            with connect(
+                f"{_address(process, log)}/session", max_size=None, compression=None, close_timeout=0.2
+            ) as line:
                 page = FirefoxPage(line)
                 page.open(url)
                 yield page
