@@ -24,8 +24,8 @@ from .widgets import SECTIONS, label_of, make_widget, section_id, send_changes
 
 _PARTS = Path(__file__).parent / "web"
 _STAGE_SCRIPTS = (
-    *("pictures.js", "link.js", "peer.js", "coder.js", "sources.js", "tools.js", "actions.js", "timeline.js", "first_picture.js"),
-    *("stage.js", "widgets.js"),
+    *("pictures.js", "link.js", "peer.js", "coder.js", "sources.js", "tools.js", "actions.js", "timeline.js"),
+    *("first_picture.js", "stage.js", "widgets.js"),
 )
 _STYLES = ("style.css", "pad.css", "outputs.css")
 _FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
