@@ -45,9 +45,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def page(url: str) -> Iterator[Page]:
     assert CHROMIUM is not None
-    with browse(
-        CHROMIUM, url, "--auto-select-desktop-capture-source=Zoetrope", "--auto-accept-this-tab-capture"
-    ) as page:
+    with browse(CHROMIUM, url) as page:
         page.call("Emulation.setFocusEmulationEnabled", enabled=False)  # it keeps a page visible
         page.until(f"window.zoetrope !== undefined && {STATE} === 'ready'", 90)
         yield page
@@ -95,8 +93,13 @@ def begin(page: Page, kind: str, transport: str, clip: Path) -> None:
     page.until(f"{NUMBER} > {seen} + 20 && {STATE} === 'live'", 60)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "webrtc"])
-@pytest.mark.parametrize("kind", ["camera", "file", "file-with-sound"])
+@pytest.mark.parametrize(
+    ("kind", "transport"),
+    [
+        *(("camera", "websocket"), ("camera", "webrtc"), ("screen", "websocket"), ("screen", "webrtc")),
+        *(("file", "websocket"), ("file", "webrtc"), ("file-with-sound", "webrtc")),
+    ],
+)
 def test_a_source_keeps_its_rate(page: Page, url: str, tmp_path: Path, kind: str, transport: str) -> None:
     clip = make_clip(tmp_path / "clip.mp4", frames=60, sound="aac" if kind == "file-with-sound" else "")
     begin(page, kind.partition("-")[0], transport, clip)

@@ -1,6 +1,6 @@
 // New pictures of a <video>, and timeouts, in a hidden tab too: there requestVideoFrameCallback stands still and a page's own
 // timers run once a second or less, but a worker's go on. Independent of what the pictures are for. Loaded first.
-const LOOK_MS = 16, SHORT_MS = 4000, USUAL_RATE = 30;
+const LOOK_MS = 16, IDLE_MS = 200, SHORT_MS = 4000, USUAL_RATE = 30;
 
 class Clock {  // timeouts of a worker
   constructor() {
@@ -51,7 +51,7 @@ function everyPicture(video, seen) {
     if (!looking) return;
     const { now } = times, isNew = now !== null && now !== last;
     last = now;
-    clock.after(LOOK_MS, look);
+    clock.after(now === null ? IDLE_MS : LOOK_MS, look);
     if (isNew) seen(performance.now());
   };
   const begin = () => { if (!looking) look(); };
