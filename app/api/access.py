@@ -76,15 +76,15 @@ def session_route(context: ApiContext) -> type[APIRoute]:
     return SessionRoute
 
 
-def session_path(session_id: str, part: str = "") -> str:
-    """The path of a session, or of a resource below it."""
-    return f"/v1/sessions/{session_id}{f'/{part}' if part else ''}"
+def session_path(context: ApiContext, session_id: str, part: str = "") -> str:
+    """The path of a session, or of a resource below it, as clients see it."""
+    return f"{context.root_path}/v1/sessions/{session_id}{f'/{part}' if part else ''}"
 
 
-def signed_path(session: Session, part: str) -> str:
+def signed_path(context: ApiContext, session: Session, part: str) -> str:
     """The path of a resource of the session, with a signature that authorises it for a minute."""
     signed = sign(session.token.encode(), f"{part} {session.id}", _SIGNED_S, time.monotonic())
-    return f"{session_path(session.id, part)}?token={signed}"
+    return f"{session_path(context, session.id, part)}?token={signed}"
 
 
 def session_signed(context: ApiContext, session_id: str, part: str, token: str) -> Session:

@@ -30,18 +30,19 @@ _HEADER_TEXT = (
 def router(context: ApiContext) -> APIRouter:
     """The route that serves the document."""
     routes = APIRouter(prefix="/v1", tags=["documents"])
-    document = json.dumps(asyncapi_document(context.limits.message_bytes)).encode()  # built once: it takes milliseconds
+    document = asyncapi_document(context.limits.message_bytes, context.root_path)
+    text = json.dumps(document).encode()  # built once: it takes milliseconds
 
     @routes.get("/asyncapi.json", operation_id="asyncapi", response_class=JSONResponse)
     async def asyncapi() -> Response:
         """The frame stream's messages, as an AsyncAPI 3.0 document."""
-        return Response(document, media_type="application/json")
+        return Response(text, media_type="application/json")
 
     return routes
 
 
-def asyncapi_document(max_bytes: int) -> dict[str, Any]:
-    """The document. max_bytes: limit of a binary message."""
+def asyncapi_document(max_bytes: int, root_path: str = "") -> dict[str, Any]:
+    """The document. max_bytes: limit of a binary message. root_path: of the server (context.py)."""
     client, server = _models(ClientMessage), _models(ServerMessage)
     messages = {_name(model): _message(model) for model in (*client, *server)}
     messages[_INPUT] = _binary("An input picture; the newest wins.", max_bytes)
@@ -56,7 +57,7 @@ def asyncapi_document(max_bytes: int) -> dict[str, Any]:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "channels": {"stream": _channel((*sent, *received))},
+        "channels": {"stream": _channel((*sent, *received), root_path)},
         "operations": {
             # actions are from the server's point of view
             "from_client": _operation("receive", sent, "What a client sends; hello first."),
@@ -102,9 +103,9 @@ def _schemas(models: Iterable[type[Message]]) -> dict[str, Any]:
     return schemas
 
 
-def _channel(messages: Iterable[str]) -> dict[str, Any]:
+def _channel(messages: Iterable[str], root_path: str) -> dict[str, Any]:
     return {
-        "address": "/v1/sessions/{id}/stream",
+        "address": root_path + "/v1/sessions/{id}/stream",
         "description": "Opened with POST /v1/sessions, which also gives the token for hello.",
         "parameters": {"id": {"description": "The session's id."}},
         "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},

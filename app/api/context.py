@@ -47,7 +47,8 @@ class ApiContext:
 
     data: takes, recordings and jobs are kept below it. model: the name that the worker was started with. push_hosts:
     where clients may push to; nowhere by default. webrtc: ICE servers, codecs and limits of peers.
-    outputs: the kinds that clients may start, for a server with more of them.
+    outputs: the kinds that clients may start, for a server with more of them. root_path: the path below which a proxy
+    shows the server, as from app/server/root_path.py; it precedes every path in an answer.
     """
 
     table: SessionTable
@@ -59,6 +60,7 @@ class ApiContext:
     webrtc: WebRtcOptions = field(default_factory=WebRtcOptions)
     outputs: tuple[OutputKind[Any], ...] = field(default_factory=_output_kinds)
     codec_threads: int = 2
+    root_path: str = ""
     turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:

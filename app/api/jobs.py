@@ -100,13 +100,14 @@ def router(context: ApiContext) -> APIRouter:
         except BaseException:  # including a cancelled request: frees its slot
             await store.delete(job)
             raise
-        response.headers["Location"] = f"/v1/jobs/{job.id}"
-        return view(job)
+        shown = view(job, context.root_path)
+        response.headers["Location"] = shown.url
+        return shown
 
     @routes.get("/jobs/{job_id}", operation_id="read_job", responses={**_UNKNOWN, **UNFIT})
     async def read_job(job_id: str) -> JobView:
         """The job's state and progress."""
-        return view(store.get(job_id))
+        return view(store.get(job_id), context.root_path)
 
     @routes.delete("/jobs/{job_id}", status_code=204, operation_id="delete_job", responses={**_UNKNOWN, **UNFIT})
     async def delete_job(job_id: str) -> None:
@@ -133,8 +134,8 @@ def router(context: ApiContext) -> APIRouter:
     return routes
 
 
-def view(job: Job) -> JobView:
-    """The job at this moment."""
+def view(job: Job, root_path: str = "") -> JobView:
+    """The job at this moment. root_path: of the server (app/api/context.py)."""
     return JobView(
         id=job.id,
         state=job.state.value,
@@ -142,8 +143,8 @@ def view(job: Job) -> JobView:
         total_frames=job.total_frames,
         progress=round(job.progress, 4),
         message=job.message,
-        url=f"/v1/jobs/{job.id}",
-        file_url=f"/v1/jobs/{job.id}/file",
+        url=f"{root_path}/v1/jobs/{job.id}",
+        file_url=f"{root_path}/v1/jobs/{job.id}/file",
     )
 
 

@@ -46,7 +46,7 @@ def router(context: ApiContext) -> APIRouter:
     store = RecordingStore(context.data / "recordings", context.limits.recording_bytes)
     both = APIRouter()
     both.include_router(output_routes(context, store))
-    both.include_router(recording_routes(store))
+    both.include_router(recording_routes(store, context.root_path))
     return both
 
 
@@ -59,7 +59,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
     kinds, schema = {kind.name: kind for kind in context.outputs}, output_schema(context.outputs)
 
     def view(name: str, reading: OutputReading) -> OutputView:
-        return schema.view.model_validate(shown(name, reading))
+        return schema.view.model_validate(shown(name, reading, context.root_path))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +100,7 @@ def output_routes(context: ApiContext, store: RecordingStore) -> APIRouter:
         name = f"{wanted.kind}-{next(numbers)}"
         make = partial(kinds[wanted.kind].make, wanted, setting)
         reading = await asyncio.to_thread(begin, table.of(session), name, make)
-        response.headers["Location"] = f"{session_path(session_id, 'outputs')}/{name}"
+        response.headers["Location"] = f"{session_path(context, session_id, 'outputs')}/{name}"
         return view(name, reading)
 
     start_output.__annotations__["wanted"] = schema.request  # of the table's kinds
@@ -138,8 +138,8 @@ def begin(outputs: SessionOutputs, name: str, make: Callable[[], Output]) -> Out
         raise NotReadyError(error.message, error.remedy) from error
 
 
-def shown(name: str, reading: OutputReading) -> dict[str, object]:
-    """An output as JSON has it. name: KIND-NUMBER."""
+def shown(name: str, reading: OutputReading, root_path: str = "") -> dict[str, object]:
+    """An output as JSON has it. name: KIND-NUMBER. root_path: of the server (app/api/context.py)."""
     recording = recording_id(reading.file) if reading.file else None
     return {
         "id": name,
@@ -149,5 +149,5 @@ def shown(name: str, reading: OutputReading) -> dict[str, object]:
         "dropped": reading.dropped,
         "text": reading.text,
         "recording": recording,
-        "file_url": f"/v1/recordings/{recording}/file" if recording is not None else None,
+        "file_url": f"{root_path}/v1/recordings/{recording}/file" if recording is not None else None,
     }

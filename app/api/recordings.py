@@ -24,8 +24,8 @@ _UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorAnswer, "descri
 _GROWING: dict[int | str, dict[str, Any]] = {409: {"model": ErrorAnswer, "description": "it is still being written"}}
 
 
-def recording_routes(store: RecordingStore) -> APIRouter:
-    """The routes under /v1/recordings."""
+def recording_routes(store: RecordingStore, root_path: str = "") -> APIRouter:
+    """The routes under /v1/recordings. root_path: of the server (app/api/context.py)."""
     routes = APIRouter(prefix="/v1", tags=["outputs"])
 
     async def find(recording_id: str) -> StoredRecording:
@@ -48,7 +48,7 @@ def recording_routes(store: RecordingStore) -> APIRouter:
             id=recording.id,
             running=recording.running,
             size=recording.size,
-            file_url=f"/v1/recordings/{recording.id}/file",
+            file_url=f"{root_path}/v1/recordings/{recording.id}/file",
         )
 
     @routes.get(

@@ -60,7 +60,7 @@ def router(context: ApiContext) -> APIRouter:
             return context.table.open(control=control, prompt_only=wanted.prompt_only)
 
         session = await off_loop(context, call)
-        response.headers["Location"] = session_path(session.id)
+        response.headers["Location"] = session_path(context, session.id)
         return opened(context, session)
 
     @routes.get(
@@ -117,10 +117,10 @@ def opened(context: ApiContext, session: Session) -> SessionOpened:
         token=session.token,
         expires_after_s=context.table.limits.grace_s,
         info=_facts(context, session),
-        stream_url=session_path(session.id, "stream"),
-        mjpeg_url=signed_path(session, MJPEG),
-        whip_url=session_path(session.id, "whip"),
-        whep_url=session_path(session.id, "whep"),
+        stream_url=session_path(context, session.id, "stream"),
+        mjpeg_url=signed_path(context, session, MJPEG),
+        whip_url=session_path(context, session.id, "whip"),
+        whep_url=session_path(context, session.id, "whep"),
     )
 
 
@@ -144,7 +144,7 @@ def view(context: ApiContext, session: Session) -> SessionView:
         age_s=round(reading.age_s, 1),
         connections=reading.connections,
         trouble=reading.trouble,
-        mjpeg_url=signed_path(session, MJPEG),
+        mjpeg_url=signed_path(context, session, MJPEG),
     )
 
 

@@ -34,7 +34,7 @@ class _RemovedOption(argparse.Action):
 
 
 def add_guard_options(parser: argparse.ArgumentParser) -> None:
-    """Add --token, --allow-host, --allow-origin and the TLS options."""
+    """Add --token, --allow-host, --allow-origin, --root-path and the TLS options."""
     group = parser.add_argument_group(
         "access", "Without --host only this machine can connect, and no token is required."
     )
@@ -57,6 +57,12 @@ def add_guard_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="URL",
         help="another site whose pages may use the API, e.g. https://example.org; may be repeated",
+    )
+    group.add_argument(
+        "--root-path",
+        default="",
+        metavar="/PATH",
+        help="the path below which a reverse proxy shows this server, e.g. /zoetrope (default: none)",
     )
     group.add_argument("--allow-remote", action=_RemovedOption, nargs=0, help=argparse.SUPPRESS)
     add_tls_options(parser)
@@ -84,13 +90,13 @@ def guard_options(options: argparse.Namespace, host: str, port: int) -> GuardOpt
     )
 
 
-def links(options: GuardOptions, host: str, *, tls: bool) -> list[str]:
+def links(options: GuardOptions, host: str, *, tls: bool, root_path: str = "") -> list[str]:
     """The URLs for a browser, the first for this machine, each with the token if there is one.
 
     For the terminal and `webbrowser.open`, never for a log.
     """
     shown = ["127.0.0.1" if host != "::" else "::1", *own_addresses()] if host in WILDCARDS else [host]
-    query = f"/?token={quote(options.token, safe='')}" if options.token is not None else "/"
+    query = f"{root_path}/?token={quote(options.token, safe='')}" if options.token is not None else f"{root_path}/"
     return [f"http{'s' if tls else ''}://{_shown(name, str(options.port))}{query}" for name in shown]
 
 

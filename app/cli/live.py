@@ -115,6 +115,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
 
     from app.api.context import ApiContext
     from app.controllers.opening import controllers
+    from app.server.root_path import checked_root_path
     from app.server.tls import tls_files
     from app.session.table import SessionTable
     from app.worker.pool import WorkerPool
@@ -125,7 +126,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     private = is_loopback(options.host) and guard.token is None and not options.allow_host and not options.allow_origin
     hosts, webrtc = push_hosts(options, private=private), webrtc_options(options, private=private)
     limits = api_limits(options)
-    controls = controller_options(options)
+    controls, root_path = controller_options(options), checked_root_path(options.root_path)
     tls = tls_files(options, options.data, options.host)
     engine, model = engine_options(options), str(options.model)
     workers = WorkerPool(worker_options(model, engine, options.threads), max_sessions=options.max_sessions)
@@ -142,6 +143,7 @@ def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
             limits=limits,
             push_hosts=hosts,
             webrtc=webrtc,
+            root_path=root_path,
         )
         with controllers(controls, table) as opened:
             for controller in opened:
@@ -201,7 +203,7 @@ def _serve_until_stopped(
         key=tls.key if tls else None,
     )
     shown = guard if guard.token_is_new else replace(guard, token=None)  # print only generated tokens
-    addresses = links(shown, options.host, tls=tls is not None)
+    addresses = links(shown, options.host, tls=tls is not None, root_path=context.root_path)
     if tls is not None and tls.self_signed:
         sys.stdout.write(f"Self-signed certificate, SHA-256 {tls.fingerprint}: the browser asks once.\n")
     watcher = threading.Thread(

@@ -80,7 +80,7 @@ class ZoetropeClient:
         """
         body = {"controls": _with_prompt(prompt, controls), "prompt_only": prompt_only}
         session = await self._request_model(SessionOpened, "POST", "/v1/sessions", json=body)
-        address = "ws" + self._url.removeprefix("http") + session.stream_url
+        address = "ws" + self._url.removeprefix("http") + f"/v1/sessions/{session.id}/stream"
         stream = ClientStream(session, address, headers=self._headers, picture_format=picture_format, quality=quality)
         try:
             await stream.open(self._timeout_s)
@@ -131,7 +131,7 @@ class ZoetropeClient:
 
     async def read_job(self, job: JobView) -> JobView:
         """A job's state and progress."""
-        return await self._request_model(JobView, "GET", job.url)
+        return await self._request_model(JobView, "GET", f"/v1/jobs/{job.id}")
 
     async def finished_job(self, job: JobView) -> JobView:
         """Wait until the job is done, failed or cancelled."""
@@ -142,12 +142,12 @@ class ZoetropeClient:
 
     async def download(self, job: JobView, target: Path) -> None:
         """Write a finished job's video to `target`."""
-        response = await self._request("GET", job.file_url)
+        response = await self._request("GET", f"/v1/jobs/{job.id}/file")
         await asyncio.to_thread(target.write_bytes, response.content)
 
     async def delete_job(self, job: JobView) -> None:
         """Cancel a job, and delete its files on the server."""
-        await self._request("DELETE", job.url)
+        await self._request("DELETE", f"/v1/jobs/{job.id}")
 
     async def _request_model(self, model: type[M], method: str, path: str, **content: Any) -> M:
         return model.model_validate_json((await self._request(method, path, **content)).content)

@@ -56,11 +56,11 @@ async def answer_json(send: Send, refusal: Refusal) -> None:
     await _answer(send, refusal.status, headers_of(refusal), b"application/json", json.dumps({"error": error}).encode())
 
 
-async def answer_page(send: Send, refusal: Refusal) -> None:
-    """Respond with the sign-in page; its form posts the token to /."""
+async def answer_page(send: Send, refusal: Refusal, home: str) -> None:
+    """Respond with the sign-in page; its form posts the token to home, the page's path."""
     alert = f'<p role="alert">{html.escape(refusal.message)} {html.escape(refusal.remedy)}</p>'
     form = (
-        '<form method="post" action="/"><label for="token">Token</label>'
+        f'<form method="post" action="{html.escape(home)}"><label for="token">Token</label>'
         '<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>'
         "<button>Open</button></form>"
     )
@@ -68,11 +68,12 @@ async def answer_page(send: Send, refusal: Refusal) -> None:
     await _page(send, refusal.status, headers_of(refusal), f"<h1>Zoetrope</h1>{alert}<p>{text}</p>{form}")
 
 
-async def answer_hop(send: Send, cookie: bytes | None) -> None:
-    """Respond with a page that goes to /: browsers withhold a Strict cookie from a redirect begun by another site."""
+async def answer_hop(send: Send, cookie: bytes | None, home: str) -> None:
+    """Respond with a page that goes to home: a redirect begun by another site would go without a Strict cookie."""
     headers = [(b"cache-control", b"no-store"), *([(b"set-cookie", cookie)] if cookie else [])]
-    head = '<meta http-equiv="refresh" content="0;url=/">'
-    await _page(send, 200, headers, '<p><a href="/">Open Zoetrope</a></p>', head)
+    target = html.escape(home)
+    head = f'<meta http-equiv="refresh" content="0;url={target}">'
+    await _page(send, 200, headers, f'<p><a href="{target}">Open Zoetrope</a></p>', head)
 
 
 async def answer_redirect(send: Send, location: str, cookie: bytes) -> None:

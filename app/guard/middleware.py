@@ -177,12 +177,13 @@ class Guard:
             await _refuse(request, send, refusal)
             return
         value = sign(self._cookie_key, _SUBJECT, _COOKIE_S, self._clock())
-        cookie = f"{self._cookie}={value}; Path=/; Max-Age={_COOKIE_S}; HttpOnly; SameSite=Strict"
+        cookie = f"{self._cookie}={value}; Path={request.home}; Max-Age={_COOKIE_S}; HttpOnly; SameSite=Strict"
         cookie += "; Secure" if request.scheme == "https" else ""
         if request.from_other_site:
-            await answer_hop(send, cookie.encode())
+            await answer_hop(send, cookie.encode(), request.home)
         else:
-            await answer_redirect(send, f"/?{urlencode(others)}" if others else "/", cookie.encode())
+            target = f"{request.home}?{urlencode(others)}" if others else request.home
+            await answer_redirect(send, target, cookie.encode())
 
     def _gate(self, request: GuardedRequest, receive: Receive, send: Send, cap_bytes: int) -> BodyGate:
         return BodyGate(
@@ -225,9 +226,9 @@ async def _refuse(request: GuardedRequest, send: Send, refusal: Refusal) -> None
     if not request.wants_page or refusal.status not in (401, 429):
         await answer_json(send, refusal)
     elif refusal.message == _NO_TOKEN.message and request.from_other_site:
-        await answer_hop(send, None)
+        await answer_hop(send, None, request.home)
     else:
-        await answer_page(send, refusal)
+        await answer_page(send, refusal, request.home)
 
 
 def _too_many(message: str, wait_s: float) -> Refusal:

@@ -10,13 +10,17 @@ from .rules import client_key
 
 
 class GuardedRequest:
-    """One request. cross_origin: the Origin is an allowed page of another server."""
+    """One request. home: the page's path, as browsers see it.
+
+    cross_origin: the Origin is an allowed page of another server.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.kind: str = scope["type"]
         self.method: str = scope.get("method", "GET")
         self.path: str = scope["path"]
+        self.home: str = scope.get("root_path", "") + "/"
         self.scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
         client = scope.get("client")
         self.client = client_key(client[0] if client else None)

@@ -24,7 +24,7 @@ from .widgets import SECTIONS, label_of, make_widget, section_id, send_changes
 
 _PARTS = Path(__file__).parent / "web"
 _STAGE_SCRIPTS = (
-    *("link.js", "peer.js", "coder.js", "sources.js", "kept.js", "tools.js", "actions.js"),
+    *("pictures.js", "link.js", "peer.js", "coder.js", "sources.js", "kept.js", "tools.js", "actions.js"),
     *("timeline.js", "first_picture.js", "messages.js", "stage.js", "widgets.js"),
 )
 _STYLES = ("style.css", "pad.css", "outputs.css")

@@ -24,6 +24,7 @@ from app.page.widgets import inapplicable_elements, stream_controls
 from pipelines.core.prompts import MAX_PROMPT_CHARACTERS
 
 from .gate import FrontGate
+from .root_path import RootPath
 from .warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ _CONTENT_POLICY = (
 def make_application(
     context: ApiContext, prompts: Prompts, *, guard: Callable[[ASGIApp], ASGIApp] | None = None
 ) -> ASGIApp:
-    """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included."""
+    """Everything on one port: /v1, health, metrics, the page at /. guard: wraps all of it, Gradio's routes included.
+
+    Below `context.root_path` too, if there is one.
+    """
     application = new_application()
     workers = context.table.workers
     include_all(application, context, page_routes(workers, prompts, context.model))
@@ -46,6 +50,7 @@ def make_application(
         application,
         Page(workers, prompts, context.outputs).build(),
         path="/",
+        root_path=context.root_path or None,
         ssr_mode=False,
         footer_links=[],
         run_history=False,
@@ -58,7 +63,8 @@ def make_application(
     )
     warm_up(mounted, ("/", OPENAPI_URL))
     gated = FrontGate(mounted)
-    return PolicyHeaders(guard(gated) if guard is not None else gated)
+    guarded = guard(gated) if guard is not None else gated
+    return PolicyHeaders(RootPath(guarded, context.root_path) if context.root_path else guarded)
 
 
 class PromptText(BaseModel):

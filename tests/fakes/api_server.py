@@ -13,6 +13,7 @@ from typing import Any
 
 import fastapi
 import httpx
+from starlette.types import ASGIApp
 
 from app.api.context import ApiContext, ApiLimits
 from app.api.routes import include_all, new_application
@@ -22,6 +23,7 @@ from app.outputs.kinds import OUTPUT_KINDS
 from app.outputs.output_kind import OutputKind
 from app.outputs.push_hosts import PushHosts
 from app.server.front_server import FrontServer
+from app.server.root_path import RootPath
 from app.session.table import SessionLimits, SessionTable
 from app.worker.handle import WorkerHandle
 from tests.fakes.stream_server import WAIT_S, wait_until
@@ -49,10 +51,12 @@ def api_server(
     push_hosts: PushHosts | None = None,
     guard: GuardOptions | None = None,
     outputs: tuple[OutputKind[Any], ...] = OUTPUT_KINDS,
+    root_path: str = "",
 ) -> Iterator[ApiServer]:
     """Serve all routes over `worker`, and clean up at the end.
 
     guard: options of a guard in front of the application; its port is set, and this address added to its hosts.
+    root_path: as of `--root-path`.
     """
     table = SessionTable(worker, SessionLimits(per_minute=10_000))
     codecs = ThreadPoolExecutor(2, thread_name_prefix="codec")
@@ -64,14 +68,16 @@ def api_server(
         limits=limits or ApiLimits(),
         push_hosts=push_hosts or PushHosts(),
         outputs=outputs,
+        root_path=root_path,
     )
     app = new_application()
     include_all(app, context)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     rules = guard and replace(guard, port=port, hosts=guard.hosts | {f"127.0.0.1:{port}"})
-    guarded = Guard(app, rules) if rules else app
-    front = FrontServer(guarded, listener, log_level="warning", timeout_graceful_shutdown=1)
+    guarded: ASGIApp = Guard(app, rules) if rules else app
+    served = RootPath(guarded, root_path) if root_path else guarded
+    front = FrontServer(served, listener, log_level="warning", timeout_graceful_shutdown=1)
     server = front.server
     thread = threading.Thread(target=front.run, name="uvicorn")
     thread.start()

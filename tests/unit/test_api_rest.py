@@ -203,7 +203,8 @@ def test_motion_jpeg_needs_a_token_that_holds(server: ApiServer) -> None:
     refused(server.http.get(path), 401, "unauthorised")
     late = sign(session.token.encode(), f"{MJPEG} {session.id}", 60, time.monotonic() - 61)
     other = sign(session.token.encode(), f"whep {session.id}", 60, time.monotonic())
-    for token in ("", "x", late, other, session.token, signed_path(session, MJPEG).split("token=")[1] + "x"):
+    long = signed_path(server.context, session, MJPEG).split("token=")[1] + "x"
+    for token in ("", "x", late, other, session.token, long):
         refused(server.http.get(path, params={"token": token}), 401, "unauthorised")
     refused(server.http.get("/v1/sessions/nobody/mjpeg", params={"token": late}), 401, "unauthorised")
 

@@ -164,7 +164,7 @@ class _Endpoint:
         offer = await self._offer(request)
         session = await off_loop(self.context, lambda: self.context.table.open(prompt_only=False))
         try:
-            response = await self._answer(session, ROLES["whip"], offer, "/v1/whip")
+            response = await self._answer(session, ROLES["whip"], offer, f"{self.context.root_path}/v1/whip")
         except BaseException:  # including a disconnected client: nobody else would close the session
             await off_loop(self.context, session.close)
             raise
@@ -176,7 +176,8 @@ class _Endpoint:
 
     async def join(self, request: Request, session: Session, role: Role) -> Response:
         """Add a peer to an existing session."""
-        return await self._answer(session, role, await self._offer(request), session_path(session.id, role.name))
+        path = session_path(self.context, session.id, role.name)
+        return await self._answer(session, role, await self._offer(request), path)
 
     def describe(self, *, trusted: bool) -> Response:
         """Response to OPTIONS. trusted: include the ICE servers and their credentials."""

@@ -1,7 +1,6 @@
 // The connection to one session: opens it over HTTP, speaks the WebSocket protocol of docs/api.md, and reconnects
 // after a lost connection within the session's grace period. Independent of the canvas and the widgets.
 const HEADER_BYTES = 32, NONE = 0xffffffff, MAX_WAITING = 2, JPEG = 1;
-const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 class Link {
   // on: { state(name, text), ready(info, controls), frame(header, blob), stats(message), refused(message), noted(text),
@@ -17,7 +16,7 @@ class Link {
     this.on.state('opening', 'opening…');
     let answer;
     try {
-      answer = await fetch('/v1/sessions', {
+      answer = await fetch('v1/sessions', {
         method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body),
       });
     } catch {
@@ -41,7 +40,7 @@ class Link {
   }
 
   drop({ id, token }) {
-    fetch(`/v1/sessions/${id}`, { method: 'DELETE', headers: { Authorization: `Bearer ${token}` }, keepalive: true }).catch(() => {});
+    fetch(`v1/sessions/${id}`, { method: 'DELETE', headers: { Authorization: `Bearer ${token}` }, keepalive: true }).catch(() => {});
   }
 
   async connect() {
@@ -64,7 +63,7 @@ class Link {
   talk() {  // one WebSocket, from open to close; resolves with its close code
     return new Promise((done) => {
       const { id, token } = this.session;
-      const url = new URL(`/v1/sessions/${id}/stream`, location.href);
+      const url = new URL(`v1/sessions/${id}/stream`, document.baseURI);
       url.protocol = url.protocol.replace('http', 'ws');
       const socket = this.socket = new WebSocket(url);
       socket.binaryType = 'arraybuffer';

@@ -24,7 +24,7 @@ function call(part, method = 'GET', body = null) {
   const { id, token } = running() ?? {};
   if (!id) return Promise.reject(new Error('Press Start first.'));
   const headers = { Authorization: `Bearer ${token}`, ...(body ? { 'Content-Type': 'application/json' } : {}) };
-  return request(`/v1/sessions/${id}/${part}`, { method, headers, ...(body ? { body: JSON.stringify(body) } : {}) });
+  return request(`v1/sessions/${id}/${part}`, { method, headers, ...(body ? { body: JSON.stringify(body) } : {}) });
 }
 
 const showMessage = (text) => { at('#zt-out-said').textContent = text; };
@@ -69,8 +69,8 @@ async function update() {
   for (const [id, file] of recordings) {
     if (file !== null || growing.has(id)) continue;
     try {
-      const recording = await request(`/v1/recordings/${id}`);
-      if (!recording.running) recordings.set(id, recording.file_url);
+      const recording = await request(`v1/recordings/${id}`);
+      if (!recording.running) recordings.set(id, `v1/recordings/${id}/file`);  // relative to the page, as all its addresses
     } catch (error) { if (error.status === 404) recordings.delete(id); }  // it ended before its first picture
   }
 }

@@ -59,13 +59,13 @@ class Peer extends Link {
     channel.onmessage = ({ data }) => this.handle(JSON.parse(data));
     channel.onclose = () => end(this.wanted ? GONE : 1000);
     connection.onconnectionstatechange = () => { if (connection.connectionState === 'failed') this.unreachable(end); };
-    const track = this.canvas.captureStream(0).getVideoTracks()[0];
+    const stream = this.canvas.captureStream(0), [track] = stream.getVideoTracks();
     const { sender } = connection.addTransceiver(track, { direction: 'sendrecv', sendEncodings: [{ maxBitrate: MAX_BITS_PER_S }] });
     connection.ontrack = (event) => this.show(event);
     await connection.setLocalDescription();
     await this.gathered(connection);
     const { id, token } = this.session;
-    const answer = await fetch(`/v1/sessions/${id}/webrtc`, {
+    const answer = await fetch(`v1/sessions/${id}/webrtc`, {
       method: 'POST', body: connection.localDescription.sdp,
       headers: { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` },
     });
@@ -74,12 +74,12 @@ class Peer extends Link {
     const parameters = sender.getParameters();
     parameters.degradationPreference = 'maintain-resolution';
     await sender.setParameters(parameters);
-    this.sendVideo(track);
+    this.sendVideo(track, track.requestFrame ? track : stream);  // Firefox has requestFrame() at the stream
   }
 
   async iceServers() {  // from the server's Link header, which needs the session's token (RFC 9725, section 4.6)
     const { id, token } = this.session, headers = { Authorization: `Bearer ${token}` };
-    const links = (await fetch(`/v1/sessions/${id}/webrtc`, { method: 'OPTIONS', headers })).headers.get('Link') ?? '';
+    const links = (await fetch(`v1/sessions/${id}/webrtc`, { method: 'OPTIONS', headers })).headers.get('Link') ?? '';
     const quoted = '"((?:[^"\\\\]|\\\\.)*)"', plain = (text) => text?.replace(/\\(.)/g, '$1');
     const one = new RegExp(`<([^>]+)>; rel="ice-server"(?:; username=${quoted}; credential=${quoted})?`, 'g');
     return [...links.matchAll(one)].map(([, urls, username, credential]) => ({ urls, ...(username === undefined ? {} : { username: plain(username), credential: plain(credential) }) }));
@@ -124,33 +124,31 @@ class Peer extends Link {
     this.estimate = this.stats?.latency_ms ? this.stats.latency_ms + 1000 * transport_s : null;
   }
 
-  sendVideo(track) {  // draws each new picture onto the canvas whose track is sent; repeats a still one
-    const { video } = this.sources;
+  sendVideo(track, capture) {  // draws each new picture onto the canvas whose track is sent; repeats a still one
     let still = 0;
     const paint = () => {
-      clearTimeout(still);
-      if (track.readyState !== 'live') return;
-      still = setTimeout(paint, STILL_PICTURE_MS);
+      clock.cancel(still);
+      if (track.readyState !== 'live') { end(); return; }
+      still = clock.after(STILL_PICTURE_MS, paint);
       if (!this.info || !this.sources.showing) return;
       this.sources.draw(this.canvas, this.info);
-      track.requestFrame();
+      capture.requestFrame();
       this.on.sent?.(this.canvas);
     };
-    const next = () => { if (track.readyState === 'live') { paint(); video.requestVideoFrameCallback(next); } };
-    video.requestVideoFrameCallback(next);
+    const end = everyPicture(this.sources.video, paint);
     paint();
   }
 
   show({ track, receiver }) {
     receiver.jitterBufferTarget = 0;
     const stream = this.remote.srcObject = new MediaStream([track]);
-    const next = (now, { presentedFrames, width, height }) => {
-      if (this.remote.srcObject !== stream) return;
+    let seq = 0;
+    const end = everyPicture(this.remote, () => {
+      if (this.remote.srcObject !== stream) { end(); return; }
       const capturedMs = this.estimate === null ? 0 : performance.now() - this.estimate;
-      this.on.frame({ seq: presentedFrames, source: NONE, capturedMs, width, height, serverUs: 0 }, this.remote, () => {});
-      this.remote.requestVideoFrameCallback(next);
-    };
-    this.remote.requestVideoFrameCallback(next);
+      const { videoWidth: width, videoHeight: height } = this.remote;
+      this.on.frame({ seq: seq += 1, source: NONE, capturedMs, width, height, serverUs: 0 }, this.remote, () => {});
+    });
     this.remote.play().catch(() => {});  // rejects when the next connection's stream interrupts it
   }
 }

@@ -42,8 +42,7 @@ class Sources {
     this.failed = (text) => { this.trouble = text && `No picture: ${text}`; failed(this.trouble); };
     this.encoder = new Encoder();
     this.fresh = null;  // capture time of the current picture, until it is taken
-    const listen = () => video.requestVideoFrameCallback((now, { captureTime }) => { this.fresh = captureTime ?? now; if (this.opened === true && this.trouble) this.failed(''); arrived(); listen(); });
-    listen();
+    everyPicture(video, (atMs) => { this.fresh = atMs; if (this.opened === true && this.trouble) this.failed(''); arrived(); });
     video.addEventListener('error', () => { if (this.opened === true) this.failed(this.explain(video.error)); });
   }
 

@@ -8,7 +8,7 @@ const messages = new Messages(stage);
 const say = (text) => messages.say('other', text);
 const changes = {};  // controls that the user has changed, including before Start
 const model = { engine: '', momentary: {} };  // engine: "image" or "video"; momentary: one-shot controls with their idle values
-let info = null, beginning = false, starting = null, waits = false, shown = 0, painted = [], sent = [], latency = null, stats = {}, cues = [];
+let info = null, beginning = false, starting = null, waits = false, shown = 0, painted = [], sent = [], came = [], latency = null, stats = {}, cues = [];
 const inputs = new Map();  // seq: the picture sent, until its output frame is painted
 
 let wakePump = () => {};  // ends the pump's pause
@@ -31,7 +31,10 @@ const on = {  // handlers of either transport
   sent(canvas) { sent = recent(sent, performance.now()); if (stage.dataset.view !== 'output') draw(before, canvas); },
 };
 let link = new Link(on);
-const sources = new Sources(find('.zt-source'), (reason) => { messages.say('source', reason); show(); }, wake);
+const sources = new Sources(find('.zt-source'), (reason) => { messages.say('source', reason); show(); }, () => { came = recent(came, performance.now()); wake(); });
+watchHidden(() => (link.live && sources.showing && sources.kind !== 'screen' ? rateOf(came) : NaN), (before, behind) => {
+  messages.note(`While this tab was hidden, the browser gave ${behind} pictures a second instead of ${before}. Keep the page in a window of its own.`);
+});
 const actions = new Actions(stage, { live: () => link.live && !changes.paused, send: (moved) => link.control(moved) });
 const kept = new KeptRecordings();
 const recorder = new Recorder(picture, kept, {
@@ -100,7 +103,7 @@ async function pump() {  // sends each new picture while the session accepts one
       sent = recent(sent, now);
       continue;
     }
-    await new Promise((done) => { wakePump = done; setTimeout(done, now < due ? due - now : STILL_MS); });
+    await new Promise((done) => { wakePump = done; clock.after(now < due ? due - now : STILL_MS, done); });
   }
   link.stop();
   sources.close();
@@ -119,7 +122,7 @@ async function watchServer() {  // polls the worker's status; the stage shows it
     gone: 'Connection lost. Is zoetrope live still running?',
   };
   while (element.isConnected) {
-    const answer = await fetch('/page/status').catch(() => null);
+    const answer = await fetch('page/status').catch(() => null);
     const report = answer?.ok ? await answer.json().catch(() => null) : null;
     const phase = report?.phase ?? ([401, 403].includes(answer?.status) ? 'denied' : 'gone');
     stage.dataset.phase = phase;
@@ -167,7 +170,7 @@ async function open() {  // no session without a source: the reason stands on th
 function stop() {
   recorder.stop();
   actions.release();
-  cues.forEach(clearTimeout);
+  cues.forEach((cue) => clock.cancel(cue));
   starting = null;
   link.stop();
   sources.close();
@@ -203,11 +206,11 @@ function settings() { return { zoetrope: 1, model: info?.model ?? '', controls: 
 
 async function play(text) {  // plays a timeline from now; starts the stream if it is not running
   const entries = parseTimeline(text);
-  cues.forEach(clearTimeout);
+  cues.forEach((cue) => clock.cancel(cue));
   for (const { at_s, ...controls } of entries) if (at_s === 0) adopt({ controls });
   if (!link.wanted) await start();
   if (!link.wanted) return 0;  // the stage says why
-  cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => setTimeout(() => adopt({ controls }), at_s * 1000));
+  cues = entries.filter(({ at_s }) => at_s > 0).map(({ at_s, ...controls }) => clock.after(at_s * 1000, () => adopt({ controls })));
   return entries.length;
 }
 

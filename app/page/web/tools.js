@@ -62,9 +62,10 @@ class Recorder {  // the canvas and, if the source has any, its sound, delayed t
     if (!this.asking) { sound.end(); return; }  // stopped in the meantime
     this.asking = false;
     if (sound.missing) this.on.noted(sound.missing);
-    const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm'];
-    const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
     const tracks = [...canvas.captureStream(30).getVideoTracks(), ...this.delayed(sound.tracks, delayMs)];
+    const kinds = ['video/mp4;codecs=avc1.42E01F,mp4a.40.2', 'video/mp4', 'video/webm;codecs=vp9,opus', 'video/webm;codecs=vp8,opus', 'video/webm']
+      .map((kind) => (tracks.length > 1 ? kind : kind.replace(/,.*/, '')));  // Firefox waits for ever for a sound that was named
+    const type = kinds.find((kind) => MediaRecorder.isTypeSupported(kind)) ?? '';
     this.parts = [];
     this.end = sound.end;
     this.recorder = new MediaRecorder(new MediaStream(tracks), { ...(type ? { mimeType: type } : {}), videoBitsPerSecond: 8_000_000, videoKeyFrameIntervalDuration: 2000 });  // an MP4 grows by one part for each key frame

@@ -3,7 +3,7 @@
 async function firstValues(names, prompt) {  // the worker's, once it is ready
   if (prompt) setControl('prompt', prompt);
   for (;;) {
-    const reply = await fetch('/page/controls').then((answer) => (answer.ok ? answer.json() : {}), () => ({}));
+    const reply = await fetch('page/controls').then((answer) => (answer.ok ? answer.json() : {}), () => ({}));
     Object.assign(model, { engine: reply.engine ?? model.engine, momentary: reply.momentary ?? model.momentary });
     hideInapplicable([...(reply.hidden ?? []), ...(model.engine === 'video' ? [] : ['zt-first'])]);
     actions.offer(reply.takes_actions);
@@ -26,7 +26,7 @@ function presetValues(names, values, preset) {
 async function sendPrompt(text) {  // returns a notice about it, as HTML
   setControl('prompt', text);
   const post = { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ prompt: text }) };
-  const reply = await fetch('/page/notice', post).then((answer) => answer.json(), () => ({}));
+  const reply = await fetch('page/notice', post).then((answer) => answer.json(), () => ({}));
   return reply.html ?? '';
 }
 
