@@ -112,7 +112,7 @@ def test_waits_rates_and_the_token_are_those_of_the_document() -> None:
     assert numbers("safety.md", r"A token has at least (\d+) characters") == (MIN_TOKEN_CHARACTERS,)
     assert numbers("safety.md", r"Secure under https, (\d+) days") == (_COOKIE_S / 86400,)
     assert numbers("safety.md", r"renewed (\d+) days before it expires") == (tls._RENEW.days,)
-    width, height = numbers("safety.md", r"Images above (\d+) × (\d+) px are refused")
+    width, height = numbers("safety.md", r"Images and video frames above (\d+) × (\d+) px are refused")
     assert ApiLimits().picture_px == width * height
 
 
