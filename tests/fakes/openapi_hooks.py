@@ -82,7 +82,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     path = case.path_parameters or {}
     case.headers = dict(case.headers or {})
     negative = case.meta is not None and case.meta.is_negative_at(ParameterLocation.PATH)
-    stateful = case.meta is not None and case.meta.phase.name == "stateful"  # there the test follows its own sessions
+    stateful = _stateful(case)
     base = _base(case)
     if "session_id" not in path:
         case.headers.update(THINGS.server_headers)
@@ -114,20 +114,32 @@ def after_call(context: Any, case: Any, response: Any) -> None:
     operation, status, path = case.operation, response.status_code, case.path_parameters or {}
     REACHED.add(f"{operation.method.upper()} {operation.path}", status)
     if status == 201 and operation.path == "/v1/sessions":
-        THINGS.free(_base(case), THINGS.keep(response.json()))
-    if status == 201 and operation.path == "/v1/whip":
-        made = {
-            name: response.headers[f"zoetrope-{header}"][0] for name, header in (("id", "session"), ("token", "token"))
-        }
-        THINGS.free(_base(case), THINGS.keep(made))
-    if status == 201 and "location" in response.headers and "session_id" in path and operation.path.endswith(PEERS):
-        url = f"{_base(case)}{response.headers['location'][0]}"  # its place is for the next one
-        httpx.delete(url, headers=THINGS.headers_of(str(path["session_id"])))
+        THINGS.keep(response.json())
+    if status == 201 and not _stateful(case):
+        _free_its_place(case, response, path)
     ended = status in (200, 204) and operation.method.upper() == "DELETE"
     if path and (status == 404 or ended or operation.path.endswith("/mjpeg")):
         THINGS.forget(str(path[re.findall(r"{(\w+)}", operation.path)[-1]]))  # the deepest
         if status == 404:
             THINGS.forget(str(path.get("session_id")))
+
+
+def _free_its_place(case: Any, response: Any, path: dict[str, Any]) -> None:
+    """Close what was opened, sessions a little later: the next ones need the places."""
+    if case.operation.path == "/v1/sessions":
+        THINGS.free(_base(case), response.json()["id"])
+    elif case.operation.path == "/v1/whip":
+        headers = response.headers
+        made = {"id": headers["zoetrope-session"][0], "token": headers["zoetrope-token"][0]}
+        THINGS.free(_base(case), THINGS.keep(made))
+    elif "session_id" in path and case.operation.path.endswith(PEERS):
+        url = f"{_base(case)}{response.headers['location'][0]}"  # its place is for the next one
+        httpx.delete(url, headers=THINGS.headers_of(str(path["session_id"])))
+
+
+def _stateful(case: Any) -> bool:
+    """Whether the tool follows what it has opened itself, which must stay as it is."""
+    return case.meta is not None and case.meta.phase.name == "stateful"
 
 
 def _base(case: Any) -> str:

@@ -31,7 +31,8 @@ TRICKLE = "application/trickle-ice-sdpfrag"
 _SDP_TEXT = {"schema": {"type": "string"}}
 _OFFER = {"requestBody": {"required": True, "content": {SDP: _SDP_TEXT}}}
 _FRAGMENT = {"requestBody": {"required": True, "content": {TRICKLE: _SDP_TEXT}}}
-_IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": {"type": "string"}}
+_ETAG = {"type": "string", "pattern": '^"[!#-~]+"$'}  # "*" would ask for an ICE restart, which is refused
+_IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": _ETAG}
 _EXPOSED = "Location, ETag, Link, Zoetrope-Session, Zoetrope-Token, Retry-After"
 
 
