@@ -37,6 +37,7 @@ class BoundedFrames(ServerProtocol):
         super().__init__(
             extensions=[], max_size=min(limits.first_bytes, message_bytes), logger=logging.getLogger("uvicorn.error")
         )
+        self.heard = False  # a whole message has come
         self._pieces = Pieces(limits)
         self._message_bytes = message_bytes
         self._unread = unread
@@ -51,6 +52,7 @@ class BoundedFrames(ServerProtocol):
             return  # RFC 6455, section 5.5.3: only the latest of several pings needs a pong
         super().recv_frame(frame)
         if frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self.heard = True
             self.max_message_size = self._message_bytes
 
 
@@ -69,7 +71,7 @@ class FrontSocket(WebSocketsSansIOProtocol):
         self._arrivals = config.arrivals
         self._arrival: Arrival | None = None
         self._unread: UnreadWatch | None = None
-        self.conn = BoundedFrames(config.arrivals.limits, config.message_bytes, self._leaves_unread)
+        self._frames = self.conn = BoundedFrames(config.arrivals.limits, config.message_bytes, self._leaves_unread)
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin."""
@@ -125,6 +127,12 @@ class FrontSocket(WebSocketsSansIOProtocol):
         super().on_task_complete(task)
         if self._arrival is not None and self._unread is not None and not self.disconnected:
             self._unread.then(self._arrival.wait)
+
+    async def send(self, message: Any) -> None:
+        """As uvicorn's; who has said nothing is not waited for when the connection is closed."""
+        if message["type"] == "websocket.close" and not self._frames.heard:
+            self.close_timeout = 0.0
+        await super().send(message)
 
     def _leaves_unread(self) -> bool:
         return self._unread is not None and self._unread.waiting
