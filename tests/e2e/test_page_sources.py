@@ -23,7 +23,7 @@ if CHROMIUM is None:
 from tests.e2e.browser import Page, browse  # noqa: E402  # needs websockets
 
 WEB = Path(__file__).parents[2] / "app" / "page" / "web"
-SCRIPTS = ("link.js", "coder.js", "sources.js", "messages.js")
+SCRIPTS = ("pictures.js", "link.js", "coder.js", "sources.js", "messages.js")
 SILENT_MS = 150
 SETUP = """
 const stage = document.querySelector('.zt-stage');

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import app.worker.handle
+import app.worker.link
 from app.__main__ import main
 from app.worker.engine import WorkerOptions
 from app.worker.process import run_worker
@@ -77,7 +77,7 @@ def live_with(engine: str, arguments: list[str]) -> int:
     """Run `zoetrope live` with that engine."""
     kind, _, number = engine.partition(":")
     opens = partial(OPENERS[kind], float(number))
-    app.worker.handle.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by name
+    app.worker.link.run_worker = partial(run_worker, opens=opens)  # type: ignore[assignment]  # pickled by name
     return main(["live", *arguments])
 
 

@@ -102,7 +102,7 @@ def test_out_of_memory_ends_one_stream_with_numbers_and_the_other_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real worker with a real image engine; its denoiser raises torch.OutOfMemoryError for more than 4 slots."""
-    monkeypatch.setattr("app.worker.handle.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
+    monkeypatch.setattr("app.worker.link.run_worker", partial(run_worker, opens=partial(open_hungry, 4)))
     plan = Control(steps=3, depth=3)
     with WorkerHandle(WorkerOptions(model="identity")) as client, stream_server(client, tmp_path, routes) as server:
         client.wait_ready(60)
