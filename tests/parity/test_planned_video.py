@@ -182,6 +182,7 @@ def test_what_one_engine_runs_with_another_takes_over(swapped: Swapped, store: P
     assert other.preparation.missing(forms) == list(forms)
 
 
+@pytest.mark.soak
 def test_builds_that_fail_leave_the_stream_as_it_is_and_say_why(plain: list[Picture], store: PlanStore) -> None:
     engine, notices = load(CopyingRecipe(fails="error"), decode=CopyingRecipe(fails="killed"))
     check_close(render(engine, wait_before=0), plain)

@@ -178,6 +178,7 @@ def test_what_cannot_run_on_a_cpu_is_named() -> None:
     assert found.not_run[0].reason
 
 
+@pytest.mark.soak
 def test_the_command_measures_and_prints_json(capfd: pytest.CaptureFixture[str]) -> None:
     """Two processes with random weights; the rest is left out."""
     arguments = [

@@ -13,6 +13,7 @@ from bench.shapes import SHAPES, build
 
 
 @pytest.mark.filterwarnings("ignore:There are modules")
+@pytest.mark.soak
 def test_every_case_runs_on_a_tiny_shape() -> None:
     model = build(SHAPES["tiny"], torch.device("cpu"), torch.float32).model
     options = argparse.Namespace(lanes=[1], frames=8, ticks=4, seconds=0.01, profile=True)

@@ -161,6 +161,7 @@ sys.stdout.write("\\n" + json.dumps(found))
 """
 
 
+@pytest.mark.soak
 def test_deferring_changes_no_weight_and_no_frame() -> None:
     whole = """
 import torch._dynamo, diffusers.hooks, diffusers.models.autoencoders, diffusers.models.transformers
