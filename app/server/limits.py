@@ -19,7 +19,8 @@ class ServerLimits:
     0..1. request_s: for the TLS handshake and a request's whole header, from the connection or the last response on.
     unread_s, bytes_per_s: a peer that takes less than so many bytes a second for so long of what waits for it is cut
     off. pieces: frames of a WebSocket, or chunks of a body, at once; afterwards pieces_per_s, and one more for each
-    piece_bytes of data. first_bytes: of a WebSocket's first message, by which its sender shows who it is.
+    piece_bytes of data. first_bytes: of a WebSocket's first message, by which its sender shows who it is. unsent_bytes:
+    that the system takes before a peer has room for them: more would be work for one that does not read, and age.
     """
 
     connections: int = 1024
@@ -31,6 +32,7 @@ class ServerLimits:
     pieces_per_s: float = 800.0
     piece_bytes: int = 512
     first_bytes: int = 64 << 10
+    unsent_bytes: int = 64 << 10
 
     def __post_init__(self) -> None:
         for name in ("connections", "request_s", "unread_s", "bytes_per_s", "pieces", "pieces_per_s", "piece_bytes"):

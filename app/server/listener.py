@@ -32,6 +32,9 @@ class Arrival(socket.socket):
 
     def __init__(self, accepted: socket.socket, arrivals: Arrivals, peer: object) -> None:
         super().__init__(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        unsent = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # Windows has none
+        if unsent is not None:
+            self.setsockopt(socket.IPPROTO_TCP, unsent, arrivals.limits.unsent_bytes)
         self._arrivals = arrivals
         self._peer = peer
         self._timer: asyncio.TimerHandle | None = None
@@ -91,6 +94,11 @@ class Arrivals:
         self._by_peer[peer] = arrival
         arrival.wait()
         return arrival
+
+    @property
+    def connections(self) -> tuple[Arrival, ...]:
+        """Those that are open."""
+        return tuple(self._by_peer.values())
 
     def of(self, transport: asyncio.BaseTransport) -> Arrival:
         """The connection of a transport that was accepted here."""
