@@ -158,7 +158,7 @@ class TakeWriter:
             self._write_all()
         except OSError as error:
             self._broken(str(error.strerror or error), "Free some space, then start another one.")
-        except BaseException:
+        except BaseException:  # whatever ended it: the user is told, and the thread shows it
             self._broken("an unexpected error", "See the server's log.")
             raise
         finally:

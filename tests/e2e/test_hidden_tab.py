@@ -26,7 +26,7 @@ pytestmark = pytest.mark.soak
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NUMBER = "Number(document.querySelector('.zt-picture').dataset.number || 0)"
 STATE = "document.querySelector('.zt-stage').dataset.state"
-NOTICE = "document.querySelector('.zt-message').textContent"
+NOTICE = "document.querySelector('.zt-note p').textContent"
 PERIOD_S = 4.0
 
 pytest.importorskip("websockets", reason="the browser is driven over websockets: pip install '.[test]'")
