@@ -91,7 +91,8 @@ def test_a_camera_streams_and_is_recorded(page: FirefoxPage, tmp_path: Path, tra
     page.until("Number(document.querySelector('[data-zt=latency_ms]').textContent) > 0")
     page.screenshot(tmp_path / f"firefox-{transport}.png")
     with av.open(io.BytesIO(recorded(page, 3))) as container:
-        assert [stream.type for stream in container.streams] == ["video", "audio"]  # the microphone goes with the camera
+        kinds = [stream.type for stream in container.streams]
+        assert kinds == ["video", "audio"]  # the microphone goes with the camera
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) > 20
     assert abs(frames[2].mean((0, 1)) - frames[-1].mean((0, 1))).max() > 10  # the fake camera's colour turns
