@@ -246,8 +246,11 @@ class IdentityStream:
 
 def pattern_picture(width: int, height: int, number: int) -> npt.NDArray[np.uint8]:
     """Draw picture `number` of a moving test pattern, three drifting colour waves: [height, width, 3] uint8."""
-    x = np.linspace(0, 2 * np.pi, width, dtype=np.float32)[None, :]
-    y = np.linspace(0, 2 * np.pi, height, dtype=np.float32)[:, None]
-    phase = np.float32(number * 0.1)
-    waves = [np.sin(x + phase) + np.cos(y - phase * k) for k in (1, 2, 3)]
-    return np.ascontiguousarray(((np.stack(waves, axis=-1) + 2) * 63.75).astype(np.uint8))
+    x, y = (np.linspace(0, 2 * np.pi, length) for length in (width, height))
+    phase = number * 0.1
+    row = (63.75 * (np.sin(x + phase) + 1)).astype(np.uint8)
+    picture = np.empty((height, width, 3), np.uint8)
+    for channel, speed in enumerate((1, 2, 3)):
+        column = (63.75 * (np.cos(y - phase * speed) + 1)).astype(np.uint8)
+        np.add(row[None, :], column[:, None], out=picture[:, :, channel])
+    return picture
