@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from app.guard.rules import is_loopback
 from app.page.prompts import Prompts
 from app.server.ends import ends_like_ctrl_c
-from app.worker.threads import begin_start, end_start, shorten_switch_interval
+from app.worker.threads import begin_start, end_start, giving_memory_back, shorten_switch_interval
 from pipelines.core.errors import InputError
 
 from .guard_options import add_guard_options, guard_options, links
@@ -214,7 +214,7 @@ def _serve_until_stopped(
     )
     watcher.start()
     try:
-        with hidden_tokens(guard.token or ""):
+        with hidden_tokens(guard.token or ""), giving_memory_back():
             front.run()
     except KeyboardInterrupt:
         sys.stderr.write("zoetrope: stopping…\n")

@@ -34,17 +34,24 @@ class BoundedConfig(uvicorn.Config):
 class BoundedRequest(h11.Connection):
     """Counts the pieces of each body. on_request: called when a request's header is whole."""
 
-    def __init__(self, limits: ServerLimits, on_request: Callable[[], None]) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         super().__init__(h11.SERVER, _HEADER_BYTES)
-        self._limits = limits
-        self._on_request = on_request
+        self.on_request: Callable[[], None] = lambda: None
         self._pieces = Pieces(limits)
+
+    def peer_sends(self) -> bool:
+        """Whether the peer is in the middle of a request, or has sent something that is none."""
+        return self.their_state in (h11.SEND_BODY, h11.ERROR)
 
     def next_event(self) -> Any:
         """As h11's. Raises h11.RemoteProtocolError for a body in too many pieces."""
-        event = super().next_event()
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            error.__traceback__ = None  # one of its frames knows it: a circle that would hold the connection
+            raise h11.RemoteProtocolError(str(error), error_status_hint=error.error_status_hint) from None
         if isinstance(event, h11.Request):
-            self._on_request()
+            self.on_request()
         elif isinstance(event, h11.Data) and not self._pieces.take(len(event.data)):
             raise h11.RemoteProtocolError("the body comes in too many pieces", error_status_hint=400)
         return event
@@ -65,13 +72,20 @@ class FrontHttp(H11Protocol):
         self._arrivals = config.arrivals
         self._arrival: Arrival | None = None
         self._unread: UnreadWatch | None = None
-        self.conn = BoundedRequest(config.arrivals.limits, self._requested)
+        # Nothing here knows this protocol: a circle would stay until the next garbage collection, tens of KB each.
+        self._request = self.conn = BoundedRequest(config.arrivals.limits)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin."""
-        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self._peer_sends)))
-        self._arrival = self._arrivals.of(transport)
-        self._unread = UnreadWatch(transport, self._arrivals.limits)
+        super().connection_made(cast("asyncio.Transport", LingeringTransport(transport, self._request.peer_sends)))
+        arrival = self._arrival = self._arrivals.of(transport)
+        unread = self._unread = UnreadWatch(transport, self._arrivals.limits)
+
+        def requested() -> None:
+            unread.then(None)
+            arrival.settle()
+
+        self._request.on_request = requested
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         """Hand the connection over."""
@@ -120,14 +134,6 @@ class FrontHttp(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         self._wait()
-
-    def _peer_sends(self) -> bool:
-        return self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
-
-    def _requested(self) -> None:
-        if self._arrival is not None and self._unread is not None:
-            self._unread.then(None)
-            self._arrival.settle()
 
     def _wait(self) -> None:
         """The time for the next request begins when the peer has read the response."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from asyncio.transports import BaseTransport
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -31,16 +30,16 @@ _DRAIN_S = 2.0
 
 
 class BoundedFrames(ServerProtocol):
-    """Counts frames as they are parsed. unread: whether the peer leaves much unread; then pings get no pong."""
+    """Counts frames as they are parsed. unread: while the peer leaves much unread, pings get no pong."""
 
-    def __init__(self, limits: ServerLimits, message_bytes: int, unread: Callable[[], bool]) -> None:
+    def __init__(self, limits: ServerLimits, message_bytes: int) -> None:
         super().__init__(
             extensions=[], max_size=min(limits.first_bytes, message_bytes), logger=logging.getLogger("uvicorn.error")
         )
         self.heard = False  # a whole message has come
         self._pieces = Pieces(limits)
         self._message_bytes = message_bytes
-        self._unread = unread
+        self.unread: UnreadWatch | None = None
 
     def recv_frame(self, frame: Frame) -> None:
         """One frame. Raises ProtocolError: there are too many; the connection is failed."""
@@ -48,7 +47,7 @@ class BoundedFrames(ServerProtocol):
             text = "too many frames for their data"
             self.fail(TOO_MANY_FRAMES, text)
             raise ProtocolError(text)
-        if frame.opcode is Opcode.PING and self._unread():
+        if frame.opcode is Opcode.PING and self.unread is not None and self.unread.waiting:
             return  # RFC 6455, section 5.5.3: only the latest of several pings needs a pong
         super().recv_frame(frame)
         if frame.fin and frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
@@ -71,19 +70,20 @@ class FrontSocket(WebSocketsSansIOProtocol):
         self._arrivals = config.arrivals
         self._arrival: Arrival | None = None
         self._unread: UnreadWatch | None = None
-        self._frames = self.conn = BoundedFrames(config.arrivals.limits, config.message_bytes, self._leaves_unread)
+        self._frames = self.conn = BoundedFrames(config.arrivals.limits, config.message_bytes)
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
         self._arrival = self._arrivals.of(transport)
-        self._unread = UnreadWatch(self.transport, self._arrivals.limits)
+        self._unread = self._frames.unread = UnreadWatch(self.transport, self._arrivals.limits)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         if self._unread is not None:
             self._unread.stop()
         super().connection_lost(exc)
+        self.conn.parser.close()  # it knows this connection, and would until the next garbage collection
 
     def send_receive_event_to_app(self) -> None:
         """A whole message has arrived. Text that is no UTF-8 fails the connection, and is no fault to be logged."""
@@ -108,6 +108,9 @@ class FrontSocket(WebSocketsSansIOProtocol):
 
     def handle_parser_exception(self) -> None:
         """Fail the connection; what the peer still sends is thrown away for a while, so that it can read why."""
+        self.conn.events_received()  # what came before it, thousands of frames perhaps, is not wanted any more
+        if self.conn.parser_exc is not None:
+            self.conn.parser_exc = self.conn.parser_exc.with_traceback(None)  # which knows this connection
         if self.close_sent:
             return  # more of it
         self.close_timer = self.loop.call_later(_DRAIN_S, self.transport.close)
@@ -133,9 +136,6 @@ class FrontSocket(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close" and not self._frames.heard:
             self.close_timeout = 0.0
         await super().send(message)
-
-    def _leaves_unread(self) -> bool:
-        return self._unread is not None and self._unread.waiting
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -59,6 +59,7 @@ class Feed:
     def close(self) -> None:
         """Stop listening. Idempotent."""
         self._forget()
+        self._forget = lambda: None  # it knows this feed, and with it the session
 
     def _wake(self) -> None:
         """Called on the worker client's thread."""

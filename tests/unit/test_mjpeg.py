@@ -12,11 +12,14 @@ import pytest
 from starlette.types import Message
 
 from app.api.context import ApiContext
+from app.api.stream import mjpeg
 from app.api.stream.connection import StreamLimits
 from app.api.stream.mjpeg import MjpegReaders, MjpegResponse
+from app.media.picture import jpeg
 from app.session.session import Session
 from app.session.table import SessionTable
 from app.worker.handle import WorkerHandle
+from pipelines.core.types import Picture
 from tests.fakes.api_server import api_server
 from tests.fakes.stream_server import wait_until, worker_client
 
@@ -39,7 +42,7 @@ def watched(worker: WorkerHandle, tmp_path: Path, client: Callable[[MjpegRespons
         try:
 
             async def run() -> None:
-                readers = MjpegReaders(StreamLimits(send_s=0.3, per_session=1))
+                readers = MjpegReaders(context, StreamLimits(send_s=0.3, per_session=1))
                 await client(MjpegResponse(context, session, 85, readers), session)
 
             asyncio.run(run())
@@ -96,6 +99,37 @@ def test_a_slow_reader_stays(worker: WorkerHandle, tmp_path: Path) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert session.read().connections == 0
+
+    watched(worker, tmp_path, client)
+
+
+def test_readers_of_the_same_frame_share_its_encoding(
+    worker: WorkerHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[int]()
+
+    def counted(image: Picture, quality: int) -> bytes:
+        made.append(quality)
+        return jpeg(image, quality)
+
+    monkeypatch.setattr(mjpeg, "jpeg", counted)
+
+    async def client(response: MjpegResponse, session: Session) -> None:
+        readers, feed = response._readers, session.feed()
+        first, second = [await anext(aiter(feed)) for _ in range(2)]
+        parts = await asyncio.gather(*(readers.part(session, first, quality) for quality in (85, 85, 85, 50)))
+        assert made == [85, 50]
+        assert parts[0] == parts[1] == parts[2]
+        assert len(parts[3]) < len(parts[0])
+        asking = [asyncio.create_task(readers.part(session, second, 85)) for _ in range(2)]
+        await asyncio.sleep(0)
+        asking[0].cancel()  # one leaves; the other still gets it
+        assert (await asking[1]).startswith(b"Content-Type: image/jpeg\r\n")
+        assert made == [85, 50, 85]
+        readers.enter(session)
+        readers.leave(session)
+        assert not readers._newest
+        feed.close()
 
     watched(worker, tmp_path, client)
 

@@ -5,8 +5,10 @@ A real server with small limits, and clients that write bytes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import resource
@@ -17,16 +19,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from websockets.http11 import Request
 
+from app.server.http_protocol import FrontHttp
 from app.server.limits import Pieces, ServerLimits
 from app.server.listener import Arrivals, FrontListener
-from app.server.socket_protocol import BoundedFrames
+from app.server.socket_protocol import BoundedFrames, FrontSocket
 from app.server.tls import self_signed
 from tests.fakes.bounded_server import HANDSHAKE, LIMITS, MUCH, WAIT_S, Served, close_code, ended, frame, served, until
 
@@ -126,6 +130,65 @@ def test_who_reads_slowly_is_not() -> None:
             size += len(piece)
 
 
+# ---- crowds ----
+
+
+def test_the_event_loop_takes_one_of_a_crowd_at_a_time() -> None:
+    """Those who are already there wait for one handshake at most, not for all."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    with FrontListener(listening, Arrivals(LIMITS)) as listener, contextlib.ExitStack() as crowd:
+        for _ in range(3):
+            crowd.enter_context(socket.create_connection(listener.getsockname()))
+
+        async def turns() -> list[bool]:
+            taken = []
+            for _ in range(8):
+                try:
+                    crowd.enter_context(listener.accept()[0])
+                    taken.append(True)
+                except BlockingIOError:
+                    taken.append(False)
+            return taken
+
+        assert asyncio.run(turns()) == [True, False, True, False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHo",
+        b"no request\r\n\r\n",
+        HANDSHAKE + frame(1, b"hello") + frame(8),
+        HANDSHAKE,
+        HANDSHAKE + frame(1, b"", fin=False) + frame(0, b"", fin=False) * 3000,
+    ],
+    ids=["request", "half", "nonsense", "messages", "silence", "flood"],
+)
+def test_connections_leave_nothing_for_the_garbage_collector(server: Served, sent: bytes) -> None:
+    """It comes after some hundred connections only; by then they would hold megabytes."""
+
+    def left() -> int:
+        return sum(isinstance(thing, (FrontHttp, FrontSocket, BoundedFrames)) for thing in gc.get_objects())
+
+    until(lambda: server.connections == 0)
+    gc.collect()
+    before = left()
+    gc.disable()
+    try:
+        for _ in range(5):
+            with server.connect() as line, contextlib.suppress(OSError):
+                line.settimeout(0.2)
+                line.sendall(sent)
+                while line.recv(65536):
+                    pass
+        until(lambda: server.connections == 0)
+        until(lambda: left() <= before)
+    finally:
+        gc.enable()
+
+
 # ---- pieces ----
 
 
@@ -196,8 +259,13 @@ def test_pieces_are_paid_with_data_and_time() -> None:
 
 
 def test_pings_get_no_pongs_while_the_peer_does_not_read() -> None:
-    unread = [False]
-    protocol = BoundedFrames(LIMITS, 1 << 20, lambda: unread[0])
+    @dataclass
+    class Unread:
+        waiting: bool = False
+
+    unread: Any = Unread()
+    protocol = BoundedFrames(LIMITS, 1 << 20)
+    protocol.unread = unread
     protocol.receive_data(HANDSHAKE)
     (request,) = protocol.events_received()
     assert isinstance(request, Request)
@@ -209,10 +277,10 @@ def test_pings_get_no_pongs_while_the_peer_does_not_read() -> None:
         return b"".join(protocol.data_to_send()).count(b"\x8a\x04ping")
 
     assert pongs() == 100
-    unread[0] = True
+    unread.waiting = True
     assert pongs() == 0
     assert len(protocol.events_received()) == 100
-    unread[0] = False
+    unread.waiting = False
     assert pongs() == 100
 
 

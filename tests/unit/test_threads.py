@@ -1,12 +1,16 @@
-"""How OpenMP threads wait: set for the process, unless its environment configures it."""
+"""Process-wide settings: how OpenMP threads wait, unless the environment configures it; free memory given back."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 
+import psutil
 import pytest
 
-from app.worker.threads import limit_spinning
+from app.worker.threads import giving_memory_back, limit_spinning
+from tests.fakes.stream_server import wait_until
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
@@ -28,3 +32,17 @@ def test_what_the_user_chose_stays(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(name, "ACTIVE")
     limit_spinning()
     assert {n: os.environ[n] for n in NAMES if n in os.environ} == {name: "ACTIVE"}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_free_memory_between_things_that_stay_is_given_back() -> None:
+    def held_bytes() -> int:
+        return psutil.Process().memory_info().rss
+
+    pieces = [bytearray(b"x" * 60_000) for _ in range(1000)]
+    del pieces[::2]
+    before = held_bytes()
+    threads = threading.active_count()
+    with giving_memory_back(0.05):
+        wait_until(lambda: held_bytes() < before - (15 << 20))
+    assert threading.active_count() == threads

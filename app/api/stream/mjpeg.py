@@ -22,7 +22,7 @@ from app.api.context import ApiContext
 from app.api.errors import error_answer
 from app.api.sessions import BUSY, REFUSALS, SESSION_TOKEN, UNFIT
 from app.media.picture import jpeg
-from app.session.feed import Feed
+from app.session.feed import Delivery, Feed
 from app.session.session import Session
 from app.worker.handle import BusyError
 from app.worker.stage_times import Stage
@@ -39,7 +39,7 @@ _MEDIA_TYPE = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
 
 def router(context: ApiContext, limits: StreamLimits | None = None) -> APIRouter:
     """The one route."""
-    readers = MjpegReaders(limits or StreamLimits())
+    readers = MjpegReaders(context, limits or StreamLimits())
     routes = APIRouter(prefix="/v1", tags=["frames"])
 
     @routes.get(
@@ -66,12 +66,14 @@ def router(context: ApiContext, limits: StreamLimits | None = None) -> APIRouter
 
 
 class MjpegReaders:
-    """Counts the readers of each session. Used on one event loop."""
+    """Counts the readers of each session, and encodes a frame once for all of them. Used on one event loop."""
 
-    def __init__(self, limits: StreamLimits) -> None:
+    def __init__(self, context: ApiContext, limits: StreamLimits) -> None:
         self.send_s = limits.send_s
+        self._context = context
         self._maximum = limits.per_session
         self._of: Counter[Session] = Counter()
+        self._newest: dict[tuple[Session, int], tuple[int, asyncio.Task[bytes]]] = {}  # of session and quality
 
     def enter(self, session: Session) -> None:
         """A reader of the session. Raises BusyError if it has too many."""
@@ -86,7 +88,24 @@ class MjpegReaders:
         """It reads no more; the grace period begins with the last one."""
         session.disconnect()
         self._of[session] -= 1
-        self._of += Counter()  # removes counts of 0
+        if not self._of[session]:
+            del self._of[session]
+            self._newest = {key: encoded for key, encoded in self._newest.items() if key[0] is not session}
+
+    async def part(self, session: Session, delivery: Delivery, quality: int) -> bytes:
+        """A frame with its head, and the boundary: readers wait for it."""
+        number, encoding = self._newest.get((session, quality), (0, None))
+        if encoding is None or number != delivery.number:
+            encoding = asyncio.create_task(self._encoded(session, delivery.frame.image, quality))
+            self._newest[session, quality] = delivery.number, encoding
+        return await asyncio.shield(encoding)  # others may wait for it too
+
+    async def _encoded(self, session: Session, image: Picture, quality: int) -> bytes:
+        began_s = time.perf_counter()
+        encoded = await off_loop(self._context, jpeg, image, quality, user=session.id)
+        session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
+        return head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()
 
 
 class MjpegResponse(StreamingResponse):
@@ -144,17 +163,10 @@ class MjpegResponse(StreamingResponse):
             if not self._reading:  # let go
                 return
             if delivery is not None:
-                part, wait_s = await self._part(delivery.frame.image), _AGAIN_S
+                part, wait_s = await self._readers.part(self._session, delivery, self._quality), _AGAIN_S
+                del delivery  # a reader that stalls keeps no picture
             elif self._session.over:
                 return
             else:
                 wait_s = _STILL_S
             yield part
-
-    async def _part(self, image: Picture) -> bytes:
-        """A frame with its head, and the boundary: readers wait for it."""
-        began_s = time.perf_counter()
-        encoded = await off_loop(self._context, jpeg, image, self._quality, user=self._session.id)
-        self._session.stages.add(Stage.PACK, (time.perf_counter() - began_s) * 1e3)
-        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(encoded)}\r\n\r\n".encode()
-        return head + encoded + f"\r\n--{_BOUNDARY}\r\n".encode()

@@ -78,7 +78,8 @@ class _StreamEndpoint:
             message = await self._first_message(connection, client_key(websocket.client and websocket.client.host))
             reason = await self._admit(connection, session_id, message)
         except CloseConnection as refusal:
-            reason = refusal
+            # Without its traceback, which knows this frame: a circle would stay until the next garbage collection.
+            reason = refusal.with_traceback(None)
         await connection.close(reason)
 
     async def _admit(self, connection: Connection, session_id: str, message: str | bytes) -> CloseConnection:
