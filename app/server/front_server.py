@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import socket
 import time
@@ -18,6 +20,8 @@ from .listener import Arrivals, FrontListener
 from .socket_protocol import FrontSocket
 
 _AGAIN_S = 60.0
+_PACE_S = 0.002
+_BACKLOG = 2048
 
 
 class _Seldom(logging.Filter):
@@ -46,6 +50,49 @@ def _seldom() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(seldom)
+
+
+class _PacedServer(uvicorn.Server):
+    """uvicorn's server, but a crowd of newcomers is taken one by one, with a pause after each: those who are already
+    there wait for one handshake, not for all. Its sockets are FrontListeners."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then take connections."""
+        await super().startup(sockets=[])
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+        self._accepting = [asyncio.create_task(self._accept(listener)) for listener in sockets or []]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more, and end those that are there."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop, beginning = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listener)
+            except OSError:  # of the newcomer, which has gone again, or of its network
+                await asyncio.sleep(_PACE_S)
+                continue
+            task = loop.create_task(self._begin(accepted))
+            beginning.add(task)
+            task.add_done_callback(beginning.discard)
+            await asyncio.sleep(_PACE_S)
+
+    async def _begin(self, accepted: socket.socket) -> None:
+        """The TLS handshake, if any; the connection's protocol does the rest."""
+        config = self.config
+
+        def protocol() -> asyncio.Protocol:
+            return config.http_protocol_class(config, self.server_state, self.lifespan.state)  # type: ignore[call-arg]
+
+        with contextlib.suppress(OSError):  # ssl's errors too: a failed handshake is the peer's affair
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted, ssl=config.ssl)
 
 
 class FrontServer:
@@ -79,7 +126,7 @@ class FrontServer:
             **settings,
         )
         self._listener = FrontListener(listening, self.arrivals)
-        self.server = uvicorn.Server(config)
+        self.server: uvicorn.Server = _PacedServer(config)
 
     def run(self) -> None:
         """Serve until a signal, or until `server.should_exit`."""

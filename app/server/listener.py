@@ -134,15 +134,10 @@ class FrontListener(socket.socket):
     def __init__(self, listening: socket.socket, arrivals: Arrivals) -> None:
         super().__init__(listening.family, listening.type, listening.proto, fileno=listening.detach())
         self._arrivals = arrivals
-        self._just_accepted = False
         self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection that has a place. Raises BlockingIOError where there is none now, and every second time:
-        the event loop goes on to others then, so that they wait for one newcomer and not for a crowd."""
-        if self._just_accepted:
-            self._just_accepted = False
-            raise BlockingIOError
+        """The next connection that has a place. Raises BlockingIOError where there is none now."""
         for _ in range(_AT_ONCE):
             try:
                 accepted, peer = super().accept()
@@ -153,7 +148,6 @@ class FrontListener(socket.socket):
                 continue
             arrival = self._arrivals.admit(accepted, peer)
             if arrival is not None:
-                self._just_accepted = True
                 return arrival, peer
         raise BlockingIOError
 

@@ -5,7 +5,6 @@ A real server with small limits, and clients that write bytes.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import gc
@@ -133,25 +132,21 @@ def test_who_reads_slowly_is_not() -> None:
 # ---- crowds ----
 
 
-def test_the_event_loop_takes_one_of_a_crowd_at_a_time() -> None:
-    """Those who are already there wait for one handshake at most, not for all."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    listening.setblocking(False)
-    with FrontListener(listening, Arrivals(LIMITS)) as listener, contextlib.ExitStack() as crowd:
-        for _ in range(3):
-            crowd.enter_context(socket.create_connection(listener.getsockname()))
+def test_a_crowd_is_taken_one_by_one(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is already there waits for one of them, not for all."""
+    made_s = list[float]()
+    connection_made = FrontHttp.connection_made
 
-        async def turns() -> list[bool]:
-            taken = []
-            for _ in range(8):
-                try:
-                    crowd.enter_context(listener.accept()[0])
-                    taken.append(True)
-                except BlockingIOError:
-                    taken.append(False)
-            return taken
+    def timed(protocol: FrontHttp, transport: Any) -> None:
+        made_s.append(time.monotonic())
+        connection_made(protocol, transport)
 
-        assert asyncio.run(turns()) == [True, False, True, False, True, False, False, False]
+    monkeypatch.setattr(FrontHttp, "connection_made", timed)
+    with contextlib.ExitStack() as crowd:
+        for _ in range(60):
+            crowd.enter_context(server.connect())
+        until(lambda: len(made_s) == 60)
+    assert made_s[-1] - made_s[0] > 59 * 0.0019
 
 
 @pytest.mark.parametrize(
