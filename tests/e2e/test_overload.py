@@ -12,6 +12,8 @@ from websockets.sync.client import connect
 
 from tests.fakes.live_process import LiveProcess, Streamer, live_process, wait_for
 
+pytestmark = pytest.mark.alone
+
 SIZE = (64, 48)
 MAX = 4
 

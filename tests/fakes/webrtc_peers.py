@@ -32,12 +32,15 @@ class FlatVideo(MediaStreamTrack):
         self.size = width, height
         self._count = 0
 
+    def colour_now(self) -> tuple[int, int, int]:
+        return self.colour
+
     async def recv(self) -> VideoFrame:
         await asyncio.sleep(1 / 30)
         if self.readyState != "live":
             raise MediaStreamError
         width, height = self.size
-        image = np.full((height, width, 3), self.colour, np.uint8)
+        image = np.full((height, width, 3), self.colour_now(), np.uint8)
         frame = VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
         self._count += 1
         frame.pts, frame.time_base = self._count * 3000, Fraction(1, 90000)
@@ -51,10 +54,9 @@ class Flashes(FlatVideo):
         super().__init__((0, 0, 0))
         self._began_s = began_s
 
-    async def recv(self) -> VideoFrame:
-        lit = (time.monotonic() + 1 / 30 - self._began_s) % BEEP_EVERY_S < BEEP_S
-        self.colour = (255, 255, 255) if lit else (0, 0, 0)
-        return await super().recv()
+    def colour_now(self) -> tuple[int, int, int]:
+        lit = (time.monotonic() - self._began_s) % BEEP_EVERY_S < BEEP_S
+        return (255, 255, 255) if lit else (0, 0, 0)
 
 
 class Beeps(MediaStreamTrack):

@@ -167,16 +167,16 @@ def test_200_sessions_leave_nothing_behind(client: WorkerHandle, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "reason"),
+    ("limits", "reason"),
     [
-        (100_000, "more than 400 messages a second"),
-        (1024, "too many frames for their data"),  # refused before they are messages
+        (ServerLimits(pieces=100_000), "more than 400 messages a second"),
+        (ServerLimits(pieces=200, pieces_per_s=10), "too many frames for their data"),  # before they are messages
     ],
+    ids=["messages", "frames"],
 )
 def test_ten_thousand_control_messages_are_too_many(
-    client: WorkerHandle, tmp_path: Path, pieces: int, reason: str
+    client: WorkerHandle, tmp_path: Path, limits: ServerLimits, reason: str
 ) -> None:
-    limits = ServerLimits(pieces=pieces)
     with stream_server(client, tmp_path, router, limits) as server:
         session = server.table.open(prompt_only=False)
         text = json.dumps({"type": "control", "id": 1, "changes": {"strength": 0.5}})
