@@ -74,7 +74,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PlanStore:
     return PlanStore(tmp_path_factory.mktemp("exports"))
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_image_engine_of_exported_parts(store: PlanStore, tmp_path: Path, dtype: str) -> None:
     compared = Compared()
     if dtype == "float16":

@@ -86,6 +86,7 @@ def built(video: Video, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str
     return folders
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["pass", "decode"])
 @torch.no_grad()
 def test_bfloat16_equals_pytorch(
@@ -95,6 +96,7 @@ def test_bfloat16_equals_pytorch(
     assert video.decibels(name, BF16.load(video.parts[name], built[name]), unseen[name]).min() >= 40
 
 
+@pytest.mark.soak
 @torch.no_grad()
 def test_one_file_serves_any_length_of_the_past(
     video: Video, unseen: Mapping[str, list[Tensors]], built: Mapping[str, Path]

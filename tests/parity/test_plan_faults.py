@@ -255,7 +255,7 @@ def test_two_engines_build_a_plan_once(store: PlanStore, plain: list[Frame]) -> 
     assert not list(store.root.glob("building/*"))
 
 
-@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("here", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_a_library_that_builds_and_is_missing_is_named(
     here: bool, store: PlanStore, plain: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_frozen_engine_builds_for_the_next_one(store: PlanStore, plain: list[F
     assert not notices
 
 
+@pytest.mark.soak
 def test_a_smaller_batch_gets_a_form_of_its_own_once_it_is_steady(store: PlanStore, plain: list[Frame]) -> None:
     engine, _ = load(CopyingRecipe(), part="denoise")
     assert preparation_of(engine).wait(120)  # the rehearsal: two steps, two slots

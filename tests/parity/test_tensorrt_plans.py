@@ -103,6 +103,7 @@ def test_plans_of_mini_image(mini_image: Built) -> None:
     assert [plan.seconds for plan in again] == [0.0] * 3  # a second load of the model has the same keys
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("size", SIZES)
 def test_a_pass_of_mini_video_with_its_past(tmp_path: Path, size: int) -> None:
     options = LoaderOptions(device="cpu", width=size, height=size)

@@ -164,8 +164,10 @@ def test_a_crowd_is_taken_one_by_one(server: Served, monkeypatch: pytest.MonkeyP
 def test_connections_leave_nothing_for_the_garbage_collector(server: Served, sent: bytes) -> None:
     """It comes after some hundred connections only; by then they would hold megabytes."""
 
+    kinds = (FrontHttp, FrontSocket, BoundedFrames)
+
     def left() -> int:
-        return sum(isinstance(thing, (FrontHttp, FrontSocket, BoundedFrames)) for thing in gc.get_objects())
+        return sum(type(thing) in kinds for thing in gc.get_objects())
 
     until(lambda: server.connections == 0)
     gc.collect()
