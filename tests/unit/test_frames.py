@@ -10,10 +10,12 @@ from dataclasses import replace
 from fractions import Fraction
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from app.worker import shared_frames
 from app.worker.shared_frames import FrameBuffers, InputMailbox, OutputPool, SharedMemoryError, session_buffers
 from pipelines.core.types import Frame
 
@@ -127,8 +129,16 @@ def test_the_pages_are_taken_when_memory_is_made() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps shared memory in a file system of limited size")
 @pytest.mark.parametrize("blocks", [0, 1], ids=["no mailbox", "no outputs"])
 def test_memory_that_is_not_there_is_refused_and_nothing_is_left(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = set(Path("/dev/shm").iterdir())
+    names = list[str]()
+
+    def noted(**wanted: Any) -> SharedMemory:
+        memory = SharedMemory(**wanted)
+        names.append(memory.name)
+        return memory
+
+    monkeypatch.setattr(shared_frames, "SharedMemory", noted)
     monkeypatch.setattr(os, "posix_fallocate", room_for(blocks))
     with pytest.raises(SharedMemoryError, match=r"shared memory for another session: \d+ MiB more.*--shm-size"):
         session_buffers(width=1024, height=512, outputs=6)
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert len(names) == blocks + 1
+    assert not any(Path("/dev/shm", name).exists() for name in names)
