@@ -35,6 +35,7 @@ _KEPT_JOBS = 16  # finished ones, with their files
 _KEPT_S = 24 * 3600.0
 _TIDY_S = 0.1
 _STOP_S = 5.0
+_ERROR = "zoetrope: "  # begins the render's error messages
 _KEPT_LINES = 20
 _READ_BYTES = 4096
 _MAX_MESSAGE = 500
@@ -89,6 +90,12 @@ class Job:
         if self.state is JobState.DONE:
             return 1.0
         return min(1.0, self.frames / self.total_frames) if self.total_frames else 0.0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the render has said so far, its errors aside; oldest first, without the places of files."""
+        said = tuple(line for line in self.lines if not line.startswith(_ERROR))
+        return tuple(_cleaned(self, line) for line in said)
 
     def read_line(self, line: str) -> None:
         """Parse one line of the render's output: progress, or a message."""
@@ -287,8 +294,12 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 def _reason(job: Job) -> str:
     """The render's last error message, without the places of files on this machine."""
-    messages = [line for line in job.lines if line.startswith("zoetrope: ")] or list(job.lines)
-    text = messages[-1].removeprefix("zoetrope: ") if messages else "The render ended without an error message."
+    messages = [line for line in job.lines if line.startswith(_ERROR)] or list(job.lines)
+    text = messages[-1].removeprefix(_ERROR) if messages else "The render ended without an error message."
+    return _cleaned(job, text)
+
+
+def _cleaned(job: Job, text: str) -> str:
     text = text.replace(f"{job.folder}{os.sep}", "").replace(str(job.folder), "the job's folder")
     return told(text, job.places)[:_MAX_MESSAGE]
 

@@ -143,6 +143,7 @@ def view(job: Job, root_path: str = "") -> JobView:
         total_frames=job.total_frames,
         progress=round(job.progress, 4),
         message=job.message,
+        notes=list(job.notes),
         url=f"{root_path}/v1/jobs/{job.id}",
         file_url=f"{root_path}/v1/jobs/{job.id}/file",
     )

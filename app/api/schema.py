@@ -264,7 +264,9 @@ class JobOptions(Strict):
 
 
 class JobView(Strict):
-    """A render job's current state. frames: finished so far. total_frames: null while unknown."""
+    """A render job's current state. frames: finished so far. total_frames: null while unknown. notes: what the render has
+    said so far, such as what became of the sound, oldest first; the last 20. message: why it failed.
+    """
 
     id: str
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -272,6 +274,7 @@ class JobView(Strict):
     total_frames: int | None
     progress: float = Field(ge=0, le=1)
     message: Told
+    notes: list[Told]
     url: str
     file_url: str
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import ANY
 
 import av
 import httpx
@@ -79,7 +80,8 @@ def test_a_video_is_uploaded_rendered_downloaded_and_deleted(server: ApiServer, 
     job = answer.json()
     assert answer.headers["location"] == job["url"]
     assert all("passwd" not in str(path) for path in files(server))
-    assert over(server, job["url"]) == {**job, "state": "done", "frames": 10, "total_frames": 10, "progress": 1.0}
+    ended = {"state": "done", "frames": 10, "total_frames": 10, "progress": 1.0, "notes": ANY}
+    assert over(server, job["url"]) == {**job, **ended}
     video = server.http.get(job["file_url"])
     assert video.headers["content-type"] == "video/mp4"
     (tmp_path / "out.mp4").write_bytes(video.content)
@@ -126,6 +128,22 @@ def test_an_animated_gif_can_be_asked_for(server: ApiServer, tmp_path: Path) -> 
     answer = server.http.get(job["file_url"])
     assert answer.headers["content-type"] == "image/gif"
     assert answer.content[:4] == b"GIF8"
+
+
+def test_a_job_tells_what_became_of_the_sound(server: ApiServer, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", frames=10)
+    told = []
+    for kind in ("webm", "gif"):
+        job = over(server, sent(server, clip.read_bytes(), format=kind).json()["url"])
+        assert job["state"] == "done"
+        assert job["message"] == ""
+        notes = job["notes"]
+        assert isinstance(notes, list)
+        told.append(" ".join(notes))
+    assert "The sound (aac, " in told[0]
+    assert "is encoded again as opus" in told[0]
+    assert "no sound" in told[1]
+    assert str(server.context.data) not in "".join(told)
 
 
 def test_every_kind_of_file_that_a_render_writes_can_be_asked_for() -> None:
