@@ -264,8 +264,8 @@ class JobOptions(Strict):
 
 
 class JobView(Strict):
-    """A render job's current state. frames: finished so far. total_frames: null while unknown. notes: what the render has
-    said so far, such as what became of the sound, oldest first; the last 20. message: why it failed.
+    """A render job's current state. frames: finished so far. total_frames: null while unknown. message: why it failed.
+    notes: what the render has said so far, such as what became of the sound, oldest first; the last 20.
     """
 
     id: str
