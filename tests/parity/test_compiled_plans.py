@@ -22,6 +22,8 @@ from pipelines.image.engine import ImageEngine
 from pipelines.load import load_engine
 from trt.store import PlanStore
 
+pytestmark = pytest.mark.soak  # the compiler takes a minute for a decoder
+
 RECIPE = InductorRecipe()
 
 
@@ -69,7 +71,6 @@ def test_a_decoder_in_float32(decoder: tuple[Part, Path]) -> None:
     assert relative_error(part, RECIPE.load(part, folder)) < 1e-4
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["encode", "denoise", "decode"])
 def test_every_part(name: str, dtype: str, tmp_path: Path) -> None:

@@ -197,6 +197,7 @@ def shown(engine: ImageEngine) -> list[np.ndarray]:
         return [frame.image for frame in (*stream.pull(), *stream.flush())]
 
 
+@pytest.mark.soak
 def test_the_check_of_plans_changes_their_weights_too(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """`zoetrope plans check` with ONNX Runtime in the runner's place; a plan that ignores new weights fails."""
     plans = Plans(store.root, notice=ignore, recipes={"onnx": lambda device, refit: OnnxRecipe()})

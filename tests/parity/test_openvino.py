@@ -95,21 +95,33 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     return Image(engine=engine, samples=samples, unseen=image_samples(engine.core.model, ROWS, 6, seed=1))
 
 
+class Built(dict[tuple[str, str], Path]):
+    """The folders of parts by recipe, each built when it is first asked for."""
+
+    def __init__(self, image: Image, folder: Path) -> None:
+        super().__init__()
+        self._image = image
+        self._folder = folder
+
+    def __missing__(self, key: tuple[str, str]) -> Path:
+        recipe, name = {BF16.name: BF16, INT8.name: INT8}[key[0]], key[1]
+        folder = self[key] = self._folder / f"{recipe.name}-{name}"
+        folder.mkdir()
+        samples = self._image.samples[name] if recipe.samples else ()
+        recipe.build(self._image.part(name), samples, folder, lambda text: None)
+        return folder
+
+
 @pytest.fixture(scope="module")
-def built(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Mapping[tuple[str, str], Path]:
-    """The folders of all parts by both recipes."""
-    folders = {}
-    for recipe in (BF16, INT8) if has_bfloat16() else (INT8,):
-        for name in ROWS:
-            folder = folders[recipe.name, name] = tmp_path_factory.mktemp(f"{recipe.name}-{name}")
-            recipe.build(image.part(name), image.samples[name] if recipe.samples else (), folder, lambda text: None)
-    return folders
+def built(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(image, tmp_path_factory.mktemp("built"))
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not has_bfloat16(), reason="the processor has no bfloat16")
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_bfloat16_parts_equal_pytorch(image: Image, built: Mapping[tuple[str, str], Path], name: str) -> None:
+def test_bfloat16_parts_equal_pytorch(image: Image, built: Built, name: str) -> None:
     """40 dB: both round to bfloat16, at different places (measured: 51 dB and more)."""
     call = BF16.load(image.part(name), built[BF16.name, name])
     assert image.decibels(name, call).mean() >= 40
@@ -117,7 +129,7 @@ def test_bfloat16_parts_equal_pytorch(image: Image, built: Mapping[tuple[str, st
 
 @pytest.mark.parametrize("name", ROWS)
 @torch.no_grad()
-def test_int8_parts_are_close_to_pytorch(image: Image, built: Mapping[tuple[str, str], Path], name: str) -> None:
+def test_int8_parts_are_close_to_pytorch(image: Image, built: Built, name: str) -> None:
     """30 dB, the promise for int8 (measured: 39 dB and more); of the decoder for each single picture, guided ones with
     latents four times as large as others included (measured: 43 dB and more)."""
     call = INT8.load(image.part(name), built[INT8.name, name])
@@ -146,9 +158,7 @@ def test_a_model_has_its_weights_as_long_as_it_is_used(
     assert taken
 
 
-def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_rows(
-    image: Image, built: Mapping[tuple[str, str], Path]
-) -> None:
+def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_rows(image: Image, built: Built) -> None:
     keys = image.engine.core.prompt_keys
     assert keys is not None
     assert image.part("denoise").inputs["embeds"].shape[1] == keys.cells.shape[1]
@@ -157,7 +167,7 @@ def test_a_network_whose_prompts_are_projected_is_converted_for_any_number_of_ro
 
 
 @torch.no_grad()
-def test_a_file_serves_any_number_of_rows(image: Image, built: Mapping[tuple[str, str], Path]) -> None:
+def test_a_file_serves_any_number_of_rows(image: Image, built: Built) -> None:
     sample = tuple(torch.cat((tensor, tensor.flip(0), tensor[:1])) for tensor in image.unseen["denoise"][0])
     two = INT8.load(image.part("denoise"), built[INT8.name, "denoise"])
     five = INT8.load(image.part("denoise", sample), built[INT8.name, "denoise"])
@@ -167,9 +177,7 @@ def test_a_file_serves_any_number_of_rows(image: Image, built: Mapping[tuple[str
 
 
 @torch.no_grad()
-def test_results_stay_in_place_and_inputs_are_read_where_they_are(
-    image: Image, built: Mapping[tuple[str, str], Path]
-) -> None:
+def test_results_stay_in_place_and_inputs_are_read_where_they_are(image: Image, built: Built) -> None:
     first, second = image.unseen["decode"][:2]
     call = INT8.load(image.part("decode"), built[INT8.name, "decode"])
     given = first[0].clone()
@@ -183,7 +191,7 @@ def test_results_stay_in_place_and_inputs_are_read_where_they_are(
 
 
 @torch.no_grad()
-def test_python_runs_meanwhile(image: Image, built: Mapping[tuple[str, str], Path]) -> None:
+def test_python_runs_meanwhile(image: Image, built: Built) -> None:
     call, sample = INT8.load(image.part("denoise"), built[INT8.name, "denoise"]), image.unseen["denoise"][0]
     done, longest = threading.Event(), 0.0
 
@@ -210,7 +218,7 @@ def test_an_incomplete_folder_is_refused(image: Image, tmp_path: Path) -> None:
         INT8.load(image.part("decode"), tmp_path)
 
 
-def test_a_damaged_file_is_refused(image: Image, built: Mapping[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(image: Image, built: Built, tmp_path: Path) -> None:
     folder = built[INT8.name, "decode"]
     for name in ("part.json", "part.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
