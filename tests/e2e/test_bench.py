@@ -47,6 +47,7 @@ def test_a_card_of_mini_video() -> None:
     assert "frames a second" in card.as_text()
 
 
+@pytest.mark.soak
 def test_every_backend_in_turn_and_the_table(capfd: pytest.CaptureFixture[str]) -> None:
     """The identity model has no backend; `--all` then measures it once."""
     assert main(["bench", "identity", "--seconds", "0.2", "--all"]) == 0

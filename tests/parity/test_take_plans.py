@@ -155,6 +155,7 @@ def test_without_the_change_frames_differ(recorded: Path, engine: ImageEngine) -
     assert replay.counts.different == AFTER
 
 
+@pytest.mark.soak
 def test_a_take_that_begins_with_a_plan_which_is_dropped_and_comes_back(store: PlanStore, tmp_path: Path) -> None:
     """As when a LoRA's scale moves; here the weights stay, so that the plan is stored already."""
     live = loads(replace(INT8, loads_at_once=True))("mini-image", OPTIONS)

@@ -85,7 +85,7 @@ def test_every_text_to_clients_is_told_so() -> None:
         Ended(message=place, remedy=place),
     ]
     job = JobView(
-        id="x", state="failed", frames=0, total_frames=None, progress=0, message=place, url="/v1/jobs/x",
+        id="x", state="failed", frames=0, total_frames=None, progress=0, message=place, notes=[place], url="/v1/jobs/x",
         file_url="/v1/jobs/x/file",
     )  # fmt: skip
     for text in (*map(dump, messages), job.model_dump_json()):
