@@ -229,6 +229,7 @@ def test_ffmpeg_of_pyav_sends_by_whip(server: tuple[SessionTable, str], session:
     send([sys.executable, "-c", SENDER, url, session.token, *certificate(tmp_path)], session, tmp_path)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif("whip" not in av.formats_available, reason="PyAV's FFmpeg has no WHIP (from version 8 on)")
 def test_ffmpeg_of_pyav_sends_sound_too(server: tuple[SessionTable, str], session: Session, tmp_path: Path) -> None:
     heard: list[tuple[np.ndarray, int]] = []
