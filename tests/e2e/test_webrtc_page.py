@@ -142,6 +142,7 @@ SOUND = """
 """
 
 
+@pytest.mark.alone
 def test_the_sound_that_a_browser_sends_is_recorded(page: Page, url: str) -> None:
     session = asked(url, "v1/sessions", body=b"{}")
     path, token = f"v1/sessions/{session['id']}/outputs", session["token"]
