@@ -94,8 +94,7 @@ class Job:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the render has said so far, its errors aside; oldest first, without the places of files."""
-        said = tuple(line for line in self.lines if not line.startswith(_ERROR))
-        return tuple(_cleaned(self, line) for line in said)
+        return tuple(_cleaned(self, line) for line in self.lines if not line.startswith(_ERROR))
 
     def read_line(self, line: str) -> None:
         """Parse one line of the render's output: progress, or a message."""

@@ -20,7 +20,7 @@ from .listener import Arrivals, FrontListener
 from .socket_protocol import FrontSocket
 
 _AGAIN_S = 60.0
-_PACE_S = 0.002
+_PACE_S = 0.002  # between newcomers
 _BACKLOG = 2048
 
 

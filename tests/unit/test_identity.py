@@ -11,7 +11,7 @@ from pipelines.core.contracts import Engine, Stream
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import InputError
 from pipelines.core.types import Accounting, Frame
-from pipelines.identity import IdentityEngine
+from pipelines.identity import IdentityEngine, pattern_picture
 
 
 def frame(seq: int, size: int = 4) -> Frame:
@@ -117,3 +117,13 @@ def test_a_small_model_draws_on_the_identity() -> None:
         (frame,) = stream.flush()
     assert (frame.image == 25).all()
     assert not black.any()
+
+
+@pytest.mark.parametrize("number", [0, 1, 77])
+def test_the_test_pattern_is_three_drifting_waves(number: int) -> None:
+    width, height = 48, 32
+    x, y = (np.linspace(0, 2 * np.pi, length) for length in (width, height))
+    waves = [np.sin(x[None] + number * 0.1) + np.cos(y[:, None] - number * 0.1 * speed) for speed in (1, 2, 3)]
+    picture = pattern_picture(width, height, number)
+    assert picture.dtype == np.uint8
+    assert np.abs(picture - (np.stack(waves, -1) + 2) * 63.75).max() < 2  # row and column are rounded down each
