@@ -213,7 +213,7 @@ class _Endpoint:
         if match == "*":
             raise HTTPException(422, "ICE restarts are not supported; open a new connection.")
         if re.match(_ETAG_FORM, match) is None:
-            raise HTTPException(400, 'If-Match is no ETag: send that of the connection, in quotation marks.')
+            raise HTTPException(400, "If-Match is no ETag: send that of the connection, in quotation marks.")
         if match != peer.etag:
             raise HTTPException(412, "If-Match does not match the ETag of this connection.")
         fragment = await self._body(request)
