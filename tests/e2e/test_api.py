@@ -83,4 +83,4 @@ def test_made_up_requests_find_nothing(server: ApiServer, tmp_path: Path) -> Non
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_many_made_up_requests_find_nothing(server: ApiServer, tmp_path: Path) -> None:
-    schemathesis(server, tmp_path, 100)
+    schemathesis(server, tmp_path, 20)

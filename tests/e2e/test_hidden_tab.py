@@ -38,7 +38,7 @@ from tests.e2e.browser import Page, browse  # noqa: E402  # needs websockets
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving("identity", "128x96") as url:
+    with serving("identity", "128x96", "--max-sessions", "12") as url:  # those of ended browsers stay for a while
         yield url
 
 

@@ -82,11 +82,11 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     path = case.path_parameters or {}
     case.headers = dict(case.headers or {})
     negative = case.meta is not None and case.meta.is_negative_at(ParameterLocation.PATH)
-    stateful = _stateful(case)
+    stateful, endless = _stateful(case), case.operation.path.endswith("/mjpeg")  # which only the session's end ends
     base = _base(case)
     if "session_id" not in path:
         case.headers.update(THINGS.server_headers)
-    elif not negative and not (stateful and str(path["session_id"]) in THINGS.tokens):
+    elif not negative and not (stateful and not endless and str(path["session_id"]) in THINGS.tokens):
         path["session_id"] = THINGS.session(base) or path["session_id"]
     for name in ("job_id", "recording_id", "output_id", "peer_id"):
         if (
@@ -103,7 +103,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if token is None or case.headers.get("Authorization") != _PLACEHOLDER:
         return
     case.headers["Authorization"] = f"Bearer {token}"
-    if case.operation.path.endswith("/mjpeg"):  # the response ends with the session
+    if endless:
         url, headers = f"{base}/v1/sessions/{session_id}", THINGS.headers_of(session_id)
         threading.Timer(_STREAM_S, httpx.delete, (url,), {"headers": headers}).start()
 

@@ -242,6 +242,8 @@ def test_candidates_may_come_later(server: Server, session: Session) -> None:
         for headers, body, status in (
             ({**good, "Content-Type": "application/sdp"}, fragment, 415),
             ({**good, "If-Match": '"other"'}, fragment, 412),
+            ({**good, "If-Match": "{}"}, fragment, 400),
+            ({**good, "If-Match": ""}, fragment, 400),
             ({**good, "If-Match": "*"}, fragment, 422),
             ({name: value for name, value in good.items() if name != "If-Match"}, fragment, 428),
             (good, fragment.replace(ufrag, "a=ice-ufrag:other"), 422),

@@ -6,6 +6,7 @@ A session's own routes take its token; POST /v1/whip opens a new session and nee
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -31,7 +32,8 @@ TRICKLE = "application/trickle-ice-sdpfrag"
 _SDP_TEXT = {"schema": {"type": "string"}}
 _OFFER = {"requestBody": {"required": True, "content": {SDP: _SDP_TEXT}}}
 _FRAGMENT = {"requestBody": {"required": True, "content": {TRICKLE: _SDP_TEXT}}}
-_ETAG = {"type": "string", "pattern": '^"[!#-~]+"$'}  # "*" would ask for an ICE restart, which is refused
+_ETAG_FORM = '^"[!#-~]+"$'  # "*" would ask for an ICE restart, which is refused
+_ETAG = {"type": "string", "pattern": _ETAG_FORM}
 _IF_MATCH = {"name": "If-Match", "in": "header", "required": False, "schema": _ETAG}
 _EXPOSED = "Location, ETag, Link, Zoetrope-Session, Zoetrope-Token, Retry-After"
 
@@ -131,7 +133,7 @@ def _add_peer(routes: fastapi.APIRouter, endpoint: _Endpoint, path: str, name: s
         status_code=204,
         operation_id=f"{name}_trickle",
         response_class=Response,
-        responses={**refusals, **UNREAD, **_errors(412, 413, 415, 422, 428)},
+        responses={**refusals, **UNREAD, **_errors(400, 412, 413, 415, 422, 428)},
         openapi_extra={"parameters": [*session, _IF_MATCH], **_FRAGMENT},
         dependencies=guards,
     )
@@ -210,6 +212,8 @@ class _Endpoint:
             raise HTTPException(428, "Send If-Match with the ETag of the connection.")
         if match == "*":
             raise HTTPException(422, "ICE restarts are not supported; open a new connection.")
+        if re.match(_ETAG_FORM, match) is None:
+            raise HTTPException(400, "If-Match is no ETag: send that of the connection, in quotation marks.")
         if match != peer.etag:
             raise HTTPException(412, "If-Match does not match the ETag of this connection.")
         fragment = await self._body(request)
