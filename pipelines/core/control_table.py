@@ -215,6 +215,15 @@ class ControlTable:
         1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
         help="Scale of the loaded LoRA; one value for the whole engine, the latest change wins.",
     )
+    reuse = _choice(
+        "off", ("off", "exact", "balanced", "fastest"), propagation=_SLOT, engines=_IMAGE, section="Engine",
+        help="What frames take over from those before them. exact: all of it where the input repeats; balanced and "
+        "fastest: also what does not move, at a small cost in quality.",
+    )
+    renew = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Engine", momentary=True,
+        help="Compute the next frame as a whole, whatever could be reused; turns itself off again.",
+    )
     similarity_filter = _bool(
         False, propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="Skip input frames that look like the last one (stochastic, seeded).",

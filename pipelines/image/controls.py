@@ -8,6 +8,9 @@ from pipelines.core.errors import ControlError
 from .schedule import timesteps
 from .state import ImageCore
 
+EVENTS = Control(renew=False)
+"""One-off requests, which reset themselves."""
+
 
 def checked_controls(core: ImageCore, current: Controls, control: Control) -> Controls:
     """Return `current` with `control` applied. Raises ControlError, with the remedy, if that is not possible.

@@ -152,13 +152,15 @@ class DenoiseBatch:
         self.stepped = torch.zeros_like(latents)
         self._rows = GatheredRows(ring, ints, conditioners, columns, instead)
 
-    def run(self, rows: int, extra: int, use_stock: bool) -> None:
-        """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts."""
+    def run(self, rows: int, extra: int, use_stock: bool, denoiser: Denoiser | None = None) -> None:
+        """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts.
+        denoiser: in place of the engine's own."""
         ring, ints = self._ring, self._ints[:, : rows + extra]
         handles = ints[IntRow.ROW, :rows]
         latents = ring.gather("latents", ints[IntRow.ROW], out=self._latents[: rows + extra])
         flat, timesteps = latents.flatten(0, 1), per_frame(ints[IntRow.TIMESTEP], self._frames)
-        x0 = self._denoiser(flat, timesteps, self._condition(rows + extra, flat, timesteps)).view_as(latents)
+        network = self._denoiser if denoiser is None else denoiser
+        x0 = network(flat, timesteps, self.condition(rows + extra, flat, timesteps)).view_as(latents)
         levels = self._floats[:, : rows + extra].reshape(len(FloatRow), rows + extra, 1, 1, 1, 1)
         eps_all = predicted_noise(latents, x0, levels[FloatRow.A], levels[FloatRow.B])
         terms = StepTerms.of(self._floats, rows)
@@ -174,7 +176,8 @@ class DenoiseBatch:
             moved = next_stock(stock, eps, noise, terms)
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))
 
-    def _condition(self, entries: int, latents: torch.Tensor, timesteps: torch.Tensor) -> Condition:
+    def condition(self, entries: int, latents: torch.Tensor, timesteps: torch.Tensor) -> Condition:
+        """Return the conditions of the first entries of the tables. latents, timesteps: [entries F, ...]."""
         inputs = all_inputs(self._conditioners, BatchView(self._rows, entries, latents, timesteps))
         time_ids = self._time_ids
         return Condition(

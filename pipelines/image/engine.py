@@ -109,6 +109,7 @@ class ImageEngine(EngineBase[ImageStream]):
         """
         self._runner.timings.log_finished()
         if self.core.runtime.preparation.swap():
+            self.core.reuse_epoch += 1
             self.core.lanes.invalidate()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cache.features.lines import Features
 from pipelines.core.conditions import PromptEncoder
 from pipelines.core.contracts import Notify
 from pipelines.core.execution import Executor
@@ -66,6 +67,36 @@ class TextProjection(Protocol):
         ...
 
 
+class WindowNetworks(Protocol):
+    """A denoiser that keeps what it computes, and computes windows from it. Shapes as in `Denoiser`."""
+
+    @property
+    def cell(self) -> int:
+        """Windows begin and end at multiples of this many latents."""
+        ...
+
+    def whole(
+        self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
+    ) -> tuple[torch.Tensor, Features]:
+        """Denoise whole pictures, with the result of the denoiser, and return what windows need besides."""
+        ...
+
+    def windows(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: Condition,
+        around: Features,
+        places: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, Features]:
+        """Denoise windows [N, C, h, w]. around: `FeatureLines.around`. places: `FeatureLines.token_index`. Returns x0
+        and what they computed: maps and tokens [N, h, w, C] by level, no scales."""
+        ...
+
+
+MakeWindowNetworks = Callable[[], "WindowNetworks | str"]
+
+
 class LatentCodec(Protocol):
     """An autoencoder as the engine sees it. Latents are scaled to the denoiser's range."""
 
@@ -74,6 +105,12 @@ class LatentCodec(Protocol):
     @property
     def factor(self) -> int:
         """Pixels per latent along each axis."""
+        ...
+
+    @property
+    def margin(self) -> int | None:
+        """How many latents around a window of a picture decide what it is encoded to and decoded from, up to rounding to
+        levels; None: all of them."""
         ...
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -143,7 +180,8 @@ class ImageRuntime:
     backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
     device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
     projection: the denoiser's embeds are what it returns; None: they are the prompts' own. preparation: makes faster
-    forms of the parts while the engine runs.
+    forms of the parts while the engine runs. windows: makes the further forms of the denoiser that reuse needs, or says
+    why there are none, as a clause; None: this backend has none.
     """
 
     backend: str
@@ -153,6 +191,7 @@ class ImageRuntime:
     lanes: int = 1
     projection: TextProjection | None = None
     preparation: Preparation = field(default_factory=NoPreparation)
+    windows: MakeWindowNetworks | None = None
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]

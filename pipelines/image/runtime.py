@@ -13,6 +13,7 @@ from pipelines.core.execution import EagerExecutor
 
 from .loading.networks import CODECS, UNetDenoiser
 from .model import ImageNetworks, ImageRuntime
+from .reuse.networks import window_networks
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +21,13 @@ logger = logging.getLogger(__name__)
 def plain_runtime(networks: ImageNetworks) -> ImageRuntime:
     """Return a runtime that runs `networks` eagerly. Raises ModelLayoutError for an unknown prediction type."""
     make_codec = CODECS[networks.autoencoder_class]
+    denoiser = _denoiser(networks, networks.unet)
     return ImageRuntime(
         backend="eager",
-        denoiser=_denoiser(networks, networks.unet),
+        denoiser=denoiser,
         codec=make_codec(networks.autoencoder, dtype=networks.codec_dtype, device=networks.device),
         make_executor=EagerExecutor,
+        windows=lambda: window_networks(denoiser),
     )
 
 
@@ -38,7 +41,8 @@ def projecting_runtime(networks: ImageNetworks) -> ImageRuntime:
         logger.info("the keys and values of prompts are computed in every pass: %s", reason)
         return plain
     projection = UNetTextProjection(networks.unet, networks.dtype)
-    return replace(plain, denoiser=_denoiser(networks, projection.unet), projection=projection)
+    denoiser = _denoiser(networks, projection.unet)
+    return replace(plain, denoiser=denoiser, projection=projection, windows=lambda: window_networks(denoiser))
 
 
 def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:

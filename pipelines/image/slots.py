@@ -16,6 +16,7 @@ from pipelines.core.types import Frame
 
 from .guidance import Guidance
 from .noise import SlotNoise
+from .reuse.layout import FULL_WORK, SlotWork
 from .steps import StepCoefficients
 
 
@@ -55,17 +56,20 @@ class Slot:
     """A slot in flight or waiting to be pulled.
 
     row: its ring row while it is in flight. output: where its pictures go. step: index of the next step.
-    conditions: what conditioners wrote for it.
+    conditions: what conditioners wrote for it. work: what its steps compute.
     """
 
-    __slots__ = ("birth", "conditions", "output", "row", "step")
+    __slots__ = ("birth", "conditions", "output", "row", "step", "work")
 
-    def __init__(self, birth: Birth, row: int, output: SlotFrames, conditions: SlotConditions) -> None:
+    def __init__(
+        self, birth: Birth, row: int, output: SlotFrames, conditions: SlotConditions, work: SlotWork = FULL_WORK
+    ) -> None:
         self.birth = birth
         self.row = row
         self.output = output
         self.step = 0
         self.conditions = conditions
+        self.work = work
 
     @property
     def is_last_step(self) -> bool:
@@ -73,14 +77,14 @@ class Slot:
         return self.step == len(self.birth.plan) - 1
 
 
-def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
-    """Return the tick log's record of a new slot. tick: the next one to run."""
-    birth, controls = slot.birth, slot.birth.controls
+def birth_record(birth: Birth, row: int, work: SlotWork, *, tick: int) -> BirthRecord:
+    """Return the tick log's record of a new slot. row: of the ring. tick: the next one to run."""
+    controls = birth.controls
     return BirthRecord(
         tick=tick,
         stream=birth.stream,
         slot=birth.number,
-        row=slot.row,
+        row=row,
         source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
         timesteps=tuple(step.timestep for step in birth.plan),
         strength=birth.strength,
@@ -88,4 +92,5 @@ def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
         guidance_mode=controls.guidance_mode,
         seed=controls.seed,
         seed_lock=controls.seed_lock,
+        work=work.action.value,
     )

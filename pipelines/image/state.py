@@ -22,10 +22,12 @@ from pipelines.core.queues import device_queues
 from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
+from .denoise import DenoiseBatch, FloatRow, IntRow
 from .lanes import Lanes
-from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
+from .model import Condition, Denoiser, ImageModel, ImageRuntime, LatentCodec
 from .parts import decode_part, denoise_part, encode_part
-from .prompt_keys import PromptKeys, can_project
+from .prompt_keys import EMBEDS, PromptKeys, can_project
+from .reuse.memory import ReuseMemory
 
 
 def max_steps() -> int:
@@ -39,7 +41,8 @@ class ImageCore:
     """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`.
 
     runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
-    prompt_keys: projected prompts, where the runtime takes them.
+    prompt_keys: projected prompts, where the runtime takes them. reuse_epoch: changes when something that all streams
+    share has changed, so that nothing that was kept for reuse is valid.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ImageCore:
         self.lora_scale = Controls.lora_scale.default
         self.conditioners = make_conditioners(conditioners, self._parts())
         self.ring = Ring(max_slots, self._fields(), model.device)
+        self.reuse_epoch = 0
         self._use(model.runtime)
 
     def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
@@ -107,13 +111,76 @@ class ImageCore:
             self.queues,
             runtime.make_executor,
             count=runtime.lanes,
-            rows=self.max_slots,
+            rows=self.max_slots + 1,
             first_tick=self.next_tick,
         )
+        self.reuse_epoch += 1
+        self._reuse: ReuseMemory | str | None = None
         self._prompt_executor = runtime.make_executor()
         self.prompt_keys: PromptKeys | None = None
         if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
             self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
+
+    @property
+    def reuse_row(self) -> int:
+        """What stands for the memory of reuse among the rows that `lanes` orders."""
+        return self.max_slots
+
+    def reuse_obstacle(self) -> str | None:
+        """Return why windows cannot be computed, as a clause; None if they can."""
+        if self._reuse is None:
+            self._reuse = self._make_reuse()
+        return self._reuse if isinstance(self._reuse, str) else None
+
+    @property
+    def reuse_cell(self) -> int:
+        """Latents per cell of windows; 1 while no stream asks for any."""
+        return self._reuse.networks.cell if isinstance(self._reuse, ReuseMemory) else 1
+
+    def reuse_memory(self) -> ReuseMemory:
+        """The memory of reuse. There must be no obstacle."""
+        why = self.reuse_obstacle()
+        assert why is None and isinstance(self._reuse, ReuseMemory), why
+        return self._reuse
+
+    def _make_reuse(self) -> ReuseMemory | str:
+        if self.runtime.windows is None:
+            return f"the backend {self.runtime.backend} has no windows"
+        networks = self.runtime.windows()
+        if isinstance(networks, str):
+            return networks
+        multiple = networks.cell * self.codec.factor
+        if self.width % multiple or self.height % multiple:
+            return f"width and height must be multiples of {multiple} for it"
+        return ReuseMemory(networks, self._example, self._reuse_moved, factor=self.codec.factor)
+
+    def _example(self) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+        """Return the arguments of a denoiser's call with one row."""
+        instead = {} if self.prompt_keys is None else {EMBEDS: self.prompt_keys.cells}
+        latents = self.ring.tensor("latents")[0]
+        ints = torch.zeros((len(IntRow), 2 * self.max_slots), dtype=torch.int64, device=latents.device)
+        floats = torch.zeros((len(FloatRow), 2 * self.max_slots), dtype=latents.dtype, device=latents.device)
+        columns = {
+            c.name: torch.zeros((2 * self.max_slots, len(c.columns)), device=latents.device)
+            for c in self.conditioners
+            if c.columns
+        }
+        batch = DenoiseBatch(
+            self.ring,
+            self.denoiser,
+            floats,
+            ints,
+            conditioners=self.conditioners,
+            columns=columns,
+            time_ids=self.time_ids(),
+            instead=instead,
+        )
+        timestep = ints[IntRow.TIMESTEP, :1]
+        return latents, timestep, batch.condition(1, latents, timestep)
+
+    def _reuse_moved(self) -> None:
+        self.reuse_epoch += 1
+        self.lanes.invalidate()
 
     def _parts(self) -> EngineParts:
         return EngineParts(
@@ -166,6 +233,7 @@ class ImageCore:
             self.model.lora.set_scale(scale)
             self.runtime.preparation.weights_changed(scale)
             self.lora_scale = scale
+            self.reuse_epoch += 1
             self.lanes.invalidate()
             if self.prompt_keys is not None:
                 self.prompt_keys.clear()

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import torch
 
+from cache.features.frames import Action
 from pipelines.conditioning.base import StreamPlace
 from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.admission import check_count, check_frame
@@ -21,9 +22,10 @@ from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
 from pipelines.core.types import Frame, StreamInfo
 
-from .controls import checked_controls
+from .controls import EVENTS, checked_controls
 from .guidance import GUIDANCE_MODES
 from .noise import NoiseSource
+from .reuse.stream import ReuseCounts, StreamReuse
 from .safety import SafetyStage
 from .schedule import timesteps
 from .similarity import SimilarityFilter
@@ -57,6 +59,8 @@ class ImageStream(StreamBase):
         self._controls = checked_controls(self._core, self._controls, control)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
         self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        self._reuse = StreamReuse(core)
+        self._reuse.configure(self._controls)
         core.set_engine_controls(control)  # the last call that may fail
         self._active: list[Slot] = []
         self._pending: list[Frame | None] = []
@@ -99,6 +103,11 @@ class ImageStream(StreamBase):
     def controls(self) -> Controls:
         """The state in force from the next tick on."""
         return self._controls
+
+    @property
+    def reuse(self) -> ReuseCounts:
+        """What was done with the frames so far."""
+        return self._reuse.counts
 
     @property
     def active(self) -> tuple[Slot, ...]:
@@ -204,13 +213,19 @@ class ImageStream(StreamBase):
         )
         self._conditioning.begin(birth.for_conditioners)
         conditions = self._conditioning.share(birth.for_conditioners, core.condition_fields(row))
-        output = self._outputs.add(birth.frames[:kept], birth.first_ordinal)
-        slot = Slot(birth, row, output, conditions)
-        self._active.append(slot)
+        work = self._reuse.choose(birth, conditions.written, self._active)
         self._slots += 1
         self._generated += kept if prompt_only else 0
         self._pending, self._pending_row = [], None
-        self._log.birth(birth_record(slot, tick=core.next_tick))
+        if work.action is Action.HOLD:
+            self._outputs.repeat(birth.frames[:kept], birth.first_ordinal)
+            core.ring.release(row)
+        else:
+            slot = Slot(birth, row, self._outputs.add(birth.frames[:kept], birth.first_ordinal), conditions, work)
+            self._active.append(slot)
+            if self._reuse.on:
+                self._outputs.keep(slot.output)
+        self._log.birth(birth_record(birth, row, work, tick=core.next_tick))
 
     # -- controls ------------------------------------------------------------------------------------------------------
 
@@ -224,9 +239,13 @@ class ImageStream(StreamBase):
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
         commit = self._conditioning.change(changed, candidate)
+        if changed:
+            self._reuse.configure(candidate)
         self._core.set_engine_controls(control)
-        self._controls = candidate
+        self._controls = candidate.updated(EVENTS)
         commit()
+        if changed:
+            self._reuse.invalidate(self._active)
         self._log.change(changed)
         return self._core.next_tick
 
@@ -234,7 +253,12 @@ class ImageStream(StreamBase):
 
     def prepare_tick(self) -> None:
         """Rewrite the slots in flight where a conditioner wants them to follow (prompts that cut)."""
+        before = [dict(slot.conditions.written) for slot in self._active] if self._reuse.on else []
         self._conditioning.tick(self._controls, [slot.conditions for slot in self._active])
+        if self._reuse.on:
+            if before != [slot.conditions.written for slot in self._active]:
+                self._reuse.invalidate(self._active)
+            self._reuse.follow(self._active)
 
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
         """Release the rows of finished slots; their pictures stay in the outputs until they are pulled, in order."""
@@ -251,10 +275,17 @@ class ImageStream(StreamBase):
             self._admit()
 
     def _drop(self) -> None:
+        self._reuse.invalidate(())
         for row in self.rows:
             self._core.ring.release(row)
         self._active.clear()
         self._pending, self._pending_row = [], None
+
+    def close(self) -> None:
+        """See `StreamBase`."""
+        if self._open:
+            self._reuse.close()
+        super().close()
 
     def _restart(self) -> None:
         self._noise.reset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +17,36 @@ from pipelines.core.transfers import Uploads
 
 from .denoise import FloatRow, IntRow
 from .guidance import ExtraRow
+from .reuse.layout import EntryWork, PassPlan, ReuseRow, plan_passes
 from .slots import Slot
 from .state import ImageCore, max_steps
 
+_WINDOWS = 4  # at most, of each entry
+_REUSE = ("reuse of admit", "reuse of denoise", "reuse of finish")
 _PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+
+
+class Passes(NamedTuple):
+    """How the parts of a tick are divided; None: a part is one pass over all its entries."""
+
+    admit: PassPlan | None
+    denoise: PassPlan | None
+    finish: PassPlan | None
+
+
+class Reuse(NamedTuple):
+    """The tables of `Passes`, on the device."""
+
+    admit: torch.Tensor
+    denoise: torch.Tensor
+    finish: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TickBatch:
     """Who takes part in a tick. slots: in batch order, with the guidance scale and delta of each. new: those admitted
     in it, the first `pictures` of them with pictures. finished: those that end in it. extra: columns of the slots that
-    are also evaluated with their negative prompt.
+    are also evaluated with their negative prompt. passes: how its parts are divided.
     """
 
     slots: Sequence[Slot]
@@ -37,22 +57,41 @@ class TickBatch:
     finished: Sequence[Slot]
     extra: Sequence[int]
     use_stock: bool
+    passes: Passes
 
     @classmethod
-    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> TickBatch:
-        """Sort out the slots of a tick."""
+    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float], *, cell: int = 1) -> TickBatch:
+        """Sort out the slots of a tick. cell: latents per cell of windows."""
         new = [s for s in slots if s.step == 0]
         pictures = [s for s in new if s.birth.has_picture]
+        extra = [i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])]
+        finished = [s for s in slots if s.is_last_step]
+        entries = [*map(_entry, slots), *(_entry(slots[i], negative=True) for i in extra)]
         return cls(
             slots=slots,
             scales=scales,
             deltas=deltas,
             new=[*pictures, *(s for s in new if not s.birth.has_picture)],
             pictures=len(pictures),
-            finished=[s for s in slots if s.is_last_step],
-            extra=[i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])],
+            finished=finished,
+            extra=extra,
             use_stock=any(s.birth.guidance.uses_stock for s in slots),
+            passes=Passes(
+                admit=plan_passes([_held(slot) for slot in pictures], cell),
+                denoise=plan_passes(entries, cell),
+                finish=plan_passes([_held(slot) for slot in finished], cell),
+            ),
         )
+
+
+def _entry(slot: Slot, *, negative: bool = False) -> EntryWork:
+    work = slot.work
+    return EntryWork(action=work.action, line=work.line(slot.step, negative=negative), windows=work.windows)
+
+
+def _held(slot: Slot) -> EntryWork:
+    work = slot.work
+    return EntryWork(action=work.action, line=work.first_line, windows=work.windows)
 
 
 class TickTables:
@@ -66,6 +105,7 @@ class TickTables:
             {
                 "floats": ((len(FloatRow), 2 * slots), core.work_dtype),
                 "ints": ((len(IntRow), 2 * slots), torch.int64),
+                **{name: ((len(ReuseRow), 2 * slots * _WINDOWS), torch.int64) for name in _REUSE},
                 **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self.with_columns},
             },
             {
@@ -79,6 +119,7 @@ class TickTables:
         self.floats, self.ints, self.noise, self.pictures = (
             device(name) for name in ("floats", "ints", "noise", "pictures")
         )
+        self.reuse = Reuse(*(device(name) for name in _REUSE))
 
     def columns(self) -> Mapping[str, torch.Tensor]:
         """Return the tables of the conditioners that have columns, by name, on the device."""
@@ -90,6 +131,9 @@ class TickTables:
         self._fill_columns(batch)
         ints = self._uploads.table("ints")
         ints[IntRow.FINISHED, : len(finished)] = finished
+        for name, plan in zip(_REUSE, batch.passes, strict=True):
+            if plan is not None:
+                self._uploads.table(name)[:, : len(plan.columns)] = np.array(plan.columns).T
         for index, slot in enumerate(batch.new):
             self._fill_entry(index, slot)
         owners = [*batch.slots, *(batch.slots[column] for column in batch.extra)]

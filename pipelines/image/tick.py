@@ -15,6 +15,7 @@ from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark
 
 from .lanes import Lane, TickMarks
+from .reuse.layout import PassLayout, PassPlan
 from .slots import Slot
 from .state import ImageCore
 from .tables import TickBatch
@@ -41,7 +42,7 @@ class TickRunner:
         A tick that fails does not count; it can be run again, with fewer slots.
         """
         core, tick = self._core, self._core.next_tick
-        batch = TickBatch.of(slots, scales, deltas)
+        batch = TickBatch.of(slots, scales, deltas, cell=core.reuse_cell)
         self._lanes.begin()
         try:
             self._issue(batch, tick)
@@ -122,15 +123,23 @@ class TickRunner:
         held = [slot.row for slot in batch.slots]
         kept = [slot.row for slot in batch.slots if slot.step > 0]
         if new:
-            admit = partial(lane.executor.run, ("admit", pictures, new), partial(parts.admit, pictures, new))
-            lane.queue.run(admit)
+            layout = _layout(batch.passes.admit)
+            if layout is not None:
+                lanes.order(lane.queue, [self._core.reuse_row], tick)
+            admit = partial(parts.admit, pictures, new, layout)
+            lane.queue.run(partial(lane.executor.run, ("admit", pictures, new, layout), admit))
         lane.queue.record(marks.encoded)
+        layout = _layout(batch.passes.denoise)
+        if any(batch.passes):
+            kept.append(self._core.reuse_row)
+            held.append(self._core.reuse_row)
         lanes.order(lane.queue, kept, tick)
         lane.queue.wait(marks.written)
         lane.queue.record(marks.stepping)
         lanes.use(held, tick)
-        key = ("denoise", rows, extra, batch.use_stock)
-        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, rows, extra, batch.use_stock)))
+        key = ("denoise", rows, extra, batch.use_stock, layout)
+        denoise = partial(parts.denoise, rows, extra, batch.use_stock, layout)
+        lane.queue.run(partial(lane.executor.run, key, denoise))
         lane.queue.record(marks.stepped)
 
     def _finish(self, batch: TickBatch, lane: Lane, marks: TickMarks, tick: int) -> None:
@@ -139,8 +148,9 @@ class TickRunner:
         before = lanes.marks_before(tick)
         if before is not None:
             lane.queue.wait(before.finished)
-        decode = partial(lane.executor.run, ("finish", len(finished)), partial(parts.finish, len(finished)))
-        lane.queue.run(decode)
+        layout = _layout(batch.passes.finish)
+        decode = partial(parts.finish, len(finished), layout)
+        lane.queue.run(partial(lane.executor.run, ("finish", len(finished), layout), decode))
         lane.queue.record(marks.decoded)
         lanes.downloads.wait(marks.decoded)
         lanes.downloads.run(partial(parts.read_back, finished))
@@ -165,3 +175,7 @@ class TickRunner:
         )
         ended = tuple((slot.birth.stream, slot.birth.number) for slot in batch.finished)
         self._core.log.add(TickRecord(tick=self._core.next_tick, rows=rows, finished=ended))
+
+
+def _layout(plan: PassPlan | None) -> PassLayout | None:
+    return None if plan is None else plan.layout

@@ -6,6 +6,7 @@ Independent of files, prompts and the ring.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -78,6 +79,12 @@ class UNetDenoiser(nn.Module):
         self.register_buffer("_b", (1 - abar).sqrt().to(device=device, dtype=self._io_dtype))
         self.register_buffer("_guidance", guidance)
 
+    def with_unet(self, unet: Any) -> UNetDenoiser:
+        """Return the same around another network, which must take and give what this one does."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "unet": unet}
+        return other
+
     @torch.no_grad()
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """See `pipelines.image.model.Denoiser`."""
@@ -106,6 +113,8 @@ class UNetDenoiser(nn.Module):
 
 class _Codec(nn.Module):
     """What both codecs share: casts, factor and number of latent channels."""
+
+    margin: int | None = None
 
     def __init__(self, autoencoder: Any, *, factor: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,6 +168,8 @@ class KLCodec(_Codec):
 
 class TinyImageCodec(_Codec):
     """AutoencoderTiny (TAESD and related) as a `LatentCodec`. Latents are multiplied by its scaling factor."""
+
+    margin = 4
 
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         config = autoencoder.config

@@ -1,0 +1,175 @@
+"""Owns what is done with each frame of a stream that reuses: hold the last result, recompute windows, or all of it.
+
+Decided on the host from the input alone, so nothing waits for the device. Independent of tensors and networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from .motion import MotionMap
+from .windows import Mask, Window, covering, raster, window_sizes
+
+
+class Action(Enum):
+    """What is done with a frame."""
+
+    FULL = "full"  # all of it is computed, and nothing kept
+    STORE = "store"  # all of it is computed, and kept for the frames after it
+    WINDOWS = "windows"  # windows are computed, the rest is kept
+    HOLD = "hold"  # it gets the result of the frame before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseSettings:
+    """How a stream reuses.
+
+    exact: hold frames whose input repeats the last one to the bit, and nothing else; the other settings then have no
+    effect. levels, noise_factor, margin: see `MotionMap`. sides, most_cells, most_windows: windows may have these
+    shares of the picture's sides, together this share of its cells, and be this many. refresh_frames: a frame that
+    would be held recomputes one window in turn if the last that many were held. store_frames: all of the picture is
+    computed again after that many frames with windows where something moved. oldest_frames: and after that many frames
+    of any kind.
+    """
+
+    exact: bool = False
+    levels: float = 4.0
+    noise_factor: float = 6.0
+    margin: int = 4
+    sides: tuple[float, ...] = (1 / 3, 5 / 12, 1 / 2, 7 / 12, 2 / 3)
+    most_cells: float = 0.6
+    most_windows: int = 3
+    refresh_frames: int = 3
+    store_frames: int = 8
+    oldest_frames: int = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is done with a frame, and why. windows: for the action WINDOWS. still: which cells did not move, for
+    measuring what reuse cost; None: not known."""
+
+    action: Action
+    reason: str
+    windows: tuple[Window, ...] = ()
+    still: Mask | None = None
+
+
+_NOTHING = Choice(action=Action.FULL, reason="off")
+
+
+class FrameReuse:
+    """Decides for one stream. `choose` is called for each frame that is admitted, in order."""
+
+    def __init__(self, settings: ReuseSettings, height: int, width: int, *, factor: int, cell: int) -> None:
+        """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell."""
+        self.settings = settings
+        self._motion = None
+        if not settings.exact and height % (factor * cell) == 0 and width % (factor * cell) == 0:
+            self._motion = MotionMap(
+                height,
+                width,
+                factor=factor,
+                cell=cell,
+                levels=settings.levels,
+                noise_factor=settings.noise_factor,
+                margin=settings.margin,
+            )
+            self._sizes = window_sizes(self._motion.grid, settings.sides)
+            self._turns = raster(self._motion.grid, self._sizes[0])
+        self._last: npt.NDArray[np.uint8] | None = None
+        self._turn = 0
+        self.invalidate()
+
+    def invalidate(self) -> None:
+        """Nothing that was kept is valid any more: the next frame is computed as a whole."""
+        self._known = self._stored = False
+        self._held = self._moving = self._age = 0
+
+    def choose(self, picture: npt.NDArray[np.uint8], *, can_store: bool) -> Choice:
+        """Return what to do with a picture [H, W, 3] uint8. can_store: whether there is memory to keep features in."""
+        repeats = self._known and self._last is not None and np.array_equal(picture, self._last)
+        self._last = picture
+        if self._motion is None:
+            self._known = True
+            return Choice(action=Action.HOLD, reason="repeats") if repeats else _computed("new")
+        return self._among_windows(self._motion, picture, repeats=repeats, can_store=can_store)
+
+    def share(self, windows: tuple[Window, ...]) -> float:
+        """Return the share of the picture's cells that windows have."""
+        if self._motion is None:
+            return 0.0
+        rows, columns = self._motion.grid
+        return sum(window.cells for window in windows) / (rows * columns)
+
+    def _among_windows(
+        self, motion: MotionMap, picture: npt.NDArray[np.uint8], *, repeats: bool, can_store: bool
+    ) -> Choice:
+        moved, settings = motion.moved(picture), self.settings
+        self._age += 1
+        if not self._known:
+            self._known = True
+            return self._full(motion, "first")
+        if repeats or not moved.any():
+            return self._still(motion, moved, repeats=repeats, can_store=can_store)
+        windows = covering(
+            moved,
+            self._sizes,
+            most_cells=int(settings.most_cells * moved.size),
+            most_windows=settings.most_windows,
+        )
+        if windows is None or not can_store:
+            return self._full(motion, "moved")
+        if not self._stored or self._moving >= settings.store_frames or self._age >= settings.oldest_frames:
+            return self._store(motion, moved, "refresh" if self._stored else "moved little")
+        self._moving += 1
+        self._held = 0
+        motion.take(windows)
+        return Choice(action=Action.WINDOWS, reason="moved", windows=windows, still=~moved)
+
+    def _still(self, motion: MotionMap, moved: Mask, *, repeats: bool, can_store: bool) -> Choice:
+        """Nothing moved: hold, unless something is to be refreshed. An exact repeat needs no refresh."""
+        self._held += 1
+        if repeats or not can_store or self._held <= self.settings.refresh_frames:
+            return Choice(action=Action.HOLD, reason="repeats" if repeats else "still")
+        if not self._stored or self._age >= self.settings.oldest_frames:
+            return self._store(motion, moved, "refresh")
+        self._held = 0
+        window = self._turns[self._turn % len(self._turns)]
+        self._turn += 1
+        motion.take((window,))
+        return Choice(action=Action.WINDOWS, reason="refresh", windows=(window,), still=~moved)
+
+    def _full(self, motion: MotionMap, reason: str) -> Choice:
+        motion.take()
+        self._stored = False
+        self._held = self._moving = self._age = 0
+        return _computed(reason)
+
+    def _store(self, motion: MotionMap, moved: Mask, reason: str) -> Choice:
+        motion.take()
+        self._stored = True
+        self._held = self._moving = self._age = 0
+        return Choice(action=Action.STORE, reason=reason, still=~moved)
+
+
+def _computed(reason: str) -> Choice:
+    return Choice(action=Action.FULL, reason=reason)
+
+
+PRESETS: Mapping[str, ReuseSettings] = MappingProxyType(
+    {
+        "exact": ReuseSettings(exact=True),
+        "balanced": ReuseSettings(),
+        "fastest": replace(
+            ReuseSettings(), levels=6.0, margin=2, refresh_frames=7, store_frames=16, oldest_frames=192, most_cells=0.7
+        ),
+    }
+)
+"""By the name that a user gives."""

@@ -1,0 +1,58 @@
+"""Owns the two further forms of a denoiser that reuse needs: whole pictures with what they keep, and windows.
+
+Independent of stores, batches and decisions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cache.features.lines import Features
+from pipelines.image.loading.networks import UNetDenoiser
+from pipelines.image.model import Condition
+
+from .tape import Recording, Replaying, TapedUNet, obstacle
+
+
+def window_networks(denoiser: UNetDenoiser) -> TapedDenoiser | str:
+    """Return the window networks of a denoiser or, as a clause, why there are none."""
+    why = obstacle(denoiser.unet)
+    return TapedDenoiser(denoiser) if why is None else why
+
+
+class TapedDenoiser:
+    """`pipelines.image.model.WindowNetworks` of a UNet, run in PyTorch."""
+
+    def __init__(self, denoiser: UNetDenoiser) -> None:
+        """There must be no `obstacle` in its UNet."""
+        assert obstacle(denoiser.unet) is None
+        self._taped = TapedUNet(denoiser.unet)
+        self._denoiser = denoiser.with_unet(self._taped.unet)
+
+    @property
+    def cell(self) -> int:
+        """See `pipelines.image.model.WindowNetworks`."""
+        return 1 << (self._taped.levels - 1)
+
+    def whole(
+        self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
+    ) -> tuple[torch.Tensor, Features]:
+        """See `pipelines.image.model.WindowNetworks`."""
+        tape = Recording(rows=latents.shape[2], levels=self._taped.levels)
+        with self._taped.using(tape):
+            x0 = self._denoiser(latents, timestep, condition)
+        return x0, tape.features()
+
+    def windows(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: Condition,
+        around: Features,
+        places: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, Features]:
+        """See `pipelines.image.model.WindowNetworks`."""
+        tape = Replaying(rows=latents.shape[2], kept=around, places=places)
+        with self._taped.using(tape):
+            x0 = self._denoiser(latents, timestep, condition)
+        return x0, tape.features()
