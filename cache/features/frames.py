@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .motion import MotionMap
-from .windows import Mask, Window, covering, raster, window_sizes
+from .windows import Mask, Window, covering, raster, squares, window_sizes
 
 
 class Action(Enum):
@@ -32,7 +32,8 @@ class ReuseSettings:
 
     exact: hold frames whose input repeats the last one to the bit, and nothing else; the other settings then have no
     effect. levels, noise_factor, margin: see `MotionMap`. sides, most_cells, most_windows: windows may have these
-    shares of the picture's sides, together this share of its cells, and be this many. refresh_frames: a frame that
+    shares of the picture's sides, together this share of its cells, and be this many. few_sides: those of squares,
+    where each size costs preparation. refresh_frames: a frame that
     would be held recomputes one window in turn if the last that many were held. store_frames: all of the picture is
     computed again after that many frames with windows where something moved. oldest_frames: and after that many frames
     of any kind.
@@ -43,6 +44,7 @@ class ReuseSettings:
     noise_factor: float = 6.0
     margin: int = 4
     sides: tuple[float, ...] = (1 / 3, 5 / 12, 1 / 2, 7 / 12, 2 / 3)
+    few_sides: tuple[float, ...] = (1 / 3, 1 / 2, 2 / 3)
     most_cells: float = 0.6
     most_windows: int = 3
     refresh_frames: int = 3
@@ -67,8 +69,11 @@ _NOTHING = Choice(action=Action.FULL, reason="off")
 class FrameReuse:
     """Decides for one stream. `choose` is called for each frame that is admitted, in order."""
 
-    def __init__(self, settings: ReuseSettings, height: int, width: int, *, factor: int, cell: int) -> None:
-        """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell."""
+    def __init__(
+        self, settings: ReuseSettings, height: int, width: int, *, factor: int, cell: int, few_sizes: bool = False
+    ) -> None:
+        """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell. few_sizes: only
+        square windows of `few_sides`."""
         self.settings = settings
         self._motion = None
         if not settings.exact and height % (factor * cell) == 0 and width % (factor * cell) == 0:
@@ -81,7 +86,8 @@ class FrameReuse:
                 noise_factor=settings.noise_factor,
                 margin=settings.margin,
             )
-            self._sizes = window_sizes(self._motion.grid, settings.sides)
+            grid = self._motion.grid
+            self._sizes = squares(grid, settings.few_sides) if few_sizes else window_sizes(grid, settings.sides)
             self._turns = raster(self._motion.grid, self._sizes[0])
         self._last: npt.NDArray[np.uint8] | None = None
         self._turn = 0

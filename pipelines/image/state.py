@@ -24,10 +24,13 @@ from pipelines.core.transfers import Readback
 
 from .denoise import DenoiseBatch, FloatRow, IntRow
 from .lanes import Lanes
+from .loading.networks import UNetDenoiser
 from .model import Condition, Denoiser, ImageModel, ImageRuntime, LatentCodec
 from .parts import decode_part, denoise_part, encode_part
 from .prompt_keys import EMBEDS, PromptKeys, can_project
 from .reuse.memory import ReuseMemory
+from .reuse.networks import TapedDenoiser
+from .reuse.parts import REUSE_PARTS
 
 
 def max_steps() -> int:
@@ -75,12 +78,16 @@ class ImageCore:
         self._use(model.runtime)
 
     def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
-        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode or decode."""
+        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode, decode, or of
+        those that reuse adds."""
         denoiser, codec = self.runtime.denoiser, self.runtime.codec
         assert isinstance(denoiser, nn.Module), "only the plain networks are parts"
         assert isinstance(codec, nn.Module), "only the plain networks are parts"
         if name == "denoise":
             return denoise_part(denoiser, inputs)
+        if name in REUSE_PARTS:
+            assert isinstance(denoiser, UNetDenoiser), "only UNets have windows"
+            return REUSE_PARTS[name](TapedDenoiser(denoiser), inputs)
         return encode_part(codec, inputs["images"]) if name == "encode" else decode_part(codec, inputs["latents"])
 
     @property

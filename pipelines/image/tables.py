@@ -60,8 +60,17 @@ class TickBatch:
     passes: Passes
 
     @classmethod
-    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float], *, cell: int = 1) -> TickBatch:
-        """Sort out the slots of a tick. cell: latents per cell of windows."""
+    def of(
+        cls,
+        slots: Sequence[Slot],
+        scales: Sequence[float],
+        deltas: Sequence[float],
+        *,
+        cell: int = 1,
+        codec_windows: bool = True,
+    ) -> TickBatch:
+        """Sort out the slots of a tick. cell: latents per cell of windows. codec_windows: whether the codec encodes and
+        decodes windows."""
         new = [s for s in slots if s.step == 0]
         pictures = [s for s in new if s.birth.has_picture]
         extra = [i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])]
@@ -77,9 +86,9 @@ class TickBatch:
             extra=extra,
             use_stock=any(s.birth.guidance.uses_stock for s in slots),
             passes=Passes(
-                admit=plan_passes([_held(slot) for slot in pictures], cell),
+                admit=plan_passes([_held(slot) for slot in pictures], cell) if codec_windows else None,
                 denoise=plan_passes(entries, cell),
-                finish=plan_passes([_held(slot) for slot in finished], cell),
+                finish=plan_passes([_held(slot) for slot in finished], cell) if codec_windows else None,
             ),
         )
 

@@ -42,7 +42,8 @@ class TickRunner:
         A tick that fails does not count; it can be run again, with fewer slots.
         """
         core, tick = self._core, self._core.next_tick
-        batch = TickBatch.of(slots, scales, deltas, cell=core.reuse_cell)
+        codec_windows = core.codec.margin is not None
+        batch = TickBatch.of(slots, scales, deltas, cell=core.reuse_cell, codec_windows=codec_windows)
         self._lanes.begin()
         try:
             self._issue(batch, tick)

@@ -21,26 +21,28 @@ def window_networks(denoiser: UNetDenoiser) -> TapedDenoiser | str:
 
 
 class TapedDenoiser:
-    """`pipelines.image.model.WindowNetworks` of a UNet, run in PyTorch."""
+    """`pipelines.image.model.WindowNetworks` of a UNet, run in PyTorch.
+
+    denoiser: takes a tape by `using`. levels: of the picture's size in it. token_levels: those with self-attention.
+    """
+
+    few_sizes = False
 
     def __init__(self, denoiser: UNetDenoiser) -> None:
         """There must be no `obstacle` in its UNet."""
         assert obstacle(denoiser.unet) is None
-        self._taped = TapedUNet(denoiser.unet)
-        self._denoiser = denoiser.with_unet(self._taped.unet)
-
-    @property
-    def cell(self) -> int:
-        """See `pipelines.image.model.WindowNetworks`."""
-        return 1 << (self._taped.levels - 1)
+        taped = TapedUNet(denoiser.unet)
+        self.using, self.levels, self.token_levels = taped.using, taped.levels, taped.token_levels
+        self.denoiser = denoiser.with_unet(taped.unet)
+        self.cell = 1 << (taped.levels - 1)
 
     def whole(
         self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
     ) -> tuple[torch.Tensor, Features]:
         """See `pipelines.image.model.WindowNetworks`."""
-        tape = Recording(rows=latents.shape[2], levels=self._taped.levels)
-        with self._taped.using(tape):
-            x0 = self._denoiser(latents, timestep, condition)
+        tape = Recording(rows=latents.shape[2], levels=self.levels)
+        with self.using(tape):
+            x0 = self.denoiser(latents, timestep, condition)
         return x0, tape.features()
 
     def windows(
@@ -53,6 +55,6 @@ class TapedDenoiser:
     ) -> tuple[torch.Tensor, Features]:
         """See `pipelines.image.model.WindowNetworks`."""
         tape = Replaying(rows=latents.shape[2], kept=around, places=places)
-        with self._taped.using(tape):
-            x0 = self._denoiser(latents, timestep, condition)
+        with self.using(tape):
+            x0 = self.denoiser(latents, timestep, condition)
         return x0, tape.features()

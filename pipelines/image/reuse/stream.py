@@ -138,8 +138,17 @@ class StreamReuse:
 
     def _made(self) -> FrameReuse:
         core, settings = self._core, PRESETS[self._preset]
-        cell = 1 if settings.exact else core.reuse_memory().networks.cell
-        return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=cell)
+        if settings.exact:
+            return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
+        networks = core.reuse_memory().networks
+        return FrameReuse(
+            settings,
+            core.height,
+            core.width,
+            factor=core.codec.factor,
+            cell=networks.cell,
+            few_sizes=networks.few_sizes,
+        )
 
     def _count(self, choice: Choice) -> SlotWork:
         name, counts = choice.action.value, self.counts

@@ -238,6 +238,7 @@ class TapedUNet:
     def __init__(self, unet: Any) -> None:
         self.unet = copy.deepcopy(unet, {id(t): t for t in (*unet.parameters(), *unet.buffers())})
         self.levels = len(unet.config.block_out_channels)
+        self.token_levels = _token_levels(unet, self.levels)
         self._place = _Place()
         _replace(self.unet, self._place)
 
@@ -249,6 +250,19 @@ class TapedUNet:
             yield
         finally:
             self._place.tape = None
+
+
+def _token_levels(unet: Any, levels: int) -> tuple[int, ...]:
+    """Return the levels at which a UNet has self-attention."""
+    from diffusers.models.attention_processor import Attention
+
+    found = set()
+    for name, module in unet.named_modules():
+        if isinstance(module, Attention) and not module.is_cross_attention:
+            kind, _, rest = name.partition(".")
+            block = int(rest.partition(".")[0]) if kind != "mid_block" else 0
+            found.add({"down_blocks": block, "mid_block": levels - 1, "up_blocks": levels - 1 - block}[kind])
+    return tuple(sorted(found))
 
 
 def _replace(network: nn.Module, place: _Place) -> None:
