@@ -18,7 +18,7 @@ from app.media.picture import cover
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ZoetropeError
-from pipelines.core.types import Frame, Picture, StreamInfo
+from pipelines.core.types import Frame, Picture, ReuseReport, StreamInfo
 
 from .messages import (
     ChangeControl,
@@ -223,6 +223,11 @@ class SessionProxy:
         """Show a message to everyone who watches this session."""
         with self._changed:
             self._notify(text)
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """What the stream took over from earlier frames; None where it reuses nothing."""
+        return self._stats.reuse if self._stats else None
 
     def engine_times(self) -> dict[Stage, float]:
         """The last times of the worker's stages in ms; empty before the first report."""

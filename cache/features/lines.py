@@ -66,7 +66,9 @@ class FeatureLines:
             for level, m in enumerate(like.maps)
         )
         self._tokens = tuple(
-            t.new_zeros((count, rows >> level, columns >> level, t.shape[3])) if t.shape[3] else t.new_zeros(count, 0, 0, 0)
+            t.new_zeros((count, rows >> level, columns >> level, t.shape[3]))
+            if t.shape[3]
+            else t.new_zeros(count, 0, 0, 0)
             for level, t in enumerate(like.tokens)
         )
         self._scales = like.scales.new_zeros((count, like.scales.shape[1]))

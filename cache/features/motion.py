@@ -18,10 +18,10 @@ _TO_DEVIATION = 1.4826  # of normally distributed values, from the median of the
 class MotionMap:
     """Compares inputs with a reference: for each part of the picture, the input that it was last computed from.
 
-    A latent has moved if the mean of its `factor` x `factor` pixels differs by more than `levels` in any channel, or
-    by more than `noise_factor` deviations of the noise, which is estimated from the median difference (while less than
-    half of the picture moves, that is what stands still) and taken for no more than `levels` / 2. A cell is `cell` x `cell` latents; it has moved if a latent
-    within `margin` latents of it has.
+    A latent has moved if the mean of its `factor` x `factor` pixels differs by more than `levels` in any channel, or by
+    more than `noise_factor` deviations of the noise. That is estimated from the median difference (while less than half
+    of the picture moves, that is what stands still) and taken for no more than `levels` / 2. A cell is `cell` x `cell`
+    latents; it has moved if a latent within `margin` latents of it has.
     """
 
     def __init__(

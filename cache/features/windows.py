@@ -64,9 +64,7 @@ def covering(moved: Mask, sizes: Sequence[Size], *, most_cells: int, most_window
 
 def raster(grid: Size, size: Size) -> tuple[Window, ...]:
     """Return windows of one size that together cover a grid, row by row; the last of a row or column ends with it."""
-    rows, columns = (
-        [*range(0, length - side, side), length - side] for length, side in zip(grid, size, strict=True)
-    )
+    rows, columns = ([*range(0, length - side, side), length - side] for length, side in zip(grid, size, strict=True))
     return tuple(Window(row, column, size) for row in rows for column in columns)
 
 

@@ -110,6 +110,11 @@ class StreamConditioning:
         for _, part in self._parts:
             part.begin(slot)
 
+    @property
+    def now(self) -> tuple[object, ...]:
+        """What `share` would write now: equal for slots that get equal conditions."""
+        return tuple(part.now for _, part in self._parts)
+
     def share(self, slot: NewSlot, fields: Mapping[str, torch.Tensor]) -> SlotConditions:
         """Let the conditioners write the conditions of the slot given to the last `begin`."""
         share = SlotConditions(slot, fields)

@@ -6,24 +6,25 @@ Every frame leaves through the same chain of stages, whoever requests it. Indepe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
 
 from .frame_stages import StageChain
 from .transfers import Mark, Readback
-from .types import Frame
+from .types import Frame, Picture
 
 
 class SlotFrames:
     """The frames that one slot or chunk will output.
 
     sources: the input frame of each, None where prompt-only. first_ordinal: index of the first among the stream's
-    prompt-only frames. repeats: another slot's, whose pictures these frames show again.
+    prompt-only frames. repeats: another slot's, whose pictures these frames show again. seen: called with its first
+    picture when that is on the host.
     """
 
-    __slots__ = ("_done", "buffer", "first_ordinal", "readback", "repeats", "sources")
+    __slots__ = ("_done", "buffer", "first_ordinal", "readback", "repeats", "seen", "sources")
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class SlotFrames:
         self.readback = readback
         self.buffer = readback.acquire() if repeats is None else readback.share(repeats.buffer)
         self._done: Mark | None = None
+        self.seen: Callable[[Picture], None] | None = None
 
     @property
     def done(self) -> Mark | None:
@@ -132,6 +134,8 @@ class SlotFrameQueue:
             output = self._order.popleft()
             finished = output.frames(first_seq=self._finished, frame_rate=self._frame_rate)
             self._readback.release(output.buffer)
+            if output.seen is not None:
+                output.seen(finished[0].image)
             self._finished += len(finished)
             frames += self.stages.push(finished)
         return frames

@@ -114,8 +114,8 @@ class LatentCodec(Protocol):
 
     @property
     def margin(self) -> int | None:
-        """How many latents around a window of a picture decide what it is encoded to and decoded from, up to rounding to
-        levels; None: all of them."""
+        """How many latents around a window of a picture decide what it is encoded to and decoded from, as far as that
+        matters; None: all of them."""
         ...
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,10 @@ Holds no tensors except the host copy of its noise; the latents are in its row o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.conditioning.base import NewSlot
+from cache.features.frames import Action
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
 from pipelines.core.slot_frames import SlotFrames
@@ -18,6 +19,9 @@ from .guidance import Guidance
 from .noise import SlotNoise
 from .reuse.layout import FULL_WORK, SlotWork
 from .steps import StepCoefficients
+
+NO_ROW = -1
+"""In records of slots that take part in no tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,11 +50,6 @@ class Birth:
         """Whether the slot has input frames; False: it is prompt-only. The frames of a slot are all of one kind."""
         return self.frames[0] is not None
 
-    @property
-    def for_conditioners(self) -> NewSlot:
-        """The slot as conditioners see it."""
-        return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))
-
 
 class Slot:
     """A slot in flight or waiting to be pulled.
@@ -77,14 +76,14 @@ class Slot:
         return self.step == len(self.birth.plan) - 1
 
 
-def birth_record(birth: Birth, row: int, work: SlotWork, *, tick: int) -> BirthRecord:
-    """Return the tick log's record of a new slot. row: of the ring. tick: the next one to run."""
-    controls = birth.controls
+def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
+    """Return the tick log's record of a new slot. tick: the next one to run."""
+    birth, controls = slot.birth, slot.birth.controls
     return BirthRecord(
         tick=tick,
         stream=birth.stream,
         slot=birth.number,
-        row=row,
+        row=slot.row,
         source_seqs=tuple(None if f is None else f.seq for f in birth.frames[: birth.kept]),
         timesteps=tuple(step.timestep for step in birth.plan),
         strength=birth.strength,
@@ -92,5 +91,23 @@ def birth_record(birth: Birth, row: int, work: SlotWork, *, tick: int) -> BirthR
         guidance_mode=controls.guidance_mode,
         seed=controls.seed,
         seed_lock=controls.seed_lock,
-        work=work.action.value,
+        work=slot.work.action.value,
+    )
+
+
+def held_record(stream: int, number: int, controls: Controls, frames: Sequence[Frame | None], tick: int) -> BirthRecord:
+    """Return the tick log's record of a slot that repeats the pictures of the one before it."""
+    return BirthRecord(
+        tick=tick,
+        stream=stream,
+        slot=number,
+        row=NO_ROW,
+        source_seqs=tuple(None if f is None else f.seq for f in frames),
+        timesteps=(),
+        strength=controls.strength,
+        step_function=controls.step_function,
+        guidance_mode=controls.guidance_mode,
+        seed=controls.seed,
+        seed_lock=controls.seed_lock,
+        work=Action.HOLD.value,
     )

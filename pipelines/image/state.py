@@ -147,7 +147,8 @@ class ImageCore:
     def reuse_memory(self) -> ReuseMemory:
         """The memory of reuse. There must be no obstacle."""
         why = self.reuse_obstacle()
-        assert why is None and isinstance(self._reuse, ReuseMemory), why
+        assert why is None, why
+        assert isinstance(self._reuse, ReuseMemory)
         return self._reuse
 
     def _make_reuse(self) -> ReuseMemory | str:

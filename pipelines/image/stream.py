@@ -11,7 +11,8 @@ from fractions import Fraction
 import torch
 
 from cache.features.frames import Action
-from pipelines.conditioning.base import StreamPlace
+from cache.features.price import ReuseCounts
+from pipelines.conditioning.base import NewSlot, StreamPlace
 from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
@@ -20,16 +21,17 @@ from pipelines.core.slot_frames import SlotFrameQueue
 from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
-from pipelines.core.types import Frame, StreamInfo
+from pipelines.core.types import Frame, ReuseReport, StreamInfo
 
 from .controls import EVENTS, checked_controls
 from .guidance import GUIDANCE_MODES
 from .noise import NoiseSource
-from .reuse.stream import ReuseCounts, StreamReuse
+from .reuse.layout import SlotWork
+from .reuse.stream import StreamReuse
 from .safety import SafetyStage
 from .schedule import timesteps
 from .similarity import SimilarityFilter
-from .slots import Birth, Slot, birth_record
+from .slots import Birth, Slot, birth_record, held_record
 from .state import ImageCore, max_steps
 from .steps import STEP_FUNCTIONS, plan
 
@@ -105,7 +107,12 @@ class ImageStream(StreamBase):
         return self._controls
 
     @property
-    def reuse(self) -> ReuseCounts:
+    def reuse(self) -> ReuseReport | None:
+        """What was taken over from earlier frames; None while the control is off."""
+        return self._reuse.report
+
+    @property
+    def reuse_counts(self) -> ReuseCounts:
         """What was done with the frames so far."""
         return self._reuse.counts
 
@@ -188,16 +195,34 @@ class ImageStream(StreamBase):
             self._admit()
 
     def _admit(self) -> None:
-        """Turn the collected frames into a slot; a partial one is padded with its last frame."""
-        core, controls, row = self._core, self._controls, self._pending_row
+        """Turn the collected frames into a slot, or let them repeat what is held. A partial slot is padded with its
+        last frame."""
+        size, row = self._core.frames_per_slot, self._pending_row
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
+        frames = (*self._pending, *[self._pending[-1]] * (size - kept))
+        self._pending, self._pending_row = [], None
+        new = NewSlot(controls=self._controls, inputs=frames, frames=size)
+        self._conditioning.begin(new)
+        work = self._reuse.choose(frames, self._controls, self._conditioning.now, self._active)
+        if work.action is Action.HOLD:
+            self._core.ring.release(row)
+            self._outputs.repeat(frames[:kept], self._generated)
+            self._log.birth(held_record(self._number, self._slots, self._controls, frames[:kept], self._core.next_tick))
+        else:
+            self._start(new, kept, row, work)
+        self._slots += 1
+        self._generated += kept if prompt_only else 0
+
+    def _start(self, new: NewSlot, kept: int, row: int, work: SlotWork) -> None:
+        """Let a slot take part in ticks. kept: the number of its frames that are not padding."""
+        core, controls, prompt_only = self._core, self._controls, new.inputs[0] is None
         strength = 1.0 if prompt_only else controls.strength
         steps = timesteps(core.model.schedule, controls.steps, strength)
         birth = Birth(
             stream=self._number,
             number=self._slots,
-            frames=(*self._pending, *[self._pending[-1]] * (core.frames_per_slot - kept)),
+            frames=new.inputs,
             kept=kept,
             controls=controls,
             strength=strength,
@@ -211,21 +236,13 @@ class ImageStream(StreamBase):
             ),
             first_ordinal=self._generated,
         )
-        self._conditioning.begin(birth.for_conditioners)
-        conditions = self._conditioning.share(birth.for_conditioners, core.condition_fields(row))
-        work = self._reuse.choose(birth, conditions.written, self._active)
-        self._slots += 1
-        self._generated += kept if prompt_only else 0
-        self._pending, self._pending_row = [], None
-        if work.action is Action.HOLD:
-            self._outputs.repeat(birth.frames[:kept], birth.first_ordinal)
-            core.ring.release(row)
-        else:
-            slot = Slot(birth, row, self._outputs.add(birth.frames[:kept], birth.first_ordinal), conditions, work)
-            self._active.append(slot)
-            if self._reuse.on:
-                self._outputs.keep(slot.output)
-        self._log.birth(birth_record(birth, row, work, tick=core.next_tick))
+        conditions = self._conditioning.share(new, core.condition_fields(row))
+        slot = Slot(birth, row, self._outputs.add(birth.frames[:kept], birth.first_ordinal), conditions, work)
+        self._active.append(slot)
+        if self._reuse.on:
+            self._outputs.keep(slot.output)
+            slot.output.seen = self._reuse.observer()
+        self._log.birth(birth_record(slot, tick=core.next_tick))
 
     # -- controls ------------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,9 @@ class TickParts:
         if layout is not None:
             memory = self._core.reuse_memory()
             assert memory.lines is not None, "a stream that reuses has lines"
-            reusing = ReusingDenoiser(layout, self.tables.reuse.denoise, self._core.denoiser, memory.networks, memory.lines)
+            reusing = ReusingDenoiser(
+                layout, self.tables.reuse.denoise, self._core.denoiser, memory.networks, memory.lines
+            )
         self._batch.run(rows, extra, use_stock, reusing)
 
     def finish(self, finished: int, layout: PassLayout | None = None) -> None:

@@ -89,6 +89,13 @@ class Bench:
             if isinstance(r, BirthRecord)
         }
 
+    @property
+    def works(self) -> list[str]:
+        """What was done with each slot."""
+        from pipelines.core.tick_log import BirthRecord
+
+        return [r.work for r in self.engine.log.records() if isinstance(r, BirthRecord)]
+
     def text(self, row: RowRecord, cell: int) -> torch.Tensor:
         """Return a row's text condition: cell 0 the prompt, 1 the negative prompt."""
         return self.engine.core.ring.tensor("embeds")[row.row, cell]
@@ -122,6 +129,8 @@ ELSEWHERE = {
     "transition_frames": "test_a_gliding_transition_moves_with_the_births",
     "depth": "test_a_smaller_depth_drains",
     "noise_walk_deg": "test_noise_walk_turns_from_the_next_slot_on",
+    "reuse": "test_reuse_is_felt_from_the_next_slot_on",
+    "renew": "test_reuse_is_felt_from_the_next_slot_on",
     "similarity_filter": "test_the_filter_judges_from_the_next_frame_on",
     "similarity_threshold": "test_the_filter_judges_from_the_next_frame_on",
     "similarity_max_skips": "test_the_filter_judges_from_the_next_frame_on",
@@ -261,3 +270,19 @@ def test_the_filter_judges_from_the_next_frame_on() -> None:
     assert skipped(4) == [True, False, True, False]
     stream.apply(Control(similarity_threshold=1.0))
     assert skipped(2) == [False, False]
+
+
+def test_reuse_is_felt_from_the_next_slot_on() -> None:
+    bench = Bench(Control.of(BASE))
+    picture = frames(1)[0]
+
+    def work() -> str:
+        assert bench.stream.push(picture)
+        return bench.works[-1]
+
+    assert [work(), work()] == ["full", "full"]
+    bench.engine.tick()
+    bench.stream.apply(Control(reuse="exact"))
+    assert [work(), work()] == ["full", "hold"]
+    bench.stream.apply(Control(renew=True))
+    assert [work(), work()] == ["full", "hold"]

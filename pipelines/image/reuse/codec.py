@@ -123,7 +123,8 @@ def _crops(places: WindowPlaces, grid: tuple[int, int], margin: int) -> WindowPl
 
 
 def _taken(source: torch.Tensor, chosen: torch.Tensor, places: WindowPlaces, scale: int) -> torch.Tensor:
-    """Return the windows [N, h scale, w scale, C] of the chosen entries [N] of source [entries, H scale, W scale, C]."""
+    """Return the windows [N, h, w, C] of the chosen entries [N] of source [entries, H, W, C], which has `scale` places
+    per latent."""
     height, width = source.shape[1:3]
     index = places.scaled(scale).index(0, width) + (chosen * height * width)[:, None, None]
     return source.flatten(0, 2)[index]

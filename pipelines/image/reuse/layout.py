@@ -53,8 +53,8 @@ class EntryWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassLayout:
-    """How many entries are computed as a whole, how many of them are also kept, and then in rounds, one after the other,
-    how many windows of each size (in cells) are computed. Entries that share a line are in different rounds."""
+    """How many entries are computed as a whole, how many are computed so and kept, and then in rounds, one after the
+    other, how many windows of each size (in cells) are computed. Entries that share a line are in different rounds."""
 
     full: int
     store: int

@@ -15,7 +15,6 @@ from pipelines.image.model import Condition, WindowNetworks
 from .codec import HeldPictures
 
 
-
 class ReuseMemory:
     """Feature lines for pictures of one size. `lines` is None until the first `acquire`.
 

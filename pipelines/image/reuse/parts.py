@@ -80,9 +80,7 @@ def _at_levels(
     """Return a tensor for each of `count` levels; those without one get an empty one."""
     found = dict(zip(levels, given, strict=True))
     like = given[0] if given else torch.zeros(1)
-    return tuple(
-        found[level] if level in found else like.new_zeros((like.shape[0], *empty)) for level in range(count)
-    )
+    return tuple(found[level] if level in found else like.new_zeros((like.shape[0], *empty)) for level in range(count))
 
 
 def _around(around: Features, places: Sequence[torch.Tensor], token_levels: Sequence[int]) -> list[torch.Tensor]:
@@ -164,6 +162,4 @@ class PartWindows:
     def _features(self, kept: Sequence[torch.Tensor], scales: torch.Tensor) -> Features:
         levels, token_levels = self._taped.levels, self._taped.token_levels
         maps, tokens = kept[:levels], kept[levels:]
-        return Features(
-            maps=tuple(maps), tokens=_at_levels(tokens, token_levels, levels, (0, 0, 0)), scales=scales
-        )
+        return Features(maps=tuple(maps), tokens=_at_levels(tokens, token_levels, levels, (0, 0, 0)), scales=scales)

@@ -71,7 +71,9 @@ class ReusingDenoiser:
         own = _of_entries(condition, chosen)
         bias = own.inputs.get(LATENT_BIAS)
         if bias is not None:
-            own = _with_inputs(own, {**own.inputs, LATENT_BIAS: _cut(bias, torch.arange(count, device=bias.device), places)})
+            own = _with_inputs(
+                own, {**own.inputs, LATENT_BIAS: _cut(bias, torch.arange(count, device=bias.device), places)}
+            )
         x0, features = self._networks.windows(
             _cut(latents, chosen, places),
             timestep[chosen],

@@ -6,49 +6,25 @@ stream's change of the whole engine, noise of its own for each frame. Independen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cache.features.frames import PRESETS, Action, Choice, FrameReuse
+from cache.features.price import ReuseCounts, ReusePrice
 from pipelines.core.controls import Controls
 from pipelines.core.errors import ControlError
+from pipelines.core.types import Picture, ReuseReport
 from pipelines.image.guidance import GUIDANCE_MODES, ExtraRow
 
 from .layout import FULL_WORK, SlotWork
 
 if TYPE_CHECKING:
-    from pipelines.image.slots import Birth, Slot
+    from pipelines.core.types import Frame
+    from pipelines.image.slots import Slot
     from pipelines.image.state import ImageCore
 
 OFF = "off"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReuseCounts:
-    """Frames of a stream by what was done with them. cells: share of the cells of all frames that were computed,
-    summed over frames."""
-
-    full: int = 0
-    store: int = 0
-    windows: int = 0
-    hold: int = 0
-    cells: float = 0.0
-
-    @property
-    def frames(self) -> int:
-        """All frames."""
-        return self.full + self.store + self.windows + self.hold
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the frames that reused anything."""
-        return (self.windows + self.hold) / self.frames if self.frames else 0.0
-
-    @property
-    def computed(self) -> float:
-        """Share of all cells that were computed."""
-        return self.cells / self.frames if self.frames else 1.0
 
 
 class StreamReuse:
@@ -60,13 +36,34 @@ class StreamReuse:
         self._frames: FrameReuse | None = None
         self._lines: tuple[int, int, int] | None = None  # first line, steps, branches
         self._epoch = core.reuse_epoch
-        self._conditions: Mapping[str, object] | None = None
+        self._conditions: object = None  # of the last slot
+        self._choice: Choice | None = None  # for the last slot
+        self._price = ReusePrice()
         self.counts = ReuseCounts()
 
     @property
     def on(self) -> bool:
         """Whether frames may reuse anything."""
         return self._frames is not None
+
+    @property
+    def report(self) -> ReuseReport | None:
+        """What was taken over; None while the control is off."""
+        if self._frames is None:
+            return None
+        counts = self.counts
+        return ReuseReport(
+            frames=counts.frames,
+            hit_rate=counts.hit_rate,
+            saved=1 - counts.computed,
+            psnr_db=self._price.psnr_db,
+        )
+
+    def observer(self) -> Callable[[Picture], None]:
+        """Return what is to be called with the picture of the last slot when that is finished."""
+        choice = self._choice
+        whole = choice is not None and choice.action is Action.STORE
+        return partial(self._price.see, still=choice.still if whole and choice is not None else None)
 
     def check(self, controls: Controls) -> None:
         """Raise ControlError, with the remedy, if a stream cannot reuse as these controls ask."""
@@ -113,19 +110,20 @@ class StreamReuse:
         if self._epoch != self._core.reuse_epoch:
             self.invalidate(active)
 
-    def choose(self, birth: Birth, conditions: Mapping[str, object], active: Sequence[Slot]) -> SlotWork:
-        """Return what to do with a new slot. conditions: what conditioners wrote for it."""
+    def choose(
+        self, frames: Sequence[Frame | None], controls: Controls, conditions: object, active: Sequence[Slot]
+    ) -> SlotWork:
+        """Return what to do with a new slot. conditions: what conditioners will write for it."""
         if self._frames is None:
             return FULL_WORK
         self.follow(active)
-        picture = birth.frames[0]
-        if picture is None or not birth.controls.seed_lock:
+        if frames[0] is None or not controls.seed_lock:
             self.invalidate(())
             return self._count(Choice(action=Action.FULL, reason="noise of its own"))
-        if self._conditions is not None and self._conditions != conditions:
+        if self._conditions != conditions:
             self._frames.invalidate()
-        self._conditions = dict(conditions)
-        return self._count(self._frames.choose(picture.image, can_store=self._lines is not None))
+        self._conditions = conditions
+        return self._count(self._frames.choose(frames[0].image, can_store=self._lines is not None))
 
     def close(self) -> None:
         """Return the lines."""
@@ -151,9 +149,8 @@ class StreamReuse:
         )
 
     def _count(self, choice: Choice) -> SlotWork:
-        name, counts = choice.action.value, self.counts
         assert self._frames is not None
         share = {Action.HOLD: 0.0, Action.WINDOWS: self._frames.share(choice.windows)}.get(choice.action, 1.0)
-        self.counts = replace(counts, **{name: getattr(counts, name) + 1}, cells=counts.cells + share)
+        self.counts, self._choice = self.counts.with_frame(choice.action, share), choice
         first, _, branches = self._lines or (0, 0, 1)
         return SlotWork(action=choice.action, windows=choice.windows, first_line=first, branches=branches)

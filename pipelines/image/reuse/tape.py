@@ -65,8 +65,9 @@ class Recording:
         """See `Tape`."""
         rows, channels = values.shape[:2]
         inner, groups = values[0, 0].numel(), norm.num_groups
+        dense = values if values.device.type == "cpu" else values.contiguous()  # all that CUDA's kernel takes
         normalised, mean, inverse = torch.native_group_norm(
-            values, norm.weight, norm.bias, rows, channels, inner, groups, norm.eps
+            dense, norm.weight, norm.bias, rows, channels, inner, groups, norm.eps
         )
         mean, inverse = (part.repeat_interleave(channels // groups, dim=1) for part in (mean, inverse))
         gain = inverse * norm.weight
@@ -204,7 +205,7 @@ class _Normalisation(nn.Module):
 
 
 class _SelfAttention:
-    """An attention processor whose keys and values come from the tape; the arithmetic of diffusers' AttnProcessor2_0."""
+    """An attention processor whose keys and values come from the tape; otherwise diffusers' AttnProcessor2_0."""
 
     def __init__(self, place: _Place) -> None:
         self._place = place

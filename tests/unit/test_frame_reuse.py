@@ -1,0 +1,111 @@
+"""What is done with each frame of a stream that reuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from cache.features.frames import PRESETS, Action, Choice, FrameReuse
+
+FULL, STORE, WINDOWS, HOLD = Action
+SIDE = 96  # pixels: 24 latents, 6 cells
+
+
+def frame_reuse(preset: str = "balanced", **changes: object) -> FrameReuse:
+    settings = replace(PRESETS[preset], margin=0, **changes)  # type: ignore[arg-type]
+    return FrameReuse(settings, SIDE, SIDE, factor=4, cell=4)
+
+
+def scene(x: int | None = None) -> np.ndarray:
+    """A grey picture, with a white square of 16 pixels whose left edge is at x."""
+    picture = np.full((SIDE, SIDE, 3), 90, dtype=np.uint8)
+    if x is not None:
+        picture[40:56, x : x + 16] = 255
+    return picture
+
+
+def actions(reuse: FrameReuse, pictures: list[np.ndarray], *, can_store: bool = True) -> list[Action]:
+    return [reuse.choose(picture, can_store=can_store).action for picture in pictures]
+
+
+def noise(seed: int) -> np.ndarray:
+    return (
+        np.random.default_rng(seed)
+        .integers(0, 256, (SIDE // 8, SIDE // 8, 3), dtype=np.uint8)
+        .repeat(8, 0)
+        .repeat(8, 1)
+    )
+
+
+def test_exact_holds_repeats_to_the_bit_only() -> None:
+    almost = scene()
+    almost[0, 0, 0] += 1
+    reuse = frame_reuse("exact")
+    assert actions(reuse, [scene(), scene(), almost, almost, scene()]) == [FULL, HOLD, FULL, HOLD, FULL]
+    reuse.invalidate()
+    assert actions(reuse, [scene(), scene()]) == [FULL, HOLD]
+
+
+def test_a_still_picture_is_held_and_refreshed_window_by_window() -> None:
+    reuse = frame_reuse(refresh_frames=2)
+    flicker = [scene() + np.uint8(i % 2) for i in range(12)]
+    assert actions(reuse, flicker) == [FULL, HOLD, HOLD, STORE, *[HOLD, HOLD, WINDOWS] * 2, HOLD, HOLD]
+
+
+def test_windows_in_turn_reach_every_cell() -> None:
+    reuse = frame_reuse(refresh_frames=0, oldest_frames=1000)
+    reached = np.zeros((6, 6), dtype=bool)
+    for i in range(60):
+        for window in reuse.choose(scene() + np.uint8(i % 2), can_store=True).windows:
+            reached[window.slices] = True
+    assert reached.all()
+
+
+def test_exact_repeats_are_held_for_ever() -> None:
+    assert actions(frame_reuse(), [scene()] * 300) == [FULL, *[HOLD] * 299]
+
+
+def test_a_moving_square_is_a_window_where_it_was_and_is() -> None:
+    reuse = frame_reuse()
+    choices = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16, 24)]
+    assert [choice.action for choice in choices] == [FULL, STORE, WINDOWS, WINDOWS]
+    for choice, x in zip(choices[2:], (8, 16), strict=True):  # from where it was to where it is
+        (window,) = choice.windows
+        assert window.column * 16 <= x
+        assert (window.column + window.size[1]) * 16 >= x + 24
+        assert choice.still is not None
+        assert not choice.still[2:4, x // 16].any()
+
+
+def test_all_is_computed_again_after_some_frames_with_motion() -> None:
+    reuse = frame_reuse(store_frames=3)
+    moving = [scene(8 * (i % 2)) for i in range(10)]
+    assert actions(reuse, moving) == [FULL, STORE, *[WINDOWS] * 3, STORE, *[WINDOWS] * 3, STORE]
+
+
+def test_a_cut_is_noticed_at_once_and_nothing_is_kept_while_all_moves() -> None:
+    reuse = frame_reuse()
+    pictures = [scene(0), scene(8), scene(16), noise(0), noise(1), noise(2), noise(2)]
+    assert actions(reuse, pictures) == [FULL, STORE, WINDOWS, FULL, FULL, FULL, HOLD]
+
+
+def test_what_is_invalid_is_computed() -> None:
+    reuse = frame_reuse()
+    actions(reuse, [scene(0), scene(8), scene(16)])
+    reuse.invalidate()
+    assert actions(reuse, [scene(16), scene(16), scene(24)]) == [FULL, HOLD, STORE]
+
+
+def test_without_memory_frames_are_held_or_computed() -> None:
+    flicker = scene(8)
+    flicker[0, 0] += 1
+    pictures = [scene(0), scene(8), flicker, scene(16)]
+    assert actions(frame_reuse(), pictures, can_store=False) == [FULL, FULL, HOLD, FULL]
+
+
+def test_the_share_of_windows() -> None:
+    reuse = frame_reuse()
+    choices: list[Choice] = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16)]
+    (window,) = choices[2].windows
+    assert reuse.share(choices[2].windows) == window.cells / 36
