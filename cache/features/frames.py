@@ -63,20 +63,48 @@ class Choice:
     still: Mask | None = None
 
 
-_NOTHING = Choice(action=Action.FULL, reason="off")
+@dataclass(slots=True, kw_only=True)
+class _Chain:
+    """Frames that take over from each other. known: it has computed a picture that is still valid. stored: with its
+    features. held, moving: frames since the last refresh, and with windows where something moved. age: all frames since
+    the last whole picture. turn: the next window to refresh."""
+
+    known: bool = False
+    stored: bool = False
+    held: int = 0
+    moving: int = 0
+    age: int = 0
+    turn: int = 0
+
+    def whole(self, *, stored: bool) -> None:
+        """A whole picture is computed."""
+        self.known, self.stored = True, stored
+        self.held = self.moving = self.age = 0
 
 
 class FrameReuse:
-    """Decides for one stream. `choose` is called for each frame that is admitted, in order."""
+    """Decides for one stream. `choose` is called for each frame that is admitted, in order.
+
+    Where ticks run side by side, frames take over from those of their own chain, so that they need not wait for the
+    frame before them.
+    """
 
     def __init__(
-        self, settings: ReuseSettings, height: int, width: int, *, factor: int, cell: int, few_sizes: bool = False
+        self,
+        settings: ReuseSettings,
+        height: int,
+        width: int,
+        *,
+        factor: int,
+        cell: int,
+        chains: int = 1,
+        few_sizes: bool = False,
     ) -> None:
         """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell. few_sizes: only
         square windows of `few_sides`."""
         self.settings = settings
         self._motion = None
-        if not settings.exact and height % (factor * cell) == 0 and width % (factor * cell) == 0:
+        if not settings.exact:
             self._motion = MotionMap(
                 height,
                 width,
@@ -85,27 +113,29 @@ class FrameReuse:
                 levels=settings.levels,
                 noise_factor=settings.noise_factor,
                 margin=settings.margin,
+                chains=chains,
             )
             grid = self._motion.grid
             self._sizes = squares(grid, settings.few_sides) if few_sizes else window_sizes(grid, settings.sides)
-            self._turns = raster(self._motion.grid, self._sizes[0])
+            self._turns = raster(grid, self._sizes[0])
         self._last: npt.NDArray[np.uint8] | None = None
-        self._turn = 0
-        self.invalidate()
+        self._chains = [_Chain() for _ in range(chains)]
 
     def invalidate(self) -> None:
-        """Nothing that was kept is valid any more: the next frame is computed as a whole."""
-        self._known = self._stored = False
-        self._held = self._moving = self._age = 0
+        """Nothing that was kept is valid any more: the next frame of each chain is computed as a whole."""
+        self._last = None
+        for chain in self._chains:
+            chain.known = chain.stored = False
 
-    def choose(self, picture: npt.NDArray[np.uint8], *, can_store: bool) -> Choice:
+    def choose(self, picture: npt.NDArray[np.uint8], *, can_store: bool, chain: int = 0) -> Choice:
         """Return what to do with a picture [H, W, 3] uint8. can_store: whether there is memory to keep features in."""
-        repeats = self._known and self._last is not None and np.array_equal(picture, self._last)
+        repeats = self._last is not None and np.array_equal(picture, self._last)
         self._last = picture
+        if repeats:
+            return Choice(action=Action.HOLD, reason="repeats")
         if self._motion is None:
-            self._known = True
-            return Choice(action=Action.HOLD, reason="repeats") if repeats else _computed("new")
-        return self._among_windows(self._motion, picture, repeats=repeats, can_store=can_store)
+            return Choice(action=Action.FULL, reason="new")
+        return self._among_windows(self._motion, picture, can_store=can_store, number=chain)
 
     def share(self, windows: tuple[Window, ...]) -> float:
         """Return the share of the picture's cells that windows have."""
@@ -115,58 +145,49 @@ class FrameReuse:
         return sum(window.cells for window in windows) / (rows * columns)
 
     def _among_windows(
-        self, motion: MotionMap, picture: npt.NDArray[np.uint8], *, repeats: bool, can_store: bool
+        self, motion: MotionMap, picture: npt.NDArray[np.uint8], *, can_store: bool, number: int
     ) -> Choice:
-        moved, settings = motion.moved(picture), self.settings
-        self._age += 1
-        if not self._known:
-            self._known = True
-            return self._full(motion, "first")
-        if repeats or not moved.any():
-            return self._still(motion, moved, repeats=repeats, can_store=can_store)
-        windows = covering(
-            moved,
-            self._sizes,
-            most_cells=int(settings.most_cells * moved.size),
-            most_windows=settings.most_windows,
-        )
+        chain, settings = self._chains[number], self.settings
+        moved = motion.moved(picture, number)
+        chain.age += 1
+        if not chain.known:
+            return self._full(motion, number, "first")
+        if not moved.any():
+            return self._still(motion, number, moved, can_store=can_store)
+        most = int(settings.most_cells * moved.size)
+        windows = covering(moved, self._sizes, most_cells=most, most_windows=settings.most_windows)
         if windows is None or not can_store:
-            return self._full(motion, "moved")
-        if not self._stored or self._moving >= settings.store_frames or self._age >= settings.oldest_frames:
-            return self._store(motion, moved, "refresh" if self._stored else "moved little")
-        self._moving += 1
-        self._held = 0
-        motion.take(windows)
+            return self._full(motion, number, "moved")
+        if not chain.stored or chain.moving >= settings.store_frames or chain.age >= settings.oldest_frames:
+            return self._store(motion, number, moved, "refresh" if chain.stored else "moved little")
+        chain.moving += 1
+        chain.held = 0
+        motion.take(windows, number)
         return Choice(action=Action.WINDOWS, reason="moved", windows=windows, still=~moved)
 
-    def _still(self, motion: MotionMap, moved: Mask, *, repeats: bool, can_store: bool) -> Choice:
-        """Nothing moved: hold, unless something is to be refreshed. An exact repeat needs no refresh."""
-        self._held += 1
-        if repeats or not can_store or self._held <= self.settings.refresh_frames:
-            return Choice(action=Action.HOLD, reason="repeats" if repeats else "still")
-        if not self._stored or self._age >= self.settings.oldest_frames:
-            return self._store(motion, moved, "refresh")
-        self._held = 0
-        window = self._turns[self._turn % len(self._turns)]
-        self._turn += 1
-        motion.take((window,))
+    def _still(self, motion: MotionMap, number: int, moved: Mask, *, can_store: bool) -> Choice:
+        """Nothing moved: hold, unless something is to be refreshed."""
+        chain, settings = self._chains[number], self.settings
+        chain.held += 1
+        if not can_store or chain.held <= settings.refresh_frames:
+            return Choice(action=Action.HOLD, reason="still")
+        if not chain.stored or chain.age >= settings.oldest_frames:
+            return self._store(motion, number, moved, "refresh")
+        chain.held = 0
+        window = self._turns[chain.turn % len(self._turns)]
+        chain.turn += 1
+        motion.take((window,), number)
         return Choice(action=Action.WINDOWS, reason="refresh", windows=(window,), still=~moved)
 
-    def _full(self, motion: MotionMap, reason: str) -> Choice:
-        motion.take()
-        self._stored = False
-        self._held = self._moving = self._age = 0
-        return _computed(reason)
+    def _full(self, motion: MotionMap, number: int, reason: str) -> Choice:
+        motion.take(None, number)
+        self._chains[number].whole(stored=False)
+        return Choice(action=Action.FULL, reason=reason)
 
-    def _store(self, motion: MotionMap, moved: Mask, reason: str) -> Choice:
-        motion.take()
-        self._stored = True
-        self._held = self._moving = self._age = 0
+    def _store(self, motion: MotionMap, number: int, moved: Mask, reason: str) -> Choice:
+        motion.take(None, number)
+        self._chains[number].whole(stored=True)
         return Choice(action=Action.STORE, reason=reason, still=~moved)
-
-
-def _computed(reason: str) -> Choice:
-    return Choice(action=Action.FULL, reason=reason)
 
 
 PRESETS: Mapping[str, ReuseSettings] = MappingProxyType(

@@ -16,7 +16,9 @@ _TO_DEVIATION = 1.4826  # of normally distributed values, from the median of the
 
 
 class MotionMap:
-    """Compares inputs with a reference: for each part of the picture, the input that it was last computed from.
+    """Compares inputs with references: for each part of the picture, the input that it was last computed from.
+
+    There is a reference for each *chain* of frames that take over from each other, and one for what was shown last.
 
     A latent has moved if the mean of its `factor` x `factor` pixels differs by more than `levels` in any channel, or by
     more than `noise_factor` deviations of the noise. That is estimated from the median difference (while less than half
@@ -25,7 +27,16 @@ class MotionMap:
     """
 
     def __init__(
-        self, height: int, width: int, *, factor: int, cell: int, levels: float, noise_factor: float, margin: int
+        self,
+        height: int,
+        width: int,
+        *,
+        factor: int,
+        cell: int,
+        levels: float,
+        noise_factor: float,
+        margin: int,
+        chains: int = 1,
     ) -> None:
         """height, width: of the picture, in pixels, multiples of factor x cell."""
         import cv2
@@ -35,27 +46,39 @@ class MotionMap:
         self._levels, self._noise_factor = levels, noise_factor
         self._latents = (height // factor, width // factor)
         self._means = np.zeros((*self._latents, 3), dtype=np.float32)
-        self._reference = np.zeros_like(self._means)
+        self._references = [np.zeros_like(self._means) for _ in range(chains)]
+        self._shown = self._references[0] if chains == 1 else np.zeros_like(self._means)
         self.grid: Size = (self._latents[0] // cell, self._latents[1] // cell)
 
-    def moved(self, picture: npt.NDArray[np.uint8]) -> Mask:
-        """Return which cells [rows, columns] of a picture moved; `take` then takes over parts of that picture."""
+    def moved(self, picture: npt.NDArray[np.uint8], chain: int = 0) -> Mask:
+        """Return which cells [rows, columns] of a picture moved, since its chain computed them or since another chain
+        showed them; `take` then takes over parts of that picture."""
         rows, columns = self._latents
         self._means[...] = self._resize(picture, (columns, rows))
-        difference = np.abs(self._means - self._reference)
-        noise = min(_TO_DEVIATION * float(np.median(difference)), self._levels / 2)
-        latents = difference.max(axis=2) > max(self._levels, self._noise_factor * noise)
+        moved = self._differs(self._references[chain])
+        if self._shown is not self._references[chain]:
+            moved |= self._differs(self._shown)
         rows, columns = self.grid
-        return _dilated(latents, self._margin).reshape(rows, self._cell, columns, self._cell).any(axis=(1, 3))
+        cells = _dilated(moved, self._margin).reshape(rows, self._cell, columns, self._cell)
+        return cells.any(axis=(1, 3))
 
-    def take(self, windows: tuple[Window, ...] | None = None) -> None:
+    def _differs(self, reference: npt.NDArray[np.float32]) -> Mask:
+        """Return which latents differ from a reference by more than the noise."""
+        difference = np.abs(self._means - reference)
+        noise = min(_TO_DEVIATION * float(np.median(difference)), self._levels / 2)
+        return difference.max(axis=2) > max(self._levels, self._noise_factor * noise)
+
+    def take(self, windows: tuple[Window, ...] | None = None, chain: int = 0) -> None:
         """The last picture given to `moved` is computed: in these windows, or everywhere (None)."""
+        reference = self._references[chain]
+        if self._shown is not reference:
+            self._shown[...] = self._means
         if windows is None:
-            self._reference[...] = self._means
+            reference[...] = self._means
             return
         for window in windows:
             part = tuple(slice(s.start * self._cell, s.stop * self._cell) for s in window.slices)
-            self._reference[part] = self._means[part]
+            reference[part] = self._means[part]
 
 
 def _dilated(mask: Mask, margin: int) -> Mask:

@@ -141,10 +141,12 @@ class ImageEngine(EngineBase[ImageStream]):
     @torch.inference_mode()
     def replace_runtime(self, runtime: ImageRuntime) -> None:
         """Let another backend's runtime of the same model take over, between two ticks; streams go on. Waits until the
-        ticks that have been issued are done."""
+        ticks that have been issued are done. Raises ControlError if a stream reuses as the new one cannot."""
         self.core.use_runtime(runtime)
         self._runner.timings.log_finished()
         self._runner = TickRunner(self.core)
+        for stream in self._streams.values():
+            stream.follow_runtime()
 
     def close(self) -> None:
         """Close all streams and release captured graphs."""

@@ -118,7 +118,7 @@ class ImageCore:
             self.queues,
             runtime.make_executor,
             count=runtime.lanes,
-            rows=self.max_slots + 1,
+            rows=self.max_slots,
             first_tick=self.next_tick,
         )
         self.reuse_epoch += 1
@@ -127,11 +127,6 @@ class ImageCore:
         self.prompt_keys: PromptKeys | None = None
         if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
             self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
-
-    @property
-    def reuse_row(self) -> int:
-        """What stands for the memory of reuse among the rows that `lanes` orders."""
-        return self.max_slots
 
     def reuse_obstacle(self) -> str | None:
         """Return why windows cannot be computed, as a clause; None if they can."""

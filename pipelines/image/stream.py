@@ -277,6 +277,11 @@ class ImageStream(StreamBase):
                 self._reuse.invalidate(self._active)
             self._reuse.follow(self._active)
 
+    def follow_runtime(self) -> None:
+        """Reuse as the engine's new runtime does. Raises ControlError if it cannot."""
+        self._reuse.reopen(self._controls)
+        self._reuse.invalidate(self._active)
+
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
         """Release the rows of finished slots; their pictures stay in the outputs until they are pulled, in order."""
         for slot in [s for s in self._active if s in finished]:

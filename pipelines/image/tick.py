@@ -125,15 +125,10 @@ class TickRunner:
         kept = [slot.row for slot in batch.slots if slot.step > 0]
         if new:
             layout = _layout(batch.passes.admit)
-            if layout is not None:
-                lanes.order(lane.queue, [self._core.reuse_row], tick)
             admit = partial(parts.admit, pictures, new, layout)
             lane.queue.run(partial(lane.executor.run, ("admit", pictures, new, layout), admit))
         lane.queue.record(marks.encoded)
         layout = _layout(batch.passes.denoise)
-        if any(batch.passes):
-            kept.append(self._core.reuse_row)
-            held.append(self._core.reuse_row)
         lanes.order(lane.queue, kept, tick)
         lane.queue.wait(marks.written)
         lane.queue.record(marks.stepping)

@@ -12,9 +12,9 @@ FULL, STORE, WINDOWS, HOLD = Action
 SIDE = 96  # pixels: 24 latents, 6 cells
 
 
-def frame_reuse(preset: str = "balanced", **changes: object) -> FrameReuse:
+def frame_reuse(preset: str = "balanced", chains: int = 1, **changes: object) -> FrameReuse:
     settings = replace(PRESETS[preset], margin=0, **changes)  # type: ignore[arg-type]
-    return FrameReuse(settings, SIDE, SIDE, factor=4, cell=4)
+    return FrameReuse(settings, SIDE, SIDE, factor=4, cell=4, chains=chains)
 
 
 def scene(x: int | None = None) -> np.ndarray:
@@ -109,3 +109,26 @@ def test_the_share_of_windows() -> None:
     choices: list[Choice] = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16)]
     (window,) = choices[2].windows
     assert reuse.share(choices[2].windows) == window.cells / 36
+
+
+def test_each_chain_takes_over_from_its_own_frames() -> None:
+    """Frames alternate between two chains: a square that moves on is where both of a chain's frames had it."""
+    reuse = frame_reuse(chains=2)
+    choices = [reuse.choose(scene(8 * i), can_store=True, chain=i % 2) for i in range(6)]
+    assert [choice.action for choice in choices] == [FULL, FULL, STORE, STORE, WINDOWS, WINDOWS]
+    (window,) = choices[5].windows
+    assert window.column * 16 <= 24
+    assert (window.column + window.size[1]) * 16 >= 56
+
+
+def test_a_frame_is_held_only_if_the_last_one_shown_looks_like_it() -> None:
+    """The square comes back to where the frame before the last had it, which was of the same chain."""
+    reuse = frame_reuse(chains=2, store_frames=100)
+    for i in range(6):
+        reuse.choose(scene(8 * (i % 2)), can_store=True, chain=i % 2)
+    back = [scene(0) for _ in range(3)]
+    for i, picture in enumerate(back):
+        picture[0, 0] += i + 1  # none repeats another to the bit
+    assert reuse.choose(back[0], can_store=True, chain=0).action is WINDOWS
+    assert reuse.choose(back[1], can_store=True, chain=1).action is WINDOWS  # it had the square elsewhere
+    assert reuse.choose(back[2], can_store=True, chain=0).action is HOLD

@@ -272,7 +272,7 @@ def test_reset_and_close_give_everything_back(engine: ImageEngine) -> None:
     assert works(engine)[-1] == "full"
     for stream in streams:
         stream.close()
-    assert opened(engine)._reuse._lines == (0, 2, 1)
+    assert opened(engine)._reuse._lines == (0, 1, 2, 1)
 
 
 def test_what_cannot_reuse_says_so(engine: ImageEngine) -> None:

@@ -6,6 +6,7 @@ stream's change of the whole engine, noise of its own for each frame. Independen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class StreamReuse:
         self._core = core
         self._preset = OFF
         self._frames: FrameReuse | None = None
-        self._lines: tuple[int, int, int] | None = None  # first line, steps, branches
+        self._lines: tuple[int, int, int, int] | None = None  # the first; chains, steps, branches
         self._epoch = core.reuse_epoch
         self._conditions: object = None  # of the last slot
         self._choice: Choice | None = None  # for the last slot
@@ -85,16 +86,21 @@ class StreamReuse:
         wanted = None
         if settings is not None and not settings.exact:
             extra = GUIDANCE_MODES[controls.guidance_mode].extra is not ExtraRow.NEVER
-            wanted = (controls.steps, 2 if extra else 1)
+            wanted = (self._core.lanes.count, controls.steps, 2 if extra else 1)
         self.check(controls)
         if wanted != (None if self._lines is None else self._lines[1:]):
             self._release()
             if wanted is not None:
-                self._lines = (self._core.reuse_memory().acquire(wanted[0] * wanted[1]), *wanted)
+                self._lines = (self._core.reuse_memory().acquire(math.prod(wanted)), *wanted)
         if controls.reuse != self._preset:
             self._preset = controls.reuse
             self._frames = None if settings is None else self._made()
         self.invalidate(())
+
+    def reopen(self, controls: Controls) -> None:
+        """Begin anew, with the memory of another runtime. Raises ControlError if that cannot reuse as asked."""
+        self._preset, self._frames, self._lines = OFF, None, None
+        self.configure(controls)
 
     def invalidate(self, active: Sequence[Slot]) -> None:
         """Compute the slots in flight and the next frame as a whole."""
@@ -123,7 +129,9 @@ class StreamReuse:
         if self._conditions != conditions:
             self._frames.invalidate()
         self._conditions = conditions
-        return self._count(self._frames.choose(frames[0].image, can_store=self._lines is not None))
+        chain = 0 if self._lines is None else self._core.next_tick % self._lines[1]
+        choice = self._frames.choose(frames[0].image, can_store=self._lines is not None, chain=chain)
+        return self._count(choice, chain)
 
     def close(self) -> None:
         """Return the lines."""
@@ -145,12 +153,14 @@ class StreamReuse:
             core.width,
             factor=core.codec.factor,
             cell=networks.cell,
+            chains=core.lanes.count,
             few_sizes=networks.few_sizes,
         )
 
-    def _count(self, choice: Choice) -> SlotWork:
+    def _count(self, choice: Choice, chain: int = 0) -> SlotWork:
         assert self._frames is not None
         share = {Action.HOLD: 0.0, Action.WINDOWS: self._frames.share(choice.windows)}.get(choice.action, 1.0)
         self.counts, self._choice = self.counts.with_frame(choice.action, share), choice
-        first, _, branches = self._lines or (0, 0, 1)
-        return SlotWork(action=choice.action, windows=choice.windows, first_line=first, branches=branches)
+        first, _, steps, branches = self._lines or (0, 1, 1, 1)
+        line = first + chain * steps * branches
+        return SlotWork(action=choice.action, windows=choice.windows, first_line=line, branches=branches)
