@@ -32,7 +32,10 @@ class Lora:
     def set_scale(self, scale: float) -> None: ...
 
 
-def windows_model(dtype: torch.dtype = torch.float32) -> ImageModel:
+CPU = torch.device("cpu")
+
+
+def windows_model(dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> ImageModel:
     """A random UNet of two levels, of which windows can be computed."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -48,14 +51,15 @@ def windows_model(dtype: torch.dtype = torch.float32) -> ImageModel:
         )
     schedule = stable_diffusion_schedule()
     denoiser = UNetDenoiser(
-        unet.to(dtype).eval().requires_grad_(False),
+        unet.to(device, dtype).eval().requires_grad_(False),
         schedule=schedule,
         prediction_type="epsilon",
-        device=torch.device("cpu"),
+        device=device,
         dtype=dtype,
     )
     runtime = replace(cheap_runtime(denoiser), windows=lambda: window_networks(denoiser))
-    return cheap_model(name="windows", size_px=(SIDE, SIDE), runtime=runtime, dtype=dtype, lora=Lora())
+    size = (SIDE, SIDE)
+    return cheap_model(name="windows", size_px=size, runtime=runtime, dtype=dtype, device=device, lora=Lora())
 
 
 @pytest.fixture
