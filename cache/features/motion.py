@@ -5,13 +5,12 @@ Works on arrays of integers: pictures [H, W, C] uint8. Independent of networks a
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import numpy.typing as npt
 
 from .windows import Mask, Size, Window
 
+_EVERY = 2  # rows and columns, of which the noise is estimated
 _TO_DEVIATION = 1.4826  # of normally distributed values, from the median of their magnitudes
 
 
@@ -21,9 +20,9 @@ class MotionMap:
     There is a reference for each *chain* of frames that take over from each other, and one for what was shown last.
 
     A latent has moved if the mean of its `factor` x `factor` pixels differs by more than `levels` in any channel, or by
-    more than `noise_factor` deviations of the noise. That is estimated from the median difference (while less than half
-    of the picture moves, that is what stands still) and taken for no more than `levels` / 2. A cell is `cell` x `cell`
-    latents; it has moved if a latent within `margin` latents of it has.
+    more than `noise_factor` deviations of the noise. That is estimated from the median difference in green (while less
+    than half of the picture moves, that is what stands still) and taken for no more than `levels` / 2. A cell is `cell`
+    x `cell` latents; it has moved if a latent within `margin` latents of it has.
     """
 
     def __init__(
@@ -41,32 +40,28 @@ class MotionMap:
         """height, width: of the picture, in pixels, multiples of factor x cell."""
         import cv2
 
-        self._resize = partial(cv2.resize, interpolation=cv2.INTER_AREA)
-        self._cell, self._margin = cell, margin
+        self._cv2 = cv2
+        self._cell = cell
+        self._kernel = np.ones((2 * margin + 1, 2 * margin + 1), dtype=np.uint8)
         self._levels, self._noise_factor = levels, noise_factor
-        self._latents = (height // factor, width // factor)
-        self._means = np.zeros((*self._latents, 3), dtype=np.float32)
+        rows, columns = height // factor, width // factor
+        self._size = (columns, rows)
+        self._means = np.zeros((rows, columns, 3), dtype=np.uint8)
         self._references = [np.zeros_like(self._means) for _ in range(chains)]
         self._shown = self._references[0] if chains == 1 else np.zeros_like(self._means)
-        self.grid: Size = (self._latents[0] // cell, self._latents[1] // cell)
+        self.grid: Size = (rows // cell, columns // cell)
 
     def moved(self, picture: npt.NDArray[np.uint8], chain: int = 0) -> Mask:
         """Return which cells [rows, columns] of a picture moved, since its chain computed them or since another chain
         showed them; `take` then takes over parts of that picture."""
-        rows, columns = self._latents
-        self._means[...] = self._resize(picture, (columns, rows))
+        self._cv2.resize(picture, self._size, dst=self._means, interpolation=self._cv2.INTER_AREA)
         moved = self._differs(self._references[chain])
         if self._shown is not self._references[chain]:
             moved |= self._differs(self._shown)
-        rows, columns = self.grid
-        cells = _dilated(moved, self._margin).reshape(rows, self._cell, columns, self._cell)
-        return cells.any(axis=(1, 3))
-
-    def _differs(self, reference: npt.NDArray[np.float32]) -> Mask:
-        """Return which latents differ from a reference by more than the noise."""
-        difference = np.abs(self._means - reference)
-        noise = min(_TO_DEVIATION * float(np.median(difference)), self._levels / 2)
-        return difference.max(axis=2) > max(self._levels, self._noise_factor * noise)
+        (rows, columns), cell = self.grid, self._cell
+        grown = self._cv2.dilate(moved.view(np.uint8), self._kernel)
+        down = grown.reshape(rows, cell, columns * cell).max(axis=1)
+        return down.reshape(rows, columns, cell).max(axis=2).astype(bool)
 
     def take(self, windows: tuple[Window, ...] | None = None, chain: int = 0) -> None:
         """The last picture given to `moved` is computed: in these windows, or everywhere (None)."""
@@ -80,14 +75,10 @@ class MotionMap:
             part = tuple(slice(s.start * self._cell, s.stop * self._cell) for s in window.slices)
             reference[part] = self._means[part]
 
-
-def _dilated(mask: Mask, margin: int) -> Mask:
-    """Return a mask in which every cell is set that has a set one within `margin` cells in both directions."""
-    for axis in (0, 1):
-        source, mask = mask, mask.copy()
-        for shift in range(1, margin + 1):
-            after, before = [slice(None)] * 2, [slice(None)] * 2
-            after[axis], before[axis] = slice(shift, None), slice(None, -shift)
-            mask[tuple(after)] |= source[tuple(before)]
-            mask[tuple(before)] |= source[tuple(after)]
-    return mask
+    def _differs(self, reference: npt.NDArray[np.uint8]) -> Mask:
+        """Return which latents differ from a reference by more than the noise."""
+        red, green, blue = (channel for channel in self._cv2.split(self._cv2.absdiff(self._means, reference)))
+        noise = _TO_DEVIATION * float(np.median(green[::_EVERY, ::_EVERY]))
+        threshold = max(self._levels, self._noise_factor * min(noise, self._levels / 2))
+        largest: npt.NDArray[np.uint8] = np.maximum(np.maximum(red, green), blue)
+        return largest > threshold

@@ -154,7 +154,7 @@ class StreamReuse:
             factor=core.codec.factor,
             cell=networks.cell,
             chains=core.lanes.count,
-            few_sizes=networks.few_sizes,
+            few_sizes=networks.few_sizes or core.model.device.type == "cuda",  # each size is a graph
         )
 
     def _count(self, choice: Choice, chain: int = 0) -> SlotWork:
