@@ -63,12 +63,8 @@ class Recording:
 
     def normalised(self, values: torch.Tensor, norm: nn.GroupNorm) -> torch.Tensor:
         """See `Tape`."""
-        rows, channels = values.shape[:2]
-        inner, groups = values[0, 0].numel(), norm.num_groups
-        dense = values if values.device.type == "cpu" else values.contiguous()  # all that CUDA's kernel takes
-        normalised, mean, inverse = torch.native_group_norm(
-            dense, norm.weight, norm.bias, rows, channels, inner, groups, norm.eps
-        )
+        groups, channels = norm.num_groups, values.shape[1]
+        normalised, mean, inverse = _group_norm(values, norm)
         mean, inverse = (part.repeat_interleave(channels // groups, dim=1) for part in (mean, inverse))
         gain = inverse * norm.weight
         self._scales += [gain.to(values.dtype), (norm.bias - mean * gain).to(values.dtype)]
@@ -160,6 +156,18 @@ class Replaying:
         self._tokens[level].append(own.unflatten(1, (rows, own.shape[1] // rows)))
         everything = self.kept.tokens[level][..., start : start + width].flatten(1, 2)
         return everything.scatter(1, self.places[level].unsqueeze(-1).expand_as(own), own)
+
+
+def _group_norm(values: torch.Tensor, norm: nn.GroupNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the normalised values, and the mean and the inverse deviation of each group [N, groups]."""
+    (rows, channels), groups = values.shape[:2], norm.num_groups
+    if torch.compiler.is_exporting():  # exporters know the normalisation, not what its kernel returns besides
+        deviation, mean = torch.var_mean(values.float().reshape(rows, groups, -1), dim=2, correction=0)
+        normalised = functional.group_norm(values, groups, norm.weight, norm.bias, norm.eps)
+        return normalised, mean, (deviation + norm.eps).rsqrt()
+    dense = values if values.device.type == "cpu" else values.contiguous()  # all that CUDA's kernel takes
+    inner = values[0, 0].numel()
+    return torch.native_group_norm(dense, norm.weight, norm.bias, rows, channels, inner, groups, norm.eps)
 
 
 def _level(rows: int, height: int) -> int:
