@@ -159,7 +159,7 @@ def _camera_pictures(size: Size) -> tuple[Picture, ...]:
 
 
 def camera_frame(frame: int) -> int:
-    """Which frame of the file the clip shows: it is played forwards and backwards in turn, so that its end is no cut."""
+    """Which frame of the file the clip shows: forwards and backwards in turn, so that its end is no cut."""
     there_and_back = 2 * CAMERA_FRAMES - 2
     at = frame % there_and_back
     return min(at, there_and_back - at)

@@ -1,9 +1,9 @@
 """Owns the Pareto plots of bench.cache: what each cache saves against what it costs.
 
-``python -m bench.cache_plots RESULT.json --out docs/images/cache.png``; RESULT.json: what bench.cache --json prints, whose
-`runs` are objects with `clip`, `cache`, `speed_up`, `psnr_db` (null: equal) and, for a preset, `preset`. One panel per
-clip, one marker per cache; presets are large, black and named; a line joins what nothing else beats; a dotted corner
-shows a clip's goal. Draws with OpenCV only.
+``python -m bench.cache_plots RESULT.json --out docs/images/cache.png``, where RESULT.json is what bench.cache --json
+printed: its `runs` are objects with `clip`, `cache`, `speed_up`, `psnr_db` (null: equal) and, for a preset, `preset`.
+One panel per clip, one marker per cache; presets are large, black and named; a line joins what nothing else beats; a
+dotted corner shows a clip's goal. Draws with OpenCV only.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ KEY_LINE_PX = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One cache on one clip. speed_up: times faster than uncached; psnr_db: against the uncached run, infinite if equal;
-    preset: its name on the page, or "".
+    """One cache on one clip. speed_up: uncached time over its own; psnr_db: against the uncached run, infinite if
+    equal; preset: its name on the page, or "".
     """
 
     clip: str
@@ -93,7 +93,7 @@ class Axes:
         return Axes(
             slowest=min(0.9, *speeds),
             fastest=1.05 * max(1.5, *speeds),
-            worst_db=max(LEAST_DB, 5 * math.floor(min(25.0, *decibels) / 5)),
+            worst_db=max(LEAST_DB, 10 * math.floor(min(29.0, *decibels) / 10)),
         )
 
     def at(self, speed_up: float, psnr_db: float) -> tuple[int, int]:
@@ -117,11 +117,11 @@ def draw_panel(clip: str, runs: Sequence[Run], ink: Mapping[str, Ink], goal: Goa
     shapes = {cache: MARKERS[number % len(MARKERS)] for number, cache in enumerate(ink)}
     for run in sorted(runs, key=lambda run: run.preset != ""):
         at = axes.at(run.speed_up, run.psnr_db)
+        draw_marker(panel, at, shapes[run.cache], ink[run.cache], PRESET_PX if run.preset else MARKER_PX)
         if run.preset:
-            draw_marker(panel, at, shapes[run.cache], BLACK, PRESET_PX)
-            _write(panel, run.preset, min(at[0] + 9, width - 8 * len(run.preset)), at[1] + 4, BLACK)
-        else:
-            draw_marker(panel, at, shapes[run.cache], ink[run.cache], MARKER_PX)
+            room = 8 * len(run.preset) + 9
+            left = at[0] + 9 if at[0] + room < width else at[0] - room
+            _write(panel, run.preset, left, at[1] + 4, BLACK)
     return panel
 
 
@@ -130,7 +130,7 @@ def _draw_frame(panel: np.ndarray, axes: Axes, clip: str) -> None:
     for decibels in range(int(axes.worst_db), int(EQUAL_DB) + 1, 10):
         left, y = axes.at(axes.slowest, decibels)
         cv2.line(panel, (left, y), (width - MARGIN_PX, y), (238, 238, 238), 1)
-        _write(panel, str(decibels), 12, y + 4, DARK)
+        _write(panel, str(decibels), 14, y + 4, DARK)
     one = axes.at(1.0, axes.worst_db)[0]
     cv2.line(panel, (one, MARGIN_PX), (one, height - MARGIN_PX), GREY, 1)
     cv2.rectangle(panel, (MARGIN_PX, MARGIN_PX), (width - MARGIN_PX, height - MARGIN_PX), GREY, 1)
@@ -188,11 +188,11 @@ def _write(panel: np.ndarray, text: str, left: int, base: int, colour: Ink) -> N
 
 
 def plot(runs: Sequence[Run], out: Path, *, goals: Mapping[str, Goal] = GOALS, columns: int = 3) -> None:
-    """Write a panel per clip, in the order of the runs, and the legend as one picture. Raises ValueError without runs."""
+    """Write a panel per clip, in the order of the runs, and the legend as one picture. Raises ValueError for none."""
     if not runs:
         raise ValueError("there is nothing to plot: the result has no runs")
-    ink = inks(list(dict.fromkeys(run.cache for run in runs)))
     presets = {run.cache: run.preset for run in runs if run.preset}
+    ink = inks(list(dict.fromkeys(run.cache for run in runs)), bold=list(presets))
     panels = [
         draw_panel(clip, [run for run in runs if run.clip == clip], ink, goals.get(clip))
         for clip in dict.fromkeys(run.clip for run in runs)

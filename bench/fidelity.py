@@ -52,7 +52,7 @@ class Fidelity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stability:
-    """How steady a run is, given how the input moved: bench.temporal_fidelity's measures. NaN: nothing to measure on."""
+    """How steady a run is, given how the input moved: see bench.temporal_fidelity. NaN: nothing to measure on."""
 
     warp_error: float
     flow_error_px: float

@@ -6,6 +6,7 @@ are uint8 RGB [H, W, 3]; errors are in levels of 255. Independent of caches and 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def measure_motion(inputs: Sequence[Picture], cuts: Collection[int] = ()) -> Inp
     return InputMotion(
         flow=ahead,
         visible=[visible(f, g) for f, g in zip(ahead, back, strict=True)],
-        static=[static(a, b) for a, b in zip(inputs[:-1], inputs[1:], strict=True)],
+        static=[static(a, b) for a, b in itertools.pairwise(inputs)],
         scene=[number not in cuts for number in range(1, len(inputs))],
     )
 
@@ -78,7 +79,7 @@ def flows(frames: Sequence[Picture]) -> list[Flow]:
     """Optical flow from each frame to the next: pixel p of a frame is at p + flow(p) in the next one."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    return [np.asarray(dis.calc(a, b, None), dtype=np.float32) for a, b in zip(grey[:-1], grey[1:], strict=True)]
+    return [np.asarray(dis.calc(a, b, None), dtype=np.float32) for a, b in itertools.pairwise(grey)]
 
 
 def warped(picture: npt.NDArray[np.float32], flow: Flow) -> npt.NDArray[np.float32]:
@@ -229,7 +230,7 @@ def _blocks(motion: InputMotion) -> list[tuple[int, int]]:
     edges = [0, *(number + 1 for number, same in enumerate(motion.scene) if not same), motion.frames]
     blocks = [
         (at, min(at + BLOCK_FRAMES, stop))
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
+        for start, stop in itertools.pairwise(edges)
         for at in range(start, stop, BLOCK_FRAMES)
     ]
     return [(start, stop) for start, stop in blocks if stop - start >= MIN_BLOCK_FRAMES]
