@@ -87,7 +87,7 @@ def _ssim_terms(x: Plane, y: Plane) -> tuple[Plane, Plane]:
     """(l, cs) of Wang et al. 2004, eq. 6 and 13, at every full window."""
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     mean_x, mean_y = _windowed(x), _windowed(y)
-    variances = _windowed(x * x) - mean_x * mean_x + _windowed(y * y) - mean_y * mean_y
+    variances = (_windowed(x * x) - mean_x * mean_x) + (_windowed(y * y) - mean_y * mean_y)
     covariance = _windowed(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
     return luminance, (2 * covariance + c2) / (variances + c2)

@@ -100,7 +100,7 @@ def visible(flow: Flow, back: Flow) -> Mask:
     height, width = flow.shape[:2]
     x = flow[..., 0] + np.arange(width, dtype=np.float32)
     y = flow[..., 1] + np.arange(height, dtype=np.float32)[:, None]
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
     there = warped(back, flow)
     away = np.square(flow + there).sum(-1)
     allowed = 0.01 * (np.square(flow).sum(-1) + np.square(there).sum(-1)) + 0.5

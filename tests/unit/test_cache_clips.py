@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -90,7 +91,7 @@ def test_a_talking_head_moves_only_what_it_should() -> None:
     assert eyes[48:].max() == 0
     assert head[8:60, 40:90].mean() > 5
     for part in (mouth, eyes, head):
-        assert part[100:].max() == 0, "the uniform stands still"
+        assert part[112:].max() == 0, "the uniform stands still"
         assert part[:, :10].max() == 0, "the ground stands still"
 
 
@@ -99,7 +100,7 @@ def test_a_pan_moves_by_fractions_of_a_pixel_and_fast_motion_by_tens() -> None:
     assert _shift_px(slow[0], slow[1]) == pytest.approx(0.8, abs=0.35)
     assert _shift_px(slow[0], slow[2]) == pytest.approx(1.6, abs=0.5)
     assert _shift_px(quick[0], quick[1]) > 25
-    assert _mean_change(quick[0], quick[1]) > 4 * _mean_change(slow[0], slow[1])
+    assert _mean_change(quick[0], quick[1]) > 3 * _mean_change(slow[0], slow[1])
 
 
 def test_a_window_is_resampled_exactly() -> None:
@@ -112,19 +113,21 @@ def test_a_window_is_resampled_exactly() -> None:
 
 
 @pytest.mark.parametrize("first", PANORAMAS)
-def test_a_panorama_closes_and_its_joints_are_no_worse_than_its_insides(first: int) -> None:
+def test_a_panorama_goes_around(first: int) -> None:
     ring = panorama(first)
-    steps = np.abs(np.diff(ring, axis=1, append=ring[:, :1])).mean((0, 2))
-    strip = ring.shape[1] // 5
-    joints = steps[[strip * view - 1 for view in range(1, 6)]]
-    assert joints.max() < 45
-    assert ring.shape[0] > 200
-    assert ring.shape[1] == 5 * strip
+    assert ring.shape == (210, 5 * 217, 3)
+    strips = np.split(ring, 5, axis=1)
+
+    def joint(left: int, right: int) -> float:
+        return float(np.abs(strips[left % 5][:, -1] - strips[right % 5][:, 0]).mean())
+
+    in_turn = sum(joint(view, view + 1) for view in range(5))
+    assert in_turn < min(sum(joint(view, view + skip) for view in range(5)) for skip in (2, 3, 4))
 
 
 def test_cuts_are_where_the_table_says() -> None:
     frames = clip("cuts", 38, SIZE, seed=1)
-    changes = [_mean_change(a, b) for a, b in zip(frames[:-1], frames[1:], strict=True)]
+    changes = [_mean_change(a, b) for a, b in itertools.pairwise(frames)]
     assert CLIPS["cuts"].cuts(38) == [12, 24, 36]
     found = [number for number, change in enumerate(changes, start=1) if change > 15]
     assert found == [CUT_FRAMES, 2 * CUT_FRAMES, 3 * CUT_FRAMES]
@@ -147,10 +150,10 @@ def test_a_pause_repeats_from_there_on() -> None:
 
 
 def test_the_camera_s_cuts_are_the_file_s() -> None:
-    assert (CAMERA_FRAMES, CAMERA_CUTS) == (FRAMES, (SHOTS[0].frames, SHOTS[0].frames + SHOTS[1].frames))
+    assert (FRAMES, (SHOTS[0].frames, SHOTS[0].frames + SHOTS[1].frames)) == (CAMERA_FRAMES, CAMERA_CUTS)
     assert CLIPS["camera"].cuts(290) == [54, 102, 185, 233]
     frames = clip("camera", 240, (32, 32))
-    changes = [_mean_change(a, b) for a, b in zip(frames[:-1], frames[1:], strict=True)]
+    changes = [_mean_change(a, b) for a, b in itertools.pairwise(frames)]
     assert [number for number, change in enumerate(changes, start=1) if change > 25] == [54, 102, 185, 233]
     assert CLIPS["repeats"].cuts(140) == [135], "film frame 54"
 

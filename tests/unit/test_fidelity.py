@@ -99,6 +99,8 @@ def _plain_ms_ssim(a: Picture, b: Picture, weights: tuple[float, ...]) -> float:
         structure = (2 * xy + 7.65**2) / (xx + yy + 7.65**2)
         last = scale == len(weights) - 1
         result *= np.mean(luminance * structure if last else structure) ** weight
+        even = (x.shape[0] // 2 * 2, x.shape[1] // 2 * 2)
+        x, y = (p[: even[0], : even[1]] for p in (x, y))
         x, y = ((p[::2, ::2] + p[1::2, ::2] + p[::2, 1::2] + p[1::2, 1::2]) / 4 for p in (x, y))
     return result
 
@@ -167,7 +169,7 @@ def test_gmsd_is_the_plain_computation() -> None:
 
 def test_gmsd_of_an_even_change_is_0_and_of_a_worse_one_larger() -> None:
     a = (_picture() // 2).astype(np.uint8)
-    assert gmsd(a, a + 60) == 0
+    assert gmsd(a, a + 60) < 1e-6
     assert 0 < gmsd(a, _noisy(a, 4)) < gmsd(a, _noisy(a, 16))
 
 
@@ -208,13 +210,13 @@ def test_a_moving_picture_has_no_warp_error_and_a_flickering_one_has() -> None:
 
 def test_what_is_covered_is_left_out() -> None:
     before, after = (_picture(5) for _ in range(2))
-    box = _picture(6, 32, 32)
-    before[30:62, 20:52], after[30:62, 34:66] = box, box
+    box = _picture(6, 40, 40)
+    before[30:70, 20:60], after[30:70, 28:68] = box, box
     (ahead,), (back,) = flows([before, after]), flows([after, before])
     shown = visible(ahead, back)
-    assert shown[34:58, 24:48].mean() > 0.95, "the box is seen in both"
+    assert shown[34:66, 24:56].mean() > 0.95, "the box is seen in both"
     assert shown[:20].mean() > 0.98, "the ground is seen in both"
-    assert shown[34:58, 54:64].mean() < 0.35, "the box comes to lie on this"
+    assert shown[34:62, 61:67].mean() < 0.35, "the box comes to lie on this"
     difference = np.abs(warped(after.astype(np.float32), ahead) - before).mean(-1)
     assert difference[shown].mean() < 0.5 * difference.mean()
 
@@ -347,7 +349,8 @@ def test_a_cut_is_measured_by_nothing_that_follows_motion() -> None:
     inputs = [*_moving(4, 2), *(255 - frame for frame in _moving(4, 2))]
     with_cut, without = (measure_motion(inputs, cuts) for cuts in ((4,), ()))
     assert with_cut.scene == [True, True, True, False, True, True, True]
-    assert warp_error(inputs, with_cut) < 1 <= warp_error(inputs, without)
+    assert warp_error(inputs, with_cut) < 0.8 * warp_error(inputs, without)
+    assert flicker(inputs, with_cut) < flicker(inputs, without)
 
 
 def test_holding() -> None:
