@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 
 from bench.cache_clips import CLIPS, clip
 from bench.command import bench_parser, print_runs
-from bench.fidelity import scores
+from bench.fidelity import Judge
 from bench.image_stream import describe_run
 from bench.shapes import SHAPES, build
 from cache.features.price import ReuseCounts
@@ -81,37 +82,41 @@ def measured(
     presets: Sequence[str],
     control: Mapping[str, object],
     rounds: int,
-    *,
-    judge: bool,
+    judge: Judge | None,
 ) -> list[dict[str, object]]:
-    """Return a row of figures for each preset."""
-    prepare(engine, pictures, control)
+    """Return a row of figures for each preset. judge: of this clip against its uncached run; None: speed only."""
     plain: list[Run] = []
     cached: dict[str, list[Run]] = {preset: [] for preset in presets}
     for _ in range(rounds):  # in turns, so that whatever else the machine does is shared
         plain.append(play(engine, pictures, "off", control))
         for preset in presets:
             cached[preset].append(play(engine, pictures, preset, control))
-    plain_ms = 1e3 * statistics.median(run.seconds for run in plain) / len(pictures)
     rows = []
     for preset in presets:
         runs = cached[preset]
-        ratios = [before.seconds / run.seconds for before, run in zip(plain, runs, strict=True)]
+        ratios = sorted(before.seconds / run.seconds for before, run in zip(plain, runs, strict=True))
         counts = runs[0].counts
         row: dict[str, object] = {
+            "cache": f"reuse {preset}",
             "preset": preset,
-            "speed_up": round(statistics.median(ratios), 2),
-            "speed_ups": [round(ratio, 2) for ratio in sorted(ratios)],
-            "plain_ms": round(plain_ms, 2),
-            "ms": round(1e3 * statistics.median(run.seconds for run in runs) / len(pictures), 2),
+            "speed_up": round(statistics.median(ratios), 3),
+            "speed_ups": [round(ratio, 3) for ratio in ratios],
+            "plain_ms": _frame_ms(plain, pictures),
+            "ms": _frame_ms(runs, pictures),
             "hit_rate": round(counts.hit_rate, 3),
             "computed": round(counts.computed, 3),
             "frames": {"full": counts.full, "store": counts.store, "windows": counts.windows, "hold": counts.hold},
         }
-        if judge:
-            row["fidelity"] = asdict(scores(runs[0].outputs, plain[0].outputs, pictures))
+        if judge is not None:
+            scores = judge.scores(runs[0].outputs)
+            decibels = scores.fidelity.psnr_db
+            row |= {"psnr_db": round(decibels, 2) if math.isfinite(decibels) else None, "scores": scores.record()}
         rows.append(row)
     return rows
+
+
+def _frame_ms(runs: Sequence[Run], pictures: Pictures) -> float:
+    return round(1e3 * statistics.median(run.seconds for run in runs) / len(pictures), 2)
 
 
 def made_engine(args: argparse.Namespace) -> ImageEngine:
@@ -143,11 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     control: dict[str, object] = {"prompt": _PROMPT, "strength": 0.5}
     if args.steps or args.shape:
         control["steps"] = args.steps or 1
-    runs = []
+    runs: list[dict[str, object]] = []
     for name in args.clips:
         pictures = clip(name, frames=args.frames, size=(engine.core.width, engine.core.height), seed=0)
-        for row in measured(engine, pictures, args.presets, control, args.rounds, judge=not args.shape):
-            runs.append({"clip": name, **row})
+        prepare(engine, pictures, control)
+        judge = None
+        if not args.shape:
+            reference = play(engine, pictures, "off", control).outputs
+            judge = Judge(pictures, reference, cuts=CLIPS[name].cuts(args.frames))
+        runs += [{"clip": name, **row} for row in measured(engine, pictures, args.presets, control, args.rounds, judge)]
         gc.collect()
     figures = describe_run(engine.core.model, "cache") | {"frames": args.frames, "rounds": args.rounds, "runs": runs}
     print_runs(figures, one_line=args.json)
