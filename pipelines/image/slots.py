@@ -46,6 +46,11 @@ class Birth:
         return self.frames[0] is not None
 
     @property
+    def is_multistep(self) -> bool:
+        """Whether a step also uses the denoised latents of the step before."""
+        return any(step.w_last for step in self.plan)
+
+    @property
     def for_conditioners(self) -> NewSlot:
         """The slot as conditioners see it."""
         return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))

@@ -26,13 +26,7 @@ from .lanes import Lanes
 from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
 from .parts import decode_part, denoise_part, encode_part
 from .prompt_keys import PromptKeys, can_project
-
-
-def max_steps() -> int:
-    """Return the maximum number of steps of a slot, from the control table."""
-    maximum = Controls.steps.maximum
-    assert maximum is not None
-    return int(maximum)
+from .steps import FEW_STEPS
 
 
 class ImageCore:
@@ -131,7 +125,8 @@ class ImageCore:
         own = {
             "latents": RingField(shape=latents, dtype=self.work_dtype),
             "stock": RingField(shape=latents, dtype=self.work_dtype),
-            "noise": RingField(shape=(max_steps(), *latents), dtype=self.work_dtype),
+            "noise": RingField(shape=(FEW_STEPS, *latents), dtype=self.work_dtype),
+            "denoised": RingField(shape=latents, dtype=self.work_dtype),
         }
         conditioned = all_fields(self.conditioners)
         assert own.keys().isdisjoint(conditioned), conditioned.keys()

@@ -25,11 +25,10 @@ from .controls import checked_controls
 from .guidance import GUIDANCE_MODES
 from .noise import NoiseSource
 from .safety import SafetyStage
-from .schedule import timesteps
 from .similarity import SimilarityFilter
 from .slots import Birth, Slot, birth_record
-from .state import ImageCore, max_steps
-from .steps import STEP_FUNCTIONS, plan
+from .state import ImageCore
+from .steps import FEW_STEPS, STEP_FUNCTIONS, plan, slot_timesteps
 
 
 class ImageStream(StreamBase):
@@ -56,7 +55,7 @@ class ImageStream(StreamBase):
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
-        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, FEW_STEPS)
         core.set_engine_controls(control)  # the last call that may fail
         self._active: list[Slot] = []
         self._pending: list[Frame | None] = []
@@ -184,7 +183,7 @@ class ImageStream(StreamBase):
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
         strength = 1.0 if prompt_only else controls.strength
-        steps = timesteps(core.model.schedule, controls.steps, strength)
+        steps, function = slot_timesteps(core.model.schedule, controls, strength), STEP_FUNCTIONS[controls.step_function]
         birth = Birth(
             stream=self._number,
             number=self._slots,
@@ -193,10 +192,10 @@ class ImageStream(StreamBase):
             controls=controls,
             strength=strength,
             guidance=GUIDANCE_MODES[controls.guidance_mode],
-            plan=plan(STEP_FUNCTIONS[controls.step_function], core.model.schedule, steps),
+            plan=plan(function, core.model.schedule, steps),
             noise=self._noise.draw(
                 controls.seed,
-                len(steps),
+                function.noises(len(steps)),
                 slot=None if controls.seed_lock else self._slots,
                 walk_deg=controls.noise_walk_deg if prompt_only else None,
             ),

@@ -17,16 +17,18 @@ from pipelines.core.transfers import Uploads
 from .denoise import FloatRow, IntRow
 from .guidance import ExtraRow
 from .slots import Slot
-from .state import ImageCore, max_steps
+from .state import ImageCore
+from .steps import FEW_STEPS
 
-_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next", "w_last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TickBatch:
     """Who takes part in a tick. slots: in batch order, with the guidance scale and delta of each. new: those admitted
     in it, the first `pictures` of them with pictures. finished: those that end in it. extra: columns of the slots that
-    are also evaluated with their negative prompt.
+    are also evaluated with their negative prompt. use_stock, use_last: whether any slot needs its stock noise, or the
+    denoised latents of its last step.
     """
 
     slots: Sequence[Slot]
@@ -37,6 +39,7 @@ class TickBatch:
     finished: Sequence[Slot]
     extra: Sequence[int]
     use_stock: bool
+    use_last: bool
 
     @classmethod
     def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> TickBatch:
@@ -52,6 +55,7 @@ class TickBatch:
             finished=[s for s in slots if s.is_last_step],
             extra=[i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])],
             use_stock=any(s.birth.guidance.uses_stock for s in slots),
+            use_last=any(s.birth.is_multistep for s in slots),
         )
 
 
@@ -69,7 +73,7 @@ class TickTables:
                 **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self.with_columns},
             },
             {
-                "noise": ((slots, max_steps(), frames, *core.latent_shape), core.work_dtype),
+                "noise": ((slots, FEW_STEPS, frames, *core.latent_shape), core.work_dtype),
                 "pictures": ((slots, frames, core.height, core.width, 3), torch.uint8),
             },
             core.model.device,
@@ -104,7 +108,7 @@ class TickTables:
     def array_copies(self, batch: TickBatch) -> list[Callable[[], None]]:
         """Return the calls that send noise and pictures of the new slots."""
         noise = [
-            self._uploads.array_copy("noise", index, slice(len(slot.birth.plan)))
+            self._uploads.array_copy("noise", index, slice(slot.birth.noise.fields))
             for index, slot in enumerate(batch.new)
         ]
         return [*noise, self._uploads.array_copy("pictures", slice(batch.pictures))] if batch.pictures else noise
@@ -135,8 +139,8 @@ class TickTables:
         uploads.table("ints")[IntRow.ENTRY_ROW, index] = slot.row
         noise = uploads.host("noise")[index]
         noise[0] = birth.noise.entry
-        if len(birth.plan) > 1:
-            noise[1 : len(birth.plan)] = birth.noise.later
+        if birth.noise.fields > 1:
+            noise[1 : birth.noise.fields] = birth.noise.later
         if birth.has_picture:
             pictures = uploads.host("pictures")[index].numpy()
             for place, frame in enumerate(birth.frames):
@@ -161,8 +165,9 @@ def _floats_of(slot: Slot, scale: float, delta: float) -> list[float]:
 
 def _ints_of(slot: Slot, column: int) -> list[int]:
     """Return a slot's column of the integer table, up to `IntRow.EXTRA`."""
-    # The last step adds no noise, so any cell of its own row will do.
-    noise = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
+    # Where a step adds no noise, as the last one never does, any cell of its own row will do.
+    following = slot.step + 1
+    noise = slot.row * FEW_STEPS + (following if following < slot.birth.noise.fields else 0)
     return [slot.row, 2 * slot.row, slot.birth.plan[slot.step].timestep, slot.step, noise, column]
 
 

@@ -68,7 +68,7 @@ class TickRunner:
     def rehearse(self, slots: int) -> None:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
         parts, lane = self._parts[0], self._lanes.lanes[0]
-        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False), partial(parts.finish, 1)):
+        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False, False), partial(parts.finish, 1)):
             lane.queue.run(work)
         self._lanes.settle()
 
@@ -129,8 +129,8 @@ class TickRunner:
         lane.queue.wait(marks.written)
         lane.queue.record(marks.stepping)
         lanes.use(held, tick)
-        key = ("denoise", rows, extra, batch.use_stock)
-        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, rows, extra, batch.use_stock)))
+        shape = (rows, extra, batch.use_stock, batch.use_last)
+        lane.queue.run(partial(lane.executor.run, ("denoise", *shape), partial(parts.denoise, *shape)))
         lane.queue.record(marks.stepped)
 
     def _finish(self, batch: TickBatch, lane: Lane, marks: TickMarks, tick: int) -> None:

@@ -56,9 +56,9 @@ class TickParts:
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
-    def denoise(self, rows: int, extra: int, use_stock: bool) -> None:
+    def denoise(self, rows: int, extra: int, use_stock: bool, use_last: bool) -> None:
         """See `DenoiseBatch.run`."""
-        self._batch.run(rows, extra, use_stock)
+        self._batch.run(rows, extra, use_stock, use_last)
 
     def finish(self, finished: int) -> None:
         """Decode the finished slots to pictures [finished F, H, W, 3] uint8."""
