@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.schedulers import scheduling_dpmsolver_multistep
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
@@ -26,6 +28,13 @@ OURS = {"ddim": DDIMScheduler, "dpmpp": DPMSolverMultistepScheduler}
 COUNTS = [(20, 1.0), (25, 1.0), (50, 1.0), (10, 0.5), (20, 0.8), (5, 0.1), (1, 1.0), (2, 1.0)]
 """(steps, strength), for which steps / strength divides 1000: elsewhere DDIMScheduler takes its next timestep to be
 t - floor(1000 / steps), which is not the one that it visits."""
+
+
+@pytest.fixture(autouse=True)
+def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let DPMSolverMultistepScheduler, which rounds latents to float32, keep them as they are."""
+    patched = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+    monkeypatch.setattr(scheduling_dpmsolver_multistep, "torch", patched)
 
 
 def scheduler_at(name: str, prediction: str, steps: int, strength: float) -> tuple[Any, list[int]]:
