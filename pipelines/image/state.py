@@ -26,6 +26,8 @@ from .lanes import Lanes
 from .model import Denoiser, ImageModel, ImageRuntime, LatentCodec
 from .parts import decode_part, denoise_part, encode_part
 from .prompt_keys import PromptKeys, can_project
+from .step_caches import StepCache, step_cache
+from .step_reuse import StepReuse
 from .steps import FEW_STEPS
 
 
@@ -33,7 +35,7 @@ class ImageCore:
     """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`.
 
     runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
-    prompt_keys: projected prompts, where the runtime takes them.
+    prompt_keys: projected prompts, where the runtime takes them. reuse: caching across steps, if it was asked for.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class ImageCore:
         tick_log: TickLog | None,
         work_dtype: torch.dtype,
         conditioners: Sequence[ConditionerFactory],
+        cache: str | StepCache = "",
     ) -> None:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
@@ -61,6 +64,7 @@ class ImageCore:
         self.next_tick = 0
         self.lora_scale = Controls.lora_scale.default
         self.conditioners = make_conditioners(conditioners, self._parts())
+        self._step_cache = step_cache(cache)
         self.ring = Ring(max_slots, self._fields(), model.device)
         self._use(model.runtime)
 
@@ -104,10 +108,24 @@ class ImageCore:
             rows=self.max_slots,
             first_tick=self.next_tick,
         )
+        self.reuse = self._make_reuse(self._step_cache)
         self._prompt_executor = runtime.make_executor()
         self.prompt_keys: PromptKeys | None = None
         if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
             self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
+
+    def _make_reuse(self, cache: StepCache | None) -> StepReuse | None:
+        if cache is None:
+            return None
+        return StepReuse(
+            cache,
+            self.model,
+            self.denoiser,
+            capacity=self.max_slots,
+            frames=self.frames_per_slot,
+            latent_shape=self.latent_shape,
+            dtype=self.work_dtype,
+        )
 
     def _parts(self) -> EngineParts:
         return EngineParts(

@@ -1,4 +1,4 @@
-"""Owns what a tick uploads: which slots take part in it, and the tables that tell the device what to do with each.
+"""Owns what a tick uploads: the tables that tell the device what to do with each slot, noise and pictures.
 
 Independent of queues and of the arithmetic that reads the tables (pipelines/image/denoise.py).
 """
@@ -6,7 +6,6 @@ Independent of queues and of the arithmetic that reads the tables (pipelines/ima
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,45 +17,11 @@ from .denoise import FloatRow, IntRow
 from .guidance import ExtraRow
 from .slots import Slot
 from .state import ImageCore
+from .step_plan import ReusePlan
 from .steps import FEW_STEPS
+from .tick_batch import TickBatch
 
 _PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next", "w_last")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TickBatch:
-    """Who takes part in a tick. slots: in batch order, with the guidance scale and delta of each. new: those admitted
-    in it, the first `pictures` of them with pictures. finished: those that end in it. extra: columns of the slots that
-    are also evaluated with their negative prompt. use_stock, use_last: whether any slot needs its stock noise, or the
-    denoised latents of its last step.
-    """
-
-    slots: Sequence[Slot]
-    scales: Sequence[float]
-    deltas: Sequence[float]
-    new: Sequence[Slot]
-    pictures: int
-    finished: Sequence[Slot]
-    extra: Sequence[int]
-    use_stock: bool
-    use_last: bool
-
-    @classmethod
-    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> TickBatch:
-        """Sort out the slots of a tick."""
-        new = [s for s in slots if s.step == 0]
-        pictures = [s for s in new if s.birth.has_picture]
-        return cls(
-            slots=slots,
-            scales=scales,
-            deltas=deltas,
-            new=[*pictures, *(s for s in new if not s.birth.has_picture)],
-            pictures=len(pictures),
-            finished=[s for s in slots if s.is_last_step],
-            extra=[i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])],
-            use_stock=any(s.birth.guidance.uses_stock for s in slots),
-            use_last=any(s.birth.is_multistep for s in slots),
-        )
 
 
 class TickTables:
@@ -71,6 +36,7 @@ class TickTables:
                 "floats": ((len(FloatRow), 2 * slots), core.work_dtype),
                 "ints": ((len(IntRow), 2 * slots), torch.int64),
                 **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self.with_columns},
+                **_reuse_tables(core),
             },
             {
                 "noise": ((slots, FEW_STEPS, frames, *core.latent_shape), core.work_dtype),
@@ -84,12 +50,17 @@ class TickTables:
             device(name) for name in ("floats", "ints", "noise", "pictures")
         )
 
+    def reuse(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the two tables of the engine's step cache, on the device."""
+        return self._uploads.device("reuse ints"), self._uploads.device("reuse floats")
+
     def columns(self) -> Mapping[str, torch.Tensor]:
         """Return the tables of the conditioners that have columns, by name, on the device."""
         return {c.name: self._uploads.device(_columns_of(c)) for c in self.with_columns}
 
-    def fill(self, batch: TickBatch, finished: Sequence[int]) -> None:
-        """Fill the host buffers. finished: of each slot that ends, the column of the batch in which it was stepped."""
+    def fill(self, batch: TickBatch, finished: Sequence[int], reuse: ReusePlan | None = None) -> None:
+        """Fill the host buffers. finished: of each slot that ends, the column of the batch in which it was stepped.
+        reuse: what the step cache has planned, if the engine has one."""
         self._uploads.begin()
         self._fill_columns(batch)
         ints = self._uploads.table("ints")
@@ -100,6 +71,8 @@ class TickTables:
         for conditioner in self.with_columns:
             table = self._uploads.table(_columns_of(conditioner))
             table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
+        if reuse is not None:
+            reuse.fill(self._uploads.table("reuse ints"), self._uploads.table("reuse floats"))
 
     def tables_copy(self) -> Callable[[], None]:
         """Return the call that sends what `fill` wrote to the tables."""
@@ -169,6 +142,14 @@ def _ints_of(slot: Slot, column: int) -> list[int]:
     following = slot.step + 1
     noise = slot.row * FEW_STEPS + (following if following < slot.birth.noise.fields else 0)
     return [slot.row, 2 * slot.row, slot.birth.plan[slot.step].timestep, slot.step, noise, column]
+
+
+def _reuse_tables(core: ImageCore) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shapes and dtypes of the tables of the engine's step cache, if it has one."""
+    if core.reuse is None:
+        return {}
+    rows, entries = core.reuse.planner.rows, 2 * core.max_slots
+    return {"reuse ints": ((rows.ints, entries), torch.int64), "reuse floats": ((rows.floats, entries), core.work_dtype)}
 
 
 def _columns_of(conditioner: Conditioner) -> str:

@@ -7,6 +7,7 @@ Independent of which slots take part and of what runs beside them: pipelines/ima
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -14,7 +15,9 @@ from .denoise import DenoiseBatch, FloatRow, IntRow
 from .prompt_keys import EMBEDS
 from .slots import Slot
 from .state import ImageCore
+from .step_plan import ReusePlan, all_full
 from .tables import TickTables
+from .tick_batch import TickBatch
 
 _ENTRY_AXES = (1, 1, 1, 1)
 
@@ -30,9 +33,10 @@ class TickParts:
         self._decoded = torch.zeros(
             (core.max_slots * frames, core.height, core.width, 3), dtype=torch.uint8, device=device
         )
+        self._reuse = None if core.reuse is None else core.reuse.lane(*self.tables.reuse())
         self._batch = DenoiseBatch(
             core.ring,
-            core.denoiser,
+            core.denoiser if self._reuse is None else self._reuse,
             self.tables.floats,
             self.tables.ints,
             conditioners=core.conditioners,
@@ -40,6 +44,19 @@ class TickParts:
             time_ids=core.time_ids(),
             instead={} if core.prompt_keys is None else {EMBEDS: core.prompt_keys.cells},
         )
+
+    def plan(self, batch: TickBatch, tick: int) -> ReusePlan | None:
+        """Let the step cache, if the engine has one, plan a tick of this lane."""
+        core = self._core
+        if core.reuse is None or self._reuse is None:
+            return None
+        wait = partial(core.lanes.wait_for_row, tick=tick)
+        return core.reuse.plan(batch, self._reuse, epoch=core.lora_scale, wait=wait)
+
+    def rehearse(self, slots: int) -> None:
+        """Make the tables those of a tick with so many slots on unused rows."""
+        if self._reuse is not None:
+            self._reuse.use(all_full(slots))
 
     def admit(self, pictures: int, new: int) -> None:
         """Write the entry latents a z + b n of the slots that are new in this tick (n alone where prompt-only)."""

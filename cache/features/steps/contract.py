@@ -38,9 +38,22 @@ class Gate(Protocol):
         ...
 
     def observe(self, distance: float) -> None:
-        """Take the distance measured in the step of the last `action`: of its signal from the one that the gate
-        compares with (`anchored`), relative to it."""
+        """Take the distance measured in the step of the last `action`: of its signal from that of an earlier step."""
         ...
+
+
+class Scheduled:
+    """A schedule as a `Gate`. Measures nothing."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = check_schedule(schedule)
+
+    def action(self, step: int) -> Action:
+        """See `Gate`."""
+        return self._schedule[step]
+
+    def observe(self, distance: float) -> None:
+        """See `Gate`."""
 
 
 class Extrapolation(Protocol):
