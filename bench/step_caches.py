@@ -2,8 +2,8 @@
 
 ``python -m bench.step_caches --json`` renders pictures from prompts and photographs with each cache of
 pipelines/image/step_caches.py, prints how many times faster the UNet and the whole render are, and the PSNR. Renders of
-fewer steps without a cache stand beside them: what a cache has to beat. ``--calibrate`` measures the step profile of the
-bundled model and writes it beside its weights.
+fewer steps without a cache stand beside them: what a cache has to beat. ``--calibrate`` measures the step profile of
+the bundled model and writes it beside its weights.
 """
 
 from __future__ import annotations

@@ -135,7 +135,12 @@ def step_weights(bench: Bench, x: torch.Tensor, table: RouterTable) -> list[floa
 
 
 def train_epoch(
-    bench: Bench, x: torch.Tensor, router: torch.Tensor, optimiser: torch.optim.Optimizer, weights: Sequence[float], beta: float
+    bench: Bench,
+    x: torch.Tensor,
+    router: torch.Tensor,
+    optimiser: torch.optim.Optimizer,
+    weights: Sequence[float],
+    beta: float,
 ) -> None:
     """One trajectory along the routed outputs; one update from all its steps."""
     probabilities, errors = torch.sigmoid(router), []

@@ -54,13 +54,13 @@ class PartialValues:
 class ControlRow(Generic[T]):
     """One row, a descriptor: a class gives the row itself, `Controls` its value, `Control` its value or None.
 
-    minimum, maximum: inclusive, for kinds float and int; for kind prompts, of each weight. slider_maximum: where sliders
-    and faders end, if the maximum is more than a live stream needs. choices: for kind choice.
-    propagation: when a change takes effect (a slot of a video model is a chunk). cut_propagation: the class that
-    applies instead while `prompt_change` is "cut" or "flush". engines: the kinds of engine that it applies to. section:
-    where it is on the page; "stage": on the stage itself, "": nowhere. momentary: it requests something once and resets
-    itself to its default, so it is not passed on to a new stream. scope: whether it applies to one stream or to all
-    streams of an engine.
+    minimum, maximum: inclusive, for kinds float and int; for kind prompts, of each weight. slider_maximum: where
+    sliders and faders end, if the maximum is more than a live stream needs. choices: for kind choice. propagation: when
+    a change takes effect (a slot of a video model is a chunk). cut_propagation: the class that applies instead while
+    `prompt_change` is "cut" or "flush". engines: the kinds of engine that it applies to. section: where it is on the
+    page; "stage": on the stage itself, "": nowhere. momentary: it requests something once and resets itself to its
+    default, so it is not passed on to a new stream. scope: whether it applies to one stream or to all streams of an
+    engine.
     """
 
     kind: ControlKind

@@ -103,9 +103,9 @@ class LoaderOptions:
     image model denoises together. max_slots: rows of the ring, 1 to 64, which all streams of an image engine share.
     backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
     space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
-    safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an image
-    model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none.
-    Raises ControlError or InputError for a value out of range or of the wrong type.
+    safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an
+    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. Raises ControlError or InputError
+    for a value out of range or of the wrong type.
     """
 
     device: str = "auto"

@@ -125,7 +125,8 @@ def second_order(x_hat: torch.Tensor, x_last: torch.Tensor, terms: StepTerms) ->
 def next_stock(
     stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, bend: torch.Tensor | None, terms: StepTerms
 ) -> torch.Tensor:
-    """s' = (w_noise n + w_eps eps + bend) / b' + (a' / b') P(b s): the noise that explains X' as a noising of the input.
+    """s' = (w_noise n + w_eps eps + bend) / b' + (a' / b') P(b s): the noise that explains X' as a noising of the
+    input.
 
     For LCM and turbo this is s' = n + (a' / b') P(b s), Kodaira et al. 2023, section 3.2.
     """

@@ -18,7 +18,8 @@ _QUARTER_DEG = 90.0
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlotNoise:
     """entry: [F or 1, C, h, w], the noise that a slot starts from. later: [steps - 1, F or 1, C, h, w], the noise of
-    each following step; [0, ...] where steps add none. float32 on the CPU; an axis of size 1 is shared by all frames of the slot."""
+    each following step; [0, ...] where steps add none. float32 on the CPU; an axis of size 1 is shared by all frames of
+    the slot."""
 
     entry: torch.Tensor
     later: torch.Tensor

@@ -1,11 +1,11 @@
 """Owns a UNet cut at a branch: the whole network, which also returns the deep feature there, and a shallow one, which
 runs only the levels above and takes the deep feature as an input. Both read the parameters of the one network.
 
-A UNet's down path leaves M skips, and each of the M resnets of its up path takes one, the deepest skip first. *Branch* b,
-1 to M - 1, cuts where the last b resnets of the up path remain: above it lie the first b skips (the first convolution
-and b - 1 layers of the down path) and those b resnets, below it everything else. Branch 1 is the cheapest (DeepCache, Ma
-et al. 2023). With a fresh feature the shallow network gives what the whole one gives, to the bit. Independent of which
-rows run which form, and of rings.
+A UNet's down path leaves M skips, and each of the M resnets of its up path takes one, the deepest skip first. *Branch*
+b, 1 to M - 1, cuts where the last b resnets of the up path remain: above it lie the first b skips (the first
+convolution and b - 1 layers of the down path) and those b resnets, below it everything else. Branch 1 is the cheapest
+(DeepCache, Ma et al. 2023). With a fresh feature the shallow network gives what the whole one gives, to the bit.
+Independent of which rows run which form, and of rings.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ class BranchedUNet(nn.Module):
         deep = self._climb(hidden, skips, context, range(deepest))
         return self._head(self._climb(deep, skips, context, range(deepest, len(self._up)))), deep
 
-    def shallow(
-        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, **inputs: Any
-    ) -> torch.Tensor:
+    def shallow(self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Return the network's output [N, C, h, w] with `deep` in place of what lies below the branch."""
         context = self._context(sample, timestep, **inputs)
         skips = self._skips(sample, context, self.branch - 1)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -26,8 +27,8 @@ from .step_profile import Pair, StepProfile
 
 
 class Quantity(Enum):
-    """The form in which a network's output is cached. VELOCITY: a eps - b x0, which changes least from step to step on a
-    schedule whose angle grows evenly; NOISE: eps; CLEAN: x0."""
+    """The form in which a network's output is cached. VELOCITY: a eps - b x0, which changes least from step to step on
+    a schedule whose angle grows evenly; NOISE: eps; CLEAN: x0."""
 
     VELOCITY = "velocity"
     NOISE = "noise"
@@ -54,8 +55,8 @@ Start: TypeAlias = Callable[[tuple[int, ...], StepProfile | None], SlotCache]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCache:
     """One cache. name: in the table. help: for the command line. branch: of the shallow network (see shallow_unet.py);
-    0: it has none. output: whether the network's output is cached too, in the form `quantity`. extrapolation: of what is
-    cached. measures: whether the relative change of each slot's latents is measured for its gate.
+    0: it has none. output: whether the network's output is cached too, in the form `quantity`. extrapolation: of what
+    is cached. measures: whether the relative change of each slot's latents is measured for its gate.
     """
 
     name: str
@@ -82,7 +83,7 @@ def magnitudes(
     """MagCache: the ratios between the slot's steps are products of the calibrated ones."""
     assert profile is not None
     levels = [math.prod(profile.ratios[: profile.nearest(t) + 1]) for t in times]
-    ratios = (1.0, *(now / before for before, now in zip(levels[:-1], levels[1:], strict=True)))
+    ratios = (1.0, *(now / before for before, now in pairwise(levels)))
     schedule = magnitude_schedule(ratios, threshold=threshold, most=most, retention=retention)
     return SlotCache(gate=Scheduled(schedule))
 
@@ -92,9 +93,7 @@ def accumulated(
 ) -> SlotCache:
     """TeaCache, with the polynomial of the profile."""
     assert profile is not None
-    gate = AccumulatedGate(
-        steps=len(times), threshold=threshold, polynomial=profile.polynomial, first=first, last=last
-    )
+    gate = AccumulatedGate(steps=len(times), threshold=threshold, polynomial=profile.polynomial, first=first, last=last)
     return SlotCache(gate=gate)
 
 

@@ -1,5 +1,5 @@
-"""Owns what a step cache decides on the host before a tick: which entries of the batch compute, run shallow or reuse, and
-where in the history each reads and writes.
+"""Owns what a step cache decides on the host before a tick: which entries of the batch compute, run shallow or reuse,
+and where in the history each reads and writes.
 
 Slots of one tick are at different steps, so a batch splits into three groups. A slot whose controls have changed since
 its last step computes, and forgets what it had. Independent of tensors but for the tables that it fills.
@@ -66,7 +66,8 @@ class TableRows:
 
 @dataclass(slots=True)
 class _Kept:
-    """The history of one cached tensor of a slot: timesteps of what is kept, newest first, and how many were written."""
+    """The history of one cached tensor of a slot: timesteps of what is kept, newest first, and how many were
+    written."""
 
     depth: int
     times: list[int] = field(default_factory=list)

@@ -23,8 +23,8 @@ FORMAT = "zoetrope-step-profile/1"
 class Pair:
     """What reusing the output of one calibrated step at a later one costs, and the corrections that fit best.
 
-    change: mean |difference|. error: the same relative to the later output. a, b: by channel, least squares. factor: one
-    for all channels; bias: by channel, what is left then.
+    change: mean |difference|. error: the same relative to the later output. a, b: by channel, least squares. factor:
+    one for all channels; bias: by channel, what is left then.
     """
 
     change: float
@@ -38,9 +38,10 @@ class Pair:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProfile:
     """model: its name. weights: SHA-256 of the denoiser's weight files. made: the command. timesteps: the calibrated
-    steps, noisiest first. pairs: [T][gaps], pairs[i][g] of step i with step i - 1 - g, as many as there are. ratios: [T],
-    magnitudes of neighbouring outputs. polynomial: from relative changes of latents to those of outputs, highest power
-    first. router: [T][2], whether the output, and the feature below `router_branch`, are computed; empty: not trained.
+    steps, noisiest first. pairs: [T][gaps], pairs[i][g] of step i with step i - 1 - g, as many as there are. ratios:
+    [T], magnitudes of neighbouring outputs. polynomial: from relative changes of latents to those of outputs, highest
+    power first. router: [T][2], whether the output, and the feature below `router_branch`, are computed; empty: not
+    trained.
     """
 
     model: str
@@ -58,8 +59,8 @@ class StepProfile:
         return min(range(len(self.timesteps)), key=lambda k: abs(self.timesteps[k] - timestep))
 
     def pair(self, timestep: int, cached: int) -> Pair | None:
-        """Return the calibrated pair nearest to (step, step whose output is reused), given as timesteps; None where both
-        are nearest to the same step. The longest gap stands in for longer ones."""
+        """Return the calibrated pair nearest to (step, step whose output is reused), given as timesteps; None where
+        both are nearest to the same step. The longest gap stands in for longer ones."""
         now, then = self.nearest(timestep), self.nearest(cached)
         own = self.pairs[now]
         return own[min(now - then, len(own)) - 1] if now > then else None

@@ -112,7 +112,8 @@ class TcdStep(StepFunction):
 
 
 class DdimStep(StepFunction):
-    """Denoising diffusion implicit models (Song et al. 2021, equation 12 with sigma = 0): back to x0, then along eps."""
+    """Denoising diffusion implicit models (Song et al. 2021, equation 12 with sigma = 0): back to x0, then along
+    eps."""
 
     most_steps = MANY_STEPS
     fresh_noise = False

@@ -183,7 +183,10 @@ class ImageStream(StreamBase):
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
         strength = 1.0 if prompt_only else controls.strength
-        steps, function = slot_timesteps(core.model.schedule, controls, strength), STEP_FUNCTIONS[controls.step_function]
+        steps, function = (
+            slot_timesteps(core.model.schedule, controls, strength),
+            STEP_FUNCTIONS[controls.step_function],
+        )
         birth = Birth(
             stream=self._number,
             number=self._slots,

@@ -149,7 +149,10 @@ def _reuse_tables(core: ImageCore) -> dict[str, tuple[tuple[int, ...], torch.dty
     if core.reuse is None:
         return {}
     rows, entries = core.reuse.planner.rows, 2 * core.max_slots
-    return {"reuse ints": ((rows.ints, entries), torch.int64), "reuse floats": ((rows.floats, entries), core.work_dtype)}
+    return {
+        "reuse ints": ((rows.ints, entries), torch.int64),
+        "reuse floats": ((rows.floats, entries), core.work_dtype),
+    }
 
 
 def _columns_of(conditioner: Conditioner) -> str:

@@ -70,7 +70,11 @@ class TickRunner:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
         parts, lane = self._parts[0], self._lanes.lanes[0]
         parts.rehearse(slots)
-        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False, False), partial(parts.finish, 1)):
+        for work in (
+            partial(parts.admit, 1, 1),
+            partial(parts.denoise, slots, 0, False, False),
+            partial(parts.finish, 1),
+        ):
             lane.queue.run(work)
         self._lanes.settle()
 

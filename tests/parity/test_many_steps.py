@@ -145,7 +145,8 @@ def test_stock_noise_explains_the_latents(monkeypatch: pytest.MonkeyPatch) -> No
     trace = observer.traces[0, 0]
     image = torch.from_numpy(picture.image).permute(2, 0, 1)[None].double() / 127.5 - 1
     z, config = engine.core.codec.encode(image), ScheduleConfig(alphas_cumprod=CONFIG.alphas_cumprod)
-    for k, x, s in zip(plan(STEP_FUNCTIONS["dpmpp"], config, tuple(trace.timesteps))[:-1], trace.latents, trace.stock):
+    steps = plan(STEP_FUNCTIONS["dpmpp"], config, tuple(trace.timesteps))
+    for k, x, s in zip(steps[:-1], trace.latents[:-1], trace.stock[:-1], strict=True):
         torch.testing.assert_close(x, k.a_next * z + s / k.inverse_b_next, rtol=1e-9, atol=1e-9)
 
 

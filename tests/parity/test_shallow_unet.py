@@ -1,4 +1,5 @@
-"""A UNet cut at any branch equals the whole one where the deep feature is fresh, to the bit; so do its exported parts."""
+"""A UNet cut at any branch equals the whole one where the deep feature is fresh, to the bit; so do its exported
+parts."""
 
 from __future__ import annotations
 
@@ -38,7 +39,11 @@ def unet(layers: int = 2, **options: Any) -> UNet2DConditionModel:
 
 def inputs(size: tuple[int, int] = (8, 8)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, 4, *size, generator=generator), torch.tensor([499, 20]), torch.randn(2, 3, 16, generator=generator)
+    return (
+        torch.randn(2, 4, *size, generator=generator),
+        torch.tensor([499, 20]),
+        torch.randn(2, 3, 16, generator=generator),
+    )
 
 
 @torch.no_grad()
@@ -59,7 +64,9 @@ def test_both_forms_equal_the_network_at_every_branch(layers: int, size: tuple[i
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"mid_block_type": None}, {"time_embedding_act_fn": "silu"}, {"encoder_hid_dim": 16}])
+@pytest.mark.parametrize(
+    "options", [{"mid_block_type": None}, {"time_embedding_act_fn": "silu"}, {"encoder_hid_dim": 16}]
+)
 def test_other_networks(options: dict[str, Any]) -> None:
     network, (x, t, text) = unet(1, **options), inputs()
     out, deep = (cut := BranchedUNet(network, 2)).full(x, t, encoder_hidden_states=text)

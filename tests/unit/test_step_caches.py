@@ -42,7 +42,8 @@ def test_contract() -> None:
     assert relative_l1(now, before).tolist() == pytest.approx(plain, rel=1e-12)
     assert Hold().weights((4, 2), 7) == (1.0, 0.0)
     history, weights = drawn(2, 3, 4, 4), drawn(2, 3, seed=2)
-    plain_sum = torch.stack([sum(w * h for w, h in zip(ws, hs, strict=True)) for ws, hs in zip(weights, history)])
+    pairs = zip(weights, history, strict=True)
+    plain_sum = torch.stack([sum(w * h for w, h in zip(ws, hs, strict=True)) for ws, hs in pairs])
     torch.testing.assert_close(weighted(history, weights), plain_sum)
 
 
@@ -234,6 +235,10 @@ def test_router() -> None:
     fresh, cached, r = drawn(3), drawn(3, seed=1), torch.tensor(0.3, dtype=torch.float64)
     torch.testing.assert_close(mixed(fresh, cached, r), 0.3 * fresh + 0.7 * cached)
     loss = router_loss(
-        [torch.tensor(2.0), torch.tensor(3.0)], [0.5, 2.0], torch.tensor([[1.0, 0.5], [0.2, 0.1]]), torch.tensor([1.0, 3.0]), 0.1
+        [torch.tensor(2.0), torch.tensor(3.0)],
+        [0.5, 2.0],
+        torch.tensor([[1.0, 0.5], [0.2, 0.1]]),
+        torch.tensor([1.0, 3.0]),
+        0.1,
     )
     assert float(loss) == pytest.approx(0.5 * 2 + 2 * 3 + 0.1 * (1.2 * 1 + 0.6 * 3))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache.features.steps.contract import Action, Hold, Scheduled, Schedule, relative_l1
+from cache.features.steps.contract import Action, Hold, Schedule, Scheduled, relative_l1
 from cache.features.steps.taylor import Taylor
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError
@@ -56,7 +56,12 @@ def latents_of(engine: ImageEngine, pictures: list[Frame], control: Mapping[str,
 
 
 def plain(
-    model: ImageModel, picture: Frame, schedule: Schedule, control: Mapping[str, Any], cut: BranchedDenoiser | None, order: int
+    model: ImageModel,
+    picture: Frame,
+    schedule: Schedule,
+    control: Mapping[str, Any],
+    cut: BranchedDenoiser | None,
+    order: int,
 ) -> torch.Tensor:
     """One slot, spelled out: every output is kept, and extrapolated by its velocity or its deep feature."""
     config, dtype = model.schedule, model.dtype
@@ -77,7 +82,9 @@ def plain(
             w * value for w, (_, value) in zip(guess.weights([float(s) for s, _ in kept], float(t)), kept, strict=True)
         )  # type: ignore[return-value]
 
-    for k, action in zip(plan(STEP_FUNCTIONS["ddim"], config, tuple(s.timestep for s in birth.plan)), schedule, strict=True):
+    for k, action in zip(
+        plan(STEP_FUNCTIONS["ddim"], config, tuple(s.timestep for s in birth.plan)), schedule, strict=True
+    ):
         t = torch.tensor([k.timestep])
         condition = Condition(embeds=text, pooled=None, time_ids=None, row=t, step=t)
         if action is R:
@@ -111,7 +118,9 @@ def test_batches_of_slots_equal_a_plain_loop(schedule: str, order: int) -> None:
     cut = BranchedDenoiser(denoiser, 1) if shallow else None
     pictures = frames(6)
     for picture, ours in zip(pictures, latents_of(engine, pictures, control), strict=True):
-        torch.testing.assert_close(ours, plain(model, picture, letters(schedule), control, cut, order), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            ours, plain(model, picture, letters(schedule), control, cut, order), rtol=1e-9, atol=1e-9
+        )
     assert engine.core.reuse is not None
     counts = engine.core.reuse.planner.counts
     assert counts == {action: 6 * letters(schedule).count(action) for action in Action}
@@ -122,7 +131,9 @@ def test_a_cache_that_always_computes_changes_no_bit() -> None:
     pictures = frames(4)
     without = latents_of(ImageEngine(unet_model(torch.float32), frames_per_slot=2), pictures, control)
     for cache in (cache_of("ccccc", branch=1), cache_of("ccccc")):
-        cached = latents_of(ImageEngine(unet_model(torch.float32), frames_per_slot=2, step_cache=cache), pictures, control)
+        cached = latents_of(
+            ImageEngine(unet_model(torch.float32), frames_per_slot=2, step_cache=cache), pictures, control
+        )
         assert all(torch.equal(a, b) for a, b in zip(without, cached, strict=True))
 
 

@@ -85,7 +85,9 @@ def test_many_step_functions_need_their_entry_noise_only() -> None:
         if many:
             steps = plan(function, _config(scheduling_lcm.LCMScheduler()), SCHEDULER_TIMES)
             assert all(step.w_noise == 0 for step in steps)
-            assert [step.w_last != 0 for step in steps] == ([False, True, True, False] if name == "dpmpp" else [False] * 4)
+            assert [step.w_last != 0 for step in steps] == (
+                [False, True, True, False] if name == "dpmpp" else [False] * 4
+            )
 
 
 def test_the_table_allows_as_many_steps_as_the_step_functions() -> None:

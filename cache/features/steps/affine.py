@@ -10,7 +10,8 @@ import torch
 
 
 def fit_affine(true: torch.Tensor, cached: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """true, cached: [N, C, ...]. Returns a, b, each [C] float64; a = 1 in a channel whose cached values are constant."""
+    """true, cached: [N, C, ...]. Returns a, b, each [C] float64; a = 1 in a channel whose cached values are
+    constant."""
     y, x = (t.double().transpose(0, 1).flatten(1) for t in (true, cached))
     my, mx = y.mean(1), x.mean(1)
     covariance = ((y - my[:, None]) * (x - mx[:, None])).mean(1)

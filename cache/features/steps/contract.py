@@ -16,9 +16,9 @@ import torch
 
 
 class Action(IntEnum):
-    """What is done at one step. COMPUTE: the whole network; what is cached is replaced. SHALLOW: the part of the network
-    above a branch, with the cached feature below it. REUSE: nothing of the network; the cached output is brought up to
-    date."""
+    """What is done at one step. COMPUTE: the whole network; what is cached is replaced. SHALLOW: the part of the
+    network above a branch, with the cached feature below it. REUSE: nothing of the network; the cached output is
+    brought up to date."""
 
     COMPUTE = 0
     SHALLOW = 1
@@ -88,7 +88,8 @@ def weighted(history: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def relative_l1(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """mean|now - before| / mean|before| of each row: [N, ...] twice -> [N]. Rows of zeros before give infinity or NaN."""
+    """mean|now - before| / mean|before| of each row: [N, ...] twice -> [N]. Rows of zeros before give infinity or
+    NaN."""
     return (now - before).abs().flatten(1).mean(1) / before.abs().flatten(1).mean(1)
 
 

@@ -2,8 +2,8 @@
 the network is computed again once the residual of its first block has moved too far from where it was when the rest was
 computed last. Independent of blocks: the caller measures the distance.
 
-There the block is run and compared in the same step, for which the host waits. Here the distance of one step decides the
-next, so the first step after a jump still uses the cache.
+There the block is run and compared in the same step, for which the host waits. Here the distance of one step decides
+the next, so the first step after a jump still uses the cache.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Owns MagCache (Ma et al. 2025): a schedule from the ratios of the residuals' magnitudes at
 neighbouring steps, and their calibration. As diffusers' MagCacheConfig does it. Independent of networks.
 
-gamma_t = mean over tokens of |R_t| / |R_{t-1}|, R = output - input of the stack. While a residual is reused, the product
-of the ratios since it was computed says how far its magnitude is off; the sum of those errors is bounded.
+gamma_t = mean over tokens of |R_t| / |R_{t-1}|, R = output - input of the stack. While a residual is reused, the
+product of the ratios since it was computed says how far its magnitude is off; the sum of those errors is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -17,7 +18,7 @@ from .contract import Action, Schedule, of_computed
 def magnitude_ratios(residuals: Sequence[torch.Tensor]) -> tuple[float, ...]:
     """Return gamma of each step, the first one 1. residuals: one [N, T, C] per step: tokens of C channels."""
     ratios = [1.0]
-    for before, now in zip(residuals[:-1], residuals[1:], strict=True):
+    for before, now in pairwise(residuals):
         norms = torch.linalg.vector_norm(now.double(), dim=-1), torch.linalg.vector_norm(before.double(), dim=-1)
         ratios.append(float((norms[0] / (norms[1] + 1e-8)).mean()))
     return tuple(ratios)

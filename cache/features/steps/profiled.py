@@ -1,12 +1,13 @@
 """Owns the choice of blocks by profiling (after ProfilingDiT, Ma et al. 2025, arXiv 2504.03140): which contiguous range
 of a network's blocks changes least from step to step for what it costs. The range is stored as one difference, output
-minus input. The paper tells foreground from background blocks by their attention; here blocks are told apart by how much
-their residuals change. Independent of networks.
+minus input. The paper tells foreground from background blocks by their attention; here blocks are told apart by how
+much their residuals change. Independent of networks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -21,7 +22,7 @@ def block_change(residuals: Sequence[Sequence[torch.Tensor]]) -> tuple[float, ..
     changes = []
     for block in range(len(residuals[0])):
         own = [step[block].double() for step in residuals]
-        pairs = [relative_l1(now, before).mean() for before, now in zip(own[:-1], own[1:], strict=True)]
+        pairs = [relative_l1(now, before).mean() for before, now in pairwise(own)]
         changes.append(float(torch.stack(pairs).mean()))
     return tuple(changes)
 

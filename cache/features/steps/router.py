@@ -52,7 +52,11 @@ def mixed(fresh: torch.Tensor, cached: torch.Tensor, probability: torch.Tensor) 
 
 
 def router_loss(
-    errors: Sequence[torch.Tensor], weights: Sequence[float], probabilities: torch.Tensor, costs: torch.Tensor, beta: float
+    errors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    probabilities: torch.Tensor,
+    costs: torch.Tensor,
+    beta: float,
 ) -> torch.Tensor:
     """sum over steps of lambda_t MSE_t + beta sum of r c, c the part's cost (in the paper all parts cost the same).
 

@@ -36,9 +36,7 @@ class Taylor:
         total, offset = list(rows[0]), at - computed[0]
         for m in range(1, count):
             gaps = [computed[n] - computed[n + 1] for n in range(count - m)]
-            rows = [
-                [(a - b) / gap for a, b in zip(rows[n], rows[n + 1], strict=True)] for n, gap in enumerate(gaps)
-            ]
+            rows = [[(a - b) / gap for a, b in zip(rows[n], rows[n + 1], strict=True)] for n, gap in enumerate(gaps)]
             scale = offset**m / math.factorial(m)
             total = [t + scale * w for t, w in zip(total, rows[0], strict=True)]
         return (*total, *[0.0] * (len(computed) - count))
