@@ -81,7 +81,7 @@ def make_bench(model: ImageModel, profile: StepProfile, branch: int, prompts: Se
 def _costs(bench: Bench, x: torch.Tensor) -> torch.Tensor:
     """Shares of a whole pass that the output alone, and the deep feature, take; measured."""
     sample, t, named = bench.inputs(x, 0)
-    _, deep = bench.network.full(sample, t, **named)
+    _, deep, _ = bench.network.full(sample, t, **named)
 
     def seconds(shallow: bool) -> float:
         best = float("inf")
@@ -111,9 +111,9 @@ def final_latents(bench: Bench, x: torch.Tensor, table: RouterTable) -> torch.Te
     for step, (output, below) in enumerate(table.on):
         sample, t, named = bench.inputs(x, step)
         if below:
-            prediction, deep = bench.network.full(sample, t, **named)
+            prediction, deep, _ = bench.network.full(sample, t, **named)
         elif output:
-            prediction = bench.network.shallow(sample, t, deep, **named)
+            prediction, _ = bench.network.shallow(sample, t, deep, **named)
         x = bench.advanced(x, bench.clean(x, prediction, step), step)
     return x
 
@@ -146,14 +146,14 @@ def train_epoch(
     probabilities, errors = torch.sigmoid(router), []
     with torch.no_grad():
         sample, t, named = bench.inputs(x, 0)
-        held, deep = bench.network.full(sample, t, **named)
+        held, deep, _ = bench.network.full(sample, t, **named)
         x = bench.advanced(x, bench.clean(x, held, 0), 0)
     for step in range(1, len(bench.plan)):
         sample, t, named = bench.inputs(x, step)
         with torch.no_grad():
-            target, fresh = bench.network.full(sample, t, **named)
+            target, fresh, _ = bench.network.full(sample, t, **named)
         routed_deep = mixed(fresh, deep, probabilities[step, 1])
-        output = bench.network.shallow(sample, t, routed_deep, **named)
+        output, _ = bench.network.shallow(sample, t, routed_deep, **named)
         routed = mixed(output, held, probabilities[step, 0])
         errors.append((routed - target).square().mean())
         held, deep = routed.detach(), routed_deep.detach()

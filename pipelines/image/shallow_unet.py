@@ -97,31 +97,41 @@ class BranchedUNet(nn.Module):
         self._up = _up_layers(unet)
         assert len(self._up) == len(self._down) + 1, (len(self._up), len(self._down))
 
-    def full(self, sample: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the network's output [N, C, h, w] and its deep feature [N, *deep_shape(h, w)]."""
+    def full(self, sample: torch.Tensor, timestep: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, ...]:
+        """Return the network's output [N, C, h, w], its deep feature [N, *deep_shape(h, w)] and the deepest skip above
+        the branch [N, *top_shape(h, w)], from which one can tell whether the deep feature would change."""
         context = self._context(sample, timestep, **inputs)
         skips = self._skips(sample, context, len(self._down))
         hidden = self._middle(skips[-1], context)
         deepest = len(self._up) - self.branch
         deep = self._climb(hidden, skips, context, range(deepest))
-        return self._head(self._climb(deep, skips, context, range(deepest, len(self._up)))), deep
+        output = self._head(self._climb(deep, skips, context, range(deepest, len(self._up))))
+        return output, deep, skips[self.branch - 1]
 
-    def shallow(self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Return the network's output [N, C, h, w] with `deep` in place of what lies below the branch."""
+    def shallow(
+        self, sample: torch.Tensor, timestep: torch.Tensor, deep: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the network's output [N, C, h, w] with `deep` in place of what lies below the branch, and the deepest
+        skip above it."""
         context = self._context(sample, timestep, **inputs)
         skips = self._skips(sample, context, self.branch - 1)
         layers = range(len(self._up) - self.branch, len(self._up))
-        return self._head(self._climb(deep, skips, context, layers))
+        return self._head(self._climb(deep, skips, context, layers)), skips[-1]
 
     def deep_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) of the deep feature for latents of this size."""
+        above, *size = self.top_shape(height, width)
+        return int(self._up[-self.branch].resnet.in_channels) - above, size[0], size[1]
+
+    def top_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) of the deepest skip above the branch for latents of this size."""
         channels = int(self.unet.conv_in.out_channels)
         for layer in self._down[: self.branch - 1]:
             if layer.resnet is None:
                 height, width = -(-height // 2), -(-width // 2)
             else:
                 channels = int(layer.resnet.out_channels)
-        return int(self._up[-self.branch].resnet.in_channels) - channels, height, width
+        return channels, height, width
 
     def _context(
         self,
@@ -211,25 +221,25 @@ class BranchedDenoiser(nn.Module):
         self.network = BranchedUNet(denoiser.unet, branch)
 
     @torch.no_grad()
-    def full(
-        self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return x0 and the deep feature, in the network's dtype. See `pipelines.image.model.Denoiser`."""
+    def full(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, ...]:
+        """Return x0 (see `pipelines.image.model.Denoiser`) and, in the network's dtype, the deep feature and the
+        deepest skip above the branch."""
         sample, inputs = self.denoiser.network_inputs(latents, condition)
-        prediction, deep = self.network.full(sample, timestep, **inputs)
-        return self.denoiser.clean(latents, prediction, timestep), deep
+        prediction, deep, top = self.network.full(sample, timestep, **inputs)
+        return self.denoiser.clean(latents, prediction, timestep), deep, top
 
     @torch.no_grad()
     def shallow(
         self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, deep: torch.Tensor
-    ) -> torch.Tensor:
-        """Return x0 from the levels above the branch."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x0 from the levels above the branch, and the deepest skip there."""
         sample, inputs = self.denoiser.network_inputs(latents, condition)
-        return self.denoiser.clean(latents, self.network.shallow(sample, timestep, deep, **inputs), timestep)
+        prediction, top = self.network.shallow(sample, timestep, deep, **inputs)
+        return self.denoiser.clean(latents, prediction, timestep), top
 
 
 class FullPart(nn.Module):
-    """The whole network as a module of positional tensors: inputs of `denoise_inputs` -> (x0, deep)."""
+    """The whole network as a module of positional tensors: inputs of `denoise_inputs` -> (x0, deep, top)."""
 
     def __init__(self, denoiser: BranchedDenoiser, names: Sequence[str]) -> None:
         super().__init__()
@@ -240,14 +250,14 @@ class FullPart(nn.Module):
 
 
 class ShallowPart(nn.Module):
-    """The levels above the branch: the deep feature, then the inputs of `denoise_inputs` -> (x0,)."""
+    """The levels above the branch: the deep feature, then the inputs of `denoise_inputs` -> (x0, top)."""
 
     def __init__(self, denoiser: BranchedDenoiser, names: Sequence[str]) -> None:
         super().__init__()
         self.denoiser, self._names = denoiser, tuple(names)
 
     def forward(self, deep: torch.Tensor, *inputs: torch.Tensor) -> Tensors:
-        return (self.denoiser.shallow(*unpacked(self._names, inputs), deep),)
+        return self.denoiser.shallow(*unpacked(self._names, inputs), deep)
 
 
 def full_part(denoiser: BranchedDenoiser, inputs: dict[str, torch.Tensor]) -> Part:

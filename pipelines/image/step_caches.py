@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from cache.features.steps.accumulated import AccumulatedGate
 from cache.features.steps.contract import Action, Extrapolation, Gate, Hold, Scheduled, of_computed
+from cache.features.steps.first_block import FirstBlockGate
 from cache.features.steps.interval import every
 from cache.features.steps.magnitude import magnitude_schedule
 from cache.features.steps.partition import dynamic_schedule
@@ -33,6 +34,14 @@ class Quantity(Enum):
     VELOCITY = "velocity"
     NOISE = "noise"
     CLEAN = "clean"
+
+
+class Signal(Enum):
+    """What is measured at each step for a slot's gate, as a relative L1 distance. LATENTS: the network's input, from
+    that of the step before. TOP: the deepest feature above the branch, from that of the last computed step."""
+
+    LATENTS = "latents"
+    TOP = "top"
 
 
 Correction: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -56,7 +65,7 @@ Start: TypeAlias = Callable[[tuple[int, ...], StepProfile | None], SlotCache]
 class StepCache:
     """One cache. name: in the table. help: for the command line. branch: of the shallow network (see shallow_unet.py);
     0: it has none. output: whether the network's output is cached too, in the form `quantity`. extrapolation: of what
-    is cached. measures: whether the relative change of each slot's latents is measured for its gate.
+    is cached. measures: what its gates are told; None: nothing.
     """
 
     name: str
@@ -66,7 +75,7 @@ class StepCache:
     output: bool = True
     quantity: Quantity = Quantity.VELOCITY
     extrapolation: Extrapolation = field(default_factory=Hold)
-    measures: bool = False
+    measures: Signal | None = None
     needs_profile: bool = False
 
 
@@ -97,6 +106,12 @@ def accumulated(
     return SlotCache(gate=gate)
 
 
+def first_block(times: tuple[int, ...], profile: StepProfile | None, *, threshold: float, most: int) -> SlotCache:
+    """After First-Block-Cache: the first layers are those above the branch, which the shallow network runs anyway."""
+    gate = FirstBlockGate(steps=len(times), threshold=threshold, most=most, last=0, instead=Action.SHALLOW)
+    return SlotCache(gate=gate)
+
+
 def dynamic(times: tuple[int, ...], profile: StepProfile | None, *, interval: float) -> SlotCache:
     """CacheQuant: the best schedule of that length, and one factor and offset per channel."""
     assert profile is not None
@@ -117,11 +132,13 @@ def rectified(times: tuple[int, ...], profile: StepProfile | None, *, bound: flo
     return SlotCache(gate=Scheduled(schedule), correct=partial(_rectified, profile))
 
 
-def routed(times: tuple[int, ...], profile: StepProfile | None) -> SlotCache:
+def routed(times: tuple[int, ...], profile: StepProfile | None, *, branch: int) -> SlotCache:
     """HarmoniCa: the learned table; a step does what the calibrated steps nearest to it and since the last one do."""
     assert profile is not None
-    if not profile.router:
-        raise ModelError("The step profile has no router.", "Train one: python -m train.step_router.")
+    if not profile.router or profile.router_branch != branch:
+        raise ModelError(
+            f"The step profile has no router for branch {branch}.", "Train one: python -m train.step_router."
+        )
     before, rows = -1, []
     for t in times:
         now = profile.nearest(t)
@@ -166,6 +183,14 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
                 extrapolation=Taylor(order=1),
             ),
             StepCache(
+                name="first-block",
+                help="the deep half of the UNet when the features above it have moved (after First-Block-Cache)",
+                start=partial(first_block, threshold=0.15, most=4),
+                branch=2,
+                output=False,
+                measures=Signal.TOP,
+            ),
+            StepCache(
                 name="taylorseer",
                 help="the whole UNet every 3rd step, its output extrapolated in between (TaylorSeer)",
                 start=partial(static_interval, interval=3, instead=Action.REUSE, first=3, last=1),
@@ -181,7 +206,7 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
                 name="teacache",
                 help="reuse until the latents have moved too far (TeaCache)",
                 start=partial(accumulated, threshold=0.2, first=2, last=1),
-                measures=True,
+                measures=Signal.LATENTS,
                 needs_profile=True,
             ),
             StepCache(
@@ -199,7 +224,7 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="harmonica",
                 help="a learned table of what to compute at which step (HarmoniCa)",
-                start=routed,
+                start=partial(routed, branch=2),
                 branch=2,
                 needs_profile=True,
             ),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from cache.features.steps.contract import Action
 
 from .slots import Slot
-from .step_caches import Correction, SlotCache, StepCache
+from .step_caches import Correction, Signal, SlotCache, StepCache
 from .step_profile import StepProfile
 from .tick_batch import TickBatch
 
@@ -169,8 +169,8 @@ class StepPlanner:
             held = self._held[slot.row] = self._begin(slot)
         if held.asked == slot.step:  # the tick is run again
             return held
-        if self.cache.measures and held.asked >= 0:  # before the first step there is nothing to compare with
-            held.cache.gate.observe(measured(slot.row) if held.asked else math.nan)
+        if self.cache.measures is not None and held.asked >= 0:
+            held.cache.gate.observe(measured(slot.row) if self._can_compare(held) else math.nan)
         held.action = held.cache.gate.action(slot.step)
         changed = held.asked >= 0 and seen != held.seen
         if changed:
@@ -185,6 +185,10 @@ class StepPlanner:
         self.counts[held.action] += 1
         self._keep(held, slot.birth.plan[slot.step].timestep)
         return held
+
+    def _can_compare(self, held: _Held) -> bool:
+        """Whether what was measured in a slot's last step was measured from an earlier step of the slot."""
+        return held.asked > 0 and (self.cache.measures is not Signal.TOP or held.action is not Action.COMPUTE)
 
     def _begin(self, slot: Slot) -> _Held:
         times = tuple(step.timestep for step in slot.birth.plan)

@@ -19,7 +19,7 @@ from pipelines.core.errors import ModelError
 from .loading.networks import UNetDenoiser
 from .model import Condition, Denoiser, ImageModel, ScheduleConfig
 from .shallow_unet import BranchedDenoiser, obstacle
-from .step_caches import Quantity, StepCache
+from .step_caches import Quantity, Signal, StepCache
 from .step_plan import ReusePlan, StepPlanner, TableRows
 from .tick_batch import TickBatch
 
@@ -28,7 +28,7 @@ class StepReuse:
     """One engine's step cache: its plan of each tick, and the history of every ring row.
 
     output: [2 capacity depth, F, C, h, w], outputs in the form `StepCache.quantity`. deep: the same of deep features,
-    channels last. signal: [2 capacity, F, C, h, w], latents of the last step, where they are measured.
+    channels last. signal: [2 capacity, F, ...], what the gates' distances are measured from: see `Signal`.
     """
 
     def __init__(
@@ -60,8 +60,13 @@ class StepReuse:
             channels, height, width = self.network.network.deep_shape(*latent_shape[1:])
             shape = (places, frames, height, width, channels)
             self.deep = torch.zeros(shape, dtype=model.dtype, device=device)
-        cells = 2 * capacity if cache.measures else 0
-        self.signal = torch.zeros((cells, frames, *latent_shape), dtype=dtype, device=device)
+        self.signal = torch.zeros(0, device=device)
+        if cache.measures is Signal.LATENTS:
+            self.signal = torch.zeros((2 * capacity, frames, *latent_shape), dtype=dtype, device=device)
+        elif cache.measures is Signal.TOP:
+            assert self.network is not None, cache.name
+            top = self.network.network.top_shape(*latent_shape[1:])
+            self.signal = torch.zeros((2 * capacity, frames, *top), dtype=model.dtype, device=device)
         self._measured: dict[int, tuple[LaneReuse, int]] = {}  # by ring row: where its last distance is
 
     def plan(self, batch: TickBatch, lane: LaneReuse, *, epoch: object, wait: Callable[[int], None]) -> ReusePlan:
@@ -73,7 +78,7 @@ class StepReuse:
             return float(before.distances[column])
 
         plan = self.planner.plan(batch, epoch, measured)
-        if self.cache.measures:
+        if self.cache.measures is not None:
             cells = [column[TableRows.CELL] for column in plan.ints]
             self._measured |= {cell // 2: (lane, index) for index, cell in enumerate(cells) if cell % 2 == 0}
         lane.use(plan)
@@ -132,8 +137,9 @@ class LaneReuse:
         plan = self._plan
         assert plan is not None, "`use` comes first"
         entries = len(plan.ints)
-        if self._shared.cache.measures:
-            self._measure(latents.unflatten(0, (entries, self._frames)), entries)
+        if self._shared.cache.measures is Signal.LATENTS:
+            now = latents.unflatten(0, (entries, self._frames))
+            self._measure(now.index_select(0, self._ints[TableRows.ENTRY, :entries]), slice(entries), anchor=True)
         runs: list[tuple[Callable[[_Group], torch.Tensor], int]] = [
             (self._full, plan.full),
             (self._shallow, plan.shallow),
@@ -165,10 +171,12 @@ class LaneReuse:
         if shared.network is None:
             x0 = self._denoiser(group.latents, group.timestep, group.condition)
         else:
-            x0, deep = shared.network.full(group.latents, group.timestep, group.condition)
+            x0, deep, top = shared.network.full(group.latents, group.timestep, group.condition)
             places = self._ints[TableRows.WRITE_DEEP, group.columns]
             kept = deep.permute(0, 2, 3, 1).unflatten(0, (-1, self._frames))
             shared.deep.index_copy_(0, places, kept.to(shared.deep.dtype))
+            if shared.cache.measures is Signal.TOP:
+                self._measure(top.unflatten(0, (-1, self._frames)), group.columns, anchor=True)
         self._keep(group, x0)
         return x0
 
@@ -176,7 +184,9 @@ class LaneReuse:
         shared, depth = self._shared, self._rows.depth
         assert shared.network is not None
         deep = self._history(shared.deep, self._rows.read_deep, depth, group.columns).flatten(0, 1)
-        x0 = shared.network.shallow(group.latents, group.timestep, group.condition, deep.permute(0, 3, 1, 2))
+        x0, top = shared.network.shallow(group.latents, group.timestep, group.condition, deep.permute(0, 3, 1, 2))
+        if shared.cache.measures is Signal.TOP:
+            self._measure(top.unflatten(0, (-1, self._frames)), group.columns, anchor=False)
         self._keep(group, x0)
         return x0
 
@@ -222,13 +232,13 @@ class LaneReuse:
         a, b = self._levels(group)
         return from_quantity(self._shared.cache.quantity, group.latents, cached, a, b)
 
-    def _measure(self, latents: torch.Tensor, entries: int) -> None:
-        """Compare every entry's latents with those of its last step, and send the distances to the host."""
-        cells, order = self._ints[TableRows.CELL, :entries], self._ints[TableRows.ENTRY, :entries]
-        now, signal = latents.index_select(0, order), self._shared.signal
-        distances = relative_l1(now, signal.index_select(0, cells))
-        signal.index_copy_(0, cells, now)
-        self.distances[:entries].copy_(distances, non_blocking=True)
+    def _measure(self, now: torch.Tensor, columns: slice, *, anchor: bool) -> None:
+        """Send the distances of a signal [N, F, ...] of these columns to the host. anchor: later ones are measured from
+        this one."""
+        cells, signal = self._ints[TableRows.CELL, columns], self._shared.signal
+        self.distances[columns].copy_(relative_l1(now, signal.index_select(0, cells)), non_blocking=True)
+        if anchor:
+            signal.index_copy_(0, cells, now.to(signal.dtype))
 
 
 class _Group:

@@ -55,11 +55,14 @@ def test_both_forms_equal_the_network_at_every_branch(layers: int, size: tuple[i
     assert list(branches(network)) == list(range(1, 3 * (layers + 1)))
     for branch in branches(network):
         cut = BranchedUNet(network, branch)
-        out, deep = cut.full(x, t, encoder_hidden_states=text)
+        out, deep, top = cut.full(x, t, encoder_hidden_states=text)
         assert torch.equal(out, expected)
         assert deep.shape[1:] == cut.deep_shape(*size)
-        assert torch.equal(cut.shallow(x, t, deep, encoder_hidden_states=text), expected)
-        moved = cut.shallow(x, t, deep + 1, encoder_hidden_states=text)
+        assert top.shape[1:] == cut.top_shape(*size)
+        again, same = cut.shallow(x, t, deep, encoder_hidden_states=text)
+        assert torch.equal(again, expected)
+        assert torch.equal(same, top)
+        moved, _ = cut.shallow(x, t, deep + 1, encoder_hidden_states=text)
         assert not torch.allclose(moved, expected)
 
 
@@ -69,9 +72,9 @@ def test_both_forms_equal_the_network_at_every_branch(layers: int, size: tuple[i
 )
 def test_other_networks(options: dict[str, Any]) -> None:
     network, (x, t, text) = unet(1, **options), inputs()
-    out, deep = (cut := BranchedUNet(network, 2)).full(x, t, encoder_hidden_states=text)
+    out, deep, _ = (cut := BranchedUNet(network, 2)).full(x, t, encoder_hidden_states=text)
     assert torch.equal(out, network(x, t, encoder_hidden_states=text, return_dict=False)[0])
-    assert torch.equal(cut.shallow(x, t, deep, encoder_hidden_states=text), out)
+    assert torch.equal(cut.shallow(x, t, deep, encoder_hidden_states=text)[0], out)
 
 
 @torch.no_grad()
@@ -79,9 +82,9 @@ def test_projected_text_and_pooled_prompts() -> None:
     network, (x, t, text) = unet(1, addition_embed_type="text", addition_embed_type_num_heads=2), inputs()
     projection = UNetTextProjection(network, torch.float32)
     expected = network(x, t, encoder_hidden_states=text, return_dict=False)[0]
-    out, deep = (cut := BranchedUNet(projection.unet, 2)).full(x, t, encoder_hidden_states=projection.project(text))
+    out, deep, _ = (cut := BranchedUNet(projection.unet, 2)).full(x, t, encoder_hidden_states=projection.project(text))
     torch.testing.assert_close(out, expected)
-    assert torch.equal(cut.shallow(x, t, deep, encoder_hidden_states=projection.project(text)), out)
+    assert torch.equal(cut.shallow(x, t, deep, encoder_hidden_states=projection.project(text))[0], out)
 
 
 def test_no_parameters_are_copied_and_wrong_branches_refused() -> None:
@@ -122,7 +125,7 @@ def test_the_parts_can_be_exported() -> None:
     cut = BranchedDenoiser(plain, 2)
     condition = Condition(embeds=text, pooled=None, time_ids=None, row=t, step=t)
     expected, named = plain(x, t, condition), denoise_inputs(x, t, condition)
-    out, deep = exported(full_part(cut, named))
+    out, deep, _ = exported(full_part(cut, named))
     assert torch.equal(out, expected)
     assert torch.equal(deep, cut.full(x, t, condition)[1])
     assert torch.equal(exported(shallow_part(cut, named, deep))[0], expected)

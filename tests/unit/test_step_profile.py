@@ -68,7 +68,8 @@ def test_it_is_read_as_it_was_written(profile: StepProfile, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", [name for name, cache in STEP_CACHES.items() if cache.needs_profile])
 @pytest.mark.parametrize("steps", [1, 4, 10, 20])
 def test_caches_start_from_a_profile(name: str, steps: int, profile: StepProfile) -> None:
-    routed = replace(profile, router=((True, True), *[(True, False), (False, False), (True, True)] * 3))
+    table = ((True, True), *[(True, False), (False, False), (True, True)] * 3)
+    routed = replace(profile, router=table, router_branch=2)
     times = even_timesteps(CONFIG, steps, 0.7)
     started = STEP_CACHES[name].start(times, routed)
     actions = []
@@ -82,7 +83,7 @@ def test_caches_start_from_a_profile(name: str, steps: int, profile: StepProfile
 
 
 def test_a_profile_without_router_says_how_to_train_one(profile: StepProfile) -> None:
-    with pytest.raises(ModelError, match="has no router"):
+    with pytest.raises(ModelError, match="has no router for branch 2"):
         STEP_CACHES["harmonica"].start(profile.timesteps, profile)
 
 

@@ -19,7 +19,7 @@ from pipelines.image.engine import ImageEngine
 from pipelines.image.loading.networks import UNetDenoiser
 from pipelines.image.model import Condition, ImageModel
 from pipelines.image.shallow_unet import BranchedDenoiser
-from pipelines.image.step_caches import STEP_CACHES, Quantity, SlotCache, StepCache
+from pipelines.image.step_caches import STEP_CACHES, Quantity, Signal, SlotCache, StepCache
 from pipelines.image.step_reuse import from_quantity, to_quantity
 from pipelines.image.steps import STEP_FUNCTIONS, plan
 from tests.fakes.image_model import cheap_model, frames, unet_model
@@ -91,9 +91,9 @@ def plain(
             x0 = k.a * x - k.b * predicted(outputs, k.timestep)
         elif action is S:
             assert cut is not None
-            x0 = cut.shallow(x, t, condition, predicted(deeps, k.timestep))
+            x0, _ = cut.shallow(x, t, condition, predicted(deeps, k.timestep))
         elif cut is not None:
-            x0, deep = cut.full(x, t, condition)
+            x0, deep, _ = cut.full(x, t, condition)
             deeps.insert(0, (k.timestep, deep))
         else:
             x0 = model.runtime.denoiser(x, t, condition)
@@ -223,7 +223,7 @@ def test_a_gate_is_told_how_far_the_latents_have_moved() -> None:
         gates.append(Recorder())
         return SlotCache(gate=gates[-1])
 
-    engine = ImageEngine(cheap_model(), max_slots=2, step_cache=cache_of("c", start=start, measures=True))
+    engine = ImageEngine(cheap_model(), max_slots=2, step_cache=cache_of("c", start=start, measures=Signal.LATENTS))
     stream = engine.open(Control.of({"step_function": "ddim", "steps": 5, "prompt": "a"}))
     moved: dict[int, list[float]] = {0: [], 1: [], 2: []}
     waiting = frames(3)
