@@ -204,13 +204,14 @@ def test_a_cut_in_transition_computes_at_every_step() -> None:
 
 
 class Recorder:
-    """A gate that reuses every other step and keeps what it is told."""
+    """A gate that keeps what it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, schedule: str) -> None:
         self.told: list[float] = []
+        self._schedule = letters(schedule)
 
     def action(self, step: int) -> Action:
-        return R if step % 2 else C
+        return self._schedule[step]
 
     def observe(self, distance: float) -> None:
         self.told.append(distance)
@@ -220,7 +221,7 @@ def test_a_gate_is_told_how_far_the_latents_have_moved() -> None:
     gates: list[Recorder] = []
 
     def start(times: tuple[int, ...], profile: object) -> SlotCache:
-        gates.append(Recorder())
+        gates.append(Recorder("crcrc"))
         return SlotCache(gate=gates[-1])
 
     engine = ImageEngine(cheap_model(), max_slots=2, step_cache=cache_of("c", start=start, measures=Signal.LATENTS))
@@ -264,3 +265,27 @@ def test_what_cannot_be_used_is_refused_with_a_remedy() -> None:
         ImageEngine(cheap_model(), step_cache="magcache")
     assert all(name == cache.name and cache.help for name, cache in STEP_CACHES.items())
     assert replace(STEP_CACHES["deepcache"], branch=1).branch == 1
+
+
+def test_the_features_above_the_branch_are_measured_from_the_last_full_step() -> None:
+    gates: list[Recorder] = []
+
+    def start(times: tuple[int, ...], profile: object) -> SlotCache:
+        gates.append(Recorder("cssccsss"))
+        return SlotCache(gate=gates[-1])
+
+    model = unet_model(torch.float64)
+    cache = cache_of("c", start=start, measures=Signal.TOP, branch=1, output=False)
+    engine = ImageEngine(model, max_slots=2, work_dtype=torch.float64, step_cache=cache)
+    network, tops = engine.core.reuse, []
+    assert network is not None
+    assert network.network is not None
+    unet = network.network.network.unet
+    handle = unet.conv_in.register_forward_hook(lambda module, given, out: tops.append(out.clone()))
+    stream = engine.open(Control.of({"step_function": "ddim", "steps": STEPS, "prompt": "a"}))
+    stream.push(frames(1)[0])
+    stream.flush()
+    handle.remove()
+    expected = [np.nan, *(float(relative_l1(tops[s], tops[0])[0]) for s in (1, 2)), np.nan, np.nan]
+    expected += [float(relative_l1(tops[s], tops[4])[0]) for s in (5, 6)]
+    assert gates[0].told == pytest.approx(expected, rel=1e-5, nan_ok=True)
