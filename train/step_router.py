@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m train.step_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--branch", type=int, default=2)
+    parser.add_argument("--branch", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--reweigh", type=int, default=12, help="epochs between estimates of the steps' weights")
     parser.add_argument("--rate", type=float, default=0.3, help="learning rate")

@@ -28,8 +28,7 @@ from .step_profile import Pair, StepProfile
 
 
 class Quantity(Enum):
-    """The form in which a network's output is cached. VELOCITY: a eps - b x0, which changes least from step to step on
-    a schedule whose angle grows evenly; NOISE: eps; CLEAN: x0."""
+    """The form in which a network's output is cached: NOISE, eps; CLEAN, x0; VELOCITY, a eps - b x0."""
 
     VELOCITY = "velocity"
     NOISE = "noise"
@@ -73,16 +72,20 @@ class StepCache:
     start: Start
     branch: int = 0
     output: bool = True
-    quantity: Quantity = Quantity.VELOCITY
+    quantity: Quantity = Quantity.NOISE
     extrapolation: Extrapolation = field(default_factory=Hold)
     measures: Signal | None = None
     needs_profile: bool = False
 
 
+_WARM_UP = 0.2  # share of the steps, from the first on, that compute: there the output changes fastest
+
+
 def static_interval(
-    times: tuple[int, ...], profile: StepProfile | None, *, interval: int, instead: Action, first: int, last: int
+    times: tuple[int, ...], profile: StepProfile | None, *, interval: int, instead: Action, last: int
 ) -> SlotCache:
-    """DeepCache's and TaylorSeer's schedule. See `every`."""
+    """DeepCache's and TaylorSeer's schedule, after a warm-up. See `every`."""
+    first = math.ceil(_WARM_UP * len(times))
     return SlotCache(gate=Scheduled(every(len(times), interval, instead=instead, first=first, last=last)))
 
 
@@ -170,15 +173,15 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="deepcache",
                 help="the deep half of the UNet every 3rd step (DeepCache)",
-                start=partial(static_interval, interval=3, instead=Action.SHALLOW, first=1, last=0),
-                branch=2,
+                start=partial(static_interval, interval=3, instead=Action.SHALLOW, last=0),
+                branch=1,
                 output=False,
             ),
             StepCache(
                 name="deepcache-taylor",
                 help="the same, with the deep feature extrapolated",
-                start=partial(static_interval, interval=3, instead=Action.SHALLOW, first=2, last=0),
-                branch=2,
+                start=partial(static_interval, interval=3, instead=Action.SHALLOW, last=0),
+                branch=1,
                 output=False,
                 extrapolation=Taylor(order=1),
             ),
@@ -186,20 +189,20 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
                 name="first-block",
                 help="the deep half of the UNet when the features above it have moved (after First-Block-Cache)",
                 start=partial(first_block, threshold=0.15, most=4),
-                branch=2,
+                branch=1,
                 output=False,
                 measures=Signal.TOP,
             ),
             StepCache(
                 name="taylorseer",
                 help="the whole UNet every 3rd step, its output extrapolated in between (TaylorSeer)",
-                start=partial(static_interval, interval=3, instead=Action.REUSE, first=3, last=1),
-                extrapolation=Taylor(order=2),
+                start=partial(static_interval, interval=3, instead=Action.REUSE, last=1),
+                extrapolation=Taylor(order=1),
             ),
             StepCache(
                 name="magcache",
                 help="reuse while the magnitude of the output stays (MagCache)",
-                start=partial(magnitudes, threshold=0.06, most=3, retention=0.2),
+                start=partial(magnitudes, threshold=0.06, most=3, retention=_WARM_UP),
                 needs_profile=True,
             ),
             StepCache(
@@ -224,8 +227,8 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="harmonica",
                 help="a learned table of what to compute at which step (HarmoniCa)",
-                start=partial(routed, branch=2),
-                branch=2,
+                start=partial(routed, branch=1),
+                branch=1,
                 needs_profile=True,
             ),
         )

@@ -50,7 +50,7 @@ def uncached_run(model: ImageModel, prompts: Sequence[str], steps: int, first_se
         x0 = denoiser(x, t, _condition(model, [text.embeds for text in texts], [text.pooled for text in texts], t))
         a, b = torch.tensor(k.a), torch.tensor(k.b)
         latents.append(x)
-        outputs.append(to_quantity(Quantity.VELOCITY, x, x0, a, b))
+        outputs.append(to_quantity(Quantity.NOISE, x, x0, a, b))
         x = k.a_next * x0 + k.w_eps * (x - k.a * x0) / k.b
     return Run(timesteps=times, latents=tuple(latents), outputs=tuple(outputs))
 

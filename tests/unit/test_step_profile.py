@@ -53,7 +53,7 @@ def test_pairs_of_other_timesteps(profile: StepProfile) -> None:
 
 
 def test_it_is_read_as_it_was_written(profile: StepProfile, tmp_path: Path) -> None:
-    file, routed = tmp_path / "profile.json", replace(profile, router=((True, True),) * 10, router_branch=2)
+    file, routed = tmp_path / "profile.json", replace(profile, router=((True, True),) * 10, router_branch=1)
     routed.write(file)
     assert StepProfile.read(file) == routed
     file.write_text('{"format": "another"}')
@@ -69,7 +69,7 @@ def test_it_is_read_as_it_was_written(profile: StepProfile, tmp_path: Path) -> N
 @pytest.mark.parametrize("steps", [1, 4, 10, 20])
 def test_caches_start_from_a_profile(name: str, steps: int, profile: StepProfile) -> None:
     table = ((True, True), *[(True, False), (False, False), (True, True)] * 3)
-    routed = replace(profile, router=table, router_branch=2)
+    routed = replace(profile, router=table, router_branch=1)
     times = even_timesteps(CONFIG, steps, 0.7)
     started = STEP_CACHES[name].start(times, routed)
     actions = []
@@ -83,7 +83,7 @@ def test_caches_start_from_a_profile(name: str, steps: int, profile: StepProfile
 
 
 def test_a_profile_without_router_says_how_to_train_one(profile: StepProfile) -> None:
-    with pytest.raises(ModelError, match="has no router for branch 2"):
+    with pytest.raises(ModelError, match="has no router for branch 1"):
         STEP_CACHES["harmonica"].start(profile.timesteps, profile)
 
 

@@ -33,7 +33,12 @@ def letters(text: str) -> Schedule:
 
 
 def cache_of(schedule: str, **changes: Any) -> StepCache:
-    options = {"name": "test", "help": "", "start": lambda times, profile: SlotCache(gate=Scheduled(letters(schedule)))}
+    options = {
+        "name": "test",
+        "help": "",
+        "quantity": Quantity.VELOCITY,
+        "start": lambda times, profile: SlotCache(gate=Scheduled(letters(schedule))),
+    }
     return StepCache(**{**options, **changes})  # type: ignore[arg-type]
 
 
