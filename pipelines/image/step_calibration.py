@@ -17,21 +17,27 @@ from cache.features.steps.magnitude import magnitude_ratios
 from .model import Condition, ImageModel
 from .noise import NoiseSource
 from .schedule import even_timesteps
-from .step_caches import Quantity
 from .step_profile import Pair, StepProfile
-from .step_reuse import to_quantity
-from .steps import STEP_FUNCTIONS, plan
+from .steps import STEP_FUNCTIONS, StepCoefficients, plan
 
 _DEGREE = 4
+_WIDEST = 3  # steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Run:
-    """Uncached renders of N prompts. latents, outputs: [T] of [N, C, h, w], before each step and as cached."""
+    """Uncached renders of N prompts. steps: their coefficients. latents, noises: [T] of [N, C, h, w], the latents
+    before each step and the noise predicted from them."""
 
-    timesteps: tuple[int, ...]
+    steps: tuple[StepCoefficients, ...]
     latents: tuple[torch.Tensor, ...]
-    outputs: tuple[torch.Tensor, ...]
+    noises: tuple[torch.Tensor, ...]
+
+    def velocity(self, step: int, noise: torch.Tensor) -> torch.Tensor:
+        """Return a eps - b x0 at a step for a predicted noise: (eps - b x) / a. Its errors weigh the same at all steps:
+        a step moves the latents along it by the angle between two levels."""
+        k = self.steps[step]
+        return (noise - k.b * self.latents[step]) / k.a
 
 
 @torch.inference_mode()
@@ -44,15 +50,14 @@ def uncached_run(model: ImageModel, prompts: Sequence[str], steps: int, first_se
     x = torch.cat(noise).to(model.device)
     texts = [model.prompts.encode(prompt) for prompt in prompts]
     times = even_timesteps(model.schedule, steps, 1.0)
-    latents, outputs = [], []
-    for k in plan(STEP_FUNCTIONS["ddim"], model.schedule, times):
+    latents, noises, coefficients = [], [], plan(STEP_FUNCTIONS["ddim"], model.schedule, times)
+    for k in coefficients:
         t = torch.full((len(prompts),), k.timestep, device=model.device)
         x0 = denoiser(x, t, _condition(model, [text.embeds for text in texts], [text.pooled for text in texts], t))
-        a, b = torch.tensor(k.a), torch.tensor(k.b)
         latents.append(x)
-        outputs.append(to_quantity(Quantity.NOISE, x, x0, a, b))
-        x = k.a_next * x0 + k.w_eps * (x - k.a * x0) / k.b
-    return Run(timesteps=times, latents=tuple(latents), outputs=tuple(outputs))
+        noises.append((x - k.a * x0) / k.b)
+        x = k.a_next * x0 + k.w_eps * noises[-1]
+    return Run(steps=coefficients, latents=tuple(latents), noises=tuple(noises))
 
 
 def measured_profile(
@@ -60,31 +65,28 @@ def measured_profile(
 ) -> StepProfile:
     """Return the profile of a model. weights: their digest. made: the command. gaps: longest reuse, in steps."""
     run = uncached_run(model, prompts, steps)
-    outputs = run.outputs
-    pairs = tuple(
-        tuple(_pair(outputs[step], outputs[step - gap]) for gap in range(1, min(step, gaps) + 1))
-        for step in range(steps)
-    )
-    moved, changed = (_changes(values) for values in (run.latents, outputs))
-    tokens = [output.flatten(2).transpose(1, 2) for output in outputs]
+    pairs = tuple(tuple(_pair(run, step, step - gap) for gap in range(1, min(step, gaps) + 1)) for step in range(steps))
+    velocities = [run.velocity(step, noise) for step, noise in enumerate(run.noises)]
     return StepProfile(
         model=model.name,
         weights=weights,
         made=made,
-        timesteps=run.timesteps,
+        timesteps=tuple(k.timestep for k in run.steps),
         pairs=pairs,
-        ratios=_rounded(magnitude_ratios(tokens)),
-        polynomial=fit_polynomial(moved, changed, _DEGREE),
+        ratios=_rounded(magnitude_ratios([v.flatten(2).transpose(1, 2) for v in velocities])),
+        polynomial=_rounded(fit_polynomial(*_changes(run), _DEGREE)),
     )
 
 
-def _pair(true: torch.Tensor, cached: torch.Tensor) -> Pair:
-    a, b = fit_affine(true, cached)
-    y, x = true.double(), cached.double()
+def _pair(run: Run, step: int, cached: int) -> Pair:
+    """Return what reusing the noise of step `cached` at a later one costs."""
+    y, x = run.noises[step].double(), run.noises[cached].double()
+    true, held = run.velocity(step, y), run.velocity(step, x)
+    a, b = fit_affine(y, x)
     factor = float((x * y).sum() / x.square().sum())
     return Pair(
-        change=_round(float((y - x).abs().mean())),
-        error=_round(float(relative_l1(x, y).mean())),
+        change=_round(float((held - true).abs().mean())),
+        error=_round(float(relative_l1(held, true).mean())),
         a=_rounded(a.tolist()),
         b=_rounded(b.tolist()),
         factor=_round(factor),
@@ -92,10 +94,17 @@ def _pair(true: torch.Tensor, cached: torch.Tensor) -> Pair:
     )
 
 
-def _changes(values: Sequence[torch.Tensor]) -> list[float]:
-    """Return the relative L1 changes between neighbouring steps, of every row."""
-    pairs = zip(values[1:], values[:-1], strict=True)
-    return [float(d) for now, before in pairs for d in relative_l1(now, before)]
+def _changes(run: Run) -> tuple[list[float], list[float]]:
+    """Return how far the latents, and the velocities with the noise held, are apart in steps 1 to 3 apart: relative L1
+    distances of every row. The wider gaps stand for renders of fewer steps."""
+    moved: list[float] = []
+    changed: list[float] = []
+    for gap in range(1, _WIDEST + 1):
+        for step in range(gap, len(run.steps)):
+            moved += relative_l1(run.latents[step], run.latents[step - gap]).tolist()
+            held = run.velocity(step, run.noises[step - gap])
+            changed += relative_l1(held, run.velocity(step, run.noises[step])).tolist()
+    return moved, changed
 
 
 def _condition(

@@ -21,10 +21,10 @@ FORMAT = "zoetrope-step-profile/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """What reusing the output of one calibrated step at a later one costs, and the corrections that fit best.
+    """What reusing the predicted noise of one calibrated step at a later one costs, and the corrections that fit best.
 
-    change: mean |difference|. error: the same relative to the later output. a, b: by channel, least squares. factor:
-    one for all channels; bias: by channel, what is left then.
+    change: mean |difference| of the velocity there. error: the same, relative to the true velocity. a, b: of the noise,
+    by channel, least squares. factor: one for all channels; bias: by channel, what is left then.
     """
 
     change: float

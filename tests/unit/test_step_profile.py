@@ -28,16 +28,18 @@ def profile() -> StepProfile:
 
 def test_what_is_measured(profile: StepProfile) -> None:
     run = uncached_run(cheap_model(), PROMPTS, 10)
-    assert run.timesteps == profile.timesteps == even_timesteps(CONFIG, 10, 1.0)
+    assert tuple(k.timestep for k in run.steps) == profile.timesteps == even_timesteps(CONFIG, 10, 1.0)
     assert [len(row) for row in profile.pairs] == [0, 1, 2, *[3] * 7]
-    true, cached = run.outputs[5].double(), run.outputs[3].double()
+    true, cached, x, k = run.noises[5].double(), run.noises[3].double(), run.latents[5].double(), run.steps[5]
     pair = profile.pairs[5][1]
-    assert pair.change == pytest.approx(float((true - cached).abs().mean()), rel=1e-4)
-    per_row = (true - cached).abs().flatten(1).sum(1) / true.abs().flatten(1).sum(1)
+    velocity = k.a * true - k.b * (x - k.b * true) / k.a
+    held = k.a * cached - k.b * (x - k.b * cached) / k.a
+    assert pair.change == pytest.approx(float((held - velocity).abs().mean()), rel=1e-4)
+    per_row = (held - velocity).abs().flatten(1).sum(1) / velocity.abs().flatten(1).sum(1)
     assert pair.error == pytest.approx(float(per_row.mean()), rel=1e-4)
     for channel in range(4):
-        x, y = cached[:, channel].flatten(), true[:, channel].flatten()
-        fitted = torch.linalg.lstsq(torch.stack([x, torch.ones_like(x)], 1), y[:, None]).solution.flatten()
+        z, y = cached[:, channel].flatten(), true[:, channel].flatten()
+        fitted = torch.linalg.lstsq(torch.stack([z, torch.ones_like(z)], 1), y[:, None]).solution.flatten()
         assert (pair.a[channel], pair.b[channel]) == pytest.approx(fitted.tolist(), rel=1e-3, abs=1e-4)
     assert pair.factor == pytest.approx(float((true * cached).sum() / (cached * cached).sum()), rel=1e-4)
     assert len(profile.ratios) == 10
