@@ -85,8 +85,7 @@ def static_interval(
     times: tuple[int, ...], profile: StepProfile | None, *, interval: int, instead: Action, last: int
 ) -> SlotCache:
     """DeepCache's and TaylorSeer's schedule, after a warm-up. See `every`."""
-    first = math.ceil(_WARM_UP * len(times))
-    return SlotCache(gate=Scheduled(every(len(times), interval, instead=instead, first=first, last=last)))
+    return SlotCache(gate=Scheduled(every(len(times), interval, instead=instead, first=_warm_up(times), last=last)))
 
 
 def magnitudes(
@@ -100,19 +99,19 @@ def magnitudes(
     return SlotCache(gate=Scheduled(schedule))
 
 
-def accumulated(
-    times: tuple[int, ...], profile: StepProfile | None, *, threshold: float, first: int, last: int
-) -> SlotCache:
+def accumulated(times: tuple[int, ...], profile: StepProfile | None, *, threshold: float) -> SlotCache:
     """TeaCache, with the polynomial of the profile."""
     assert profile is not None
-    gate = AccumulatedGate(steps=len(times), threshold=threshold, polynomial=profile.polynomial, first=first, last=last)
-    return SlotCache(gate=gate)
+    first = max(2, _warm_up(times))
+    return SlotCache(
+        gate=AccumulatedGate(steps=len(times), threshold=threshold, polynomial=profile.polynomial, first=first)
+    )
 
 
 def first_block(times: tuple[int, ...], profile: StepProfile | None, *, threshold: float, most: int) -> SlotCache:
     """After First-Block-Cache: the first layers are those above the branch, which the shallow network runs anyway."""
-    gate = FirstBlockGate(steps=len(times), threshold=threshold, most=most, last=0, instead=Action.SHALLOW)
-    return SlotCache(gate=gate)
+    first = _warm_up(times)
+    return SlotCache(gate=FirstBlockGate(steps=len(times), threshold=threshold, most=most, first=first, last=0))
 
 
 def dynamic(times: tuple[int, ...], profile: StepProfile | None, *, interval: float) -> SlotCache:
@@ -152,6 +151,10 @@ def routed(times: tuple[int, ...], profile: StepProfile | None, *, branch: int) 
     return SlotCache(gate=Scheduled(RouterTable(on=tuple(rows)).schedule))
 
 
+def _warm_up(times: tuple[int, ...]) -> int:
+    return math.ceil(_WARM_UP * len(times))
+
+
 def _change(pair: Pair | None) -> float:
     return 0.0 if pair is None else pair.change
 
@@ -188,7 +191,7 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="first-block",
                 help="the deep half of the UNet when the features above it have moved (after First-Block-Cache)",
-                start=partial(first_block, threshold=0.15, most=4),
+                start=partial(first_block, threshold=0.1, most=3),
                 branch=1,
                 output=False,
                 measures=Signal.TOP,
@@ -202,13 +205,13 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="magcache",
                 help="reuse while the magnitude of the output stays (MagCache)",
-                start=partial(magnitudes, threshold=0.06, most=3, retention=_WARM_UP),
+                start=partial(magnitudes, threshold=0.1, most=3, retention=_WARM_UP),
                 needs_profile=True,
             ),
             StepCache(
                 name="teacache",
                 help="reuse until the latents have moved too far (TeaCache)",
-                start=partial(accumulated, threshold=0.2, first=2, last=1),
+                start=partial(accumulated, threshold=0.2),
                 measures=Signal.LATENTS,
                 needs_profile=True,
             ),
@@ -221,7 +224,7 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             StepCache(
                 name="rectified",
                 help="reuse up to a bound of the error, with steps adjusted (after ERTACache)",
-                start=partial(rectified, bound=0.1, most=4),
+                start=partial(rectified, bound=0.065, most=3),
                 needs_profile=True,
             ),
             StepCache(
