@@ -105,4 +105,7 @@ def weights_digest(files: Sequence[Path]) -> str:
 
 
 def _pair(found: dict[str, Any]) -> Pair:
-    return Pair(**{name: tuple(value) if isinstance(value, list) else float(value) for name, value in found.items()})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else float(value) for name, value in found.items()
+    }
+    return Pair(**values)

@@ -138,7 +138,7 @@ class LaneReuse:
         assert plan is not None, "`use` comes first"
         entries = len(plan.ints)
         if self._shared.cache.measures is Signal.LATENTS:
-            now = latents.unflatten(0, (entries, self._frames))
+            now = self._framed(latents)
             self._measure(now.index_select(0, self._ints[TableRows.ENTRY, :entries]), slice(entries), anchor=True)
         runs: list[tuple[Callable[[_Group], torch.Tensor], int]] = [
             (self._full, plan.full),
@@ -159,6 +159,10 @@ class LaneReuse:
             x0.index_copy_(0, picked, run(group))
         return x0
 
+    def _framed(self, flat: torch.Tensor) -> torch.Tensor:
+        """[N F, ...] -> [N, F, ...]."""
+        return flat.reshape(-1, self._frames, *flat.shape[1:])
+
     def _picked(self, entries: torch.Tensor) -> torch.Tensor:
         """Return the rows of a flat batch that belong to these entries: [count F]."""
         if self._frames == 1:
@@ -173,10 +177,10 @@ class LaneReuse:
         else:
             x0, deep, top = shared.network.full(group.latents, group.timestep, group.condition)
             places = self._ints[TableRows.WRITE_DEEP, group.columns]
-            kept = deep.permute(0, 2, 3, 1).unflatten(0, (-1, self._frames))
+            kept = self._framed(deep.permute(0, 2, 3, 1))
             shared.deep.index_copy_(0, places, kept.to(shared.deep.dtype))
             if shared.cache.measures is Signal.TOP:
-                self._measure(top.unflatten(0, (-1, self._frames)), group.columns, anchor=True)
+                self._measure(self._framed(top), group.columns, anchor=True)
         self._keep(group, x0)
         return x0
 
@@ -186,7 +190,7 @@ class LaneReuse:
         deep = self._history(shared.deep, self._rows.read_deep, depth, group.columns).flatten(0, 1)
         x0, top = shared.network.shallow(group.latents, group.timestep, group.condition, deep.permute(0, 3, 1, 2))
         if shared.cache.measures is Signal.TOP:
-            self._measure(top.unflatten(0, (-1, self._frames)), group.columns, anchor=False)
+            self._measure(self._framed(top), group.columns, anchor=False)
         self._keep(group, x0)
         return x0
 
@@ -209,14 +213,14 @@ class LaneReuse:
         if depth == 1:
             return history.index_select(0, self._ints[read, columns])
         places = self._ints[read : read + depth, columns].T
-        found = history.index_select(0, places.flatten()).unflatten(0, places.shape)
+        found = history.index_select(0, places.flatten()).view(*places.shape, *history.shape[1:])
         return weighted(found, self._floats[weight : weight + depth, columns].T)
 
     def _keep(self, group: _Group, x0: torch.Tensor) -> None:
         """Write an output into the history, where it is kept."""
         if not self._shared.cache.output:
             return
-        kept = self._cached(group, x0).unflatten(0, (-1, self._frames))
+        kept = self._framed(self._cached(group, x0))
         self._shared.output.index_copy_(0, self._ints[TableRows.WRITE_OUTPUT, group.columns], kept)
 
     def _levels(self, group: _Group) -> tuple[torch.Tensor, torch.Tensor]:
