@@ -125,8 +125,8 @@ def dynamic(times: tuple[int, ...], profile: StepProfile | None, *, interval: fl
 def rectified(times: tuple[int, ...], profile: StepProfile | None, *, bound: float, most: int) -> SlotCache:
     """After ERTACache: computed where the error would pass a bound; steps adjusted and the mean error added."""
     assert profile is not None
-    computed = [0]
-    for step in range(1, len(times)):
+    computed = list(range(_warm_up(times)))
+    for step in range(len(computed), len(times)):
         pair = profile.pair(times[step], times[computed[-1]])
         if step - computed[-1] > most or (pair is not None and pair.error > bound):
             computed.append(step)
