@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -167,8 +167,8 @@ def train_epoch(
         router.clamp_(-_LIMIT, _LIMIT)
 
 
-def train(bench: Bench, model: ImageModel, options: argparse.Namespace) -> RouterTable:
-    """Train and return the table."""
+def train(bench: Bench, model: ImageModel, options: argparse.Namespace) -> Iterator[RouterTable]:
+    """Train; gives the table after each epoch."""
     rows, steps = len(bench.embeds), len(bench.plan)
     router = torch.zeros((steps, 2), requires_grad=True)
     optimiser = torch.optim.AdamW([router], lr=options.rate, weight_decay=0.0)
@@ -181,7 +181,7 @@ def train(bench: Bench, model: ImageModel, options: argparse.Namespace) -> Route
         table = _table(router)
         share = sum(bench.costs[part].item() for row in table.on for part in (0, 1) if row[part]) / steps
         sys.stderr.write(f"epoch {epoch + 1}: {share:.0%} of the work\n")
-    return _table(router)
+        yield table
 
 
 def _table(router: torch.Tensor) -> RouterTable:
@@ -190,7 +190,7 @@ def _table(router: torch.Tensor) -> RouterTable:
 
 
 def main() -> None:
-    """Parse the command line, train, and write the table into the profile."""
+    """Parse the command line, train, and write the table into the profile after each epoch."""
     parser = argparse.ArgumentParser(
         prog="python -m train.step_router", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -208,9 +208,9 @@ def main() -> None:
     model = load_image_model(MODEL, LoadOptions(device="cpu", dtype="float32"))
     profile = StepProfile.read(options.out)
     bench = make_bench(model, profile, options.branch, CALIBRATION[: options.prompts])
-    table = train(bench, model, options)
-    on = tuple((bool(output), bool(deep)) for output, deep in table.on)
-    replace(profile, router=on, router_branch=options.branch).write(options.out)
+    for table in train(bench, model, options):
+        on = tuple((bool(output), bool(deep)) for output, deep in table.on)
+        replace(profile, router=on, router_branch=options.branch).write(options.out)
 
 
 if __name__ == "__main__":
