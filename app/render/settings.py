@@ -64,6 +64,8 @@ def _loader_settings(request: RenderRequest) -> dict[str, str]:
     }
     if video := options.video.chosen():
         settings["video"] = video
+    if options.step_cache:
+        settings["step cache"] = options.step_cache
     if options.stages:
         settings["stages"] = ", ".join(options.stages)
     return {name: _readable(value) for name, value in settings.items()}

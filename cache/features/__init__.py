@@ -1,1 +1,1 @@
-"""Feature caches: reuse of what networks computed, across frames and across steps."""
+"""Feature caches: reuse of what networks compute, across frames and across steps."""

@@ -103,8 +103,9 @@ class LoaderOptions:
     image model denoises together. max_slots: rows of the ring, 1 to 64, which all streams of an image engine share.
     backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
     space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
-    safety checker if it has one. stages: names of frame stages, in order.
-    Raises ControlError or InputError for a value out of range or of the wrong type.
+    safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an
+    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. Raises ControlError or InputError
+    for a value out of range or of the wrong type.
     """
 
     device: str = "auto"
@@ -120,12 +121,14 @@ class LoaderOptions:
     safety: bool = True
     video: VideoChoices = field(default_factory=VideoChoices)
     stages: tuple[str, ...] = ()
+    step_cache: str = ""
 
     def __post_init__(self) -> None:
         _check_integers(
             width=self.width, height=self.height, frames_per_slot=self.frames_per_slot, max_slots=self.max_slots
         )
         _check_texts(device=self.device, dtype=self.dtype, backend=self.backend, autoencoder=self.autoencoder)
+        _check_texts(step_cache=self.step_cache)
         _check_flags(allow_pickle=self.allow_pickle, safety=self.safety)
         maximum = Controls.frames_per_slot.maximum
         assert maximum is not None

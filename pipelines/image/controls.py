@@ -5,8 +5,8 @@ from __future__ import annotations
 from pipelines.core.controls import Control, Controls, changeable
 from pipelines.core.errors import ControlError
 
-from .schedule import timesteps
 from .state import ImageCore
+from .steps import slot_timesteps
 
 EVENTS = Control(renew=False)
 """One-off requests, which reset themselves."""
@@ -24,7 +24,7 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
             "prompt_change cannot be 'flush' for an image model.",
             "An image model has no past to forget: use cut or glide.",
         )
-    timesteps(core.model.schedule, candidate.steps, candidate.strength)
+    slot_timesteps(core.model.schedule, candidate, candidate.strength)
     core.check_engine_controls(control)
     for conditioner in core.conditioners:
         conditioner.check(candidate)

@@ -23,6 +23,7 @@ from pipelines.stages.table import StageSetting, make_stages
 
 from .model import ImageModel, ImageRuntime
 from .state import ImageCore
+from .step_caches import StepCache
 from .stream import ImageStream
 from .tick import TickRunner
 
@@ -34,8 +35,10 @@ class ImageEngine(EngineBase[ImageStream]):
 
     width, height: pixels, multiples of the codec's factor; 0: the model's native size. max_slots: 1 to 64.
     work_dtype: dtype of latents and formulas; float32 except in tests. conditioners: what may steer a slot. stages:
-    names in pipelines.stages.table.
-    Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage.
+    names in pipelines.stages.table. step_cache: one of step_caches.STEP_CACHES, or its name; "":
+    none.
+    Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage or cache,
+    ModelError for a cache that cannot be used with this model or backend.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ImageEngine(EngineBase[ImageStream]):
         work_dtype: torch.dtype = torch.float32,
         conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
         stages: Sequence[str] = (),
+        step_cache: str | StepCache = "",
     ) -> None:
         with torch.inference_mode():
             self.core = ImageCore(
@@ -61,6 +65,7 @@ class ImageEngine(EngineBase[ImageStream]):
                 tick_log=tick_log,
                 work_dtype=work_dtype,
                 conditioners=conditioners,
+                cache=step_cache,
             )
             self._runner = TickRunner(self.core)
         super().__init__(self.core.log, _FRAME_RATE)

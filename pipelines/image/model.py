@@ -22,6 +22,8 @@ from pipelines.core.execution import Executor
 from pipelines.core.origin import Origin
 from pipelines.core.preparation import NoPreparation, Preparation
 
+from .step_profile import StepProfile
+
 logger = logging.getLogger(__name__)
 
 
@@ -208,7 +210,8 @@ class ImageModel:
 
     size_px: native (width, height). defaults: control values that suit this model, by name in the control table.
     wants_time_ids: whether the network takes sizes as an input (SDXL-class models); the engine provides them.
-    vocabulary: path of the bundled model's world.json, or None.
+    vocabulary: path of the bundled model's world.json, or None. load_profile: reads what was
+    measured for step caches, if anything was; raises ModelError if it was measured with other weights.
     """
 
     name: str
@@ -224,3 +227,4 @@ class ImageModel:
     safety: SafetyChecker | None = None
     lora: LoraControl | None = None
     vocabulary: str | None = None
+    load_profile: Callable[[], StepProfile | None] = lambda: None

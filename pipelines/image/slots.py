@@ -50,6 +50,11 @@ class Birth:
         """Whether the slot has input frames; False: it is prompt-only. The frames of a slot are all of one kind."""
         return self.frames[0] is not None
 
+    @property
+    def is_multistep(self) -> bool:
+        """Whether a step also uses the denoised latents of the step before."""
+        return any(step.w_last for step in self.plan)
+
 
 class Slot:
     """A slot in flight or waiting to be pulled.

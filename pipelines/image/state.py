@@ -31,21 +31,17 @@ from .prompt_keys import EMBEDS, PromptKeys, can_project
 from .reuse.memory import ReuseMemory
 from .reuse.networks import TapedDenoiser
 from .reuse.parts import REUSE_PARTS
-
-
-def max_steps() -> int:
-    """Return the maximum number of steps of a slot, from the control table."""
-    maximum = Controls.steps.maximum
-    assert maximum is not None
-    return int(maximum)
+from .step_caches import StepCache, step_cache
+from .step_reuse import StepReuse
+from .steps import FEW_STEPS
 
 
 class ImageCore:
     """The shared state of an image engine. Latents and formulas use the dtype `work_dtype`.
 
     runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
-    prompt_keys: projected prompts, where the runtime takes them. reuse_epoch: changes when something that all streams
-    share has changed, so that nothing that was kept for reuse is valid.
+    prompt_keys: projected prompts, where the runtime takes them. step_reuse: caching across steps, if it was asked for.
+    reuse_epoch: changes when something that all streams share has changed, so that nothing kept for reuse is valid.
     """
 
     def __init__(
@@ -59,6 +55,7 @@ class ImageCore:
         tick_log: TickLog | None,
         work_dtype: torch.dtype,
         conditioners: Sequence[ConditionerFactory],
+        cache: str | StepCache = "",
     ) -> None:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
@@ -73,6 +70,7 @@ class ImageCore:
         self.next_tick = 0
         self.lora_scale = Controls.lora_scale.default
         self.conditioners = make_conditioners(conditioners, self._parts())
+        self._step_cache = step_cache(cache)
         self.ring = Ring(max_slots, self._fields(), model.device)
         self.reuse_epoch = 0
         self._use(model.runtime)
@@ -121,6 +119,7 @@ class ImageCore:
             rows=self.max_slots,
             first_tick=self.next_tick,
         )
+        self.step_reuse = self._make_step_reuse(self._step_cache)
         self.reuse_epoch += 1
         self._reuse: ReuseMemory | str | None = None
         self._prompt_executor = runtime.make_executor()
@@ -147,6 +146,8 @@ class ImageCore:
         return self._reuse
 
     def _make_reuse(self) -> ReuseMemory | str:
+        if self.step_reuse is not None:
+            return "the engine caches across steps"
         if self.runtime.windows is None:
             return f"the backend {self.runtime.backend} has no windows"
         networks = self.runtime.windows()
@@ -185,6 +186,19 @@ class ImageCore:
         self.reuse_epoch += 1
         self.lanes.invalidate()
 
+    def _make_step_reuse(self, cache: StepCache | None) -> StepReuse | None:
+        if cache is None:
+            return None
+        return StepReuse(
+            cache,
+            self.model,
+            self.denoiser,
+            capacity=self.max_slots,
+            frames=self.frames_per_slot,
+            latent_shape=self.latent_shape,
+            dtype=self.work_dtype,
+        )
+
     def _parts(self) -> EngineParts:
         return EngineParts(
             engine="image",
@@ -201,7 +215,8 @@ class ImageCore:
         own = {
             "latents": RingField(shape=latents, dtype=self.work_dtype),
             "stock": RingField(shape=latents, dtype=self.work_dtype),
-            "noise": RingField(shape=(max_steps(), *latents), dtype=self.work_dtype),
+            "noise": RingField(shape=(FEW_STEPS, *latents), dtype=self.work_dtype),
+            "denoised": RingField(shape=latents, dtype=self.work_dtype),
         }
         conditioned = all_fields(self.conditioners)
         assert own.keys().isdisjoint(conditioned), conditioned.keys()

@@ -29,11 +29,10 @@ from .noise import NoiseSource
 from .reuse.layout import SlotWork
 from .reuse.stream import StreamReuse
 from .safety import SafetyStage
-from .schedule import timesteps
 from .similarity import SimilarityFilter
 from .slots import Birth, Slot, birth_record, held_record
-from .state import ImageCore, max_steps
-from .steps import STEP_FUNCTIONS, plan
+from .state import ImageCore
+from .steps import FEW_STEPS, STEP_FUNCTIONS, plan, slot_timesteps
 
 
 class ImageStream(StreamBase):
@@ -60,7 +59,7 @@ class ImageStream(StreamBase):
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
-        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, FEW_STEPS)
         self._reuse = StreamReuse(core)
         self._reuse.configure(self._controls)
         core.set_engine_controls(control)  # the last call that may fail
@@ -218,7 +217,10 @@ class ImageStream(StreamBase):
         """Let a slot take part in ticks. kept: the number of its frames that are not padding."""
         core, controls, prompt_only = self._core, self._controls, new.inputs[0] is None
         strength = 1.0 if prompt_only else controls.strength
-        steps = timesteps(core.model.schedule, controls.steps, strength)
+        steps, function = (
+            slot_timesteps(core.model.schedule, controls, strength),
+            STEP_FUNCTIONS[controls.step_function],
+        )
         birth = Birth(
             stream=self._number,
             number=self._slots,
@@ -227,10 +229,10 @@ class ImageStream(StreamBase):
             controls=controls,
             strength=strength,
             guidance=GUIDANCE_MODES[controls.guidance_mode],
-            plan=plan(STEP_FUNCTIONS[controls.step_function], core.model.schedule, steps),
+            plan=plan(function, core.model.schedule, steps),
             noise=self._noise.draw(
                 controls.seed,
-                len(steps),
+                function.noises(len(steps)),
                 slot=None if controls.seed_lock else self._slots,
                 walk_deg=controls.noise_walk_deg if prompt_only else None,
             ),

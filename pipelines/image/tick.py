@@ -18,7 +18,8 @@ from .lanes import Lane, TickMarks
 from .reuse.layout import PassLayout, PassPlan
 from .slots import Slot
 from .state import ImageCore
-from .tables import TickBatch
+from .step_plan import ReusePlan
+from .tick_batch import TickBatch
 from .tick_parts import TickParts
 
 _STEADY_TICKS = 48
@@ -70,7 +71,12 @@ class TickRunner:
     def rehearse(self, slots: int) -> None:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
         parts, lane = self._parts[0], self._lanes.lanes[0]
-        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False), partial(parts.finish, 1)):
+        parts.rehearse(slots)
+        for work in (
+            partial(parts.admit, 1, 1),
+            partial(parts.denoise, slots, 0, False, False),
+            partial(parts.finish, 1),
+        ):
             lane.queue.run(work)
         self._lanes.settle()
 
@@ -84,12 +90,12 @@ class TickRunner:
         stepped = self._stepped if all(slot in self._stepped for slot in slots) else {}  # only the pictures are missing
         columns = stepped or {slot: column for column, slot in enumerate(slots)}
         self._stepped = {}
-        self._upload(batch, [columns[slot] for slot in batch.finished], tick)
+        reuse = self._upload(batch, [columns[slot] for slot in batch.finished], tick)
         if not stepped:
             lanes.order(lane.queue, [slot.row for slot in batch.new], tick)
         lane.queue.record(marks.started)
         if not stepped:
-            self._step(batch, tick)
+            self._step(batch, tick, reuse)
         else:
             for mark in (marks.encoded, marks.stepping, marks.stepped):
                 lane.queue.record(mark)
@@ -101,11 +107,13 @@ class TickRunner:
             lane.queue.record(marks.decoded)
             lane.queue.record(marks.finished)
 
-    def _upload(self, batch: TickBatch, finished: Sequence[int], tick: int) -> None:
-        """Fill the lane's tables and send them behind its last tick; pictures and noise as soon as it has encoded."""
-        lanes, tables = self._lanes, self._parts[tick % self._lanes.count].tables
+    def _upload(self, batch: TickBatch, finished: Sequence[int], tick: int) -> ReusePlan | None:
+        """Fill the lane's tables and send them behind its last tick; pictures and noise as soon as it has encoded.
+        Returns what the step cache has planned."""
+        lanes, parts = self._lanes, self._parts[tick % self._lanes.count]
+        tables, reuse = parts.tables, parts.plan(batch, tick)
         lane, marks, before = lanes.lane(tick), lanes.marks(tick), lanes.marks_before(tick)
-        tables.fill(batch, finished)
+        tables.fill(batch, finished, reuse)
         lane.queue.run(tables.tables_copy())
         if batch.new:
             if before is not None:
@@ -114,8 +122,9 @@ class TickRunner:
                 lanes.uploads.run(copy)
             lanes.uploads.record(marks.uploaded)
             lane.queue.wait(marks.uploaded)
+        return reuse
 
-    def _step(self, batch: TickBatch, tick: int) -> None:
+    def _step(self, batch: TickBatch, tick: int, reuse: ReusePlan | None) -> None:
         """Admit new slots, then step every slot: behind the last steps of those that are not new, and behind what
         conditioners have written."""
         lanes, parts = self._lanes, self._parts[tick % self._lanes.count]
@@ -133,9 +142,9 @@ class TickRunner:
         lane.queue.wait(marks.written)
         lane.queue.record(marks.stepping)
         lanes.use(held, tick)
-        key = ("denoise", rows, extra, batch.use_stock, layout)
-        denoise = partial(parts.denoise, rows, extra, batch.use_stock, layout)
-        lane.queue.run(partial(lane.executor.run, key, denoise))
+        shape = (rows, extra, batch.use_stock, batch.use_last)
+        key = ("denoise", *shape, layout, None if reuse is None else reuse.key)
+        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, *shape, layout)))
         lane.queue.record(marks.stepped)
 
     def _finish(self, batch: TickBatch, lane: Lane, marks: TickMarks, tick: int) -> None:

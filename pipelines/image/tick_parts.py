@@ -7,6 +7,7 @@ Independent of which slots take part and of what runs beside them: pipelines/ima
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -17,7 +18,9 @@ from .reuse.layout import PassLayout
 from .reuse.passes import ReusingDenoiser
 from .slots import Slot
 from .state import ImageCore
+from .step_plan import ReusePlan, all_full
 from .tables import TickTables
+from .tick_batch import TickBatch
 
 _ENTRY_AXES = (1, 1, 1, 1)
 
@@ -33,9 +36,10 @@ class TickParts:
         self._decoded = torch.zeros(
             (core.max_slots * frames, core.height, core.width, 3), dtype=torch.uint8, device=device
         )
+        self._step_reuse = None if core.step_reuse is None else core.step_reuse.lane(*self.tables.step_tables())
         self._batch = DenoiseBatch(
             core.ring,
-            core.denoiser,
+            core.denoiser if self._step_reuse is None else self._step_reuse,
             self.tables.floats,
             self.tables.ints,
             conditioners=core.conditioners,
@@ -43,6 +47,19 @@ class TickParts:
             time_ids=core.time_ids(),
             instead={} if core.prompt_keys is None else {EMBEDS: core.prompt_keys.cells},
         )
+
+    def plan(self, batch: TickBatch, tick: int) -> ReusePlan | None:
+        """Let the step cache, if the engine has one, plan a tick of this lane."""
+        core = self._core
+        if core.step_reuse is None or self._step_reuse is None:
+            return None
+        wait = partial(core.lanes.wait_for_row, tick=tick)
+        return core.step_reuse.plan(batch, self._step_reuse, epoch=core.lora_scale, wait=wait)
+
+    def rehearse(self, slots: int) -> None:
+        """Make the tables those of a tick with so many slots on unused rows."""
+        if self._step_reuse is not None:
+            self._step_reuse.use(all_full(slots))
 
     def admit(self, pictures: int, new: int, layout: PassLayout | None = None) -> None:
         """Write the entry latents a z + b n of the slots that are new in this tick (n alone where prompt-only).
@@ -59,7 +76,9 @@ class TickParts:
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
-    def denoise(self, rows: int, extra: int, use_stock: bool, layout: PassLayout | None = None) -> None:
+    def denoise(
+        self, rows: int, extra: int, use_stock: bool, use_last: bool, layout: PassLayout | None = None
+    ) -> None:
         """See `DenoiseBatch.run`. layout: how the entries are divided into passes; None: all in one."""
         reusing = None
         if layout is not None:
@@ -68,7 +87,7 @@ class TickParts:
             reusing = ReusingDenoiser(
                 layout, self.tables.reuse.denoise, self._core.denoiser, memory.networks, memory.lines
             )
-        self._batch.run(rows, extra, use_stock, reusing)
+        self._batch.run(rows, extra, use_stock, use_last, reusing)
 
     def finish(self, finished: int, layout: PassLayout | None = None) -> None:
         """Decode the finished slots to pictures [finished F, H, W, 3] uint8. layout: as in `admit`."""

@@ -76,6 +76,7 @@ class ImageKind(ModelKind):
             max_slots=options.max_slots,
             tick_log=context.tick_log,
             stages=options.stages,
+            step_cache=options.step_cache,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
         )
 

@@ -20,13 +20,14 @@ from pipelines.core.errors import ModelError, ModelLayoutError
 from pipelines.core.execution import Calls
 from pipelines.core.host_memory import gib
 from pipelines.files import hub
-from pipelines.files.layout import Component, ModelLayout, read_autoencoder, read_layout
+from pipelines.files.layout import Component, ModelLayout, find_weights, read_autoencoder, read_layout
 from pipelines.files.lora_files import LoraFile
 from pipelines.files.memory import Budget, Pictures, check_memory, free_memory_bytes
 from pipelines.files.precision import Precision, choose_device, choose_precision
 from pipelines.files.vocabulary import WORLD_FILE
 from pipelines.image.model import ImageModel, ImageNetworks, LoraControl, MakeImageRuntime, SafetyChecker
 from pipelines.image.runtime import plain_runtime
+from pipelines.image.step_profile import PROFILE_FILE, StepProfile, weights_digest
 
 from .betas import schedule_config
 from .presets import ImagePreset, ModelFacts, choose_preset
@@ -74,6 +75,16 @@ def load_image_model(
     return _assemble(source, facts, preset, loaded, make_runtime)
 
 
+def _step_profile(layout: ModelLayout) -> StepProfile | None:
+    """Return the profile beside the model's weights, if it has one and it was made for them. Raises ModelError."""
+    file = layout.folder / PROFILE_FILE
+    if not file.is_file():
+        return None
+    profile = StepProfile.read(file)
+    profile.check(weights_digest(find_weights(layout.unet, allow_pickle=False).files))
+    return profile
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
     """What was read from disk."""
@@ -110,6 +121,7 @@ def _assemble(
         safety=loaded.safety,
         lora=loaded.lora,
         vocabulary=str(world) if world.is_file() else None,
+        load_profile=partial(_step_profile, layout),
     )
 
 
