@@ -77,7 +77,7 @@ def measure_motion(inputs: Sequence[Picture], cuts: Collection[int] = ()) -> Inp
 
 def flows(frames: Sequence[Picture]) -> list[Flow]:
     """Optical flow from each frame to the next: pixel p of a frame is at p + flow(p) in the next one."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     return [np.asarray(dis.calc(a, b, None), dtype=np.float32) for a, b in itertools.pairwise(grey)]
 
