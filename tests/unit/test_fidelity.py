@@ -28,7 +28,6 @@ from bench.temporal_fidelity import (
 from pipelines.core.types import Picture
 from tests.fakes.textures import SIDE, moving_pictures, noisy, textured
 
-
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
