@@ -90,7 +90,8 @@ def _ssim_terms(x: Plane, y: Plane) -> tuple[Plane, Plane]:
     variances = (_windowed(x * x) - mean_x * mean_x) + (_windowed(y * y) - mean_y * mean_y)
     covariance = _windowed(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    return luminance, (2 * covariance + c2) / (variances + c2)
+    structure = (2 * covariance + c2) / (variances + c2)
+    return np.asarray(luminance, np.float32), np.asarray(structure, np.float32)
 
 
 def _windowed(plane: Plane) -> Plane:

@@ -30,16 +30,26 @@ BLOCK_FRAMES, MIN_BLOCK_FRAMES = 64, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Block:
+    """Frames start to stop - 1 within a scene. static: [H, W], what never differed from the first of them."""
+
+    start: int
+    stop: int
+    static: Mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class InputMotion:
     """What moved on the input, for each of its T - 1 transitions. flow: [H, W, 2] in px, right and down, from frame t
     to t + 1; visible: [H, W], what can be seen in both; static: [H, W], what did not change; scene: whether both frames
-    show the same scene (no cut between them).
+    show the same scene (no cut between them). blocks: of 8 to 64 frames; shorter rests of scenes are in none.
     """
 
     flow: Sequence[Flow]
     visible: Sequence[Mask]
     static: Sequence[Mask]
     scene: Sequence[bool]
+    blocks: Sequence[Block]
 
     @property
     def frames(self) -> int:
@@ -67,7 +77,14 @@ def measure_motion(inputs: Sequence[Picture], cuts: Collection[int] = ()) -> Inp
         shape = inputs[0].shape[:2] if inputs else None
         raise ValueError(f"{len(inputs)} frames of {shape}: motion needs two frames of at least {MIN_SIDE_PX} px")
     ahead, back = flows(inputs), flows(inputs[::-1])[::-1]
+    blocks = [
+        Block(
+            start=start, stop=stop, static=np.logical_and.reduce([static(inputs[start], f) for f in inputs[start:stop]])
+        )
+        for start, stop in block_ranges(len(inputs), cuts)
+    ]
     return InputMotion(
+        blocks=blocks,
         flow=ahead,
         visible=[visible(f, g) for f, g in zip(ahead, back, strict=True)],
         static=[static(a, b) for a, b in itertools.pairwise(inputs)],
@@ -77,7 +94,7 @@ def measure_motion(inputs: Sequence[Picture], cuts: Collection[int] = ()) -> Inp
 
 def flows(frames: Sequence[Picture]) -> list[Flow]:
     """Optical flow from each frame to the next: pixel p of a frame is at p + flow(p) in the next one."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     return [np.asarray(dis.calc(a, b, None), dtype=np.float32) for a, b in itertools.pairwise(grey)]
 
@@ -162,20 +179,19 @@ def flicker(run: Sequence[Picture], motion: InputMotion) -> float:
 def high_share(run: Sequence[Picture], motion: InputMotion) -> float:
     """Share of the energy over time, without the mean, above a quarter of the frame rate, where the input was static.
 
-    Of luma, in blocks of up to 64 frames within a scene, of pixels that are static throughout a block. White noise has
-    about a half. NaN if nothing is static, 0 if nothing changes.
+    Of luma, in blocks of up to 64 frames within a scene, of pixels that do not differ from the block's first frame.
+    White noise has about a half. NaN if nothing is static, 0 if nothing changes.
     """
     high = total = 0.0
     found = False
-    for start, stop in _blocks(motion):
-        still = np.logical_and.reduce(motion.static[start : stop - 1])
-        if not still.any():
+    for block in motion.blocks:
+        if not block.static.any():
             continue
         found = True
-        lines = np.stack([luma(frame)[still] for frame in run[start:stop]]).astype(np.float64)
+        lines = np.stack([luma(frame)[block.static] for frame in run[block.start : block.stop]]).astype(np.float64)
         power = _spectrum(lines - lines.mean(0))
         total += float(power.sum())
-        high += float(power[np.arange(len(power)) > (stop - start) / 4].sum())
+        high += float(power[np.arange(len(power)) > len(lines) / 4].sum())
     if not found:
         return math.nan
     return high / total if total else 0.0
@@ -225,15 +241,15 @@ def _measured(motion: InputMotion) -> list[int]:
     return [number for number, same in enumerate(motion.scene) if same]
 
 
-def _blocks(motion: InputMotion) -> list[tuple[int, int]]:
+def block_ranges(frames: int, cuts: Collection[int]) -> list[tuple[int, int]]:
     """Half-open ranges of frames within a scene, of 8 to 64 frames; shorter ones are left out."""
-    edges = [0, *(number + 1 for number, same in enumerate(motion.scene) if not same), motion.frames]
-    blocks = [
+    edges = sorted({0, frames, *(cut for cut in cuts if 0 < cut < frames)})
+    ranges = [
         (at, min(at + BLOCK_FRAMES, stop))
         for start, stop in itertools.pairwise(edges)
         for at in range(start, stop, BLOCK_FRAMES)
     ]
-    return [(start, stop) for start, stop in blocks if stop - start >= MIN_BLOCK_FRAMES]
+    return [(start, stop) for start, stop in ranges if stop - start >= MIN_BLOCK_FRAMES]
 
 
 def _share(masks: Sequence[Mask], scene: Sequence[bool]) -> float:
