@@ -234,12 +234,8 @@ class SessionProxy:
         stats = self._stats
         if stats is None:
             return {}
-        return {
-            Stage.WAIT: stats.wait_ms,
-            Stage.ENCODE: stats.encode_ms,
-            Stage.DENOISE: stats.denoise_ms,
-            Stage.DECODE: stats.decode_ms,
-        }
+        stages = (Stage.WAIT, Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
+        return dict(zip(stages, (stats.wait_ms, stats.encode_ms, stats.denoise_ms, stats.decode_ms), strict=True))
 
     def start_take(self, folder: Path, may_grow: Callable[[], bool] = lambda: True) -> None:
         """Record from now on into `folder`, which must not contain a take. The stream is replaced by a new one with the

@@ -61,7 +61,8 @@ class MotionMap:
         (rows, columns), cell = self.grid, self._cell
         grown = self._cv2.dilate(moved.view(np.uint8), self._kernel)
         down = grown.reshape(rows, cell, columns * cell).max(axis=1)
-        return down.reshape(rows, columns, cell).max(axis=2).astype(bool)
+        cells: Mask = down.reshape(rows, columns, cell).max(axis=2).astype(bool)
+        return cells
 
     def take(self, windows: tuple[Window, ...] | None = None, chain: int = 0) -> None:
         """The last picture given to `moved` is computed: in these windows, or everywhere (None)."""

@@ -35,7 +35,7 @@ class SlotFrames:
     ) -> None:
         self.sources, self.first_ordinal, self.repeats = tuple(sources), first_ordinal, repeats
         self.readback = readback
-        self.buffer = readback.acquire() if repeats is None else readback.share(repeats.buffer)
+        self.buffer: int = readback.acquire() if repeats is None else readback.share(repeats.buffer)
         self._done: Mark | None = None
         self.seen: Callable[[Picture], None] | None = None
 

@@ -56,5 +56,6 @@ class ReuseMemory:
         x0, features = self.networks.whole(latents, timestep, condition)
         self.lines = self.held = None
         self.lines = FeatureLines(count, latents.shape[2], latents.shape[3], features, x0)
-        self.held = HeldPictures(count, latents.shape[1:], self._factor, x0)
+        channels, height, width = latents.shape[1:]
+        self.held = HeldPictures(count, (channels, height, width), self._factor, x0)
         self._changed()

@@ -74,7 +74,7 @@ class Recording:
         """See `Tape`."""
         level = self._level_of(keys.shape[1])
         height, width = self.rows >> level, self._width >> level
-        self._tokens[level] += [part.unflatten(1, (height, width)) for part in (keys, values)]
+        self._tokens[level] += [part.reshape(len(part), height, width, -1) for part in (keys, values)]
         return keys, values
 
     def features(self) -> Features:
@@ -153,7 +153,7 @@ class Replaying:
         start, width = self._token_starts[level], own.shape[2]
         self._token_starts[level] += width
         rows = self.rows >> level
-        self._tokens[level].append(own.unflatten(1, (rows, own.shape[1] // rows)))
+        self._tokens[level].append(own.reshape(len(own), rows, -1, width))
         everything = self.kept.tokens[level][..., start : start + width].flatten(1, 2)
         return everything.scatter(1, self.places[level].unsqueeze(-1).expand_as(own), own)
 
