@@ -76,9 +76,7 @@ class TickParts:
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
-    def denoise(
-        self, rows: int, extra: int, use_stock: bool, use_last: bool, layout: PassLayout | None = None
-    ) -> None:
+    def denoise(self, rows: int, extra: int, use_stock: bool, use_last: bool, layout: PassLayout | None = None) -> None:
         """See `DenoiseBatch.run`. layout: how the entries are divided into passes; None: all in one."""
         reusing = None
         if layout is not None:
