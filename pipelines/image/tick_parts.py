@@ -53,11 +53,6 @@ class TickParts:
         wait = partial(core.lanes.wait_for_row, tick=tick)
         return core.reuse.plan(batch, self._reuse, epoch=core.lora_scale, wait=wait)
 
-    def rehearse(self, slots: int) -> None:
-        """Make the tables those of a tick with so many slots on unused rows."""
-        if self._reuse is not None:
-            self._reuse.use(all_full(slots))
-
     def admit(self, pictures: int, new: int) -> None:
         """Write the entry latents a z + b n of the slots that are new in this tick (n alone where prompt-only)."""
         floats, noise = self.tables.floats, self.tables.noise[:new]
@@ -73,8 +68,10 @@ class TickParts:
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
-    def denoise(self, rows: int, extra: int, use_stock: bool, use_last: bool) -> None:
-        """See `DenoiseBatch.run`."""
+    def denoise(self, rows: int, extra: int, use_stock: bool, use_last: bool, reuse: ReusePlan | None = None) -> None:
+        """See `DenoiseBatch.run`. reuse: what `plan` returned; None: every slot computes."""
+        if self._reuse is not None:
+            self._reuse.use(all_full(rows + extra) if reuse is None else reuse)
         self._batch.run(rows, extra, use_stock, use_last)
 
     def finish(self, finished: int) -> None:
