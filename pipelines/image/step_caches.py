@@ -147,7 +147,8 @@ def routed(times: tuple[int, ...], profile: StepProfile | None, *, branch: int) 
         passed = profile.router[before + 1 : now + 1] or ((False, False),)
         rows.append((any(row[0] for row in passed), any(row[1] for row in passed)))
         before = now
-    rows[0] = (True, True)
+    warm = _warm_up(times)  # a slot that starts from a picture starts late in the table
+    rows[:warm] = [(True, True)] * warm
     return SlotCache(gate=Scheduled(RouterTable(on=tuple(rows)).schedule))
 
 

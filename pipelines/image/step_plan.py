@@ -147,7 +147,8 @@ class StepPlanner:
         columns: list[tuple[Action, tuple[int, ...], tuple[float, ...]]] = []
         entries = {column: len(batch.slots) + index for index, column in enumerate(batch.extra)}
         for column, slot in enumerate(batch.slots):
-            seen = (batch.scales[column], batch.deltas[column], dict(slot.conditions.written), epoch)
+            guided = (batch.scales[column], batch.deltas[column]) if slot.birth.guidance.guides else None
+            seen = (guided, dict(slot.conditions.written), epoch)
             held = self._ask(slot, seen, measured)
             for entry, cell in ((column, 2 * slot.row), (entries.get(column), 2 * slot.row + 1)):
                 if entry is not None:

@@ -81,7 +81,6 @@ class StepReuse:
         if self.cache.measures is not None:
             cells = [column[TableRows.CELL] for column in plan.ints]
             self._measured |= {cell // 2: (lane, index) for index, cell in enumerate(cells) if cell % 2 == 0}
-        lane.use(plan)
         return plan
 
     def lane(self, ints: torch.Tensor, floats: torch.Tensor) -> LaneReuse:
@@ -129,7 +128,7 @@ class LaneReuse:
         self._plan: ReusePlan | None = None
 
     def use(self, plan: ReusePlan) -> None:
-        """Take the plan of the tick that is about to be issued."""
+        """Take the plan of the tick that is about to run."""
         self._plan = plan
 
     def __call__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:

@@ -71,7 +71,6 @@ class TickRunner:
     def rehearse(self, slots: int) -> None:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
         parts, lane = self._parts[0], self._lanes.lanes[0]
-        parts.rehearse(slots)
         for work in (
             partial(parts.admit, 1, 1),
             partial(parts.denoise, slots, 0, False, False),
@@ -144,7 +143,7 @@ class TickRunner:
         lanes.use(held, tick)
         shape = (rows, extra, batch.use_stock, batch.use_last)
         key = ("denoise", *shape, layout, None if reuse is None else reuse.key)
-        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, *shape, layout)))
+        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, *shape, layout, reuse)))
         lane.queue.record(marks.stepped)
 
     def _finish(self, batch: TickBatch, lane: Lane, marks: TickMarks, tick: int) -> None:

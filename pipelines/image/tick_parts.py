@@ -56,11 +56,6 @@ class TickParts:
         wait = partial(core.lanes.wait_for_row, tick=tick)
         return core.step_reuse.plan(batch, self._step_reuse, epoch=core.lora_scale, wait=wait)
 
-    def rehearse(self, slots: int) -> None:
-        """Make the tables those of a tick with so many slots on unused rows."""
-        if self._step_reuse is not None:
-            self._step_reuse.use(all_full(slots))
-
     def admit(self, pictures: int, new: int, layout: PassLayout | None = None) -> None:
         """Write the entry latents a z + b n of the slots that are new in this tick (n alone where prompt-only).
         layout: how encoding is divided into passes; None: all in one."""
@@ -76,16 +71,27 @@ class TickParts:
         self._ring.scatter("stock", rows, entry)
         self._ring.scatter("noise", rows, noise)
 
-    def denoise(self, rows: int, extra: int, use_stock: bool, use_last: bool, layout: PassLayout | None = None) -> None:
-        """See `DenoiseBatch.run`. layout: how the entries are divided into passes; None: all in one."""
-        reusing = None
+    def denoise(
+        self,
+        rows: int,
+        extra: int,
+        use_stock: bool,
+        use_last: bool,
+        layout: PassLayout | None = None,
+        reuse: ReusePlan | None = None,
+    ) -> None:
+        """See `DenoiseBatch.run`. layout: how the entries are divided into passes; None: all in one. reuse: what `plan`
+        returned; None: every slot computes."""
+        if self._step_reuse is not None:
+            self._step_reuse.use(all_full(rows + extra) if reuse is None else reuse)
+        windows = None
         if layout is not None:
             memory = self._core.reuse_memory()
             assert memory.lines is not None, "a stream that reuses has lines"
-            reusing = ReusingDenoiser(
+            windows = ReusingDenoiser(
                 layout, self.tables.reuse.denoise, self._core.denoiser, memory.networks, memory.lines
             )
-        self._batch.run(rows, extra, use_stock, use_last, reusing)
+        self._batch.run(rows, extra, use_stock, use_last, windows)
 
     def finish(self, finished: int, layout: PassLayout | None = None) -> None:
         """Decode the finished slots to pictures [finished F, H, W, 3] uint8. layout: as in `admit`."""
