@@ -36,7 +36,9 @@ OUT = Path("docs/drift")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A policy of cache.kv.policies with options for a window of 12 latent frames, including a chunk of 3."""
+    """A policy of cache.kv.policies with options for a window of 12 latent frames, including a chunk of 3; of 9 where
+    the name ends in -9.
+    """
 
     policy: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +59,10 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "participative": Case(
             policy="participative", options={"window_frames": 12, **MINI_VIDEO.other_policies["participative"]}
         ),
+        "r1-kv": Case(policy="r1-kv", options={"window_frames": 12, **MINI_VIDEO.other_policies["r1-kv"]}),
+        "r1-kv-no-sink": Case(policy="r1-kv", options={"window_frames": 12, "sink_frames": 0, "recent_frames": 3}),
+        "r1-kv-9": Case(policy="r1-kv", options={"window_frames": 9, "sink_frames": 3, "recent_frames": 1}),
+        "sink-3-9": Case(policy="sink", options={"window_frames": 9, "sink_frames": 3}),
         **{
             policy: Case(policy=policy, options=MINI_VIDEO.other_policies[policy])
             for policy in ("heavy-hitter", "packed", "dual", "rebuild")

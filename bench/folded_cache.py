@@ -20,7 +20,8 @@ from pipelines.video.wan.transformer import CausalWanTransformer
 
 def mixes_heads(policy: KVPolicy) -> bool:
     """Whether what is kept in one head depends on the others."""
-    return policy.scores_queries or isinstance(policy, AdaptiveSinkPolicy)
+    together = policy.scores_queries and policy.selects >= 0
+    return together or isinstance(policy, AdaptiveSinkPolicy)
 
 
 class FoldedView:

@@ -82,8 +82,8 @@ class KVCache:
             raise KVError(
                 f"the rotary embedding has head_dim {rotary.head_dim} and the cache {shape.head_dim}: use the same"
             )
-        if storage == "fp8" and policy.accumulates:
-            raise KVError("the storage 'fp8' scales keys, so attention cannot be summed: use 'native'")
+        if storage == "fp8" and policy.weighs_attention:
+            raise KVError("the storage 'fp8' scales keys, so attention cannot be weighed or summed: use 'native'")
         make_store, make_rotated = STORAGES[storage]
         self.shape, self.policy, self.storage = shape, policy, storage
         self._bank = Bank(shape, policy, rotary, make_store(shape, policy), kernels)

@@ -13,10 +13,8 @@ import torch
 
 from cache.kv.bank import Bank
 from cache.kv.plan import Move, Operation, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span
+from cache.kv.scores import Candidates, Queries, token_scores
 from cache.kv.store import widened
-
-Queries = torch.Tensor | None
-"""The chunk's rotated queries of this row and layer: [N, H, D]."""
 
 
 def move(bank: Bank, layer: int, row: int, op: Move, queries: Queries) -> None:
@@ -71,11 +69,8 @@ def select_tokens(bank: Bank, layer: int, row: int, op: SelectTokens, queries: Q
     starts = bank.starts[row, : len(op.candidates)]
     index = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
     count = sum(span.length for span in op.targets)
-    if op.accumulated:
-        assert bank.attention is not None
-        scores = bank.attention[layer, row].index_select(0, index)
-    else:
-        scores = _token_scores(bank, layer, row, index, length, queries)[:, None]
+    candidates = Candidates(bank=bank, layer=layer, row=row, index=index, length=length)
+    scores = token_scores(op.scoring, candidates, queries)
     best = index[scores.topk(count, dim=0).indices.sort(dim=0).values]
     targets = torch.cat([torch.arange(s.start, s.stop, device=index.device) for s in op.targets])
     for tensor in bank.by_slot:
@@ -89,17 +84,6 @@ def _pick(cells: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         return cells.index_select(0, slots[:, 0])
     index = slots.reshape(*slots.shape, *([1] * (cells.dim() - 2)))
     return cells.gather(0, index.expand(-1, -1, *cells.shape[2:]))
-
-
-def _token_scores(bank: Bank, layer: int, row: int, index: torch.Tensor, length: int, queries: Queries) -> torch.Tensor:
-    """Sum of q . k (rotated) over queries and heads, for each candidate token: (sum of q) . k -> [n]."""
-    assert queries is not None
-    assert bank.origins is not None
-    cells = index.numel() // length
-    cos, sin = (part[:cells].repeat_interleave(length, dim=0)[:, None] for part in bank.candidate_times[row])
-    cos, sin = bank.with_origins(cos, sin, bank.origins[layer, row].index_select(0, index))
-    keys = bank.rotate(bank.store.take(layer, row, index)[0], cos, sin)
-    return torch.einsum("nhd,hd->n", widened(keys), widened(queries).sum(dim=0))
 
 
 def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Queries) -> None:
@@ -160,7 +144,9 @@ def touched(op: Operation) -> tuple[int, ...]:
 def shape_of(op: Operation) -> tuple[object, ...]:
     """The part of an operation that a captured graph fixes: targets and counts; candidates are uploaded."""
     match op:
-        case SelectTokens() | SelectBlocks():
+        case SelectTokens():
+            return (type(op).__name__, op.scoring, len(op.candidates), *(span.start for span in op.targets))
+        case SelectBlocks():
             return (type(op).__name__, len(op.candidates), *(span.start for span in op.targets))
         case _:
             return (type(op).__name__, op)

@@ -102,10 +102,12 @@ def chosen_storage(requested: str, needed: str, policy: KVPolicy, device: torch.
     "auto" is the needed one; else on CUDA "rotated", the fastest, if the policy can use it in less memory; else
     "native". Raises ControlError if another than the needed one is requested, or the policy cannot use that.
     """
-    if needed == "fp8" and (policy.accumulates or policy.compares):
+    if needed == "fp8" and (policy.weighs_attention or policy.compares):
         names = {kind: name for name, kind in POLICIES.items()}
-        summed = "sums attention, for which fp8 scales keys"
-        why = summed if policy.accumulates else "compares the values of frames, which fp8 keeps without their mean"
+        why = "compares the values of frames, which fp8 keeps without their mean"
+        if policy.weighs_attention:
+            why = "sums attention" if policy.accumulates else "weighs tokens by attention"
+            why += ", for which fp8 scales keys"
         raise ControlError(
             f"The cache policy {names.get(type(policy), type(policy).__name__)!r} cannot run in fp8: it {why}.",
             "Use another policy, or a backend without fp8 attention: fp8-products or compiled.",
