@@ -30,6 +30,7 @@ class FoldedView:
     def __init__(self, view: KVView, streams: int) -> None:
         self._view, self._streams = view, streams
         self.rows, self.observes, self.signature = view.rows, view.observes, view.signature
+        self.recall = view.recall
 
     @property
     def query_rotation(self) -> tuple[torch.Tensor, torch.Tensor]:

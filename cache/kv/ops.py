@@ -19,8 +19,7 @@ from cache.kv.store import widened
 
 def move(bank: Bank, layer: int, row: int, op: Move, queries: Queries) -> None:
     """Copy a range of slots."""
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells[op.target : op.target + op.length] = cells[op.source : op.source + op.length]
 
 
@@ -41,8 +40,7 @@ def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> 
     minimum = similarity.argmin()
     for i, span in enumerate(op.sinks):
         replaced = (minimum == i) & (similarity[i] < op.threshold)
-        for tensor in bank.by_slot:
-            cells = tensor[layer, row]
+        for cells in bank.cells(layer, row):
             newest = cells[op.newest.start : op.newest.stop]
             cells[span.start : span.stop] = torch.where(replaced, newest, cells[span.start : span.stop])
 
@@ -73,8 +71,7 @@ def select_tokens(bank: Bank, layer: int, row: int, op: SelectTokens, queries: Q
     scores = token_scores(op.scoring, candidates, queries)
     best = index[scores.topk(count, dim=0).indices.sort(dim=0).values]
     targets = torch.cat([torch.arange(s.start, s.stop, device=index.device) for s in op.targets])
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells.index_copy_(0, targets, _pick(cells, best))
 
 
@@ -101,8 +98,7 @@ def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Q
     scores = (keys * summed)[:, :heads].sum(dim=-1).mean(dim=-1)
     best = index[scores.topk(len(op.targets)).indices.sort().values].flatten()
     targets = torch.cat([torch.arange(s.start, s.stop, device=flat.device) for s in op.targets])
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells.index_copy_(0, targets, cells.index_select(0, best))
 
 

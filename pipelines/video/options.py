@@ -29,6 +29,8 @@ class VideoOptions:
     storage: of keys and values (cache.kv.bank.STORAGES), or "auto", see `chosen_storage`. rewind_bytes: memory of a
     stream's rewind points.
     work_dtype: of latents between passes; float32 except in tests. stages: names of pipelines.stages.table.
+    recache_from, recache_drift: after a cut of the prompt, compute the past's layers only from this one on, or from
+    where attention has drifted further than this; 0: all of them. See `Recaching`.
     """
 
     width: int = 0
@@ -45,6 +47,8 @@ class VideoOptions:
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
     stages: tuple[str, ...] = ()
+    recache_from: int = 0
+    recache_drift: float = 0.0
 
     def __post_init__(self) -> None:
         check_video_counts(

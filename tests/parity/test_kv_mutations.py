@@ -193,9 +193,9 @@ MUTATIONS = [
         "heavy-hitter",
         "sums move with their tokens",
         kv_bank.Bank,
-        "by_slot",
-        "(self.origins, self.attention)",
-        "(self.origins,)",
+        "cells",
+        "self.origins, self.attention)",
+        "self.origins)",
     ),
     # Importance and redundancy
     mutation("r1-kv", "recent frames stay", R1_KV, "plan", "- self.recent_frames\n", "- self.recent_frames - 1\n"),
