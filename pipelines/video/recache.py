@@ -40,12 +40,16 @@ def first_layer(boundaries: Sequence[int], drifts: Sequence[float], limit: float
 
 
 class DriftReading:
-    """The drift of each layer below the last boundary, measured by one pass and read by later ones."""
+    """The drift of each layer below the last boundary, measured by one pass of a cut and read by the later ones."""
 
     def __init__(self, layers: int, device: torch.device) -> None:
         self.device_drift = torch.zeros(layers, dtype=torch.float32, device=device)
         self._host = torch.zeros(layers, dtype=torch.float32, pin_memory=device.type == "cuda")
         self._mark, self._started = Mark(device), False
+
+    def reset(self) -> None:
+        """Another cut begins."""
+        self._started = False
 
     def start(self) -> None:
         """The pass has been issued: copy to the host behind it."""
@@ -83,7 +87,15 @@ class RecachePass:
         return Refresh(kept=self._kept, first_layer=layer)
 
 
-def recache_passes(recaching: Recaching, kept: Sequence[Kept], device: torch.device) -> list[RecachePass]:
+def make_reading(recaching: Recaching | None, device: torch.device) -> DriftReading | None:
+    """Memory for the drift of a stream's cuts; None if nothing is measured."""
+    if recaching is None or not recaching.drift:
+        return None
+    return DriftReading(recaching.boundaries[-1], device)
+
+
+def recache_passes(recaching: Recaching, kept: Sequence[Kept], reading: DriftReading | None) -> list[RecachePass]:
     """The passes of one cut, in order."""
-    reading = DriftReading(recaching.boundaries[-1], device) if recaching.drift else None
+    if reading is not None:
+        reading.reset()
     return [RecachePass(recaching, part, reading, measures=not number) for number, part in enumerate(kept)]

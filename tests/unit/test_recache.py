@@ -13,7 +13,14 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import InputError
 from pipelines.video.engine import VideoEngine
 from pipelines.video.options import VideoOptions
-from pipelines.video.recache import DriftReading, RecachePass, chosen_recaching, first_layer
+from pipelines.video.recache import (
+    DriftReading,
+    RecachePass,
+    chosen_recaching,
+    first_layer,
+    make_reading,
+    recache_passes,
+)
 from pipelines.video.wan.blocks import BlockContext, WanBlock
 from pipelines.video.wan.transformer import CausalWanTransformer
 from tests.fakes.small_kv import HEAD_DIM, HEADS
@@ -72,6 +79,11 @@ def test_a_drift_is_read_only_when_it_has_arrived() -> None:
     reading.start()
     assert later.refresh.first_layer == 2
     assert later.reading is None
+    passes = recache_passes(recaching, [kept, kept], reading)
+    assert [part.reading for part in passes] == [reading, None]
+    assert passes[1].refresh.first_layer == 0, "another cut, not yet measured"
+    assert make_reading(recaching, CPU) is not None
+    assert make_reading(chosen_recaching(4, 1, 0.0), CPU) is None
 
 
 def test_what_cannot_keep_layers_is_refused() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.video.recache import recache_passes
+from pipelines.video.recache import make_reading, recache_passes
 
 from .base import PastParts, StreamPast, groups_of
 from .clean_latents import CleanFrames, CleanLatents, StoredFrame
@@ -22,6 +22,7 @@ class WindowPast(StreamPast):
         cells = parts.policy.frame_cells.cells
         self._clean = CleanLatents(cells, parts.latent_shape, parts.nothing, device=parts.device, dtype=parts.dtype)
         self._recache = False
+        self._reading = make_reading(parts.recaching, parts.device)
 
     def context(self) -> list[CleanFrames]:
         if not self._recache:
@@ -33,7 +34,7 @@ class WindowPast(StreamPast):
         recaching, rows = self._parts.recaching, self._parts.stream_rows
         if recaching is not None:
             kept = [rows.keep(group) for group in groups]
-            passes = recache_passes(recaching, kept, self._parts.device)
+            passes = recache_passes(recaching, kept, self._reading)
             again = [clean._replace(recache=part) for clean, part in zip(again, passes, strict=True)]
         rows.reset()
         self._clean.rename(frames)
