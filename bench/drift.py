@@ -26,10 +26,11 @@ from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
-from bench.world_clips import held_out_captions, load_sprites
+from bench.world_clips import held_out_captions
 from pipelines.video.loading.families import MINI_VIDEO
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
+from train.vocabulary import SUBJECTS
 
 OUT = Path("docs/drift")
 
@@ -113,7 +114,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
     """Measure one case. Raises OutOfTimeError."""
     o = run.options
     judge, side_px = classifier_of(o)
-    spec, captions = held_out_captions(o.captions, load_sprites().shape[0])
+    spec, captions = held_out_captions(o.captions, len(SUBJECTS))
     settings = RolloutSettings(options=case.video_options(run.latents), seed=o.seed)
     parts: list[StreamFigures] = []
     rolled_s, passed = 0.0, time.perf_counter()

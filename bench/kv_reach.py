@@ -23,8 +23,9 @@ from bench.folded_cache import FoldedView, StreamsInStep
 from bench.rollouts import Rollout, RolloutSettings
 from bench.video_options import add_options, load_model
 from bench.video_quality import FRAME_RATE
-from bench.world_clips import held_out_captions, load_sprites
+from bench.world_clips import held_out_captions
 from cache.kv.view import KVView
+from train.vocabulary import SUBJECTS
 
 WINDOWS = ("window", "sink-3", "sink-6", "participative", "r1-kv", "r1-kv-no-sink", "sink-3-9", "r1-kv-9")
 
@@ -96,7 +97,7 @@ def reach(traced: TracedStreams, frame_tokens: int) -> dict[str, float]:
         "mean_age": round(float(old.mean()), 2),
         "median_age": float(old.median()),
         "oldest": float(old.max()),
-        "distinct_frames": statistics.mean(len(part.unique()) for part in ages),
+        "distinct_frames": statistics.mean(len(set(part.tolist())) for part in ages),
         "older_than_12": round(float((old > 12).float().mean()), 3),
     }
 
@@ -121,7 +122,7 @@ class Stream:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All cases on all captions."""
     model = load_model(options)
-    _, captions = held_out_captions(options.captions, load_sprites().shape[0])
+    _, captions = held_out_captions(options.captions, len(SUBJECTS))
     chunk = model.preset.chunk_frames
     chunks = -(-options.seconds * FRAME_RATE // (4 * chunk))
     runs: dict[str, list[Mapping[str, float]]] = {name: [] for name in options.cases}

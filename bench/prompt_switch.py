@@ -23,7 +23,6 @@ from bench.command import bench_parser, print_listing
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import classify
 from bench.video_scores import truth_of
-from bench.world_clips import load_sprites
 from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from pipelines.video.model import VideoModel
@@ -31,6 +30,7 @@ from pipelines.video.options import VideoOptions
 from pipelines.video.stream import VideoStream
 from train.clips.captions import canonical_clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
+from train.vocabulary import SUBJECTS
 
 MODES = ("cut", "flush", "glide")
 GLIDE_FRAMES = 24
@@ -125,7 +125,7 @@ def verdict(classes: Tensor, before: ClipSpec, after: ClipSpec) -> dict[str, Any
 def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one mode."""
     judge, side_px = classifier_of(options)
-    before, after = pairs(options.captions, load_sprites().shape[0], options.seed)
+    before, after = pairs(options.captions, len(SUBJECTS), options.seed)
     chosen = VideoOptions(
         max_streams=len(before.subject),
         policy=options.policy,

@@ -59,7 +59,8 @@ def attention_drift(
     )
     top = new.topk(min(tokens, new.shape[1]), dim=1)
     moved = (top.values - old.gather(1, top.indices)).abs().sum(dim=1)
-    return (moved / top.values.sum(dim=1)).mean()
+    share: torch.Tensor = moved / top.values.sum(dim=1)
+    return share.mean()
 
 
 class Recall:
