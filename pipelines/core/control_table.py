@@ -215,6 +215,14 @@ class ControlTable:
         1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
         help="Scale of the loaded LoRA; one value for the whole engine, the latest change wins.",
     )
+    bank = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="Let frames attend to features of earlier ones, for less flicker; frames take longer (StreamV2V).",
+    )
+    bank_strength = _float(
+        0.8, 0.0, 1.0, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="How far features that hardly differ from those in the bank are replaced by them.",
+    )
     similarity_filter = _bool(
         False, propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="Skip input frames that look like the last one (stochastic, seeded).",

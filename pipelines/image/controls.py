@@ -23,6 +23,10 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
         )
     timesteps(core.model.schedule, candidate.steps, candidate.strength)
     core.check_engine_controls(control)
+    if candidate.bank and (why := core.bank_obstacle()):
+        raise ControlError(
+            f"bank cannot be on: {why}.", "Turn it off, or load the model with --backend eager or cuda-graph."
+        )
     for conditioner in core.conditioners:
         conditioner.check(candidate)
     return candidate

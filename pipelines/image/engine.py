@@ -110,6 +110,7 @@ class ImageEngine(EngineBase[ImageStream]):
         self._runner.timings.log_finished()
         if self.core.runtime.preparation.swap():
             self.core.lanes.invalidate()
+        self._follow_bank()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
@@ -136,6 +137,20 @@ class ImageEngine(EngineBase[ImageStream]):
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _follow_bank(self) -> None:
+        """Let the runtime follow the streams that use a feature bank, which is allocated here."""
+        switched = False
+        with MemoryWatch() as memory:
+            switched = self.core.follow_bank()
+        if memory.ran_out:
+            self._out_of_memory = True
+            raise OutOfMemoryError(
+                f"{self.core.model.device} has too little memory for the feature bank.",
+                "Turn bank off, or use fewer steps.",
+            )
+        if switched:
+            self._runner = TickRunner(self.core)
 
     @torch.inference_mode()
     def replace_runtime(self, runtime: ImageRuntime) -> None:

@@ -245,6 +245,12 @@ class ImageStream(StreamBase):
 
     # -- endings -------------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """See `StreamBase.close`; what conditioners hold for the stream is given back too."""
+        if self._open:
+            self._conditioning.close()
+        super().close()
+
     @torch.inference_mode()
     def _pad(self) -> None:
         if self._pending:
@@ -257,5 +263,6 @@ class ImageStream(StreamBase):
         self._pending, self._pending_row = [], None
 
     def _restart(self) -> None:
+        self._conditioning.restart()
         self._noise.reset()
         self._start_counters()
