@@ -105,17 +105,22 @@ class BankMemory:
 
 def layer_shapes(unet: Any, latent_size: tuple[int, int]) -> dict[str, LayerShape]:
     """Return the self-attention layers of a UNet by name, for latents of (height, width)."""
-    sizes = [latent_size]
-    for _ in unet.config.block_out_channels[1:]:
-        height, width = sizes[-1]
-        sizes.append(((height + 1) // 2, (width + 1) // 2))
-    shapes = {}
+    sizes, shapes = layer_sizes(unet, latent_size), {}
     for name, module in self_attentions(unet):
-        height, width = sizes[_level(name, len(sizes))]
+        height, width = sizes[name]
         channels, outputs = int(module.to_k.out_features), int(module.to_out[0].out_features)
         fuses = _FUSED.match(name) is not None
         shapes[name] = LayerShape(tokens=height * width, channels=channels, outputs=outputs if fuses else 0)
     return shapes
+
+
+def layer_sizes(unet: Any, latent_size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Return the grid of tokens, (height, width), of each self-attention layer of a UNet by name."""
+    sizes = [latent_size]
+    for _ in unet.config.block_out_channels[1:]:
+        height, width = sizes[-1]
+        sizes.append(((height + 1) // 2, (width + 1) // 2))
+    return {name: sizes[_level(name, len(sizes))] for name, _ in self_attentions(unet)}
 
 
 def self_attentions(unet: Any) -> list[tuple[str, Any]]:
