@@ -89,6 +89,7 @@ class ImageEngine(EngineBase[ImageStream]):
         Raises OutOfMemoryError.
         """
         assert not self._streams
+        self._follow_bank()
         slots = min(slots, self.core.max_slots)
         with MemoryWatch() as memory:
             self._runner.rehearse(slots)
@@ -139,16 +140,16 @@ class ImageEngine(EngineBase[ImageStream]):
             raise failures[0]
 
     def _follow_bank(self) -> None:
-        """Let the runtime follow the streams that use a feature bank, which is allocated here."""
+        """Let the runtime follow the streams that use a feature bank, which is allocated here. Raises StreamError, of
+        the newest of these streams, when there is too little memory."""
         switched = False
         with MemoryWatch() as memory:
             switched = self.core.follow_bank()
         if memory.ran_out:
             self._out_of_memory = True
-            raise OutOfMemoryError(
-                f"{self.core.model.device} has too little memory for the feature bank.",
-                "Turn bank off, or use fewer steps.",
-            )
+            newest = next(s for s in reversed(self._streams.values()) if s.controls.bank)
+            message = f"{self.core.model.device} has too little memory for the feature bank."
+            raise StreamError(message, "Leave bank off, or use fewer steps.", stream=newest)
         if switched:
             self._runner = TickRunner(self.core)
 

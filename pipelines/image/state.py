@@ -114,11 +114,11 @@ class ImageCore:
         lines = 0 if bank is None else bank.states.lines
         if needed <= lines and bool(needed) == bool(lines):
             return False
-        runtime, plain = self._plain, self._plain
+        self.release_graphs()  # also waits for ticks that still write to the bank
+        runtime = self._plain
         if needed:
             _, height, width = self.latent_shape
-            runtime = bank_runtime(plain, (height, width), lines=needed, old=self.runtime)
-        self.release_graphs()
+            runtime = bank_runtime(self._plain, (height, width), lines=needed, old=self.runtime)
         self._use(runtime)
         return True
 

@@ -13,7 +13,7 @@ import torch
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.feature_bank import MAX_LINES, FeatureBankConditioner
 from pipelines.core.controls import Control
-from pipelines.core.errors import ControlError
+from pipelines.core.errors import ControlError, StreamError
 from pipelines.core.types import Frame
 from pipelines.image.engine import ImageEngine
 from pipelines.image.feature_bank.formulas import extended_attention, fused, merged
@@ -257,3 +257,39 @@ def test_layers_are_found_with_their_sizes() -> None:
         "up_blocks.0": 35,
     }
     assert [bool(s.outputs) for s in shapes.values()] == [False, True, True]
+
+
+def test_a_pass_reads_no_value_back() -> None:
+    """Fake tensors have no values: whatever would wait for the device fails."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    plain = unet_model(torch.float32).runtime.denoiser
+    assert isinstance(plain, UNetDenoiser)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        memory = BankMemory(
+            layer_shapes(plain.unet, (8, 8)), 4, BankConfig(), device=torch.device("cpu"), dtype=torch.float32
+        )
+        condition = Condition(
+            embeds=torch.ones((2, 3, 16)), pooled=None, time_ids=None, row=torch.zeros(2, dtype=torch.int64),
+            step=torch.zeros(2, dtype=torch.int64), negative=torch.zeros(2, dtype=torch.int64),
+            inputs={"feature_bank": torch.zeros((2, 3))},
+        )  # fmt: skip
+        timestep = torch.full((2,), 500)
+        assert BankDenoiser(plain, memory)(torch.zeros((2, 4, 8, 8)), timestep, condition).shape == (2, 4, 8, 8)
+
+
+def test_too_little_memory_for_the_bank_ends_the_stream_that_wanted_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, pictures = engine_of(), alike(3)
+    plain, banked = engine.open(Control(steps=2)), engine.open(Control.of(ON))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.image.state.bank_runtime", _out_of_memory)
+        plain.push(pictures[0])
+        with pytest.raises(StreamError, match="too little memory for the feature bank") as caught:
+            engine.tick()
+    assert caught.value.stream is banked
+    banked.close()
+    assert len(run(engine, plain, pictures[1:])) == 3
+
+
+def _out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("no room")
