@@ -6,7 +6,7 @@ Independent of networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ MAX_LINES = 64
 
 _UNUSED = (-1.0, 0.0, 0.0)
 _KEPT = frozenset({"bank_strength", "depth"})  # what does not change what a frame looks like without a bank
-_CUT = 0.2  # mean difference of two pictures, of the full range, from which they are of different scenes
+_CUT = 0.16  # mean difference of two pictures, of the full range, from which they are of different scenes
 _STRIDE_PX = 8
 
 
@@ -135,8 +135,8 @@ class StreamBank(StreamConditioner):
         if not slot.controls.bank:
             self._scene = None
             return
-        scene, last = _scene(slot.inputs), self._scene
-        if scene is not None and last is not None and np.abs(scene - last).mean() > _CUT * 255:
+        scene, last = thumbnail(slot.inputs[-1]), self._scene
+        if is_cut(last, scene):
             self.forget()
         self._scene = scene
 
@@ -184,7 +184,12 @@ def _at_once(name: str, controls: Controls) -> bool:
     return (row.cut_propagation if cuts else row.propagation) is Propagation.NEXT_TICK
 
 
-def _scene(inputs: Sequence[Frame | None]) -> npt.NDArray[np.int16] | None:
-    """Return every 8th pixel of the last picture along each axis, [h, w, 3]; None where prompt-only."""
-    frame = inputs[-1]
+def thumbnail(frame: Frame | None) -> npt.NDArray[np.int16] | None:
+    """Return every 8th pixel of a picture along each axis, [h, w, 3]; None where prompt-only."""
     return None if frame is None else frame.image[::_STRIDE_PX, ::_STRIDE_PX].astype(np.int16)
+
+
+def is_cut(before: npt.NDArray[np.int16] | None, after: npt.NDArray[np.int16] | None) -> bool:
+    """Return whether two thumbnails in a row are of different scenes: 97 in 100 pairs of photographs are, and no two
+    frames of a camera that does not move by more than a sixteenth of the picture."""
+    return before is not None and after is not None and bool(np.abs(after - before).mean() > _CUT * 255)

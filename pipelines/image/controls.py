@@ -25,7 +25,8 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
     core.check_engine_controls(control)
     if candidate.bank and (why := core.bank_obstacle()):
         raise ControlError(
-            f"bank cannot be on: {why}.", "Turn it off, or load the model with --backend eager or cuda-graph."
+            f"bank cannot be on: {why}.",
+            "Leave it off, or use a UNet with plain attention on the backend eager or cuda-graph.",
         )
     for conditioner in core.conditioners:
         conditioner.check(candidate)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from pipelines.conditioning import CONDITIONERS
-from pipelines.conditioning.feature_bank import MAX_LINES, FeatureBankConditioner
+from pipelines.conditioning.feature_bank import MAX_LINES, FeatureBankConditioner, is_cut, thumbnail
 from pipelines.core.controls import Control
 from pipelines.core.errors import ControlError, StreamError
 from pipelines.core.types import Frame
@@ -293,3 +296,21 @@ def test_too_little_memory_for_the_bank_ends_the_stream_that_wanted_it(monkeypat
 
 def _out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("no room")
+
+
+def test_cuts_are_noticed_where_they_are() -> None:
+    file = Path(__file__).parents[2] / "assets" / "samples" / "camera.mp4"  # three scenes
+    with av.open(str(file)) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    small = [thumbnail(replace(frames(1)[0], image=picture)) for picture in pictures]
+    assert [i for i, pair in enumerate(itertools.pairwise(small)) if is_cut(*pair)] == [53, 101]
+    assert not is_cut(None, small[0])
+    assert not is_cut(small[0], thumbnail(None))
+
+
+def test_slots_of_several_frames_use_a_line_together() -> None:
+    engine, pictures = engine_of(frames_per_slot=2), alike(8)
+    plain = run(engine, engine.open(Control(steps=2)), pictures)
+    banked = run(engine, engine.open(Control.of(ON)), pictures)
+    assert same(plain[:2], banked[:2])
+    assert not same(plain[2:], banked[2:])
