@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,7 +53,7 @@ class Motion:
         """Dense inverse search flow (Kroeger et al. 2016); occluded where the flow back disagrees, |f + b|^2 >
         0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram et al. 2010)."""
         grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (first, second)]
-        search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        search: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         forward, backward = search.calc(grey[0], grey[1], None), search.calc(grey[1], grey[0], None)
         height, width = grey[0].shape
         place = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
@@ -133,7 +134,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     assert isinstance(engine, ImageEngine)
     runs: list[dict[str, object]] = []
     per_line = 0
-    for name, clip in clips(options.side, options.frames).items():
+    made = clips(options.side, options.frames)
+    for name in options.clips.split(","):
+        clip = made[name]
         motions = [Motion.between(a, b) for a, b in zip(clip[_SKIPPED:-1], clip[_SKIPPED + 1 :], strict=True)]
 
         def error(pictures: Sequence[Picture], motions: Sequence[Motion] = motions) -> float:
@@ -177,6 +180,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--frames", type=int, default=28, help="of each clip")
+    parser.add_argument("--clips", default="camera,still,pan,zoom", help="of camera, still, pan and zoom")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     print_runs(measure(options), one_line=options.json)

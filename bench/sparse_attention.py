@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ def timed(heads: int, width: int, repeats: int) -> list[dict[str, object]]:
     for side in WINDOWS:
         windows = KeyWindows(GRID, block=BLOCK, window=side, device=query.device)
         ratio = torch.ones(query.shape[:3])
-        windowed = milliseconds(lambda w=windows, r=ratio: windowed_attention(query, key, value, w, r), repeats)
-        refresh = milliseconds(lambda w=windows: full_attention(query, key, value, w), max(1, repeats // 2))
+        windowed = milliseconds(partial(windowed_attention, query, key, value, windows, ratio), repeats)
+        refresh = milliseconds(partial(full_attention, query, key, value, windows), max(1, repeats // 2))
         every_4 = (refresh + 3 * windowed) / 4
         runs.append(
             {

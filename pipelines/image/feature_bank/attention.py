@@ -51,5 +51,7 @@ class BankAttention:
             banked.append(layer.read(entries, len(banked), output))
             output = fused(output, banked[-1], entries.strength, self._threshold)
         layer.refresh(entries, banked, own[: len(banked)])
-        output = output + hidden_states if attn.residual_connection else output
-        return output / attn.rescale_output_factor
+        scaled: torch.Tensor = (
+            output + hidden_states if attn.residual_connection else output
+        ) / attn.rescale_output_factor
+        return scaled

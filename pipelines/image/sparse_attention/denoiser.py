@@ -77,8 +77,10 @@ class RestoredAttention:
         output: torch.Tensor = attn.to_out[1](
             attn.to_out[0](seen.transpose(1, 2).reshape(rows, -1, attn.to_q.out_features))
         )
-        output = output + hidden_states if attn.residual_connection else output
-        return output / attn.rescale_output_factor
+        scaled: torch.Tensor = (
+            output + hidden_states if attn.residual_connection else output
+        ) / attn.rescale_output_factor
+        return scaled
 
 
 class SparseDenoiser:
