@@ -8,7 +8,7 @@ import torch
 from pipelines.image.loading.networks import UNetDenoiser
 from pipelines.image.model import Condition
 from pipelines.image.sparse_attention.denoiser import SparseConfig, SparseDenoiser
-from pipelines.image.sparse_attention.formulas import KeyWindows, full_attention, windowed_attention
+from pipelines.image.sparse_attention.formulas import KeyWindows, full_attention, outside_attention, windowed_attention
 from tests.fakes.image_model import unet_model
 
 CPU = torch.device("cpu")
@@ -56,6 +56,18 @@ def test_a_window_over_everything_is_full_attention() -> None:
     torch.testing.assert_close(windowed_attention(query, key, value, windows, ratio), result)
 
 
+def test_windows_and_what_was_outside_add_up_to_full_attention() -> None:
+    windows = KeyWindows(GRID, block=2, window=4, device=CPU)
+    query, key, value = tokens(0), tokens(1), tokens(2)
+    result, ratio = full_attention(query, key, value, windows)
+    outside = outside_attention(result, query, key, value, windows, ratio)
+    for row, head, token in ((0, 0, 0), (1, 2, 23)):
+        weights = (key[row, head] @ query[row, head, token] / 5**0.5).softmax(0)
+        others = [t for t in range(24) if t not in plain_keys(token, 2, 4)]
+        torch.testing.assert_close(outside[row, head, token], weights[others] @ value[row, head, others])
+    torch.testing.assert_close(windowed_attention(query, key, value, windows, ratio) + outside, result)
+
+
 def test_with_its_own_ratio_only_the_keys_outside_are_missing() -> None:
     """Where the values outside the window are 0, nothing is missing at all."""
     windows = KeyWindows(GRID, block=2, window=4, device=CPU)
@@ -75,9 +87,11 @@ def test_a_denoiser_is_exact_in_full_calls_and_keeps_ratios_by_line() -> None:
     sparse = SparseDenoiser(plain, (8, 8), lines=4, config=SparseConfig(interval=2, block=2, window=4))
     assert len(sparse.layers) == 3
     random = torch.Generator().manual_seed(1)
+    latents = torch.zeros(())
 
-    def difference(steps: list[int]) -> torch.Tensor:
-        latents = torch.randn((2, 4, 8, 8), generator=random, dtype=torch.float64)
+    def difference(steps: list[int], *, same: bool = False) -> torch.Tensor:
+        nonlocal latents
+        latents = latents if same else torch.randn((2, 4, 8, 8), generator=random, dtype=torch.float64)
         columns = torch.tensor([[0.0, 3.0, 0.8]] * 2)
         condition = Condition(
             embeds=torch.ones((2, 3, 16)), pooled=None, time_ids=None, row=torch.tensor([0, 1]),
@@ -97,5 +111,6 @@ def test_a_denoiser_is_exact_in_full_calls_and_keeps_ratios_by_line() -> None:
     assert difference([1, 0]).max() < 1e-9
     sparse.restart()
     assert difference([0, 1]).max() < 1e-9
+    assert difference([0, 1], same=True).max() < 1e-6  # ratios are float32
     whole = SparseDenoiser(plain, (8, 8), lines=4, config=SparseConfig(block=2, window=8))
     assert not whole.layers

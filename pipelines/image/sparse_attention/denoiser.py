@@ -1,8 +1,9 @@
 """Owns a denoiser whose self-attention is full in every n-th call and windowed in between.
 
-The ratios that restore the denominators are kept by line (pipelines/image/feature_bank/lines.py says what that is).
-Which calls are full is decided on the host by counting, so each kind can be captured in a graph of its own. Weights
-are shared with the plain denoiser. No control turns it on: docs/caching-bank.md says why. Independent of backends.
+The ratios that restore the denominators, and what the keys outside the windows added, are kept by line
+(pipelines/image/feature_bank/lines.py says what that is). Which calls are full is decided on the host by counting, so
+each kind can be captured in a graph of its own. Weights are shared with the plain denoiser. No control turns it on:
+docs/caching-bank.md says why. Independent of backends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pipelines.image.loading.networks import UNetDenoiser
 from pipelines.image.loading.text_projection import same_parameters
 from pipelines.image.model import Condition
 
-from .formulas import KeyWindows, full_attention, windowed_attention
+from .formulas import KeyWindows, full_attention, outside_attention, windowed_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +43,14 @@ class _Call:
 
 
 class RestoredAttention:
-    """A processor of diffusers' Attention. ratios: [lines + 1, heads, tokens] float32, the last one spare."""
+    """A processor of diffusers' Attention. ratios: [lines + 1, heads, tokens] float32; outside: [lines + 1, heads,
+    tokens, d] in the network's dtype, what the keys outside the windows added. The last line is spare."""
 
-    def __init__(self, windows: KeyWindows, heads: int, states: LineStates, call: _Call) -> None:
-        device = windows.keys.device
-        self.ratios = torch.ones((states.lines + 1, heads, windows.tokens), device=device)
+    def __init__(self, windows: KeyWindows, module: Any, states: LineStates, call: _Call) -> None:
+        """module: the Attention."""
+        weight, memory = module.to_v.weight, (states.lines + 1, module.heads, windows.tokens)
+        self.ratios = torch.ones(memory, device=weight.device)
+        self.outside = torch.zeros((*memory, weight.shape[0] // module.heads), dtype=weight.dtype, device=weight.device)
         self._windows, self._states, self._call = windows, states, call
 
     def __call__(
@@ -68,12 +72,16 @@ class RestoredAttention:
         )
         if self._call.full:
             seen, ratio = full_attention(query, key, value, self._windows)
-            self.ratios.index_copy_(0, self._states.targets(lines, lines.writes), ratio.to(self.ratios.dtype))
+            target = self._states.targets(lines, lines.writes)
+            self.ratios.index_copy_(0, target, ratio.to(self.ratios.dtype))
+            outside = outside_attention(seen, query, key, value, self._windows, ratio)
+            self.outside.index_copy_(0, target, outside)
         else:
-            stored = self.ratios.index_select(0, lines.line)
-            seen = windowed_attention(
-                query, key, value, self._windows, torch.where(lines.filled[:, None, None], stored, 1.0)
-            )
+            filled = lines.filled[:, None, None]
+            ratio = torch.where(filled, self.ratios.index_select(0, lines.line), 1.0)
+            seen = windowed_attention(query, key, value, self._windows, ratio)
+            outside = self.outside.index_select(0, lines.line)
+            seen = seen + torch.where(filled[..., None], outside, 0.0)
         output: torch.Tensor = attn.to_out[1](
             attn.to_out[0](seen.transpose(1, 2).reshape(rows, -1, attn.to_q.out_features))
         )
@@ -98,7 +106,7 @@ class SparseDenoiser:
         self._states = LineStates(lines, 1, device)
         sizes = layer_sizes(unet, latent_size)
         self.layers: Mapping[str, RestoredAttention] = {
-            name: RestoredAttention(self._windows(sizes[name], device), module.heads, self._states, self._call)
+            name: RestoredAttention(self._windows(sizes[name], device), module, self._states, self._call)
             for name, module in self_attentions(unet)
             if self._is_sparse(sizes[name])
         }

@@ -89,3 +89,19 @@ def windowed_attention(
         windows.by_block(value, windows.keys),
     )
     return windows.in_order(blocks, rows) * ratio[..., None].to(query.dtype)
+
+
+def outside_attention(
+    result: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    windows: KeyWindows,
+    ratio: torch.Tensor,
+) -> torch.Tensor:
+    """Return what the keys outside the window add to the result of `full_attention`, sum of p v: [N, H, T, d].
+
+    A later frame adds it to its `windowed_attention`. (DiTFastAttn, Yuan et al. 2024, shares such a residual between
+    the steps of a denoising process, there without a ratio.)
+    """
+    return result - windowed_attention(query, key, value, windows, ratio)
