@@ -127,6 +127,16 @@ class StreamConditioning:
         for conditioner, part in self._parts:
             part.serve(row, share.written[conditioner.name])
 
+    def restart(self) -> None:
+        """Call when the stream starts over."""
+        for _, part in self._parts:
+            part.restart()
+
+    def close(self) -> None:
+        """Call once when the stream closes."""
+        for _, part in self._parts:
+            part.close()
+
     def rewound(self, controls: Controls) -> Control:
         """Return the values of the controls that a rewind restores."""
         names = sorted({name for conditioner, _ in self._parts if conditioner.rewound for name in conditioner.controls})

@@ -224,6 +224,14 @@ class ControlTable:
         1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
         help="Scale of the loaded LoRA; one value for the whole engine, the latest change wins.",
     )
+    bank = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="Let frames attend to features of earlier ones, for less flicker; frames take longer (StreamV2V).",
+    )
+    bank_strength = _float(
+        0.8, 0.0, 1.0, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="How far features that hardly differ from those in the bank are replaced by them.",
+    )
     reuse = _choice(
         "off", ("off", "exact", "balanced", "fastest"), propagation=_SLOT, engines=_IMAGE, section="Engine",
         help="What frames take over from those before them. exact: all of it where the input repeats; balanced and "

@@ -26,6 +26,13 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
         )
     slot_timesteps(core.model.schedule, candidate, candidate.strength)
     core.check_engine_controls(control)
+    if candidate.bank and candidate.reuse != "off":
+        raise ControlError("bank and reuse cannot both be on.", "Set reuse to off, or bank.")
+    if candidate.bank and (why := core.bank_obstacle()):
+        raise ControlError(
+            f"bank cannot be on: {why}.",
+            "Leave it off, or use a UNet with plain attention on the backend eager or cuda-graph.",
+        )
     for conditioner in core.conditioners:
         conditioner.check(candidate)
     return candidate

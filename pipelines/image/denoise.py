@@ -210,6 +210,7 @@ class DenoiseBatch:
             row=per_frame(self._ints[IntRow.ROW, :entries], self._frames),
             step=per_frame(self._ints[IntRow.STEP, :entries], self._frames),
             inputs=inputs,
+            negative=per_frame(self._ints[IntRow.CELL, :entries] - 2 * self._ints[IntRow.ROW, :entries], self._frames),
         )
 
 

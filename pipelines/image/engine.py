@@ -94,6 +94,7 @@ class ImageEngine(EngineBase[ImageStream]):
         Raises OutOfMemoryError.
         """
         assert not self._streams
+        self._follow_bank()
         slots = min(slots, self.core.max_slots)
         with MemoryWatch() as memory:
             self._runner.rehearse(slots)
@@ -116,6 +117,7 @@ class ImageEngine(EngineBase[ImageStream]):
         if self.core.runtime.preparation.swap():
             self.core.reuse_epoch += 1
             self.core.lanes.invalidate()
+        self._follow_bank()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
@@ -142,6 +144,20 @@ class ImageEngine(EngineBase[ImageStream]):
                 failures.append(error)
         if failures:
             raise failures[0]
+
+    def _follow_bank(self) -> None:
+        """Let the runtime follow the streams that use a feature bank, which is allocated here. Raises StreamError, of
+        the newest of these streams, when there is too little memory."""
+        switched = False
+        with MemoryWatch() as memory:
+            switched = self.core.follow_bank()
+        if memory.ran_out:
+            self._out_of_memory = True
+            newest = next(s for s in reversed(self._streams.values()) if s.controls.bank)
+            message = f"{self.core.model.device} has too little memory for the feature bank."
+            raise StreamError(message, "Leave bank off, or use fewer steps.", stream=newest)
+        if switched:
+            self._runner = TickRunner(self.core)
 
     @torch.inference_mode()
     def replace_runtime(self, runtime: ImageRuntime) -> None:

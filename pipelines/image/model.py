@@ -33,7 +33,8 @@ class Condition:
 
     embeds: [N, L, D] float32, or what the runtime's `TextProjection` made of them. pooled: [N, P] float32 or None.
     time_ids: [N, 6] float32 (SDXL's sizes) or None. row: [N] int64 row handle in the ring. step: [N] int64 step index.
-    Caches and backends key on both.
+    negative: [N] int64, 1 where the negative prompt is evaluated; None: nothing reads it. Caches and backends key on
+    these.
     inputs: further inputs from conditioners, by name: latent_bias, or keyword inputs of the network.
     """
 
@@ -43,6 +44,7 @@ class Condition:
     row: torch.Tensor
     step: torch.Tensor
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    negative: torch.Tensor | None = None
 
 
 class Denoiser(Protocol):

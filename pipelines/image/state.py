@@ -13,6 +13,7 @@ from torch import nn
 
 from cache.ring import Ring, RingField
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
+from pipelines.conditioning.feature_bank import FeatureBankConditioner
 from pipelines.conditioning.stream import all_fields, make_conditioners
 from pipelines.core.conditions import PromptCache
 from pipelines.core.controls import Control, Controls
@@ -23,6 +24,7 @@ from pipelines.core.tick_log import TickLog
 from pipelines.core.transfers import Readback
 
 from .denoise import DenoiseBatch, FloatRow, IntRow
+from .feature_bank.runtime import bank_obstacle, bank_of, bank_runtime
 from .lanes import Lanes
 from .loading.networks import UNetDenoiser
 from .model import Condition, Denoiser, ImageModel, ImageRuntime, LatentCodec
@@ -73,6 +75,7 @@ class ImageCore:
         self._step_cache = step_cache(cache)
         self.ring = Ring(max_slots, self._fields(), model.device)
         self.reuse_epoch = 0
+        self._plain = model.runtime
         self._use(model.runtime)
 
     def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
@@ -102,8 +105,39 @@ class ImageCore:
         """Replace the runtime and its lanes between two ticks; what is in flight goes on with the new one."""
         old = self.codec
         assert (runtime.codec.factor, runtime.codec.latent_channels) == (old.factor, old.latent_channels)
+        assert not self._bank_lines() or bank_obstacle(runtime) is None, runtime.backend
         self.release_graphs()
+        self._plain = runtime
         self._use(runtime)
+
+    def bank_obstacle(self) -> str | None:
+        """Return why streams cannot have a feature bank, as a clause; None if they can."""
+        if not any(isinstance(conditioner, FeatureBankConditioner) for conditioner in self.conditioners):
+            return "the engine was made without its conditioner"
+        if self._step_cache is not None:
+            return "the engine caches across steps"
+        if isinstance(self._reuse, ReuseMemory) and self._reuse.in_use:
+            return "a stream of this engine reuses windows of earlier frames"
+        return bank_obstacle(self._plain)
+
+    def follow_bank(self) -> bool:
+        """Between two ticks, use a runtime with a feature bank as soon as a stream has one, and the plain one as soon
+        as none has; a bank grows, but does not shrink meanwhile. Returns whether runtime and lanes are others now."""
+        needed, bank = self._bank_lines(), bank_of(self.runtime)
+        lines = 0 if bank is None else bank.states.lines
+        if needed <= lines and bool(needed) == bool(lines):
+            return False
+        self.release_graphs()  # also waits for ticks that still write to the bank
+        runtime = self._plain
+        if needed:
+            _, height, width = self.latent_shape
+            runtime = bank_runtime(self._plain, (height, width), lines=needed, old=self.runtime)
+        self._use(runtime)
+        return True
+
+    def _bank_lines(self) -> int:
+        """Return how many lines the streams' feature banks need now."""
+        return max((c.lines_needed for c in self.conditioners if isinstance(c, FeatureBankConditioner)), default=0)
 
     def release_graphs(self) -> None:
         """Wait until the device is idle, and drop everything captured."""
@@ -129,6 +163,8 @@ class ImageCore:
 
     def reuse_obstacle(self) -> str | None:
         """Return why windows cannot be computed, as a clause; None if they can."""
+        if self._bank_lines():
+            return "a stream of this engine has a feature bank"
         if self._reuse is None:
             self._reuse = self._make_reuse()
         return self._reuse if isinstance(self._reuse, str) else None

@@ -293,6 +293,13 @@ class ImageStream(StreamBase):
 
     # -- endings -------------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """See `StreamBase.close`; what conditioners and reuse hold for the stream is given back too."""
+        if self._open:
+            self._conditioning.close()
+            self._reuse.close()
+        super().close()
+
     @torch.inference_mode()
     def _pad(self) -> None:
         if self._pending:
@@ -305,12 +312,7 @@ class ImageStream(StreamBase):
         self._active.clear()
         self._pending, self._pending_row = [], None
 
-    def close(self) -> None:
-        """See `StreamBase`."""
-        if self._open:
-            self._reuse.close()
-        super().close()
-
     def _restart(self) -> None:
+        self._conditioning.restart()
         self._noise.reset()
         self._start_counters()

@@ -128,8 +128,8 @@ def test_step_caches_of_ticks_side_by_side(
     sizes = {"max_slots": 5, "frames_per_slot": frames_per_slot}
     one = engine_with(1, monkeypatch, step_cache=cache, **sizes)
     expected = play(one, control, ticks=40)
-    assert one.core.reuse is not None
-    assert one.core.reuse.planner.counts[Action.REUSE] > 10
+    assert one.core.step_reuse is not None
+    assert one.core.step_reuse.planner.counts[Action.REUSE] > 10
     for seed in SEEDS:
         assert same(expected, play(engine_with(3, monkeypatch, seed, step_cache=cache, **sizes), control, ticks=40)), (
             seed

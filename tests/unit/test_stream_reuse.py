@@ -197,6 +197,7 @@ CHANGES: dict[str, object] = {
     "seed": 7,
     "seed_lock": False,
     "noise_walk_deg": 5.0,
+    "bank_strength": 0.3,
     "lora_scale": 0.5,
     "reuse": "fastest",
     "renew": True,
@@ -207,7 +208,8 @@ CHANGES: dict[str, object] = {
 
 
 def test_every_control_of_an_image_stream_is_changed_here() -> None:
-    assert set(CHANGES) == {
+    """But `bank`, which excludes reuse."""
+    assert {*CHANGES, "bank"} == {
         name for name, row in CONTROLS.items() if "image" in row.engines and row.propagation is not Propagation.REOPEN
     }
 
@@ -293,6 +295,25 @@ def test_what_cannot_reuse_says_so(engine: ImageEngine) -> None:
     odd = ImageEngine(windows_model(), width=66, height=64)
     with pytest.raises(ControlError, match="multiples of 4"):
         odd.open(Control.of({"reuse": "balanced"}))
+
+
+def test_a_feature_bank_and_windows_exclude_each_other(engine: ImageEngine) -> None:
+    stream, other = opened(engine), opened(engine, "off")
+    with pytest.raises(ControlError, match="bank and reuse cannot both be on"):
+        stream.apply(Control(bank=True))
+    with pytest.raises(ControlError, match="a stream of this engine reuses windows"):
+        other.apply(Control(bank=True))
+    stream.apply(Control(reuse="off"))
+    other.apply(Control(bank=True))
+    step(engine, other, scene(0), 0)
+    with pytest.raises(ControlError, match="a stream of this engine has a feature bank"):
+        stream.apply(Control(reuse="balanced"))
+    other.apply(Control(bank=False))
+    step(engine, other, scene(0), 1)
+    stream.apply(Control(reuse="balanced"))
+    for seq, picture in enumerate(MOVING):
+        step(engine, stream, picture, seq)
+    assert works(engine)[-1] == "windows"
 
 
 def test_noise_of_its_own_is_never_reused(engine: ImageEngine) -> None:

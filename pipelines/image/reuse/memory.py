@@ -35,6 +35,11 @@ class ReuseMemory:
         self.held: HeldPictures | None = None
         self._held: dict[int, int] = {}  # number of lines by the first of them
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any stream has lines."""
+        return bool(self._held)
+
     def acquire(self, count: int) -> int:
         """Take `count` lines that follow each other and return the first. Raises torch's OutOfMemoryError."""
         first = 0
