@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--reweigh", type=int, default=8, help="epochs between estimates of the steps' weights")
     parser.add_argument("--rate", type=float, default=0.4, help="learning rate")
-    parser.add_argument("--beta", type=float, default=0.0025, help="price of computing")
+    parser.add_argument("--beta", type=float, default=0.002, help="price of computing")
     parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=FOLDER / PROFILE_FILE, help="the profile to add the table to")
