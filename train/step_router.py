@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.step_caches import CALIBRATION, FOLDER, MODEL
 from cache.features.steps.router import RouterTable, mixed, route, router_loss
@@ -79,23 +79,14 @@ def make_bench(model: ImageModel, profile: StepProfile, branch: int, prompts: Se
 
 @torch.no_grad()
 def _costs(bench: Bench, x: torch.Tensor) -> torch.Tensor:
-    """Shares of a whole pass that the output alone, and the deep feature, take; measured."""
+    """Shares of a whole pass that the output alone, and the deep feature, take, counted in operations."""
     sample, t, named = bench.inputs(x, 0)
-    _, deep, _ = bench.network.full(sample, t, **named)
-
-    def seconds(shallow: bool) -> float:
-        best = float("inf")
-        for _ in range(3):
-            start = time.perf_counter()
-            if shallow:
-                bench.network.shallow(sample, t, deep, **named)
-            else:
-                bench.network.full(sample, t, **named)
-            best = min(best, time.perf_counter() - start)
-        return best
-
-    share = seconds(True) / seconds(False)
-    return torch.tensor([share, max(0.0, 1 - share)])
+    with FlopCounterMode(display=False) as whole:
+        _, deep, _ = bench.network.full(sample, t, **named)
+    with FlopCounterMode(display=False) as above:
+        bench.network.shallow(sample, t, deep, **named)
+    share = above.get_total_flops() / whole.get_total_flops()
+    return torch.tensor([share, 1 - share])
 
 
 def _noise(model: ImageModel, rows: int, seed: int) -> torch.Tensor:

@@ -176,15 +176,15 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
         for cache in (
             StepCache(
                 name="deepcache",
-                help="the deep half of the UNet every 3rd step (DeepCache)",
-                start=partial(static_interval, interval=3, instead=Action.SHALLOW, last=0),
+                help="the deep half of the UNet every 4th step (DeepCache)",
+                start=partial(static_interval, interval=4, instead=Action.SHALLOW, last=0),
                 branch=1,
                 output=False,
             ),
             StepCache(
                 name="deepcache-taylor",
                 help="the same, with the deep feature extrapolated",
-                start=partial(static_interval, interval=3, instead=Action.SHALLOW, last=0),
+                start=partial(static_interval, interval=4, instead=Action.SHALLOW, last=0),
                 branch=1,
                 output=False,
                 extrapolation=Taylor(order=1),
@@ -199,20 +199,20 @@ STEP_CACHES: Mapping[str, StepCache] = MappingProxyType(
             ),
             StepCache(
                 name="taylorseer",
-                help="the whole UNet every 3rd step, its output extrapolated in between (TaylorSeer)",
-                start=partial(static_interval, interval=3, instead=Action.REUSE, last=1),
+                help="the whole UNet every 4th step, its output extrapolated in between (TaylorSeer)",
+                start=partial(static_interval, interval=4, instead=Action.REUSE, last=1),
                 extrapolation=Taylor(order=1),
             ),
             StepCache(
                 name="magcache",
                 help="reuse while the magnitude of the output stays (MagCache)",
-                start=partial(magnitudes, threshold=0.1, most=3, retention=_WARM_UP),
+                start=partial(magnitudes, threshold=0.15, most=4, retention=_WARM_UP),
                 needs_profile=True,
             ),
             StepCache(
                 name="teacache",
                 help="reuse until the latents have moved too far (TeaCache)",
-                start=partial(accumulated, threshold=0.2),
+                start=partial(accumulated, threshold=0.3),
                 measures=Signal.LATENTS,
                 needs_profile=True,
             ),
