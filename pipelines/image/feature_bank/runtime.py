@@ -57,7 +57,7 @@ def bank_obstacle(runtime: ImageRuntime) -> str | None:
     if isinstance(runtime.denoiser, BankDenoiser):
         return None
     if not isinstance(runtime.denoiser, UNetDenoiser):
-        return f"the backend {runtime.backend} runs compiled plans of the denoiser, which have no room for it"
+        return f"the backend {runtime.backend} does not run the UNet itself, and compiled plans have no room for it"
     attentions = self_attentions(runtime.denoiser.unet)
     if not attentions:
         return "the network has no self-attention"
