@@ -60,7 +60,7 @@ def empirical_field(
 ) -> ReceptiveField:
     """Return the field that perturbations show, of a call that maps [1, channels, size, size] to [1, C', s', s'].
 
-    cell: input elements of a cell; a whole cell of positions in the middle is changed, one at a time, which sees every
+    cell: input elements after which the network repeats, with its strides and upsamplings; a whole cell of positions in the middle is changed, one at a time, which sees every
     phase of strides. `size` should be more than twice the field, as its ends cut it.
     """
     how = how or Perturbation()

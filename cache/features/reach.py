@@ -25,8 +25,13 @@ _POINTWISE = frozenset(
     "relu relu_ silu silu_ gelu tanh sigmoid mish leaky_relu hardtanh hardtanh_ elu add add_ sub sub_ mul mul_ div div_ "
     "neg clamp clamp_ pow sqrt exp clone contiguous _to_copy detach cat alias native_dropout slice_scatter".split()
 )
+_FLATTENING = frozenset(
+    "view _unsafe_view reshape flatten unflatten permute transpose t unsqueeze squeeze expand mm addmm linear "
+    "native_layer_norm split chunk slice select unbind".split()
+)
+"""After these, positions are no longer where the walk looks for them."""
 _MIXING = frozenset(
-    "native_group_norm native_layer_norm native_batch_norm mean sum var var_mean _softmax softmax bmm mm addmm matmul "
+    "native_group_norm native_batch_norm mean sum var var_mean _softmax softmax bmm "
     "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math "
     "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
     "_scaled_dot_product_fused_attention_overrideable amax max".split()
@@ -117,27 +122,35 @@ class _Follower(TorchDispatchMode):
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()
         positions = np.arange(tensor.shape[2])
-        self._known = {id(tensor): (tensor, _Reach(positions, positions))}  # holding tensors keeps their ids unique
+        # Holding the tensors keeps their ids unique. None: it depends on the input, but positions are lost.
+        self._known: dict[int, tuple[torch.Tensor, _Reach | None]] = {id(tensor): (tensor, _Reach(positions, positions))}
 
     def reach(self, tensor: torch.Tensor) -> _Reach:
-        if id(tensor) not in self._known:
-            raise UnknownOperationError("the result does not depend on the input")
-        return self._known[id(tensor)][1]
+        _, reach = self._known.get(id(tensor), (tensor, None))
+        if reach is None:
+            raise UnknownOperationError("what the result depends on was lost when positions were flattened")
+        return reach
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         flat = [value for arg in args for value in (arg if isinstance(arg, list | tuple) else (arg,))]
         reaches = [self._known[id(value)][1] for value in flat if id(value) in self._known]
         if reaches:
-            main = result[0] if isinstance(result, tuple | list) else result
-            self._known[id(main)] = (main, _after(func, reaches, main, args))
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                self._known[id(tensor)] = (tensor, _after(func, reaches, tensor, args))
         return result
 
 
-def _after(func: Any, reaches: list[_Reach], result: torch.Tensor, args: tuple[Any, ...]) -> _Reach:
+def _after(func: Any, reaches: list[_Reach | None], result: torch.Tensor, args: tuple[Any, ...]) -> _Reach | None:
     name = func.overloadpacket.__name__
     if name in _MIXING:
         raise _MixesError(name)
+    if name in _FLATTENING or None in reaches:
+        return None
+    return _joined(name, [reach for reach in reaches if reach is not None], result, args)
+
+
+def _joined(name: str, reaches: list[_Reach], result: torch.Tensor, args: tuple[Any, ...]) -> _Reach:
     if name in _MOVING:
         return _MOVING[name](reaches[0], result, args)
     if name not in _POINTWISE or result.dim() != 4 or (name == "cat" and args[1:] not in ((1,), (-3,))):
