@@ -20,7 +20,7 @@ from pipelines.kinds import ModelKind, kind_of
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
+_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages", "slicing")
 Machine = dict[str, object]
 
 
@@ -92,6 +92,8 @@ def _loader_keywords(options: LoaderOptions) -> dict[str, object]:
         keywords["video"] = video
     if options.stages:
         keywords["stages"] = list(options.stages)
+    if options.slicing != "off":
+        keywords["slicing"] = options.slicing
     return keywords
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.core.execution import EagerExecutor
 
 from .loading.networks import CODECS, UNetDenoiser
-from .model import ImageNetworks, ImageRuntime
+from .model import Denoiser, ImageNetworks, ImageRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ def projecting_runtime(networks: ImageNetworks) -> ImageRuntime:
     return replace(plain, denoiser=_denoiser(networks, projection.unet), projection=projection)
 
 
-def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
-    return UNetDenoiser(
+def _denoiser(networks: ImageNetworks, unet: Any) -> Denoiser:
+    denoiser = UNetDenoiser(
         unet,
         schedule=networks.schedule,
         prediction_type=networks.prediction_type,
@@ -50,3 +50,8 @@ def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
         dtype=networks.dtype,
         guidance_embedding=networks.guidance_embedding,
     )
+    if not networks.sliced:
+        return denoiser
+    from .slicing import RowByRow
+
+    return RowByRow(denoiser)

@@ -107,14 +107,14 @@ def group_affine(x: torch.Tensor, norm: nn.GroupNorm) -> tuple[torch.Tensor, tor
     """
     wide = torch.promote_types(torch.float32, x.dtype)
     each = x.shape[1] // norm.num_groups
-    scales, shifts = [], []
-    for group in range(norm.num_groups):
-        channels = slice(group * each, (group + 1) * each)
-        variance, mean = torch.var_mean(x[:, channels].to(wide), dim=(1, 2, 3), correction=0, keepdim=True)
-        scale = (variance + norm.eps).rsqrt() * norm.weight[channels].to(wide).view(1, -1, 1, 1)
-        scales.append(scale)
-        shifts.append(norm.bias[channels].to(wide).view(1, -1, 1, 1) - scale * mean)
-    return torch.cat(scales, dim=1), torch.cat(shifts, dim=1)
+    at_once = x.shape[1] if wide is x.dtype else each  # what has to be widened is widened in small parts
+    moments = [torch.var_mean(part.to(wide), dim=(2, 3), correction=0) for part in x.split(at_once, dim=1)]
+    variances, means = (torch.cat(parts, dim=1).view(x.shape[0], norm.num_groups, each) for parts in zip(*moments, strict=True))
+    between, mean = torch.var_mean(means, dim=2, correction=0, keepdim=True)
+    inverse = (variances.mean(dim=2, keepdim=True) + between + norm.eps).rsqrt()  # variance within and between channels
+    scale = inverse * norm.weight.to(wide).view(norm.num_groups, each)
+    shift = norm.bias.to(wide).view(norm.num_groups, each) - scale * mean
+    return scale.view(x.shape[0], -1, 1, 1), shift.view(x.shape[0], -1, 1, 1)
 
 
 _NEIGHBOURS = ReceptiveField(inputs=1, outputs=1, first=(-1,), last=(1,))
