@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import save_file
 
 from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
 from pipelines.files import memory
-from pipelines.files.layout import Component
+from pipelines.files.hub import BUNDLED_FOLDER
+from pipelines.files.layout import Component, read_layout
 from pipelines.files.memory import WORKING_BYTES, Budget, Pictures, check_memory, count_parameters, free_memory_bytes
+from pipelines.files.precision import choose_precision
 from pipelines.image.loading import load as loading
 from pipelines.image.loading.load import LoadOptions, load_image_model
 
@@ -140,10 +143,10 @@ def test_slicing_is_chosen_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -
     layout = read_layout(BUNDLED_FOLDER / "mini-image")
 
     def sliced(slicing: str, free: float) -> bool:
-        for module in (load, memory):
+        for module in (loading, memory):
             monkeypatch.setattr(module, "free_memory_bytes", lambda device: round(free * GIB))
         precision = choose_precision(CPU, "float32")
-        return load._check_memory(layout, layout.vae, precision, replace(size, slicing=slicing))
+        return loading._check_memory(layout, layout.vae, precision, replace(size, slicing=slicing))
 
     assert [sliced("off", 8), sliced("auto", 8), sliced("on", 8)] == [False, False, True]
     assert not any("slice" in text for text in told)
