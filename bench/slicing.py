@@ -54,7 +54,9 @@ def measure(model: str, side_px: int, slicing: str, frames: int, dtype: str, fil
     for turn in range(2):
         for frame in range(frames):
             seq = turn * frames + frame
-            stream.push(Frame(image=image, pts=seq, time_base=Fraction(1, 30), seq=seq, source_seq=seq, captured_ns=None))
+            stream.push(
+                Frame(image=image, pts=seq, time_base=Fraction(1, 30), seq=seq, source_seq=seq, captured_ns=None)
+            )
         start, pictures = time.perf_counter(), []
         while len(pictures) < frames:
             engine.tick()

@@ -20,7 +20,17 @@ from pipelines.kinds import ModelKind, kind_of
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages", "slicing")
+_LOADER_KEYWORDS = (
+    "width",
+    "height",
+    "frames_per_slot",
+    "max_slots",
+    "autoencoder",
+    "safety",
+    "video",
+    "stages",
+    "slicing",
+)
 Machine = dict[str, object]
 
 

@@ -22,19 +22,88 @@ from .receptive import ReceptiveField, Unbounded, field_of
 
 _Ints = npt.NDArray[np.int64]
 _POINTWISE = frozenset(
-    "relu relu_ silu silu_ gelu tanh sigmoid mish leaky_relu hardtanh hardtanh_ elu add add_ sub sub_ mul mul_ div div_ "
-    "neg clamp clamp_ pow sqrt exp clone contiguous _to_copy detach cat alias native_dropout slice_scatter".split()
+    [
+        "relu",
+        "relu_",
+        "silu",
+        "silu_",
+        "gelu",
+        "tanh",
+        "sigmoid",
+        "mish",
+        "leaky_relu",
+        "hardtanh",
+        "hardtanh_",
+        "elu",
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "neg",
+        "clamp",
+        "clamp_",
+        "pow",
+        "sqrt",
+        "exp",
+        "clone",
+        "contiguous",
+        "_to_copy",
+        "detach",
+        "cat",
+        "alias",
+        "native_dropout",
+        "slice_scatter",
+    ]
 )
 _FLATTENING = frozenset(
-    "view _unsafe_view reshape flatten unflatten permute transpose t unsqueeze squeeze expand mm addmm linear "
-    "native_layer_norm split chunk slice select unbind".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "mm",
+        "addmm",
+        "linear",
+        "native_layer_norm",
+        "split",
+        "chunk",
+        "slice",
+        "select",
+        "unbind",
+    ]
 )
 """After these, positions are no longer where the walk looks for them."""
 _MIXING = frozenset(
-    "native_group_norm native_batch_norm mean sum var var_mean _softmax softmax bmm "
-    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math "
-    "_scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
-    "_scaled_dot_product_fused_attention_overrideable amax max".split()
+    [
+        "native_group_norm",
+        "native_batch_norm",
+        "mean",
+        "sum",
+        "var",
+        "var_mean",
+        "_softmax",
+        "softmax",
+        "bmm",
+        "scaled_dot_product_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_attention_math",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "amax",
+        "max",
+    ]
 )
 
 
@@ -123,7 +192,9 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         positions = np.arange(tensor.shape[2])
         # Holding the tensors keeps their ids unique. None: it depends on the input, but positions are lost.
-        self._known: dict[int, tuple[torch.Tensor, _Reach | None]] = {id(tensor): (tensor, _Reach(positions, positions))}
+        self._known: dict[int, tuple[torch.Tensor, _Reach | None]] = {
+            id(tensor): (tensor, _Reach(positions, positions))
+        }
 
     def reach(self, tensor: torch.Tensor) -> _Reach:
         _, reach = self._known.get(id(tensor), (tensor, None))
@@ -169,9 +240,7 @@ def analytic_field(module: nn.Module, channels: int, *, size: int = 256) -> Rece
     size: of the square input that is followed, which should exceed the field. Only shapes are computed, whatever the
     weights' device. Raises UnknownOperationError for an operation outside the tables.
     """
-    weights = {
-        name: value.detach().to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())
-    }
+    weights = {name: value.detach().to("meta") for name, value in (*module.named_parameters(), *module.named_buffers())}
     dtype = next((value.dtype for value in weights.values()), torch.float32)
     start = torch.empty((1, channels, size, size), dtype=dtype, device="meta")
     with torch.no_grad(), _Follower(start) as follower:

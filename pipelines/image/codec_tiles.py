@@ -185,7 +185,7 @@ class TiledCodec:
         shape: Shape,
         factor: int,
     ) -> torch.Tensor:
-        """Write what a crop has of complete halo; the rest of the crop is written as it was, so that shapes are fixed."""
+        """Write what a crop has of complete halo. The rest is written as it was, so that shapes are fixed."""
         height, width = shape[0] * factor, shape[1] * factor
         rows, columns = self._places(positions, (height, width), factor)
         limits = positions[:, :, None] * factor

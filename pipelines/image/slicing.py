@@ -109,7 +109,8 @@ def group_affine(x: torch.Tensor, norm: nn.GroupNorm) -> tuple[torch.Tensor, tor
     each = x.shape[1] // norm.num_groups
     at_once = x.shape[1] if wide is x.dtype else each  # what has to be widened is widened in small parts
     moments = [torch.var_mean(part.to(wide), dim=(2, 3), correction=0) for part in x.split(at_once, dim=1)]
-    variances, means = (torch.cat(parts, dim=1).view(x.shape[0], norm.num_groups, each) for parts in zip(*moments, strict=True))
+    shape = (x.shape[0], norm.num_groups, each)
+    variances, means = (torch.cat(parts, dim=1).view(shape) for parts in zip(*moments, strict=True))
     between, mean = torch.var_mean(means, dim=2, correction=0, keepdim=True)
     inverse = (variances.mean(dim=2, keepdim=True) + between + norm.eps).rsqrt()  # variance within and between channels
     scale = inverse * norm.weight.to(wide).view(norm.num_groups, each)
@@ -169,9 +170,7 @@ class SlicedResnet(nn.Module):
         hidden += x if block.conv_shortcut is None else block.conv_shortcut(x)
         return hidden if block.output_scale_factor == 1 else hidden.div_(block.output_scale_factor)
 
-    def _time(
-        self, temb: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
+    def _time(self, temb: torch.Tensor | None) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
         """What the time embedding adds after the first convolution, or its (scale, shift) after the second norm."""
         block = self.block
         if block.time_emb_proj is None or temb is None:
@@ -254,7 +253,8 @@ def _sliced(module: nn.Module) -> nn.Module | None:
     if SlicedUpsampling.can_slice(module):
         return SlicedUpsampling(module)
     if type(module).__name__ == "FeedForward":
-        return SlicedTokens(module, max(layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)))
+        widths = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
+        return SlicedTokens(module, max(widths))
     return None
 
 
@@ -262,7 +262,9 @@ def _slice_end(module: nn.Module) -> None:
     """Of a network with the parts conv_norm_out, conv_act and conv_out, which it calls one after another."""
     parts = dict(module.named_children())
     norm, act, conv = (parts.get(name) for name in ("conv_norm_out", "conv_act", "conv_out"))
-    if isinstance(norm, nn.GroupNorm) and act is not None and isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+    if not isinstance(norm, nn.GroupNorm) or act is None or not isinstance(conv, nn.Conv2d):
+        return
+    if conv.kernel_size == (3, 3):
         module.conv_norm_out, module.conv_act = nn.Identity(), nn.Identity()
         module.conv_out = SlicedEnd(norm, act, conv)
 

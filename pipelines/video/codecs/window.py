@@ -13,10 +13,10 @@ from cache.features.perturbation import Perturbation, changed_outputs
 from .codec import VideoCodec, decode_clip
 
 
-def temporal_margin(codec: VideoCodec, *, latents: int = 24, inputs: int = 2) -> int:
+def temporal_margin(codec: VideoCodec, *, latents: int = 24, inputs: int = 2) -> int | None:
     """Return how many latent frames before its own a decoded frame depends on, as changed bits show (float32).
 
-    latents: of the clip that is tried; more than the result.
+    latents: of the clip that is tried. None: the dependence does not end within it.
     """
     factor = codec.time_factor
 
@@ -27,16 +27,16 @@ def temporal_margin(codec: VideoCodec, *, latents: int = 24, inputs: int = 2) ->
     how = Perturbation(inputs=inputs, dtype=torch.float32)
     (_, last), *_ = changed_outputs(decode, (1, codec.latent_channels, latents, 3, 3), at, how)
     reached = -(-last // factor)  # frame 0 is latent 0; frames 1 to 4 are latent 1
-    assert reached < latents - 1, "the clip is too short for this codec"
-    return reached - at[0]
+    return reached - at[0] if reached < latents - 1 else None
 
 
 def decode_window(codec: VideoCodec, latents: torch.Tensor, first: int, stop: int, margin: int) -> torch.Tensor:
     """Decode the frames of latents first..stop of a clip [B, C, n, h, w]: [B, 3, F, H, W] in [0, 1].
 
     Equals that part of the whole clip's decoding where `margin` is at least the codec's; the clip's beginning needs
-    none. F = 4 (stop - first), or 3 less if `first` is 0.
+    none. F = 4 (stop - first), or 3 less if `first` is 0. margin: 1 or more, as the first latent is one frame.
     """
+    assert margin >= 1
     assert 0 <= first < stop <= latents.shape[2]
     start = max(0, first - margin)
     frames = decode_clip(codec, latents[:, :, start:stop])
