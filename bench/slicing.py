@@ -50,14 +50,15 @@ def measure(model: str, side_px: int, slicing: str, frames: int, dtype: str, fil
     stream = engine.open(Control.of({"steps": 1, "strength": 0.5, "seed": 1}))
     row, column = np.mgrid[0:side_px, 0:side_px]
     image = np.stack([(row // 3 + column // 5) % 256, row % 256, column % 256], axis=-1).astype(np.uint8)
-    seconds = 0.0
+    seconds, pictures = 0.0, list[Frame]()
     for turn in range(2):
         for frame in range(frames):
             seq = turn * frames + frame
             stream.push(
                 Frame(image=image, pts=seq, time_base=Fraction(1, 30), seq=seq, source_seq=seq, captured_ns=None)
             )
-        start, pictures = time.perf_counter(), []
+        pictures.clear()
+        start = time.perf_counter()
         while len(pictures) < frames:
             engine.tick()
             pictures += stream.pull()
@@ -85,15 +86,15 @@ def main() -> int:
         print(json.dumps(measure(options.model, options.size, options.only, frames, options.dtype, file)))
         return 0
     runs: list[dict[str, object]] = []
-    pictures = []
+    rendered: list[np.ndarray[tuple[int, ...], np.dtype[np.int16]]] = []
     with tempfile.TemporaryDirectory() as folder:
         for slicing in ("off", "on"):
             file = Path(folder) / f"{slicing}.npy"
             command = [sys.executable, "-m", "bench.slicing", *sys.argv[1:], "--only", slicing, "--file", str(file)]
             finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(finished.stdout.splitlines()[-1]))
-            pictures.append(np.load(file).astype(np.int16))
-            runs[-1]["levels"] = int(np.abs(pictures[-1] - pictures[0]).max())
+            rendered.append(np.load(file).astype(np.int16))
+            runs[-1]["levels"] = int(np.abs(rendered[-1] - rendered[0]).max())
     common = {"model": options.model, "size": options.size, "frames": options.frames_per_slot, "dtype": options.dtype}
     print_runs({"bench": "slicing", **common, "threads": options.threads, "runs": runs}, one_line=options.json)
     return 0

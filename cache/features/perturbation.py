@@ -43,9 +43,11 @@ def changed_outputs(call: Call, shape: Sequence[int], at: Sequence[int], how: Pe
     for _ in range(how.inputs):
         plain = torch.randn(*shape, generator=generator, dtype=how.dtype) * how.scale
         other = plain.clone()
-        other[(..., *at)] = torch.randn(*shape[:2], generator=generator, dtype=how.dtype) * how.scale * how.jump
+        place: tuple[slice | int, ...] = (slice(None), slice(None), *at)
+        other[place] = torch.randn(*shape[:2], generator=generator, dtype=how.dtype) * how.scale * how.jump
         differs = (call(plain) != call(other)).flatten(0, 1).any(dim=0).numpy()
-        found = [_extent(differs.any(axis=tuple(set(range(differs.ndim)) - {axis}))) for axis in range(differs.ndim)]
+        axes = range(differs.ndim)
+        found = [_extent(np.asarray(differs.any(axis=tuple(set(axes) - {axis})))) for axis in axes]
         ranges = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(ranges or found, found, strict=True)]
     return ranges
 
@@ -60,8 +62,9 @@ def empirical_field(
 ) -> ReceptiveField:
     """Return the field that perturbations show, of a call that maps [1, channels, size, size] to [1, C', s', s'].
 
-    cell: input elements after which the network repeats, with its strides and upsamplings; a whole cell of positions in the middle is changed, one at a time, which sees every
-    phase of strides. `size` should be more than twice the field, as its ends cut it.
+    cell: input elements after which the network repeats, with its strides and upsamplings; a whole cell of positions
+    in the middle is changed, one at a time, which sees every phase. `size` should be more than twice the field, as its
+    ends cut it.
     """
     how = how or Perturbation()
     start = size // cell // 2 * cell
@@ -83,7 +86,7 @@ def _shifted(
     cell: int,
     per_cell: int,
 ) -> ReceptiveField:
-    """An output of any cell that sees the changed cell is, shifted by whole cells, an output of one that sees others."""
+    """Shift by whole cells: an output of another cell that sees the changed one tells what its like sees."""
     seen = np.flatnonzero(last >= 0)
     cells = seen // per_cell
     low, high = np.full(per_cell, size), np.full(per_cell, -size)

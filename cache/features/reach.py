@@ -22,88 +22,25 @@ from .receptive import ReceptiveField, Unbounded, field_of
 
 _Ints = npt.NDArray[np.int64]
 _POINTWISE = frozenset(
-    [
-        "relu",
-        "relu_",
-        "silu",
-        "silu_",
-        "gelu",
-        "tanh",
-        "sigmoid",
-        "mish",
-        "leaky_relu",
-        "hardtanh",
-        "hardtanh_",
-        "elu",
-        "add",
-        "add_",
-        "sub",
-        "sub_",
-        "mul",
-        "mul_",
-        "div",
-        "div_",
-        "neg",
-        "clamp",
-        "clamp_",
-        "pow",
-        "sqrt",
-        "exp",
-        "clone",
-        "contiguous",
-        "_to_copy",
-        "detach",
-        "cat",
-        "alias",
-        "native_dropout",
-        "slice_scatter",
-    ]
+    """
+    relu relu_ silu silu_ gelu tanh sigmoid mish leaky_relu hardtanh hardtanh_ elu add add_ sub sub_ mul mul_
+    div div_ neg clamp clamp_ pow sqrt exp clone contiguous _to_copy detach cat alias native_dropout
+    """.split()  # noqa: SIM905
 )
 _FLATTENING = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "t",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "mm",
-        "addmm",
-        "linear",
-        "native_layer_norm",
-        "split",
-        "chunk",
-        "slice",
-        "select",
-        "unbind",
-    ]
+    """
+    view _unsafe_view reshape flatten unflatten permute transpose t unsqueeze squeeze expand mm addmm linear
+    native_layer_norm split chunk slice select unbind
+    """.split()  # noqa: SIM905
 )
 """After these, positions are no longer where the walk looks for them."""
 _MIXING = frozenset(
-    [
-        "native_group_norm",
-        "native_batch_norm",
-        "mean",
-        "sum",
-        "var",
-        "var_mean",
-        "_softmax",
-        "softmax",
-        "bmm",
-        "scaled_dot_product_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_attention_math",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-        "amax",
-        "max",
-    ]
+    """
+    native_group_norm native_batch_norm mean sum var var_mean _softmax softmax bmm
+    scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_attention_math _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable amax max
+    """.split()  # noqa: SIM905
 )
 
 
@@ -185,11 +122,11 @@ _MOVING: Mapping[str, Callable[[_Reach, torch.Tensor, tuple[Any, ...]], _Reach]]
 """Operations that move positions, by their name in ATen."""
 
 
-class _Follower(TorchDispatchMode):
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the reach of every tensor that depends on the input."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         positions = np.arange(tensor.shape[2])
         # Holding the tensors keeps their ids unique. None: it depends on the input, but positions are lost.
         self._known: dict[int, tuple[torch.Tensor, _Reach | None]] = {

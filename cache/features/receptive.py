@@ -74,7 +74,8 @@ def _along_rows(changed: npt.NDArray[np.bool_], field: ReceptiveField) -> npt.ND
     starts = np.arange(cells)[:, None] * field.inputs
     low = np.clip(starts + np.array(field.first), 0, changed.shape[0]).ravel()
     high = np.clip(starts + np.array(field.last) + 1, 0, changed.shape[0]).ravel()
-    return sums[high] > sums[low]
+    result: npt.NDArray[np.bool_] = sums[high] > sums[low]
+    return result
 
 
 def field_of(first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], size: int) -> ReceptiveField:

@@ -108,7 +108,7 @@ def group_affine(x: torch.Tensor, norm: nn.GroupNorm) -> tuple[torch.Tensor, tor
     wide = torch.promote_types(torch.float32, x.dtype)
     each = x.shape[1] // norm.num_groups
     at_once = x.shape[1] if wide is x.dtype else each  # what has to be widened is widened in small parts
-    moments = [torch.var_mean(part.to(wide), dim=(2, 3), correction=0) for part in x.split(at_once, dim=1)]
+    moments = [torch.var_mean(part.to(wide), dim=(2, 3), correction=0) for part in torch.split(x, at_once, dim=1)]
     shape = (x.shape[0], norm.num_groups, each)
     variances, means = (torch.cat(parts, dim=1).view(shape) for parts in zip(*moments, strict=True))
     between, mean = torch.var_mean(means, dim=2, correction=0, keepdim=True)

@@ -65,7 +65,7 @@ class ImageKind(ModelKind):
         origin = engine_origin(model, options, backend.name, bundled=bundled) if context.prepare else None
 
         def make_runtime(networks: ImageNetworks) -> ImageRuntime:
-            chosen = _for_slices(backend, options, context) if networks.sliced else backend
+            chosen = for_slices(backend, options, context) if networks.sliced else backend
             return chosen.image(replace(networks, origin=origin, notice=context.notice))
 
         image_model = load_image_model(model, wanted, make_runtime)
@@ -117,7 +117,7 @@ class ImageKind(ModelKind):
         return folder
 
 
-def _for_slices(backend: Backend, options: LoaderOptions, context: LoadContext) -> Backend:
+def for_slices(backend: Backend, options: LoaderOptions, context: LoadContext) -> Backend:
     """Return the backend, or eager in place of one that "auto" chose. Raises ModelError if a requested one cannot."""
     if backend.runs_slices:
         return backend

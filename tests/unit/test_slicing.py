@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention import FeedForward
@@ -13,8 +15,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from pipelines.backends.table import BACKENDS
+from pipelines.core.controls import Control
+from pipelines.core.errors import InputError, ModelError
+from pipelines.core.types import Frame
 from pipelines.files import hub
-from pipelines.image import slicing
+from pipelines.files.loader_options import LoaderOptions
+from pipelines.image import slicing as slicing_module
+from pipelines.image.loading.load import LoadOptions, load_image_model
 from pipelines.image.model import Condition
 from pipelines.image.slicing import (
     RowByRow,
@@ -27,6 +35,9 @@ from pipelines.image.slicing import (
     slice_autoencoder,
     slice_modules,
 )
+from pipelines.kinds.base import LoadContext
+from pipelines.kinds.image import for_slices
+from pipelines.load import load_engine
 
 MODEL = hub.BUNDLED_FOLDER / "mini-image"
 
@@ -34,7 +45,7 @@ MODEL = hub.BUNDLED_FOLDER / "mini-image"
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small that small pictures take several slices."""
-    monkeypatch.setattr(slicing, "SLICE_BYTES", 2**16)
+    monkeypatch.setattr(slicing_module, "SLICE_BYTES", 2**16)
 
 
 def test_bands_cover_everything_once() -> None:
@@ -122,3 +133,45 @@ def test_the_published_kind_of_autoencoder() -> None:
     latents = torch.randn(2, 4, 20, 24, dtype=torch.float64)
     result, expected = (vae.decode(latents, return_dict=False)[0] for vae in (sliced, plain))
     torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sliced_render_is_the_plain_one_within_a_level() -> None:
+    plain, sliced = (rendered(slicing) for slicing in ("off", "on"))
+    assert np.abs(sliced.astype(int) - plain).max() <= 1
+
+
+@pytest.mark.parametrize("slicing", ["off", "auto"])
+def test_nothing_is_sliced_unless_it_has_to_be(slicing: str) -> None:
+    runtime = load_image_model("mini-image", LoadOptions(device="cpu", dtype="float32", slicing=slicing)).runtime
+    kinds = {type(module).__module__ for part in (runtime.denoiser, runtime.codec) for module in part.modules()}
+    assert slicing_module.__name__ not in kinds
+
+
+def test_what_cannot_be_sliced_says_so() -> None:
+    told: list[str] = []
+    context, compiled = LoadContext(notice=told.append), BACKENDS["openvino"]
+    assert for_slices(compiled, LoaderOptions(), context).name == "eager"
+    assert "openvino cannot run slice by slice" in told[0]
+    assert for_slices(BACKENDS["cuda-graph"], LoaderOptions(backend="cuda-graph"), context).name == "cuda-graph"
+    with pytest.raises(ModelError, match="openvino cannot run slice by slice"):
+        for_slices(compiled, LoaderOptions(backend="openvino"), context)
+    with pytest.raises(ModelError, match="has no slicing"):
+        load_engine("mini-video", device="cpu", slicing="on")
+    with pytest.raises(InputError, match="slicing cannot be"):
+        LoaderOptions(slicing="maybe")
+    assert LoaderOptions().slicing == "off"
+
+
+def rendered(slicing: str) -> np.ndarray:
+    choices = {"width": 64, "height": 64, "frames_per_slot": 2, "backend": "eager", "slicing": slicing}
+    engine = load_engine("mini-image", device="cpu", dtype="float32", prepare=False, **choices)
+    stream = engine.open(Control.of({"steps": 1, "strength": 0.5, "seed": 1}))
+    image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    for seq in range(2):
+        stream.push(Frame(image=image, pts=seq, time_base=Fraction(1, 30), seq=seq))
+    frames: list[Frame] = []
+    while len(frames) < 2:
+        engine.tick()
+        frames += stream.pull()
+    engine.close()
+    return np.stack([frame.image for frame in frames])
