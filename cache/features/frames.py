@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .motion import MotionMap
-from .windows import Mask, Window, covering, raster, squares, window_sizes
+from .windows import Mask, Window, covering, raster, window_sizes
 
 
 class Action(Enum):
@@ -32,11 +32,10 @@ class ReuseSettings:
 
     exact: hold frames whose input repeats the last one to the bit, and nothing else; the other settings then have no
     effect. levels, noise_factor, margin: see `MotionMap`. sides, most_cells, most_windows: windows may have these
-    shares of the picture's sides, together this share of its cells, and be this many. few_sides: those of squares,
-    where each size costs preparation. refresh_frames: a frame that
+    shares of the picture's sides, together this share of its cells, and be this many. refresh_frames: a frame that
     would be held recomputes one window in turn if the last that many were held. store_frames: all of the picture is
     computed again after that many frames with windows where something moved. oldest_frames: and after that many frames
-    of any kind.
+    of any kind. held_frames: where there are no windows, all of it is computed after that many were held.
     """
 
     exact: bool = False
@@ -44,12 +43,12 @@ class ReuseSettings:
     noise_factor: float = 6.0
     margin: int = 4
     sides: tuple[float, ...] = (1 / 3, 5 / 12, 1 / 2, 7 / 12, 2 / 3)
-    few_sides: tuple[float, ...] = (1 / 3, 1 / 2, 2 / 3)
     most_cells: float = 0.6
     most_windows: int = 3
     refresh_frames: int = 3
     store_frames: int = 8
     oldest_frames: int = 96
+    held_frames: int = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +97,8 @@ class FrameReuse:
         factor: int,
         cell: int,
         chains: int = 1,
-        few_sizes: bool = False,
     ) -> None:
-        """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell. few_sizes: only
-        square windows of `few_sides`."""
+        """height, width: of its pictures in pixels. factor: pixels per latent. cell: latents per cell."""
         self.settings = settings
         self._motion = None
         if not settings.exact:
@@ -116,7 +113,7 @@ class FrameReuse:
                 chains=chains,
             )
             grid = self._motion.grid
-            self._sizes = squares(grid, settings.few_sides) if few_sizes else window_sizes(grid, settings.sides)
+            self._sizes = window_sizes(grid, settings.sides)
             self._turns = raster(grid, self._sizes[0])
         self._last: npt.NDArray[np.uint8] | None = None
         self._chains = [_Chain() for _ in range(chains)]
@@ -169,8 +166,10 @@ class FrameReuse:
         """Nothing moved: hold, unless something is to be refreshed."""
         chain, settings = self._chains[number], self.settings
         chain.held += 1
-        if not can_store or chain.held <= settings.refresh_frames:
+        if chain.held <= (settings.refresh_frames if can_store else settings.held_frames):
             return Choice(action=Action.HOLD, reason="still")
+        if not can_store:
+            return self._full(motion, number, "refresh", ~moved)
         if not chain.stored or chain.age >= settings.oldest_frames:
             return self._store(motion, number, moved, "refresh")
         chain.held = 0
@@ -179,10 +178,10 @@ class FrameReuse:
         motion.take((window,), number)
         return Choice(action=Action.WINDOWS, reason="refresh", windows=(window,), still=~moved)
 
-    def _full(self, motion: MotionMap, number: int, reason: str) -> Choice:
+    def _full(self, motion: MotionMap, number: int, reason: str, still: Mask | None = None) -> Choice:
         motion.take(None, number)
         self._chains[number].whole(stored=False)
-        return Choice(action=Action.FULL, reason=reason)
+        return Choice(action=Action.FULL, reason=reason, still=still)
 
     def _store(self, motion: MotionMap, number: int, moved: Mask, reason: str) -> Choice:
         motion.take(None, number)
@@ -195,7 +194,14 @@ PRESETS: Mapping[str, ReuseSettings] = MappingProxyType(
         "exact": ReuseSettings(exact=True),
         "balanced": ReuseSettings(),
         "fastest": replace(
-            ReuseSettings(), levels=6.0, margin=2, refresh_frames=7, store_frames=16, oldest_frames=192, most_cells=0.7
+            ReuseSettings(),
+            levels=6.0,
+            margin=2,
+            refresh_frames=7,
+            store_frames=16,
+            oldest_frames=192,
+            held_frames=48,
+            most_cells=0.7,
         ),
     }
 )

@@ -44,12 +44,6 @@ def window_sizes(grid: Size, sides: Sequence[float]) -> tuple[Size, ...]:
     return tuple(sorted(found, key=lambda size: (size[0] * size[1], size)))
 
 
-def squares(grid: Size, sides: Sequence[float]) -> tuple[Size, ...]:
-    """Return the sizes of windows whose sides are all the same share of the grid's, smallest first."""
-    found = {(max(1, round(grid[0] * side)), max(1, round(grid[1] * side))) for side in sides} - {grid}
-    return tuple(sorted(found, key=lambda size: (size[0] * size[1], size)))
-
-
 def covering(moved: Mask, sizes: Sequence[Size], *, most_cells: int, most_windows: int) -> tuple[Window, ...] | None:
     """Return windows that together cover every cell of `moved`, or None if they would have more than `most_cells`
     cells or be more than `most_windows`. Empty for an empty mask.

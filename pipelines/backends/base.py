@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 IMAGE_PARTS = ("denoise", "encode", "decode")
 """The parts of an image model that compilers take."""
-REUSE_PARTS = ("whole", "window")
-"""Those that reuse adds, once a stream asks for it."""
 KINDS = ("image", "video")
 """The kinds of models that backends run."""
 

@@ -13,15 +13,13 @@ import torch
 from torch import nn
 
 from pipelines.image.parts import decode_part, denoise_inputs, denoise_part, encode_part
-from pipelines.image.reuse.networks import TapedDenoiser
-from pipelines.image.reuse.parts import PartWindows, whole_part, window_part
 
 from .background import PlanPreparation
 from .planned import MakePart, PlannedCalls
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from pipelines.image.model import Condition, ImageNetworks, ImageRuntime, LatentCodec, WindowNetworks
+    from pipelines.image.model import Condition, ImageNetworks, ImageRuntime, LatentCodec
 
 
 class PlannedDenoiser:
@@ -81,19 +79,9 @@ def planned_image(
     def calls(name: str, make_part: MakePart) -> PlannedCalls:
         return preparation.calls(name, make_part, plain_threads=plain_threads)
 
-    def windows() -> WindowNetworks | str:
-        plain_windows = "its denoiser has none" if plain.windows is None else plain.windows()
-        if not isinstance(plain_windows, TapedDenoiser):
-            return plain_windows
-        return PartWindows(
-            plain_windows,
-            calls("whole", lambda inputs: whole_part(plain_windows, inputs)),
-            calls("window", lambda inputs: window_part(plain_windows, inputs)),
-        )
-
     return replace(
         plain,
-        windows=windows,
+        windows=None,
         denoiser=PlannedDenoiser(calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),
         codec=PlannedCodec(
             plain.codec,

@@ -10,7 +10,7 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from .base import IMAGE_PARTS, REUSE_PARTS, Backend, BackendRefusal, refused_without_plans
+from .base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +76,7 @@ class PyTorchBackend(Backend):
         from .inductor import InductorRecipe
         from .planned_image import planned_image
 
-        return planned_image(networks, runtime, dict.fromkeys((*IMAGE_PARTS, *REUSE_PARTS), InductorRecipe()))
+        return planned_image(networks, runtime, dict.fromkeys(IMAGE_PARTS, InductorRecipe()))
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:
         """Make the plain runtime, compiled or captured if configured."""

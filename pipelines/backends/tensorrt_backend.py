@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .base import IMAGE_PARTS, REUSE_PARTS, Backend, BackendRefusal, refused_without_plans
+from .base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 if TYPE_CHECKING:
     import torch
@@ -54,4 +54,4 @@ class TensorRTBackend(Backend):
         recipe = TensorRTRecipe(name=self.name, options=card_options(self.name, networks.device, refit=refit))
         executors = partial(GraphExecutor, networks.device)
         plain = replace(projecting_runtime(networks), backend=self.name, make_executor=executors)
-        return planned_image(networks, plain, dict.fromkeys((*IMAGE_PARTS, *REUSE_PARTS), recipe))
+        return planned_image(networks, plain, dict.fromkeys(IMAGE_PARTS, recipe))

@@ -79,11 +79,6 @@ class WindowNetworks(Protocol):
         """Windows begin and end at multiples of this many latents."""
         ...
 
-    @property
-    def few_sizes(self) -> bool:
-        """Whether each size of windows costs preparation, so that few should be used."""
-        ...
-
     def whole(
         self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
     ) -> tuple[torch.Tensor, Features]:

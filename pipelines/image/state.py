@@ -26,13 +26,10 @@ from pipelines.core.transfers import Readback
 from .denoise import DenoiseBatch, FloatRow, IntRow
 from .feature_bank.runtime import bank_obstacle, bank_of, bank_runtime
 from .lanes import Lanes
-from .loading.networks import UNetDenoiser
 from .model import Condition, Denoiser, ImageModel, ImageRuntime, LatentCodec
 from .parts import decode_part, denoise_part, encode_part
 from .prompt_keys import EMBEDS, PromptKeys, can_project
 from .reuse.memory import ReuseMemory
-from .reuse.networks import TapedDenoiser
-from .reuse.parts import REUSE_PARTS
 from .step_caches import StepCache, step_cache
 from .step_reuse import StepReuse
 from .steps import FEW_STEPS
@@ -79,16 +76,12 @@ class ImageCore:
         self._use(model.runtime)
 
     def part(self, name: str, inputs: dict[str, torch.Tensor]) -> Part:
-        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode, decode, or of
-        those that reuse adds."""
+        """Return a part of the model at the shapes of `inputs`, for a compiler. name: denoise, encode or decode."""
         denoiser, codec = self.runtime.denoiser, self.runtime.codec
         assert isinstance(denoiser, nn.Module), "only the plain networks are parts"
         assert isinstance(codec, nn.Module), "only the plain networks are parts"
         if name == "denoise":
             return denoise_part(denoiser, inputs)
-        if name in REUSE_PARTS:
-            assert isinstance(denoiser, UNetDenoiser), "only UNets have windows"
-            return REUSE_PARTS[name](TapedDenoiser(denoiser), inputs)
         return encode_part(codec, inputs["images"]) if name == "encode" else decode_part(codec, inputs["latents"])
 
     @property
@@ -160,6 +153,15 @@ class ImageCore:
         self.prompt_keys: PromptKeys | None = None
         if runtime.projection is not None and can_project(self.ring, self.conditioners, 2 * self.max_slots):
             self.prompt_keys = PromptKeys(runtime.projection, self.ring, self._prompt_executor.calls(warm_calls=2))
+
+    def windows_obstacle(self) -> str | None:
+        """Return why streams compute no windows, as a clause; None if they do."""
+        return self.reuse_obstacle() or ("whole pictures take no longer there" if self.on_cuda else None)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the engine runs on a CUDA device."""
+        return self.model.device.type == "cuda"
 
     def reuse_obstacle(self) -> str | None:
         """Return why windows cannot be computed, as a clause; None if they can."""

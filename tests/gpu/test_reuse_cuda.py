@@ -13,6 +13,7 @@ from pipelines.core.controls import Control
 from pipelines.core.types import Frame
 from pipelines.image.engine import ImageEngine
 from pipelines.image.model import ImageModel
+from pipelines.image.state import ImageCore
 from tests.unit.test_stream_reuse import frame, psnr, scene, windows_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -22,6 +23,12 @@ def on_gpu(*, lanes: int, captured: bool) -> ImageModel:
     model = windows_model(device=torch.device("cuda"))
     make = (lambda: GraphExecutor(torch.device("cuda"))) if captured else model.runtime.make_executor
     return replace(model, runtime=replace(model.runtime, lanes=lanes, make_executor=make))
+
+
+@pytest.fixture(autouse=True)
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams compute windows here too."""
+    monkeypatch.setattr(ImageCore, "on_cuda", False)
 
 
 def played(engine: ImageEngine, pictures: list[np.ndarray], reuse: str, steps: int) -> list[np.ndarray]:

@@ -104,6 +104,15 @@ def test_without_memory_frames_are_held_or_computed() -> None:
     assert actions(frame_reuse(), pictures, can_store=False) == [FULL, FULL, HOLD, FULL]
 
 
+def test_without_memory_a_still_picture_is_computed_again_after_a_while() -> None:
+    flicker = [scene() + np.uint8(i % 2) for i in range(12)]
+    reuse = frame_reuse(held_frames=3)
+    assert actions(reuse, flicker[:6], can_store=False) == [FULL, *[HOLD] * 3, FULL, HOLD]
+    choices = [reuse.choose(picture, can_store=False) for picture in flicker[6:9]]
+    assert choices[2].still is not None
+    assert choices[2].still.all()
+
+
 def test_the_share_of_windows() -> None:
     reuse = frame_reuse()
     choices: list[Choice] = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16)]

@@ -16,7 +16,6 @@ from cache.features.lines import FeatureLines, Features, WindowPlaces
 from pipelines.image.loading.networks import UNetDenoiser
 from pipelines.image.model import Condition
 from pipelines.image.reuse.networks import TapedDenoiser, window_networks
-from pipelines.image.reuse.parts import PartWindows, whole_part, window_part
 from pipelines.image.reuse.tape import obstacle
 from tests.fakes.image_model import stable_diffusion_schedule
 
@@ -203,45 +202,6 @@ def test_windows_of_several_lines_in_one_pass(denoiser: UNetDenoiser) -> None:
     own = Condition(embeds=condition.embeds[chosen], pooled=None, time_ids=None, row=chosen, step=chosen)
     window, _ = taped.windows(cut(latents, where), timestep[chosen], own, lines.around(where), lines.token_index(where))
     torch.testing.assert_close(window, cut(x0, where), rtol=0, atol=1e-11)
-
-
-def test_parts_of_positional_tensors_compute_the_same(denoiser: UNetDenoiser) -> None:
-    taped = TapedDenoiser(denoiser)
-    latents, timestep, condition = inputs(2)
-    x0, features = taped.whole(latents, timestep, condition)
-    lines, where = filled(features, x0), places((0, 4, 8), (1, 8, 0), size=(8, 8))
-    parts = PartWindows(
-        taped,
-        lambda given: whole_part(taped, dict(given)).module(*given.values()),
-        lambda given: window_part(taped, dict(given)).module(*given.values()),
-    )
-    assert parts.few_sizes
-    again, kept = parts.whole(latents, timestep, condition)
-    assert torch.equal(again, x0)
-    arguments = (cut(latents, where), timestep, condition, lines.around(where), lines.token_index(where))
-    one, other = taped.windows(*arguments), parts.windows(*arguments)
-    for a, b in ((features, kept), (one[1], other[1])):
-        assert all(torch.equal(x, y) for x, y in zip((*a.maps, *a.tokens), (*b.maps, *b.tokens), strict=True))
-    assert torch.equal(features.scales, kept.scales)
-    assert torch.equal(one[0], other[0])
-
-
-def test_the_parts_can_be_exported(denoiser: UNetDenoiser) -> None:
-    taped = TapedDenoiser(denoiser)
-    latents, timestep, condition = inputs(2)
-    x0, features = taped.whole(latents, timestep, condition)
-    lines, where = filled(features, x0), places((0, 4, 8), (1, 8, 0), size=(8, 8))
-    given: dict[str, torch.Tensor] = {}
-
-    def window(inputs: Any) -> Any:
-        given.update(inputs)
-        return window_part(taped, dict(inputs)).module(*inputs.values())
-
-    parts = PartWindows(taped, lambda _: (), window)
-    wanted, _ = parts.windows(cut(latents, where), timestep, condition, lines.around(where), lines.token_index(where))
-    part = window_part(taped, given)
-    program = torch.export.export(part.module, tuple(given.values()), strict=False)
-    torch.testing.assert_close(program.module()(*given.values())[0], wanted, rtol=0, atol=1e-12)
 
 
 def test_networks_without_windows_say_why(unet: UNet2DConditionModel) -> None:

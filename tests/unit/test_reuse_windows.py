@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cache.features.motion import MotionMap
-from cache.features.windows import Window, covering, raster, squares, window_sizes
+from cache.features.windows import Window, covering, raster, window_sizes
 
 SIZES = window_sizes((12, 12), (1 / 3, 1 / 2, 2 / 3))
 
@@ -20,8 +20,6 @@ def mask(*boxes: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def test_sizes_are_shares_of_the_grid_smallest_first() -> None:
-    assert squares((12, 12), (2 / 3, 1 / 3, 1 / 2)) == ((4, 4), (6, 6), (8, 8))
-    assert squares((8, 6), (1 / 2, 1.0)) == ((4, 3),)
     assert SIZES[0] == (4, 4)
     assert (12, 12) not in SIZES
     assert {(4, 12), (12, 4), (6, 8)} <= set(SIZES)

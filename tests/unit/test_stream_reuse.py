@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -282,19 +282,9 @@ def test_reset_and_close_give_everything_back(engine: ImageEngine) -> None:
 
 
 def test_what_cannot_reuse_says_so(engine: ImageEngine) -> None:
-    cheap = ImageEngine(cheap_model())
-    with pytest.raises(ControlError, match="reuse cannot be 'balanced': the backend eager has no windows"):
-        cheap.open(Control.of({"reuse": "balanced"}))
-    stream = cheap.open(Control.of({"reuse": "exact"}))
-    with pytest.raises(ControlError, match="Set reuse to exact or off"):
-        stream.apply(Control.of({"reuse": "fastest"}))
-    assert stream.controls.reuse == "exact"
     grouped = ImageEngine(windows_model(), frames_per_slot=2)
     with pytest.raises(ControlError, match="frames_per_slot 2"):
         grouped.open(Control.of({"reuse": "exact"}))
-    odd = ImageEngine(windows_model(), width=66, height=64)
-    with pytest.raises(ControlError, match="multiples of 4"):
-        odd.open(Control.of({"reuse": "balanced"}))
 
 
 def test_a_feature_bank_and_windows_exclude_each_other(engine: ImageEngine) -> None:
@@ -306,14 +296,40 @@ def test_a_feature_bank_and_windows_exclude_each_other(engine: ImageEngine) -> N
     stream.apply(Control(reuse="off"))
     other.apply(Control(bank=True))
     step(engine, other, scene(0), 0)
-    with pytest.raises(ControlError, match="a stream of this engine has a feature bank"):
-        stream.apply(Control(reuse="balanced"))
+    stream.apply(Control(reuse="balanced"))
+    assert stream.reuse is not None
+    assert stream.reuse.without_windows == "a stream of this engine has a feature bank"
     other.apply(Control(bank=False))
     step(engine, other, scene(0), 1)
-    stream.apply(Control(reuse="balanced"))
+    stream.apply(Control(strength=0.6))
     for seq, picture in enumerate(MOVING):
         step(engine, stream, picture, seq)
     assert works(engine)[-1] == "windows"
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: ImageEngine(cheap_model(size_px=(SIDE, SIDE))), "the backend eager has no windows"),
+        (lambda: ImageEngine(windows_model(), width=66, height=SIDE), "width and height must be multiples of 4 for it"),
+    ],
+)
+def test_without_windows_pictures_are_held_or_computed_and_the_reason_is_said(
+    made: Callable[[], ImageEngine], why: str
+) -> None:
+    engine = made()
+    stream = opened(engine)
+    core = engine.core
+    for seq in range(3):
+        picture = np.full((core.height, core.width, 3), 90, np.uint8)
+        picture[0, 0] = seq
+        picture[:, : 20 * (seq // 2)] = 255
+        step(engine, stream, picture, seq)
+    assert works(engine) == ["full", "hold", "full"]
+    assert stream.reuse is not None
+    assert stream.reuse.without_windows == why
+    stream.apply(Control(reuse="exact"))
+    assert stream.reuse.without_windows == ""
 
 
 def test_noise_of_its_own_is_never_reused(engine: ImageEngine) -> None:

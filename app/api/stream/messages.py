@@ -185,11 +185,13 @@ class StreamCounts(Message):
 
 class ReuseView(Message):
     """hit_rate: share of the frames that took something over from earlier ones. saved: share of the picture area that
-    was not computed. psnr_db: what that cost, measured where nothing moved; null: not measured yet."""
+    was not computed. psnr_db: what that cost, measured where nothing moved; null: not measured yet. without_windows:
+    why only whole pictures are taken over, or ""."""
 
     hit_rate: float
     saved: float
     psnr_db: float | None
+    without_windows: str = ""
 
 
 class Stats(Message):
@@ -299,6 +301,7 @@ def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int, reuse:
             hit_rate=round(reuse.hit_rate, 3),
             saved=round(reuse.saved, 3),
             psnr_db=None if reuse.psnr_db is None else round(reuse.psnr_db, 1),
+            without_windows=reuse.without_windows,
         ),
     )
 

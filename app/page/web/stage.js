@@ -81,6 +81,7 @@ function show() {
   const reuse = stats.reuse, percent = share => Math.round(100 * share);
   if (reuse) Object.assign(values, { reuse_hits: percent(reuse.hit_rate), reuse_saved: percent(reuse.saved), reuse_db: reuse.psnr_db?.toFixed(1) ?? '–' });
   find('.zt-reuse').hidden = !reuse;
+  find('.zt-reuse em').textContent = reuse?.without_windows ? `whole pictures only: ${reuse.without_windows}` : '';
   for (const cell of element.querySelectorAll('[data-zt]')) cell.textContent = values[cell.dataset.zt];
   stage.dataset.state = status.state;
   stage.classList.toggle('zt-running', running);

@@ -21,13 +21,7 @@ def recorded(engine: Engine, part: Part, count: int) -> Sequence[Tensors]:
         from .image import image_samples
 
         core, rows = engine.core, next(iter(part.inputs.values())).shape[0]
-        name = "denoise" if part.name in ("whole", "window") else part.name
-        samples = image_samples(core.model, {name: rows}, count, width=core.width, height=core.height)[name]
-        if part.name == "window":
-            from .windows import window_samples
-
-            return window_samples(part, samples)
-        return samples
+        return image_samples(core.model, {part.name: rows}, count, width=core.width, height=core.height)[part.name]
     if isinstance(engine, VideoEngine):
         from pipelines.files.vocabulary import world_file
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipelines.backends.base import IMAGE_PARTS, REUSE_PARTS, Backend, BackendRefusal, refused_without_plans
+from pipelines.backends.base import IMAGE_PARTS, Backend, BackendRefusal, refused_without_plans
 
 from .recipe import OpenVINORecipe
 
@@ -50,7 +50,7 @@ class OpenVINOBackend(Backend):
         plain = replace(projecting_runtime(networks), backend=self.name)
         if networks.origin is not None:  # else nothing is compiled
             plain = replace(plain, make_executor=OneThreadExecutor)
-        recipes = dict.fromkeys((*IMAGE_PARTS, *REUSE_PARTS), recipe)
+        recipes = dict.fromkeys(IMAGE_PARTS, recipe)
         return planned_image(networks, plain, recipes, builds=_builds(networks.origin), plain_threads=recipe.threads)
 
     def video(self, networks: VideoNetworks) -> VideoRuntime:

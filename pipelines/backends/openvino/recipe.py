@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.backends.base import REUSE_PARTS, BackendRefusal
+from pipelines.backends.base import BackendRefusal
 from pipelines.backends.calibration import VERSION as CALIBRATION_VERSION
 from pipelines.core.contracts import Notify
 from pipelines.core.errors import ModelError
@@ -137,13 +137,7 @@ class OpenVINORecipe:
         wanted = [_eager(part, sample) for sample in checks]
         outputs = [_described(tensor) for tensor in wanted[0]]
         call = _loaded(part, folder, outputs)
-        judged = (
-            1 if part.name in REUSE_PARTS else len(wanted[0])
-        )  # what they return besides is read by themselves only
-        errors = [
-            _relative_error(call(*sample)[:judged], right[:judged])
-            for sample, right in zip(checks, wanted, strict=True)
-        ]
+        errors = [_relative_error(call(*sample), right) for sample, right in zip(checks, wanted, strict=True)]
         error = sum(errors) / len(errors)
         if not error < _LARGEST_ERROR:
             raise ModelError(

@@ -28,8 +28,6 @@ class TapedDenoiser:
     denoiser: takes a tape by `using`. levels: of the picture's size in it. token_levels: those with self-attention.
     """
 
-    few_sizes = False
-
     def __init__(self, denoiser: UNetDenoiser) -> None:
         """There must be no `obstacle` in its UNet."""
         assert obstacle(denoiser.unet) is None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.image.state import ImageCore
 
 OFF = "off"
+_CELL = 8  # latents, at most, where there are no windows
 
 
 class StreamReuse:
@@ -58,12 +59,18 @@ class StreamReuse:
             hit_rate=counts.hit_rate,
             saved=1 - counts.computed,
             psnr_db=self._price.psnr_db,
+            without_windows=self._without_windows(),
         )
+
+    def _without_windows(self) -> str:
+        if self._lines is not None or PRESETS[self._preset].exact:
+            return ""
+        return self._core.windows_obstacle() or ""
 
     def observer(self) -> Callable[[Picture], None]:
         """Return what is to be called with the picture of the last slot when that is finished."""
         choice = self._choice
-        whole = choice is not None and choice.action is Action.STORE
+        whole = choice is not None and choice.action is not Action.WINDOWS
         return partial(self._price.see, still=choice.still if whole and choice is not None else None)
 
     def check(self, controls: Controls) -> None:
@@ -76,15 +83,12 @@ class StreamReuse:
                 f"reuse cannot be {controls.reuse!r} with frames_per_slot {core.frames_per_slot}.",
                 "Set reuse to off, or open the engine with frames_per_slot 1.",
             )
-        why = None if PRESETS[controls.reuse].exact else core.reuse_obstacle()
-        if why is not None:
-            raise ControlError(f"reuse cannot be {controls.reuse!r}: {why}.", "Set reuse to exact or off.")
 
     def configure(self, controls: Controls) -> None:
         """Follow changed controls. Raises ControlError, with the remedy, if this stream cannot reuse as they ask."""
         settings = None if controls.reuse == OFF else PRESETS[controls.reuse]
         wanted = None
-        if settings is not None and not settings.exact:
+        if settings is not None and not settings.exact and self._core.windows_obstacle() is None:
             extra = GUIDANCE_MODES[controls.guidance_mode].extra is not ExtraRow.NEVER
             wanted = (self._core.lanes.count, controls.steps, 2 if extra else 1)
         self.check(controls)
@@ -146,15 +150,9 @@ class StreamReuse:
         core, settings = self._core, PRESETS[self._preset]
         if settings.exact:
             return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
-        networks = core.reuse_memory().networks
+        cell = core.reuse_memory().networks.cell if self._lines is not None else math.gcd(*core.latent_shape[1:], _CELL)
         return FrameReuse(
-            settings,
-            core.height,
-            core.width,
-            factor=core.codec.factor,
-            cell=networks.cell,
-            chains=core.lanes.count,
-            few_sizes=networks.few_sizes or core.model.device.type == "cuda",  # each size is a graph
+            settings, core.height, core.width, factor=core.codec.factor, cell=cell, chains=core.lanes.count
         )
 
     def _count(self, choice: Choice, chain: int = 0) -> SlotWork:

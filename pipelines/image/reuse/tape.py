@@ -161,10 +161,6 @@ class Replaying:
 def _group_norm(values: torch.Tensor, norm: nn.GroupNorm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the normalised values, and the mean and the inverse deviation of each group [N, groups]."""
     (rows, channels), groups = values.shape[:2], norm.num_groups
-    if torch.compiler.is_exporting():  # exporters know the normalisation, not what its kernel returns besides
-        deviation, mean = torch.var_mean(values.float().reshape(rows, groups, -1), dim=2, correction=0)
-        normalised = functional.group_norm(values, groups, norm.weight, norm.bias, norm.eps)
-        return normalised, mean, (deviation + norm.eps).rsqrt()
     dense = values if values.device.type == "cpu" else values.contiguous()  # all that CUDA's kernel takes
     inner = values[0, 0].numel()
     return torch.native_group_norm(dense, norm.weight, norm.bias, rows, channels, inner, groups, norm.eps)
