@@ -3,7 +3,7 @@
 `python -m bench.cache --json`: the bundled image model redraws clips that are made from the pictures in assets/, once
 without reuse and once with each preset, in turns. Speed-up: of the whole frame, from push to pull, median of the
 rounds. Fidelity: of the frames with reuse against those without. `--shape sd-turbo --device cuda`: published shapes
-with random weights, speed only.
+with random weights, speed only. `--drift`: how far colours wander in a long clip.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 
 from bench.cache_clips import CLIPS, clip
+from bench.cache_drift import DriftComparison, measure_drift
 from bench.command import bench_parser, print_runs
 from bench.fidelity import Judge
 from bench.image_stream import describe_run
@@ -35,6 +36,7 @@ from pipelines.image.engine import ImageEngine
 from pipelines.load import load_engine
 
 PRESETS = ("exact", "balanced", "fastest")
+FPS = 24
 _PROMPT = "a robot on the beach at sunset, pencil sketch"
 _WARM_FRAMES = 12
 _COMPILING_S = 900.0
@@ -57,7 +59,7 @@ def play(engine: ImageEngine, pictures: Pictures, reuse: str, control: Mapping[s
         outputs: list[npt.NDArray[np.uint8]] = []
         start = time.perf_counter()
         for seq, picture in enumerate(pictures):
-            frame = Frame(image=picture, pts=seq, time_base=Fraction(1, 24), seq=seq)
+            frame = Frame(image=picture, pts=seq, time_base=Fraction(1, FPS), seq=seq)
             while not stream.push(frame):
                 engine.tick()
                 outputs += [f.image for f in stream.pull()]
@@ -115,6 +117,18 @@ def measured(
     return rows
 
 
+def drifted(
+    engine: ImageEngine, pictures: Pictures, presets: Sequence[str], control: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """Return for each preset how far its colours wander, beside the run without reuse and the input."""
+    inputs, plain = (measure_drift(run, FPS) for run in (pictures, play(engine, pictures, "off", control).outputs))
+    rows = []
+    for preset in presets:
+        cached = measure_drift(play(engine, pictures, preset, control).outputs, FPS)
+        rows.append({"preset": preset, **DriftComparison(cached=cached, uncached=plain, inputs=inputs).record()})
+    return rows
+
+
 def _frame_ms(runs: Sequence[Run], pictures: Pictures) -> float:
     return round(1e3 * statistics.median(run.seconds for run in runs) / len(pictures), 2)
 
@@ -143,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=72)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="0: the model's default")
+    parser.add_argument("--drift", action="store_true", help="measure how far colours wander instead; --frames 1440")
     args = parser.parse_args(argv)
     engine = made_engine(args)
     control: dict[str, object] = {"prompt": _PROMPT, "strength": 0.5}
@@ -151,6 +166,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs: list[dict[str, object]] = []
     for name in args.clips:
         pictures = clip(name, frames=args.frames, size=(engine.core.width, engine.core.height), seed=0)
+        if args.drift:
+            runs += [{"clip": name, **row} for row in drifted(engine, pictures, args.presets, control)]
+            continue
         prepare(engine, pictures, control)
         judge = None
         if not args.shape:
