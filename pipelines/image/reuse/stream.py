@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cache.features.frames import PRESETS, Action, Choice, FrameReuse
+from cache.features.frames import Action, Choice, FrameReuse
 from cache.features.price import ReuseCounts, ReusePrice
 from pipelines.core.controls import Controls
 from pipelines.core.errors import ControlError
@@ -76,13 +76,13 @@ class StreamReuse:
                 f"reuse cannot be {controls.reuse!r} with frames_per_slot {core.frames_per_slot}.",
                 "Set reuse to off, or open the engine with frames_per_slot 1.",
             )
-        why = None if PRESETS[controls.reuse].exact else core.reuse_obstacle()
+        why = None if core.reuse_presets[controls.reuse].exact else core.reuse_obstacle()
         if why is not None:
             raise ControlError(f"reuse cannot be {controls.reuse!r}: {why}.", "Set reuse to exact or off.")
 
     def configure(self, controls: Controls) -> None:
         """Follow changed controls. Raises ControlError, with the remedy, if this stream cannot reuse as they ask."""
-        settings = None if controls.reuse == OFF else PRESETS[controls.reuse]
+        settings = None if controls.reuse == OFF else self._core.reuse_presets[controls.reuse]
         wanted = None
         if settings is not None and not settings.exact:
             extra = GUIDANCE_MODES[controls.guidance_mode].extra is not ExtraRow.NEVER
@@ -143,7 +143,7 @@ class StreamReuse:
             self._lines = None
 
     def _made(self) -> FrameReuse:
-        core, settings = self._core, PRESETS[self._preset]
+        core, settings = self._core, self._core.reuse_presets[self._preset]
         if settings.exact:
             return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
         networks = core.reuse_memory().networks

@@ -1,0 +1,236 @@
+"""Owns an analysis from beginning to end: redundancy, the search for presets, the profile. Independent of files.
+
+Raises what engines raise, InputError for a clip that is too short, ModelError for a model that cannot be analysed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from cache.features.frames import PRESETS, ReuseSettings
+from pipelines.core.controls import Control, Controls
+from pipelines.core.errors import InputError, ModelError
+from pipelines.core.types import Picture
+from pipelines.image.cache_profile import CacheProfile, CalibratedPreset
+from pipelines.image.engine import ImageEngine
+from pipelines.image.step_calibration import measured_profile
+from pipelines.image.step_profile import StepProfile
+
+from .calibrate import FLOORS_DB, Trial, axes, search, verified
+from .motion import clip_noise, moving_share, typical_part
+from .play import Played, Progress, Values, play, psnr_db
+from .redundancy import Redundancy, measured, unet_of
+
+LEAST_FRAMES = 8
+PART_FRAMES = 32
+"""Of the clip, on which candidates are judged."""
+REDUNDANT_FRAMES = 25
+_MANY_STEPS = 12
+_PART_MARGIN_DB = 0.3  # above the floor on the part, so that the whole clip rarely falls below it
+_PROMPTS = 4  # renders of the step profile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is analysed. control: values by name, beside the model's defaults. made: the command and the day.
+    step_profile: measure one if the model has none."""
+
+    control: Values
+    made: str
+    step_profile: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Analysis:
+    """profile: what a stream loads. frames: of the clip. noise: see `CacheProfile`. part: (first, last + 1) frame that
+    candidates were judged on. live: redundancy at the settings of the stream. render: of many steps, of one picture.
+    moving: [rows, columns], share of the frames in which a cell moved. picture: the frame in the middle. trials: of
+    candidates on the part. defaults, chosen: by preset, on the whole clip.
+    """
+
+    profile: CacheProfile
+    frames: int
+    noise: float
+    part: tuple[int, int]
+    live: Redundancy
+    render: Redundancy
+    moving: npt.NDArray[np.float64]
+    picture: Picture
+    trials: Sequence[Trial]
+    defaults: Mapping[str, Trial]
+    chosen: Mapping[str, Trial]
+
+
+def check_clip(frames: int) -> None:
+    """Raise InputError for a clip of too few frames."""
+    if frames < LEAST_FRAMES:
+        raise InputError(
+            f"The clip has {frames} frame{'s' * (frames != 1)}, too few to measure what repeats.",
+            f"Give a clip of {LEAST_FRAMES} frames or more; two seconds and more are best.",
+        )
+
+
+def analyse(engine: ImageEngine, pictures: Sequence[Picture], question: Question, progress: Progress) -> Analysis:
+    """Analyse a model on a clip: pictures [H, W, 3] uint8 of the engine's size. No stream may be open."""
+    check_clip(len(pictures))
+    unet_of(engine)
+    if (why := engine.core.reuse_obstacle()) is not None:
+        raise ModelError(
+            f"{engine.core.model.name} cannot reuse anything but repeated frames: {why}.",
+            "There is nothing to calibrate; use --reuse exact.",
+        )
+    core, control = engine.core, question.control
+    factor, cell = core.codec.factor, core.reuse_memory().networks.cell
+    noise = clip_noise(pictures, factor)
+    start = typical_part(pictures, PART_FRAMES, factor)
+    part = pictures[start : start + PART_FRAMES]
+    live = measured(engine, part[:REDUNDANT_FRAMES], control, progress, "blocks from frame to frame")
+    many = {**control, "step_function": "ddim", "steps": _MANY_STEPS}
+    render = measured(engine, part[:2], many, progress, "blocks from step to step")
+    found = _Search(engine, pictures, part, control, progress)
+    defaults = {name: found.on_clip(settings) for name, settings in PRESETS.items()}
+    chosen = found.presets(noise)
+    middle = pictures[start + len(part) // 2]
+    levels = chosen["balanced"].settings.levels
+    return Analysis(
+        profile=_profile(engine, question, noise, chosen, progress),
+        frames=len(pictures),
+        noise=noise,
+        part=(start, start + len(part)),
+        live=live,
+        render=render,
+        moving=moving_share(
+            pictures, factor=factor, cell=cell, levels=levels, noise_factor=ReuseSettings().noise_factor
+        ),
+        picture=middle,
+        trials=tuple(found.tried.values()),
+        defaults=defaults,
+        chosen=chosen,
+    )
+
+
+class _Search:
+    """Candidates on a part of a clip, and on all of it. tried: on the part, by settings."""
+
+    def __init__(
+        self,
+        engine: ImageEngine,
+        pictures: Sequence[Picture],
+        part: Sequence[Picture],
+        control: Values,
+        progress: Progress,
+    ) -> None:
+        self._engine, self._control, self._progress = engine, control, progress
+        progress("uncached", 0, 1)
+        self._whole = self._referenced(pictures)
+        self._part = self._whole
+        if len(part) < len(pictures):
+            self._part = self._referenced(part)
+        progress("uncached", 1, 1)
+        self.tried: dict[ReuseSettings, Trial] = {}
+        self._known: dict[ReuseSettings, Trial] = {}
+
+    def on_clip(self, settings: ReuseSettings) -> Trial:
+        """Judge settings on the whole clip."""
+        if settings not in self._known:
+            self._known[settings] = self._judged(self._whole, settings)
+        return self._known[settings]
+
+    def presets(self, noise: float) -> dict[str, Trial]:
+        """Return what was found for each preset, on the whole clip."""
+        tried = axes(noise)
+        most = len(FLOORS_DB) * (1 + sum(len(values) for _, values in tried))
+        chosen: dict[str, Trial] = {}
+        start = PRESETS["balanced"]
+        for name, floor_db in FLOORS_DB.items():
+            best = search(start, floor_db + _PART_MARGIN_DB, partial(self._on_part, most=most), tried)
+            chosen[name] = verified(tuple(self.tried.values()), floor_db, self.on_clip)
+            start = best.settings
+        self._progress("candidates", most, most)
+        return chosen
+
+    def _on_part(self, settings: ReuseSettings, most: int) -> Trial:
+        if settings not in self.tried:
+            self._progress("candidates", min(len(self.tried), most), most)
+            whole = self._part is self._whole
+            self.tried[settings] = self.on_clip(settings) if whole else self._judged(self._part, settings)
+        return self.tried[settings]
+
+    def _judged(self, reference: _Reference, settings: ReuseSettings) -> Trial:
+        run = self._warm(reference.pictures, settings)
+        return Trial(
+            settings=settings,
+            speed_up=reference.run.seconds / run.seconds,
+            psnr_db=psnr_db(run.outputs, reference.run.outputs),
+            computed=run.counts.computed,
+            hit_rate=run.counts.hit_rate,
+        )
+
+    def _referenced(self, pictures: Sequence[Picture]) -> _Reference:
+        return _Reference(pictures, self._warm(pictures, None))
+
+    def _warm(self, pictures: Sequence[Picture], settings: ReuseSettings | None) -> Played:
+        """Play twice and return the faster run: the first one prepares sizes of windows that are new."""
+        runs = [play(self._engine, pictures, self._control, settings) for _ in range(2)]
+        return min(runs, key=lambda run: run.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Pictures, and their uncached run."""
+
+    pictures: Sequence[Picture]
+    run: Played
+
+
+def _profile(
+    engine: ImageEngine, question: Question, noise: float, chosen: Mapping[str, Trial], progress: Progress
+) -> CacheProfile:
+    core = engine.core
+    model = core.model
+    state = Controls().updated(Control.of(model.defaults)).updated(Control.of(question.control))
+    return CacheProfile(
+        model=model.name,
+        weights=model.weights(),
+        made=question.made,
+        width=core.width,
+        height=core.height,
+        steps=state.steps,
+        strength=state.strength,
+        backend=core.runtime.backend,
+        noise=round(noise, 3),
+        presets={name: _preset(trial, FLOORS_DB[name]) for name, trial in chosen.items()},
+        step_profile=_step_profile(engine, question.made, state.prompt[0].text, progress)
+        if question.step_profile
+        else None,
+    )
+
+
+def _preset(trial: Trial, floor_db: float) -> CalibratedPreset:
+    return CalibratedPreset(
+        settings=trial.settings,
+        speed_up=round(trial.speed_up, 3),
+        psnr_db=round(trial.psnr_db, 2) if math.isfinite(trial.psnr_db) else None,
+        computed=round(trial.computed, 4),
+        floor_db=floor_db,
+    )
+
+
+def _step_profile(engine: ImageEngine, made: str, prompt: str, progress: Progress) -> StepProfile | None:
+    """Return a step profile for a model that has none, or one of other weights; None: its own serves."""
+    model = engine.core.model
+    try:
+        if model.load_profile() is not None:
+            return None
+    except ModelError:
+        pass  # of other weights: the new one replaces it
+    progress("step profile", 0, 1)
+    found = measured_profile(model, [prompt] * _PROMPTS, weights=model.weights(), made=made)
+    progress("step profile", 1, 1)
+    return found
