@@ -49,7 +49,8 @@ svg { display: block; max-width: 100%; height: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { text-align: left; padding: 5px 10px 5px 0; border-bottom: 1px solid #e6eaf0; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-pre { background: #f3f5f8; border-radius: 6px; padding: 10px 14px; margin: 0 0 10px; overflow-x: auto; font-size: 13px; }
+pre { background: #f3f5f8; border-radius: 6px; padding: 10px 14px; margin: 16px 0 0; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
 """
 
 
@@ -89,7 +90,7 @@ def _choice(found: Analysis, profile: str) -> str:
         f"zoetrope render --model {made.model} --cache-profile {profile}{size} --reuse {told.preset} IN.mp4 OUT.mp4 "
         '--prompt "…"'
     )
-    return _section("What to choose", f'{text}<div class="cards">{cards}</div><p></p><pre>{escape(commands)}</pre>')
+    return _section("What to choose", f'{text}<div class="cards">{cards}</div><pre>{escape(commands)}</pre>')
 
 
 def _card(name: str, trial: Trial, *, best: bool) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Self
 
 import cv2
 import numpy as np
@@ -114,66 +115,106 @@ class Point:
     ink: str = "#1f62a3"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axes:
+    """From figures to pixels; the horizontal axis is logarithmic. The names of points stand to the right of `right`."""
+
+    slowest: float
+    fastest: float
+    least_db: float
+    height: float
+    left: float = 56
+    right: float = WIDTH_PX - 170
+    top: float = 16
+
+    @property
+    def bottom(self) -> float:
+        """Where the lowest fidelity is."""
+        return self.height - 44
+
+    @classmethod
+    def around(cls, points: Sequence[Point], height: float) -> Self:
+        """Return axes that hold all points and "as fast as uncached"."""
+        worst = min(EQUAL_DB, *(point.psnr_db for point in points))
+        return cls(
+            slowest=min(0.9, 0.97 * min(point.speed_up for point in points)),
+            fastest=1.08 * max(1.5, *(point.speed_up for point in points)),
+            least_db=min(24.0, math.floor(worst / 4) * 4),
+            height=height,
+        )
+
+    def x(self, speed_up: float) -> float:
+        """Where a speed-up is."""
+        share = math.log(speed_up / self.slowest) / math.log(self.fastest / self.slowest)
+        return self.left + share * (self.right - self.left)
+
+    def y(self, psnr_db: float) -> float:
+        """Where a fidelity is; at the top what hardly differs."""
+        share = (min(psnr_db, EQUAL_DB) - self.least_db) / (EQUAL_DB - self.least_db)
+        return self.bottom - share * (self.bottom - self.top)
+
+
 def pareto(points: Sequence[Point], floors: Sequence[tuple[str, float]], *, height_px: int = 380) -> str:
     """Draw how fast against how faithful. floors: names and dB of dashed lines."""
-    left, right, top, bottom = 56, 170, 16, 44
-    fastest = 1.08 * max(1.5, *(point.speed_up for point in points))
-    slowest = min(0.9, 0.97 * min(point.speed_up for point in points))
-    least = min(24.0, math.floor(min(EQUAL_DB, *(point.psnr_db for point in points)) / 4) * 4)
-
-    def at(speed_up: float, psnr_db: float) -> tuple[float, float]:
-        x = math.log(speed_up / slowest) / math.log(fastest / slowest)
-        y = (min(psnr_db, EQUAL_DB) - least) / (EQUAL_DB - least)
-        return left + x * (WIDTH_PX - left - right), height_px - bottom - y * (height_px - top - bottom)
-
-    end = WIDTH_PX - right
-    parts = []
-    for decibels in range(int(least), int(EQUAL_DB) + 1, 4):
-        y = at(1, decibels)[1]
-        text = "equal" if decibels == EQUAL_DB else f"{decibels} dB"
-        parts.append(f'<line x1="{left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e6eaf0"/>')
-        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" {_TEXT}>{text}</text>')
-    for speed_up in _ticks(slowest, fastest):
-        x = at(speed_up, least)[0]
-        line = "#9aa5b4" if speed_up == 1 else "#e6eaf0"
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height_px - bottom}" stroke="{line}"/>')
-        parts.append(
-            f'<text x="{x:.1f}" y="{height_px - bottom + 17}" text-anchor="middle" {_TEXT}>{speed_up:g}×</text>'
-        )
-    middle = (left + end) / 2
-    parts.append(
-        f'<text x="{middle}" y="{height_px - 8}" text-anchor="middle" {_TEXT}>times as fast as uncached</text>'
+    axes = _Axes.around(points, height_px)
+    dots = (
+        f'<circle cx="{axes.x(point.speed_up):.1f}" cy="{axes.y(point.psnr_db):.1f}" r="3" fill="#b4bdc9"/>'
+        for point in points
+        if not point.name
     )
+    return _svg(WIDTH_PX, height_px, [*_grid(axes), *_floors(axes, floors), *dots, *_named(axes, points)])
+
+
+def _grid(axes: _Axes) -> Iterable[str]:
+    for decibels in range(int(axes.least_db), int(EQUAL_DB) + 1, 4):
+        y = axes.y(decibels)
+        text = "equal" if decibels == EQUAL_DB else f"{decibels} dB"
+        yield f'<line x1="{axes.left}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e6eaf0"/>'
+        yield f'<text x="{axes.left - 8}" y="{y + 4:.1f}" text-anchor="end" {_TEXT}>{text}</text>'
+    for speed_up in _ticks(axes.slowest, axes.fastest):
+        x = axes.x(speed_up)
+        line = "#9aa5b4" if speed_up == 1 else "#e6eaf0"
+        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{axes.top}" y2="{axes.bottom}" stroke="{line}"/>'
+        yield f'<text x="{x:.1f}" y="{axes.bottom + 17}" text-anchor="middle" {_TEXT}>{speed_up:g}×</text>'
+    middle = (axes.left + axes.right) / 2
+    yield f'<text x="{middle}" y="{axes.height - 8}" text-anchor="middle" {_TEXT}>times as fast as uncached</text>'
+
+
+def _floors(axes: _Axes, floors: Sequence[tuple[str, float]]) -> Iterable[str]:
     for name, decibels in floors:
-        y = at(1, decibels)[1]
-        parts.append(
-            f'<line x1="{left}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}" stroke="#d9534f" stroke-dasharray="5 4"/>'
-        )
-        parts.append(f'<text x="{left + 6}" y="{y - 4:.1f}" font-size="11" fill="#b03b37">{escape(name)}</text>')
-    placed = [(point, *at(point.speed_up, point.psnr_db)) for point in points]
-    parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="#b4bdc9"/>' for point, x, y in placed if not point.name]
-    named = sorted((entry for entry in placed if entry[0].name), key=lambda entry: entry[2])
-    for (point, x, y), label in zip(named, _apart([y for _, _, y in named], top, height_px - bottom), strict=True):
-        fill = point.ink if point.filled else "#ffffff"
-        parts.append(
+        y = axes.y(decibels)
+        ends = f'x1="{axes.left}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}"'
+        yield f'<line {ends} stroke="#d9534f" stroke-dasharray="5 4"/>'
+        yield f'<text x="{axes.left + 6}" y="{y - 4:.1f}" font-size="11" fill="#b03b37">{escape(name)}</text>'
+
+
+def _named(axes: _Axes, points: Sequence[Point]) -> Iterable[str]:
+    named = sorted((point for point in points if point.name), key=lambda point: axes.y(point.psnr_db))
+    labels = _apart([axes.y(point.psnr_db) for point in named], axes.top, axes.bottom)
+    for point, label in zip(named, labels, strict=True):
+        x, y, end = axes.x(point.speed_up), axes.y(point.psnr_db), axes.right
+        yield (
             f'<polyline points="{x:.1f},{y:.1f} {end + 4},{label:.1f} {end + 10},{label:.1f}" fill="none" '
             f'stroke="{point.ink}" stroke-opacity="0.35"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{fill}" stroke="{point.ink}" stroke-width="2"/>'
+        )
+        yield (
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{point.ink if point.filled else "#ffffff"}" '
+            f'stroke="{point.ink}" stroke-width="2"/>'
+        )
+        yield (
             f'<text x="{end + 14}" y="{label + 4:.1f}" font-size="12" fill="{point.ink}">{escape(point.name)}</text>'
         )
-    return _svg(WIDTH_PX, height_px, parts)
 
 
 def _apart(places: Sequence[float], top: float, bottom: float) -> list[float]:
     """Return increasing places moved so that they are a line apart, within bounds if they fit."""
     moved: list[float] = []
     for place in places:
-        moved.append(max(place, moved[-1] + _GAP_PX) if moved else max(place, top))
-    excess = max(0.0, moved[-1] - bottom) if moved else 0.0
-    for index in range(len(moved) - 1, -1, -1):
-        limit = bottom if index == len(moved) - 1 else moved[index + 1] - _GAP_PX
-        if excess:
-            moved[index] = min(moved[index], limit)
+        moved.append(max(place, moved[-1] + _GAP_PX if moved else top))
+    limit = bottom
+    for index in reversed(range(len(moved))):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - _GAP_PX
     return moved
 
 

@@ -94,7 +94,7 @@ def analyse(engine: ImageEngine, pictures: Sequence[Picture], question: Question
     many = {**control, "step_function": "ddim", "steps": _MANY_STEPS}
     render = measured(engine, part[:2], many, progress, "blocks from step to step")
     found = _Search(engine, pictures, part, control, progress)
-    defaults = {name: found.on_clip(settings) for name, settings in PRESETS.items()}
+    defaults = found.built_in()
     chosen = found.presets(noise)
     middle = pictures[start + len(part) // 2]
     levels = chosen["balanced"].settings.levels
@@ -136,6 +136,15 @@ class _Search:
         self.tried: dict[ReuseSettings, Trial] = {}
         self._known: dict[ReuseSettings, Trial] = {}
 
+    def built_in(self) -> dict[str, Trial]:
+        """Return what the built-in presets do to the whole clip."""
+        defaults: dict[str, Trial] = {}
+        for name, settings in PRESETS.items():
+            self._progress("built-in presets", len(defaults), len(PRESETS))
+            defaults[name] = self.on_clip(settings)
+        self._progress("built-in presets", len(PRESETS), len(PRESETS))
+        return defaults
+
     def on_clip(self, settings: ReuseSettings) -> Trial:
         """Judge settings on the whole clip."""
         if settings not in self._known:
@@ -163,30 +172,30 @@ class _Search:
         return self.tried[settings]
 
     def _judged(self, reference: _Reference, settings: ReuseSettings) -> Trial:
-        run = self._warm(reference.pictures, settings)
+        """Play settings, uncached, and settings again: the first run prepares sizes of windows that are new, and the
+        other two, one after the other, share whatever else the machine does."""
+        _, plain, run = (self._play(reference.pictures, used) for used in (settings, None, settings))
         return Trial(
             settings=settings,
-            speed_up=reference.run.seconds / run.seconds,
-            psnr_db=psnr_db(run.outputs, reference.run.outputs),
+            speed_up=plain.seconds / run.seconds,
+            psnr_db=psnr_db(run.outputs, reference.outputs),
             computed=run.counts.computed,
             hit_rate=run.counts.hit_rate,
         )
 
     def _referenced(self, pictures: Sequence[Picture]) -> _Reference:
-        return _Reference(pictures, self._warm(pictures, None))
+        return _Reference(pictures, self._play(pictures, None).outputs)
 
-    def _warm(self, pictures: Sequence[Picture], settings: ReuseSettings | None) -> Played:
-        """Play twice and return the faster run: the first one prepares sizes of windows that are new."""
-        runs = [play(self._engine, pictures, self._control, settings) for _ in range(2)]
-        return min(runs, key=lambda run: run.seconds)
+    def _play(self, pictures: Sequence[Picture], settings: ReuseSettings | None) -> Played:
+        return play(self._engine, pictures, self._control, settings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """Pictures, and their uncached run."""
+    """Pictures, and what their uncached run made of them."""
 
     pictures: Sequence[Picture]
-    run: Played
+    outputs: Sequence[Picture]
 
 
 def _profile(

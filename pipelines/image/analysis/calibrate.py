@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cache.features.frames import ReuseSettings
 
@@ -70,9 +70,14 @@ def search(start: ReuseSettings, floor_db: float, judge: Judge, tried: Axes) -> 
     """Return the best trial found from `start`."""
     best = judge(start)
     for name, values in tried:
-        others = [replace(best.settings, **{name: value}) for value in values]
+        others = [_with(best.settings, name, value) for value in values]
         best = better([best, *(judge(settings) for settings in others if settings != best.settings)], floor_db)
     return best
+
+
+def _with(settings: ReuseSettings, name: str, value: float) -> ReuseSettings:
+    changed: dict[str, Any] = {name: value}
+    return replace(settings, **changed)
 
 
 def verified(trials: Sequence[Trial], floor_db: float, judge: Judge, *, most: int = 4) -> Trial:

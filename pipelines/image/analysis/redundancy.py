@@ -28,6 +28,7 @@ from .play import Progress, Values, framed
 
 Outputs = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.float64]
+_EAGER = "eager"  # the backend that calls every layer of a network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,8 +36,8 @@ class Redundancy:
     """Relative changes, mean |now - before| / mean |before|.
 
     blocks: names, in the order in which they run; the last is the network's output. frames: [blocks, frames - 1,
-    steps], from the frame before, at the same step. steps: [blocks, steps - 1], from the step before, mean over the frames.
-    output_steps: [steps, steps], of the output between any two steps, relative to the earlier one, likewise.
+    steps], from the frame before, at the same step. steps: [blocks, steps - 1], from the step before, mean over the
+    frames. output_steps: [steps, steps], of the output between any two steps, relative to the earlier one, likewise.
     picture: [H / factor, W / factor], mean |difference| of the finished pictures from frame to frame, in levels.
     """
 
@@ -50,7 +51,7 @@ class Redundancy:
 def unet_of(engine: ImageEngine) -> Any:
     """Return the UNet that an engine runs. Raises ModelError where its blocks cannot be read."""
     runtime = engine.core.runtime
-    if not isinstance(runtime.denoiser, UNetDenoiser):
+    if runtime.backend != _EAGER or not isinstance(runtime.denoiser, UNetDenoiser):
         raise ModelError(
             f"The backend {runtime.backend} runs the network as a whole, so its blocks cannot be measured.",
             "Analyse with --backend eager; the profile then serves every backend.",
