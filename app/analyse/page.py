@@ -18,7 +18,6 @@ from pipelines.image.analysis.calibrate import FLOORS_DB, Trial
 from .advice import advice, decibels
 from .plots import Point, heat_map, over_picture, pareto
 
-_MOST_CHANGE = 0.5  # of the darkest colour, unless all are far below
 _SHOWN = (
     ("levels", "what counts as motion, in levels of 255"),
     ("margin", "latents around it that are computed too"),
@@ -94,12 +93,17 @@ def _choice(found: Analysis, profile: str) -> str:
 
 
 def _card(name: str, trial: Trial, *, best: bool) -> str:
+    limited = (
+        "<span>limited to repeated frames: more does not pay</span>"
+        if trial.settings.exact and name in FLOORS_DB
+        else ""
+    )
     mark = ' class="card best"' if best else ' class="card"'
     return (
         f"<div{mark}><b>{escape(name)}</b><strong>{trial.speed_up:.2f}×</strong>"
         f"<span>{escape(decibels(trial.psnr_db))}</span>"
         f"<span>{100 * trial.computed:.0f} % of the picture computed</span>"
-        f"<span>{100 * trial.hit_rate:.0f} % of the frames reuse something</span></div>"
+        f"<span>{100 * trial.hit_rate:.0f} % of the frames reuse something</span>{limited}</div>"
     )
 
 
@@ -139,8 +143,8 @@ def _where(found: Analysis) -> str:
     return _section(
         "Where things move",
         f'<p>{escape(text)}</p><div class="pair">'
-        f"<div><h3>In the input: share of the frames with motion</h3>{moving}</div>"
-        f"<div><h3>In the uncached output: mean change (full colour: {most:.0f} levels)</h3>{output}</div></div>",
+        f"<div><h3>In the input: how often a part moves</h3>{moving}</div>"
+        f"<div><h3>In the output: mean change, up to {most:.0f} levels</h3>{output}</div></div>",
     )
 
 
@@ -205,8 +209,8 @@ def _row(name: str, text: str, settings: Sequence[ReuseSettings]) -> str:
 
 def _scale(values: np.ndarray) -> float:
     """Return the value of the darkest colour: round, and above nearly all values."""
-    top = float(np.percentile(values, 98)) if values.size else 0.0
-    return max(0.05, min(1.0, math.ceil(top * 20) / 20), 0.0 if top > _MOST_CHANGE else 0.05)
+    top = float(np.percentile(values, 92)) if values.size else 0.0
+    return max(0.05, min(1.0, math.ceil(top * 20) / 20))
 
 
 def _section(title: str, body: str) -> str:

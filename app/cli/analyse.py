@@ -35,7 +35,7 @@ _CONTROLS = (
 _PROMPT = "a photo, pencil sketch"
 _MOST_FRAMES = 2000
 _EXAMPLES = """examples:
-  zoetrope analyse mini-image                          (the bundled camera clip, about a minute)
+  zoetrope analyse mini-image                          (the bundled camera clip, a few minutes)
   zoetrope analyse mini-image holiday.mp4 --prompt "a photo, watercolour" --out holiday
   zoetrope live --cache-profile holiday.json           (then choose `reuse` on the page, under Engine)
 """

@@ -28,9 +28,9 @@ from .play import Played, Progress, Values, play, psnr_db
 from .redundancy import Redundancy, measured, unet_of
 
 LEAST_FRAMES = 8
-PART_FRAMES = 32
+PART_FRAMES = 24
 """Of the clip, on which candidates are judged."""
-REDUNDANT_FRAMES = 25
+REDUNDANT_FRAMES = 24
 _MANY_STEPS = 12
 _PART_MARGIN_DB = 0.3  # above the floor on the part, so that the whole clip rarely falls below it
 _PROMPTS = 4  # renders of the step profile
