@@ -28,6 +28,7 @@ from pipelines.image.analysis import analysis
 from pipelines.image.analysis.analysis import Analysis, Question, analyse
 from pipelines.image.analysis.calibrate import Trial, axes, better, search, threshold_levels, verified
 from pipelines.image.analysis.motion import clip_noise, moving_share, typical_part
+from pipelines.image.analysis.play import decisions, play
 from pipelines.image.analysis.redundancy import blocks_of, measured, unet_of
 from pipelines.image.cache_profile import CacheProfile, CalibratedPreset
 from pipelines.image.engine import ImageEngine
@@ -97,7 +98,7 @@ def test_the_part_is_neither_the_quietest_nor_the_wildest() -> None:
 
 
 def test_thresholds_begin_above_the_noise() -> None:
-    assert threshold_levels(0.0) == (2.0, 3.0, 4.0, 6.0, 8.0)
+    assert threshold_levels(0.0) == (2.0, 3.0, 4.0, 6.0)
     assert threshold_levels(1.5)[0] == 6.0
     assert threshold_levels(20.0) == (16.0,)
 
@@ -135,6 +136,20 @@ def test_what_fails_on_the_whole_clip_is_passed_over() -> None:
     assert verified(part, 32, judge).settings.levels == 8.0
     assert verified(part, 33, judge).settings.levels == 6.0
     assert verified(part, 39, judge).settings.exact
+
+
+def test_decisions_are_those_of_the_stream(engine: ImageEngine) -> None:
+    settings = replace(ReuseSettings(), margin=1, refresh_frames=2)
+    pictures = [*clip(5), *[scene(0)] * 5]
+    counts = play(engine, pictures, {"prompt": "a cat", "steps": 2}, settings).counts
+    found = [action.value for action, _ in decisions(engine, pictures, settings)]
+    assert [found.count(name) for name in ("full", "store", "windows", "hold")] == [
+        counts.full,
+        counts.store,
+        counts.windows,
+        counts.hold,
+    ]
+    assert decisions(engine, pictures, replace(settings, oldest_frames=95)) == decisions(engine, pictures, settings)
 
 
 # -- redundancy --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -24,7 +24,7 @@ from pipelines.image.step_profile import StepProfile
 
 from .calibrate import FLOORS_DB, Trial, axes, search, verified
 from .motion import clip_noise, moving_share, typical_part
-from .play import Played, Progress, Values, play, psnr_db
+from .play import Decision, Played, Progress, Values, decisions, play, psnr_db
 from .redundancy import Redundancy, measured, unet_of
 
 LEAST_FRAMES = 8
@@ -134,7 +134,6 @@ class _Search:
             self._part = self._referenced(part)
         progress("uncached", 1, 1)
         self.tried: dict[ReuseSettings, Trial] = {}
-        self._known: dict[ReuseSettings, Trial] = {}
 
     def built_in(self) -> dict[str, Trial]:
         """Return what the built-in presets do to the whole clip."""
@@ -147,9 +146,7 @@ class _Search:
 
     def on_clip(self, settings: ReuseSettings) -> Trial:
         """Judge settings on the whole clip."""
-        if settings not in self._known:
-            self._known[settings] = self._judged(self._whole, settings)
-        return self._known[settings]
+        return self._judged(self._whole, settings)
 
     def presets(self, noise: float) -> dict[str, Trial]:
         """Return what was found for each preset, on the whole clip."""
@@ -167,13 +164,19 @@ class _Search:
     def _on_part(self, settings: ReuseSettings, most: int) -> Trial:
         if settings not in self.tried:
             self._progress("candidates", min(len(self.tried), most), most)
-            whole = self._part is self._whole
-            self.tried[settings] = self.on_clip(settings) if whole else self._judged(self._part, settings)
+            self.tried[settings] = self._judged(self._part, settings)
         return self.tried[settings]
 
     def _judged(self, reference: _Reference, settings: ReuseSettings) -> Trial:
         """Play settings, uncached, and settings again: the first run prepares sizes of windows that are new, and the
-        other two, one after the other, share whatever else the machine does."""
+        other two, one after the other, share whatever else the machine does. Settings that decide alike are played
+        once."""
+        key = decisions(self._engine, reference.pictures, settings)
+        if key not in reference.trials:
+            reference.trials[key] = self._new_trial(reference, settings)
+        return replace(reference.trials[key], settings=settings)
+
+    def _new_trial(self, reference: _Reference, settings: ReuseSettings) -> Trial:
         _, plain, run = (self._play(reference.pictures, used) for used in (settings, None, settings))
         return Trial(
             settings=settings,
@@ -192,10 +195,11 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """Pictures, and what their uncached run made of them."""
+    """Pictures, and what their uncached run made of them. trials: so far, by what is done with each frame."""
 
     pictures: Sequence[Picture]
     outputs: Sequence[Picture]
+    trials: dict[tuple[Decision, ...], Trial] = field(default_factory=dict)
 
 
 def _profile(

@@ -18,7 +18,7 @@ FLOORS_DB: Mapping[str, float] = MappingProxyType({"balanced": 32.0, "fastest": 
 """Against the uncached run, over the clip. By preset, the strictest first."""
 _LEAST_LEVELS, _MOST_LEVELS = 2.0, 16.0
 _NOISES = 4.0  # deviations of the noise that the least threshold is above
-_SPREAD = (1.0, 1.5, 2.0, 3.0, 4.0)
+_SPREAD = (1.0, 1.5, 2.0, 3.0)
 _WORTHWHILE = 1.03  # times as fast, below which settings stay as they are: less is not measured reliably
 
 

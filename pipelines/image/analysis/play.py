@@ -15,16 +15,20 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cache.features.frames import ReuseSettings
+from cache.features.frames import Action, ReuseSettings
 from cache.features.price import ReuseCounts
+from cache.features.windows import Window
 from pipelines.core.controls import Control
 from pipelines.core.types import Frame, Picture
 from pipelines.image.engine import ImageEngine
+from pipelines.image.reuse.stream import frame_reuse
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """progress(what is being done, how much of it is done, how much there is)."""
 Values: TypeAlias = Mapping[str, object]
 """Controls by name."""
+
+Decision: TypeAlias = tuple[Action, tuple[Window, ...]]
 
 _TIME_BASE = Fraction(1, 24)
 _PRESET = "balanced"  # whose settings are replaced
@@ -68,6 +72,13 @@ def play(
             return Played(seconds=clock() - start, outputs=outputs, counts=stream.reuse_counts)
     finally:
         engine.core.reuse_presets = before
+
+
+def decisions(engine: ImageEngine, pictures: Sequence[Picture], settings: ReuseSettings) -> tuple[Decision, ...]:
+    """Return what `play` would do with each picture: settings that decide alike give the same run. Runs no network."""
+    frames = frame_reuse(engine.core, settings)
+    choices = (frames.choose(picture, can_store=not settings.exact) for picture in pictures)
+    return tuple((choice.action, choice.windows) for choice in choices)
 
 
 def framed(picture: npt.NDArray[np.uint8], seq: int) -> Frame:

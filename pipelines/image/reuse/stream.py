@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cache.features.frames import Action, Choice, FrameReuse
+from cache.features.frames import Action, Choice, FrameReuse, ReuseSettings
 from cache.features.price import ReuseCounts, ReusePrice
 from pipelines.core.controls import Controls
 from pipelines.core.errors import ControlError
@@ -143,19 +143,7 @@ class StreamReuse:
             self._lines = None
 
     def _made(self) -> FrameReuse:
-        core, settings = self._core, self._core.reuse_presets[self._preset]
-        if settings.exact:
-            return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
-        networks = core.reuse_memory().networks
-        return FrameReuse(
-            settings,
-            core.height,
-            core.width,
-            factor=core.codec.factor,
-            cell=networks.cell,
-            chains=core.lanes.count,
-            few_sizes=networks.few_sizes or core.model.device.type == "cuda",  # each size is a graph
-        )
+        return frame_reuse(self._core, self._core.reuse_presets[self._preset])
 
     def _count(self, choice: Choice, chain: int = 0) -> SlotWork:
         assert self._frames is not None
@@ -164,3 +152,19 @@ class StreamReuse:
         first, _, steps, branches = self._lines or (0, 1, 1, 1)
         line = first + chain * steps * branches
         return SlotWork(action=choice.action, windows=choice.windows, first_line=line, branches=branches)
+
+
+def frame_reuse(core: ImageCore, settings: ReuseSettings) -> FrameReuse:
+    """Return what decides for the frames of a stream of an engine. There must be no obstacle, unless exact."""
+    if settings.exact:
+        return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
+    networks = core.reuse_memory().networks
+    return FrameReuse(
+        settings,
+        core.height,
+        core.width,
+        factor=core.codec.factor,
+        cell=networks.cell,
+        chains=core.lanes.count,
+        few_sizes=networks.few_sizes or core.model.device.type == "cuda",  # each size is a graph
+    )
