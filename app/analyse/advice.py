@@ -74,7 +74,7 @@ def _seen(psnr_db: float) -> str:
 
 
 def _step_to_step(found: Analysis) -> str:
-    change = float(np.median(found.render.steps[-1]))
+    change = float(np.median(found.inside.render.steps[-1]))
     told = f"In renders of many steps the network's output changes by {100 * change:.0f} % from one step to the next, "
     if change < _ALIKE:
         return f"{told}so a step cache pays there: --step-cache taylorseer."

@@ -19,7 +19,7 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError, OutputError
 from pipelines.core.types import Picture
 from pipelines.files.loader_options import LoaderOptions
-from pipelines.image.analysis.analysis import Analysis, Question, analyse, check_clip
+from pipelines.image.analysis.analysis import Analysis, Question, analyse, check_clip, look_inside
 from pipelines.image.analysis.play import Progress
 from pipelines.image.engine import ImageEngine
 from pipelines.kinds import kind_of
@@ -60,20 +60,27 @@ def run_analysis(request: AnalyseRequest, load: Callable[..., Engine], say: Noti
     source = open_source(request.clip, None)
     if source.info.frames is not None:
         check_clip(source.info.frames)
-    engine = load(request.model, request.engine, notice=say)
-    try:
-        if not isinstance(engine, ImageEngine):
-            raise _not_an_image_model(request.model)
-        size = (engine.core.width, engine.core.height)
-        pictures = clip_pictures(request.clip, size, request.frames)
-        question = Question(control=request.control.changes(), made=request.made, step_profile=request.step_profile)
-        found = analyse(engine, pictures, question, progress)
-    finally:
-        engine.close()
+    question = Question(control=request.control.changes(), made=request.made, step_profile=request.step_profile)
+    with _loaded(load, request.model, request.engine.changed({"backend": "eager"}), say) as engine:
+        pictures = clip_pictures(request.clip, (engine.core.width, engine.core.height), request.frames)
+        inside = look_inside(engine, pictures, question, progress)
+    with _loaded(load, request.model, request.engine, say) as engine:
+        found = analyse(engine, pictures, question, inside, progress)
     with _written(request.profile, request.page) as (profile, html):
         profile.write_text(found.profile.text(), encoding="utf-8")
         html.write_text(page(found, request.clip.name, request.profile.name), encoding="utf-8")
     return found
+
+
+@contextmanager
+def _loaded(load: Callable[..., Engine], model: str, options: LoaderOptions, say: Notify) -> Iterator[ImageEngine]:
+    engine = load(model, options, notice=say)
+    try:
+        if not isinstance(engine, ImageEngine):
+            raise _not_an_image_model(model)
+        yield engine
+    finally:
+        engine.close()
 
 
 def clip_pictures(clip: Path, size: tuple[int, int], most: int) -> list[Picture]:

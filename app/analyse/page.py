@@ -118,8 +118,8 @@ def _trade(found: Analysis) -> str:
     text = (
         "How fast each way to run is, and how far its pictures are from those computed in full (peak signal-to-noise "
         "ratio over the clip). Up and to the right is better. Rings are the built-in presets, discs the calibrated "
-        f"ones, on the whole clip; grey dots are the {len(found.trials)} candidates, on frames {found.part[0]} to "
-        f"{found.part[1] - 1}."
+        f"ones, on the whole clip; grey dots are the {len(found.trials)} candidates, on frames {found.inside.part[0]} to "
+        f"{found.inside.part[1] - 1}."
     )
     return _section("Speed against fidelity", f"<p>{escape(text)}</p>{pareto(points, floors)}")
 
@@ -132,7 +132,7 @@ def _named(name: str, trial: Trial, *, filled: bool) -> Point:
 
 
 def _where(found: Analysis) -> str:
-    change = found.live.picture
+    change = found.inside.live.picture
     most = max(1.0, float(np.percentile(change, 99)))
     moving = over_picture(found.picture, found.moving, most=1.0, told="moves in {} % of the frames")
     output = over_picture(found.picture, change / most, most=1.0, told="{} % of the largest change")
@@ -149,10 +149,10 @@ def _where(found: Analysis) -> str:
 
 
 def _frames(found: Analysis) -> str:
-    live = found.live
+    live = found.inside.live
     mean = live.frames.mean(axis=2)
     most = _scale(mean)
-    numbers = [str(found.part[0] + 1 + n) for n in range(mean.shape[1])]
+    numbers = [str(found.inside.part[0] + 1 + n) for n in range(mean.shape[1])]
     steps = [str(n + 1) for n in range(live.frames.shape[2])]
     text = (
         "How much the output of each layer changes from one frame to the next at the same denoising step, relative to "
@@ -169,7 +169,7 @@ def _frames(found: Analysis) -> str:
 
 
 def _steps(found: Analysis) -> str:
-    render = found.render
+    render = found.inside.render
     count = render.output_steps.shape[0]
     pairs = [f"{n}→{n + 1}" for n in range(1, count)]
     names = [str(n + 1) for n in range(count)]

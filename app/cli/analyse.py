@@ -92,8 +92,6 @@ def request_from_options(options: argparse.Namespace) -> AnalyseRequest:
     engine = engine_options(options)
     if engine.frames_per_slot != 1:
         raise InputError("Reuse needs --frames-per-slot 1.", "Leave the option out.")
-    if engine.backend == "auto":
-        engine = engine.changed({"backend": "eager"})
     control = control_from_options(options)
     if not control.prompt:
         control = Control.of({**control.changes(), "prompt": _PROMPT})

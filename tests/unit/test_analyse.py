@@ -25,7 +25,7 @@ from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ModelError, OutputError, ZoetropeError
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.image.analysis import analysis
-from pipelines.image.analysis.analysis import Analysis, Question, analyse
+from pipelines.image.analysis.analysis import Analysis, Question, analyse, look_inside
 from pipelines.image.analysis.calibrate import Trial, axes, better, search, threshold_levels, verified
 from pipelines.image.analysis.motion import clip_noise, moving_share, typical_part
 from pipelines.image.analysis.play import decisions, play
@@ -60,7 +60,8 @@ def found(engine: ImageEngine) -> Iterator[Analysis]:
     question = Question(control={"prompt": "a cat", "strength": 0.5, "steps": 2}, made="a test", step_profile=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis, "axes", lambda noise: (("levels", (2.0, 6.0)), ("margin", (1,))))
-        yield analyse(engine, clip(), question, lambda what, done, total: None)
+        inside = look_inside(engine, clip(), question, lambda what, done, total: None)
+        yield analyse(engine, clip(), question, inside, lambda what, done, total: None)
 
 
 def trial(speed_up: float, psnr_db: float, **changes: object) -> Trial:
@@ -295,7 +296,7 @@ def test_the_page_shows_everything_and_needs_nothing(found: Analysis) -> None:
     assert "<clip>" not in html
     for text in ("What to choose", "Speed against fidelity", "Where things move", "From frame to frame", "balanced"):
         assert text in html
-    for block in found.live.blocks:
+    for block in found.inside.live.blocks:
         assert f">{block}</text>" in html
     addresses = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)|url\(|@import""", html)
     assert addresses
@@ -405,7 +406,7 @@ def test_the_command_line() -> None:
     assert plain.clip == door.SAMPLE
     assert plain.clip.is_file()
     assert (plain.profile.name, plain.page.name) == ("mini-image-cache.json", "mini-image-cache.html")
-    assert plain.engine.backend == "eager"
+    assert plain.engine.backend == "auto"
     given = door.request_from_options(options("m", "c.mp4", "--out", "x/y", "--steps", "3", "--frames", "9"))
     assert (given.clip, given.page, given.frames) == (Path("c.mp4"), Path("x/y.html"), 9)
     assert given.control.steps == 3
@@ -421,7 +422,7 @@ def test_the_bundled_model_on_the_bundled_clip(tmp_path: Path) -> None:
     from pipelines.load import load_engine
 
     stem = tmp_path / "camera"
-    arguments = ["analyse", "mini-image", "--frames", "16", "--device", "cpu", "--out", str(stem), "--no-step-profile"]
+    arguments = ["analyse", "mini-image", "--frames", "16", "--device", "cpu", "--backend", "eager", "--out", str(stem)]
     assert main(arguments) == 0
     assert stem.with_suffix(".html").stat().st_size < 2**20
     engine = load_engine("mini-image", device="cpu", backend="eager", cache_profile=str(stem.with_suffix(".json")))

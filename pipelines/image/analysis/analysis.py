@@ -30,8 +30,8 @@ from .redundancy import Redundancy, measured, unet_of
 LEAST_FRAMES = 8
 PART_FRAMES = 24
 """Of the clip, on which candidates are judged."""
-REDUNDANT_FRAMES = 24
 _MANY_STEPS = 12
+_COMPILING_S = 900.0
 _PART_MARGIN_DB = 0.3  # above the floor on the part, so that the whole clip rarely falls below it
 _PROMPTS = 4  # renders of the step profile
 
@@ -47,19 +47,28 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inside:
+    """What repeats inside the network. part: (first, last + 1) frame of the clip that was looked at, and on which
+    candidates are judged. live: at the settings of the stream. render: of many steps, of few pictures. step_profile:
+    None where the model has its own, or none is wanted."""
+
+    part: tuple[int, int]
+    live: Redundancy
+    render: Redundancy
+    step_profile: StepProfile | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Analysis:
-    """profile: what a stream loads. frames: of the clip. noise: see `CacheProfile`. part: (first, last + 1) frame that
-    candidates were judged on. live: redundancy at the settings of the stream. render: of many steps, of one picture.
-    moving: [rows, columns], share of the frames in which a cell moved. picture: the frame in the middle. trials: of
-    candidates on the part. defaults, chosen: by preset, on the whole clip.
+    """profile: what a stream loads. frames: of the clip. noise: see `CacheProfile`. moving: [rows, columns], share of
+    the frames in which a cell moved. picture: the frame in the middle of the part. trials: of candidates on the part.
+    defaults, chosen: by preset, on the whole clip.
     """
 
     profile: CacheProfile
     frames: int
     noise: float
-    part: tuple[int, int]
-    live: Redundancy
-    render: Redundancy
+    inside: Inside
     moving: npt.NDArray[np.float64]
     picture: Picture
     trials: Sequence[Trial]
@@ -76,39 +85,56 @@ def check_clip(frames: int) -> None:
         )
 
 
-def analyse(engine: ImageEngine, pictures: Sequence[Picture], question: Question, progress: Progress) -> Analysis:
-    """Analyse a model on a clip: pictures [H, W, 3] uint8 of the engine's size. No stream may be open."""
+def look_inside(engine: ImageEngine, pictures: Sequence[Picture], question: Question, progress: Progress) -> Inside:
+    """Measure what repeats inside the network. The engine must run by the backend eager; no stream may be open."""
     check_clip(len(pictures))
     unet_of(engine)
+    factor, control = engine.core.codec.factor, question.control
+    start = typical_part(pictures, PART_FRAMES, factor)
+    part = pictures[start : start + PART_FRAMES]
+    many = {**control, "step_function": "ddim", "steps": _MANY_STEPS}
+    state = Controls().updated(Control.of(engine.core.model.defaults)).updated(Control.of(control))
+    return Inside(
+        part=(start, start + len(part)),
+        live=measured(engine, part, control, progress, "layers from frame to frame"),
+        render=measured(engine, part[:2], many, progress, "layers from step to step"),
+        step_profile=_step_profile(engine, question.made, state.prompt[0].text, progress)
+        if question.step_profile
+        else None,
+    )
+
+
+def analyse(
+    engine: ImageEngine, pictures: Sequence[Picture], question: Question, inside: Inside, progress: Progress
+) -> Analysis:
+    """Calibrate a model on a clip: pictures [H, W, 3] uint8 of the engine's size. inside: of the same clip. The engine
+    may run by any backend; no stream may be open."""
     if (why := engine.core.reuse_obstacle()) is not None:
         raise ModelError(
             f"{engine.core.model.name} cannot reuse anything but repeated frames: {why}.",
             "There is nothing to calibrate; use --reuse exact.",
         )
     core, control = engine.core, question.control
-    factor, cell = core.codec.factor, core.reuse_memory().networks.cell
+    factor = core.codec.factor
     noise = clip_noise(pictures, factor)
-    start = typical_part(pictures, PART_FRAMES, factor)
-    part = pictures[start : start + PART_FRAMES]
-    live = measured(engine, part[:REDUNDANT_FRAMES], control, progress, "blocks from frame to frame")
-    many = {**control, "step_function": "ddim", "steps": _MANY_STEPS}
-    render = measured(engine, part[:2], many, progress, "blocks from step to step")
-    found = _Search(engine, pictures, part, control, progress)
+    start, stop = inside.part
+    found = _Search(engine, pictures, pictures[start:stop], control, progress)
     defaults = found.built_in()
     chosen = found.presets(noise)
-    middle = pictures[start + len(part) // 2]
-    levels = chosen["balanced"].settings.levels
+    moving = moving_share(
+        pictures,
+        factor=factor,
+        cell=core.reuse_memory().networks.cell,
+        levels=chosen["balanced"].settings.levels,
+        noise_factor=ReuseSettings().noise_factor,
+    )
     return Analysis(
-        profile=_profile(engine, question, noise, chosen, progress),
+        profile=_profile(engine, question, inside, noise, chosen),
         frames=len(pictures),
         noise=noise,
-        part=(start, start + len(part)),
-        live=live,
-        render=render,
-        moving=moving_share(
-            pictures, factor=factor, cell=cell, levels=levels, noise_factor=ReuseSettings().noise_factor
-        ),
-        picture=middle,
+        inside=inside,
+        moving=moving,
+        picture=pictures[(start + stop) // 2],
         trials=tuple(found.tried.values()),
         defaults=defaults,
         chosen=chosen,
@@ -127,6 +153,15 @@ class _Search:
         progress: Progress,
     ) -> None:
         self._engine, self._control, self._progress = engine, control, progress
+        progress("preparing the backend", 0, 1)
+        for settings in (None, PRESETS["balanced"]):  # asks for what is compiled
+            play(engine, part, control, settings)
+        if not engine.preparation.wait(_COMPILING_S):
+            raise ModelError(
+                f"{engine.core.runtime.backend} is still compiling after {_COMPILING_S / 60:.0f} minutes.",
+                "Try again, what is ready is stored; or analyse with --backend eager.",
+            )
+        progress("preparing the backend", 1, 1)
         progress("uncached", 0, 1)
         self._whole = self._referenced(pictures)
         self._part = self._whole
@@ -203,7 +238,7 @@ class _Reference:
 
 
 def _profile(
-    engine: ImageEngine, question: Question, noise: float, chosen: Mapping[str, Trial], progress: Progress
+    engine: ImageEngine, question: Question, inside: Inside, noise: float, chosen: Mapping[str, Trial]
 ) -> CacheProfile:
     core = engine.core
     model = core.model
@@ -219,9 +254,7 @@ def _profile(
         backend=core.runtime.backend,
         noise=round(noise, 3),
         presets={name: _preset(trial, FLOORS_DB[name]) for name, trial in chosen.items()},
-        step_profile=_step_profile(engine, question.made, state.prompt[0].text, progress)
-        if question.step_profile
-        else None,
+        step_profile=inside.step_profile,
     )
 
 
