@@ -115,11 +115,11 @@ def _trade(found: Analysis) -> str:
     points.append(_named("exact", found.defaults["exact"], filled=True))
     points += [_named(f"{name}, calibrated", trial, filled=True) for name, trial in found.chosen.items()]
     floors = [(f"{name}: at least {floor:g} dB", floor) for name, floor in FLOORS_DB.items()]
+    first, stop = found.inside.part
     text = (
         "How fast each way to run is, and how far its pictures are from those computed in full (peak signal-to-noise "
         "ratio over the clip). Up and to the right is better. Rings are the built-in presets, discs the calibrated "
-        f"ones, on the whole clip; grey dots are the {len(found.trials)} candidates, on frames {found.inside.part[0]} to "
-        f"{found.inside.part[1] - 1}."
+        f"ones, on the whole clip; grey dots are the {len(found.trials)} candidates, on frames {first} to {stop - 1}."
     )
     return _section("Speed against fidelity", f"<p>{escape(text)}</p>{pareto(points, floors)}")
 
