@@ -70,6 +70,8 @@ def _loader_settings(request: RenderRequest) -> dict[str, str]:
         settings["cache profile"] = options.cache_profile
     if options.stages:
         settings["stages"] = ", ".join(options.stages)
+    if options.slicing != "off":
+        settings["slicing"] = options.slicing
     return {name: _readable(value) for name, value in settings.items()}
 
 

@@ -15,6 +15,8 @@ from pipelines.core.errors import ControlError, InputError
 
 from .lora_files import LoraFile
 
+SLICING = ("off", "auto", "on")
+"""Whether an image model runs slice by slice, which takes less memory and more time; auto: if it needs to."""
 _OTHER_NAMES = {"policy": "kv_policy"}  # what VideoOptions calls it
 
 
@@ -104,9 +106,9 @@ class LoaderOptions:
     backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
     space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
     safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an
-    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. cache_profile: the path of
-    an image model's cache profile; "": built-in presets. Raises ControlError or InputError for a value out of range or
-    of the wrong type.
+    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. cache_profile: the path of an
+    image model's cache profile; "": built-in presets. slicing: of an image model, one of SLICING. Raises ControlError
+    or InputError for a value out of range or of the wrong type.
     """
 
     device: str = "auto"
@@ -124,6 +126,7 @@ class LoaderOptions:
     stages: tuple[str, ...] = ()
     step_cache: str = ""
     cache_profile: str = ""
+    slicing: str = "off"
 
     def __post_init__(self) -> None:
         _check_integers(
@@ -140,6 +143,8 @@ class LoaderOptions:
             )
         if not isinstance(self.video, VideoChoices):
             raise InputError(f"video cannot be {self.video!r}.", "Give choices by name.")
+        if self.slicing not in SLICING:
+            raise InputError(f"slicing cannot be {self.slicing!r}.", f"Use {', '.join(SLICING)}.")
         if not 1 <= self.max_slots <= 64:
             raise InputError(f"max_slots cannot be {self.max_slots}.", "Give a value from 1 to 64.")
 

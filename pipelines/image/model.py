@@ -167,6 +167,7 @@ class ImageNetworks:
     in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32 for
     networks that were distilled with guidance as an input, else None. origin: what another process can load the same
     engine from, to compile its parts; None: nothing is compiled beside the engine. notice: what the user should see.
+    sliced: the networks run slice by slice (pipelines/image/slicing.py), and the denoiser shall run row by row.
     """
 
     unet: Any
@@ -180,6 +181,7 @@ class ImageNetworks:
     guidance_embedding: torch.Tensor | None = None
     origin: Origin | None = None
     notice: Notify = logger.warning
+    sliced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.core.execution import EagerExecutor
 
 from .loading.networks import CODECS, UNetDenoiser
-from .model import ImageNetworks, ImageRuntime
+from .model import Denoiser, ImageNetworks, ImageRuntime
 from .reuse.networks import window_networks
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,8 @@ def projecting_runtime(networks: ImageNetworks) -> ImageRuntime:
     return replace(plain, denoiser=denoiser, projection=projection, windows=lambda: window_networks(denoiser))
 
 
-def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
-    return UNetDenoiser(
+def _denoiser(networks: ImageNetworks, unet: Any) -> Denoiser:
+    denoiser = UNetDenoiser(
         unet,
         schedule=networks.schedule,
         prediction_type=networks.prediction_type,
@@ -54,3 +54,8 @@ def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
         dtype=networks.dtype,
         guidance_embedding=networks.guidance_embedding,
     )
+    if not networks.sliced:
+        return denoiser
+    from .slicing import RowByRow
+
+    return RowByRow(denoiser)

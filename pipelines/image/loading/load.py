@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -51,6 +51,7 @@ class LoadOptions:
     width: int = 0
     height: int = 0
     frames_per_slot: int = 1
+    slicing: str = "off"
     notice: Notify = logger.warning
 
 
@@ -66,8 +67,10 @@ def load_image_model(
     facts = ModelFacts(layout=layout, bundled=source.bundled, lora_ids=lora_ids)
     preset = choose_preset(facts)
     autoencoder = _find_autoencoder(layout, preset, options)
-    _check_memory(layout, autoencoder, precision, options)
+    sliced = _check_memory(layout, autoencoder, precision, options)
     loaded = _load_networks(layout, autoencoder, precision, options)
+    if sliced:
+        loaded = _sliced(loaded)
     if preset.notice:
         suffix = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
         options.notice(preset.notice + suffix)
@@ -250,7 +253,16 @@ def _find_autoencoder(layout: ModelLayout, preset: ImagePreset, options: LoadOpt
     return read_layout(folder).vae if (folder / "model_index.json").is_file() else read_autoencoder(folder)
 
 
-def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions) -> None:
+def _sliced(loaded: _Loaded) -> _Loaded:
+    from pipelines.image.slicing import slice_autoencoder, slice_modules
+
+    slice_modules(loaded.networks.unet)
+    slice_autoencoder(loaded.networks.autoencoder)
+    return replace(loaded, networks=replace(loaded.networks, sliced=True))
+
+
+def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions) -> bool:
+    """Raise OutOfMemoryError if the model does not fit. Returns whether to run it slice by slice."""
     text_dtype = _text_dtype(precision)
     budget = Budget(allow_pickle=options.allow_pickle)
     budget.add(layout.unet, precision.dtype)
@@ -260,9 +272,16 @@ def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precis
     if layout.safety_checker is not None and options.safety:
         budget.add(layout.safety_checker, text_dtype)
     budget.pictures = _pictures(autoencoder, codec_dtype(autoencoder, layout, precision.dtype), options)
+    free = free_memory_bytes(precision.device)
+    sliced = options.slicing == "on" or (options.slicing == "auto" and budget.needed_bytes > free)
+    if sliced:
+        budget.pictures = replace(budget.pictures, sliced=True)
     check_memory(budget, precision.device)
+    if sliced and options.slicing == "auto":
+        options.notice(f"{gib(free)} of memory are free: the networks run slice by slice, which takes longer.")
     if budget.pictures.needed_bytes > _TOLD_BYTES:
-        options.notice(_large_notice(budget, layout, autoencoder, free_memory_bytes(precision.device)))
+        options.notice(_large_notice(budget, layout, autoencoder, free))
+    return sliced
 
 
 def _large_notice(budget: Budget, layout: ModelLayout, autoencoder: Component, free_bytes: int) -> str:

@@ -9,13 +9,15 @@ import torch
 
 from cache.features.lines import Features
 from pipelines.image.loading.networks import UNetDenoiser
-from pipelines.image.model import Condition
+from pipelines.image.model import Condition, Denoiser
 
 from .tape import Recording, Replaying, TapedUNet, obstacle
 
 
-def window_networks(denoiser: UNetDenoiser) -> TapedDenoiser | str:
+def window_networks(denoiser: Denoiser) -> TapedDenoiser | str:
     """Return the window networks of a denoiser or, as a clause, why there are none."""
+    if not isinstance(denoiser, UNetDenoiser):
+        return "the network is computed in slices"
     why = obstacle(denoiser.unet)
     return TapedDenoiser(denoiser) if why is None else why
 
