@@ -12,7 +12,7 @@ import torch
 
 from cache.features.frames import PRESETS, ReuseSettings
 from pipelines.core.errors import ModelError
-from pipelines.image.analysis.calibrate import Trial, axes, better, search, threshold_levels, verified
+from pipelines.image.analysis.calibrate import Trial, axes, better, chosen, search, threshold_levels, verify
 from pipelines.image.analysis.motion import clip_noise, moving_share, typical_part
 from pipelines.image.analysis.play import decisions, play
 from pipelines.image.analysis.redundancy import blocks_of, measured, unet_of
@@ -97,15 +97,26 @@ def test_the_search_finds_the_corner_of_a_known_trade() -> None:
     assert nothing.settings.levels == 2, "the nearest to a floor that is out of reach"
 
 
-def test_what_fails_on_the_whole_clip_is_passed_over() -> None:
+def test_candidates_are_verified_on_the_whole_clip() -> None:
     part = [trial(3, 33, levels=8.0), trial(2, 36, levels=6.0), trial(1.5, 31, levels=5.0)]
+    judged: list[Trial] = []
 
     def judge(settings: ReuseSettings) -> Trial:
-        return Trial(settings=settings, speed_up=2, psnr_db=40 - settings.levels, computed=1, hit_rate=0)
+        judged.append(trial(2, 40 - settings.levels, levels=settings.levels))
+        return judged[-1]
 
-    assert verified(part, 32, judge).settings.levels == 8.0
-    assert verified(part, 33, judge).settings.levels == 6.0
-    assert verified(part, 39, judge).settings.exact
+    verify(part, 32, judge)
+    assert [one.settings.levels for one in judged] == [8.0]
+    judged.clear()
+    verify(part, 33, judge)
+    assert [one.settings.levels for one in judged] == [8.0, 6.0], "8 falls below the floor there"
+
+
+def test_what_is_chosen_is_fast_enough_and_faithful_enough() -> None:
+    slow, fast, wrong = trial(1.01, 50), trial(1.3, 35), trial(2.0, 29)
+    assert chosen([slow, fast, wrong], 32) is fast
+    assert chosen([slow, fast, wrong], 28) is wrong
+    assert chosen([slow, wrong], 32) is None
 
 
 def test_decisions_are_those_of_the_stream(engine: ImageEngine) -> None:

@@ -22,7 +22,7 @@ from pipelines.image.engine import ImageEngine
 from pipelines.image.step_calibration import measured_profile
 from pipelines.image.step_profile import StepProfile
 
-from .calibrate import FLOORS_DB, Trial, axes, search, verified
+from .calibrate import FLOORS_DB, Trial, axes, chosen, search, verify
 from .motion import clip_noise, moving_share, typical_part
 from .play import Decision, Played, Progress, Values, decisions, play, psnr_db
 from .redundancy import Redundancy, measured, unet_of
@@ -120,16 +120,16 @@ def analyse(
     start, stop = inside.part
     found = _Search(engine, pictures, pictures[start:stop], control, progress)
     defaults = found.built_in()
-    chosen = found.presets(noise)
+    presets = found.presets(noise)
     moving = moving_share(
         pictures,
         factor=factor,
         cell=core.reuse_memory().networks.cell,
-        levels=chosen["balanced"].settings.levels,
+        levels=presets["balanced"].settings.levels,
         noise_factor=ReuseSettings().noise_factor,
     )
     return Analysis(
-        profile=_profile(engine, question, inside, noise, chosen),
+        profile=_profile(engine, question, inside, noise, presets),
         frames=len(pictures),
         noise=noise,
         inside=inside,
@@ -137,7 +137,7 @@ def analyse(
         picture=pictures[(start + stop) // 2],
         trials=tuple(found.tried.values()),
         defaults=defaults,
-        chosen=chosen,
+        chosen=presets,
     )
 
 
@@ -184,17 +184,17 @@ class _Search:
         return self._judged(self._whole, settings)
 
     def presets(self, noise: float) -> dict[str, Trial]:
-        """Return what was found for each preset, on the whole clip."""
+        """Return what was found for each preset, on the whole clip; where nothing is worth its price, exact."""
         tried = axes(noise)
         most = len(FLOORS_DB) * (1 + sum(len(values) for _, values in tried))
-        chosen: dict[str, Trial] = {}
         start = PRESETS["balanced"]
-        for name, floor_db in FLOORS_DB.items():
+        for floor_db in FLOORS_DB.values():
             best = search(start, floor_db + _PART_MARGIN_DB, partial(self._on_part, most=most), tried)
-            chosen[name] = verified(tuple(self.tried.values()), floor_db, self.on_clip)
+            verify(tuple(self.tried.values()), floor_db, self.on_clip)
             start = best.settings
         self._progress("candidates", most, most)
-        return chosen
+        exact, known = self.on_clip(PRESETS["exact"]), tuple(self._whole.trials.values())
+        return {name: chosen(known, floor_db) or exact for name, floor_db in FLOORS_DB.items()}
 
     def _on_part(self, settings: ReuseSettings, most: int) -> Trial:
         if settings not in self.tried:
@@ -238,7 +238,7 @@ class _Reference:
 
 
 def _profile(
-    engine: ImageEngine, question: Question, inside: Inside, noise: float, chosen: Mapping[str, Trial]
+    engine: ImageEngine, question: Question, inside: Inside, noise: float, presets: Mapping[str, Trial]
 ) -> CacheProfile:
     core = engine.core
     model = core.model
@@ -253,7 +253,7 @@ def _profile(
         strength=state.strength,
         backend=core.runtime.backend,
         noise=round(noise, 3),
-        presets={name: _preset(trial, FLOORS_DB[name]) for name, trial in chosen.items()},
+        presets={name: _preset(trial, FLOORS_DB[name]) for name, trial in presets.items()},
         step_profile=inside.step_profile,
     )
 

@@ -80,17 +80,23 @@ def _with(settings: ReuseSettings, name: str, value: float) -> ReuseSettings:
     return replace(settings, **changed)
 
 
-def verified(trials: Sequence[Trial], floor_db: float, judge: Judge, *, most: int = 4) -> Trial:
-    """Return the whole clip's trial of the fastest settings that reach the floor there too. trials: of a part of the
-    clip. judge: on the whole clip. most: how many are judged. Where none is worth its price, repeated frames are all
-    that is reused."""
+def verify(trials: Sequence[Trial], floor_db: float, judge: Judge, *, most: int = 4) -> None:
+    """Judge the fastest settings that reach the floor on the whole clip, until they reach it there too and are worth
+    it. trials: of a part of the clip. judge: on the whole clip. most: how many are judged."""
     reaching = sorted((trial for trial in trials if trial.psnr_db >= floor_db), key=lambda trial: -trial.speed_up)
-    candidates = _spread(reaching, most)
-    for candidate in candidates:
-        whole = judge(candidate.settings)
-        if whole.psnr_db >= floor_db and whole.speed_up >= _WORTHWHILE:
-            return whole
-    return judge(ReuseSettings(exact=True))
+    for candidate in _spread(reaching, most):
+        if _worthwhile(judge(candidate.settings), floor_db):
+            return
+
+
+def chosen(trials: Sequence[Trial], floor_db: float) -> Trial | None:
+    """Return the fastest of the whole clip's trials that reaches the floor; None if none is worth its price."""
+    worthwhile = [trial for trial in trials if _worthwhile(trial, floor_db)]
+    return max(worthwhile, key=lambda trial: trial.speed_up, default=None)
+
+
+def _worthwhile(trial: Trial, floor_db: float) -> bool:
+    return trial.psnr_db >= floor_db and trial.speed_up >= _WORTHWHILE
 
 
 def _spread(trials: Sequence[Trial], most: int) -> list[Trial]:
