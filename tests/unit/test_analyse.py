@@ -301,10 +301,11 @@ def test_the_command_line() -> None:
 
 
 @pytest.mark.soak
-def test_the_bundled_model_on_the_bundled_clip(tmp_path: Path) -> None:
+def test_the_bundled_model_on_the_bundled_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from app.__main__ import main
     from pipelines.load import load_engine
 
+    monkeypatch.setattr(analysis, "axes", lambda noise: (("margin", (1,)),))
     stem = tmp_path / "camera"
     arguments = ["analyse", "mini-image", "--frames", "16", "--device", "cpu", "--backend", "eager", "--out", str(stem)]
     assert main(arguments) == 0
