@@ -70,6 +70,9 @@ def add_engine_options(parser: argparse.ArgumentParser, *, with_model: bool = Tr
     group.add_argument(
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
     )
+    group.add_argument(
+        "--cache-profile", metavar="FILE", help="presets of `--reuse` that `zoetrope analyse` calibrated for this model"
+    )
     group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
     group.add_argument(
         "--slicing",
@@ -113,6 +116,7 @@ def engine_options(options: argparse.Namespace) -> LoaderOptions:
         allow_pickle=options.allow_pickle,
         safety=not options.no_safety,
         video=_video_choices(options),
+        cache_profile=str(Path(options.cache_profile).absolute()) if options.cache_profile else "",
         slicing=options.slicing,
     )
 

@@ -66,6 +66,8 @@ def _loader_settings(request: RenderRequest) -> dict[str, str]:
         settings["video"] = video
     if options.step_cache:
         settings["step cache"] = options.step_cache
+    if options.cache_profile:
+        settings["cache profile"] = options.cache_profile
     if options.stages:
         settings["stages"] = ", ".join(options.stages)
     if options.slicing != "off":

@@ -106,8 +106,9 @@ class LoaderOptions:
     backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
     space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
     safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an
-    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. slicing: of an image model, one of
-    SLICING. Raises ControlError or InputError for a value out of range or of the wrong type.
+    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. cache_profile: the path of an
+    image model's cache profile; "": built-in presets. slicing: of an image model, one of SLICING. Raises ControlError
+    or InputError for a value out of range or of the wrong type.
     """
 
     device: str = "auto"
@@ -124,6 +125,7 @@ class LoaderOptions:
     video: VideoChoices = field(default_factory=VideoChoices)
     stages: tuple[str, ...] = ()
     step_cache: str = ""
+    cache_profile: str = ""
     slicing: str = "off"
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class LoaderOptions:
             width=self.width, height=self.height, frames_per_slot=self.frames_per_slot, max_slots=self.max_slots
         )
         _check_texts(device=self.device, dtype=self.dtype, backend=self.backend, autoencoder=self.autoencoder)
-        _check_texts(step_cache=self.step_cache)
+        _check_texts(step_cache=self.step_cache, cache_profile=self.cache_profile)
         _check_flags(allow_pickle=self.allow_pickle, safety=self.safety)
         maximum = Controls.frames_per_slot.maximum
         assert maximum is not None

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import torch
 
+from cache.features.frames import PRESETS
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control, Controls
@@ -21,6 +22,7 @@ from pipelines.core.tick_log import TickLog
 from pipelines.files.memory import what_would_fit
 from pipelines.stages.table import StageSetting, make_stages
 
+from .cache_profile import CacheProfile
 from .model import ImageModel, ImageRuntime
 from .state import ImageCore
 from .step_caches import StepCache
@@ -36,9 +38,9 @@ class ImageEngine(EngineBase[ImageStream]):
     width, height: pixels, multiples of the codec's factor; 0: the model's native size. max_slots: 1 to 64.
     work_dtype: dtype of latents and formulas; float32 except in tests. conditioners: what may steer a slot. stages:
     names in pipelines.stages.table. step_cache: one of step_caches.STEP_CACHES, or its name; "":
-    none.
+    none. cache_profile: what was calibrated for this model and size; None: built-in presets.
     Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage or cache,
-    ModelError for a cache that cannot be used with this model or backend.
+    ModelError for a cache that cannot be used with this model or backend, or a profile of another model or size.
     """
 
     def __init__(
@@ -54,7 +56,10 @@ class ImageEngine(EngineBase[ImageStream]):
         conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
         stages: Sequence[str] = (),
         step_cache: str | StepCache = "",
+        cache_profile: CacheProfile | None = None,
     ) -> None:
+        if cache_profile is not None:
+            model = cache_profile.adapted(model, (width or model.size_px[0], height or model.size_px[1]))
         with torch.inference_mode():
             self.core = ImageCore(
                 model,
@@ -66,6 +71,7 @@ class ImageEngine(EngineBase[ImageStream]):
                 work_dtype=work_dtype,
                 conditioners=conditioners,
                 cache=step_cache,
+                reuse_presets=PRESETS if cache_profile is None else cache_profile.all_presets(),
             )
             self._runner = TickRunner(self.core)
         super().__init__(self.core.log, _FRAME_RATE)

@@ -209,8 +209,9 @@ class ImageModel:
 
     size_px: native (width, height). defaults: control values that suit this model, by name in the control table.
     wants_time_ids: whether the network takes sizes as an input (SDXL-class models); the engine provides them.
-    vocabulary: path of the bundled model's world.json, or None. load_profile: reads what was
-    measured for step caches, if anything was; raises ModelError if it was measured with other weights.
+    vocabulary: path of the bundled model's world.json, or None. load_profile: reads what was measured for step caches,
+    if anything was; raises ModelError if it was measured with other weights. weights: returns the digest of the
+    denoiser's weight files, by which profiles know their model; "": it has no files.
     """
 
     name: str
@@ -227,3 +228,4 @@ class ImageModel:
     lora: LoraControl | None = None
     vocabulary: str | None = None
     load_profile: Callable[[], StepProfile | None] = lambda: None
+    weights: Callable[[], str] = lambda: ""

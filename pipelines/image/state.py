@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
+from cache.features.frames import PRESETS, ReuseSettings
 from cache.ring import Ring, RingField
 from pipelines.conditioning.base import ConditionerFactory, EngineParts
 from pipelines.conditioning.feature_bank import FeatureBankConditioner
@@ -40,6 +41,7 @@ class ImageCore:
 
     runtime: the only way to the networks; `use_runtime` replaces it. lanes: its ticks that run side by side.
     prompt_keys: projected prompts, where the runtime takes them. step_reuse: caching across steps, if it was asked for.
+    reuse_presets: settings of the control `reuse`, for streams opened from now on.
     reuse_epoch: changes when something that all streams share has changed, so that nothing kept for reuse is valid.
     """
 
@@ -55,6 +57,7 @@ class ImageCore:
         work_dtype: torch.dtype,
         conditioners: Sequence[ConditionerFactory],
         cache: str | StepCache = "",
+        reuse_presets: Mapping[str, ReuseSettings] = PRESETS,
     ) -> None:
         self.model = model
         self.width, self.height = width or model.size_px[0], height or model.size_px[1]
@@ -72,6 +75,7 @@ class ImageCore:
         self._step_cache = step_cache(cache)
         self.ring = Ring(max_slots, self._fields(), model.device)
         self.reuse_epoch = 0
+        self.reuse_presets = reuse_presets
         self._plain = model.runtime
         self._use(model.runtime)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -75,19 +75,28 @@ class StepProfile:
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""
-        file.write_text(json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":")) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(self.record(), separators=(",", ":")) + "\n", encoding="utf-8")
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self:
+        """Return what `record` described. Raises ValueError, KeyError or TypeError for anything else."""
+        found = dict(record)
+        if found.pop("format") != FORMAT:
+            raise ValueError("another format")
+        pairs = tuple(tuple(_pair(pair) for pair in row) for row in found.pop("pairs"))
+        router = tuple((bool(output), bool(deep)) for output, deep in found.pop("router"))
+        lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return cls(**{**found, **lists, "pairs": pairs, "router": router})
 
     @classmethod
     def read(cls, file: Path) -> Self:
         """Read what `write` wrote. Raises ModelError for anything else."""
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT:
-                raise ValueError("another format")
-            pairs = tuple(tuple(_pair(pair) for pair in row) for row in found.pop("pairs"))
-            router = tuple((bool(output), bool(deep)) for output, deep in found.pop("router"))
-            lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
-            return cls(**{**found, **lists, "pairs": pairs, "router": router})
+            return cls.of(json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
                 f"{file.name} cannot be read as a step profile ({error}).",

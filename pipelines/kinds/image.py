@@ -45,7 +45,10 @@ class ImageKind(ModelKind):
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files import hub
         from pipelines.files.precision import choose_device
+        from pipelines.image.cache_profile import CacheProfile
         from pipelines.image.loading.load import LoadOptions, load_image_model
+
+        profile = CacheProfile.read(Path(options.cache_profile)) if options.cache_profile else None
 
         wanted = LoadOptions(
             device=options.device,
@@ -80,6 +83,7 @@ class ImageKind(ModelKind):
             tick_log=context.tick_log,
             stages=options.stages,
             step_cache=options.step_cache,
+            cache_profile=profile,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
         )
 

@@ -84,8 +84,13 @@ def _step_profile(layout: ModelLayout) -> StepProfile | None:
     if not file.is_file():
         return None
     profile = StepProfile.read(file)
-    profile.check(weights_digest(find_weights(layout.unet, allow_pickle=False).files))
+    profile.check(_weights(layout))
     return profile
+
+
+def _weights(layout: ModelLayout, *, allow_pickle: bool = False) -> str:
+    """Return what identifies the model for profiles: the digest of its denoiser's weight files."""
+    return weights_digest(find_weights(layout.unet, allow_pickle=allow_pickle).files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,7 @@ class _Loaded:
     make_prompts: Callable[[Calls], PromptEncoder]
     safety: SafetyChecker | None
     lora: LoraControl | None
+    weights: Callable[[], str]
 
 
 def _assemble(
@@ -125,6 +131,7 @@ def _assemble(
         lora=loaded.lora,
         vocabulary=str(world) if world.is_file() else None,
         load_profile=partial(_step_profile, layout),
+        weights=loaded.weights,
     )
 
 
@@ -168,6 +175,7 @@ def _load_networks(layout: ModelLayout, autoencoder: Component, precision: Preci
         make_prompts=partial(_prompt_encoder, layout, text_models, precision.device),
         safety=_load_safety(layout, precision, options),
         lora=lora,
+        weights=partial(_weights, layout, allow_pickle=options.allow_pickle),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cache.features.frames import PRESETS, Action, Choice, FrameReuse
+from cache.features.frames import Action, Choice, FrameReuse, ReuseSettings
 from cache.features.price import ReuseCounts, ReusePrice
 from pipelines.core.controls import Controls
 from pipelines.core.errors import ControlError
@@ -63,7 +63,7 @@ class StreamReuse:
         )
 
     def _without_windows(self) -> str:
-        if self._lines is not None or PRESETS[self._preset].exact:
+        if self._lines is not None or self._core.reuse_presets[self._preset].exact:
             return ""
         return self._core.windows_obstacle() or ""
 
@@ -86,7 +86,7 @@ class StreamReuse:
 
     def configure(self, controls: Controls) -> None:
         """Follow changed controls. Raises ControlError, with the remedy, if this stream cannot reuse as they ask."""
-        settings = None if controls.reuse == OFF else PRESETS[controls.reuse]
+        settings = None if controls.reuse == OFF else self._core.reuse_presets[controls.reuse]
         wanted = None
         if settings is not None and not settings.exact and self._core.windows_obstacle() is None:
             extra = GUIDANCE_MODES[controls.guidance_mode].extra is not ExtraRow.NEVER
@@ -147,13 +147,7 @@ class StreamReuse:
             self._lines = None
 
     def _made(self) -> FrameReuse:
-        core, settings = self._core, PRESETS[self._preset]
-        if settings.exact:
-            return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=1)
-        cell = core.reuse_memory().networks.cell if self._lines is not None else math.gcd(*core.latent_shape[1:], _CELL)
-        return FrameReuse(
-            settings, core.height, core.width, factor=core.codec.factor, cell=cell, chains=core.lanes.count
-        )
+        return frame_reuse(self._core, self._core.reuse_presets[self._preset])
 
     def _count(self, choice: Choice, chain: int = 0) -> SlotWork:
         assert self._frames is not None
@@ -162,3 +156,11 @@ class StreamReuse:
         first, _, steps, branches = self._lines or (0, 1, 1, 1)
         line = first + chain * steps * branches
         return SlotWork(action=choice.action, windows=choice.windows, first_line=line, branches=branches)
+
+
+def frame_reuse(core: ImageCore, settings: ReuseSettings) -> FrameReuse:
+    """Return what decides for the frames of a stream of an engine."""
+    cell = math.gcd(*core.latent_shape[1:], _CELL)
+    if not settings.exact and core.windows_obstacle() is None:
+        cell = core.reuse_memory().networks.cell
+    return FrameReuse(settings, core.height, core.width, factor=core.codec.factor, cell=cell, chains=core.lanes.count)

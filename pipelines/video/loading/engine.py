@@ -44,6 +44,8 @@ def load_video_engine(
         )
     if options.step_cache:
         raise InputError("Step caches are for image models.", "Omit step_cache.")
+    if options.cache_profile:
+        raise InputError("Cache profiles are for image models.", "Omit --cache-profile.")
     running = running_options(options)
     loaded = load_video_model(model, loading_options(options, notice), make_runtime)
     return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners, policies=policies)
