@@ -171,6 +171,11 @@ def test_the_option_reaches_the_loader() -> None:
     )
 
 
+def test_nothing_is_faster_than_the_work_it_saves(found: Analysis) -> None:
+    for one in (*found.trials, *found.defaults.values()):
+        assert one.speed_up <= 1 / one.computed
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
