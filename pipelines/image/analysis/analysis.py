@@ -109,10 +109,10 @@ def analyse(
 ) -> Analysis:
     """Calibrate a model on a clip: pictures [H, W, 3] uint8 of the engine's size. inside: of the same clip. The engine
     may run by any backend; no stream may be open."""
-    if (why := engine.core.reuse_obstacle()) is not None:
+    if (why := engine.core.windows_obstacle()) is not None:
         raise ModelError(
-            f"{engine.core.model.name} cannot reuse anything but repeated frames: {why}.",
-            "There is nothing to calibrate; use --reuse exact.",
+            f"There is nothing to calibrate: windows are not computed here ({why}).",
+            "Choose --backend eager on a CPU, or use the built-in presets.",
         )
     core, control = engine.core, question.control
     factor = core.codec.factor
