@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 from pipelines.core.errors import ZoetropeError
 
-from .cli import bench, doctor, live, models, plans, render
+from .cli import analyse, bench, doctor, live, models, plans, render
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser, with one subcommand for each command."""
     parser = argparse.ArgumentParser(prog="zoetrope", description="Live generated video.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (live, render, models, plans, bench, doctor):
+    for command in (live, render, models, plans, bench, analyse, doctor):
         command.add_parser(subparsers)
     return parser
 

@@ -26,17 +26,20 @@ from bench.rollouts import ROLLOUT_BACKEND, Rollout, RolloutSettings
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import FRAME_RATE, StreamFigures, StreamMeter
 from bench.video_scores import bars, summary
-from bench.world_clips import held_out_captions, load_sprites
+from bench.world_clips import held_out_captions
 from pipelines.video.loading.families import MINI_VIDEO
 from pipelines.video.model import VideoModel
 from pipelines.video.options import VideoOptions
+from train.vocabulary import SUBJECTS
 
 OUT = Path("docs/drift")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A policy of cache.kv.policies with options for a window of 12 latent frames, including a chunk of 3."""
+    """A policy of cache.kv.policies with options for a window of 12 latent frames, including a chunk of 3; of 9 where
+    the name ends in -9.
+    """
 
     policy: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +60,10 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "participative": Case(
             policy="participative", options={"window_frames": 12, **MINI_VIDEO.other_policies["participative"]}
         ),
+        "r1-kv": Case(policy="r1-kv", options={"window_frames": 12, **MINI_VIDEO.other_policies["r1-kv"]}),
+        "r1-kv-no-sink": Case(policy="r1-kv", options={"window_frames": 12, "sink_frames": 0, "recent_frames": 3}),
+        "r1-kv-9": Case(policy="r1-kv", options={"window_frames": 9, "sink_frames": 3, "recent_frames": 1}),
+        "sink-3-9": Case(policy="sink", options={"window_frames": 9, "sink_frames": 3}),
         **{
             policy: Case(policy=policy, options=MINI_VIDEO.other_policies[policy])
             for policy in ("heavy-hitter", "packed", "dual", "rebuild")
@@ -107,7 +114,7 @@ def measured(run: Run, case: Case) -> dict[str, Any]:
     """Measure one case. Raises OutOfTimeError."""
     o = run.options
     judge, side_px = classifier_of(o)
-    spec, captions = held_out_captions(o.captions, load_sprites().shape[0])
+    spec, captions = held_out_captions(o.captions, len(SUBJECTS))
     settings = RolloutSettings(options=case.video_options(run.latents), seed=o.seed)
     parts: list[StreamFigures] = []
     rolled_s, passed = 0.0, time.perf_counter()

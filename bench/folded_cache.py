@@ -20,7 +20,8 @@ from pipelines.video.wan.transformer import CausalWanTransformer
 
 def mixes_heads(policy: KVPolicy) -> bool:
     """Whether what is kept in one head depends on the others."""
-    return policy.scores_queries or isinstance(policy, AdaptiveSinkPolicy)
+    together = policy.scores_queries and policy.selects >= 0
+    return together or isinstance(policy, AdaptiveSinkPolicy)
 
 
 class FoldedView:
@@ -29,6 +30,7 @@ class FoldedView:
     def __init__(self, view: KVView, streams: int) -> None:
         self._view, self._streams = view, streams
         self.rows, self.observes, self.signature = view.rows, view.observes, view.signature
+        self.recall = view.recall
 
     @property
     def query_rotation(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -34,6 +34,7 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "deep sink 10 of 21": ("deep-sink", {}),
     "participative 16 + 3": ("participative", {}),
     "heavy hitters 9 + 9 + 3": ("heavy-hitter", {"query_stride": 64}),
+    "importance and redundancy 21": ("r1-kv", {"query_stride": 16}),
     "packed, top-k": ("packed", {}),
 }
 

@@ -2,7 +2,8 @@
 
 `python -m bench.prompt_switch --json`: pairs of held-out scenes that differ in subject and place, through the engine
 and its controls, for each mode of `prompt_change`: cut (the past is passed again with the new prompt), flush (the
-cache keeps sink and last frame), glide (embeddings are interpolated over `transition_frames`).
+cache keeps sink and last frame), glide (embeddings are interpolated over `transition_frames`). --recache-from and
+--recache-drift: of a cut, which layers of the past are computed again, see pipelines/video/recache.py.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,6 @@ from bench.command import bench_parser, print_listing
 from bench.video_options import add_options, classifier_of, load_model
 from bench.video_quality import classify
 from bench.video_scores import truth_of
-from bench.world_clips import load_sprites
 from pipelines.core.controls import Control
 from pipelines.video.engine import VideoEngine
 from pipelines.video.model import VideoModel
@@ -29,6 +30,7 @@ from pipelines.video.options import VideoOptions
 from pipelines.video.stream import VideoStream
 from train.clips.captions import canonical_clip_caption
 from train.clips.motions import ClipSpec, sample_clip_specs
+from train.vocabulary import SUBJECTS
 
 MODES = ("cut", "flush", "glide")
 GLIDE_FRAMES = 24
@@ -56,17 +58,21 @@ class Streams:
 
     def __init__(self, engine: VideoEngine, prompts: Sequence[str], seed: int) -> None:
         self._engine = engine
+        self.last_s = 0.0
+        """Time that the last chunk took, of all streams together."""
         self.streams: list[VideoStream] = [
             engine.open(Control.of({"prompt": prompt, "seed": seed + i})) for i, prompt in enumerate(prompts)
         ]
 
     def chunk(self) -> Tensor:
         """The last frame of every stream's next chunk: [N, 3, H, W] in 0..1."""
+        started = time.perf_counter()
         for stream in self.streams:
             assert stream.generate(stream.info.frames_per_chunk)
         while any(stream.has_work for stream in self.streams):
             self._engine.tick()
         last = [stream.flush()[-1].image for stream in self.streams]
+        self.last_s = time.perf_counter() - started
         return torch.from_numpy(np.stack(last)).permute(0, 3, 1, 2).float() / 255
 
     def apply(self, controls: Sequence[Control]) -> None:
@@ -119,19 +125,30 @@ def verdict(classes: Tensor, before: ClipSpec, after: ClipSpec) -> dict[str, Any
 def switch(model: VideoModel, mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one mode."""
     judge, side_px = classifier_of(options)
-    before, after = pairs(options.captions, load_sprites().shape[0], options.seed)
-    engine = VideoEngine(model, VideoOptions(max_streams=len(before.subject), policy=options.policy))
+    before, after = pairs(options.captions, len(SUBJECTS), options.seed)
+    chosen = VideoOptions(
+        max_streams=len(before.subject),
+        policy=options.policy,
+        recache_from=options.recache_from,
+        recache_drift=options.recache_drift,
+    )
+    engine = VideoEngine(model, chosen)
     streams = Streams(engine, caption_list(before), options.seed)
     for _ in range(options.chunks_before):
         last = streams.chunk()
+    before_s = streams.last_s
     at_change = classify(judge, last.to(model.device), side_px).cpu()
     change = {"prompt_change": mode, "transition_frames": GLIDE_FRAMES}
     streams.apply([Control.of({"prompt": caption, **change}) for caption in caption_list(after)])
-    classes = [classify(judge, streams.chunk().to(model.device), side_px).cpu() for _ in range(options.chunks_after)]
+    classes, seconds = [], []
+    for _ in range(options.chunks_after):
+        classes.append(classify(judge, streams.chunk().to(model.device), side_px).cpu())
+        seconds.append(streams.last_s)
     streams.close()
     engine.close()
     seen = (at_change[:, :2] == truth_of(before)[:, :2]).all(1).double().mean()
-    return {"old_seen_before": round(float(seen), 4), **verdict(torch.stack(classes, 1), before, after)}
+    times = {"chunk_before_s": round(before_s, 3), "first_chunk_s": round(seconds[0], 3)}
+    return {**times, "old_seen_before": round(float(seen), 4), **verdict(torch.stack(classes, 1), before, after)}
 
 
 @torch.no_grad()
@@ -145,6 +162,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "chunk_latents": model.preset.chunk_frames,
         "policy": options.policy or model.preset.policy,
         "glide_frames": GLIDE_FRAMES,
+        "recache": {"from": options.recache_from, "drift": options.recache_drift},
         "modes": {mode: switch(model, mode, options) for mode in options.modes},
     }
 
@@ -154,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = bench_parser("prompt_switch", __doc__)
     add_options(parser, captions=32, seconds=0)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--recache-from", type=int, default=0, help="layer from which a cut computes the past again")
+    parser.add_argument("--recache-drift", type=float, default=0.0, help="or the drift from which it does")
     parser.add_argument("--chunks-before", type=int, default=6)
     parser.add_argument("--chunks-after", type=int, default=10)
     options = parser.parse_args(arguments)

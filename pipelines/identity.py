@@ -21,7 +21,7 @@ from .core.errors import InputError
 from .core.frame_stages import StageChain
 from .core.preparation import NoPreparation
 from .core.tick_log import TickLog
-from .core.types import Accounting, Frame, StreamInfo
+from .core.types import Accounting, Frame, ReuseReport, StreamInfo
 from .stages.table import StageSetting, make_stages
 
 IDENTITY = "identity"
@@ -143,6 +143,11 @@ class IdentityStream:
             stages=tuple(stage.name for stage in self._stages),
         )
         return self._chain.described(own, chunk_ticks=1)
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """Nothing is taken over."""
+        return None
 
     @property
     def accounting(self) -> Accounting:

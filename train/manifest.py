@@ -53,6 +53,9 @@ def describe(path: str) -> dict[str, str]:
         source = "; ".join(credit(find(shot.title)) for shot in SHOTS)
         made = "python -m train.make_sample: the pictures in motion, with a tune synthesised by that script"
         return {"spdx": "CC-BY-4.0", "source": source, "made": made}
+    if path == "models/mini-image/step_profile.json":
+        made = "python -m bench.step_caches --calibrate; the router: python -m train.step_router"
+        return {"spdx": "Apache-2.0", "source": "this project; measured on the model itself", "made": made}
     makers = (
         ("mini-image", "train.run"),
         ("mini-classifier", "train.run"),

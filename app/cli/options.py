@@ -15,7 +15,7 @@ from pipelines.backends.table import backend_help
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS, ControlSpec
 from pipelines.core.controls import Control, Controls
 from pipelines.core.errors import ControlError, InputError
-from pipelines.files.loader_options import LoaderOptions, VideoChoices
+from pipelines.files.loader_options import SLICING, LoaderOptions, VideoChoices
 from pipelines.files.lora_files import LoraFile
 
 VIDEO_ENGINE_CONTROLS = tuple(
@@ -70,7 +70,16 @@ def add_engine_options(parser: argparse.ArgumentParser, *, with_model: bool = Tr
     group.add_argument(
         "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="a LoRA file or hub id; may be repeated"
     )
+    group.add_argument(
+        "--cache-profile", metavar="FILE", help="presets of `--reuse` that `zoetrope analyse` calibrated for this model"
+    )
     group.add_argument("--autoencoder", default="auto", metavar="NAME", help="auto, tiny, a folder or a hub id")
+    group.add_argument(
+        "--slicing",
+        choices=SLICING,
+        default="off",
+        help="run an image model slice by slice, in less memory: auto, if it would not fit; on; off (default off)",
+    )
     video = parser.add_argument_group("video models", "The defaults of omitted options depend on the model.")
     for name in VIDEO_ENGINE_CONTROLS:
         spec = CONTROLS[name]
@@ -107,6 +116,8 @@ def engine_options(options: argparse.Namespace) -> LoaderOptions:
         allow_pickle=options.allow_pickle,
         safety=not options.no_safety,
         video=_video_choices(options),
+        cache_profile=str(Path(options.cache_profile).absolute()) if options.cache_profile else "",
+        slicing=options.slicing,
     )
 
 

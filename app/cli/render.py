@@ -33,6 +33,7 @@ _EXAMPLES = """examples:
   zoetrope render camera.mp4 out.gif --prompt "a robot"        (or .mov, .mkv, .webm)
   zoetrope render camera.mp4 frames/ --prompt "a robot"        (a folder of PNG)
   zoetrope render --prompt-only --seconds 12 out.mp4 --timeline examples/story.json
+  zoetrope render camera.mp4 out.mp4 --prompt "a robot" --step-function dpmpp --steps 20 --step-cache taylorseer
   zoetrope render camera.mp4 out.mp4 --prompt "a robot" --resume
   zoetrope render --take FOLDER out.mp4                        (replays a live session's take)
   zoetrope render --take FOLDER out.mp4 --fill-drops --steps 8 --size 512x512
@@ -73,6 +74,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--take", metavar="FOLDER", help="replay a live session's take: the same frames as live")
     parser.add_argument(
         "--fill-drops", action="store_true", help="with --take: also render the inputs dropped live (changes frames)"
+    )
+    parser.add_argument(
+        "--step-cache",
+        default="",
+        metavar="NAME",
+        help="reuse what the network computes from step to step, for renders of many steps: docs/caching-steps.md",
     )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted render")
     parser.add_argument("--force", action="store_true", help="overwrite the output")
@@ -138,6 +145,7 @@ def take_from_options(options: argparse.Namespace) -> TakeRequest:
         "--first-picture": options.first_picture,
         "--max-pixels": options.max_pixels,
         "--timeline": options.timeline,
+        "--step-cache": options.step_cache,
         **dict.fromkeys(map(_flag, control), True),
     }
     given = [name for name, value in others.items() if value]
@@ -188,7 +196,7 @@ def request_from_options(options: argparse.Namespace) -> RenderRequest:
         as_folder=output.endswith(("/", "\\")),
         control=control_from_options(options),
         model=options.model,
-        engine=engine_options(options),
+        engine=engine_options(options).changed({"step_cache": options.step_cache}),
         aspect=Aspect(options.aspect),
         out_size=_out_size(options.out_size),
         frame_rate=rate,

@@ -87,9 +87,9 @@ class ControlMapping:
         if spec.kind == "choice":
             return spec.choices[min(len(spec.choices) - 1, int(fraction * len(spec.choices)))]
         assert spec.minimum is not None
-        assert spec.maximum is not None
+        assert spec.slider_end is not None
         low = spec.minimum if self.low is None else self.low
-        high = spec.maximum if self.high is None else self.high
+        high = spec.slider_end if self.high is None else self.high
         return low + fraction * (high - low)
 
 

@@ -86,9 +86,9 @@ def stream_controls() -> list[ControlSpec]:
 
 def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
     assert spec.minimum is not None
-    assert spec.maximum is not None
+    assert spec.slider_end is not None
     integral = spec.kind == "int"
-    if integral and spec.maximum > _MAX_SLIDER:
+    if integral and spec.slider_end > _MAX_SLIDER:
         return gr.Number(
             value=value,
             precision=0,
@@ -100,7 +100,7 @@ def _slider(spec: ControlSpec, value: object) -> gr.components.Component:
         )
     return gr.Slider(
         minimum=spec.minimum,
-        maximum=spec.maximum,
+        maximum=spec.slider_end,
         step=1 if integral else 0.01,
         value=value,
         label=label_of(spec),

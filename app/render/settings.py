@@ -64,8 +64,14 @@ def _loader_settings(request: RenderRequest) -> dict[str, str]:
     }
     if video := options.video.chosen():
         settings["video"] = video
+    if options.step_cache:
+        settings["step cache"] = options.step_cache
+    if options.cache_profile:
+        settings["cache profile"] = options.cache_profile
     if options.stages:
         settings["stages"] = ", ".join(options.stages)
+    if options.slicing != "off":
+        settings["slicing"] = options.slicing
     return {name: _readable(value) for name, value in settings.items()}
 
 

@@ -20,7 +20,17 @@ from pipelines.kinds import ModelKind, kind_of
 
 _PROBE_BYTES = 2**20
 _PACKAGES = ("zoetrope", "numpy", "torch", "diffusers", "transformers", "safetensors", "opencv-python-headless")
-_LOADER_KEYWORDS = ("width", "height", "frames_per_slot", "max_slots", "autoencoder", "safety", "video", "stages")
+_SIZES = ("width", "height", "frames_per_slot", "max_slots")
+_LOADER_KEYWORDS = (
+    *_SIZES,
+    "autoencoder",
+    "safety",
+    "video",
+    "stages",
+    "step_cache",
+    "cache_profile",
+    "slicing",
+)
 Machine = dict[str, object]
 
 
@@ -92,6 +102,12 @@ def _loader_keywords(options: LoaderOptions) -> dict[str, object]:
         keywords["video"] = video
     if options.stages:
         keywords["stages"] = list(options.stages)
+    if options.step_cache:
+        keywords["step_cache"] = options.step_cache
+    if options.cache_profile:
+        keywords["cache_profile"] = options.cache_profile
+    if options.slicing != "off":
+        keywords["slicing"] = options.slicing
     return keywords
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app.takes.records import TakeRecord
 from pipelines.core.controls import Control
 from pipelines.core.preparation import NOTHING_PREPARED, PreparationStatus
-from pipelines.core.types import StreamInfo
+from pipelines.core.types import ReuseReport, StreamInfo
 
 from .shared_frames import BufferSpec
 
@@ -199,7 +199,7 @@ class SessionStats:
     frame stages added. dropped: inputs that a newer one replaced, and finished frames that a stage or a full buffer
     dropped. in_flight: waiting for a slot, in a slot or a stage, or finished and waiting for an output buffer. tick_ms:
     running mean of the engine's tick. wait_ms: how long the last admitted input waited since the worker noticed it.
-    encode_ms, denoise_ms, decode_ms: of the last timed tick.
+    encode_ms, denoise_ms, decode_ms: of the last timed tick. reuse: None where the stream reuses nothing.
     """
 
     session: str
@@ -214,6 +214,7 @@ class SessionStats:
     encode_ms: float = 0.0
     denoise_ms: float = 0.0
     decode_ms: float = 0.0
+    reuse: ReuseReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from app.media.picture import cover
 from pipelines.core.control_table import CONTROLS
 from pipelines.core.controls import Control
 from pipelines.core.errors import InputError, ZoetropeError
-from pipelines.core.types import Frame, Picture, StreamInfo
+from pipelines.core.types import Frame, Picture, ReuseReport, StreamInfo
 
 from .messages import (
     ChangeControl,
@@ -224,17 +224,18 @@ class SessionProxy:
         with self._changed:
             self._notify(text)
 
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """What the stream took over from earlier frames; None where it reuses nothing."""
+        return self._stats.reuse if self._stats else None
+
     def engine_times(self) -> dict[Stage, float]:
         """The last times of the worker's stages in ms; empty before the first report."""
         stats = self._stats
         if stats is None:
             return {}
-        return {
-            Stage.WAIT: stats.wait_ms,
-            Stage.ENCODE: stats.encode_ms,
-            Stage.DENOISE: stats.denoise_ms,
-            Stage.DECODE: stats.decode_ms,
-        }
+        stages = (Stage.WAIT, Stage.ENCODE, Stage.DENOISE, Stage.DECODE)
+        return dict(zip(stages, (stats.wait_ms, stats.encode_ms, stats.denoise_ms, stats.decode_ms), strict=True))
 
     def start_take(self, folder: Path, may_grow: Callable[[], bool] = lambda: True) -> None:
         """Record from now on into `folder`, which must not contain a take. The stream is replaced by a new one with the

@@ -221,6 +221,7 @@ class WorkerSession:
             encode_ms=round(timing.encode_ms, 2) if timing else 0.0,
             denoise_ms=round(timing.denoise_ms, 2) if timing else 0.0,
             decode_ms=round(timing.decode_ms, 2) if timing else 0.0,
+            reuse=self.stream.reuse,
         )
 
     def changed_stats(self, tick_ms: float, timing: TimingRecord | None = None) -> SessionStats | None:

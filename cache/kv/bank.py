@@ -46,6 +46,9 @@ class Bank:
             torch.zeros((*size, shape.heads), dtype=torch.float32, device=shape.device) if policy.accumulates else None
         )
         """[layers, rows, capacity, heads]: the attention that each token has received."""
+        deep = (len(shape.boundaries), shape.cache_rows, self.capacity, shape.heads * shape.head_dim)
+        self.hidden = torch.zeros(deep, dtype=shape.dtype, device=shape.device) if shape.boundaries else None
+        """[boundaries, rows, capacity, heads * head_dim]: the inputs of the layers that are boundaries."""
         cells = sum(region.cells for region in policy.regions) if heads or policy.scores_queries else 0
         self.starts = torch.zeros((shape.cache_rows, cells), dtype=torch.int64, device=shape.device)
         """First slots of the candidates of a selection."""
@@ -57,13 +60,20 @@ class Bank:
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All memory except the rotated keys."""
-        optional = tuple(t for t in (self.origins, self.attention) if t is not None)
+        optional = tuple(t for t in (self.origins, self.attention, self.hidden) if t is not None)
         return (*self.store.tensors, *self.tables.tensors, *optional, self.starts, self.candidate_times)
 
     @property
     def by_slot(self) -> tuple[torch.Tensor, ...]:
-        """Per-token storage, which moves with the tokens: each [layers, rows, capacity, ...]."""
-        return (*self.store.tensors, *(t for t in (self.origins, self.attention) if t is not None))
+        """Per-token storage, which moves with the tokens: each [layers or boundaries, rows, capacity, ...]."""
+        return (*self.store.tensors, *(t for t in (self.origins, self.attention, self.hidden) if t is not None))
+
+    def cells(self, layer: int, row: int) -> list[torch.Tensor]:
+        """The parts of `by_slot` that belong to a layer of a row: each [capacity, ...]."""
+        found = [t[layer, row] for t in (*self.store.tensors, self.origins, self.attention) if t is not None]
+        if self.hidden is not None and layer in self.shape.boundaries:
+            found.append(self.hidden[self.shape.boundaries.index(layer), row])
+        return found
 
     def prepare(self, row: int, op: SelectTokens | SelectBlocks) -> None:
         """Upload a selection's candidates and their positions during scoring."""

@@ -17,6 +17,7 @@ from cache.kv.kernels import PLAIN_KERNELS, KVKernels
 from cache.kv.ops import run, touched
 from cache.kv.plan import KVError, Ledger, Move, Plan, SelectBlocks, SelectTokens, Span, SpanKind, attended_range, gaps
 from cache.kv.policies import KVPolicy
+from cache.kv.recall import Kept, Refresh
 from cache.kv.store import KVShape
 from cache.kv.tables import upload
 from cache.kv.view import KVView, RowPass
@@ -82,8 +83,10 @@ class KVCache:
             raise KVError(
                 f"the rotary embedding has head_dim {rotary.head_dim} and the cache {shape.head_dim}: use the same"
             )
-        if storage == "fp8" and policy.accumulates:
-            raise KVError("the storage 'fp8' scales keys, so attention cannot be summed: use 'native'")
+        if storage == "fp8" and policy.weighs_attention:
+            raise KVError("the storage 'fp8' scales keys, so attention cannot be weighed or summed: use 'native'")
+        if shape.boundaries and storage in ("rotated", "fp8") and policy.keeps_distances:
+            raise KVError(f"the storage {storage!r} has no unrotated keys to pass frames again from: use 'native'")
         make_store, make_rotated = STORAGES[storage]
         self.shape, self.policy, self.storage = shape, policy, storage
         self._bank = Bank(shape, policy, rotary, make_store(shape, policy), kernels)
@@ -183,8 +186,9 @@ class KVCache:
         for target, table in ((self._cos, tables.cos), (self._sin, tables.sin)):
             torch.index_select(table.flatten(0, 1), 0, self._index[row, :count], out=target[row, :count])
 
-    def view(self, rows: Sequence[int], frames: int | None = None) -> KVView:
+    def view(self, rows: Sequence[int], frames: int | None = None, *, refresh: Refresh | None = None) -> KVView:
         """The view of one forward pass over these rows; create one for each pass. frames: only the first frames.
+        refresh: for one row, whose chunk was passed before: what of that it keeps.
 
         The rows' chunks must have the same length and attend to the same range (see `groups`). frames is the chunk's
         length (default) or its kept frames. Raises KVError otherwise, or if no chunk was begun.
@@ -211,7 +215,8 @@ class KVCache:
             raise KVError(f"rows {tuple(rows)} attend to {sorted(ranges)}: pass them separately, see groups(rows)")
         for row in rows:
             self._rows[row].pending = None
-        return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes)
+        assert refresh is None or (len(passes) == 1 and self.shape.boundaries), (rows, self.shape.boundaries)
+        return self._view(tuple(rows), ranges.pop(), counts.pop() * self.shape.frame_tokens, passes, refresh)
 
     def _pass(self, row: int, attended: tuple[Span, ...]) -> RowPass:
         state = self._rows[row]
@@ -221,7 +226,14 @@ class KVCache:
         first = state.pending is not None
         return RowPass(row=row, first=first, attended=attended, first_pass=operations, moved=moved)
 
-    def _view(self, rows: tuple[int, ...], slots: tuple[int, int], tokens: int, passes: list[RowPass]) -> KVView:
+    def _view(
+        self,
+        rows: tuple[int, ...],
+        slots: tuple[int, int],
+        tokens: int,
+        passes: list[RowPass],
+        refresh: Refresh | None,
+    ) -> KVView:
         adjacent = rows == tuple(range(rows[0], rows[-1] + 1))
         selector: slice | list[int] = slice(rows[0], rows[-1] + 1) if adjacent else list(rows)
         index, rotated_index, cos, sin = (
@@ -235,7 +247,19 @@ class KVCache:
             tokens=tokens,
             index=(index, rotated_index),
             rotation=(cos, sin),
+            refresh=refresh,
         )
+
+    def keep(self, row: int, frames: Sequence[int]) -> Kept:
+        """Copies of whole latent frames of a row, in this order, to pass them again; for a shape with boundaries."""
+        assert self._bank.hidden is not None, "the cache stores no hidden states"
+        spans = {span.frame: span for span in self._ready_row(row).ledger.spans}
+        slots = torch.cat([torch.arange(spans[frame].start, spans[frame].stop) for frame in frames])
+        index = torch.empty_like(slots, device=self.shape.device)
+        upload(slots, index)
+        taken = [self._bank.store.take(layer, row, index) for layer in range(self.shape.boundaries[-1])]
+        keys, values = (torch.stack(part) for part in zip(*taken, strict=True))
+        return Kept(keys=keys, values=values, hidden=self._bank.hidden[:, row].index_select(1, index))
 
     def groups(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
         """The rows in groups that one view can take together: equal chunks that attend to equal ranges."""

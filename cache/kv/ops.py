@@ -13,16 +13,13 @@ import torch
 
 from cache.kv.bank import Bank
 from cache.kv.plan import Move, Operation, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span
+from cache.kv.scores import Candidates, Queries, token_scores
 from cache.kv.store import widened
-
-Queries = torch.Tensor | None
-"""The chunk's rotated queries of this row and layer: [N, H, D]."""
 
 
 def move(bank: Bank, layer: int, row: int, op: Move, queries: Queries) -> None:
     """Copy a range of slots."""
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells[op.target : op.target + op.length] = cells[op.source : op.source + op.length]
 
 
@@ -43,8 +40,7 @@ def refresh(bank: Bank, layer: int, row: int, op: Refresh, queries: Queries) -> 
     minimum = similarity.argmin()
     for i, span in enumerate(op.sinks):
         replaced = (minimum == i) & (similarity[i] < op.threshold)
-        for tensor in bank.by_slot:
-            cells = tensor[layer, row]
+        for cells in bank.cells(layer, row):
             newest = cells[op.newest.start : op.newest.stop]
             cells[span.start : span.stop] = torch.where(replaced, newest, cells[span.start : span.stop])
 
@@ -71,15 +67,11 @@ def select_tokens(bank: Bank, layer: int, row: int, op: SelectTokens, queries: Q
     starts = bank.starts[row, : len(op.candidates)]
     index = (starts[:, None] + torch.arange(length, device=starts.device)).flatten()
     count = sum(span.length for span in op.targets)
-    if op.accumulated:
-        assert bank.attention is not None
-        scores = bank.attention[layer, row].index_select(0, index)
-    else:
-        scores = _token_scores(bank, layer, row, index, length, queries)[:, None]
+    candidates = Candidates(bank=bank, layer=layer, row=row, index=index, length=length)
+    scores = token_scores(op.scoring, candidates, queries)
     best = index[scores.topk(count, dim=0).indices.sort(dim=0).values]
     targets = torch.cat([torch.arange(s.start, s.stop, device=index.device) for s in op.targets])
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells.index_copy_(0, targets, _pick(cells, best))
 
 
@@ -89,17 +81,6 @@ def _pick(cells: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         return cells.index_select(0, slots[:, 0])
     index = slots.reshape(*slots.shape, *([1] * (cells.dim() - 2)))
     return cells.gather(0, index.expand(-1, -1, *cells.shape[2:]))
-
-
-def _token_scores(bank: Bank, layer: int, row: int, index: torch.Tensor, length: int, queries: Queries) -> torch.Tensor:
-    """Sum of q . k (rotated) over queries and heads, for each candidate token: (sum of q) . k -> [n]."""
-    assert queries is not None
-    assert bank.origins is not None
-    cells = index.numel() // length
-    cos, sin = (part[:cells].repeat_interleave(length, dim=0)[:, None] for part in bank.candidate_times[row])
-    cos, sin = bank.with_origins(cos, sin, bank.origins[layer, row].index_select(0, index))
-    keys = bank.rotate(bank.store.take(layer, row, index)[0], cos, sin)
-    return torch.einsum("nhd,hd->n", widened(keys), widened(queries).sum(dim=0))
 
 
 def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Queries) -> None:
@@ -117,8 +98,7 @@ def select_blocks(bank: Bank, layer: int, row: int, op: SelectBlocks, queries: Q
     scores = (keys * summed)[:, :heads].sum(dim=-1).mean(dim=-1)
     best = index[scores.topk(len(op.targets)).indices.sort().values].flatten()
     targets = torch.cat([torch.arange(s.start, s.stop, device=flat.device) for s in op.targets])
-    for tensor in bank.by_slot:
-        cells = tensor[layer, row]
+    for cells in bank.cells(layer, row):
         cells.index_copy_(0, targets, cells.index_select(0, best))
 
 
@@ -160,7 +140,9 @@ def touched(op: Operation) -> tuple[int, ...]:
 def shape_of(op: Operation) -> tuple[object, ...]:
     """The part of an operation that a captured graph fixes: targets and counts; candidates are uploaded."""
     match op:
-        case SelectTokens() | SelectBlocks():
+        case SelectTokens():
+            return (type(op).__name__, op.scoring, len(op.candidates), *(span.start for span in op.targets))
+        case SelectBlocks():
             return (type(op).__name__, len(op.candidates), *(span.start for span in op.targets))
         case _:
             return (type(op).__name__, op)

@@ -113,13 +113,39 @@ class Refresh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """Scores all heads together by the products with the chunk's queries: for the first pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accumulated:
+    """Scores each head by the attention that its tokens have received, see `KVPolicy.accumulates`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportanceRedundancy:
+    """Scores each head by the attention of the chunk's queries, less what is redundant: for the first pass."""
+
+    importance: float
+    """Weight of the importance, 0 to 1; the redundancy has the rest."""
+    pool_tokens: int
+    """Width of the maximum over neighbouring keys, odd."""
+
+
+Scoring = Products | Accumulated | ImportanceRedundancy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelectTokens:
-    """Copy the candidates' best tokens to the targets, in temporal order. Candidates' positions: those for scoring."""
+    """Copy the candidates' best tokens to the targets, in temporal order: as many as the targets hold.
+
+    Candidates' positions: those for scoring. scoring: how the device decides which tokens are the best; see
+    cache.kv.scores.
+    """
 
     candidates: tuple[Span, ...]
     targets: tuple[Span, ...]
-    accumulated: bool = False
-    """True: scored by accumulated attention, per head. False: by the products with the chunk's queries."""
+    scoring: Scoring
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

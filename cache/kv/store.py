@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class KVShape:
     """The sizes of a cache.
 
-    grid: (rows, columns) of tokens in a latent frame; cache_rows: independent histories.
+    grid: (rows, columns) of tokens in a latent frame; cache_rows: independent histories. boundaries: layers, ascending
+    and after the first, whose inputs are stored as well, so that frames can be passed again from there on.
     """
 
     layers: int
@@ -29,6 +30,7 @@ class KVShape:
     cache_rows: int = 1
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
+    boundaries: tuple[int, ...] = ()
 
     @property
     def frame_tokens(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from cache.kv.bank import Bank, Rotated, runs
 from cache.kv.ops import accumulate, run, shape_of
 from cache.kv.plan import Operation, Span
+from cache.kv.recall import Recall, Refresh
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +46,17 @@ class KVView:
         tokens: int,
         index: tuple[torch.Tensor, torch.Tensor],
         rotation: tuple[torch.Tensor, torch.Tensor],
+        refresh: Refresh | None = None,
     ) -> None:
         self._bank, self._rotated, self._passes = bank, rotated, tuple(passes)
         self._slots, self._tokens, self._index, self._rotation = slice(*slots), tokens, index, rotation
         self._queries: dict[int, torch.Tensor] = {}
         self._accumulates = bank.policy.accumulates and any(p.first for p in passes)
         self.rows = tuple(p.row for p in passes)
-        self.observes = self._accumulates or any(p.first_pass for p in passes)
+        self.recall = None if bank.hidden is None else Recall(bank, index[0], self.exchange, refresh)
+        """For a cache that stores hidden states; see `Recall`."""
+        measures = self.recall is not None and self.recall.measures
+        self.observes = self._accumulates or measures or any(p.first_pass for p in passes)
         """Whether this pass must call `observe` in every layer."""
         rows = self.rows
         self._adjacent = slice(rows[0], rows[-1] + 1) if rows == tuple(range(rows[0], rows[-1] + 1)) else None
@@ -86,9 +91,10 @@ class KVView:
     @property
     def plain(self) -> bool:
         """Whether the pass only reads the past and writes its own keys and values: `copy_past` and `store` may then
-        replace `exchange`. Otherwise it runs operations on the past or sums up attention, layer by layer.
+        replace `exchange`. Otherwise it runs operations on the past, sums up attention or stores hidden states, layer
+        by layer.
         """
-        return not self.observes and not any(p.moved for p in self._passes)
+        return not self.observes and self.recall is None and not any(p.moved for p in self._passes)
 
     @property
     def past_tokens(self) -> int:
@@ -135,6 +141,8 @@ class KVView:
         if self.observes:
             assert layer in self._queries, "observe(layer, queries) comes before exchange in a pass that observes"
             queries = self._queries.pop(layer)
+            if self.recall is not None:
+                self.recall.measure(layer, queries[0], keys[0], tuple(part[0] for part in self._rotation))
         for i, row_pass in enumerate(self._passes):
             for op in row_pass.first_pass:
                 run(self._bank, layer, row_pass.row, op, None if queries is None else queries[i])

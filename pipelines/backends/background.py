@@ -82,6 +82,7 @@ class PlanPreparation:
     def add(self, name: str, user: PartUser) -> None:
         """Give compiled forms of a part to `user`, which asks for them by `want`."""
         self._forms.add(name, user)
+        self._reports.runs(self.forms)
 
     def want(self, part: Part) -> None:
         """Ask for a compiled form. Before the first tick, one that loads at once and is stored is used from this call

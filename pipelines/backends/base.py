@@ -49,6 +49,11 @@ class Backend(ABC):
     kinds: tuple[str, ...] = KINDS
     preference: int = 0
 
+    @property
+    def runs_slices(self) -> bool:
+        """Whether it calls an image model's modules as they are, so that they can run slice by slice."""
+        return False
+
     def rank(self, kind: str, device: torch.device) -> int:
         """Return how "auto" ranks it on this device among those that can run; 0: only on request."""
         return self.preference

@@ -47,7 +47,7 @@ class LoadedForm:
 class PartForms:
     """The users of an engine's parts, and what they run with.
 
-    names: of the parts that may have compiled forms; the others are never reported.
+    names: of the parts that may have compiled forms; the others, and those without a user, are never reported.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -59,6 +59,7 @@ class PartForms:
     def add(self, name: str, user: PartUser) -> None:
         """Give compiled forms of a part to `user`."""
         self._users[name] = user
+        self._current = self._described()
 
     def __getitem__(self, name: str) -> PartUser:
         return self._users[name]
@@ -94,5 +95,5 @@ class PartForms:
 
     def _described(self) -> tuple[PartForm, ...]:
         compiled = {name for name, _ in self._used}
-        plain = (PartForm(part=name) for name in self._names if name not in compiled)
+        plain = (PartForm(part=name) for name in self._names if name in self._users and name not in compiled)
         return (*plain, *(loaded.form for loaded in self._used.values()))

@@ -37,7 +37,7 @@ class PlannedCodec:
     """A `LatentCodec` over the calls of its parts."""
 
     def __init__(self, codec: LatentCodec, encode: PlannedCalls, decode: PlannedCalls) -> None:
-        self.latent_channels, self.factor = codec.latent_channels, codec.factor
+        self.latent_channels, self.factor, self.margin = codec.latent_channels, codec.factor, codec.margin
         self._encode, self._decode = encode, decode
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -81,6 +81,7 @@ def planned_image(
 
     return replace(
         plain,
+        windows=None,
         denoiser=PlannedDenoiser(calls("denoise", lambda inputs: denoise_part(denoiser, inputs))),
         codec=PlannedCodec(
             plain.codec,

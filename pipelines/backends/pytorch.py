@@ -36,6 +36,11 @@ class PyTorchBackend(Backend):
     captured: bool = False
     compiler: str = "inductor"
 
+    @property
+    def runs_slices(self) -> bool:
+        """Eagerly and in CUDA graphs; compilers take networks whole."""
+        return not self.compiled
+
     def rank(self, kind: str, device: torch.device) -> int:
         """Compiling takes minutes on a CPU, and gains little there."""
         return 0 if self.compiled and device.type != "cuda" else self.preference

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from .actions import ActionConditioner
 from .base import ConditionerFactory
+from .feature_bank import FeatureBankConditioner
 from .text import TextConditioner
 
-CONDITIONERS: tuple[ConditionerFactory, ...] = (TextConditioner, ActionConditioner.of)
+CONDITIONERS: tuple[ConditionerFactory, ...] = (TextConditioner, ActionConditioner.of, FeatureBankConditioner.of)
 """All conditioners, in the order in which they are applied."""
 
 __all__ = ["CONDITIONERS"]

@@ -139,6 +139,12 @@ class StreamConditioner:
     def serve(self, row: int, written: object) -> None:
         """Make `row` of the text store serve, in the next tick, a slot whose `now` was `written`."""
 
+    def restart(self) -> None:
+        """Called when the stream starts over: what was kept of earlier slots must not affect later ones."""
+
+    def close(self) -> None:
+        """Called once when the stream closes: what it holds of the engine is given back."""
+
     def state(self) -> object:
         """Return what `restore` needs to rewind to this point."""
         return None

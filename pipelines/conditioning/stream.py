@@ -110,6 +110,11 @@ class StreamConditioning:
         for _, part in self._parts:
             part.begin(slot)
 
+    @property
+    def now(self) -> tuple[object, ...]:
+        """What `share` would write now: equal for slots that get equal conditions."""
+        return tuple(part.now for _, part in self._parts)
+
     def share(self, slot: NewSlot, fields: Mapping[str, torch.Tensor]) -> SlotConditions:
         """Let the conditioners write the conditions of the slot given to the last `begin`."""
         share = SlotConditions(slot, fields)
@@ -121,6 +126,16 @@ class StreamConditioning:
         """Make a row of the text store serve this slot in the next tick."""
         for conditioner, part in self._parts:
             part.serve(row, share.written[conditioner.name])
+
+    def restart(self) -> None:
+        """Call when the stream starts over."""
+        for _, part in self._parts:
+            part.restart()
+
+    def close(self) -> None:
+        """Call once when the stream closes."""
+        for _, part in self._parts:
+            part.close()
 
     def rewound(self, controls: Controls) -> Control:
         """Return the values of the controls that a rewind restores."""

@@ -13,7 +13,7 @@ from typing import Protocol, Self
 from .controls import Control, Controls
 from .preparation import Preparation
 from .tick_log import TickLog
-from .types import Accounting, Frame, StreamInfo
+from .types import Accounting, Frame, ReuseReport, StreamInfo
 
 Notify = Callable[[str], object]
 """Receives a sentence that the user should see."""
@@ -34,6 +34,11 @@ class Stream(Protocol):
 
     @property
     def controls(self) -> Controls: ...
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """What was taken over from earlier frames; None: nothing is."""
+        ...
 
     def push(self, frame: Frame) -> bool:
         """Offer an input frame. False: no free slot; the caller keeps or drops the frame and counts it."""

@@ -54,12 +54,13 @@ class PartialValues:
 class ControlRow(Generic[T]):
     """One row, a descriptor: a class gives the row itself, `Controls` its value, `Control` its value or None.
 
-    minimum, maximum: inclusive, for kinds float and int; for kind prompts, of each weight. choices: for kind choice.
-    propagation: when a change takes effect (a slot of a video model is a chunk). cut_propagation: the class that
-    applies instead while `prompt_change` is "cut" or "flush". engines: the kinds of engine that it applies to. section:
-    where it is on the page; "stage": on the stage itself, "": nowhere. momentary: it requests something once and resets
-    itself to its default, so it is not passed on to a new stream. scope: whether it applies to one stream or to all
-    streams of an engine.
+    minimum, maximum: inclusive, for kinds float and int; for kind prompts, of each weight. slider_maximum: where
+    sliders and faders end, if the maximum is more than a live stream needs. choices: for kind choice. propagation: when
+    a change takes effect (a slot of a video model is a chunk). cut_propagation: the class that applies instead while
+    `prompt_change` is "cut" or "flush". engines: the kinds of engine that it applies to. section: where it is on the
+    page; "stage": on the stage itself, "": nowhere. momentary: it requests something once and resets itself to its
+    default, so it is not passed on to a new stream. scope: whether it applies to one stream or to all streams of an
+    engine.
     """
 
     kind: ControlKind
@@ -69,6 +70,7 @@ class ControlRow(Generic[T]):
     cut_propagation: Propagation | None = None
     minimum: float | None = None
     maximum: float | None = None
+    slider_maximum: float | None = None
     choices: tuple[str, ...] = ()
     unit: str = ""
     engines: tuple[EngineKind, ...] = ("image", "video")
@@ -76,6 +78,11 @@ class ControlRow(Generic[T]):
     momentary: bool = False
     scope: Scope = "stream"
     name: str = ""
+
+    @property
+    def slider_end(self) -> float | None:
+        """Where sliders and faders end."""
+        return self.maximum if self.slider_maximum is None else self.slider_maximum
 
     def __set_name__(self, owner: type, name: str) -> None:
         object.__setattr__(self, "name", name)
@@ -102,6 +109,7 @@ class _Columns(TypedDict, total=False):
     cut_propagation: Propagation
     engines: tuple[EngineKind, ...]
     section: PageSection
+    slider_maximum: float
     unit: str
     momentary: bool
     scope: Scope
@@ -184,16 +192,17 @@ class ControlTable:
         help="Scale of the virtual negative noise in the guidance modes self and onetime.",
     )
     step_function = _choice(
-        "lcm", ("lcm", "tcd", "turbo"), propagation=_SLOT, engines=_IMAGE, section="Engine",
-        help="How a step gets from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised).",
+        "lcm", ("lcm", "tcd", "turbo", "ddim", "dpmpp"), propagation=_SLOT, engines=_IMAGE, section="Engine",
+        help="How a step gets from one noise level to the next: LCM, deterministic TCD, turbo (plain x0, re-noised), "
+        "each in at most 8 steps; DDIM and DPM-Solver++ for renders of many steps.",
     )
     strength = _float(
         0.5, 0.02, 1.0, propagation=_SLOT, section="Look",
         help="How much noise an input picture gets before it is redrawn: 0.02 hardly any, 1 replaces it by noise.",
     )
     steps = _int(
-        2, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Look", unit="steps",
-        help="Denoising steps per slot.",
+        2, 1, 50, slider_maximum=8, propagation=_SLOT, engines=_IMAGE, section="Look", unit="steps",
+        help="Denoising steps per slot; more than 8 with the step functions ddim and dpmpp.",
     )
     depth = _int(
         8, 1, 8, propagation=_SLOT, engines=_IMAGE, section="Engine", unit="slots",
@@ -214,6 +223,23 @@ class ControlTable:
     lora_scale = _float(
         1.0, -2.0, 2.0, propagation=_TICK, engines=_IMAGE, section="Engine", scope="engine",
         help="Scale of the loaded LoRA; one value for the whole engine, the latest change wins.",
+    )
+    bank = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="Let frames attend to features of earlier ones, for less flicker; frames take longer (StreamV2V).",
+    )
+    bank_strength = _float(
+        0.8, 0.0, 1.0, propagation=_SLOT, engines=_IMAGE, section="Look",
+        help="How far features that hardly differ from those in the bank are replaced by them.",
+    )
+    reuse = _choice(
+        "off", ("off", "exact", "balanced", "fastest"), propagation=_SLOT, engines=_IMAGE, section="Engine",
+        help="What frames take over from those before them. exact: all of it where the input repeats; balanced and "
+        "fastest: also what does not move, at a small cost in quality.",
+    )
+    renew = _bool(
+        False, propagation=_SLOT, engines=_IMAGE, section="Engine", momentary=True,
+        help="Compute the next frame as a whole, whatever could be reused; turns itself off again.",
     )
     similarity_filter = _bool(
         False, propagation=_SLOT, engines=_IMAGE, section="Engine",

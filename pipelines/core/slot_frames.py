@@ -6,29 +6,47 @@ Every frame leaves through the same chain of stages, whoever requests it. Indepe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
 
 from .frame_stages import StageChain
 from .transfers import Mark, Readback
-from .types import Frame
+from .types import Frame, Picture
 
 
 class SlotFrames:
     """The frames that one slot or chunk will output.
 
     sources: the input frame of each, None where prompt-only. first_ordinal: index of the first among the stream's
-    prompt-only frames. done: the mark that passes when the pictures are on the host; None: they are not decoded yet.
+    prompt-only frames. repeats: another slot's, whose pictures these frames show again. seen: called with its first
+    picture when that is on the host.
     """
 
-    __slots__ = ("buffer", "done", "first_ordinal", "readback", "sources")
+    __slots__ = ("_done", "buffer", "first_ordinal", "readback", "repeats", "seen", "sources")
 
-    def __init__(self, sources: Sequence[Frame | None], first_ordinal: int, readback: Readback) -> None:
-        self.sources, self.first_ordinal = tuple(sources), first_ordinal
-        self.readback, self.buffer = readback, readback.acquire()
-        self.done: Mark | None = None
+    def __init__(
+        self,
+        sources: Sequence[Frame | None],
+        first_ordinal: int,
+        readback: Readback,
+        repeats: SlotFrames | None = None,
+    ) -> None:
+        self.sources, self.first_ordinal, self.repeats = tuple(sources), first_ordinal, repeats
+        self.readback = readback
+        self.buffer: int = readback.acquire() if repeats is None else readback.share(repeats.buffer)
+        self._done: Mark | None = None
+        self.seen: Callable[[Picture], None] | None = None
+
+    @property
+    def done(self) -> Mark | None:
+        """The mark that passes when the pictures are on the host; None: they are not decoded yet."""
+        return self._done if self.repeats is None else self.repeats.done
+
+    @done.setter
+    def done(self, mark: Mark) -> None:
+        self._done = mark
 
     @property
     def mark(self) -> Mark:
@@ -64,12 +82,13 @@ class SlotFrameQueue:
         """frame_rate: of prompt-only frames, before the stages."""
         self._readback, self._frame_rate, self.stages = readback, frame_rate, stages
         self._order: deque[SlotFrames] = deque()
+        self._kept: SlotFrames | None = None  # may be repeated, so its buffer stays in use
         self._finished = 0  # frames that entered the stages
 
     @property
     def free(self) -> int:
         """How many more slots can be admitted."""
-        return self._readback.free
+        return min(self._readback.free, self._readback.count - len(self._order))
 
     @property
     def frames(self) -> int:
@@ -92,6 +111,22 @@ class SlotFrameQueue:
         self._order.append(output)
         return output
 
+    def keep(self, output: SlotFrames) -> None:
+        """Keep a slot's pictures, so that `repeat` can show them again; those kept before are not kept any more."""
+        self._readback.share(output.buffer)
+        self._forget()
+        self._kept = output
+
+    def repeat(self, sources: Sequence[Frame | None], first_ordinal: int) -> None:
+        """Append the output of a slot that shows the pictures that are kept."""
+        assert self._kept is not None
+        self._order.append(SlotFrames(sources, first_ordinal, self._readback, self._kept))
+
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._readback.release(self._kept.buffer)
+            self._kept = None
+
     def pull(self) -> list[Frame]:
         """Return what the stages output for finished frames, in order, up to the first unfinished one. Never waits."""
         frames: list[Frame] = []
@@ -99,6 +134,8 @@ class SlotFrameQueue:
             output = self._order.popleft()
             finished = output.frames(first_seq=self._finished, frame_rate=self._frame_rate)
             self._readback.release(output.buffer)
+            if output.seen is not None:
+                output.seen(finished[0].image)
             self._finished += len(finished)
             frames += self.stages.push(finished)
         return frames
@@ -115,12 +152,13 @@ class SlotFrameQueue:
         for output in self._order:
             self._readback.release(output.buffer)
         self._order.clear()
+        self._forget()
         self.stages.reset()
         self._finished = 0
 
     def check_integrity(self) -> None:
         """Assert that the buffers and the frame counts are consistent."""
-        used = [output.buffer for output in self._order]
+        used = [output.buffer for output in (*self._order, *filter(None, (self._kept,)))]
         self._readback.check_integrity(used)
         stages = self.stages
         total = stages.out + stages.dropped + stages.held

@@ -13,7 +13,7 @@ from typing import Self
 from .errors import InputError
 from .slot_frames import SlotFrameQueue
 from .stream_log import StreamLog
-from .types import Accounting, Frame
+from .types import Accounting, Frame, ReuseReport
 
 
 class StreamBase(ABC):
@@ -77,6 +77,11 @@ class StreamBase(ABC):
             made=stages.made,
             dropped=stages.dropped,
         )
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """What was taken over from earlier frames; None: nothing is."""
+        return None
 
     # -- output and endings --------------------------------------------------------------------------------------------
 

@@ -64,7 +64,11 @@ class PushRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BirthRecord:
-    """A slot at its admission: what is fixed for it. source_seqs: None for prompt-only frames. tick: its first."""
+    """A slot at its admission: what is fixed for it. source_seqs: None for prompt-only frames. tick: its first.
+
+    work: "full", or how it reuses what the frames before it computed (cache/features/frames.py); with "hold" it takes
+    part in no tick.
+    """
 
     tick: int
     stream: int
@@ -77,6 +81,7 @@ class BirthRecord:
     guidance_mode: str
     seed: int
     seed_lock: bool
+    work: str = "full"
     kind: Literal["birth"] = "birth"
 
 

@@ -113,7 +113,13 @@ class Readback:
         self._marks = [] if make_mark is None else [make_mark() for _ in range(count)]
         self._pictures = torch.zeros((count, *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._free = list(range(count - 1, -1, -1))
+        self._users = [0] * count
         self._count = count
+
+    @property
+    def count(self) -> int:
+        """Number of buffers."""
+        return self._count
 
     @property
     def free(self) -> int:
@@ -122,16 +128,27 @@ class Readback:
 
     def acquire(self) -> int:
         """Take a free buffer; there must be one."""
-        return self._free.pop()
+        buffer = self._free.pop()
+        self._users[buffer] = 1
+        return buffer
+
+    def share(self, buffer: int) -> int:
+        """Return a buffer in use, for one more user, who releases it too."""
+        assert self._users[buffer], buffer
+        self._users[buffer] += 1
+        return buffer
 
     def release(self, buffer: int) -> None:
-        """Return a buffer to the free ones."""
-        assert buffer not in self._free, buffer
-        self._free.append(buffer)
+        """End one use of a buffer; it is free once there is none."""
+        assert self._users[buffer], buffer
+        self._users[buffer] -= 1
+        if not self._users[buffer]:
+            self._free.append(buffer)
 
     def check_integrity(self, used: Sequence[int]) -> None:
-        """Assert that every buffer is either free or in `used`, exactly once."""
-        assert sorted([*self._free, *used]) == list(range(self._count)), (self._free, used, self._count)
+        """Assert that every buffer is either free or in `used`, once for each of its users."""
+        assert sorted([*self._free, *set(used)]) == list(range(self._count)), (self._free, used, self._count)
+        assert [used.count(buffer) for buffer in range(self._count)] == self._users, (used, self._users)
 
     def receive(self, buffer: int, pictures: torch.Tensor) -> None:
         """Start copying pictures [F or fewer, H, W, 3] uint8 from the device; does not wait."""

@@ -77,6 +77,23 @@ class StreamInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReuseReport:
+    """What a stream took over from earlier frames.
+
+    frames: admitted so far. hit_rate: share of them that took over anything. saved: share of all picture area that was
+    not computed. psnr_db: what that cost: of what was shown where nothing moved, against the next frame that was
+    computed as a whole, smoothed over such frames; None before the first. without_windows: why only whole pictures are
+    taken over although parts were asked for, as a clause; else "".
+    """
+
+    frames: int
+    hit_rate: float
+    saved: float
+    psnr_db: float | None
+    without_windows: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:
     """Frame counts, exact at all times: taken + made == out + skipped + dropped + in_flight.
 

@@ -15,6 +15,8 @@ from pipelines.core.errors import ControlError, InputError
 
 from .lora_files import LoraFile
 
+SLICING = ("off", "auto", "on")
+"""Whether an image model runs slice by slice, which takes less memory and more time; auto: if it needs to."""
 _OTHER_NAMES = {"policy": "kv_policy"}  # what VideoOptions calls it
 
 
@@ -103,8 +105,10 @@ class LoaderOptions:
     image model denoises together. max_slots: rows of the ring, 1 to 64, which all streams of an image engine share.
     backend: how the networks are run. autoencoder: "auto" (the model's own), "tiny" (the small one with the same latent
     space), a folder or a hub id. allow_pickle: also read pickled weights, which can run code. safety: load the model's
-    safety checker if it has one. stages: names of frame stages, in order.
-    Raises ControlError or InputError for a value out of range or of the wrong type.
+    safety checker if it has one. stages: names of frame stages, in order. step_cache: reuse across the steps of an
+    image model's slots, a name in pipelines.image.step_caches.STEP_CACHES; "": none. cache_profile: the path of an
+    image model's cache profile; "": built-in presets. slicing: of an image model, one of SLICING. Raises ControlError
+    or InputError for a value out of range or of the wrong type.
     """
 
     device: str = "auto"
@@ -120,12 +124,16 @@ class LoaderOptions:
     safety: bool = True
     video: VideoChoices = field(default_factory=VideoChoices)
     stages: tuple[str, ...] = ()
+    step_cache: str = ""
+    cache_profile: str = ""
+    slicing: str = "off"
 
     def __post_init__(self) -> None:
         _check_integers(
             width=self.width, height=self.height, frames_per_slot=self.frames_per_slot, max_slots=self.max_slots
         )
         _check_texts(device=self.device, dtype=self.dtype, backend=self.backend, autoencoder=self.autoencoder)
+        _check_texts(step_cache=self.step_cache, cache_profile=self.cache_profile)
         _check_flags(allow_pickle=self.allow_pickle, safety=self.safety)
         maximum = Controls.frames_per_slot.maximum
         assert maximum is not None
@@ -135,6 +143,8 @@ class LoaderOptions:
             )
         if not isinstance(self.video, VideoChoices):
             raise InputError(f"video cannot be {self.video!r}.", "Give choices by name.")
+        if self.slicing not in SLICING:
+            raise InputError(f"slicing cannot be {self.slicing!r}.", f"Use {', '.join(SLICING)}.")
         if not 1 <= self.max_slots <= 64:
             raise InputError(f"max_slots cannot be {self.max_slots}.", "Give a value from 1 to 64.")
 

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ _MAX_HEADER_BYTES = 100_000_000
 # For activations, the ring and libraries, in addition to the weights. Deliberately a low estimate.
 WORKING_BYTES = 256 * 2**20
 _CGROUP_FOLDER = CGROUP_FOLDER
+_RGB = 3
 
 
 def count_parameters(file: Path) -> int:
@@ -52,7 +53,8 @@ class Pictures:
     """What decoding needs for pictures of a size that was asked for; nothing for the model's own.
 
     channels: of the decoder's last layers, which run at full size. frames: decoded at once. multiple_px: sizes are
-    multiples of it. The estimate is low: one layer's input and output.
+    multiples of it. sliced: it runs in bands, and frame by frame (pipelines/image/slicing.py). The estimate is low:
+    one layer's input and output; sliced, the tensor before the last doubling of the size, and the pictures.
     """
 
     width: int = 0
@@ -61,10 +63,11 @@ class Pictures:
     channels: int = 0
     itemsize: int = 0
     multiple_px: int = 8
+    sliced: bool = False
 
     @property
     def needed_bytes(self) -> int:
-        """Bytes of one layer's input and output."""
+        """Bytes of what decoding holds at once."""
         return self.width * self.height * self._bytes_per_px
 
     def size_within(self, free_bytes: int) -> str:
@@ -75,6 +78,8 @@ class Pictures:
 
     @property
     def _bytes_per_px(self) -> int:
+        if self.sliced:
+            return (self.channels // 4 + _RGB * self.frames) * self.itemsize
         return 2 * self.channels * self.itemsize * self.frames
 
 
@@ -112,11 +117,19 @@ class Budget:
         """Weights, working memory and pictures."""
         return self.other_bytes + self.pictures.needed_bytes
 
+    @property
+    def sliced_bytes(self) -> int:
+        """`needed_bytes` if decoding runs slice by slice."""
+        return self.other_bytes + replace(self.pictures, sliced=True).needed_bytes
+
 
 def check_memory(
     budget: Budget, device: torch.device, *, free_bytes: Callable[[torch.device], int] | None = None
 ) -> None:
-    """Raise OutOfMemoryError, saying what would fit, if a model needs more memory than the device has free."""
+    """Raise OutOfMemoryError, saying what would fit, if a model needs more memory than the device has free.
+
+    Slicing, which saves memory, is suggested where pictures are not sliced and would fit so.
+    """
     free = (free_bytes or free_memory_bytes)(device)
     if budget.needed_bytes <= free:
         return
@@ -124,7 +137,9 @@ def check_memory(
     remedies = []
     if budget.pictures.needed_bytes and (size := budget.pictures.size_within(free - budget.other_bytes)):
         remedies.append(f"--size {size} would fit")
-    elif 0 < budget.half_bytes + WORKING_BYTES <= free:
+    if budget.sliced_bytes < budget.needed_bytes and budget.sliced_bytes <= free:
+        remedies.insert(0, f"--slicing on would fit ({gib(budget.sliced_bytes)})")
+    elif not remedies and 0 < budget.half_bytes + WORKING_BYTES <= free:
         half = "float16" if device.type == "cuda" else "bfloat16"
         remedies.append(f"--dtype {half} would fit ({gib(budget.half_bytes + WORKING_BYTES)})")
     remedies.append("the bundled mini-image fits in 1 GiB")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pipelines.core.controls import Control, Controls, changeable
 from pipelines.core.errors import ControlError
 
-from .schedule import timesteps
 from .state import ImageCore
+from .steps import slot_timesteps
+
+EVENTS = Control(renew=False)
+"""One-off requests, which reset themselves."""
 
 
 def checked_controls(core: ImageCore, current: Controls, control: Control) -> Controls:
@@ -21,8 +24,15 @@ def checked_controls(core: ImageCore, current: Controls, control: Control) -> Co
             "prompt_change cannot be 'flush' for an image model.",
             "An image model has no past to forget: use cut or glide.",
         )
-    timesteps(core.model.schedule, candidate.steps, candidate.strength)
+    slot_timesteps(core.model.schedule, candidate, candidate.strength)
     core.check_engine_controls(control)
+    if candidate.bank and candidate.reuse != "off":
+        raise ControlError("bank and reuse cannot both be on.", "Set reuse to off, or bank.")
+    if candidate.bank and (why := core.bank_obstacle()):
+        raise ControlError(
+            f"bank cannot be on: {why}.",
+            "Leave it off, or use a UNet with plain attention on the backend eager or cuda-graph.",
+        )
     for conditioner in core.conditioners:
         conditioner.check(candidate)
     return candidate

@@ -34,13 +34,14 @@ class FloatRow(IntEnum):
     W_NOISE = 5
     W_EPS = 6
     INVERSE_B_NEXT = 7
-    GAIN = 8  # g - 1 where guidance acts, else 0
-    DELTA = 9
-    FULL = 10  # 1: eps_u is the extra row's prediction
-    STOCK = 11  # 1: eps_u is delta times the stock noise, which is updated at every step
-    STOCK_START = 12  # 1: the stock noise is first set to the extra row's prediction (onetime, first step)
-    ENTRY_A = 13  # for slots admitted in this tick: factor of the encoded picture (0: no picture)
-    ENTRY_B = 14  # and factor of the entry noise
+    W_LAST = 8
+    GAIN = 9  # g - 1 where guidance acts, else 0
+    DELTA = 10
+    FULL = 11  # 1: eps_u is the extra row's prediction
+    STOCK = 12  # 1: eps_u is delta times the stock noise, which is updated at every step
+    STOCK_START = 13  # 1: the stock noise is first set to the extra row's prediction (onetime, first step)
+    ENTRY_A = 14  # for slots admitted in this tick: factor of the encoded picture (0: no picture)
+    ENTRY_B = 15  # and factor of the entry noise
 
 
 class IntRow(IntEnum):
@@ -68,6 +69,7 @@ class StepTerms:
     w_noise: torch.Tensor
     w_eps: torch.Tensor
     inverse_b_next: torch.Tensor
+    w_last: torch.Tensor
     gain: torch.Tensor
     delta: torch.Tensor
     full: torch.Tensor
@@ -105,26 +107,39 @@ def denoised(latents: torch.Tensor, eps: torch.Tensor, terms: StepTerms) -> torc
     return terms.c_out * (latents - terms.b * eps) / terms.a + terms.c_skip * latents
 
 
-def next_latents(x_hat: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, terms: StepTerms) -> torch.Tensor:
-    """X' = a' x_hat + w_noise n + w_eps eps; with the terms of the last step this is x_hat."""
-    return terms.a_next * x_hat + terms.w_noise * noise + terms.w_eps * eps
+def next_latents(
+    x_hat: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, bend: torch.Tensor | None, terms: StepTerms
+) -> torch.Tensor:
+    """X' = a' x_hat + w_noise n + w_eps eps + bend; with the terms of the last step this is x_hat. bend: see
+    `second_order`; None if no row of the batch has one."""
+    moved = terms.a_next * x_hat + terms.w_noise * noise + terms.w_eps * eps
+    return moved if bend is None else moved + bend
 
 
-def next_stock(stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, terms: StepTerms) -> torch.Tensor:
-    """s' = (w_noise n + w_eps eps) / b' + (a' / b') P(b s): the noise that explains X' as a noising of the input.
+def second_order(x_hat: torch.Tensor, x_last: torch.Tensor, terms: StepTerms) -> torch.Tensor:
+    """w_last (x_hat - x_last): what a multistep method adds. x_last is not read where w_last = 0: a row's memory may
+    still hold that of another slot."""
+    return terms.w_last * torch.where(terms.w_last != 0, x_hat - x_last, 0.0)
+
+
+def next_stock(
+    stock: torch.Tensor, eps: torch.Tensor, noise: torch.Tensor, bend: torch.Tensor | None, terms: StepTerms
+) -> torch.Tensor:
+    """s' = (w_noise n + w_eps eps + bend) / b' + (a' / b') P(b s): the noise that explains X' as a noising of the
+    input.
 
     For LCM and turbo this is s' = n + (a' / b') P(b s), Kodaira et al. 2023, section 3.2.
     """
     moved = terms.w_noise * noise + terms.w_eps * eps + terms.a_next * denoised(terms.b * stock, eps, terms)
-    return terms.inverse_b_next * moved
+    return terms.inverse_b_next * (moved if bend is None else moved + bend)
 
 
 class DenoiseBatch:
     """Runs one step of a batch: gather, model, formula, scatter.
 
     stepped: [capacity, F, C, h, w], the latents of the last batch after its step, by column: another batch may already
-    be writing to the ring while they are decoded. The ring has the fields latents, stock [F, C, h, w] and noise
-    [steps, F, C, h, w], of the dtype of the table `floats`, and those of the conditioners.
+    be writing to the ring while they are decoded. The ring has the fields latents, stock, denoised [F, C, h, w] and
+    noise [FEW_STEPS, F, C, h, w], of the dtype of the table `floats`, and those of the conditioners.
     """
 
     def __init__(
@@ -152,13 +167,20 @@ class DenoiseBatch:
         self.stepped = torch.zeros_like(latents)
         self._rows = GatheredRows(ring, ints, conditioners, columns, instead)
 
-    def run(self, rows: int, extra: int, use_stock: bool) -> None:
-        """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts."""
+    def run(
+        self, rows: int, extra: int, use_stock: bool, use_last: bool = False, denoiser: Denoiser | None = None
+    ) -> None:
+        """Step the slots in the first `rows` columns; the `extra` columns after them evaluate negative prompts.
+
+        use_stock, use_last: whether any slot uses stock noise, or the denoised latents of its last step. denoiser: in
+        place of the engine's own.
+        """
         ring, ints = self._ring, self._ints[:, : rows + extra]
         handles = ints[IntRow.ROW, :rows]
         latents = ring.gather("latents", ints[IntRow.ROW], out=self._latents[: rows + extra])
         flat, timesteps = latents.flatten(0, 1), per_frame(ints[IntRow.TIMESTEP], self._frames)
-        x0 = self._denoiser(flat, timesteps, self._condition(rows + extra, flat, timesteps)).view_as(latents)
+        network = self._denoiser if denoiser is None else denoiser
+        x0 = network(flat, timesteps, self.condition(rows + extra, flat, timesteps)).view_as(latents)
         levels = self._floats[:, : rows + extra].reshape(len(FloatRow), rows + extra, 1, 1, 1, 1)
         eps_all = predicted_noise(latents, x0, levels[FloatRow.A], levels[FloatRow.B])
         terms = StepTerms.of(self._floats, rows)
@@ -167,14 +189,18 @@ class DenoiseBatch:
         stock = ring.gather("stock", handles) if use_stock else None
         eps, stock = guided_noise(eps_all[:rows], eps_extra, stock, terms)
         x_hat = denoised(latents[:rows], eps, terms)
-        stepped = next_latents(x_hat, eps, noise, terms)
+        bend = second_order(x_hat, ring.gather("denoised", handles), terms) if use_last else None
+        if use_last:
+            ring.scatter("denoised", handles, x_hat)
+        stepped = next_latents(x_hat, eps, noise, bend, terms)
         ring.scatter("latents", handles, stepped)
         self.stepped[:rows].copy_(stepped)
         if stock is not None:
-            moved = next_stock(stock, eps, noise, terms)
+            moved = next_stock(stock, eps, noise, bend, terms)
             ring.scatter("stock", handles, torch.where(terms.stock > 0, moved, stock))
 
-    def _condition(self, entries: int, latents: torch.Tensor, timesteps: torch.Tensor) -> Condition:
+    def condition(self, entries: int, latents: torch.Tensor, timesteps: torch.Tensor) -> Condition:
+        """Return the conditions of the first entries of the tables. latents, timesteps: [entries F, ...]."""
         inputs = all_inputs(self._conditioners, BatchView(self._rows, entries, latents, timesteps))
         time_ids = self._time_ids
         return Condition(
@@ -184,6 +210,7 @@ class DenoiseBatch:
             row=per_frame(self._ints[IntRow.ROW, :entries], self._frames),
             step=per_frame(self._ints[IntRow.STEP, :entries], self._frames),
             inputs=inputs,
+            negative=per_frame(self._ints[IntRow.CELL, :entries] - 2 * self._ints[IntRow.ROW, :entries], self._frames),
         )
 
 

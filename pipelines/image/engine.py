@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import torch
 
+from cache.features.frames import PRESETS
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.controls import Control, Controls
@@ -21,8 +22,10 @@ from pipelines.core.tick_log import TickLog
 from pipelines.files.memory import what_would_fit
 from pipelines.stages.table import StageSetting, make_stages
 
+from .cache_profile import CacheProfile
 from .model import ImageModel, ImageRuntime
 from .state import ImageCore
+from .step_caches import StepCache
 from .stream import ImageStream
 from .tick import TickRunner
 
@@ -34,8 +37,10 @@ class ImageEngine(EngineBase[ImageStream]):
 
     width, height: pixels, multiples of the codec's factor; 0: the model's native size. max_slots: 1 to 64.
     work_dtype: dtype of latents and formulas; float32 except in tests. conditioners: what may steer a slot. stages:
-    names in pipelines.stages.table.
-    Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage.
+    names in pipelines.stages.table. step_cache: one of step_caches.STEP_CACHES, or its name; "":
+    none. cache_profile: what was calibrated for this model and size; None: built-in presets.
+    Raises ControlError or InputError for sizes that are not possible, InputError for an unknown stage or cache,
+    ModelError for a cache that cannot be used with this model or backend, or a profile of another model or size.
     """
 
     def __init__(
@@ -50,7 +55,11 @@ class ImageEngine(EngineBase[ImageStream]):
         work_dtype: torch.dtype = torch.float32,
         conditioners: Sequence[ConditionerFactory] = CONDITIONERS,
         stages: Sequence[str] = (),
+        step_cache: str | StepCache = "",
+        cache_profile: CacheProfile | None = None,
     ) -> None:
+        if cache_profile is not None:
+            model = cache_profile.adapted(model, (width or model.size_px[0], height or model.size_px[1]))
         with torch.inference_mode():
             self.core = ImageCore(
                 model,
@@ -61,6 +70,8 @@ class ImageEngine(EngineBase[ImageStream]):
                 tick_log=tick_log,
                 work_dtype=work_dtype,
                 conditioners=conditioners,
+                cache=step_cache,
+                reuse_presets=PRESETS if cache_profile is None else cache_profile.all_presets(),
             )
             self._runner = TickRunner(self.core)
         super().__init__(self.core.log, _FRAME_RATE)
@@ -89,6 +100,7 @@ class ImageEngine(EngineBase[ImageStream]):
         Raises OutOfMemoryError.
         """
         assert not self._streams
+        self._follow_bank()
         slots = min(slots, self.core.max_slots)
         with MemoryWatch() as memory:
             self._runner.rehearse(slots)
@@ -109,7 +121,9 @@ class ImageEngine(EngineBase[ImageStream]):
         """
         self._runner.timings.log_finished()
         if self.core.runtime.preparation.swap():
+            self.core.reuse_epoch += 1
             self.core.lanes.invalidate()
+        self._follow_bank()
         streams = [s for s in self._streams.values() if s.active]
         if not streams:
             return
@@ -137,13 +151,29 @@ class ImageEngine(EngineBase[ImageStream]):
         if failures:
             raise failures[0]
 
+    def _follow_bank(self) -> None:
+        """Let the runtime follow the streams that use a feature bank, which is allocated here. Raises StreamError, of
+        the newest of these streams, when there is too little memory."""
+        switched = False
+        with MemoryWatch() as memory:
+            switched = self.core.follow_bank()
+        if memory.ran_out:
+            self._out_of_memory = True
+            newest = next(s for s in reversed(self._streams.values()) if s.controls.bank)
+            message = f"{self.core.model.device} has too little memory for the feature bank."
+            raise StreamError(message, "Leave bank off, or use fewer steps.", stream=newest)
+        if switched:
+            self._runner = TickRunner(self.core)
+
     @torch.inference_mode()
     def replace_runtime(self, runtime: ImageRuntime) -> None:
         """Let another backend's runtime of the same model take over, between two ticks; streams go on. Waits until the
-        ticks that have been issued are done."""
+        ticks that have been issued are done. Raises ControlError if a stream reuses as the new one cannot."""
         self.core.use_runtime(runtime)
         self._runner.timings.log_finished()
         self._runner = TickRunner(self.core)
+        for stream in self._streams.values():
+            stream.follow_runtime()
 
     def close(self) -> None:
         """Close all streams and release captured graphs."""

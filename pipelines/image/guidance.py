@@ -27,6 +27,11 @@ class Guidance:
     extra: ExtraRow
     uses_stock: bool
 
+    @property
+    def guides(self) -> bool:
+        """Whether scale and delta have any effect."""
+        return self.uses_stock or self.extra is not ExtraRow.NEVER
+
     def needs_extra_row(self, step: int, scale: float) -> bool:
         """Return whether this step (from 0) evaluates the negative prompt.
 
@@ -38,8 +43,7 @@ class Guidance:
 
     def gain(self, scale: float) -> float:
         """Return g - 1 in eps = eps_c + (g - 1)(eps_c - eps_u) = eps_u + g (eps_c - eps_u); 0 turns guidance off."""
-        guided = self.uses_stock or self.extra is not ExtraRow.NEVER
-        return scale - 1.0 if guided and scale > 1.0 else 0.0
+        return scale - 1.0 if self.guides and scale > 1.0 else 0.0
 
 
 GUIDANCE_MODES: Mapping[str, Guidance] = MappingProxyType(

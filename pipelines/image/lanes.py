@@ -112,6 +112,12 @@ class Lanes:
         """Let what the caller writes into a row from now on wait for the last tick that used it. tick: the next one."""
         self.order(self.queues.current(), (row,), tick)
 
+    def wait_for_row(self, row: int, tick: int) -> None:
+        """Wait on the host until the tick that used a row last has stepped it. tick: the next one."""
+        user = self._last_use[row]
+        if self._may_run(user, tick):
+            self.marks(user).stepped.wait()
+
     def begin(self) -> None:
         """Call before a tick is issued: waits if its lane would otherwise fall into step with another."""
         self._pace.before_start()

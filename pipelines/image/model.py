@@ -15,11 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cache.features.lines import Features
 from pipelines.core.conditions import PromptEncoder
 from pipelines.core.contracts import Notify
 from pipelines.core.execution import Executor
 from pipelines.core.origin import Origin
 from pipelines.core.preparation import NoPreparation, Preparation
+
+from .step_profile import StepProfile
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ class Condition:
 
     embeds: [N, L, D] float32, or what the runtime's `TextProjection` made of them. pooled: [N, P] float32 or None.
     time_ids: [N, 6] float32 (SDXL's sizes) or None. row: [N] int64 row handle in the ring. step: [N] int64 step index.
-    Caches and backends key on both.
+    negative: [N] int64, 1 where the negative prompt is evaluated; None: nothing reads it. Caches and backends key on
+    these.
     inputs: further inputs from conditioners, by name: latent_bias, or keyword inputs of the network.
     """
 
@@ -40,6 +44,7 @@ class Condition:
     row: torch.Tensor
     step: torch.Tensor
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    negative: torch.Tensor | None = None
 
 
 class Denoiser(Protocol):
@@ -66,6 +71,36 @@ class TextProjection(Protocol):
         ...
 
 
+class WindowNetworks(Protocol):
+    """A denoiser that keeps what it computes, and computes windows from it. Shapes as in `Denoiser`."""
+
+    @property
+    def cell(self) -> int:
+        """Windows begin and end at multiples of this many latents."""
+        ...
+
+    def whole(
+        self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
+    ) -> tuple[torch.Tensor, Features]:
+        """Denoise whole pictures, with the result of the denoiser, and return what windows need besides."""
+        ...
+
+    def windows(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        condition: Condition,
+        around: Features,
+        places: tuple[torch.Tensor, ...],
+    ) -> tuple[torch.Tensor, Features]:
+        """Denoise windows [N, C, h, w]. around: `FeatureLines.around`. places: `FeatureLines.token_index`. Returns x0
+        and what they computed: maps and tokens [N, h, w, C] by level, no scales."""
+        ...
+
+
+MakeWindowNetworks = Callable[[], "WindowNetworks | str"]
+
+
 class LatentCodec(Protocol):
     """An autoencoder as the engine sees it. Latents are scaled to the denoiser's range."""
 
@@ -74,6 +109,12 @@ class LatentCodec(Protocol):
     @property
     def factor(self) -> int:
         """Pixels per latent along each axis."""
+        ...
+
+    @property
+    def margin(self) -> int | None:
+        """How many latents around a window of a picture decide what it is encoded to and decoded from, as far as that
+        matters; None: all of them."""
         ...
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
@@ -121,6 +162,7 @@ class ImageNetworks:
     in `codec_dtype`. prediction_type: "epsilon", "v_prediction" or "sample". guidance_embedding: [1, K] float32 for
     networks that were distilled with guidance as an input, else None. origin: what another process can load the same
     engine from, to compile its parts; None: nothing is compiled beside the engine. notice: what the user should see.
+    sliced: the networks run slice by slice (pipelines/image/slicing.py), and the denoiser shall run row by row.
     """
 
     unet: Any
@@ -134,6 +176,7 @@ class ImageNetworks:
     guidance_embedding: torch.Tensor | None = None
     origin: Origin | None = None
     notice: Notify = logger.warning
+    sliced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,7 +186,8 @@ class ImageRuntime:
     backend: its name, for display. lanes: how many ticks of an engine run side by side; more than one needs a CUDA
     device, and denoiser and codec that keep no memory between calls. make_executor: makes the executor of a lane.
     projection: the denoiser's embeds are what it returns; None: they are the prompts' own. preparation: makes faster
-    forms of the parts while the engine runs.
+    forms of the parts while the engine runs. windows: makes the further forms of the denoiser that reuse needs, or says
+    why there are none, as a clause; None: this backend has none.
     """
 
     backend: str
@@ -153,6 +197,7 @@ class ImageRuntime:
     lanes: int = 1
     projection: TextProjection | None = None
     preparation: Preparation = field(default_factory=NoPreparation)
+    windows: MakeWindowNetworks | None = None
 
 
 MakeImageRuntime = Callable[[ImageNetworks], ImageRuntime]
@@ -164,7 +209,9 @@ class ImageModel:
 
     size_px: native (width, height). defaults: control values that suit this model, by name in the control table.
     wants_time_ids: whether the network takes sizes as an input (SDXL-class models); the engine provides them.
-    vocabulary: path of the bundled model's world.json, or None.
+    vocabulary: path of the bundled model's world.json, or None. load_profile: reads what was measured for step caches,
+    if anything was; raises ModelError if it was measured with other weights. weights: returns the digest of the
+    denoiser's weight files, by which profiles know their model; "": it has no files.
     """
 
     name: str
@@ -180,3 +227,5 @@ class ImageModel:
     safety: SafetyChecker | None = None
     lora: LoraControl | None = None
     vocabulary: str | None = None
+    load_profile: Callable[[], StepProfile | None] = lambda: None
+    weights: Callable[[], str] = lambda: ""

@@ -18,10 +18,16 @@ _QUARTER_DEG = 90.0
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlotNoise:
     """entry: [F or 1, C, h, w], the noise that a slot starts from. later: [steps - 1, F or 1, C, h, w], the noise of
-    each following step. float32 on the CPU; an axis of size 1 is shared by all frames of the slot."""
+    each following step; [0, ...] where steps add none. float32 on the CPU; an axis of size 1 is shared by all frames of
+    the slot."""
 
     entry: torch.Tensor
     later: torch.Tensor
+
+    @property
+    def fields(self) -> int:
+        """How many fields of noise there are, the entry noise included."""
+        return 1 + len(self.later)
 
 
 class NoiseSource:

@@ -28,17 +28,22 @@ class DenoisePart(nn.Module):
         self.denoiser, self._names = denoiser, tuple(names)
 
     def forward(self, *inputs: torch.Tensor) -> Tensors:
-        given = dict(zip(self._names, inputs, strict=True))
-        latents, timestep = given.pop("latents"), given.pop("timestep")
-        condition = Condition(
-            embeds=given.pop("embeds"),
-            pooled=given.pop("pooled", None),
-            time_ids=given.pop("time_ids", None),
-            row=timestep,  # handles, which no network reads
-            step=timestep,
-            inputs=given,
-        )
-        return (self.denoiser(latents, timestep, condition),)
+        return (self.denoiser(*unpacked(self._names, inputs)),)
+
+
+def unpacked(names: Sequence[str], inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+    """Return latents, timestep and condition from the positional inputs of a part. names: of the inputs."""
+    given = dict(zip(names, inputs, strict=True))
+    latents, timestep = given.pop("latents"), given.pop("timestep")
+    condition = Condition(
+        embeds=given.pop("embeds"),
+        pooled=given.pop("pooled", None),
+        time_ids=given.pop("time_ids", None),
+        row=timestep,  # handles, which no network reads
+        step=timestep,
+        inputs=given,
+    )
+    return latents, timestep, condition
 
 
 class EncodePart(nn.Module):

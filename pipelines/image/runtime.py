@@ -12,7 +12,8 @@ from typing import Any
 from pipelines.core.execution import EagerExecutor
 
 from .loading.networks import CODECS, UNetDenoiser
-from .model import ImageNetworks, ImageRuntime
+from .model import Denoiser, ImageNetworks, ImageRuntime
+from .reuse.networks import window_networks
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +21,13 @@ logger = logging.getLogger(__name__)
 def plain_runtime(networks: ImageNetworks) -> ImageRuntime:
     """Return a runtime that runs `networks` eagerly. Raises ModelLayoutError for an unknown prediction type."""
     make_codec = CODECS[networks.autoencoder_class]
+    denoiser = _denoiser(networks, networks.unet)
     return ImageRuntime(
         backend="eager",
-        denoiser=_denoiser(networks, networks.unet),
+        denoiser=denoiser,
         codec=make_codec(networks.autoencoder, dtype=networks.codec_dtype, device=networks.device),
         make_executor=EagerExecutor,
+        windows=lambda: window_networks(denoiser),
     )
 
 
@@ -38,11 +41,12 @@ def projecting_runtime(networks: ImageNetworks) -> ImageRuntime:
         logger.info("the keys and values of prompts are computed in every pass: %s", reason)
         return plain
     projection = UNetTextProjection(networks.unet, networks.dtype)
-    return replace(plain, denoiser=_denoiser(networks, projection.unet), projection=projection)
+    denoiser = _denoiser(networks, projection.unet)
+    return replace(plain, denoiser=denoiser, projection=projection, windows=lambda: window_networks(denoiser))
 
 
-def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
-    return UNetDenoiser(
+def _denoiser(networks: ImageNetworks, unet: Any) -> Denoiser:
+    denoiser = UNetDenoiser(
         unet,
         schedule=networks.schedule,
         prediction_type=networks.prediction_type,
@@ -50,3 +54,8 @@ def _denoiser(networks: ImageNetworks, unet: Any) -> UNetDenoiser:
         dtype=networks.dtype,
         guidance_embedding=networks.guidance_embedding,
     )
+    if not networks.sliced:
+        return denoiser
+    from .slicing import RowByRow
+
+    return RowByRow(denoiser)

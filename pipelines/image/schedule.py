@@ -32,6 +32,23 @@ def timesteps(config: ScheduleConfig, steps: int, strength: float) -> tuple[int,
     return tuple((count - math.floor(pick * apart)) * stride - 1 for pick in range(steps))
 
 
+def even_timesteps(config: ScheduleConfig, steps: int, strength: float) -> tuple[int, ...]:
+    """Return a slot's timesteps for many steps, noisiest first: evenly spaced from T * strength down.
+
+    At strength 1 they are those of diffusers' spacing "trailing" (Lin et al. 2023, table 2). Below, where
+    steps / strength is a whole number, they are the last `steps` of so many, as in diffusers' image-to-image pipelines.
+    Raises ControlError, with the remedy, when strength leaves fewer timesteps than `steps`.
+    """
+    train_steps = len(config.alphas_cumprod)
+    top = round(train_steps * strength)
+    if top < steps:
+        raise ControlError(
+            f"Strength {strength:g} leaves room for only {top} of the {steps} steps requested.",
+            f"Raise strength to at least {math.ceil(100 * steps / train_steps) / 100:g}, or lower steps to {top}.",
+        )
+    return tuple(round(top - index * top / steps) - 1 for index in range(steps))
+
+
 def levels(config: ScheduleConfig, timestep: int) -> tuple[float, float]:
     """Return (a, b) = (sqrt(abar_t), sqrt(1 - abar_t)): x_t = a x_0 + b noise (Ho et al. 2020, equation 4)."""
     alpha_bar = float(config.alphas_cumprod[timestep])

@@ -5,9 +5,10 @@ Holds no tensors except the host copy of its noise; the latents are in its row o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.conditioning.base import NewSlot
+from cache.features.frames import Action
 from pipelines.conditioning.stream import SlotConditions
 from pipelines.core.controls import Controls
 from pipelines.core.slot_frames import SlotFrames
@@ -16,7 +17,11 @@ from pipelines.core.types import Frame
 
 from .guidance import Guidance
 from .noise import SlotNoise
+from .reuse.layout import FULL_WORK, SlotWork
 from .steps import StepCoefficients
+
+NO_ROW = -1
+"""In records of slots that take part in no tick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -46,26 +51,29 @@ class Birth:
         return self.frames[0] is not None
 
     @property
-    def for_conditioners(self) -> NewSlot:
-        """The slot as conditioners see it."""
-        return NewSlot(controls=self.controls, inputs=self.frames, frames=len(self.frames))
+    def is_multistep(self) -> bool:
+        """Whether a step also uses the denoised latents of the step before."""
+        return any(step.w_last for step in self.plan)
 
 
 class Slot:
     """A slot in flight or waiting to be pulled.
 
     row: its ring row while it is in flight. output: where its pictures go. step: index of the next step.
-    conditions: what conditioners wrote for it.
+    conditions: what conditioners wrote for it. work: what its steps compute.
     """
 
-    __slots__ = ("birth", "conditions", "output", "row", "step")
+    __slots__ = ("birth", "conditions", "output", "row", "step", "work")
 
-    def __init__(self, birth: Birth, row: int, output: SlotFrames, conditions: SlotConditions) -> None:
+    def __init__(
+        self, birth: Birth, row: int, output: SlotFrames, conditions: SlotConditions, work: SlotWork = FULL_WORK
+    ) -> None:
         self.birth = birth
         self.row = row
         self.output = output
         self.step = 0
         self.conditions = conditions
+        self.work = work
 
     @property
     def is_last_step(self) -> bool:
@@ -88,4 +96,23 @@ def birth_record(slot: Slot, *, tick: int) -> BirthRecord:
         guidance_mode=controls.guidance_mode,
         seed=controls.seed,
         seed_lock=controls.seed_lock,
+        work=slot.work.action.value,
+    )
+
+
+def held_record(stream: int, number: int, controls: Controls, frames: Sequence[Frame | None], tick: int) -> BirthRecord:
+    """Return the tick log's record of a slot that repeats the pictures of the one before it."""
+    return BirthRecord(
+        tick=tick,
+        stream=stream,
+        slot=number,
+        row=NO_ROW,
+        source_seqs=tuple(None if f is None else f.seq for f in frames),
+        timesteps=(),
+        strength=controls.strength,
+        step_function=controls.step_function,
+        guidance_mode=controls.guidance_mode,
+        seed=controls.seed,
+        seed_lock=controls.seed_lock,
+        work=Action.HOLD.value,
     )

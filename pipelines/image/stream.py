@@ -10,7 +10,9 @@ from fractions import Fraction
 
 import torch
 
-from pipelines.conditioning.base import StreamPlace
+from cache.features.frames import Action
+from cache.features.price import ReuseCounts
+from pipelines.conditioning.base import NewSlot, StreamPlace
 from pipelines.conditioning.stream import StreamConditioning
 from pipelines.core.admission import check_count, check_frame
 from pipelines.core.controls import Control, Controls
@@ -19,17 +21,18 @@ from pipelines.core.slot_frames import SlotFrameQueue
 from pipelines.core.stream_base import StreamBase
 from pipelines.core.stream_log import StreamLog
 from pipelines.core.transfers import Mark
-from pipelines.core.types import Frame, StreamInfo
+from pipelines.core.types import Frame, ReuseReport, StreamInfo
 
-from .controls import checked_controls
+from .controls import EVENTS, checked_controls
 from .guidance import GUIDANCE_MODES
 from .noise import NoiseSource
+from .reuse.layout import SlotWork
+from .reuse.stream import StreamReuse
 from .safety import SafetyStage
-from .schedule import timesteps
 from .similarity import SimilarityFilter
-from .slots import Birth, Slot, birth_record
-from .state import ImageCore, max_steps
-from .steps import STEP_FUNCTIONS, plan
+from .slots import Birth, Slot, birth_record, held_record
+from .state import ImageCore
+from .steps import FEW_STEPS, STEP_FUNCTIONS, plan, slot_timesteps
 
 
 class ImageStream(StreamBase):
@@ -56,7 +59,9 @@ class ImageStream(StreamBase):
         self._controls = base.updated(Control.of(core.model.defaults))
         self._controls = checked_controls(self._core, self._controls, control)
         self._conditioning = StreamConditioning(core.conditioners, self._controls, StreamPlace())
-        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, max_steps())
+        self._noise = NoiseSource(core.frames_per_slot, core.latent_shape, FEW_STEPS)
+        self._reuse = StreamReuse(core)
+        self._reuse.configure(self._controls)
         core.set_engine_controls(control)  # the last call that may fail
         self._active: list[Slot] = []
         self._pending: list[Frame | None] = []
@@ -99,6 +104,16 @@ class ImageStream(StreamBase):
     def controls(self) -> Controls:
         """The state in force from the next tick on."""
         return self._controls
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """What was taken over from earlier frames; None while the control is off."""
+        return self._reuse.report
+
+    @property
+    def reuse_counts(self) -> ReuseCounts:
+        """What was done with the frames so far."""
+        return self._reuse.counts
 
     @property
     def active(self) -> tuple[Slot, ...]:
@@ -179,37 +194,56 @@ class ImageStream(StreamBase):
             self._admit()
 
     def _admit(self) -> None:
-        """Turn the collected frames into a slot; a partial one is padded with its last frame."""
-        core, controls, row = self._core, self._controls, self._pending_row
+        """Turn the collected frames into a slot, or let them repeat what is held. A partial slot is padded with its
+        last frame."""
+        size, row = self._core.frames_per_slot, self._pending_row
         assert row is not None
         kept, prompt_only = len(self._pending), self._pending[0] is None
+        frames = (*self._pending, *[self._pending[-1]] * (size - kept))
+        self._pending, self._pending_row = [], None
+        new = NewSlot(controls=self._controls, inputs=frames, frames=size)
+        self._conditioning.begin(new)
+        work = self._reuse.choose(frames, self._controls, self._conditioning.now, self._active)
+        if work.action is Action.HOLD:
+            self._core.ring.release(row)
+            self._outputs.repeat(frames[:kept], self._generated)
+            self._log.birth(held_record(self._number, self._slots, self._controls, frames[:kept], self._core.next_tick))
+        else:
+            self._start(new, kept, row, work)
+        self._slots += 1
+        self._generated += kept if prompt_only else 0
+
+    def _start(self, new: NewSlot, kept: int, row: int, work: SlotWork) -> None:
+        """Let a slot take part in ticks. kept: the number of its frames that are not padding."""
+        core, controls, prompt_only = self._core, self._controls, new.inputs[0] is None
         strength = 1.0 if prompt_only else controls.strength
-        steps = timesteps(core.model.schedule, controls.steps, strength)
+        steps, function = (
+            slot_timesteps(core.model.schedule, controls, strength),
+            STEP_FUNCTIONS[controls.step_function],
+        )
         birth = Birth(
             stream=self._number,
             number=self._slots,
-            frames=(*self._pending, *[self._pending[-1]] * (core.frames_per_slot - kept)),
+            frames=new.inputs,
             kept=kept,
             controls=controls,
             strength=strength,
             guidance=GUIDANCE_MODES[controls.guidance_mode],
-            plan=plan(STEP_FUNCTIONS[controls.step_function], core.model.schedule, steps),
+            plan=plan(function, core.model.schedule, steps),
             noise=self._noise.draw(
                 controls.seed,
-                len(steps),
+                function.noises(len(steps)),
                 slot=None if controls.seed_lock else self._slots,
                 walk_deg=controls.noise_walk_deg if prompt_only else None,
             ),
             first_ordinal=self._generated,
         )
-        self._conditioning.begin(birth.for_conditioners)
-        conditions = self._conditioning.share(birth.for_conditioners, core.condition_fields(row))
-        output = self._outputs.add(birth.frames[:kept], birth.first_ordinal)
-        slot = Slot(birth, row, output, conditions)
+        conditions = self._conditioning.share(new, core.condition_fields(row))
+        slot = Slot(birth, row, self._outputs.add(birth.frames[:kept], birth.first_ordinal), conditions, work)
         self._active.append(slot)
-        self._slots += 1
-        self._generated += kept if prompt_only else 0
-        self._pending, self._pending_row = [], None
+        if self._reuse.on:
+            self._outputs.keep(slot.output)
+            slot.output.seen = self._reuse.observer()
         self._log.birth(birth_record(slot, tick=core.next_tick))
 
     # -- controls ------------------------------------------------------------------------------------------------------
@@ -224,9 +258,13 @@ class ImageStream(StreamBase):
         candidate = checked_controls(self._core, self._controls, control)
         changed = {n: v for n, v in candidate.values.items() if v != self._controls.values[n]}
         commit = self._conditioning.change(changed, candidate)
+        if changed:
+            self._reuse.configure(candidate)
         self._core.set_engine_controls(control)
-        self._controls = candidate
+        self._controls = candidate.updated(EVENTS)
         commit()
+        if changed:
+            self._reuse.invalidate(self._active)
         self._log.change(changed)
         return self._core.next_tick
 
@@ -234,7 +272,17 @@ class ImageStream(StreamBase):
 
     def prepare_tick(self) -> None:
         """Rewrite the slots in flight where a conditioner wants them to follow (prompts that cut)."""
+        before = [dict(slot.conditions.written) for slot in self._active] if self._reuse.on else []
         self._conditioning.tick(self._controls, [slot.conditions for slot in self._active])
+        if self._reuse.on:
+            if before != [slot.conditions.written for slot in self._active]:
+                self._reuse.invalidate(self._active)
+            self._reuse.follow(self._active)
+
+    def follow_runtime(self) -> None:
+        """Reuse as the engine's new runtime does. Raises ControlError if it cannot."""
+        self._reuse.reopen(self._controls)
+        self._reuse.invalidate(self._active)
 
     def finish_tick(self, finished: Mapping[Slot, Mark]) -> None:
         """Release the rows of finished slots; their pictures stay in the outputs until they are pulled, in order."""
@@ -245,17 +293,26 @@ class ImageStream(StreamBase):
 
     # -- endings -------------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """See `StreamBase.close`; what conditioners and reuse hold for the stream is given back too."""
+        if self._open:
+            self._conditioning.close()
+            self._reuse.close()
+        super().close()
+
     @torch.inference_mode()
     def _pad(self) -> None:
         if self._pending:
             self._admit()
 
     def _drop(self) -> None:
+        self._reuse.invalidate(())
         for row in self.rows:
             self._core.ring.release(row)
         self._active.clear()
         self._pending, self._pending_row = [], None
 
     def _restart(self) -> None:
+        self._conditioning.restart()
         self._noise.reset()
         self._start_counters()

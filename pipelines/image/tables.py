@@ -1,4 +1,4 @@
-"""Owns what a tick uploads: which slots take part in it, and the tables that tell the device what to do with each.
+"""Owns what a tick uploads: the tables that tell the device what to do with each slot, noise and pictures.
 
 Independent of queues and of the arithmetic that reads the tables (pipelines/image/denoise.py).
 """
@@ -6,7 +6,7 @@ Independent of queues and of the arithmetic that reads the tables (pipelines/ima
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,43 +16,24 @@ from pipelines.core.transfers import Uploads
 
 from .denoise import FloatRow, IntRow
 from .guidance import ExtraRow
+from .reuse.layout import ReuseRow
 from .slots import Slot
-from .state import ImageCore, max_steps
+from .state import ImageCore
+from .step_plan import ReusePlan
+from .steps import FEW_STEPS
+from .tick_batch import TickBatch
 
-_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next")
+_WINDOWS = 4  # at most, of each entry
+_REUSE = ("reuse of admit", "reuse of denoise", "reuse of finish")
+_PLAN_FLOATS = ("a", "b", "c_skip", "c_out", "a_next", "w_noise", "w_eps", "inverse_b_next", "w_last")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TickBatch:
-    """Who takes part in a tick. slots: in batch order, with the guidance scale and delta of each. new: those admitted
-    in it, the first `pictures` of them with pictures. finished: those that end in it. extra: columns of the slots that
-    are also evaluated with their negative prompt.
-    """
+class Reuse(NamedTuple):
+    """The tables of `Passes`, on the device."""
 
-    slots: Sequence[Slot]
-    scales: Sequence[float]
-    deltas: Sequence[float]
-    new: Sequence[Slot]
-    pictures: int
-    finished: Sequence[Slot]
-    extra: Sequence[int]
-    use_stock: bool
-
-    @classmethod
-    def of(cls, slots: Sequence[Slot], scales: Sequence[float], deltas: Sequence[float]) -> TickBatch:
-        """Sort out the slots of a tick."""
-        new = [s for s in slots if s.step == 0]
-        pictures = [s for s in new if s.birth.has_picture]
-        return cls(
-            slots=slots,
-            scales=scales,
-            deltas=deltas,
-            new=[*pictures, *(s for s in new if not s.birth.has_picture)],
-            pictures=len(pictures),
-            finished=[s for s in slots if s.is_last_step],
-            extra=[i for i, s in enumerate(slots) if s.birth.guidance.needs_extra_row(s.step, scales[i])],
-            use_stock=any(s.birth.guidance.uses_stock for s in slots),
-        )
+    admit: torch.Tensor
+    denoise: torch.Tensor
+    finish: torch.Tensor
 
 
 class TickTables:
@@ -66,10 +47,12 @@ class TickTables:
             {
                 "floats": ((len(FloatRow), 2 * slots), core.work_dtype),
                 "ints": ((len(IntRow), 2 * slots), torch.int64),
+                **{name: ((len(ReuseRow), 2 * slots * _WINDOWS), torch.int64) for name in _REUSE},
                 **{_columns_of(c): ((2 * slots, len(c.columns)), torch.float32) for c in self.with_columns},
+                **_step_tables(core),
             },
             {
-                "noise": ((slots, max_steps(), frames, *core.latent_shape), core.work_dtype),
+                "noise": ((slots, FEW_STEPS, frames, *core.latent_shape), core.work_dtype),
                 "pictures": ((slots, frames, core.height, core.width, 3), torch.uint8),
             },
             core.model.device,
@@ -79,23 +62,34 @@ class TickTables:
         self.floats, self.ints, self.noise, self.pictures = (
             device(name) for name in ("floats", "ints", "noise", "pictures")
         )
+        self.reuse = Reuse(*(device(name) for name in _REUSE))
+
+    def step_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the two tables of the engine's step cache, on the device."""
+        return self._uploads.device("steps ints"), self._uploads.device("steps floats")
 
     def columns(self) -> Mapping[str, torch.Tensor]:
         """Return the tables of the conditioners that have columns, by name, on the device."""
         return {c.name: self._uploads.device(_columns_of(c)) for c in self.with_columns}
 
-    def fill(self, batch: TickBatch, finished: Sequence[int]) -> None:
-        """Fill the host buffers. finished: of each slot that ends, the column of the batch in which it was stepped."""
+    def fill(self, batch: TickBatch, finished: Sequence[int], reuse: ReusePlan | None = None) -> None:
+        """Fill the host buffers. finished: of each slot that ends, the column of the batch in which it was stepped.
+        reuse: what the step cache has planned, if the engine has one."""
         self._uploads.begin()
         self._fill_columns(batch)
         ints = self._uploads.table("ints")
         ints[IntRow.FINISHED, : len(finished)] = finished
+        for name, plan in zip(_REUSE, batch.passes, strict=True):
+            if plan is not None:
+                self._uploads.table(name)[:, : len(plan.columns)] = np.array(plan.columns).T
         for index, slot in enumerate(batch.new):
             self._fill_entry(index, slot)
         owners = [*batch.slots, *(batch.slots[column] for column in batch.extra)]
         for conditioner in self.with_columns:
             table = self._uploads.table(_columns_of(conditioner))
             table[: len(owners)] = [slot.conditions.columns[conditioner.name] for slot in owners]
+        if reuse is not None:
+            reuse.fill(self._uploads.table("steps ints"), self._uploads.table("steps floats"))
 
     def tables_copy(self) -> Callable[[], None]:
         """Return the call that sends what `fill` wrote to the tables."""
@@ -104,7 +98,7 @@ class TickTables:
     def array_copies(self, batch: TickBatch) -> list[Callable[[], None]]:
         """Return the calls that send noise and pictures of the new slots."""
         noise = [
-            self._uploads.array_copy("noise", index, slice(len(slot.birth.plan)))
+            self._uploads.array_copy("noise", index, slice(slot.birth.noise.fields))
             for index, slot in enumerate(batch.new)
         ]
         return [*noise, self._uploads.array_copy("pictures", slice(batch.pictures))] if batch.pictures else noise
@@ -135,8 +129,8 @@ class TickTables:
         uploads.table("ints")[IntRow.ENTRY_ROW, index] = slot.row
         noise = uploads.host("noise")[index]
         noise[0] = birth.noise.entry
-        if len(birth.plan) > 1:
-            noise[1 : len(birth.plan)] = birth.noise.later
+        if birth.noise.fields > 1:
+            noise[1 : birth.noise.fields] = birth.noise.later
         if birth.has_picture:
             pictures = uploads.host("pictures")[index].numpy()
             for place, frame in enumerate(birth.frames):
@@ -161,9 +155,21 @@ def _floats_of(slot: Slot, scale: float, delta: float) -> list[float]:
 
 def _ints_of(slot: Slot, column: int) -> list[int]:
     """Return a slot's column of the integer table, up to `IntRow.EXTRA`."""
-    # The last step adds no noise, so any cell of its own row will do.
-    noise = slot.row * max_steps() + (0 if slot.is_last_step else slot.step + 1)
+    # Where a step adds no noise, as the last one never does, any cell of its own row will do.
+    following = slot.step + 1
+    noise = slot.row * FEW_STEPS + (following if following < slot.birth.noise.fields else 0)
     return [slot.row, 2 * slot.row, slot.birth.plan[slot.step].timestep, slot.step, noise, column]
+
+
+def _step_tables(core: ImageCore) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shapes and dtypes of the tables of the engine's step cache, if it has one."""
+    if core.step_reuse is None:
+        return {}
+    rows, entries = core.step_reuse.planner.rows, 2 * core.max_slots
+    return {
+        "steps ints": ((rows.ints, entries), torch.int64),
+        "steps floats": ((rows.floats, entries), core.work_dtype),
+    }
 
 
 def _columns_of(conditioner: Conditioner) -> str:

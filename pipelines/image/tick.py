@@ -15,9 +15,11 @@ from pipelines.core.tick_timings import TickTimings
 from pipelines.core.transfers import Mark
 
 from .lanes import Lane, TickMarks
+from .reuse.layout import PassLayout, PassPlan
 from .slots import Slot
 from .state import ImageCore
-from .tables import TickBatch
+from .step_plan import ReusePlan
+from .tick_batch import TickBatch
 from .tick_parts import TickParts
 
 _STEADY_TICKS = 48
@@ -41,7 +43,8 @@ class TickRunner:
         A tick that fails does not count; it can be run again, with fewer slots.
         """
         core, tick = self._core, self._core.next_tick
-        batch = TickBatch.of(slots, scales, deltas)
+        codec_windows = core.codec.margin is not None
+        batch = TickBatch.of(slots, scales, deltas, cell=core.reuse_cell, codec_windows=codec_windows)
         self._lanes.begin()
         try:
             self._issue(batch, tick)
@@ -68,7 +71,11 @@ class TickRunner:
     def rehearse(self, slots: int) -> None:
         """Run the parts of a tick with so many slots on unused rows, one of which is admitted and finishes."""
         parts, lane = self._parts[0], self._lanes.lanes[0]
-        for work in (partial(parts.admit, 1, 1), partial(parts.denoise, slots, 0, False), partial(parts.finish, 1)):
+        for work in (
+            partial(parts.admit, 1, 1),
+            partial(parts.denoise, slots, 0, False, False),
+            partial(parts.finish, 1),
+        ):
             lane.queue.run(work)
         self._lanes.settle()
 
@@ -82,12 +89,12 @@ class TickRunner:
         stepped = self._stepped if all(slot in self._stepped for slot in slots) else {}  # only the pictures are missing
         columns = stepped or {slot: column for column, slot in enumerate(slots)}
         self._stepped = {}
-        self._upload(batch, [columns[slot] for slot in batch.finished], tick)
+        reuse = self._upload(batch, [columns[slot] for slot in batch.finished], tick)
         if not stepped:
             lanes.order(lane.queue, [slot.row for slot in batch.new], tick)
         lane.queue.record(marks.started)
         if not stepped:
-            self._step(batch, tick)
+            self._step(batch, tick, reuse)
         else:
             for mark in (marks.encoded, marks.stepping, marks.stepped):
                 lane.queue.record(mark)
@@ -99,11 +106,13 @@ class TickRunner:
             lane.queue.record(marks.decoded)
             lane.queue.record(marks.finished)
 
-    def _upload(self, batch: TickBatch, finished: Sequence[int], tick: int) -> None:
-        """Fill the lane's tables and send them behind its last tick; pictures and noise as soon as it has encoded."""
-        lanes, tables = self._lanes, self._parts[tick % self._lanes.count].tables
+    def _upload(self, batch: TickBatch, finished: Sequence[int], tick: int) -> ReusePlan | None:
+        """Fill the lane's tables and send them behind its last tick; pictures and noise as soon as it has encoded.
+        Returns what the step cache has planned."""
+        lanes, parts = self._lanes, self._parts[tick % self._lanes.count]
+        tables, reuse = parts.tables, parts.plan(batch, tick)
         lane, marks, before = lanes.lane(tick), lanes.marks(tick), lanes.marks_before(tick)
-        tables.fill(batch, finished)
+        tables.fill(batch, finished, reuse)
         lane.queue.run(tables.tables_copy())
         if batch.new:
             if before is not None:
@@ -112,8 +121,9 @@ class TickRunner:
                 lanes.uploads.run(copy)
             lanes.uploads.record(marks.uploaded)
             lane.queue.wait(marks.uploaded)
+        return reuse
 
-    def _step(self, batch: TickBatch, tick: int) -> None:
+    def _step(self, batch: TickBatch, tick: int, reuse: ReusePlan | None) -> None:
         """Admit new slots, then step every slot: behind the last steps of those that are not new, and behind what
         conditioners have written."""
         lanes, parts = self._lanes, self._parts[tick % self._lanes.count]
@@ -122,15 +132,18 @@ class TickRunner:
         held = [slot.row for slot in batch.slots]
         kept = [slot.row for slot in batch.slots if slot.step > 0]
         if new:
-            admit = partial(lane.executor.run, ("admit", pictures, new), partial(parts.admit, pictures, new))
-            lane.queue.run(admit)
+            layout = _layout(batch.passes.admit)
+            admit = partial(parts.admit, pictures, new, layout)
+            lane.queue.run(partial(lane.executor.run, ("admit", pictures, new, layout), admit))
         lane.queue.record(marks.encoded)
+        layout = _layout(batch.passes.denoise)
         lanes.order(lane.queue, kept, tick)
         lane.queue.wait(marks.written)
         lane.queue.record(marks.stepping)
         lanes.use(held, tick)
-        key = ("denoise", rows, extra, batch.use_stock)
-        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, rows, extra, batch.use_stock)))
+        shape = (rows, extra, batch.use_stock, batch.use_last)
+        key = ("denoise", *shape, layout, None if reuse is None else reuse.key)
+        lane.queue.run(partial(lane.executor.run, key, partial(parts.denoise, *shape, layout, reuse)))
         lane.queue.record(marks.stepped)
 
     def _finish(self, batch: TickBatch, lane: Lane, marks: TickMarks, tick: int) -> None:
@@ -139,8 +152,9 @@ class TickRunner:
         before = lanes.marks_before(tick)
         if before is not None:
             lane.queue.wait(before.finished)
-        decode = partial(lane.executor.run, ("finish", len(finished)), partial(parts.finish, len(finished)))
-        lane.queue.run(decode)
+        layout = _layout(batch.passes.finish)
+        decode = partial(parts.finish, len(finished), layout)
+        lane.queue.run(partial(lane.executor.run, ("finish", len(finished), layout), decode))
         lane.queue.record(marks.decoded)
         lanes.downloads.wait(marks.decoded)
         lanes.downloads.run(partial(parts.read_back, finished))
@@ -165,3 +179,7 @@ class TickRunner:
         )
         ended = tuple((slot.birth.stream, slot.birth.number) for slot in batch.finished)
         self._core.log.add(TickRecord(tick=self._core.next_tick, rows=rows, finished=ended))
+
+
+def _layout(plan: PassPlan | None) -> PassLayout | None:
+    return None if plan is None else plan.layout

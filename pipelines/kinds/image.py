@@ -13,6 +13,7 @@ from pipelines.files.loader_options import LoaderOptions
 from .base import LoadContext, ModelKind, engine_origin
 
 if TYPE_CHECKING:
+    from pipelines.backends.base import Backend
     from pipelines.image.loading.presets import ImagePreset
     from pipelines.image.model import ImageNetworks, ImageRuntime
 
@@ -44,7 +45,10 @@ class ImageKind(ModelKind):
         from pipelines.conditioning import CONDITIONERS
         from pipelines.files import hub
         from pipelines.files.precision import choose_device
+        from pipelines.image.cache_profile import CacheProfile
         from pipelines.image.loading.load import LoadOptions, load_image_model
+
+        profile = CacheProfile.read(Path(options.cache_profile)) if options.cache_profile else None
 
         wanted = LoadOptions(
             device=options.device,
@@ -56,6 +60,7 @@ class ImageKind(ModelKind):
             width=options.width,
             height=options.height,
             frames_per_slot=options.frames_per_slot,
+            slicing=options.slicing,
             notice=context.notice,
         )
         backend = context.backend(options.backend, self.name, choose_device(options.device))
@@ -63,7 +68,8 @@ class ImageKind(ModelKind):
         origin = engine_origin(model, options, backend.name, bundled=bundled) if context.prepare else None
 
         def make_runtime(networks: ImageNetworks) -> ImageRuntime:
-            return backend.image(replace(networks, origin=origin, notice=context.notice))
+            chosen = for_slices(backend, options, context) if networks.sliced else backend
+            return chosen.image(replace(networks, origin=origin, notice=context.notice))
 
         image_model = load_image_model(model, wanted, make_runtime)
         from pipelines.image.engine import ImageEngine
@@ -76,6 +82,8 @@ class ImageKind(ModelKind):
             max_slots=options.max_slots,
             tick_log=context.tick_log,
             stages=options.stages,
+            step_cache=options.step_cache,
+            cache_profile=profile,
             conditioners=CONDITIONERS if context.conditioners is None else context.conditioners,
         )
 
@@ -112,6 +120,18 @@ class ImageKind(ModelKind):
         if preset.notice:
             notice(preset.notice)
         return folder
+
+
+def for_slices(backend: Backend, options: LoaderOptions, context: LoadContext) -> Backend:
+    """Return the backend, or eager in place of one that "auto" chose. Raises ModelError if a requested one cannot."""
+    if backend.runs_slices:
+        return backend
+    if options.backend != "auto":
+        raise ModelError(
+            f"The backend {backend.name} cannot run slice by slice.", "Use --backend eager, or --slicing off."
+        )
+    context.notice(f"The backend eager is used, since {backend.name} cannot run slice by slice.")
+    return context.backends["eager"]
 
 
 def _preset(folder: Path) -> ImagePreset:

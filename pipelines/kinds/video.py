@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.core.contracts import Engine, Notify
+from pipelines.core.errors import ModelError
 from pipelines.files.loader_options import LoaderOptions
 
 from .base import LoadContext, ModelKind, engine_origin
@@ -28,6 +29,8 @@ class VideoKind(ModelKind):
 
     def load(self, model: str, options: LoaderOptions, context: LoadContext) -> Engine:
         """See `load_video_engine`."""
+        if options.slicing == "on":
+            raise ModelError(f"{model} is a video model, which has no slicing.", "Use --slicing off.")
         from pipelines.core.light_imports import defer_unused_parts
 
         defer_unused_parts()

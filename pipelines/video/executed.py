@@ -46,6 +46,8 @@ class ExecutedDenoiser:
 
 def _capture_key(names: tuple[str, ...], text: TextView, kv: KVView) -> Hashable | None:
     """Return the key of a pass's graph; None if the pass reads temporary memory."""
+    if kv.recall is not None and kv.recall.refreshes:
+        return None
     if text.signature is None or kv.rows != tuple(range(kv.rows[0], kv.rows[-1] + 1)):
         return None
     return names, kv.signature, text.signature

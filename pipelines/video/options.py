@@ -29,6 +29,8 @@ class VideoOptions:
     storage: of keys and values (cache.kv.bank.STORAGES), or "auto", see `chosen_storage`. rewind_bytes: memory of a
     stream's rewind points.
     work_dtype: of latents between passes; float32 except in tests. stages: names of pipelines.stages.table.
+    recache_from, recache_drift: after a cut of the prompt, compute the past's layers only from this one on, or from
+    where attention has drifted further than this; 0: all of them. See `Recaching`.
     """
 
     width: int = 0
@@ -45,6 +47,8 @@ class VideoOptions:
     rewind_bytes: int = 2**30
     work_dtype: torch.dtype = torch.float32
     stages: tuple[str, ...] = ()
+    recache_from: int = 0
+    recache_drift: float = 0.0
 
     def __post_init__(self) -> None:
         check_video_counts(
@@ -102,10 +106,12 @@ def chosen_storage(requested: str, needed: str, policy: KVPolicy, device: torch.
     "auto" is the needed one; else on CUDA "rotated", the fastest, if the policy can use it in less memory; else
     "native". Raises ControlError if another than the needed one is requested, or the policy cannot use that.
     """
-    if needed == "fp8" and (policy.accumulates or policy.compares):
+    if needed == "fp8" and (policy.weighs_attention or policy.compares):
         names = {kind: name for name, kind in POLICIES.items()}
-        summed = "sums attention, for which fp8 scales keys"
-        why = summed if policy.accumulates else "compares the values of frames, which fp8 keeps without their mean"
+        why = "compares the values of frames, which fp8 keeps without their mean"
+        if policy.weighs_attention:
+            why = "sums attention" if policy.accumulates else "weighs tokens by attention"
+            why += ", for which fp8 scales keys"
         raise ControlError(
             f"The cache policy {names.get(type(policy), type(policy).__name__)!r} cannot run in fp8: it {why}.",
             "Use another policy, or a backend without fp8 attention: fp8-products or compiled.",

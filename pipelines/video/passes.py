@@ -17,6 +17,7 @@ from pipelines.conditioning.stream import all_inputs
 
 from .flow import guided
 from .model import VideoCondition, VideoDenoiser
+from .recache import RecachePass
 from .wan.text_cache import TextKVCache
 
 
@@ -27,7 +28,7 @@ class PassRequest:
     latents: [C, F, h, w]. timesteps: one for each of the F frames. conditions: of conditioners, for each frame.
     kv_rows, text_rows: the row of the prompt and, if the stream has one, that of the negative prompt. view_frames: how
     many of the first frames of the cache's current chunk the pass covers; None: all. scale: guidance scale, used with
-    two rows.
+    two rows. recache: for frames that are passed again, what they keep; such a pass shares no batch.
     """
 
     latents: torch.Tensor
@@ -37,6 +38,7 @@ class PassRequest:
     text_rows: tuple[int, ...]
     view_frames: int | None = None
     scale: float = 1.0
+    recache: RecachePass | None = None
 
     def __post_init__(self) -> None:
         assert len(self.timesteps) == self.latents.shape[1], (self.timesteps, self.latents.shape)
@@ -87,9 +89,10 @@ class PassRunner:
 
     def _groups(self, requests: Sequence[PassRequest]) -> list[list[_Entry]]:
         """Group entries into batches: equal frames and equal ranges of the cache, in order of cache rows."""
-        by_shape: dict[tuple[int, int | None], dict[int, _Entry]] = {}
+        by_shape: dict[tuple[int, int | None, int], dict[int, _Entry]] = {}
         for number, request in enumerate(requests):
-            shape = (request.latents.shape[1], request.view_frames)
+            alone = -1 if request.recache is None else number
+            shape = (request.latents.shape[1], request.view_frames, alone)
             for branch, (kv_row, text_row) in enumerate(zip(request.kv_rows, request.text_rows, strict=True)):
                 entry = _Entry(request=number, branch=branch, kv_row=kv_row, text_row=text_row)
                 by_shape.setdefault(shape, {})[kv_row] = entry
@@ -110,9 +113,14 @@ class PassRunner:
         seen, bias = latents, inputs.pop(LATENT_BIAS, None)
         if bias is not None:
             seen = latents + bias.to(latents.dtype).transpose(1, 2)
-        view = self._cache.view([entry.kv_row for entry in group], first.view_frames)
+        recache = first.recache
+        refresh = None if recache is None else recache.refresh
+        view = self._cache.view([entry.kv_row for entry in group], first.view_frames, refresh=refresh)
         condition = VideoCondition(text=self._texts.view([entry.text_row for entry in group]), inputs=inputs)
-        return self._denoiser(seen, timesteps, condition, view).to(latents.dtype)
+        velocity = self._denoiser(seen, timesteps, condition, view).to(latents.dtype)
+        if recache is not None and recache.reading is not None:
+            recache.reading.start()
+        return velocity
 
 
 class PassRows:

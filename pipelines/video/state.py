@@ -30,7 +30,8 @@ from .model import ChunkSizes, VideoModel
 from .options import VideoOptions, check_size, chosen_policy, chosen_preset, chosen_storage
 from .parts import timed_pass_part
 from .passes import PassRunner
-from .past import PastParts, StreamPast, make_past
+from .past import PASTS, PastParts, StreamPast, make_past
+from .recache import chosen_recaching
 from .schedules import CHUNK_SCHEDULES
 from .stream_rows import StreamRows
 from .wan.text_cache import TextKVCache
@@ -75,6 +76,8 @@ class VideoCore:
         self.branches = 1 + (self.preset.guidance > 1 if options.guidance is None else options.guidance)
         self.executor = model.runtime.make_executor()
         self.rows = self.chunk_schedule.max_rows(self.preset)
+        self.recaching = chosen_recaching(transformer.layers, options.recache_from, options.recache_drift)
+        self._check_recaching()
         self.streams = options.max_streams or self._fitting_streams()
         self.cache = self._make_cache()
         self._text_rows = self.chunk_schedule.text_rows(self.preset) + self.branches - 1
@@ -116,6 +119,23 @@ class VideoCore:
                 "Use the kind 'chunk', or another policy.",
             )
 
+    def _check_recaching(self) -> None:
+        if self.recaching is None:
+            return
+        layers = self.model.transformer.layers
+        if not 0 < self.recaching.boundaries[0] < layers or self.recaching.drift < 0:
+            raise InputError(
+                f"Recaching cannot begin at layer {self.options.recache_from} of {layers}, with a drift of "
+                f"{self.options.recache_drift:g}.",
+                f"Choose a layer from 1 to {layers - 1}, or a drift above 0.",
+            )
+        if self.preset.stream != "chunk" or self.branches > 1 or type(self.policy) in PASTS:
+            raise InputError(
+                "Only streams of the kind 'chunk' without guidance, whose cache keeps the frames that it has seen, can "
+                "keep layers of them when the prompt is cut.",
+                "Leave recache_from and recache_drift at 0.",
+            )
+
     def _make_decoder(self) -> FrameDecoder:
         """Make the decoder of one stream; a decoder with a single row can be captured."""
         return self.model.runtime.make_frame_decoder(self.executor, height=self.height, width=self.width)
@@ -143,6 +163,7 @@ class VideoCore:
             cache_rows=rows,
             dtype=transformer.dtype,
             device=self.model.device,
+            boundaries=() if self.recaching is None else self.recaching.boundaries,
         )
 
     def _fitting_streams(self) -> int:
@@ -217,6 +238,7 @@ class VideoCore:
             device=self.model.device,
             encode=self.encode_pictures,
             nothing=no_conditions(self.conditioners, self.model.device),
+            recaching=self.recaching,
         )
         return make_past(self.policy, parts)
 

@@ -12,9 +12,11 @@ import torch
 
 from cache.kv.cache import KVCache
 from cache.kv.plan import Ledger
+from cache.kv.recall import Kept
 from pipelines.conditioning.frames import FrameConditions
 
 from .passes import PassRequest
+from .recache import RecachePass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,6 +52,11 @@ class StreamRows:
         for row in self.all_kv_rows:
             self.cache.reset(row)
 
+    def keep(self, frames: Sequence[int]) -> Kept:
+        """Copies of frames of the first row, to pass them again; a stream with guidance has no such copies."""
+        (row,) = self.kv_rows[0]
+        return self.cache.keep(row, frames)
+
     def flush(self) -> None:
         """Discard all but the sink and the last frame."""
         for row in self.all_kv_rows:
@@ -70,6 +77,7 @@ class StreamRows:
         conditions: FrameConditions,
         scale: float,
         view_frames: int | None = None,
+        recache: RecachePass | None = None,
     ) -> PassRequest:
         """Return a request for a pass over row `index`."""
         texts = (text_row,) if self.negative_text is None else (text_row, self.negative_text)
@@ -80,5 +88,6 @@ class StreamRows:
             kv_rows=self.kv_rows[index],
             text_rows=texts,
             view_frames=view_frames,
+            recache=recache,
             scale=scale,
         )

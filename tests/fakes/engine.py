@@ -19,7 +19,7 @@ import numpy as np
 from pipelines.core.controls import Control, Controls
 from pipelines.core.preparation import NoPreparation, Preparation
 from pipelines.core.tick_log import TickLog
-from pipelines.core.types import Accounting, Frame, StreamInfo
+from pipelines.core.types import Accounting, Frame, ReuseReport, StreamInfo
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,6 +85,11 @@ class FakeStream:
             device="cpu",
             backend="fake",
         )
+
+    @property
+    def reuse(self) -> ReuseReport | None:
+        """Nothing is taken over."""
+        return None
 
     @property
     def accounting(self) -> Accounting:

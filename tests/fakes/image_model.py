@@ -35,6 +35,7 @@ class BlockCodec:
 
     latent_channels = 4
     factor = 2
+    margin = 0
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         means = torch.nn.functional.avg_pool2d(images, 2)

@@ -8,7 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cache.kv.plan import Ledger, Move, Operation, Plan, PoolFrames, Refresh, SelectBlocks, SelectTokens, Span, SpanKind
+from cache.kv.plan import (
+    Accumulated,
+    ImportanceRedundancy,
+    Ledger,
+    Move,
+    Operation,
+    Plan,
+    PoolFrames,
+    Products,
+    Refresh,
+    SelectBlocks,
+    SelectTokens,
+    Span,
+    SpanKind,
+)
 from cache.kv.policies import KVPolicy
 
 _LETTERS = {
@@ -20,6 +34,7 @@ _LETTERS = {
     SpanKind.MID: "M",
     SpanKind.POOL: "P",
 }
+_SCORINGS = {Products: "queries", Accumulated: "attention", ImportanceRedundancy: "importance"}
 
 
 def written(span: Span) -> str:
@@ -68,7 +83,7 @@ def _written(op: Operation) -> str:
         case SelectBlocks():
             return f"blocks of {_line(op.candidates)} to {', '.join(str(s.start) for s in op.targets)}"
         case SelectTokens():
-            by = "attention" if op.accumulated else "queries"
+            by = _SCORINGS[type(op.scoring)]
             return f"tokens by {by} of {_line(op.candidates)} to {', '.join(str(s.start) for s in op.targets)}"
 
 

@@ -152,7 +152,7 @@ class ExportedDenoiser:
 class ExportedCodec:
     def __init__(self, codec: Any, exported: Exported) -> None:
         self._codec, self._exported = codec, exported
-        self.latent_channels, self.factor = codec.latent_channels, codec.factor
+        self.latent_channels, self.factor, self.margin = codec.latent_channels, codec.factor, codec.margin
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return self._exported.run(encode_part(self._codec, images))

@@ -21,6 +21,7 @@ POLICIES: Mapping[str, dict[str, Any]] = {
     "deep-sink": {"window_frames": 9, "sink_frames": 4},
     "participative": {"window_frames": 10, "sink_frames": 2, "budget_frames": 7, "recent_frames": 3},
     "heavy-hitter": {"heavy_frames": 3, "recent_frames": 3},
+    "r1-kv": {"window_frames": 9, "sink_frames": 1, "recent_frames": 3, "pool_tokens": 3},
     "packed": {
         "sink_frames": 2,
         "mid_blocks": 2,

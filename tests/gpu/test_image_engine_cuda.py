@@ -75,3 +75,40 @@ def test_a_warm_tick_neither_waits_nor_grows(backend: str, waiting_is_an_error: 
             stream.pull()
         torch.cuda.set_sync_debug_mode("default")
         assert torch.cuda.max_memory_reserved() == before
+
+
+def _banked(engine: ImageEngine, count: int) -> list[Frame]:
+    from bench.image_stream import moving_frames
+
+    with engine.open(Control.of({**CONTROL, "bank": True})) as stream:
+        out: list[Frame] = []
+        for picture in moving_frames(count, 64, 64):
+            assert stream.push(picture)
+            engine.tick()
+            out += stream.pull()
+        return out + stream.flush()
+
+
+def test_a_feature_bank_in_graphs_equals_eager_and_replays_to_the_same_bits() -> None:
+    runs = [_banked(_engine(backend), 14) for backend in ("eager", "cuda-graph", "cuda-graph")]
+    for one, two, three in zip(*runs, strict=True):
+        assert np.abs(one.image.astype(int) - two.image.astype(int)).max() <= 1
+        assert np.array_equal(two.image, three.image)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cuda-graph"])
+def test_a_warm_tick_with_a_feature_bank_neither_waits_nor_grows(backend: str, waiting_is_an_error: None) -> None:
+    from bench.image_stream import moving_frames
+
+    engine = _engine(backend)
+    with engine.open(Control.of({**CONTROL, "bank": True})) as stream:
+        for number, picture in enumerate(moving_frames(24, 64, 64)):
+            if number == 16:
+                torch.cuda.synchronize()
+                before = torch.cuda.max_memory_reserved()
+                torch.cuda.set_sync_debug_mode("error")
+            assert stream.push(picture)
+            engine.tick()
+            stream.pull()
+        torch.cuda.set_sync_debug_mode("default")
+        assert torch.cuda.max_memory_reserved() == before

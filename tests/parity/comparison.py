@@ -15,7 +15,7 @@ from pipelines.image.noise import NoiseSource
 from pipelines.image.stream import ImageStream
 from tests.fakes.image_model import BlockCodec, HashPrompts, frames
 from tests.parity.observed import Observer
-from tests.parity.reference import Sequential, Trace, lcm_timesteps
+from tests.parity.reference import Sequential, Trace, slot_timesteps
 
 PROMPTS = ("a cat", "a robot", "a house by the sea")
 NEGATIVE = "blurred"
@@ -83,7 +83,7 @@ def compare(case: Case, model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> D
     differences = Differences()
     for slot in range(case.slots):
         trace = observer.traces[0, slot]
-        timesteps = lcm_timesteps(case.steps, 1.0 if case.prompt_only else case.strength)
+        timesteps = slot_timesteps(case.step_function, case.steps, 1.0 if case.prompt_only else case.strength)
         assert trace.timesteps == timesteps
         for place in range(case.frames_per_slot):
             frame = None if case.prompt_only else pictures[slot * case.frames_per_slot + place]
@@ -136,5 +136,5 @@ def _reference(
         delta=case.delta,
     )
     texts = [prompts.encode(text).embeds[None].to(model.dtype) for text in (PROMPTS[slot % 3], NEGATIVE)]
-    timesteps = lcm_timesteps(case.steps, 1.0 if frame is None else case.strength)
+    timesteps = slot_timesteps(case.step_function, case.steps, 1.0 if frame is None else case.strength)
     return sequential.run(z, noise, timesteps, texts[0], texts[1], given)

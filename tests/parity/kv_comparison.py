@@ -14,6 +14,7 @@ from cache.rotary import Rotary
 from tests.parity import kv_reference as plain
 from tests.parity import kv_reference_blocks as blocks
 from tests.parity.kv_reference import GRID, HEAD_DIM, HEADS, TOKENS
+from tests.parity.kv_reference_r1 import R1Rule
 
 LAYERS = 2
 
@@ -84,6 +85,12 @@ CASES: dict[str, Case] = {
         options={"heavy_frames": 3, "recent_frames": 3},
         rule=lambda: plain.HeavyRule(3, 3),
         chunks=(2,) * 10,
+    ),
+    "r1-kv": Case(
+        policy="r1-kv",
+        options={"window_frames": 9, "sink_frames": 1, "recent_frames": 3, "importance": 0.5, "pool_tokens": 3},
+        rule=lambda: R1Rule(9, 1, 3, 0.5, 3),
+        chunks=(2,) * 12,
     ),
     "packed, top-k": Case(
         policy="packed",

@@ -16,6 +16,9 @@ Predict = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
 """(latents [1, C, h, w], timestep, text [1, L, D]) -> predicted noise [1, C, h, w]."""
 
 
+MANY_STEPS = ("ddim", "dpmpp")
+
+
 @dataclass(kw_only=True)
 class Trace:
     """Results of each step of one frame: guided noise, latents afterwards (x_hat after the last) and stock noise."""
@@ -30,6 +33,14 @@ def lcm_timesteps(steps: int, strength: float) -> list[int]:
     """Return `steps` of 50 evenly spaced timesteps up to `strength`, evenly chosen from the noisiest on."""
     origin = [20 * i - 1 for i in range(1, int(50 * strength) + 1)][::-1]
     return [origin[int(i * len(origin) / steps)] for i in range(steps)]
+
+
+def slot_timesteps(step_function: str, steps: int, strength: float) -> list[int]:
+    """Return the timesteps of a slot: LCM's, or evenly spaced from the top for the many-step functions."""
+    if step_function not in MANY_STEPS:
+        return lcm_timesteps(steps, strength)
+    top = round(1000 * strength)
+    return [round(top - i * top / steps) - 1 for i in range(steps)]
 
 
 @dataclass(kw_only=True)
@@ -60,6 +71,7 @@ class Sequential:
         trace = Trace()
         x = noise[0] if z is None else self._a(timesteps[0]) * z + self._b(timesteps[0]) * noise[0]
         stock = noise[0]
+        x_last = None
         for i, t in enumerate(timesteps):
             if given and i > 0:
                 x, stock = given[i - 1]
@@ -81,14 +93,25 @@ class Sequential:
             else:
                 t_next = timesteps[i + 1]
                 a_next, b_next = self._a(t_next), self._b(t_next)
-                added = eps if self.step_function == "tcd" else noise[i + 1]
-                x = a_next * x_hat + b_next * added
-                stock = added + a_next / b_next * self._consistent(b * stock, eps, t)
+                added = eps if self.step_function in ("tcd", *MANY_STEPS) else noise[i + 1]
+                bend = torch.zeros_like(x)
+                if self.step_function == "dpmpp" and i > 0:
+                    assert x_last is not None
+                    bend = self._second_order(timesteps[i - 1 : i + 2]) * (x_hat - x_last)
+                x = a_next * x_hat + b_next * added + bend
+                stock = added + (a_next * self._consistent(b * stock, eps, t) + bend) / b_next
+                x_last = x_hat
             trace.eps.append(eps)
             trace.latents.append(x)
             trace.stock.append(stock)
             trace.ratio.append(b / a)
         return trace
+
+    def _second_order(self, times: Sequence[int]) -> float:
+        """alpha' (1 - exp(-h)) / (2 r), of the steps before, at and after t (Lu et al. 2022, algorithm 2)."""
+        last, now, following = (math.log(self._a(t) / self._b(t)) for t in times)
+        h = following - now
+        return self._a(times[2]) * (1 - math.exp(-h)) * h / (2 * (now - last))
 
     def _a(self, t: int) -> float:
         return math.sqrt(self.alphas[t])

@@ -16,6 +16,7 @@ import pytest
 
 from cache.kv import bank as kv_bank
 from cache.kv import ops as kv_ops
+from cache.kv import scores as kv_scores
 from cache.kv.plan import KVError
 from cache.kv.policies import adaptive, base, dual, packed, selective, windows
 from cache.kv.tables import PhaseTables
@@ -56,13 +57,23 @@ def apply(patch: pytest.MonkeyPatch, mutation: Mutation) -> None:
     patch.setattr(mutation.owner, mutation.name, changed)
     if not inspect.ismodule(mutation.owner):
         return
-    for kind, function in list(kv_ops.OPERATIONS.items()):
-        if function is original:
-            patch.setitem(kv_ops.OPERATIONS, kind, changed)  # type: ignore[arg-type]
+    for table in (kv_ops.OPERATIONS, kv_scores.SCORES):
+        for kind, function in list(table.items()):
+            if function is original:
+                patch.setitem(table, kind, changed)  # type: ignore[arg-type]
     for rule, function in list(base.POSITION_RULES.items()):
         if function is original:
             patch.setitem(base.POSITION_RULES, rule, changed)  # type: ignore[arg-type]
-    users = [adaptive, dual, packed, selective, windows, sys.modules["cache.kv.cache"], sys.modules["cache.kv.view"]]
+    users = [
+        adaptive,
+        dual,
+        kv_scores,
+        packed,
+        selective,
+        windows,
+        sys.modules["cache.kv.cache"],
+        sys.modules["cache.kv.view"],
+    ]
     for module in users:
         if vars(module).get(mutation.name) is original:
             patch.setattr(module, mutation.name, changed)
@@ -76,6 +87,8 @@ def mutation(case: str, rule: str, owner: Any, name: str, old: str, new: str) ->
 
 SINK, WINDOW = windows.SinkPolicy, windows.WindowPolicy
 PARTICIPATIVE, HEAVY = selective.ParticipativePolicy, selective.HeavyHitterPolicy
+R1_KV = selective.ImportanceRedundancyPolicy
+WEIGHED = "_importance_redundancy"
 PACKED, DUAL = packed.PackedPolicy, dual.DualPolicy
 
 MUTATIONS = [
@@ -121,17 +134,17 @@ MUTATIONS = [
         "participative", "the best", kv_ops, "select_tokens", "topk(count, dim=0)", "topk(count, 0, largest=False)"
     ),
     mutation("participative", "in order", kv_ops, "select_tokens", ".indices.sort(dim=0).values", ".indices"),
-    mutation("participative", "summed over queries", kv_ops, "_token_scores", "queries).sum(dim=0)", "queries)[0]"),
+    mutation("participative", "summed over queries", kv_scores, "_products", "queries).sum(dim=0)", "queries)[0]"),
     mutation(
         "participative",
         "summed over heads",
-        kv_ops,
-        "_token_scores",
+        kv_scores,
+        "_products",
         "torch.einsum(",
         "(lambda e, k, q: (k * q)[:, 0].sum(dim=-1))(",
     ),
-    mutation("participative", "rotated keys", kv_ops, "_token_scores", "bank.rotate(", "(lambda k, c, s: k)("),
-    mutation("participative", "scored as they stood", PARTICIPATIVE, "plan", "s.position - shift", "s.position"),
+    mutation("participative", "rotated keys", kv_scores, "_products", "candidates.rotated(", "("),
+    mutation("participative", "scored as they stood", selective, "_compressed", "s.position - shift", "s.position"),
     mutation(
         "participative",
         "time is unified",
@@ -160,10 +173,10 @@ MUTATIONS = [
     mutation(
         "heavy-hitter",
         "each head its own",
-        kv_ops,
-        "select_tokens",
-        ".index_select(0, index)\n",
-        ".index_select(0, index).mean(1, True).expand(-1, 2)\n",
+        kv_scores,
+        "_accumulated",
+        ".index_select(0, candidates.index)",
+        ".index_select(0, candidates.index).mean(1, True).expand(-1, 2)",
     ),
     mutation("heavy-hitter", "softmax", kv_ops, "accumulate", "logits.softmax(dim=-1)", "logits"),
     mutation("heavy-hitter", "its scale", kv_ops, "accumulate", "-0.5", "-1.5"),
@@ -180,10 +193,30 @@ MUTATIONS = [
         "heavy-hitter",
         "sums move with their tokens",
         kv_bank.Bank,
-        "by_slot",
-        "(self.origins, self.attention)",
-        "(self.origins,)",
+        "cells",
+        "self.origins, self.attention)",
+        "self.origins)",
     ),
+    # Importance and redundancy
+    mutation("r1-kv", "recent frames stay", R1_KV, "plan", "- self.recent_frames\n", "- self.recent_frames - 1\n"),
+    mutation("r1-kv", "the window counts the chunk", R1_KV, "plan", "- frames\n", "- frames - 1\n"),
+    mutation("r1-kv", "its weights", kv_scores, WEIGHED, "(1 - weight)", "weight / 3"),
+    mutation("r1-kv", "redundancy counts against", kv_scores, WEIGHED, "important - (", "important + ("),
+    mutation("r1-kv", "unrotated keys", kv_scores, WEIGHED, "redundancy(keys)", "redundancy(candidates.rotated(keys))"),
+    mutation("r1-kv", "rotated keys", kv_scores, WEIGHED, "candidates.rotated(keys)", "keys"),
+    mutation("r1-kv", "its scale", kv_scores, "importance", "-0.5", "0.5"),
+    mutation("r1-kv", "mean over queries", kv_scores, "importance", ".mean(dim=1)", "[:, 0]"),
+    mutation(
+        "r1-kv",
+        "maximum over neighbours",
+        kv_scores,
+        "importance",
+        "F.max_pool1d(received[None],",
+        "(lambda x, *_, **__: x)(received[None],",
+    ),
+    mutation("r1-kv", "softmax over keys", kv_scores, "importance", "softmax(dim=-1)", "softmax(dim=1)"),
+    mutation("r1-kv", "normalised keys", kv_scores, "redundancy", "F.normalize(widened(keys), dim=-1)", "keys"),
+    mutation("r1-kv", "softmax of redundancy", kv_scores, "redundancy", ".softmax(dim=0)", ""),
     # Packed
     mutation(
         "packed, top-k", "the mean of keys", kv_ops, "pool_frames", ".mean(dim=(1, 3, 5))", ".amax(dim=(1, 3, 5))"

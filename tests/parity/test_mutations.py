@@ -11,7 +11,8 @@ import torch
 
 from pipelines.image import denoise
 from pipelines.image.denoise import FloatRow, IntRow, StepTerms
-from pipelines.image.tables import TickBatch, TickTables
+from pipelines.image.tables import TickTables
+from pipelines.image.tick_batch import TickBatch
 from pipelines.image.tick_parts import TickParts
 from tests.fakes.image_model import unet_model
 from tests.parity.comparison import Case, compare
@@ -19,10 +20,11 @@ from tests.parity.comparison import Case, compare
 TOLERANCE = 1e-9
 SELF = Case(mode="self", steps=3, strength=0.08)
 """So little strength that the last step is at timestep 19, where c_skip still counts."""
-ONETIME, FULL, TCD = (
+ONETIME, FULL, TCD, DPMPP = (
     Case(mode="onetime", steps=3),
     Case(mode="full", steps=2),
     Case(mode="self", step_function="tcd", steps=3),
+    Case(mode="self", step_function="dpmpp", steps=3),
 )
 
 Mutate = Callable[[pytest.MonkeyPatch], None]
@@ -49,8 +51,8 @@ def _uploaded(change: Callable[[torch.Tensor, torch.Tensor, int, int], None]) ->
     def mutate(patch: pytest.MonkeyPatch) -> None:
         original = TickTables.fill
 
-        def fill(self: TickTables, batch: TickBatch, finished: Any) -> None:
-            original(self, batch, finished)
+        def fill(self: TickTables, batch: TickBatch, finished: Any, reuse: None = None) -> None:
+            original(self, batch, finished, reuse)
             change(self.floats, self.ints, len(batch.slots), len(batch.extra))
 
         patch.setattr(TickTables, "fill", fill)
@@ -126,6 +128,7 @@ _TERM_CASES = {
     "full": FULL,
     "stock_start": None,  # a mask: see stock_never_set
     "w_eps": TCD,
+    "w_last": DPMPP,
 }
 MUTATIONS: dict[str, tuple[Case, Mutate]] = {
     **{f.name: (case, _term(f.name)) for f in fields(StepTerms) if (case := _TERM_CASES.get(f.name, SELF)) is not None},
@@ -154,7 +157,7 @@ MUTATIONS: dict[str, tuple[Case, Mutate]] = {
 }
 
 
-@pytest.mark.parametrize("case", [SELF, ONETIME, FULL, TCD], ids=["self", "onetime", "full", "tcd"])
+@pytest.mark.parametrize("case", [SELF, ONETIME, FULL, TCD, DPMPP], ids=["self", "onetime", "full", "tcd", "dpmpp"])
 def test_unchanged_cases_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare(case, unet_model(torch.float64), monkeypatch).largest() <= TOLERANCE
 

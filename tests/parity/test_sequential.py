@@ -27,7 +27,7 @@ def test_lcm_equals_sequential(
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("step_function", ["tcd", "turbo"])
+@pytest.mark.parametrize("step_function", ["tcd", "turbo", "ddim", "dpmpp"])
 @pytest.mark.parametrize("mode", MODES)
 def test_other_step_functions_equal_sequential(
     mode: str, step_function: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, report: Report

@@ -62,6 +62,7 @@ def test_every_policy_streams_for_ten_minutes(policy: str) -> None:
         {"storage": "int8"},
         {"storage": "rotated", "policy": "window"},
         {"rewind_bytes": 0},
+        {"recache_drift": 0.1},
     ],
     ids=str,
 )

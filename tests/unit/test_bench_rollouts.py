@@ -24,6 +24,7 @@ POLICIES = {
     "deep-sink": {"sink_frames": 3},
     "participative": {"window_frames": 7, "sink_frames": 1, "budget_frames": 4, "recent_frames": 1},
     "heavy-hitter": {"heavy_frames": 2, "recent_frames": 2},
+    "r1-kv": {"window_frames": 7, "sink_frames": 1, "recent_frames": 1, "pool_tokens": 3},
     "packed": {"sink_frames": 1, "mid_blocks": 2, "block_frames": 2, "recent_frames": 2, "pooling": (2, 1, 1)},
     "dual": {"context_frames": 2, "local_frames": 4},
     "rebuild": {"context_frames": 2},
@@ -55,7 +56,7 @@ def test_a_rollout_gives_the_engines_frames(policy: str) -> None:
         assert images.std() > 1
 
 
-@pytest.mark.parametrize("policy", ["window", "deep-sink", "heavy-hitter", "dual", "rebuild"])
+@pytest.mark.parametrize("policy", ["window", "deep-sink", "heavy-hitter", "r1-kv", "dual", "rebuild"])
 def test_streams_folded_into_heads_equal_streams_in_rows(policy: str) -> None:
     folded, rows = _rolled(policy, folded=True), _rolled(policy, folded=False)
     assert np.abs(folded.astype(int) - rows.astype(int)).max() <= 1

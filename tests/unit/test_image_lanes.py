@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from cache.features.steps.accumulated import AccumulatedGate
+from cache.features.steps.contract import Action
 from pipelines.core.controls import Control
 from pipelines.core.errors import OutOfMemoryError
 from pipelines.core.execution import Calls, call_eagerly
@@ -23,6 +25,7 @@ from pipelines.core.types import Frame
 from pipelines.image import state
 from pipelines.image.engine import ImageEngine
 from pipelines.image.lanes import TickMarks
+from pipelines.image.step_caches import Signal, SlotCache, StepCache
 from tests.fakes.image_model import ArithmeticDenoiser, BlockCodec, cheap_model, cheap_runtime, frames
 from tests.fakes.queues import FakeMark, FakeQueue, FakeQueues, HostsQueue
 
@@ -31,14 +34,22 @@ SEEDS = range(4)
 
 
 def engine_with(
-    lanes: int, monkeypatch: pytest.MonkeyPatch, seed: int = 0, *, max_slots: int = 8, frames_per_slot: int = 1
+    lanes: int,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int = 0,
+    *,
+    max_slots: int = 8,
+    frames_per_slot: int = 1,
+    step_cache: str | StepCache = "",
 ) -> ImageEngine:
     """Return an engine with that many lanes; with one, on the real CPU."""
     runtime = replace(cheap_runtime(), lanes=lanes)
     with monkeypatch.context() as patch:
         if lanes > 1:
             patch.setattr(state, "device_queues", lambda device: FakeQueues(seed))
-        return ImageEngine(cheap_model(runtime=runtime), max_slots=max_slots, frames_per_slot=frames_per_slot)
+        return ImageEngine(
+            cheap_model(runtime=runtime), max_slots=max_slots, frames_per_slot=frames_per_slot, step_cache=step_cache
+        )
 
 
 def play(engine: ImageEngine, control: dict[str, object], ticks: int = 24, *, streams: int = 1) -> list[list[Frame]]:
@@ -99,6 +110,30 @@ def test_two_streams_and_groups_of_frames(frames_per_slot: int, monkeypatch: pyt
     expected = play(engine_with(1, monkeypatch, **size), control, streams=2)
     for seed in SEEDS:
         assert same(expected, play(engine_with(3, monkeypatch, seed, **size), control, streams=2)), seed
+
+
+def _gated(times: tuple[int, ...], profile: object) -> SlotCache:
+    return SlotCache(gate=AccumulatedGate(steps=len(times), threshold=0.3, first=1))
+
+
+@pytest.mark.parametrize("frames_per_slot", [1, 2])
+@pytest.mark.parametrize(
+    "cache", ["taylorseer", StepCache(name="gated", help="", start=_gated, measures=Signal.LATENTS)]
+)
+def test_step_caches_of_ticks_side_by_side(
+    cache: str | StepCache, frames_per_slot: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The history of a row, and what gates are told, are those of one tick after the other."""
+    control = {**BASE, "steps": 10, "step_function": "dpmpp", "guidance_mode": "none"}
+    sizes = {"max_slots": 5, "frames_per_slot": frames_per_slot}
+    one = engine_with(1, monkeypatch, step_cache=cache, **sizes)
+    expected = play(one, control, ticks=40)
+    assert one.core.step_reuse is not None
+    assert one.core.step_reuse.planner.counts[Action.REUSE] > 10
+    for seed in SEEDS:
+        assert same(expected, play(engine_with(3, monkeypatch, seed, step_cache=cache, **sizes), control, ticks=40)), (
+            seed
+        )
 
 
 def marks_named(engine: ImageEngine, name: str) -> set[int]:

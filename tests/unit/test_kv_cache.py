@@ -251,7 +251,7 @@ def test_a_pass_takes_the_kept_frames_or_all() -> None:
         cache.view([0], 1)
 
 
-@pytest.mark.parametrize("name", ["participative", "packed", "heavy-hitter"])
+@pytest.mark.parametrize("name", ["participative", "packed", "heavy-hitter", "r1-kv"])
 def test_observe_comes_before_exchange_in_the_first_pass_only(name: str) -> None:
     cache = make(name)
     chunks(cache, 6)

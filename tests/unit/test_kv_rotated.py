@@ -60,7 +60,7 @@ def test_a_snapshot_of_integers_rewinds_to_the_same_keys() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("heavy-hitter", "packed")])
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("heavy-hitter", "r1-kv", "packed")])
 def test_e4m3_is_the_same_rounded(name: str) -> None:
     """3 bits of mantissa are a relative 2^-4. The packed policy stores means of what was rounded."""
     native, small = make(name), make(name, storage="fp8")
@@ -80,15 +80,16 @@ def test_e4m3_saturates() -> None:
     assert keys.float().abs().max() == values.float().abs().max() == 448
 
 
-def test_summed_attention_is_refused() -> None:
-    with pytest.raises(KVError, match="'fp8' scales keys, so attention cannot be summed: use 'native'"):
-        make("heavy-hitter", storage="fp8")
+@pytest.mark.parametrize("name", ["heavy-hitter", "r1-kv"])
+def test_weighing_attention_is_refused(name: str) -> None:
+    with pytest.raises(KVError, match="'fp8' scales keys, so attention cannot be weighed or summed: use 'native'"):
+        make(name, storage="fp8")
 
 
 def test_units_of_memory_are_those_that_are_allocated() -> None:
     for name in POLICIES:
         for storage in ("native", "rotated", "fp8"):
-            if (name, storage) == ("heavy-hitter", "fp8"):
+            if name in ("heavy-hitter", "r1-kv") and storage == "fp8":
                 continue
             cache = make(name, storage=storage)
             own = (*cache._bank.store.tensors, *cache._rotated.tensors)

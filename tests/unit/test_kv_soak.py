@@ -30,6 +30,7 @@ PLANNED: dict[str, Callable[[int], int]] = {
     "deep-sink": lambda frames: min(frames, 21) * TOKENS,
     "participative": lambda frames: (frames if frames <= 21 else 19) * TOKENS,
     "heavy-hitter": lambda frames: min(frames, 21) * TOKENS,
+    "r1-kv": lambda frames: min(frames, 21) * TOKENS,
     "packed": lambda frames: min(frames, 16) * TOKENS + min(max(frames - 16, 0) // 4, 16) * 2 * TOKENS,
     "dual": lambda frames: min(frames, 27) * TOKENS,
 }

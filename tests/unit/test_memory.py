@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from safetensors.torch import save_file
 
 from pipelines.core.errors import ModelLayoutError, OutOfMemoryError
 from pipelines.files import memory
-from pipelines.files.layout import Component
+from pipelines.files.hub import BUNDLED_FOLDER
+from pipelines.files.layout import Component, read_layout
 from pipelines.files.memory import WORKING_BYTES, Budget, Pictures, check_memory, count_parameters, free_memory_bytes
+from pipelines.files.precision import choose_precision
 from pipelines.image.loading import load as loading
 from pipelines.image.loading.load import LoadOptions, load_image_model
 
@@ -129,3 +132,29 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert free_memory_bytes(CPU) == 600
     (tmp_path / "memory.max").write_text("max\n", encoding="ascii")
     assert free_memory_bytes(CPU) > 1000
+
+
+def test_slicing_is_chosen_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off and auto say no word where the whole picture fits; on and auto refuse what does not fit either way."""
+    pictures = Pictures(width=4096, height=4096, channels=48, itemsize=4, frames=2)
+    assert replace(pictures, sliced=True).needed_bytes == 4096 * 4096 * 4 * (12 + 2 * 3)
+    told: list[str] = []
+    size = LoadOptions(device="cpu", dtype="float32", width=2048, height=2048, notice=told.append)
+    layout = read_layout(BUNDLED_FOLDER / "mini-image")
+
+    def sliced(slicing: str, free: float) -> bool:
+        for module in (loading, memory):
+            monkeypatch.setattr(module, "free_memory_bytes", lambda device: round(free * GIB))
+        precision = choose_precision(CPU, "float32")
+        return loading._check_memory(layout, layout.vae, precision, replace(size, slicing=slicing))
+
+    assert [sliced("off", 8), sliced("auto", 8), sliced("on", 8)] == [False, False, True]
+    assert not any("slice" in text for text in told)
+    assert sliced("auto", 1)
+    assert "slice by slice" in told[-1]
+    with pytest.raises(OutOfMemoryError, match="--slicing on would fit"):
+        sliced("off", 1)
+    for slicing in ("auto", "on"):
+        with pytest.raises(OutOfMemoryError) as caught:
+            sliced(slicing, 0.3)
+        assert "--slicing" not in str(caught.value)

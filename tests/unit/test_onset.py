@@ -19,7 +19,7 @@ from pipelines.core.tick_log import RowRecord
 from pipelines.core.types import Frame
 from pipelines.image.engine import ImageEngine
 from pipelines.image.stream import ImageStream
-from tests.fakes.image_model import cheap_model, frames
+from tests.fakes.image_model import cheap_model, frames, unet_model
 
 STEPS = 4
 
@@ -89,6 +89,13 @@ class Bench:
             if isinstance(r, BirthRecord)
         }
 
+    @property
+    def works(self) -> list[str]:
+        """What was done with each slot."""
+        from pipelines.core.tick_log import BirthRecord
+
+        return [r.work for r in self.engine.log.records() if isinstance(r, BirthRecord)]
+
     def text(self, row: RowRecord, cell: int) -> torch.Tensor:
         """Return a row's text condition: cell 0 the prompt, 1 the negative prompt."""
         return self.engine.core.ring.tensor("embeds")[row.row, cell]
@@ -122,6 +129,10 @@ ELSEWHERE = {
     "transition_frames": "test_a_gliding_transition_moves_with_the_births",
     "depth": "test_a_smaller_depth_drains",
     "noise_walk_deg": "test_noise_walk_turns_from_the_next_slot_on",
+    "reuse": "test_reuse_is_felt_from_the_next_slot_on",
+    "renew": "test_reuse_is_felt_from_the_next_slot_on",
+    "bank": "test_the_bank_and_its_strength_hold_from_the_next_slot_on",
+    "bank_strength": "test_the_bank_and_its_strength_hold_from_the_next_slot_on",
     "similarity_filter": "test_the_filter_judges_from_the_next_frame_on",
     "similarity_threshold": "test_the_filter_judges_from_the_next_frame_on",
     "similarity_max_skips": "test_the_filter_judges_from_the_next_frame_on",
@@ -261,3 +272,38 @@ def test_the_filter_judges_from_the_next_frame_on() -> None:
     assert skipped(4) == [True, False, True, False]
     stream.apply(Control(similarity_threshold=1.0))
     assert skipped(2) == [False, False]
+
+
+def test_reuse_is_felt_from_the_next_slot_on() -> None:
+    bench = Bench(Control.of(BASE))
+    picture = frames(1)[0]
+
+    def work() -> str:
+        assert bench.stream.push(picture)
+        return bench.works[-1]
+
+    assert [work(), work()] == ["full", "full"]
+    bench.engine.tick()
+    bench.stream.apply(Control(reuse="exact"))
+    assert [work(), work()] == ["full", "hold"]
+    bench.stream.apply(Control(renew=True))
+    assert [work(), work()] == ["full", "hold"]
+
+
+def test_the_bank_and_its_strength_hold_from_the_next_slot_on() -> None:
+    engine = ImageEngine(unet_model(torch.float32))
+    stream, supply = engine.open(Control(steps=STEPS)), iter(frames(10, start=3))
+
+    def columns() -> list[tuple[bool, float]]:
+        assert stream.push(next(supply))
+        engine.tick()
+        of_slots = [slot.conditions.columns["feature_bank"] for slot in stream.active]
+        return [(first >= 0, round(strength, 3)) for first, _, strength in of_slots]
+
+    columns()
+    stream.apply(Control(bank=True))
+    assert columns() == [(False, 0.0), (True, 0.8)]
+    stream.apply(Control(bank_strength=0.3))
+    assert columns() == [(False, 0.0), (True, 0.8), (True, 0.3)]
+    stream.apply(Control(bank=False))
+    assert columns()[-1] == (False, 0.0)

@@ -62,7 +62,7 @@ def test_widgets_carry_range_and_propagation(name: str) -> None:
     assert widget.label == label_of(spec)
     assert spec.propagation.value in str(widget.label)
     if isinstance(widget, gr.Slider):
-        assert (widget.minimum, widget.maximum, widget.value) == (spec.minimum, spec.maximum, spec.default)
+        assert (widget.minimum, widget.maximum, widget.value) == (spec.minimum, spec.slider_end, spec.default)
 
 
 def test_a_control_with_two_classes_says_both() -> None:

@@ -428,9 +428,21 @@ def test_bad_command_lines(arguments: tuple[str, ...], message: str) -> None:
 def test_the_command_line_becomes_a_request() -> None:
     request = door.request_from_options(
         options(
-            "--prompt-only", "--seconds", "2", "--fps", "30000/1001", "out/", "--prompt", "a cat", "--size", "64x32"
+            "--prompt-only",
+            "--seconds",
+            "2",
+            "--fps",
+            "30000/1001",
+            "out/",
+            "--prompt",
+            "a cat",
+            "--size",
+            "64x32",
+            "--step-cache",
+            "taylorseer",
         )
     )
+    assert request.engine.step_cache == "taylorseer"
     assert request.source is None
     assert request.as_folder
     assert request.frames == 60

@@ -6,8 +6,17 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_lcm, scheduling_tcd
 
+from pipelines.core.controls import Control, Controls
+from pipelines.core.errors import ControlError
 from pipelines.image.model import ScheduleConfig
-from pipelines.image.steps import STEP_FUNCTIONS, StepCoefficients, StepFunction, TcdStep, plan
+from pipelines.image.steps import (
+    STEP_FUNCTIONS,
+    StepCoefficients,
+    StepFunction,
+    TcdStep,
+    plan,
+    slot_timesteps,
+)
 
 SCHEDULER_TIMES = (999, 739, 499, 259)
 
@@ -67,3 +76,34 @@ def test_the_last_step_gives_the_denoised_latents(function: StepFunction) -> Non
 def test_turbo_is_plain_x0() -> None:
     (only,) = plan(STEP_FUNCTIONS["turbo"], _config(scheduling_lcm.LCMScheduler()), (999,))
     assert (only.c_skip, only.c_out) == (0.0, 1.0)
+
+
+def test_many_step_functions_need_their_entry_noise_only() -> None:
+    for name, function in STEP_FUNCTIONS.items():
+        many = name in ("ddim", "dpmpp")
+        assert (function.fresh_noise, function.noises(8)) == (not many, 1 if many else 8)
+        if many:
+            steps = plan(function, _config(scheduling_lcm.LCMScheduler()), SCHEDULER_TIMES)
+            assert all(step.w_noise == 0 for step in steps)
+            assert [step.w_last != 0 for step in steps] == (
+                [False, True, True, False] if name == "dpmpp" else [False] * 4
+            )
+
+
+def test_the_table_allows_as_many_steps_as_the_step_functions() -> None:
+    assert Controls.steps.maximum == max(function.most_steps for function in STEP_FUNCTIONS.values())
+    assert Controls.steps.slider_end == min(function.most_steps for function in STEP_FUNCTIONS.values())
+    assert set(Controls.step_function.choices) == set(STEP_FUNCTIONS)
+
+
+def test_too_many_steps_name_the_remedy() -> None:
+    config = _config(scheduling_lcm.LCMScheduler())
+    with pytest.raises(ControlError) as caught:
+        slot_timesteps(config, Controls().updated(Control.of({"steps": 20})), 1.0)
+    assert caught.value.message == "20 steps are more than the step function lcm takes: at most 8."
+    assert caught.value.remedy == "Lower steps to 8, or choose ddim or dpmpp as step_function."
+    many = Controls().updated(Control.of({"steps": 30, "step_function": "ddim"}))
+    with pytest.raises(ControlError) as caught:
+        slot_timesteps(config, many, 0.02)
+    assert caught.value.remedy == "Raise strength to at least 0.03, or lower steps to 20."
+    assert len(slot_timesteps(config, many, 0.03)) == 30

@@ -357,6 +357,7 @@ _LOADER = {"width": 0, "height": 0, "frames_per_slot": 1, "autoencoder": "auto",
             {**_LOADER, "video": {"kv_policy": "sink", "sink_frames": 0, "guidance": False}},
         ),
         (LoaderOptions(stages=("repeat",)), {**_LOADER, "stages": ["repeat"]}),
+        (LoaderOptions(step_cache="taylorseer"), {**_LOADER, "step_cache": "taylorseer"}),
     ],
 )
 def test_what_was_chosen_of_the_engine_survives_the_take(options: LoaderOptions, words: dict[str, object]) -> None:

@@ -207,6 +207,7 @@ def test_the_storage_follows_from_backend_policy_and_device() -> None:
     [
         ("adaptive-sink", {"window_frames": 6, "sink_frames": 2}, "compares the values of frames"),
         ("heavy-hitter", {}, "sums attention"),
+        ("r1-kv", {}, "weighs tokens by attention"),
     ],
 )
 def test_a_policy_that_cannot_read_such_a_cache_is_refused(policy: str, options: dict[str, int], why: str) -> None:

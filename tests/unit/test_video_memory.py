@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "deep-sink": {"window_frames": 8, "sink_frames": 3},
     "participative": {"window_frames": 9, "policy_options": {"sink_frames": 2, "budget_frames": 6, "recent_frames": 2}},
     "heavy-hitter": {"policy_options": {"heavy_frames": 2, "recent_frames": 3}},
+    "r1-kv": {"window_frames": 8, "policy_options": {"sink_frames": 1, "recent_frames": 2, "pool_tokens": 3}},
     "packed": {
         "policy_options": {
             "sink_frames": 1,
@@ -223,7 +224,7 @@ def test_an_album_of_a_long_shot_is_evenly_spaced_and_bounded() -> None:
 # -- rewinding ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["sink", "participative", "heavy-hitter", "dual", "rebuild"])
+@pytest.mark.parametrize("policy", ["sink", "participative", "heavy-hitter", "r1-kv", "dual", "rebuild"])
 def test_a_rewound_stream_makes_the_same_chunks_again(policy: str) -> None:
     engine = engine_of(policy)
     stream = engine.open(Control.of({"prompt": "a cat"}))

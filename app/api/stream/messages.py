@@ -19,6 +19,7 @@ from app.api.told import Told
 from app.session.session import SessionReading
 from pipelines.core.control_table import CONTROLS, STREAM_CONTROLS
 from pipelines.core.errors import ControlError, InputError
+from pipelines.core.types import ReuseReport
 
 PROTOCOL_VERSION = 1
 MAX_ID = 2**53 - 1  # JavaScript's largest safe integer
@@ -182,10 +183,22 @@ class StreamCounts(Message):
     in_flight: int
 
 
+class ReuseView(Message):
+    """hit_rate: share of the frames that took something over from earlier ones. saved: share of the picture area that
+    was not computed. psnr_db: what that cost, measured where nothing moved; null: not measured yet. without_windows:
+    why only whole pictures are taken over, or ""."""
+
+    hit_rate: float
+    saved: float
+    psnr_db: float | None
+    without_windows: str = ""
+
+
 class Stats(Message):
     """Periodic statistics. frame_rate: frames per second. latency_ms: mean from arrival to result; null without input.
 
-    stages: times over the last frames. tick_ms: the engine's. missed: finished frames that were not sent here.
+    stages: times over the last frames. tick_ms: the engine's. missed: finished frames that were not sent here. reuse:
+    null where the stream takes nothing over from earlier frames.
     """
 
     type: Literal["stats"] = "stats"
@@ -195,6 +208,7 @@ class Stats(Message):
     stages: dict[str, StageView]
     tick_ms: float
     missed: int
+    reuse: ReuseView | None = None
 
 
 class Notice(Message):
@@ -263,7 +277,7 @@ def checked_changes(changes: Mapping[str, object]) -> Mapping[str, object]:
     return changes
 
 
-def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int) -> Stats:
+def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int, reuse: ReuseReport | None = None) -> Stats:
     """A session's statistics."""
     counts, latency_ms = reading.accounting, reading.meter.latency_ms
     return Stats(
@@ -281,6 +295,14 @@ def stream_stats(reading: SessionReading, *, tick_ms: float, missed: int) -> Sta
         },
         tick_ms=tick_ms,
         missed=missed,
+        reuse=None
+        if reuse is None
+        else ReuseView(
+            hit_rate=round(reuse.hit_rate, 3),
+            saved=round(reuse.saved, 3),
+            psnr_db=None if reuse.psnr_db is None else round(reuse.psnr_db, 1),
+            without_windows=reuse.without_windows,
+        ),
     )
 
 

@@ -57,8 +57,10 @@ class StreamStates:
         """Send stats forever. missed: called each time."""
         while True:
             await asyncio.sleep(every_s)
-            tick_ms = self._session.proxy.tick_ms
-            await self._connection.send(stream_stats(self._session.read(), tick_ms=tick_ms, missed=missed()))
+            proxy = self._session.proxy
+            await self._connection.send(
+                stream_stats(self._session.read(), tick_ms=proxy.tick_ms, missed=missed(), reuse=proxy.reuse)
+            )
 
     async def _report_changes(self) -> None:
         await self._report_taken()

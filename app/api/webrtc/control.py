@@ -196,7 +196,8 @@ class ControlChannel:
         self._refused = stream.notice
 
     def _stats(self) -> Stats:
-        return stream_stats(self._session.read(), tick_ms=self._session.proxy.tick_ms, missed=self._missed())
+        proxy = self._session.proxy
+        return stream_stats(self._session.read(), tick_ms=proxy.tick_ms, missed=self._missed(), reuse=proxy.reuse)
 
     @property
     def _open(self) -> bool:

@@ -78,6 +78,10 @@ function show() {
     latency_ms: latency === null ? '–' : Math.round(latency), tick_ms: stats.tick_ms ?? '–',
     taken: counts.in ?? 0, out: counts.out ?? 0, dropped: counts.dropped ?? 0, skipped: counts.skipped ?? 0, in_flight: counts.in_flight ?? 0,
   };
+  const reuse = stats.reuse, percent = share => Math.round(100 * share);
+  if (reuse) Object.assign(values, { reuse_hits: percent(reuse.hit_rate), reuse_saved: percent(reuse.saved), reuse_db: reuse.psnr_db?.toFixed(1) ?? '–' });
+  find('.zt-reuse').hidden = !reuse;
+  find('.zt-reuse em').textContent = reuse?.without_windows ? `whole pictures only: ${reuse.without_windows}` : '';
   for (const cell of element.querySelectorAll('[data-zt]')) cell.textContent = values[cell.dataset.zt];
   stage.dataset.state = status.state;
   stage.classList.toggle('zt-running', running);
@@ -267,6 +271,7 @@ const keys = {
   v: () => setView(views[(views.indexOf(stage.dataset.view) + 1) % views.length]),
   b: () => setView(stage.dataset.view === 'split' ? 'output' : 'split'),
   m: () => { sources.mirror = !sources.mirror; },
+  n: () => { if (model.engine === 'image') setControl('renew', true); },
   '[': () => setControl('strength', Math.max(0.02, (changes.strength ?? 0.5) - 0.05)),
   ']': () => setControl('strength', Math.min(1, (changes.strength ?? 0.5) + 0.05)),
 };

@@ -11,7 +11,7 @@ from cache.kv.policies.adaptive import AdaptiveSinkPolicy
 from cache.kv.policies.base import KVPolicy
 from cache.kv.policies.dual import DualPolicy
 from cache.kv.policies.packed import PackedPolicy
-from cache.kv.policies.selective import HeavyHitterPolicy, ParticipativePolicy
+from cache.kv.policies.selective import HeavyHitterPolicy, ImportanceRedundancyPolicy, ParticipativePolicy
 from cache.kv.policies.windows import DeepSinkPolicy, FullPolicy, RebuildPolicy, SinkPolicy, WindowPolicy
 
 POLICIES: Mapping[str, type[KVPolicy]] = {
@@ -22,6 +22,7 @@ POLICIES: Mapping[str, type[KVPolicy]] = {
     "deep-sink": DeepSinkPolicy,
     "participative": ParticipativePolicy,
     "heavy-hitter": HeavyHitterPolicy,
+    "r1-kv": ImportanceRedundancyPolicy,
     "packed": PackedPolicy,
     "dual": DualPolicy,
     "rebuild": RebuildPolicy,

@@ -129,6 +129,11 @@ class KVPolicy(ABC):
         return False
 
     @property
+    def weighs_attention(self) -> bool:
+        """True: attention weights decide what is kept, so queries and keys must be given in their true scale."""
+        return self.accumulates
+
+    @property
     def compares(self) -> bool:
         """True: the means of stored keys and values decide what is kept."""
         return False

@@ -98,7 +98,7 @@ class _Codec:
 
     def __init__(self, codec: LatentCodec) -> None:
         self._codec = codec
-        self.latent_channels, self.factor = codec.latent_channels, codec.factor
+        self.latent_channels, self.factor, self.margin = codec.latent_channels, codec.factor, codec.margin
         self.encoded, self.decoded = Recorder(), Recorder()
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:

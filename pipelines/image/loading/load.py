@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,14 @@ from pipelines.core.errors import ModelError, ModelLayoutError
 from pipelines.core.execution import Calls
 from pipelines.core.host_memory import gib
 from pipelines.files import hub
-from pipelines.files.layout import Component, ModelLayout, read_autoencoder, read_layout
+from pipelines.files.layout import Component, ModelLayout, find_weights, read_autoencoder, read_layout
 from pipelines.files.lora_files import LoraFile
 from pipelines.files.memory import Budget, Pictures, check_memory, free_memory_bytes
 from pipelines.files.precision import Precision, choose_device, choose_precision
 from pipelines.files.vocabulary import WORLD_FILE
 from pipelines.image.model import ImageModel, ImageNetworks, LoraControl, MakeImageRuntime, SafetyChecker
 from pipelines.image.runtime import plain_runtime
+from pipelines.image.step_profile import PROFILE_FILE, StepProfile, weights_digest
 
 from .betas import schedule_config
 from .presets import ImagePreset, ModelFacts, choose_preset
@@ -50,6 +51,7 @@ class LoadOptions:
     width: int = 0
     height: int = 0
     frames_per_slot: int = 1
+    slicing: str = "off"
     notice: Notify = logger.warning
 
 
@@ -65,13 +67,30 @@ def load_image_model(
     facts = ModelFacts(layout=layout, bundled=source.bundled, lora_ids=lora_ids)
     preset = choose_preset(facts)
     autoencoder = _find_autoencoder(layout, preset, options)
-    _check_memory(layout, autoencoder, precision, options)
+    sliced = _check_memory(layout, autoencoder, precision, options)
     loaded = _load_networks(layout, autoencoder, precision, options)
+    if sliced:
+        loaded = _sliced(loaded)
     if preset.notice:
         suffix = " (Unless one of the given LoRA files is an LCM-LoRA.)" if options.loras else ""
         options.notice(preset.notice + suffix)
     logger.info("%s: %s on %s, %s", source.name, preset.name, precision.device, precision.reason)
     return _assemble(source, facts, preset, loaded, make_runtime)
+
+
+def _step_profile(layout: ModelLayout) -> StepProfile | None:
+    """Return the profile beside the model's weights, if it has one and it was made for them. Raises ModelError."""
+    file = layout.folder / PROFILE_FILE
+    if not file.is_file():
+        return None
+    profile = StepProfile.read(file)
+    profile.check(_weights(layout))
+    return profile
+
+
+def _weights(layout: ModelLayout, *, allow_pickle: bool = False) -> str:
+    """Return what identifies the model for profiles: the digest of its denoiser's weight files."""
+    return weights_digest(find_weights(layout.unet, allow_pickle=allow_pickle).files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +101,7 @@ class _Loaded:
     make_prompts: Callable[[Calls], PromptEncoder]
     safety: SafetyChecker | None
     lora: LoraControl | None
+    weights: Callable[[], str]
 
 
 def _assemble(
@@ -110,6 +130,8 @@ def _assemble(
         safety=loaded.safety,
         lora=loaded.lora,
         vocabulary=str(world) if world.is_file() else None,
+        load_profile=partial(_step_profile, layout),
+        weights=loaded.weights,
     )
 
 
@@ -153,6 +175,7 @@ def _load_networks(layout: ModelLayout, autoencoder: Component, precision: Preci
         make_prompts=partial(_prompt_encoder, layout, text_models, precision.device),
         safety=_load_safety(layout, precision, options),
         lora=lora,
+        weights=partial(_weights, layout, allow_pickle=options.allow_pickle),
     )
 
 
@@ -230,7 +253,16 @@ def _find_autoencoder(layout: ModelLayout, preset: ImagePreset, options: LoadOpt
     return read_layout(folder).vae if (folder / "model_index.json").is_file() else read_autoencoder(folder)
 
 
-def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions) -> None:
+def _sliced(loaded: _Loaded) -> _Loaded:
+    from pipelines.image.slicing import slice_autoencoder, slice_modules
+
+    slice_modules(loaded.networks.unet)
+    slice_autoencoder(loaded.networks.autoencoder)
+    return replace(loaded, networks=replace(loaded.networks, sliced=True))
+
+
+def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precision, options: LoadOptions) -> bool:
+    """Raise OutOfMemoryError if the model does not fit. Returns whether to run it slice by slice."""
     text_dtype = _text_dtype(precision)
     budget = Budget(allow_pickle=options.allow_pickle)
     budget.add(layout.unet, precision.dtype)
@@ -240,9 +272,16 @@ def _check_memory(layout: ModelLayout, autoencoder: Component, precision: Precis
     if layout.safety_checker is not None and options.safety:
         budget.add(layout.safety_checker, text_dtype)
     budget.pictures = _pictures(autoencoder, codec_dtype(autoencoder, layout, precision.dtype), options)
+    free = free_memory_bytes(precision.device)
+    sliced = options.slicing == "on" or (options.slicing == "auto" and budget.needed_bytes > free)
+    if sliced:
+        budget.pictures = replace(budget.pictures, sliced=True)
     check_memory(budget, precision.device)
+    if sliced and options.slicing == "auto":
+        options.notice(f"{gib(free)} of memory are free: the networks run slice by slice, which takes longer.")
     if budget.pictures.needed_bytes > _TOLD_BYTES:
-        options.notice(_large_notice(budget, layout, autoencoder, free_memory_bytes(precision.device)))
+        options.notice(_large_notice(budget, layout, autoencoder, free))
+    return sliced
 
 
 def _large_notice(budget: Budget, layout: ModelLayout, autoencoder: Component, free_bytes: int) -> str:

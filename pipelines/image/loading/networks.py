@@ -6,6 +6,7 @@ Independent of files, prompts and the ring.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -78,9 +79,20 @@ class UNetDenoiser(nn.Module):
         self.register_buffer("_b", (1 - abar).sqrt().to(device=device, dtype=self._io_dtype))
         self.register_buffer("_guidance", guidance)
 
+    def with_unet(self, unet: Any) -> UNetDenoiser:
+        """Return the same around another network, which must take and give what this one does."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "unet": unet}
+        return other
+
     @torch.no_grad()
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """See `pipelines.image.model.Denoiser`."""
+        sample, inputs = self.network_inputs(latents, condition)
+        return self.clean(latents, self.unet(sample, timestep, return_dict=False, **inputs)[0], timestep)
+
+    def network_inputs(self, latents: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return what the network is called with besides the timestep: its sample, and its other inputs by name."""
         added = None
         if condition.pooled is not None:
             assert condition.time_ids is not None, "a model with pooled prompts needs time_ids"
@@ -89,15 +101,16 @@ class UNetDenoiser(nn.Module):
         inputs = {name: value.to(self._dtype) for name, value in condition.inputs.items() if name != LATENT_BIAS}
         bias = condition.inputs.get(LATENT_BIAS)
         seen = latents if bias is None else latents + bias
-        prediction = self.unet(
-            seen.to(self._dtype).contiguous(memory_format=torch.channels_last),
-            timestep,
-            encoder_hidden_states=condition.embeds.to(self._dtype),
-            timestep_cond=guidance,
-            added_cond_kwargs=added,
-            return_dict=False,
+        given = {
+            "encoder_hidden_states": condition.embeds.to(self._dtype),
+            "timestep_cond": guidance,
+            "added_cond_kwargs": added,
             **inputs,
-        )[0]
+        }
+        return seen.to(self._dtype).contiguous(memory_format=torch.channels_last), given
+
+    def clean(self, latents: torch.Tensor, prediction: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Return x0 [N, C, h, w] from the network's own prediction for latents x_t."""
         a = self._a.index_select(0, timestep).view(-1, 1, 1, 1)
         b = self._b.index_select(0, timestep).view(-1, 1, 1, 1)
         clean = self._to_clean(latents.to(self._io_dtype), prediction.to(self._io_dtype), a, b)
@@ -106,6 +119,8 @@ class UNetDenoiser(nn.Module):
 
 class _Codec(nn.Module):
     """What both codecs share: casts, factor and number of latent channels."""
+
+    margin: int | None = None
 
     def __init__(self, autoencoder: Any, *, factor: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,6 +174,8 @@ class KLCodec(_Codec):
 
 class TinyImageCodec(_Codec):
     """AutoencoderTiny (TAESD and related) as a `LatentCodec`. Latents are multiplied by its scaling factor."""
+
+    margin = 4
 
     def __init__(self, autoencoder: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         config = autoencoder.config

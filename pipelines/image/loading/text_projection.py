@@ -58,7 +58,7 @@ class UNetTextProjection:
         widths = tuple(int(module.to_k.out_features) for module in self._attentions)
         added = 0 if self._adds is None else int(self._adds.proj.out_features)
         self._layout = _Layout(widths=widths, added=added)
-        self.unet = _same_parameters(unet)
+        self.unet = same_parameters(unet)
         for index, (_, module) in enumerate(_cross_attentions(self.unet)):
             module.set_processor(_ProjectedTextProcessor(index, self._layout))
         if self._adds is not None:
@@ -110,7 +110,7 @@ def _cross_attentions(unet: Any) -> Sequence[tuple[str, Any]]:
     ]
 
 
-def _same_parameters(network: nn.Module) -> Any:
+def same_parameters(network: nn.Module) -> Any:
     """Copy a network's structure; parameters and buffers are those of the original."""
     return copy.deepcopy(network, {id(t): t for t in (*network.parameters(), *network.buffers())})
 

@@ -11,7 +11,7 @@ from cache.kv.policies import POLICIES, KVPolicy
 from pipelines.conditioning import CONDITIONERS
 from pipelines.conditioning.base import ConditionerFactory
 from pipelines.core.contracts import Notify
-from pipelines.core.errors import ControlError
+from pipelines.core.errors import ControlError, InputError
 from pipelines.core.tick_log import TickLog
 from pipelines.files.loader_options import LoaderOptions
 from pipelines.video.engine import VideoEngine
@@ -42,6 +42,10 @@ def load_video_engine(
             f"frames_per_slot cannot be {options.frames_per_slot} for a video model.",
             "Use chunk_frames, counted in latent frames of 4 frames each.",
         )
+    if options.step_cache:
+        raise InputError("Step caches are for image models.", "Omit step_cache.")
+    if options.cache_profile:
+        raise InputError("Cache profiles are for image models.", "Omit --cache-profile.")
     running = running_options(options)
     loaded = load_video_model(model, loading_options(options, notice), make_runtime)
     return VideoEngine(loaded, running, tick_log=tick_log, conditioners=conditioners, policies=policies)

@@ -78,6 +78,7 @@ MINI_VIDEO = VideoPreset(
         "dual": {"context_frames": 3, "local_frames": 9, "theta": 0.0, "empty_context": False},
         "participative": {"sink_frames": 3, "budget_frames": 9, "recent_frames": 3},
         "heavy-hitter": {"heavy_frames": 4, "recent_frames": 5},
+        "r1-kv": {"sink_frames": 3, "recent_frames": 3},
         "rebuild": {"context_frames": 9},
         "packed": {
             "sink_frames": 1,

@@ -11,6 +11,7 @@ import torch
 
 from cache.kv.policies import KVPolicy
 from pipelines.conditioning.frames import FrameConditions
+from pipelines.video.recache import Recaching
 from pipelines.video.stream_rows import StreamRows
 
 from .clean_latents import CleanFrames
@@ -22,7 +23,8 @@ EncodePictures = Callable[[torch.Tensor], torch.Tensor]
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PastParts:
     """What a `StreamPast` is made from. chunk_frames: latent frames of a chunk. latent_shape: (C, h, w). size: (H, W)
-    in pixels. nothing: conditions of one frame without any. time_factor: frames of a latent frame after the first."""
+    in pixels. nothing: conditions of one frame without any. time_factor: frames of a latent frame after the first.
+    recaching: which layers are computed again after a cut; None: all."""
 
     stream_rows: StreamRows
     policy: KVPolicy
@@ -34,6 +36,7 @@ class PastParts:
     device: torch.device
     encode: EncodePictures
     nothing: FrameConditions
+    recaching: Recaching | None = None
 
 
 class StreamPast(ABC):

@@ -12,13 +12,17 @@ from typing import NamedTuple
 import torch
 
 from pipelines.conditioning.frames import Columns, FrameConditions
+from pipelines.video.recache import RecachePass
 
 
 class CleanFrames(NamedTuple):
-    """Finished latent frames. latents: [C, n, h, w]. conditions: of each frame."""
+    """Finished latent frames. latents: [C, n, h, w]. conditions: of each frame. recache: when they are passed again:
+    what they keep; None: nothing.
+    """
 
     latents: torch.Tensor
     conditions: FrameConditions
+    recache: RecachePass | None = None
 
 
 class StoredFrame(NamedTuple):

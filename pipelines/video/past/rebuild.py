@@ -51,7 +51,7 @@ class RebuildPast(StreamPast):
         self._parts.stream_rows.reset()
         if not self._frames:
             return []
-        latents, conditions = self._clean.take(self._policy.context(self._frames))
+        latents, conditions, _ = self._clean.take(self._policy.context(self._frames))
         if anchor_is_encoded(self._policy, self._frames) and self._pictures >= len(self._pixels):
             oldest = self._pictures % len(self._pixels)
             picture = self._pixels[oldest].permute(2, 0, 1).float() / 255

@@ -1,12 +1,14 @@
 """Owns the past of streams whose cache keeps what it has seen: the clean latents of the cached frames.
 
 After a cut of the prompt they are passed again, chunk by chunk at timestep 0, with the new prompt. That is LongLive's
-re-cache (2509.22622) in the block-causal order in which the frames were made.
+re-cache (2509.22622) in the block-causal order in which the frames were made. Which layers that takes: recache.py.
 """
 
 from __future__ import annotations
 
 import torch
+
+from pipelines.video.recache import make_reading, recache_passes
 
 from .base import PastParts, StreamPast, groups_of
 from .clean_latents import CleanFrames, CleanLatents, StoredFrame
@@ -20,16 +22,23 @@ class WindowPast(StreamPast):
         cells = parts.policy.frame_cells.cells
         self._clean = CleanLatents(cells, parts.latent_shape, parts.nothing, device=parts.device, dtype=parts.dtype)
         self._recache = False
+        self._reading = make_reading(parts.recaching, parts.device)
 
     def context(self) -> list[CleanFrames]:
         if not self._recache:
             return []
         self._recache = False
         frames = [frame for frame in self._whole_frames() if frame in self._clean.frames]
-        groups = [self._clean.take(group) for group in groups_of(frames, self._parts.chunk_frames)]
-        self._parts.stream_rows.reset()
+        groups = groups_of(frames, self._parts.chunk_frames)
+        again = [self._clean.take(group) for group in groups]
+        recaching, rows = self._parts.recaching, self._parts.stream_rows
+        if recaching is not None:
+            kept = [rows.keep(group) for group in groups]
+            passes = recache_passes(recaching, kept, self._reading)
+            again = [clean._replace(recache=part) for clean, part in zip(again, passes, strict=True)]
+        rows.reset()
         self._clean.rename(frames)
-        return groups
+        return again
 
     def finished(self, clean: CleanFrames) -> None:
         chunk = [span.frame for span in self._parts.stream_rows.ledger().chunk][: clean.latents.shape[1]]

@@ -20,6 +20,7 @@ from pipelines.video.passes import PassRequest
 from pipelines.video.past import StreamPast
 from pipelines.video.past.clean_latents import CleanFrames
 from pipelines.video.presets import VideoPreset
+from pipelines.video.recache import RecachePass
 from pipelines.video.stream_rows import StreamRows
 
 PassKind = Literal["denoise", "clean", "context"]
@@ -39,7 +40,7 @@ class PassPart:
 @dataclass(slots=True, kw_only=True, eq=False)
 class PendingPass:
     """One queued pass. latents: [C, n, h, w], passed at timestep 0 for "clean" and "context". context: the conditions
-    of its frames if they belong to no chunk in flight. view_frames: see `PassRequest`.
+    of its frames if they belong to no chunk in flight. recache, view_frames: see `PassRequest`.
 
     begins: the pass begins a chunk in the cache. begun: the cache has done so (a failed pass is retried without).
     """
@@ -51,6 +52,7 @@ class PendingPass:
     begins: bool = False
     begun: bool = False
     view_frames: int | None = None
+    recache: RecachePass | None = None
 
     @property
     def conditions(self) -> FrameConditions:
@@ -143,7 +145,9 @@ class ChunkSchedule(ABC):
 
     def _queue_context(self, context: Sequence[CleanFrames]) -> None:
         self._pending.extend(
-            PendingPass(kind="context", latents=frames.latents, context=frames.conditions, begins=True)
+            PendingPass(
+                kind="context", latents=frames.latents, context=frames.conditions, begins=True, recache=frames.recache
+            )
             for frames in context
         )
 
@@ -162,6 +166,7 @@ class ChunkSchedule(ABC):
             conditions=pending.conditions,
             scale=scale,
             view_frames=pending.view_frames,
+            recache=pending.recache,
         )
         step = 0 if pending.slot is None else len(pending.slot.steps)
         part = PassPart(

@@ -28,6 +28,6 @@ class WanDenoiser:
     ) -> torch.Tensor:
         """See `VideoDenoiser`."""
         velocity: torch.Tensor = self._transformer(
-            latents, timesteps, condition.text, kv, execution=self._execution, **condition.inputs
+            latents, timesteps, condition.text, kv, execution=self._execution, recall=kv.recall, **condition.inputs
         )
         return velocity

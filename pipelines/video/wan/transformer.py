@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from cache.kv.recall import Recall
 from cache.rotary import Rotary
 
 from .actions import ActionEmbedder
@@ -200,6 +201,7 @@ class CausalWanTransformer(nn.Module):
         phase: torch.Tensor | float = 0.0,
         mask: Mask | None = None,
         execution: BlockExecution = PLAIN_EXECUTION,
+        recall: Recall | None = None,
     ) -> torch.Tensor:
         """Return the velocity (noise - x0): [B, out_channels, F, H, W].
 
@@ -208,7 +210,7 @@ class CausalWanTransformer(nn.Module):
         other, at `positions` [F] (0 .. F - 1), with `phase` (radians) added to temporal angles. mask: from the
         attention backend's `frame_mask`, over the frames (kv None) or over everything kv returns. actions: [B, F, 5] in
         [-1, 1], in the order of ACTION_NAMES, for a model that takes them; None: none. execution: how the blocks
-        compute.
+        compute. recall: of a cache that stores hidden states; it decides which layers are computed.
         """
         frames, height, width = latents.shape[2:]
         grid = self.grid(height, width)
@@ -217,6 +219,10 @@ class CausalWanTransformer(nn.Module):
         view = self.full_window(frames, grid, positions, phase) if kv is None else kv
         shared = BlockContext(time=time, text=text, kv=view, rotary=self.rotary, execution=execution, mask=mask)
         for layer, block in enumerate(execution.blocks or self.blocks):
+            if recall is not None:
+                if recall.skips(layer):
+                    continue
+                hidden = recall.entering(layer, hidden)
             hidden = block(hidden, layer, shared)
         return self.head(hidden, embedding, grid)
 

@@ -1,0 +1,1 @@
+"""Feature caches: reuse of what networks compute, across frames and across steps."""

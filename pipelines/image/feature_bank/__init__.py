@@ -1,0 +1,1 @@
+"""The feature bank of image streams: features of earlier frames that later frames attend to (StreamV2V)."""
