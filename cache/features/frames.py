@@ -41,12 +41,12 @@ class ReuseSettings:
     exact: bool = False
     levels: float = 4.0
     noise_factor: float = 6.0
-    margin: int = 4
+    margin: int = 1
     sides: tuple[float, ...] = (1 / 3, 5 / 12, 1 / 2, 7 / 12, 2 / 3)
     most_cells: float = 0.6
     most_windows: int = 3
     refresh_frames: int = 3
-    store_frames: int = 8
+    store_frames: int = 24
     oldest_frames: int = 96
     held_frames: int = 24
 
@@ -196,9 +196,9 @@ PRESETS: Mapping[str, ReuseSettings] = MappingProxyType(
         "fastest": replace(
             ReuseSettings(),
             levels=6.0,
-            margin=2,
+            margin=0,
             refresh_frames=7,
-            store_frames=16,
+            store_frames=48,
             oldest_frames=192,
             held_frames=48,
             most_cells=0.7,

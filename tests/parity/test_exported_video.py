@@ -59,6 +59,7 @@ class WatchedCache:
 
     def __init__(self, view: KVView) -> None:
         self._view, self.query_rotation, self.observes = view, view.query_rotation, view.observes
+        self.recall = view.recall
         self.own: list[KeysValues] = []
         self.attended: list[KeysValues] = []
 

@@ -11,6 +11,7 @@ import torch
 
 from pipelines.image import denoise
 from pipelines.image.denoise import FloatRow, IntRow, StepTerms
+from pipelines.image.reuse.layout import PassLayout
 from pipelines.image.tables import TickTables
 from pipelines.image.tick_batch import TickBatch
 from pipelines.image.tick_parts import TickParts
@@ -117,8 +118,8 @@ def _stock_without_its_history(patch: pytest.MonkeyPatch) -> None:
 def _stock_starts_at_zero(patch: pytest.MonkeyPatch) -> None:
     original = TickParts.admit
 
-    def admit(self: TickParts, pictures: int, new: int) -> None:
-        original(self, pictures, new)
+    def admit(self: TickParts, pictures: int, new: int, layout: PassLayout | None = None) -> None:
+        original(self, pictures, new, layout)
         self._ring.tensor("stock")[self.tables.ints[IntRow.ENTRY_ROW, :new]] = 0
 
     patch.setattr(TickParts, "admit", admit)
