@@ -64,28 +64,11 @@ class Choice:
 
 @dataclass(slots=True, kw_only=True)
 class _Chain:
-    """Frames that take over from each other. known: it has computed a picture that is still valid. stored: with its
-    features. held, moving: frames since the last refresh, and with windows where something moved. age: all frames since
-    the last whole picture. turn: the next window to refresh."""
+    """Frames that take over from each other.
 
-    known: bool = False
-    stored: bool = False
-    held: int = 0
-    moving: int = 0
-    age: int = 0
-    turn: int = 0
-
-    def whole(self, *, stored: bool) -> None:
-        """A whole picture is computed."""
-        self.known, self.stored = True, stored
-        self.held = self.moving = self.age = 0
-
-
-class FrameReuse:
-    """Decides for one stream. `choose` is called for each frame that is admitted, in order.
-
-    Where ticks run side by side, frames take over from those of their own chain, so that they need not wait for the
-    frame before them.
+    known: it has computed a picture that is still valid. stored: with its features. calm: what moved in the frame
+    before fitted into windows, so that storing is worth it. held, moving: frames since the last refresh, and with
+    windows where something moved. age: all frames since the last whole picture. turn: the next window to refresh.
     """
 
     def __init__(
@@ -122,7 +105,7 @@ class FrameReuse:
         """Nothing that was kept is valid any more: the next frame of each chain is computed as a whole."""
         self._last = None
         for chain in self._chains:
-            chain.known = chain.stored = False
+            chain.known = chain.stored = chain.calm = False
 
     def choose(self, picture: npt.NDArray[np.uint8], *, can_store: bool, chain: int = 0) -> Choice:
         """Return what to do with a picture [H, W, 3] uint8. can_store: whether there is memory to keep features in."""
@@ -154,7 +137,11 @@ class FrameReuse:
         most = int(settings.most_cells * moved.size)
         windows = covering(moved, self._sizes, most_cells=most, most_windows=settings.most_windows)
         if windows is None or not can_store:
+            chain.calm = False
             return self._full(motion, number, "moved")
+        if not chain.stored and not chain.calm:
+            chain.calm = True
+            return self._full(motion, number, "moved little")
         if not chain.stored or chain.moving >= settings.store_frames or chain.age >= settings.oldest_frames:
             return self._store(motion, number, moved, "refresh" if chain.stored else "moved little")
         chain.moving += 1

@@ -68,9 +68,9 @@ def test_exact_repeats_are_held_for_ever() -> None:
 
 def test_a_moving_square_is_a_window_where_it_was_and_is() -> None:
     reuse = frame_reuse()
-    choices = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16, 24)]
-    assert [choice.action for choice in choices] == [FULL, STORE, WINDOWS, WINDOWS]
-    for choice, x in zip(choices[2:], (8, 16), strict=True):  # from where it was to where it is
+    choices = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16, 24, 32)]
+    assert [choice.action for choice in choices] == [FULL, FULL, STORE, WINDOWS, WINDOWS]
+    for choice, x in zip(choices[3:], (16, 24), strict=True):  # from where it was to where it is
         (window,) = choice.windows
         assert window.column * 16 <= x
         assert (window.column + window.size[1]) * 16 >= x + 24
@@ -80,21 +80,28 @@ def test_a_moving_square_is_a_window_where_it_was_and_is() -> None:
 
 def test_all_is_computed_again_after_some_frames_with_motion() -> None:
     reuse = frame_reuse(store_frames=3)
-    moving = [scene(8 * (i % 2)) for i in range(10)]
-    assert actions(reuse, moving) == [FULL, STORE, *[WINDOWS] * 3, STORE, *[WINDOWS] * 3, STORE]
+    moving = [scene(8 * (i % 2)) for i in range(11)]
+    assert actions(reuse, moving) == [FULL, FULL, STORE, *[WINDOWS] * 3, STORE, *[WINDOWS] * 3, STORE]
 
 
 def test_a_cut_is_noticed_at_once_and_nothing_is_kept_while_all_moves() -> None:
     reuse = frame_reuse()
-    pictures = [scene(0), scene(8), scene(16), noise(0), noise(1), noise(2), noise(2)]
-    assert actions(reuse, pictures) == [FULL, STORE, WINDOWS, FULL, FULL, FULL, HOLD]
+    pictures = [scene(0), scene(8), scene(16), scene(24), noise(0), noise(1), noise(2), noise(2)]
+    assert actions(reuse, pictures) == [FULL, FULL, STORE, WINDOWS, FULL, FULL, FULL, HOLD]
 
 
 def test_what_is_invalid_is_computed() -> None:
     reuse = frame_reuse()
-    actions(reuse, [scene(0), scene(8), scene(16)])
+    actions(reuse, [scene(0), scene(8), scene(16), scene(24)])
     reuse.invalidate()
-    assert actions(reuse, [scene(16), scene(16), scene(24)]) == [FULL, HOLD, STORE]
+    assert actions(reuse, [scene(24), scene(24), scene(32)]) == [FULL, HOLD, FULL]
+
+
+def test_nothing_is_stored_for_a_single_frame_that_moves_little() -> None:
+    pictures = [noise(0), noise(1), noise(1) ^ np.uint8(0), noise(2), noise(2)]
+    pictures[2][:16, :16] = 0
+    pictures[4][:16, :16] = 0
+    assert actions(frame_reuse(), pictures) == [FULL] * 5
 
 
 def test_without_memory_frames_are_held_or_computed() -> None:
@@ -115,25 +122,25 @@ def test_without_memory_a_still_picture_is_computed_again_after_a_while() -> Non
 
 def test_the_share_of_windows() -> None:
     reuse = frame_reuse()
-    choices: list[Choice] = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16)]
-    (window,) = choices[2].windows
-    assert reuse.share(choices[2].windows) == window.cells / 36
+    choices: list[Choice] = [reuse.choose(scene(x), can_store=True) for x in (0, 8, 16, 24)]
+    (window,) = choices[3].windows
+    assert reuse.share(choices[3].windows) == window.cells / 36
 
 
 def test_each_chain_takes_over_from_its_own_frames() -> None:
     """Frames alternate between two chains: a square that moves on is where both of a chain's frames had it."""
     reuse = frame_reuse(chains=2)
-    choices = [reuse.choose(scene(8 * i), can_store=True, chain=i % 2) for i in range(6)]
-    assert [choice.action for choice in choices] == [FULL, FULL, STORE, STORE, WINDOWS, WINDOWS]
-    (window,) = choices[5].windows
-    assert window.column * 16 <= 24
-    assert (window.column + window.size[1]) * 16 >= 56
+    choices = [reuse.choose(scene(8 * i), can_store=True, chain=i % 2) for i in range(8)]
+    assert [choice.action for choice in choices] == [*[FULL] * 4, STORE, STORE, WINDOWS, WINDOWS]
+    (window,) = choices[7].windows
+    assert window.column * 16 <= 40
+    assert (window.column + window.size[1]) * 16 >= 72
 
 
 def test_a_frame_is_held_only_if_the_last_one_shown_looks_like_it() -> None:
     """The square comes back to where the frame before the last had it, which was of the same chain."""
     reuse = frame_reuse(chains=2, store_frames=100)
-    for i in range(6):
+    for i in range(8):
         reuse.choose(scene(8 * (i % 2)), can_store=True, chain=i % 2)
     back = [scene(0) for _ in range(3)]
     for i, picture in enumerate(back):
