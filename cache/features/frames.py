@@ -71,6 +71,27 @@ class _Chain:
     windows where something moved. age: all frames since the last whole picture. turn: the next window to refresh.
     """
 
+    known: bool = False
+    stored: bool = False
+    calm: bool = False
+    held: int = 0
+    moving: int = 0
+    age: int = 0
+    turn: int = 0
+
+    def whole(self, *, stored: bool) -> None:
+        """A whole picture is computed."""
+        self.known, self.stored = True, stored
+        self.held = self.moving = self.age = 0
+
+
+class FrameReuse:
+    """Decides for one stream. `choose` is called for each frame that is admitted, in order.
+
+    Where ticks run side by side, frames take over from those of their own chain, so that they need not wait for the
+    frame before them.
+    """
+
     def __init__(
         self,
         settings: ReuseSettings,
