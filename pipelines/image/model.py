@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,23 @@ class Condition:
     step: torch.Tensor
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     negative: torch.Tensor | None = None
+
+    def of_rows(self, rows: torch.Tensor) -> Condition:
+        """Return the conditions of some rows [K] int64, in that order."""
+
+        def chosen(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.index_select(0, rows)
+
+        return replace(
+            self,
+            embeds=self.embeds.index_select(0, rows),
+            pooled=chosen(self.pooled),
+            time_ids=chosen(self.time_ids),
+            row=self.row.index_select(0, rows),
+            step=self.step.index_select(0, rows),
+            inputs={name: value.index_select(0, rows) for name, value in self.inputs.items()},
+            negative=chosen(self.negative),
+        )
 
 
 class Denoiser(Protocol):

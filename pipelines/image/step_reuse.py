@@ -8,7 +8,6 @@ ticks of the same group sizes comes from two small tables, so a tick can be capt
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -154,7 +153,7 @@ class LaneReuse:
             if whole:
                 return run(_Group(latents, timestep, condition, columns))
             picked = self._picked(self._ints[TableRows.ENTRY, columns])
-            group = _Group(latents[picked], timestep[picked], _selected(condition, picked), columns)
+            group = _Group(latents[picked], timestep[picked], condition.of_rows(picked), columns)
             x0.index_copy_(0, picked, run(group))
         return x0
 
@@ -251,21 +250,6 @@ class _Group:
 
     def __init__(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, columns: slice) -> None:
         self.latents, self.timestep, self.condition, self.columns = latents, timestep, condition, columns
-
-
-def _selected(condition: Condition, rows: torch.Tensor) -> Condition:
-    def picked(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor.index_select(0, rows)
-
-    return replace(
-        condition,
-        embeds=condition.embeds.index_select(0, rows),
-        pooled=picked(condition.pooled),
-        time_ids=picked(condition.time_ids),
-        row=condition.row.index_select(0, rows),
-        step=condition.step.index_select(0, rows),
-        inputs={name: value.index_select(0, rows) for name, value in condition.inputs.items()},
-    )
 
 
 def to_quantity(

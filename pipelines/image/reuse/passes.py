@@ -6,7 +6,7 @@ decisions: pipelines/image/reuse/layout.py divides a batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -38,11 +38,11 @@ class ReusingDenoiser:
         start = layout.full
         if layout.full:
             chosen = self._table[ReuseRow.COLUMN, :start]
-            x0 = self._denoiser(latents[chosen], timestep[chosen], _of_entries(condition, chosen))
+            x0 = self._denoiser(latents[chosen], timestep[chosen], condition.of_rows(chosen))
             result.index_copy_(0, chosen, x0)
         if layout.store:
             chosen, lines = self._table[:2, start : start + layout.store]
-            x0, features = self._networks.whole(latents[chosen], timestep[chosen], _of_entries(condition, chosen))
+            x0, features = self._networks.whole(latents[chosen], timestep[chosen], condition.of_rows(chosen))
             self._lines.write(lines, features, x0)
             result.index_copy_(0, chosen, x0)
             start += layout.store
@@ -68,12 +68,11 @@ class ReusingDenoiser:
         """Compute windows of one size, in latents, and keep what they computed."""
         chosen, line, row, column = self._table[:, start : start + count]
         places = WindowPlaces(line=line, row=row, column=column, size=size)
-        own = _of_entries(condition, chosen)
+        own = condition.of_rows(chosen)
         bias = own.inputs.get(LATENT_BIAS)
         if bias is not None:
-            own = _with_inputs(
-                own, {**own.inputs, LATENT_BIAS: _cut(bias, torch.arange(count, device=bias.device), places)}
-            )
+            cut = _cut(bias, torch.arange(count, device=bias.device), places)
+            own = replace(own, inputs={**own.inputs, LATENT_BIAS: cut})
         x0, features = self._networks.windows(
             _cut(latents, chosen, places),
             timestep[chosen],
@@ -89,27 +88,3 @@ def _cut(pictures: torch.Tensor, chosen: torch.Tensor, places: WindowPlaces) -> 
     height, width = pictures.shape[2:]
     index = places.index(0, width) + (chosen * height * width)[:, None, None]
     return pictures.permute(0, 2, 3, 1).flatten(0, 2)[index].permute(0, 3, 1, 2)
-
-
-def _of_entries(condition: Condition, chosen: torch.Tensor) -> Condition:
-    """Return the conditions of some entries."""
-    pooled, time_ids = condition.pooled, condition.time_ids
-    return Condition(
-        embeds=condition.embeds[chosen],
-        pooled=None if pooled is None else pooled[chosen],
-        time_ids=None if time_ids is None else time_ids[chosen],
-        row=condition.row[chosen],
-        step=condition.step[chosen],
-        inputs={name: value[chosen] for name, value in condition.inputs.items()},
-    )
-
-
-def _with_inputs(condition: Condition, inputs: Mapping[str, torch.Tensor]) -> Condition:
-    return Condition(
-        embeds=condition.embeds,
-        pooled=condition.pooled,
-        time_ids=condition.time_ids,
-        row=condition.row,
-        step=condition.step,
-        inputs=inputs,
-    )

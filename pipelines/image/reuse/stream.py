@@ -92,11 +92,12 @@ class StreamReuse:
             extra = GUIDANCE_MODES[controls.guidance_mode].extra is not ExtraRow.NEVER
             wanted = (self._core.lanes.count, controls.steps, 2 if extra else 1)
         self.check(controls)
+        had_windows = self._lines is not None
         if wanted != (None if self._lines is None else self._lines[1:]):
             self._release()
             if wanted is not None:
                 self._lines = (self._core.reuse_memory().acquire(math.prod(wanted)), *wanted)
-        if controls.reuse != self._preset:
+        if controls.reuse != self._preset or had_windows != (wanted is not None):  # whose cells are the network's
             self._preset = controls.reuse
             self._frames = None if settings is None else self._made()
         self.invalidate(())
